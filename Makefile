@@ -1,0 +1,85 @@
+# `make test` and `make bench` do everything on a fresh clone: environment, pinned packages, CUDA
+# compiler, build, job. A second call repeats only what changed.
+#
+#   PYTHON=python3   the interpreter that makes the environment, 3.10 or newer
+#   VENV=.venv       where the environment lies; `VENV=` (empty) installs nothing and uses PYTHON's packages
+#   FASTRNN_CUDA, FASTRNN_CUDA_ARCHS, MAX_JOBS: see setup.py
+#   ARGS             more arguments for pytest or for the benchmark
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+.DEFAULT_GOAL := help
+
+ifeq ($(strip $(VENV)),)
+PY := $(PYTHON)
+else
+PY := $(VENV)/bin/python
+ENV_TEST := $(VENV)/.stamp-test
+ENV_BENCH := $(VENV)/.stamp-bench
+ENV_DEV := $(VENV)/.stamp-dev
+
+# A stamp for each set of packages, so that the tests do not wait for the benchmark's peers.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastrnn needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --upgrade pip
+
+$(VENV)/.stamp-build: requirements/build.txt requirements/cuda.txt | $(VENV)/bin/python
+	$(PY) -m pip install -q -r requirements/build.txt
+	@if [ "$$FASTRNN_CUDA" != 0 ] && $(PY) -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then \
+	    echo "$(PY) -m pip install -q -r requirements/cuda.txt"; \
+	    $(PY) -m pip install -q -r requirements/cuda.txt; fi
+	@touch $@
+
+$(VENV)/.stamp-%: requirements/%.txt requirements/test.txt $(VENV)/.stamp-build
+	$(PY) -m pip install -q -r $<
+	@touch $@
+endif
+
+.PHONY: help build test bench lint format wheel asan gpu-check clean distclean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
+
+# Always asked, never long: ninja compiles what changed, headers included.
+build: $(ENV_TEST)  ## compile the three binaries into fastrnn/
+	$(PY) setup.py -q build_ext --inplace
+
+test: build  ## lint and test
+	$(PY) -m ruff check .
+	$(PY) -m pytest tests -q $(ARGS)
+
+bench: $(ENV_BENCH) build  ## quick benchmark against torch.nn and what else is installed, with a report
+	$(PY) -m fastrnn bench --quick $(ARGS)
+
+lint: $(ENV_DEV)  ## what pre-commit checks
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	git ls-files 'csrc/*' | xargs $(PY) -m clang_format --dry-run --Werror
+
+format: $(ENV_DEV)  ## rewrite the sources in the project's style
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	git ls-files 'csrc/*' | xargs $(PY) -m clang_format -i
+
+wheel: $(ENV_TEST)  ## dist/fastrnn-*.whl
+	$(PY) -m build --wheel --no-isolation
+
+# CPython does not free everything at exit, hence no leak check. libstdc++ comes early so that the
+# sanitizer finds the real __cxa_throw.
+asan: $(ENV_TEST)  ## the CPU kernels under AddressSanitizer and UBSan
+	FASTRNN_SANITIZE=1 $(PY) setup.py -q build --build-base build/asan --build-lib build/asan/lib
+	PYTHONPATH=build/asan/lib ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so.6)" \
+	$(PY) tests/sanitize.py $(ARGS)
+
+gpu-check: build  ## everything that needs a GPU
+	PYTHON=$(PY) bash tests/gpu_check.sh $(ARGS)
+
+clean:  ## remove what was built
+	rm -rf build dist *.egg-info fastrnn/*.so
+
+distclean: clean  ## and the environment
+	rm -rf $(VENV)

@@ -1,0 +1,198 @@
+"""Builds fastrnn's three binaries; everything declarative is in pyproject.toml.
+
+fastrnn/_C.*.so              pybind11, no torch: build facts and the kernel plan
+fastrnn/libfastrnn_cpu.so    the ops and their CPU kernels, on torch's stable ABI
+fastrnn/libfastrnn_cuda.so   their CUDA kernels; built where torch is a CUDA build and an nvcc is found
+
+The two libraries know no Python and run under every torch from MIN_TORCH on, so neither links
+libpython nor libtorch_python: `-z defs` makes the linker refuse a symbol that would need them.
+
+Environment (all optional):
+    FASTRNN_CUDA=0|1        leave the CUDA kernels out, or stop with an error where they cannot be built
+    FASTRNN_CUDA_ARCHS      such as "8.0;9.0a+PTX", in place of DEFAULT_ARCHS
+    FASTRNN_SANITIZE=1      AddressSanitizer and UBSan, CPU only, in object folders of their own
+    CUDA_HOME, CXX, MAX_JOBS   as everywhere
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from glob import glob
+from pathlib import Path
+
+import torch
+from setuptools import Extension, setup
+
+MIN_TORCH = (2, 11)
+DEFAULT_ARCHS = ["8.0", "8.6", "8.9", "9.0a", "10.0", "12.0"]  # and PTX of the newest, for GPUs to come
+SANITIZE = os.environ.get("FASTRNN_SANITIZE", "0") not in ("", "0")
+CSRC = os.path.abspath("csrc")  # absolute: ninja runs elsewhere
+VERSION = re.search(r'__version__ = "(.+?)"', Path("fastrnn/_version.py").read_text()).group(1)
+
+if tuple(map(int, torch.__version__.split(".")[:2])) < MIN_TORCH:
+    raise SystemExit(f"fastrnn needs torch >= {'.'.join(map(str, MIN_TORCH))}, found {torch.__version__}")
+
+
+def nvcc_version(home):
+    """'13.0.88' of the toolkit in home, None where there is none that is complete and runs."""
+    try:
+        out = subprocess.check_output([Path(home, "bin", "nvcc"), "--version"], text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r"\bV(\d+(?:\.\d+)+)", out)
+    return found.group(1) if found and Path(home, "include", "cuda_runtime.h").exists() else None
+
+
+def find_cuda():
+    """(CUDA folder, compiler version), or (None, '') for a CPU-only build."""
+    switch = os.environ.get("FASTRNN_CUDA", "")
+    if switch == "0" or SANITIZE:
+        return None, ""
+    wanted = torch.version.cuda
+    if wanted is None:
+        if switch == "1":
+            raise SystemExit(f"FASTRNN_CUDA=1, but torch {torch.__version__} here is not a CUDA build")
+        return None, ""
+    major = wanted.split(".")[0]
+    # A compiler that CUDA_HOME names comes first; then the pip wheels', which sit next to this torch
+    # because somebody chose them for it; then the system's.
+    wheel = Path(sysconfig.get_path("purelib"), "nvidia", f"cu{major}")
+    on_path = shutil.which("nvcc")
+    candidates = [os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"), wheel]
+    candidates += [Path(on_path).resolve().parents[1] if on_path else None, "/usr/local/cuda"]
+    seen = []
+    for home in filter(None, candidates):
+        version = nvcc_version(home)
+        if version and version.split(".")[0] == major:
+            return str(home), version
+        seen.append(f"{home} ({'nvcc ' + version if version else 'no toolkit'})")
+    report = (
+        f"torch {torch.__version__} needs nvcc {major}.x; found: {', '.join(seen)}. It comes with CUDA or by "
+        f"`pip install 'cuda-toolkit[nvcc,crt,cccl,nvvm]=={wanted}.*'`"
+    )
+    if switch == "1":
+        raise SystemExit(f"FASTRNN_CUDA=1, but {report}")
+    print(f"fastrnn: building without CUDA kernels: {report}")
+    return None, ""
+
+
+def cuda_archs(home):
+    """The architectures to compile, written as torch writes them: ['8.0', ..., '12.0+PTX']."""
+    asked = os.environ.get("FASTRNN_CUDA_ARCHS", "")
+    if asked:
+        return re.split(r"[;,\s]+", asked.strip())
+    known = subprocess.check_output([Path(home, "bin", "nvcc"), "--list-gpu-arch"], text=True).split()
+    archs = [a for a in DEFAULT_ARCHS if "compute_" + re.sub(r"\D", "", a) in known]
+    return [*archs[:-1], archs[-1] + "+PTX"]
+
+
+def gencode(arch):
+    match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", arch)
+    if not match:
+        raise SystemExit(f"FASTRNN_CUDA_ARCHS: {arch!r} is not an architecture such as 8.0, 9.0a or 12.0+PTX")
+    number = "".join(match.group(1, 2, 3))
+    flags = [f"-gencode=arch=compute_{number},code=sm_{number}"]
+    return flags + [f"-gencode=arch=compute_{number},code=compute_{number}"] * bool(match.group(4))
+
+
+CUDA_HOME, CUDA_COMPILER = find_cuda()
+if CUDA_HOME:
+    os.environ["CUDA_HOME"] = CUDA_HOME  # read when cpp_extension is imported
+from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths  # noqa: E402
+
+CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+# Kernels never read errno or floating-point traps; without them gcc vectorises and contracts freely.
+CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+LINK_FLAGS = ["-Wl,-z,defs", "-Wl,--as-needed", "-Wl,--exclude-libs,ALL"]
+if SANITIZE:
+    CXX_FLAGS += ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    CXX_FLAGS += ["-fno-omit-frame-pointer"]
+    LINK_FLAGS += ["-fsanitize=address,undefined"]
+# The oldest torch whose stable ABI is used: one binary then serves every newer one.
+STABLE_ABI = [f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"]
+
+
+def sources(*patterns):
+    return sorted(path for pattern in patterns for path in glob(pattern))
+
+
+def python_module():
+    import pybind11
+
+    facts = {
+        "FASTRNN_VERSION": VERSION,
+        "FASTRNN_CUDA_ARCHS": ";".join(cuda_archs(CUDA_HOME)) if CUDA_HOME else "",
+        "FASTRNN_CUDA_COMPILER": f"nvcc {CUDA_COMPILER}" if CUDA_HOME else "",
+        "FASTRNN_TORCH_BUILD": torch.__version__,
+    }
+    return Extension(
+        "fastrnn._C",
+        sources("csrc/python.cpp", "csrc/plan.cpp"),
+        include_dirs=[CSRC, pybind11.get_include()],
+        define_macros=[(name, f'"{value}"') for name, value in facts.items()],
+        extra_compile_args=CXX_FLAGS,
+        extra_link_args=LINK_FLAGS[1:],  # a Python module's Python symbols are the interpreter's
+    )
+
+
+def cpu_library():
+    return Extension(
+        "fastrnn.libfastrnn_cpu",
+        sources("csrc/ops.cpp", "csrc/plan.cpp", "csrc/cpu/*.cpp"),
+        include_dirs=[CSRC, *include_paths()],
+        library_dirs=library_paths(),
+        libraries=["torch_cpu"],
+        extra_compile_args=CXX_FLAGS + STABLE_ABI,
+        extra_link_args=LINK_FLAGS,
+    )
+
+
+def cuda_library():
+    flags = [*STABLE_ABI, "-DUSE_CUDA"]
+    nvcc = ["-O3", "-std=c++20", "--threads=2", "-Xcompiler=-fvisibility=hidden,-g0"]
+    # torch's default flags take the operators of __half and __nv_bfloat16 away.
+    nvcc += [f"-U__CUDA_NO_{x}__" for x in ("HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_CONVERSIONS")]
+    nvcc += ["-U__CUDA_NO_HALF2_OPERATORS__"]
+    nvcc += [flag for arch in cuda_archs(CUDA_HOME) for flag in gencode(arch)]
+    return Extension(
+        "fastrnn.libfastrnn_cuda",
+        sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu", "csrc/plan.cpp"),
+        include_dirs=[CSRC, *include_paths("cuda")],
+        library_dirs=library_paths("cuda"),
+        # The runtime is linked in: the pip wheels have no libcudart.so to link to, and the library
+        # then needs of its surroundings only the driver that torch has loaded.
+        libraries=["torch_cuda", "torch_cpu", "cudart_static", "dl", "rt", "pthread"],
+        extra_compile_args={"cxx": CXX_FLAGS + flags, "nvcc": nvcc + flags},
+        extra_link_args=LINK_FLAGS,
+    )
+
+
+class Build(BuildExtension):
+    def get_ext_filename(self, name):
+        if name.rpartition(".")[2].startswith("lib"):  # a plain library: one file for every Python
+            return name.replace(".", os.sep) + ".so"
+        return super().get_ext_filename(name)
+
+    def build_extension(self, ext):
+        # An object folder for each: torch keeps one ninja file in a folder, and plan.cpp is compiled
+        # with other flags in each of the three.
+        shared = self.build_temp
+        self.build_temp = os.path.join(shared, ext.name.rpartition(".")[2] + "-asan" * SANITIZE)
+        try:
+            super().build_extension(ext)
+        finally:
+            self.build_temp = shared
+
+    def run(self):
+        super().run()
+        if not CUDA_HOME:  # none of an earlier build may stay beside the new binaries
+            for folder in (self.build_lib, "." if self.inplace else self.build_lib):
+                Path(folder, "fastrnn", "libfastrnn_cuda.so").unlink(missing_ok=True)
+
+
+setup(
+    ext_modules=[python_module(), cpu_library()] + ([cuda_library()] if CUDA_HOME else []),
+    cmdclass={"build_ext": Build},
+)
