@@ -57,12 +57,12 @@ bench: $(ENV_BENCH) build  ## quick benchmark against torch.nn and what else is 
 lint: $(ENV_DEV)  ## what pre-commit checks
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	git ls-files 'csrc/*' | xargs $(PY) -m clang_format --dry-run --Werror
+	git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' '*.inl' | xargs $(PY) -m clang_format --dry-run --Werror
 
 format: $(ENV_DEV)  ## rewrite the sources in the project's style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	git ls-files 'csrc/*' | xargs $(PY) -m clang_format -i
+	git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' '*.inl' | xargs $(PY) -m clang_format -i
 
 wheel: $(ENV_TEST)  ## dist/fastrnn-*.whl
 	$(PY) -m build --wheel --no-isolation
