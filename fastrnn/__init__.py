@@ -1,0 +1,12 @@
+"""Fast, complete drop-in replacements for torch.nn's recurrent layers, on the CPU and on CUDA.
+
+``from fastrnn import LSTM`` in place of ``from torch.nn import LSTM``: the same arguments, parameters,
+checkpoints and numbers. ``fastrnn.functional`` is the stateless interface, ``fastrnn.reference`` the same
+recurrences in plain torch.
+"""
+
+from . import functional, reference
+from ._version import __version__
+from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "__version__", "functional", "reference"]

@@ -1,0 +1,245 @@
+"""The recurrent layers and cells without state: weights in, outputs out.
+
+The stateless half of ``fastrnn.LSTM`` and its siblings: layers, directions, dropout between layers, packed
+batches, default states and autocast included. One layer over the whole sequence is one fused op.
+
+Shapes: T steps, B rows, I inputs, H hidden units, P projected units (H without a projection), D directions,
+L layers, N = sum(batch_sizes) packed rows, G gate blocks (LSTM 4, GRU 3, RNN 1).
+
+``params`` is flat, layer by layer and within it direction by direction, as ``torch.nn.LSTM._flat_weights``:
+w_ih (G*H, I or D*P), w_hh (G*H, P), then b_ih, b_hh (G*H,) if ``bias``, then w_hr (P, H) if projected.
+
+``backend``: "auto" takes the fused kernels wherever they cover dtype and device, and ``fastrnn.reference``
+elsewhere (complex numbers, for one); "fused" raises instead; "reference" asks for plain torch.
+
+``save``: what training keeps. "gates" stores each step's gates, "recompute" computes them again in backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _checks, reference
+from ._stack import Stack, autocast_inputs, autocasting, choose, run
+
+__all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
+
+
+def lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    params: Sequence[Tensor],
+    *,
+    bias: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+    save: str = "gates",
+    backend: str = "auto",
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """A multi-layer LSTM, with projections when ``params`` holds w_hr.
+
+    Args:
+        input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) for one sequence, or packed rows (N, I) with
+            ``batch_sizes``.
+        hx: h_0 (L*D, B, P) and c_0 (L*D, B, H), without B for one sequence; None for zeros.
+        params: the weights, flat; see the module's head.
+        dropout: probability, applied to the output of every layer but the last when ``training``.
+        batch_sizes: (T,) int64 on the CPU, rows still running at each step; ``batch_first`` is then ignored.
+        save: "gates" or "recompute". backend: "auto", "fused" or "reference".
+
+    Returns:
+        output (T, B, D*P), or laid out like the input; h_n (L*D, B, P) and c_n (L*D, B, H).
+
+    Raises:
+        ValueError: wrong number of dimensions of the input, a dtype other than the weights', params of wrong
+            number or size, an unknown option.
+        RuntimeError: sizes that do not fit together, T = 0, tensors on different devices, bad batch_sizes, or
+            ``backend="fused"`` where no kernel covers the dtype or device.
+    """
+    stack = _stack(
+        "LSTM", "lstm", params, bias, num_layers, dropout, training, bidirectional, batch_first, save, backend
+    )
+    y, h, c = run(stack, input, hx, params, batch_sizes)
+    return y, (h, c)
+
+
+def gru(
+    input: Tensor,
+    hx: Tensor | None,
+    params: Sequence[Tensor],
+    *,
+    bias: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+    save: str = "gates",
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """A multi-layer GRU. Arguments, shapes and errors are those of :func:`lstm`, with hx = h_0 (L*D, B, H).
+
+    Returns output (T, B, D*H), or laid out like the input, and h_n (L*D, B, H).
+    """
+    stack = _stack(
+        "GRU", "gru", params, bias, num_layers, dropout, training, bidirectional, batch_first, save, backend
+    )
+    y, h, _ = run(stack, input, hx, params, batch_sizes)
+    return y, h
+
+
+def rnn(
+    input: Tensor,
+    hx: Tensor | None,
+    params: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    bias: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+    save: str = "gates",
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """A multi-layer Elman RNN, tanh or relu. Otherwise as :func:`gru`."""
+    _checks.one_of("rnn", "nonlinearity", nonlinearity, _checks.NONLINEARITIES)
+    cell = f"rnn_{nonlinearity}"
+    stack = _stack(
+        "RNN", cell, params, bias, num_layers, dropout, training, bidirectional, batch_first, save, backend
+    )
+    y, h, _ = run(stack, input, hx, params, batch_sizes)
+    return y, h
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One step of an LSTM.
+
+    input (B, I) or (I,); hx = (h, c), each (B, H) or (H,), or None for zeros; w_ih (4H, I), w_hh (4H, H),
+    biases (4H,) or None. Returns the new h and c. RuntimeError where sizes, dtypes or devices do not fit.
+    """
+    return _cell("LSTMCell", "lstm", input, hx, w_ih, w_hh, b_ih, b_hh, backend)
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """One step of a GRU: as :func:`lstm_cell` with hx = h, w_ih (3H, I), w_hh (3H, H). Returns the new h."""
+    return _cell("GRUCell", "gru", input, hx, w_ih, w_hh, b_ih, b_hh, backend)[0]
+
+
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+    backend: str = "auto",
+) -> Tensor:
+    """One step of an Elman RNN: as :func:`gru_cell` with w_ih (H, I) and w_hh (H, H)."""
+    _checks.one_of("rnn_cell", "nonlinearity", nonlinearity, _checks.NONLINEARITIES)
+    return _cell("RNNCell", f"rnn_{nonlinearity}", input, hx, w_ih, w_hh, b_ih, b_hh, backend)[0]
+
+
+def _stack(
+    name, cell, params, bias, num_layers, dropout, training, bidirectional, batch_first, save, backend
+) -> Stack:
+    """Check what a module has checked at construction, and derive the sizes from the weights."""
+    _checks.one_of(name, "save", save, _checks.SAVE)
+    _checks.one_of(name, "backend", backend, _checks.BACKENDS)
+    sizes = _checks.params(name, cell, params, bias, num_layers, 2 if bidirectional else 1)
+    return Stack(
+        name, cell, *sizes, bias, num_layers, dropout, training, bidirectional, batch_first, save, backend
+    )
+
+
+def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend):
+    """One step. Returns h and, for the LSTM, c."""
+    x, h, c = _checks.tensor(name, "input", input), None, None
+    _checks.cell_dims(name, "input", x)
+    if cell == "lstm" and hx is not None:
+        h, c = _checks.pair(name, hx)
+        _checks.cell_dims(name, "hx[0]", h)
+        _checks.cell_dims(name, "hx[1]", c)
+    elif hx is not None:
+        h = _checks.tensor(name, "hidden", hx)
+        _checks.cell_dims(name, "hidden", h)
+    batched = x.dim() == 2
+    if not batched:
+        x = x.unsqueeze(0)
+        h, c = (None if s is None else s.unsqueeze(0) for s in (h, c))
+
+    input_size, hidden_size = w_ih.size(1), w_hh.size(1)
+    if x.size(1) != input_size:
+        raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {input_size}")
+    if h is not None:
+        _checks.cell_state(x, h, hidden_size, 0)
+        if c is not None:
+            _checks.cell_state(x, c, hidden_size, 1)
+
+    if b_ih is None and b_hh is None:
+        weights = [w_ih, w_hh]
+    else:
+        # One bias alone is allowed by torch.
+        weights = [
+            w_ih,
+            w_hh,
+            w_ih.new_zeros(w_ih.size(0)) if b_ih is None else b_ih,
+            w_hh.new_zeros(w_hh.size(0)) if b_hh is None else b_hh,
+        ]
+    if autocasting(x):
+        x, h, c, weights, _ = autocast_inputs(cell, False, True, x, h, c, weights)
+        with torch.autocast(x.device.type, enabled=False):
+            h, c = _cell_step(name, cell, x, h, c, weights, backend)
+    else:
+        h, c = _cell_step(name, cell, x, h, c, weights, backend)
+    if batched:
+        return h, c
+    return h.squeeze(0), (None if c is None else c.squeeze(0))
+
+
+def _cell_step(name, cell, x, h, c, weights, backend):
+    """A cell is a layer of one step. h and c are (B, H) or None for zeros."""
+    input_size, hidden_size = x.size(1), weights[1].size(1)
+    if h is None:
+        h = x.new_zeros((x.size(0), hidden_size))
+        c = h if cell == "lstm" else None
+    # torch lets cells have no inputs or no units; there is nothing to fuse in those.
+    layer = choose(backend, x, weights) if input_size and hidden_size else reference.layer
+    _checks.same_kind(x, (("hidden", h), ("cell", c), ("parameter", weights[0])))
+    if layer is reference.layer:
+        _checks.cell_params(name, cell, weights, hidden_size)
+        _checks.same_kind(x, [("parameter", w) for w in weights])
+    x, h = x.unsqueeze(0), h.unsqueeze(0)
+    c = None if c is None else c.unsqueeze(0)
+    _, h, c = layer(x, h, c, weights, cell=cell, bias=len(weights) == 4, save="gates")
+    return h.squeeze(0), (None if c is None else c.squeeze(0))

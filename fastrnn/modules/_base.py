@@ -1,0 +1,137 @@
+"""What LSTM, GRU and RNN share: options of fastrnn's own, the list of weights, packed batches.
+
+The modules subclass ``torch.nn.RNNBase`` and inherit from it what makes a drop-in: constructor, checks,
+initialisation, parameter names, ``_flat_weights`` and its upkeep, pickling. What is changed here is what
+cuDNN's weight buffers asked of torch and the kernels of this package do not, and the reading of the weights.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import _checks
+from .._stack import Stack, permute, run
+
+# torch's name of a recurrence, kept in every module, and the kernels' name of it.
+_CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+
+
+class RecurrentLayer(nn.RNNBase):
+    """Base of fastrnn's LSTM, GRU and RNN.
+
+    Two keyword-only arguments come on top of torch's:
+
+    save: "gates" keeps every step's gates for backward, "recompute" computes them again there, which costs
+        one forward pass more and saves G*H numbers a row and step. Inference keeps nothing either way.
+    backend: "auto" takes the fused kernels where they cover dtype and device and ``fastrnn.reference``
+        elsewhere; "fused" raises there instead; "reference" always is plain torch.
+    """
+
+    # Class attributes stand in for instances pickled without them.
+    save: str = "gates"
+    backend: str = "auto"
+    #: What messages call the layer, whatever a subclass is called.
+    _name: str
+
+    def __init__(self, mode: str, *args, save: str = "gates", backend: str = "auto", **kwargs) -> None:
+        _checks.one_of(type(self).__name__, "save", save, _checks.SAVE)
+        _checks.one_of(type(self).__name__, "backend", backend, _checks.BACKENDS)
+        super().__init__(mode, *args, **kwargs)
+        self.save = save
+        self.backend = backend
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the kernels read the weights where they are, and need no single chunk of memory."""
+
+    def _live_weights(self) -> list[Tensor]:
+        """The weights of this call, flat.
+
+        Mostly they are the parameters, and the list of them at hand. Weight norm, functional_call and others
+        put new tensors in their places without telling; then the list is made anew, as torch does. (torch
+        reads a parametrized weight several times a call, and so computes it several times; here once.)
+        """
+        flat, parameters = self._flat_weights, self._parameters
+        for name, weight in zip(self._flat_weights_names, flat, strict=True):
+            if weight is None or parameters.get(name) is not weight:
+                break
+        else:
+            return flat
+
+        current = [getattr(self, name, None) for name in self._flat_weights_names]
+        refs = self._flat_weight_refs
+        if len(refs) != len(current) or any(
+            w is not None and ref is not None and ref() is not w for w, ref in zip(current, refs, strict=True)
+        ):
+            self._flat_weights = flat = current
+            self._flat_weight_refs = [None if w is None else weakref.ref(w) for w in current]
+        for name, weight in zip(self._flat_weights_names, flat, strict=True):
+            if not isinstance(weight, Tensor):
+                raise TypeError(
+                    f"{type(self).__name__}: expected a Tensor as {name}, got {_checks.kind(weight)}; "
+                    "was the parameter deleted?"
+                )
+        return flat
+
+    def _run(self, input: Tensor | PackedSequence, hx) -> tuple:
+        """Output, h_n and c_n (None unless LSTM) for whatever forward() was given."""
+        weights = self._live_weights()
+        stack = Stack(
+            self._name,
+            _CELLS[self.mode],
+            self.input_size,
+            self.hidden_size,
+            self.proj_size,
+            self.bias,
+            self.num_layers,
+            self.dropout,
+            self.training,
+            self.bidirectional,
+            self.batch_first,
+            self.save,
+            self.backend,
+        )
+        if not isinstance(input, PackedSequence):
+            return run(stack, input, hx, weights)
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        y, h, c = run(stack, data, hx, weights, batch_sizes, sorted_indices)
+        output = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
+        return output, permute(h, unsorted_indices), permute(c, unsorted_indices)
+
+    def extra_repr(self) -> str:
+        """torch's, with fastrnn's own options where they are not the default."""
+        text = super().extra_repr()
+        if self.save != "gates":
+            text += f", save={self.save}"
+        if self.backend != "auto":
+            text += f", backend={self.backend}"
+        return text
+
+    def __setstate__(self, state: dict) -> None:
+        # Pickles from before torch 1.8 have no proj_size, those from before 1.4 no list of weights, and the
+        # oldest a list of them in place of their names.
+        state = {"proj_size": 0, **state}
+        if "all_weights" in state or not {"_flat_weights", "_all_weights"} <= state.keys():
+            state.pop("all_weights", None)
+            groups = _weight_names(
+                state["num_layers"], state["bidirectional"], state["bias"], state["proj_size"] > 0
+            )
+            names = [name for group in groups for name in group]
+            parameters = state["_parameters"]
+            state["_all_weights"], state["_flat_weights_names"] = groups, names
+            state["_flat_weights"] = [parameters.get(name, state.get(name)) for name in names]
+        super().__setstate__(state)
+
+
+def _weight_names(num_layers: int, bidirectional: bool, bias: bool, projected: bool) -> list[list[str]]:
+    """Names of the parameters, one list for each layer and direction."""
+    roles = [
+        "weight_ih",
+        "weight_hh",
+        *(["bias_ih", "bias_hh"] if bias else []),
+        *(["weight_hr"] * projected),
+    ]
+    suffixes = ("", "_reverse") if bidirectional else ("",)
+    return [[f"{role}_l{k}{suffix}" for role in roles] for k in range(num_layers) for suffix in suffixes]

@@ -1,0 +1,45 @@
+"""The GRU layer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from ._base import RecurrentLayer
+
+__all__ = ["GRU"]
+
+
+class GRU(RecurrentLayer):
+    r"""GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
+    bidirectional=False, device=None, dtype=None, *, save="gates", backend="auto")
+
+    A multi-layer gated recurrent unit, a drop-in for :class:`torch.nn.GRU`: the same parameters, initial
+    values, checkpoints, numbers and errors. For every element of the sequence each layer computes
+
+    .. math::
+        r &= \sigma(W_{ir} x_t + b_{ir} + W_{hr} h_{t-1} + b_{hr}) \\
+        z &= \sigma(W_{iz} x_t + b_{iz} + W_{hz} h_{t-1} + b_{hz}) \\
+        n &= \tanh(W_{in} x_t + b_{in} + r \odot (W_{hn} h_{t-1} + b_{hn})) \\
+        h_t &= (1 - z) \odot n + z \odot h_{t-1}
+
+    Arguments are those of :class:`fastrnn.LSTM`, without ``proj_size``.
+
+    Parameters, for layer k and, with ``_reverse`` appended, its second direction:
+        ``weight_ih_l{k}`` (3H, I or D*H), ``weight_hh_l{k}`` (3H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}``
+        (3H,); rows in the order r, z, n.
+    """
+
+    _name = "GRU"
+
+    def __init__(self, *args, **kwargs) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        super().__init__("GRU", *args, **kwargs)
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run the layers: as :meth:`fastrnn.LSTM.forward`, with one state h (L*D, B, H) in and out."""
+        y, h, _ = self._run(input, hx)
+        return y, h

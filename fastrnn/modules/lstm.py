@@ -1,0 +1,69 @@
+"""The LSTM layer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from ._base import RecurrentLayer
+
+__all__ = ["LSTM"]
+
+
+class LSTM(RecurrentLayer):
+    r"""LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
+    bidirectional=False, proj_size=0, device=None, dtype=None, *, save="gates", backend="auto")
+
+    A multi-layer long short-term memory, a drop-in for :class:`torch.nn.LSTM`: the same parameters, initial
+    values, checkpoints, numbers and errors. For every element of the sequence each layer computes
+
+    .. math::
+        i &= \sigma(W_{ii} x_t + b_{ii} + W_{hi} h_{t-1} + b_{hi}) \\
+        f &= \sigma(W_{if} x_t + b_{if} + W_{hf} h_{t-1} + b_{hf}) \\
+        g &= \tanh(W_{ig} x_t + b_{ig} + W_{hg} h_{t-1} + b_{hg}) \\
+        o &= \sigma(W_{io} x_t + b_{io} + W_{ho} h_{t-1} + b_{ho}) \\
+        c_t &= f \odot c_{t-1} + i \odot g, \qquad h_t = o \odot \tanh(c_t)
+
+    and with ``proj_size`` P > 0 then :math:`h_t \leftarrow W_{hr} h_t` (Sak et al., 2014).
+
+    Args:
+        input_size: I, features of the input. hidden_size: H, features of the state.
+        num_layers: L, layers on top of each other.
+        bias: whether there are b_ih and b_hh.
+        batch_first: input and output as (B, T, features); states keep their shape.
+        dropout: probability, on the output of each layer but the last, in training mode.
+        bidirectional: D = 2 directions, their outputs side by side.
+        proj_size: P, the projection's size, below H; 0 for none, and P = H in what follows.
+        device, dtype: of the parameters. float32, float64, bfloat16 and float16 have kernels; half types
+            compute with float32 arithmetic and state. Complex types run in plain torch.
+        save: "gates" or "recompute", what training keeps for backward. backend: "auto", "fused" or
+            "reference". See :class:`RecurrentLayer`.
+
+    Parameters, for layer k and, with ``_reverse`` appended, its second direction:
+        ``weight_ih_l{k}`` (4H, I or D*P), ``weight_hh_l{k}`` (4H, P), ``bias_ih_l{k}`` and ``bias_hh_l{k}``
+        (4H,), ``weight_hr_l{k}`` (P, H); rows in the order i, f, g, o.
+    """
+
+    _name = "LSTM"
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__("LSTM", *args, **kwargs)
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        """Run the layers.
+
+        Args:
+            input: (T, B, I), (B, T, I) if ``batch_first``, (T, I) for one sequence, or a PackedSequence.
+            hx: (h_0, c_0), (L*D, B, P) and (L*D, B, H), without B for one sequence; zeros by default.
+
+        Returns:
+            output, (T, B, D*P) or as the input is laid out, and (h_n, c_n) like hx.
+
+        Raises:
+            ValueError: an input with the wrong number of dimensions or another dtype than the weights.
+            RuntimeError: sizes that do not fit, T = 0, tensors on different devices.
+        """
+        y, h, c = self._run(input, hx)
+        return y, (h, c)

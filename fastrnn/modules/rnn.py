@@ -1,0 +1,51 @@
+"""The Elman RNN layer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from ._base import RecurrentLayer
+
+__all__ = ["RNN"]
+
+_MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
+
+
+class RNN(RecurrentLayer):
+    r"""RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False,
+    dropout=0.0, bidirectional=False, device=None, dtype=None, *, save="gates", backend="auto")
+
+    A multi-layer Elman network, a drop-in for :class:`torch.nn.RNN`: the same parameters, initial values,
+    checkpoints, numbers and errors. For every element of the sequence each layer computes
+
+    .. math::
+        h_t = \tanh(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
+
+    or, with ``nonlinearity="relu"``, ReLU in the place of tanh. The other arguments are those of
+    :class:`fastrnn.GRU`; ``save`` makes no difference, since the output is all that backward needs.
+
+    Parameters, for layer k and, with ``_reverse`` appended, its second direction:
+        ``weight_ih_l{k}`` (H, I or D*H), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}``, ``bias_hh_l{k}`` (H,).
+    """
+
+    _name = "RNN"
+
+    def __init__(self, *args, **kwargs) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if len(args) > 3:
+            nonlinearity, args = args[3], args[:3] + args[4:]
+        else:
+            nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        super().__init__(_MODES[nonlinearity], *args, **kwargs)
+        self.nonlinearity = nonlinearity
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run the layers: as :meth:`fastrnn.GRU.forward`."""
+        y, h, _ = self._run(input, hx)
+        return y, h
