@@ -66,6 +66,7 @@ def find_cuda():
     for home in filter(None, candidates):
         version = nvcc_version(home)
         if version and version.split(".")[0] == major:
+            print(f"fastrnn: CUDA kernels by nvcc {version} in {home}")
             return str(home), version
         seen.append(f"{home} ({'nvcc ' + version if version else 'no toolkit'})")
     report = (
