@@ -55,14 +55,12 @@ def tensor(name: str, argument: str, value: object) -> Tensor:
 def pair(name: str, hx: object) -> tuple[Tensor, Tensor]:
     """The two states of an LSTM."""
     if not isinstance(hx, (tuple, list)) or len(hx) != 2:
-        message = (
-            f"{name} expects two hidden states: hx should be a tuple (h_0, c_0) of Tensors, got {kind(hx)}"
-        )
-        if isinstance(hx, Tensor) and hx.dim() == 3:
+        op = "lstm" if name == "LSTM" else "lstm_cell"
+        message = f"{op} expects two hidden states: hx should be a tuple (h_0, c_0), got {kind(hx)}"
+        if op == "lstm" and isinstance(hx, Tensor) and hx.dim() == 3:
             # torch takes a tensor apart along its first dimension, and complains about what it finds there.
-            message = (
-                "For batched 3-D input, hx and cx should also be 3-D but got (2-D, 2-D) tensors; " + message
-            )
+            torchs = "For batched 3-D input, hx and cx should also be 3-D but got (2-D, 2-D) tensors"
+            message = f"{torchs}; {message}"
         raise StructureError(message)
     h, c = hx
     return tensor(name, "hx[0]", h), tensor(name, "hx[1]", c)
