@@ -1,0 +1,45 @@
+// The CUDA implementations of the operators in csrc/ops.cpp. Tensors end in the three ops_cuda files:
+// what they call below (stepwise.h) takes pointers, sizes and a stream.
+//
+// An op works on the current stream of its tensors' device, allocates from torch's allocator, never waits
+// for the device (batch_sizes is on the CPU) and reads or writes nothing of its own between calls: it
+// can be captured in a CUDA graph, and gives the same bits in every run as far as cuBLAS does.
+#include "ops_cuda.h"
+
+#ifndef CUDA_ON_CPU
+#define FASTRNN_NAMESPACE fastrnn
+#define FASTRNN_DEVICE CUDA
+#endif
+
+namespace fastrnn::cuda {
+namespace {
+
+Forward rnn_forward(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
+                    const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
+                    const std::string& cell, bool bias, int64_t save) {
+  STD_TORCH_CHECK(save >= 0 && save <= 2, "save: expected 0, 1 or 2, got ", save);
+  const DeviceGuard device(device_of(x));
+  const NoGrad no_grad;
+  const Layer layer(x, h0, c0, weights, batch_sizes, cell, bias);
+  return forward(layer, h0, c0, static_cast<Save>(save));
+}
+
+Backward rnn_backward(const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_hn,
+                      const std::optional<Tensor>& grad_cn, const Tensor& x, const Tensor& h0,
+                      const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
+                      const std::optional<Tensor>& batch_sizes, const Tensor& y, const Tensor& gates,
+                      const Tensor& cells, const std::string& cell, bool bias, int64_t needs) {
+  const DeviceGuard device(device_of(x));
+  const NoGrad no_grad;
+  const Layer layer(x, h0, c0, weights, batch_sizes, cell, bias);
+  check_saved(layer.shape(), x, grad_y, grad_hn, grad_cn, y, gates, cells);
+  return backward(layer, {grad_y, grad_hn, grad_cn, h0, c0, y, gates, cells, needs});
+}
+
+}  // namespace
+}  // namespace fastrnn::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, FASTRNN_DEVICE, m) {
+  m.impl("rnn_forward", TORCH_BOX(&fastrnn::cuda::rnn_forward));
+  m.impl("rnn_backward", TORCH_BOX(&fastrnn::cuda::rnn_backward));
+}

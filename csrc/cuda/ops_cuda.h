@@ -1,0 +1,176 @@
+// What the forward and backward pass of the CUDA ops share: a layer's checked arguments, ready for use,
+// and the product that every time step begins or ends with.
+#pragma once
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "checks.h"
+#include "stepwise.h"
+#include "torch_ops.h"
+
+namespace fastrnn::cuda {
+
+using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // y, hn, cn, gates, cells
+using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+enum Needs : int64_t { kGradX = 1, kGradH0 = 2, kGradC0 = 4, kGradWeights = 8 };
+
+class Layer {
+ public:
+  // Checks everything. weights must outlive the layer.
+  Layer(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
+        const std::optional<Tensor>& batch_sizes, const std::string& cell, bool bias)
+      : weights_(weights) {
+    check_layer(checked_, x, h0, c0, weights, batch_sizes, cell, bias);
+    type = x.scalar_type();
+    compute = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    device = x.get_device_index();
+    stream = current_stream(device);
+    N = shape().rows();
+    G = gates_of(shape().cell);
+    saved = saved_of(shape().cell);
+    recurrent_gates = G + (shape().cell == CellKind::kGru);
+    rows_ = view(as_contiguous(x), {N, shape().I}, {shape().I, 1});
+  }
+
+  const LayerShape& shape() const { return checked_.shape; }
+  bool is(CellKind cell) const { return shape().cell == cell; }
+  StepShape step_shape() const { return {shape().cell, shape().dtype, N, shape().B, shape().H, shape().D}; }
+
+  // The rows that are s steps into each direction's own time: step s of the one, step T-1-s of the
+  // other. None for s = -1, the initial state.
+  StepRows rows_at(int64_t s) const {
+    StepRows rows;
+    if (s < 0) return rows;
+    for (int d = 0; d < shape().D; ++d) {
+      const int64_t t = d ? shape().T - 1 - s : s;
+      rows.first[d] = shape().row_offset(t);
+      rows.count[d] = shape().active(t);
+    }
+    return rows;
+  }
+
+  Tensor make(const Sizes& sizes) const { return empty(sizes, type, device); }
+  Tensor make_compute(const Sizes& sizes) const { return empty(sizes, compute, device); }
+  Tensor make_zeros(const Sizes& sizes, ScalarType of_type) const {
+    Tensor out = empty(sizes, of_type, device);
+    zero(out);
+    return out;
+  }
+  Sizes output_sizes() const {
+    const int64_t width = shape().D * shape().out_size();
+    return shape().batch_sizes ? Sizes{N, width} : Sizes{shape().T, shape().B, width};
+  }
+
+  const Tensor& x() const { return rows_; }  // (N,I)
+  const Tensor& w_ih(int d) const { return weight(d, 0); }
+  const Tensor& w_hh(int d) const { return weight(d, 1); }
+  const Tensor& w_hr(int d) const { return weight(d, shape().bias ? 4 : 2); }
+
+  // One weight of all directions as one (D,rows,columns) stack, for the products of the steps: no copy
+  // where there is one direction with contiguous weights.
+  Tensor stacked_w_hh() const { return stacked(&Layer::w_hh); }
+  Tensor stacked_w_hr() const { return stacked(&Layer::w_hr); }
+
+  // (D,Gr*H) in the compute type as the kernels add it, see combine_bias; nullopt without bias.
+  std::optional<Tensor> combined_bias() const {
+    if (!shape().bias) return std::nullopt;
+    const int64_t width = recurrent_gates * shape().H;
+    Tensor out = make_compute({shape().D, width});
+    for (int d = 0; d < shape().D; ++d) {
+      const Tensor b_ih = as_contiguous(weight(d, 2)), b_hh = as_contiguous(weight(d, 3));
+      check_cuda(combine_bias(step_shape(), b_ih.data_ptr(), b_hh.data_ptr(),
+                              view(out, {width}, {1}, d * width).data_ptr(), stream));
+    }
+    return out;
+  }
+
+  ScalarType type, compute;
+  int device;
+  void* stream;
+  int64_t N, G, saved, recurrent_gates;
+
+ private:
+  const Tensor& weight(int d, int i) const { return weights_[d * checked_.weights_a_direction + i]; }
+  Tensor stacked(const Tensor& (Layer::*of)(int) const) const {
+    const Tensor& first = (this->*of)(0);
+    const int64_t m = first.size(0), n = first.size(1);
+    if (shape().D == 1) return view(as_contiguous(first), {1, m, n}, {m * n, n, 1});
+    Tensor out = make({shape().D, m, n});
+    for (int d = 0; d < shape().D; ++d) copy(slice(out, d), (this->*of)(d));
+    return out;
+  }
+
+  CheckedLayer checked_;
+  const std::vector<Tensor>& weights_;
+  Tensor rows_;
+};
+
+inline void* data(const std::optional<Tensor>& tensor) { return tensor ? tensor->data_ptr() : nullptr; }
+
+// out[d] = a[d] b[d] over the rows of a step, for every direction d: one batched product where the
+// directions have equally many rows, one each where a packed sequence gives them different numbers.
+//
+// a (D,Na,K), rows of any stride; b (D,K,M), any strides; out (D,B,M) contiguous, its first rows are
+// written. The three views are kept for as long as the rows stay the same: a padded sequence whose
+// operand does not move makes them once, not once a step.
+class StepProduct {
+ public:
+  StepProduct(Tensor a, Tensor b, Tensor out) : a_(std::move(a)), b_(std::move(b)), out_(std::move(out)) {}
+
+  void operator()(const StepRows& rows) {
+    if (products_.empty() || !same(rows)) set(rows);
+    for (const Product& p : products_) multiply(p.out, p.a, p.b);
+  }
+
+ private:
+  struct Product {
+    Tensor out, a, b;
+  };
+  bool same(const StepRows& rows) const {
+    return rows.first[0] == rows_.first[0] && rows.first[1] == rows_.first[1] && rows.count[0] == rows_.count[0] &&
+           rows.count[1] == rows_.count[1];
+  }
+  void set(const StepRows& rows) {
+    rows_ = rows;
+    products_.clear();
+    const int64_t D = a_.size(0);
+    if (D == 2 && rows.count[0] == rows.count[1]) {
+      // The directions stand at different steps: the distance between their operands moves with them. It
+      // stays positive, as the second direction's rows all lie behind the first's.
+      add(rows, 0, 2, a_.stride(0) + (rows.first[1] - rows.first[0]) * a_.stride(1));
+    } else {
+      for (int d = 0; d < D; ++d) add(rows, d, 1, a_.stride(0));
+    }
+  }
+  void add(const StepRows& rows, int d, int64_t directions, int64_t a_distance) {
+    const int64_t n = rows.count[d], K = a_.size(2), M = out_.size(2);
+    products_.push_back(
+        {view(out_, {directions, n, M}, {out_.stride(0), M, 1}, d * out_.stride(0)),
+         view(a_, {directions, n, K}, {a_distance, a_.stride(1), 1}, d * a_.stride(0) + rows.first[d] * a_.stride(1)),
+         view(b_, {directions, K, M}, {b_.stride(0), b_.stride(1), b_.stride(2)}, d * b_.stride(0))});
+  }
+
+  Tensor a_, b_, out_;
+  StepRows rows_;
+  std::vector<Product> products_;
+};
+
+// The matrices of a stack, each transposed.
+inline Tensor transposed_each(const Tensor& stack) {
+  return view(stack, {stack.size(0), stack.size(2), stack.size(1)},
+              {stack.stride(0), stack.stride(2), stack.stride(1)});
+}
+
+Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor>& c0, Save save);
+
+struct BackwardInputs {
+  std::optional<Tensor> grad_y, grad_hn, grad_cn;
+  Tensor h0;
+  std::optional<Tensor> c0;
+  Tensor y, gates, cells;
+  int64_t needs;
+};
+Backward backward(const Layer& layer, const BackwardInputs& in);
+
+}  // namespace fastrnn::cuda

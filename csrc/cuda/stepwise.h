@@ -1,0 +1,98 @@
+// The kernels of the stepwise tier: everything of a time step that is not a matrix product. The time
+// loop around them (ops_cuda_forward.cpp, ops_cuda_backward.cpp) alternates one library GEMM and one of
+// these kernels a step, which serves every shape, dtype and cell, and can be captured in a CUDA graph.
+//
+// All pointers are device memory, all tensors contiguous unless a stride is named. "T" after a shape is
+// the layer's type, "A" the compute type (float for half types, else the same as T). Letters as in
+// params.h; d is a direction, Gr = gates + 1 for a GRU, else gates.
+//
+// Each launch function returns a cudaError_t as int, does not synchronise and allocates nothing.
+#pragma once
+#include <cstdint>
+
+#include "params.h"
+
+namespace fastrnn::cuda {
+
+// The rows that a step works on, in each direction: `count` rows from row `first` of the direction's N.
+// Bidirectional layers do both directions in one launch: step t of one with step T-1-t of the other.
+struct StepRows {
+  int64_t first[2] = {0, 0};
+  int64_t count[2] = {0, 0};
+};
+
+struct StepShape {
+  CellKind cell;
+  Dtype dtype;
+  int64_t N, B, H;
+  int D;
+};
+
+// h and c of one step from the input's and the previous step's part of the gates.
+// Cost: one launch; reads 2G+1 and writes up to S+4 values a unit, bound by memory.
+//
+// Aliasing: gates may be gx itself with the same row stride (each thread reads its own elements before
+// it overwrites them); c, h_state are read and written in place; everything else is apart.
+struct ForwardStep {
+  StepRows rows;
+  const void* gx = nullptr;  // (D,N,G*H) T, rows gx_stride elements apart: x W_ih^T, no bias
+  int64_t gx_stride = 0;
+  const void* rec = nullptr;   // (D,B,G*H) A: h_prev W_hh^T, no bias
+  const void* bias = nullptr;  // (D,Gr*H) A as made by combine_bias, or null
+  void* h_state = nullptr;     // GRU: (D,B,H) A, h_prev in, h out; may be h where T is A
+  void* c = nullptr;           // LSTM: (D,B,H) A, c_prev in, c out
+  void* h = nullptr;           // (D,B,H) T out: the next product's operand (before the projection if any)
+  void* y = nullptr;           // (N,D*H) T out; null with a projection
+  void* gates = nullptr;       // (D,N,S*H) T out; null: not saved
+  void* cells = nullptr;       // (D,N,H) A out; null: not saved
+};
+int forward_step(const StepShape& shape, const ForwardStep& step, void* stream);
+
+// Gradient of the gates of one step from the gradient that reaches its h and c.
+//
+// The gradient of h is the sum of grad_y (this step's output), dh (from the later step through the
+// recurrent product) and direct (from the later step past it: GRU's z*dh). `previous` are the rows of the
+// step before this one in the direction's own time; a row at or beyond previous.count starts from h0/c0.
+//
+// dgates is written in the order of the cell's gates, except for the GRU: n, r, z, rec. The columns
+// 0..3H then are the gradient of the input's part and H..4H that of the recurrent part in torch's order
+// r, z, n: each a contiguous operand for the products, with no value stored twice.
+//
+// Aliasing: dgates may be gates (each thread reads its own elements before it overwrites them); dc and
+// direct are updated in place; everything else is apart.
+struct BackwardStep {
+  StepRows rows, previous;
+  const void* gates = nullptr;   // (D,N,S*H) T as saved by forward; LSTM, GRU
+  const void* cells = nullptr;   // (D,N,H) A; LSTM
+  const void* c0 = nullptr;      // (D,B,H) T; LSTM
+  const void* y = nullptr;       // (N,D*H) T; GRU, RNN
+  const void* h0 = nullptr;      // (D,B,H) T; GRU
+  const void* grad_y = nullptr;  // (N,D*H) T, or null: zero (or already part of dh)
+  const void* dh = nullptr;      // (D,B,H) A
+  void* direct = nullptr;        // GRU: (D,B,H) A
+  void* dc = nullptr;            // LSTM: (D,B,H) A: gradient of c in, of c_prev out
+  void* dgates = nullptr;        // (D,N,Gr*H) T out
+  void* m = nullptr;             // LSTM: (D,N,H) T out: h before the projection; null: not wanted
+};
+int backward_step(const StepShape& shape, const BackwardStep& step, void* stream);
+
+// The saved gates of every step at once, in place: pre (D,N,S*H) T holds the products, for the LSTM
+// x W_ih^T + h_prev W_hh^T, for the GRU r and z likewise, then x W_in^T and h_prev W_hn^T apart; no bias.
+// bias as in ForwardStep. LSTM and GRU.
+int activate_gates(const StepShape& shape, void* pre, const void* bias, void* stream);
+
+// out (Gr*H) A: b_ih + b_hh (each (G*H) T), except that a GRU keeps the two biases of n apart: b_in in
+// place n, b_hn behind.
+int combine_bias(const StepShape& shape, const void* b_ih, const void* b_hh, void* out, void* stream);
+
+// Around the projection of an LSTM (P units a row):
+// y (N,D*P) T, the step's rows = h (D,B,P) T.
+int store_output(const StepShape& shape, const StepRows& rows, int64_t P, const void* h, void* y, void* stream);
+// out (D,N,P) T, the step's rows = grad_y (N,D*P) T (null: zero) + dh (D,B,P) A.
+int sum_output_gradient(const StepShape& shape, const StepRows& rows, int64_t P, const void* grad_y, const void* dh,
+                        void* out, void* stream);
+
+// out T = a A + b A (null: zero), n elements.
+int sum_to_layer_type(Dtype dtype, int64_t n, const void* a, const void* b, void* out, void* stream);
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,202 @@
+// What kernels and their hosts call: built-in variables, shuffles, votes, atomics, the launch API.
+#pragma once
+#include "emu_launch.h"
+
+// Built-in variables: what the running fiber is.
+inline struct ThreadIdx {
+  struct X {
+    operator unsigned() const { return emu::S.cur->tid.x; }
+  } x;
+} threadIdx;
+inline struct BlockIdx {
+  struct X {
+    operator unsigned() const { return emu::S.cur->blk->idx.x; }
+  } x;
+} blockIdx;
+inline struct BlockDim {
+  struct X {
+    operator unsigned() const { return emu::S.cfg.block.x; }
+  } x;
+} blockDim;
+inline struct GridDim {
+  struct X {
+    operator unsigned() const { return emu::S.cfg.grid.x; }
+  } x;
+} gridDim;
+inline void __syncthreads(EMU_LOC) { emu::syncthreads(loc); }
+inline void __syncwarp(uint32_t m = ~0u, EMU_LOC) { emu::collective(m, "__syncwarp", nullptr, nullptr, loc); }
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+namespace emu {
+struct Shfl {
+  uint64_t v, out;
+  int src;
+};
+template <class T>
+T shfl(uint32_t m, T v, int src, const char* kind, Loc loc) {  // src: lane to read from
+  static_assert(sizeof(T) <= 8);
+  Shfl x{0, 0, src};
+  memcpy(&x.v, &v, sizeof v);
+  collective(
+      m, kind, &x,
+      [](void** p, uint32_t mask) {
+        for (int i = 0; i < 32; i++)
+          if (mask >> i & 1) {
+            auto* x = (Shfl*)p[i];
+            if (!(mask >> x->src & 1))
+              throw Error(fmt("shuffle in lane %d reads lane %d, which is not in mask %08x", i, x->src, mask));
+            x->out = ((Shfl*)p[x->src])->v;
+          }
+      },
+      loc);
+  memcpy(&v, &x.out, sizeof v);
+  return v;
+}
+inline int lane() { return S.cur->lane; }
+}  // namespace emu
+template <class T>
+T __shfl_xor_sync(uint32_t m, T v, int x, int = 32, EMU_LOC) {
+  return emu::shfl(m, v, emu::lane() ^ x, "__shfl_xor_sync", loc);
+}
+template <class T>
+T __shfl_sync(uint32_t m, T v, int s, int = 32, EMU_LOC) {
+  return emu::shfl(m, v, s & 31, "__shfl_sync", loc);
+}
+template <class T>
+T __shfl_down_sync(uint32_t m, T v, int d, int = 32, EMU_LOC) {
+  int s = emu::lane() + d;
+  return emu::shfl(m, v, s > 31 ? emu::lane() : s, "__shfl_down_sync", loc);
+}
+template <class T>
+T __shfl_up_sync(uint32_t m, T v, int d, int = 32, EMU_LOC) {
+  int s = emu::lane() - d;
+  return emu::shfl(m, v, s < 0 ? emu::lane() : s, "__shfl_up_sync", loc);
+}
+inline uint32_t __ballot_sync(uint32_t m, int pred, EMU_LOC) {
+  uint64_t x = pred != 0;
+  emu::collective(
+      m, "__ballot_sync", &x,
+      [](void** p, uint32_t mask) {
+        uint64_t r = 0;
+        for (int i = 0; i < 32; i++)
+          if (mask >> i & 1) r |= *(uint64_t*)p[i] << i;
+        for (int i = 0; i < 32; i++)
+          if (mask >> i & 1) *(uint64_t*)p[i] = r;
+      },
+      loc);
+  return (uint32_t)x;
+}
+inline int __any_sync(uint32_t m, int p, EMU_LOC) { return __ballot_sync(m, p, loc) != 0; }
+inline int __all_sync(uint32_t m, int p, EMU_LOC) { return __ballot_sync(m, !p, loc) == 0; }
+namespace emu {
+template <class T, class F>
+EMU_NOSAN T atomic(T* p, F f) {  // old value; f(old) is stored
+  maybe_yield();
+#ifdef EMU_RACE
+  hb_acquire(rc().addr[p]);
+  hb_release(rc().addr[p]);
+#endif
+  T o = *p;
+  *p = (T)f(o);
+  return o;
+}
+}  // namespace emu
+template <class T, class U>
+T atomicAdd(T* p, U v) {
+  return emu::atomic(p, [=](T o) { return o + (T)v; });
+}
+template <class T, class U>
+T atomicMax(T* p, U v) {
+  return emu::atomic(p, [=](T o) { return std::max<T>(o, v); });
+}
+template <class T, class U>
+T atomicExch(T* p, U v) {
+  return emu::atomic(p, [=](T) { return (T)v; });
+}
+template <class T, class U, class V>
+T atomicCAS(T* p, U c, V v) {
+  return emu::atomic(p, [=](T o) { return o == (T)c ? (T)v : o; });
+}
+template <class T, class U>
+void __stcg(T* p, U v) {
+  *p = (T)v;
+}
+template <class T>
+T __ldcg(const T* p) {
+  return *p;
+}
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+namespace cooperative_groups {
+struct grid_group {
+  void sync(EMU_LOC) const { emu::grid_sync(loc); }
+  unsigned long long thread_rank() const { return (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x; }
+};
+inline grid_group this_grid() { return {}; }
+}  // namespace cooperative_groups
+
+// ---------------------------------------------------------------- host side: the launch API, with the limits of a
+// H100
+typedef int cudaError_t;
+typedef void* cudaStream_t;
+enum {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorLaunchOutOfResources = 701,
+  cudaErrorInvalidClusterSize = 912
+};
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize,
+  cudaFuncAttributeNonPortableClusterSizeAllowed
+};
+enum {
+  cudaLaunchAttributeClusterDimension,
+  cudaLaunchAttributeClusterSchedulingPolicyPreference,
+  cudaLaunchAttributeCooperative,
+  cudaClusterSchedulingPolicySpread
+};
+struct cudaLaunchAttribute {
+  int id;
+  struct {
+    dim3 clusterDim;
+    int clusterSchedulingPolicyPreference, cooperative;
+  } val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+  cudaLaunchAttribute* attrs = nullptr;
+  int numAttrs = 0;
+};
+namespace emu {
+inline std::map<void*, std::map<int, int>> func_attr;
+}
+template <class K>
+cudaError_t cudaFuncSetAttribute(K* k, cudaFuncAttribute a, int v) {
+  if (a == cudaFuncAttributeMaxDynamicSharedMemorySize && v > 227 << 10) return cudaErrorInvalidValue;
+  emu::func_attr[(void*)k][a] = v;
+  return 0;
+}
+template <class K>
+cudaError_t cudaOccupancyMaxActiveClusters(int* n, K*, const cudaLaunchConfig_t*) {
+  *n = 1;
+  return 0;
+}
+template <class... P, class... A>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*k)(P...), A... a) {
+  emu::Config e{c->gridDim, c->blockDim, c->dynamicSmemBytes};
+  for (int i = 0; i < c->numAttrs; i++) {
+    if (c->attrs[i].id == cudaLaunchAttributeClusterDimension) e.cluster = (int)c->attrs[i].val.clusterDim.x;
+    if (c->attrs[i].id == cudaLaunchAttributeCooperative) e.cooperative = c->attrs[i].val.cooperative;
+  }
+  auto& at = emu::func_attr[(void*)k];
+  if (e.smem > 48 << 10 && (int)e.smem > at[cudaFuncAttributeMaxDynamicSharedMemorySize])
+    return cudaErrorInvalidValue;
+  if (e.cluster > 16 || (e.cluster > 8 && !at[cudaFuncAttributeNonPortableClusterSizeAllowed]))
+    return cudaErrorInvalidClusterSize;
+  emu::launch(e, std::function<void()>([=] { k((P)a...); }));
+  return 0;
+}

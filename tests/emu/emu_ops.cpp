@@ -1,0 +1,44 @@
+// The operators of csrc/ops.cpp over the emulator, in a namespace of their own (FASTRNN_NAMESPACE), and the
+// switches that tests have over it. The kernels and the host code around them are csrc/cuda's own, compiled
+// with -DCUDA_ON_CPU; this file only defines the schemas.
+#include <torch/csrc/stable/library.h>
+
+#include "emu_torch.h"
+#ifdef EMU_RACE
+#include "emu_race_hooks.inl"
+#endif
+
+namespace {
+
+using torch::stable::Tensor;
+
+// The scheduler's seed, and how many blocks of a plain launch run at once (0: by the seed).
+void configure(int64_t seed, int64_t resident) {
+  emu::opt.seed = static_cast<uint64_t>(seed);
+  emu::opt.resident = static_cast<int>(resident);
+}
+
+// A contiguous copy of x that ends at a guard page.
+Tensor guarded(const Tensor& x) {
+  const auto sizes = x.sizes();
+  Tensor out = fastrnn::cuda::empty(std::vector<int64_t>(sizes.begin(), sizes.end()), x.scalar_type(), 0);
+  return torch::stable::copy_(out, x);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
+  m.def(
+      "rnn_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, bool bias, "
+      "int save) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
+  m.def(
+      "rnn_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor h0, Tensor? c0, "
+      "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int needs) "
+      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
+  m.def("configure(int seed, int resident) -> ()");
+  m.def("guarded(Tensor x) -> Tensor");
+}
+STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CPU, m) { m.impl("guarded", TORCH_BOX(&guarded)); }
+STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CompositeExplicitAutograd, m) {
+  m.impl("configure", TORCH_BOX(&configure));
+}

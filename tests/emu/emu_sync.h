@@ -1,0 +1,279 @@
+// Warp collectives, block, cluster and grid barriers, polling, shared memory and its addresses,
+// mbarriers, st.async and cp.async.
+#pragma once
+#include "emu_core.h"
+
+namespace emu {
+// Warp collective: the last lane of mask to arrive runs fn(args, mask) for all.
+inline void collective(uint32_t mask, const char* kind, void* arg, void (*fn)(void**, uint32_t), Loc loc) {
+  Thread* t = S.cur;
+  Warp* w = t->warp;
+  mask &= w->all;
+  if (!(mask >> t->lane & 1)) fail(fmt("%s: calling lane is not in mask %08x", kind, mask), &loc);
+  if (mask & w->exited) fail(fmt("%s: lanes %08x of the mask have exited", kind, mask & w->exited), &loc);
+  if (w->arrived && (w->mask != mask || strcmp(w->kind, kind)))
+    fail(fmt("divergent warp: %s mask %08x while lanes %08x wait in %s mask %08x", kind, mask, w->arrived, w->kind,
+             w->mask),
+         &loc);
+  w->mask = mask;
+  w->kind = kind;
+  w->arrived |= 1u << t->lane;
+  w->arg[t->lane] = arg;
+  if (w->arrived == mask) {
+    w->arrived = 0;
+    if (fn) fn(w->arg, mask);
+    for (int i = 0; i < 32; i++)
+      if ((mask >> i & 1) && i != t->lane) {
+        w->t[i]->st = RUN;
+        w->runnable |= 1u << i;
+      }
+    if (!w->queued) enqueue(w);
+    maybe_yield();
+  } else {
+    snprintf(t->note, sizeof t->note, "%s", kind);
+    wait_as(WARP, loc);
+  }
+}
+
+inline void syncthreads(Loc loc) {
+  Block* b = S.cur->blk;
+  if (b->live != (int)b->th.size())
+    fail(fmt("__syncthreads after %d threads of the block exited", (int)b->th.size() - b->live), &loc);
+  hb_release(b->hb);
+  if (++b->arrived == b->live) {
+    b->hb_done = b->hb;
+    for (auto& t : b->th)
+      if (t.st == BLOCK) {
+        if (t.loc.line() != loc.line())
+          fail(fmt("__syncthreads met by a different one at %s (%s)", where(t.loc).c_str(), who(&t).c_str()), &loc);
+        wake(&t);
+      }
+    b->arrived = 0;
+    maybe_yield();
+  } else {
+    S.cur->note[0] = 0;
+    wait_as(BLOCK, loc);
+  }
+  hb_acquire(b->hb_done);
+}
+inline void cluster_arrive(Loc loc) {
+  Thread* t = S.cur;
+  Cluster* c = t->blk->cl;
+  if (t->cl_arrived) fail("second cluster arrive without a wait", &loc);
+  t->cl_arrived = true;
+  t->cl_phase = c->phase;
+  hb_release(c->hb);
+  if (++c->arrived == c->size) {
+    c->arrived = 0;
+    c->phase++;
+    c->hb_done = c->hb;
+    wake_all(c->wait);
+  }
+}
+inline void cluster_wait(Loc loc) {
+  Thread* t = S.cur;
+  Cluster* c = t->blk->cl;
+  if (!t->cl_arrived) fail("cluster wait without an arrive", &loc);
+  t->cl_arrived = false;
+  while (c->phase == t->cl_phase) {
+    c->wait.push_back(t);
+    t->note[0] = 0;
+    wait_as(CLUSTER, loc);
+  }
+  hb_acquire(c->hb_done);
+}
+inline void grid_sync(Loc loc) {
+  if (!S.cfg.cooperative) fail("grid sync in a launch that is not cooperative", &loc);
+  hb_release(S.hb_grid);
+  if (S.grid_wait.size() + 1 == (size_t)S.cfg.grid.x * S.cfg.block.x)
+    S.hb_grid_done = S.hb_grid, wake_all(S.grid_wait);
+  else {
+    S.grid_wait.push_back(S.cur);
+    S.cur->note[0] = 0;
+    wait_as(GRID, loc);
+  }
+  hb_acquire(S.hb_grid_done);
+}
+// A polling load: the same thread reading the same value twice in a row at one address sleeps until the value
+// changes.
+EMU_NOSAN inline uint32_t poll(const volatile uint32_t* p, Loc loc) {
+  Thread* t = S.cur;
+  uint32_t v = *p;
+  if (t->poll_p == p && t->poll_v == v) {
+    snprintf(t->note, sizeof t->note, "value at %p to leave %u", (const void*)p, v);
+    S.polls.push_back(t);
+    wait_as(POLL, loc);
+    v = *p;
+  } else
+    maybe_yield();
+  t->poll_p = p;
+  t->poll_v = v;
+#ifdef EMU_RACE
+  hb_acquire(rc().addr[(const void*)p]);
+#endif
+  return v;
+}
+inline bool wake_polls() {
+  bool any = false;
+  for (size_t i = 0; i < S.polls.size();) {
+    Thread* t = S.polls[i];
+    if (*t->poll_p != t->poll_v) {
+      wake(t);
+      S.polls[i] = S.polls.back();
+      S.polls.pop_back();
+      any = true;
+    } else
+      i++;
+  }
+  return any;
+}
+
+// ---------------------------------------------------------------- shared memory, its 32-bit addresses
+inline void* dyn_smem() { return S.cur->blk->dyn; }
+inline void* static_smem(const char* file, int line, const char* name, size_t n, size_t al) {
+  auto [it, fresh] = S.statics.try_emplace(fmt("%s:%d:%s:%zu", file, line, name, n), 0);
+  if (fresh) {
+    al = std::max<size_t>(al, 16);
+    it->second = (uint32_t)((S.static_used + al - 1) / al * al);
+    S.static_used = it->second + n;
+    if (S.static_used > 48 << 10) fail("more than 48 KiB of static shared memory");
+  }
+  return S.cur->blk->map + PAGE + it->second;
+}
+inline uint32_t to_shared(const void* p) {
+  Block* b = S.cur->blk;
+  auto* q = (const uint8_t*)p;
+  if (q >= b->dyn && q < b->dyn + S.cfg.smem) return (uint32_t)(DYN_OFF + (q - b->dyn));
+  if (q >= b->map + PAGE && q < b->map + PAGE + STATIC_MAX) return (uint32_t)(PAGE + (q - b->map - PAGE));
+  fail(fmt("pointer %p is not in this block's shared memory", p));
+}
+inline Block* target(uint32_t a, const Loc& l) {
+  uint32_t r = a >> 24;
+  Block* b = S.cur ? S.cur->blk : nullptr;
+  if (!r) return b;
+  if (r > b->cl->b.size()) fail(fmt("cluster rank %u of %zu", r - 1, b->cl->b.size()), &l);
+  return b->cl->b[r - 1];
+}
+inline void* at(Block* b, uint32_t off, size_t n, const Loc& l) {
+  if (off % n) fail(fmt("misaligned %zu-byte shared access at offset %#x", n, off), &l);
+  if (off >= DYN_OFF && off - DYN_OFF + n <= S.cfg.smem) return b->dyn + (off - DYN_OFF);
+  if (off >= PAGE && off < DYN_OFF && off - PAGE + n <= S.static_used) return b->map + off;
+  fail(off >= DYN_OFF ? fmt("dynamic shared memory overrun: byte %u of %zu", off - DYN_OFF, S.cfg.smem)
+                      : fmt("bad shared offset %#x", off),
+       &l);
+}
+inline uint32_t mapa(uint32_t a, uint32_t r, Loc loc) {
+  if (a >> 24) fail("mapa of an address that is already mapped", &loc);
+  if (r >= S.cur->blk->cl->b.size()) fail(fmt("mapa to rank %u of %zu", r, S.cur->blk->cl->b.size()), &loc);
+  return (r + 1) << 24 | a;
+}
+
+// ---------------------------------------------------------------- mbarrier
+inline MBar& mbar(Block* b, uint32_t off, const Loc& l) {
+  auto it = b->mb.find(off & 0xffffff);
+  if (it == b->mb.end())
+    fail(fmt("mbarrier at shared offset %#x of rank %d was never initialised", off & 0xffffff, b->rank), &l);
+  return it->second;
+}
+inline void mbar_check(MBar& m, const Loc& l) {
+  if (m.tx > 0xfffff || m.tx < -0xfffff) fail(fmt("mbarrier tx-count %ld out of range", (long)m.tx), &l);
+  if (m.pending == 0 && m.tx == 0) {
+    m.phase++;
+    m.pending = m.count;
+    m.hb_done = m.hb;
+    wake_all(m.wait);
+  }
+}
+inline void mbar_init(uint32_t a, uint32_t count, Loc loc) {
+  Block* b = S.cur->blk;
+  memset(at(b, a, 8, loc), 0, 8);
+  MBar& m = b->mb[a];
+  m = MBar();
+  m.count = m.pending = count;
+  m.seen.assign(b->th.size(), 0);
+}
+inline void mbar_arrive(uint32_t a, uint32_t expect_tx, Loc loc) {
+  Block* b = target(a, loc);
+  MBar& m = mbar(b, a, loc);
+  m.tx += expect_tx;
+  hb_release(m.hb);
+  if (m.pending-- == 0) fail("more arrivals at an mbarrier than it counts in a phase", &loc);
+  mbar_check(m, loc);
+  maybe_yield();
+}
+inline void mbar_wait(uint32_t a, uint32_t parity, Loc loc) {
+  Thread* t = S.cur;
+  MBar& m = mbar(t->blk, a, loc);
+  if (a >> 24) fail("mbarrier wait on another block's barrier", &loc);
+  maybe_yield();
+  while ((m.phase & 1) == (parity & 1)) {  // the phase of this parity is still the current one
+    snprintf(t->note, sizeof t->note, "@%#x phase %lu pending %u tx %ld parity %u", a, (unsigned long)m.phase,
+             m.pending, (long)m.tx, parity);
+    m.wait.push_back(t);
+    wait_as(MBAR, loc);
+  }
+  if (opt.strict_mbar && m.phase != m.seen[t->lin] + 1)
+    fail(fmt("mbarrier wait (parity %u) met by phase count %lu, the last one this thread saw was %lu: %s", parity,
+             (unsigned long)m.phase, (unsigned long)m.seen[t->lin],
+             m.phase <= m.seen[t->lin] ? "it waited for nothing (wrong parity?)" : "it missed a phase"),
+         &loc);
+  m.seen[t->lin] = m.phase;
+  hb_acquire(m.hb_done);
+}
+EMU_NOSAN inline void land(const Async& a) {  // one st.async arrives: data first, then complete_tx
+  if (a.dst->live == 0) fail("st.async lands in a block that has exited", &a.loc);
+  void* p = at(a.dst, a.off, 4, a.loc);
+  MBar& m = mbar(a.dst, a.bar, a.loc);
+#ifdef EMU_RACE
+  if (race_on) {
+    touch(p, 4, true, a.warp, *a.from, 0);
+    join(m.hb.v, *a.from);
+  }
+#endif
+  memcpy(p, &a.val, 4);
+  m.tx -= 4;
+  mbar_check(m, a.loc);
+}
+inline void st_async(uint32_t a, uint32_t v, uint32_t bar, Loc loc) {
+  Block* d = target(a, loc);
+  if (d != target(bar, loc)) fail("st.async: data and mbarrier are in different blocks", &loc);
+  at(d, a & 0xffffff, 4, loc);
+  Async x{d, a & 0xffffff, v, bar & 0xffffff, loc, hb_snap(), S.cur->warp->id};
+  S.asyncs++;
+  if (S.p_land >= 1)
+    land(x);
+  else
+    S.flight.push_back(x);
+  maybe_yield();
+}
+inline void land_one() {
+  size_t i = S.below((uint32_t)S.flight.size());
+  Async a = S.flight[i];
+  S.flight[i] = S.flight.back();
+  S.flight.pop_back();
+  land(a);
+}
+// cp.async: done at once or at the wait, by chance
+inline void cp_async(uint32_t d, const void* s, int n, Loc loc) {
+  void* p = at(S.cur->blk, d, n, loc);
+  if ((uintptr_t)s % n) fail(fmt("cp.async of %d bytes from the misaligned address %p", n, s), &loc);
+  hb_touch(s, n, false);
+  hb_touch(p, n, true);  // it may land now, or as late as the wait
+  if (S.chance(0.5))
+    memcpy(p, s, n);
+  else
+    S.cur->cp.push_back({p, s, n, S.cur->cp_group});
+}
+inline void cp_commit() { S.cur->cp_group++; }
+inline void cp_wait(int keep) {  // keep < 0: wait_all
+  auto& v = S.cur->cp;
+  int upto = keep < 0 ? 1 << 30 : S.cur->cp_group - keep;
+  auto it = std::stable_partition(v.begin(), v.end(), [&](auto& c) { return c.group >= upto; });
+  for (auto i = it; i != v.end(); ++i) {
+    hb_touch(i->d, i->n, true);
+    memcpy(i->d, i->s, i->n);
+  }
+  v.erase(it, v.end());
+}
+
+}  // namespace emu

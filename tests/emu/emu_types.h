@@ -1,0 +1,80 @@
+// CUDA's vocabulary for g++: qualifiers, vector types, the half types with CUDA's conversions.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+#define __grid_constant__
+// Shared memory is declared through these two; plain __shared__ is left undefined on purpose.
+#define SMEM_DYN(T, name) T* name = (T*)emu::dyn_smem()
+#define SMEM_STATIC(T, name, dims) \
+  auto& name = *(T(*) dims)emu::static_smem(__FILE__, __LINE__, #name, sizeof(T dims), alignof(T))
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+inline uint32_t __float_as_uint(float f) {
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  return u;
+}
+inline float __uint_as_float(uint32_t u) {
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+
+struct alignas(2) __nv_bfloat16 {
+  uint16_t b;
+};
+struct alignas(4) __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+};
+inline float __bfloat162float(__nv_bfloat16 v) { return __uint_as_float((uint32_t)v.b << 16); }
+inline __nv_bfloat16 __float2bfloat16(float f) {  // round to nearest even, NaN kept
+  uint32_t u = __float_as_uint(f);
+  if (f != f) return {0x7fff};
+  return {(uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16)};
+}
+inline __nv_bfloat16 __float2bfloat16_rn(float f) { return __float2bfloat16(f); }
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__float2bfloat16(x), __float2bfloat16(y)}; }
+inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {__bfloat162float(v.x), __bfloat162float(v.y)}; }
+
+struct alignas(2) __half {
+  uint16_t b;
+};
+inline float __half2float(__half v) {
+  _Float16 f;
+  memcpy(&f, &v.b, 2);
+  return (float)f;
+}
+inline __half __float2half_rn(float f) {
+  const _Float16 h = (_Float16)f;
+  __half v;
+  memcpy(&v.b, &h, 2);
+  return v;
+}
