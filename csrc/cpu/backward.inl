@@ -1,0 +1,740 @@
+// Backward pass of one layer over the whole sequence, in chunks of steps from the last to the first:
+//   1. (recompute mode) the chunk's gates, as one product each with W_ih and W_hh;
+//   2. step by step: the cell's derivative gives dg_t, then dh_{t-1} = dg_t W_hh;
+//   3. for the whole chunk at once: grad_x = dg W_ih, grad_W_ih += dg^T x, grad_W_hh += dg^T h_prev
+//      and the bias sums, while dg is still in the cache.
+//
+// Layouts (T = compute type, W lanes a register, R rows of a batch group, M rows of a chunk):
+//   dg a direction   blocked [(G + split) * blocks][M][W]  gradients of the gates; a split gate has
+//                    two, of its input part and (last) of its recurrent part
+//   dh, dc a group   blocked [blocks][R][W]                what reaches h and c from later steps
+// Rows of a chunk ("slots") are ordered by time, then batch group, then row, so a group's rows of a
+// step lie together.
+//
+// Costs a step: 2*B*G*H*Hout flops, and as much again for each of grad_x (with I), grad_W_ih and
+// grad_W_hh. Nothing that forward saved is written to.
+#pragma once
+#include "pack.inl"
+#include "team.h"
+#include "../plan.h"
+
+namespace fastrnn {
+namespace {
+
+template <class T, template <class> class CellOf>
+class Backward {
+  using S = Simd<T>;
+  using V = typename S::V;
+  using C = CellOf<VectorMath<T>>;
+  static constexpr int W = S::W;
+  static constexpr int G = C::kGates;
+  static constexpr int kColumns = G + (C::kSplit ? 1 : 0);
+  static constexpr int64_t kReductionRows = 512;      // rows a pass of the weight gradients
+  static constexpr int64_t kPanelBytes = 512 << 10;   // of a panel, so that it stays in the L2 cache
+
+  // The gate of dg whose gradient belongs to recurrent gate g.
+  static constexpr int recurrent_column(int g) { return C::kSplit && g == G - 1 ? G : g; }
+
+ public:
+  Backward(const BackwardParams& params, const CpuPlan& plan, char* workspace)
+      : p_(params),
+        s_(params.shape),
+        plan_(plan),
+        grid_{params.shape.D, plan.batch_groups, plan.unit_groups},
+        units_{s_.H, kPanelVectors},
+        outputs_{s_.out_size(), kPanelVectors},
+        inputs_{s_.I, kPanelVectors} {
+    arena_.base = workspace;
+    recompute_ = C::kSaved > 0 && !p_.gates;
+    natural_ = plan_.direct && size_of(s_.dtype) == sizeof(T);
+    lay_out();
+  }
+
+  size_t workspace_bytes() const { return arena_.used; }
+
+  static void body(int64_t begin, int64_t end, void* self) {
+    static_cast<Backward*>(self)->run(static_cast<int>(begin), static_cast<int>(end));
+  }
+
+  int workers() const { return grid_.workers(); }
+
+ private:
+  // Where a chunk row finds what it needs in natural tensors.
+  struct Slot {
+    const char* x;
+    const char* h_prev;  // layer dtype
+    const T* c_prev;
+    int64_t row;  // natural row of y, gates, cells, grad_x
+  };
+  struct Direction {
+    T* w_hh;   // row panels over Hout, K = G*H
+    T* w_ih;   // row panels over I, K = G*H
+    T* w_hr;   // row panels over H, K = P
+    T* c0;     // (B, H) in the compute dtype
+    T* dg;
+    T* dh_out;  // projection: gradient of the projected output, blocked [ceil(P/W)][M][W]
+    T* m;       // projection: output before it, rows of blocks*W
+    Slot* slots;
+    Barrier* barrier;
+    // recompute mode
+    T* gate_w_ih;
+    T* gate_w_hh;
+    T* bias;
+    T* bias_rec;
+    T* gates;  // [M][kSaved][blocks*W]
+  };
+  struct Group {
+    T* dh;  // over Hout
+    T* dm;  // projection: over H
+    T* dc;
+    Barrier* barrier;
+  };
+  struct Worker {
+    T* panel;           // [kReductionRows][kPanelVectors*W]
+    T* tile;            // [rows of a share][kPanelVectors*W], grad_x over several passes
+    T* x;               // recompute: blocked rows of this worker
+    T* h;
+    int64_t* own_slots;
+  };
+  struct Chunk {
+    int64_t s_begin, s_end;  // in processing order
+    int64_t t_begin;         // earliest time
+    int64_t rows;
+    bool first;  // of this call: gradients are written, not added to
+  };
+  struct Range {
+    int64_t begin, end;
+  };
+
+  // ---- memory ---------------------------------------------------------------------------------
+
+  int64_t row_length() const { return units_.blocks() * W; }
+
+  void lay_out() {
+    const int64_t blocks = units_.blocks(), out_blocks = outputs_.blocks();
+    group_rows_ = ceil_div(s_.B, grid_.batch_groups);
+    chunk_rows_ = 0;  // the busiest chunk: the earliest steps of a packed sequence are the fullest
+    for (int64_t t = 0; t < s_.T; t += plan_.backward_chunk) {
+      const int64_t end = min_of(s_.T, t + plan_.backward_chunk);
+      chunk_rows_ = max_of(chunk_rows_, s_.row_offset(end) - s_.row_offset(t));
+    }
+    if (s_.D == 2) {  // the reverse direction cuts its chunks from the other end
+      for (int64_t t = s_.T; t > 0; t -= plan_.backward_chunk) {
+        const int64_t begin = max_of<int64_t>(0, t - plan_.backward_chunk);
+        chunk_rows_ = max_of(chunk_rows_, s_.row_offset(t) - s_.row_offset(begin));
+      }
+    }
+    // Forward-order chunks start at multiples of the chunk from the end, see chunk_before().
+    for (int64_t t = s_.T; t > 0; t -= plan_.backward_chunk) {
+      const int64_t begin = max_of<int64_t>(0, t - plan_.backward_chunk);
+      chunk_rows_ = max_of(chunk_rows_, s_.row_offset(t) - s_.row_offset(begin));
+    }
+    const int64_t M = chunk_rows_;
+    const int groups = grid_.directions * grid_.batch_groups;
+    barriers_ = arena_.take<Barrier>(2 + groups);
+    for (int d = 0; d < s_.D; ++d) {
+      Direction& dir = directions_[d];
+      dir.barrier = barriers_ + d;
+      dir.w_hh = arena_.take<T>(G * s_.H * out_blocks * W);
+      dir.w_ih = arena_.take<T>(p_.grad_x[d] ? G * s_.H * inputs_.blocks() * W : 0);
+      dir.w_hr = arena_.take<T>(s_.P * row_length());
+      dir.c0 = arena_.take<T>(C::kHasCell ? s_.B * s_.H : 0);
+      dir.dg = arena_.take<T>(kColumns * blocks * M * W);
+      dir.dh_out = arena_.take<T>(s_.P ? out_blocks * M * W : 0);
+      dir.m = arena_.take<T>(s_.P && p_.need_weights ? M * row_length() : 0);
+      dir.slots = arena_.take<Slot>(M);
+      if (recompute_) {
+        dir.gate_w_ih = arena_.take<T>(blocks * G * W * s_.I);
+        dir.gate_w_hh = arena_.take<T>(blocks * G * W * s_.out_size());
+        dir.bias = arena_.take<T>(blocks * G * W);
+        dir.bias_rec = arena_.take<T>(blocks * W);
+        dir.gates = arena_.take<T>(M * C::kSaved * row_length());
+      }
+    }
+    groups_ = arena_.take<Group>(groups);
+    workers_ = arena_.take<Worker>(grid_.workers());
+    for (int g = 0; g < groups; ++g) {
+      Group group;
+      group.dh = arena_.take<T>(out_blocks * group_rows_ * W);
+      group.dm = arena_.take<T>(s_.P ? blocks * group_rows_ * W : 0);
+      group.dc = arena_.take<T>(C::kHasCell ? blocks * group_rows_ * W : 0);
+      group.barrier = barriers_ + 2 + g;
+      if (arena_.base) groups_[g] = group;
+    }
+    const int64_t own_rows = min_of(M, plan_.backward_chunk * group_rows_);
+    for (int r = 0; r < grid_.workers(); ++r) {
+      Worker worker;
+      worker.panel = arena_.take<T>(p_.need_weights ? min_of(kReductionRows, M) * kPanelVectors * W : 0);
+      worker.tile = arena_.take<T>(
+          p_.grad_x[grid_.direction(r)] ? ceil_div(M, grid_.workers_a_direction()) * kPanelVectors * W : 0);
+      worker.x = arena_.take<T>(recompute_ ? inputs_.blocks() * own_rows * W : 0);
+      worker.h = arena_.take<T>(recompute_ ? out_blocks * own_rows * W : 0);
+      worker.own_slots = arena_.take<int64_t>(recompute_ ? own_rows : 0);
+      if (arena_.base) workers_[r] = worker;
+    }
+    own_rows_ = own_rows;
+    if (arena_.base) {
+      for (int b = 0; b < 2 + groups; ++b) barriers_[b].arrivals = 0;
+    }
+  }
+
+  Range own_panels(const Panels<T>& panels, int rank) const {
+    const int64_t n = panels.count(), q = grid_.unit_group(rank);
+    return {n * q / grid_.unit_groups, n * (q + 1) / grid_.unit_groups};
+  }
+  Range own_blocks(const Panels<T>& panels, int rank) const {
+    const Range own = own_panels(panels, rank);
+    return {min_of(panels.first_block(own.begin), panels.blocks()),
+            min_of(panels.first_block(own.end), panels.blocks())};
+  }
+  int share(int rank) const { return rank % grid_.workers_a_direction(); }
+  Range share_of(int rank, int64_t count) const {
+    const int64_t n = grid_.workers_a_direction();
+    return {count * share(rank) / n, count * (share(rank) + 1) / n};
+  }
+
+  int64_t time_of(int direction, int64_t s) const { return direction ? s_.T - 1 - s : s; }
+
+  // First chunk row of batch group p at time t.
+  int64_t first_slot(const Chunk& chunk, int64_t t, int p) const {
+    const int64_t n = s_.active(t), groups = grid_.batch_groups;
+    return s_.row_offset(t) - s_.row_offset(chunk.t_begin) + p * (n / groups) + min_of<int64_t>(p, n % groups);
+  }
+
+  Chunk chunk_before(int direction, int64_t s_end) const {
+    Chunk chunk;
+    chunk.s_end = s_end;
+    chunk.s_begin = max_of<int64_t>(0, s_end - plan_.backward_chunk);
+    chunk.t_begin = direction ? s_.T - s_end : chunk.s_begin;
+    chunk.rows = s_.row_offset(chunk.t_begin + s_end - chunk.s_begin) - s_.row_offset(chunk.t_begin);
+    chunk.first = s_end == s_.T;
+    return chunk;
+  }
+
+  // ---- schedule -------------------------------------------------------------------------------
+
+  void run(int begin, int end) {
+    int64_t direction_meetings = 0, group_meetings = 0;
+    const auto meet_direction = [&] {
+      ++direction_meetings;
+      for (int r = begin; r < end; ++r) directions_[grid_.direction(r)].barrier->arrive();
+      for (int r = begin; r < end; ++r) {
+        directions_[grid_.direction(r)].barrier->wait(direction_meetings * grid_.workers_a_direction());
+      }
+    };
+    const auto meet_group = [&] {
+      ++group_meetings;
+      for (int r = begin; r < end; ++r) groups_[grid_.group(r)].barrier->arrive();
+      for (int r = begin; r < end; ++r) {
+        groups_[grid_.group(r)].barrier->wait(group_meetings * grid_.unit_groups);
+      }
+    };
+    for (int r = begin; r < end; ++r) prepare(r);
+    meet_direction();
+    for (int64_t s_end = s_.T; s_end > 0;) {
+      const auto chunk_of = [&](int r) { return chunk_before(grid_.direction(r), s_end); };
+      const int64_t s_begin = chunk_before(0, s_end).s_begin;
+      if (recompute_) {
+        for (int r = begin; r < end; ++r) recompute_gates(r, chunk_of(r));
+      }
+      if (grid_.unit_groups == 1) {
+        for (int r = begin; r < end; ++r) {
+          const Chunk chunk = chunk_of(r);
+          for (int64_t s = s_end - 1; s >= s_begin; --s) {
+            if (s_.P) {
+              gather_output_gradient(r, chunk, s);
+              project_back(r, chunk, s);
+            }
+            pointwise(r, chunk, s);
+            propagate(r, chunk, s);
+          }
+        }
+      } else {
+        for (int64_t s = s_end - 1; s >= s_begin; --s) {
+          if (s_.P) {
+            for (int r = begin; r < end; ++r) gather_output_gradient(r, chunk_of(r), s);
+            meet_group();  // the whole gradient of h is there before anyone multiplies it by W_hr
+            for (int r = begin; r < end; ++r) project_back(r, chunk_of(r), s);
+          }
+          for (int r = begin; r < end; ++r) pointwise(r, chunk_of(r), s);
+          meet_group();  // every gate of dg_t is written before anyone multiplies it by W_hh
+          for (int r = begin; r < end; ++r) propagate(r, chunk_of(r), s);
+        }
+      }
+      meet_direction();  // all of the chunk's dg
+      for (int r = begin; r < end; ++r) finish_chunk(r, chunk_of(r));
+      meet_direction();  // dg is free again
+      s_end = s_begin;
+    }
+    for (int r = begin; r < end; ++r) store_state_gradients(r);
+  }
+
+  // ---- before the last step -------------------------------------------------------------------
+
+  void prepare(int rank) {
+    const int d = grid_.direction(rank), shares = grid_.workers_a_direction();
+    const DirectionWeights& weights = p_.weights[d];
+    const Direction& dir = directions_[d];
+    const auto pack = [&](const Panels<T>& columns, const void* weight, int64_t K, T* out) {
+      for (int64_t panel = share(rank); panel < columns.count(); panel += shares) {
+        if (natural(columns, panel)) continue;
+        pack_row_panel<T>(weight, columns.length, s_.dtype, columns, panel, K,
+                          out + columns.first_block(panel) * W * K);
+      }
+    };
+    pack(outputs_, weights.w_hh, G * s_.H, dir.w_hh);
+    if (p_.grad_x[d]) pack(inputs_, weights.w_ih, G * s_.H, dir.w_ih);
+    if (s_.P) pack(units_, weights.w_hr, s_.P, dir.w_hr);
+    if (recompute_) pack_gates(rank);
+    if constexpr (C::kHasCell) {
+      const Range rows = share_of(rank, s_.B);
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        for (int64_t block = 0; block < units_.blocks(); ++block) {
+          const int lanes = units_.lanes(block);
+          S::store_n(dir.c0 + row * s_.H + block * W,
+                     load_as<T>(p_.c0, (d * s_.B + row) * s_.H + block * W, lanes, s_.dtype), lanes);
+        }
+      }
+    }
+    const Group& group = groups_[grid_.group(rank)];
+    load_state_gradient(rank, outputs_, p_.grad_hn, group.dh);
+    if constexpr (C::kHasCell) load_state_gradient(rank, units_, p_.grad_cn, group.dc);
+  }
+
+  void load_state_gradient(int rank, const Panels<T>& columns, const void* gradient, T* out) {
+    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+    const Range blocks = own_blocks(columns, rank);
+    const int64_t rows = grid_.rows(s_.B, b);
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t at = (d * s_.B + b + i * grid_.batch_groups) * columns.length + block * W;
+        S::store(out + (block * group_rows_ + i) * W,
+                 gradient ? load_as<T>(gradient, at, columns.lanes(block), s_.dtype) : V{});
+      }
+    }
+  }
+
+  void store_state_gradients(int rank) {
+    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+    const Group& group = groups_[grid_.group(rank)];
+    const int64_t rows = grid_.rows(s_.B, b);
+    const auto store = [&](const Panels<T>& columns, const T* from, void* out) {
+      if (!out) return;
+      const Range blocks = own_blocks(columns, rank);
+      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        for (int64_t i = 0; i < rows; ++i) {
+          const int64_t at = (d * s_.B + b + i * grid_.batch_groups) * columns.length + block * W;
+          store_as<T>(out, at, S::load(from + (block * group_rows_ + i) * W), columns.lanes(block), s_.dtype);
+        }
+      }
+    };
+    store(outputs_, group.dh, p_.grad_h0);
+    if constexpr (C::kHasCell) store(units_, group.dc, p_.grad_c0);
+  }
+
+  // ---- one step -------------------------------------------------------------------------------
+
+  // Fills what a chunk row needs to find its neighbours in natural tensors.
+  Slot slot_at(int d, int64_t t, int64_t b) const {
+    Slot slot;
+    const int64_t element = static_cast<int64_t>(size_of(s_.dtype)), out = s_.out_size();
+    const int64_t x_first = s_.batch_sizes ? s_.row_offset(t) * p_.x.row_stride : t * p_.x.step_stride;
+    slot.x = static_cast<const char*>(p_.x.data) + (x_first + b * p_.x.row_stride) * element;
+    slot.row = s_.row_offset(t) + b;
+    const int64_t before = d ? t + 1 : t - 1;
+    const bool starts = before < 0 || b >= s_.active(before);
+    if (starts) {
+      slot.h_prev = static_cast<const char*>(p_.h0) + (d * s_.B + b) * out * element;
+    } else {
+      slot.h_prev = static_cast<const char*>(p_.y) + ((s_.row_offset(before) + b) * s_.D + d) * out * element;
+    }
+    slot.c_prev = nullptr;
+    if constexpr (C::kHasCell) {
+      slot.c_prev = starts ? directions_[d].c0 + b * s_.H
+                           : static_cast<const T*>(p_.cells) + (d * s_.rows() + s_.row_offset(before) + b) * s_.H;
+    }
+    return slot;
+  }
+
+  void pointwise(int rank, const Chunk& chunk, int64_t s) {
+    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+    const Direction& dir = directions_[d];
+    const Group& group = groups_[grid_.group(rank)];
+    const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
+    const Range blocks = own_blocks(units_, rank);
+    const int64_t element = static_cast<int64_t>(size_of(s_.dtype));
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t row_b = b + i * grid_.batch_groups;
+      const Slot slot = slot_at(d, t, row_b);
+      if (grid_.unit_group(rank) == 0) dir.slots[slot0 + i] = slot;
+      const int64_t dy_first = s_.batch_sizes ? s_.row_offset(t) * p_.grad_y.row_stride : t * p_.grad_y.step_stride;
+      const char* dy = p_.grad_y.data && !s_.P ? static_cast<const char*>(p_.grad_y.data) +
+                                                     (dy_first + row_b * p_.grad_y.row_stride + d * s_.H) * element
+                                               : nullptr;
+      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        const int lanes = units_.lanes(block);
+        const int64_t at = (block * group_rows_ + i) * W, unit = block * W;
+        V saved[C::kSaved ? C::kSaved : 1], c{}, c_prev{}, h{}, h_prev{}, dc{}, dpre[G], drec, dc_prev, dh_prev;
+        if constexpr (C::kSaved > 0) {
+#pragma GCC unroll 4
+          for (int k = 0; k < C::kSaved; ++k) {
+            saved[k] = recompute_
+                           ? S::load(dir.gates + ((slot0 + i) * C::kSaved + k) * row_length() + unit)
+                           : load_as<T>(p_.gates, ((d * s_.rows() + slot.row) * C::kSaved + k) * s_.H + unit, lanes,
+                                        s_.dtype);
+          }
+        } else {
+          h = load_as<T>(p_.y, (slot.row * s_.D + d) * s_.H + unit, lanes, s_.dtype);
+        }
+        if constexpr (C::kSplit) h_prev = load_as<T>(slot.h_prev, unit, lanes, s_.dtype);
+        if constexpr (C::kHasCell) {
+          c = S::load_n(static_cast<const T*>(p_.cells) + (d * s_.rows() + slot.row) * s_.H + unit, lanes);
+          c_prev = S::load_n(slot.c_prev + unit, lanes);
+          dc = S::load(group.dc + at);
+          if (s_.P && p_.need_weights) {
+            S::store(dir.m + (slot0 + i) * row_length() + unit, saved[C::kSaved - 1] * VectorMath<T>::tanh(c));
+          }
+        }
+        V dh = S::load((s_.P ? group.dm : group.dh) + at);
+        if (dy) dh += load_as<T>(dy, unit, lanes, s_.dtype);
+        C::backward(saved, c_prev, c, h_prev, h, dh, dc, dpre, drec, dc_prev, dh_prev);
+        T* out = dir.dg + (block * chunk_rows_ + slot0 + i) * W;
+        const int64_t gate_stride = units_.blocks() * chunk_rows_ * W;
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) S::store(out + g * gate_stride, dpre[g]);
+        if constexpr (C::kSplit) S::store(out + G * gate_stride, drec);
+        if constexpr (C::kHasCell) S::store(group.dc + at, dc_prev);
+        if (!s_.P) S::store(group.dh + at, dh_prev);
+      }
+    }
+  }
+
+  // A panel of a right operand: rows of `ld` elements.
+  struct Panel {
+    const T* data;
+    int64_t ld;
+  };
+
+  // Whether a panel is read from the natural weight: few rows do not repay a copy. A last panel that
+  // is not whole is copied all the same, since kernels read whole vectors.
+  bool natural(const Panels<T>& columns, int64_t panel) const {
+    const int64_t last = columns.first_block(panel) + columns.blocks_of(panel) - 1;
+    return natural_ && columns.lanes(last) == W;
+  }
+  Panel panel_of(const Panels<T>& columns, int64_t panel, const T* packed, const void* weight, int64_t K) const {
+    const int64_t first = columns.first_block(panel);
+    if (natural(columns, panel)) return {static_cast<const T*>(weight) + first * W, columns.length};
+    return {packed + first * W * K, columns.blocks_of(panel) * W};
+  }
+
+  // tile += sum over gates [g0, g1) of dg * weight, for `rows` chunk rows from `slot` on.
+  void add_gates(T* tile, int rows, int vectors, const Direction& dir, int64_t slot, Panel panel, int g0, int g1,
+                 bool recurrent) const {
+    for (int g = g0; g < g1; ++g) {
+      const int column = recurrent ? recurrent_column(g) : g;
+      multiply<T>(rows, vectors, tile, dir.dg + (column * units_.blocks() * chunk_rows_ + slot) * W, chunk_rows_ * W,
+                  panel.data + g * s_.H * panel.ld, panel.ld, s_.H);
+    }
+  }
+
+  // Gates a pass, so that the panel's part stays in the L2 cache while the rows go by.
+  int gates_a_pass(int vectors) const {
+    const int64_t gate = s_.H * vectors * W * static_cast<int64_t>(sizeof(T));
+    return static_cast<int>(min_of<int64_t>(G, max_of<int64_t>(1, kPanelBytes / gate)));
+  }
+
+  // dh_{t-1} = (its direct part) + dg_t W_hh
+  void propagate(int rank, const Chunk& chunk, int64_t s) {
+    if (s == 0 && !p_.grad_h0) return;
+    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+    const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
+    const Direction& dir = directions_[d];
+    const Range own = own_panels(outputs_, rank);
+    for (int64_t p = own.begin; p < own.end; ++p) {
+      const int vectors = outputs_.blocks_of(p), pass = gates_a_pass(vectors);
+      const Panel panel = panel_of(outputs_, p, dir.w_hh, p_.weights[d].w_hh, G * s_.H);
+      for (int g = 0; g < G; g += pass) {
+        for_tiles(tile_rows(vectors), 0, n, [&](int64_t row, int height) {
+          T* dh = groups_[grid_.group(rank)].dh + (outputs_.first_block(p) * group_rows_ + row) * W;
+          const bool from_zero = s_.P && g == 0;  // with a projection, dh went into dm and is spent
+          alignas(64) T tile[kTileSize * W];
+          for (int v = 0; v < vectors; ++v) {
+            for (int m = 0; m < height; ++m) {
+              S::store(tile + (m * vectors + v) * W, from_zero ? V{} : S::load(dh + (v * group_rows_ + m) * W));
+            }
+          }
+          add_gates(tile, height, vectors, dir, slot0 + row, panel, g, min_of(G, g + pass), true);
+          store_blocked(tile, height, vectors, dh);
+        });
+      }
+    }
+  }
+
+  // A tile into a group's blocked buffer.
+  void store_blocked(const T* tile, int rows, int vectors, T* to) const {
+    for (int v = 0; v < vectors; ++v) {
+      for (int m = 0; m < rows; ++m) S::store(to + (v * group_rows_ + m) * W, S::load(tile + (m * vectors + v) * W));
+    }
+  }
+
+  // ---- projection (LSTM with proj_size) ---------------------------------------------------------
+
+  // The whole gradient of the projected output at this step: from later steps and from grad_y.
+  void gather_output_gradient(int rank, const Chunk& chunk, int64_t s) {
+    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+    const Direction& dir = directions_[d];
+    const Group& group = groups_[grid_.group(rank)];
+    const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
+    const int64_t dy_first = s_.batch_sizes ? s_.row_offset(t) * p_.grad_y.row_stride : t * p_.grad_y.step_stride;
+    const Range blocks = own_blocks(outputs_, rank);
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      for (int64_t i = 0; i < n; ++i) {
+        V dh = S::load(group.dh + (block * group_rows_ + i) * W);
+        if (p_.grad_y.data) {
+          const int64_t at = dy_first + (b + i * grid_.batch_groups) * p_.grad_y.row_stride + d * s_.P + block * W;
+          dh += load_as<T>(p_.grad_y.data, at, outputs_.lanes(block), s_.dtype);
+        }
+        S::store(dir.dh_out + (block * chunk_rows_ + slot0 + i) * W, dh);
+      }
+    }
+  }
+
+  // dm = dh W_hr
+  void project_back(int rank, const Chunk& chunk, int64_t s) {
+    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+    const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
+    const Range own = own_panels(units_, rank);
+    for (int64_t p = own.begin; p < own.end; ++p) {
+      const int vectors = units_.blocks_of(p);
+      const Panel panel = panel_of(units_, p, directions_[d].w_hr, p_.weights[d].w_hr, s_.P);
+      for_tiles(tile_rows(vectors), 0, n, [&](int64_t row, int height) {
+        alignas(64) T tile[kTileSize * W] = {};
+        multiply<T>(height, vectors, tile, directions_[d].dh_out + (slot0 + row) * W, chunk_rows_ * W, panel.data,
+                    panel.ld, s_.P);
+        store_blocked(tile, height, vectors,
+                      groups_[grid_.group(rank)].dm + (units_.first_block(p) * group_rows_ + row) * W);
+      });
+    }
+  }
+
+  // ---- recompute mode ---------------------------------------------------------------------------
+
+  void pack_gates(int rank) {
+    const int d = grid_.direction(rank), shares = grid_.workers_a_direction();
+    const DirectionWeights& weights = p_.weights[d];
+    const Direction& dir = directions_[d];
+    const Panels<T> gates{s_.H, 1};
+    for (int64_t block = share(rank); block < gates.count(); block += shares) {
+      pack_gate_panel<T>(weights.w_ih, s_.I, s_.dtype, G, gates, block, s_.I, dir.gate_w_ih + block * G * W * s_.I);
+      pack_gate_panel<T>(weights.w_hh, s_.out_size(), s_.dtype, G, gates, block, s_.out_size(),
+                         dir.gate_w_hh + block * G * W * s_.out_size());
+      pack_gate_bias<T, C>(weights, s_, gates, block, dir.bias, dir.bias_rec);
+    }
+  }
+
+  // The chunk's gates for this worker's rows and units, as forward computed them, from x and the
+  // saved states: no step waits for another.
+  void recompute_gates(int rank, const Chunk& chunk) {
+    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+    const Worker& worker = workers_[rank];
+    int64_t rows = 0;
+    for (int64_t s = chunk.s_begin; s < chunk.s_end; ++s) {
+      const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
+      for (int64_t i = 0; i < n; ++i, ++rows) {
+        const Slot slot = slot_at(d, t, b + i * grid_.batch_groups);
+        worker.own_slots[rows] = slot0 + i;
+        directions_[d].slots[slot0 + i] = slot;  // every unit group writes the same
+        block_row<T>(slot.x, s_.I, s_.dtype, worker.x, own_rows_, rows);
+        block_row<T>(slot.h_prev, s_.out_size(), s_.dtype, worker.h, own_rows_, rows);
+      }
+    }
+    const Range blocks = own_blocks(units_, rank);
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      for_tiles(tile_rows(G), 0, rows, [&](int64_t row, int height) { recompute_tile(rank, block, row, height); });
+    }
+  }
+
+  void recompute_tile(int rank, int64_t block, int64_t row, int height) {
+    const Direction& dir = directions_[grid_.direction(rank)];
+    const Worker& worker = workers_[rank];
+    alignas(64) T input[kTileSize * W], tile[kTileSize * W];
+    for (int m = 0; m < height; ++m) {
+      for (int g = 0; g < G; ++g) S::store(input + (m * G + g) * W, S::load(dir.bias + (block * G + g) * W));
+    }
+    multiply<T>(height, G, input, worker.x + row * W, own_rows_ * W, dir.gate_w_ih + block * G * W * s_.I, G * W, s_.I);
+    for (int m = 0; m < height; ++m) {
+      for (int g = 0; g < G; ++g) {
+        const bool split = C::kSplit && g == G - 1;
+        S::store(tile + (m * G + g) * W, S::load(split ? dir.bias_rec + block * W : input + (m * G + g) * W));
+      }
+    }
+    multiply<T>(height, G, tile, worker.h + row * W, own_rows_ * W, dir.gate_w_hh + block * G * W * s_.out_size(),
+                G * W, s_.out_size());
+    for (int m = 0; m < height; ++m) {
+      const int64_t slot = worker.own_slots[row + m];
+      V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, c_prev{}, c, h;
+      for (int g = 0; g < G; ++g) pre[g] = S::load(tile + (m * G + g) * W);
+      if constexpr (C::kSplit) {
+        rec = pre[G - 1];
+        pre[G - 1] = S::load(input + (m * G + G - 1) * W);
+      }
+      if constexpr (C::kHasCell) c_prev = S::load_n(dir.slots[slot].c_prev + block * W, units_.lanes(block));
+      C::forward(pre, rec, V{}, c_prev, saved, c, h);  // h_prev only enters h, which is not used
+      for (int k = 0; k < C::kSaved; ++k) {
+        S::store(dir.gates + (slot * C::kSaved + k) * row_length() + block * W, saved[k]);
+      }
+    }
+  }
+
+  // ---- a whole chunk at once --------------------------------------------------------------------
+
+  void finish_chunk(int rank, const Chunk& chunk) {
+    const int d = grid_.direction(rank);
+    const Direction& dir = directions_[d];
+    if (p_.grad_x[d]) input_gradient(rank, chunk);
+    if (!p_.need_weights) return;
+    const WeightGradients& grads = p_.grad_weights[d];
+    const int64_t blocks = units_.blocks();
+    const Range gate_blocks = share_of(rank, G * blocks);
+    const auto input_row = [&](int64_t slot) { return dir.slots[slot].x; };
+    const auto state_row = [&](int64_t slot) { return dir.slots[slot].h_prev; };
+    const auto gates = [&](int64_t i) { return i; };
+    const auto recurrent_gates = [&](int64_t i) { return recurrent_column(static_cast<int>(i / blocks)) * blocks + i % blocks; };
+    weight_gradient(rank, chunk, dir.dg, units_, gate_blocks, gates, inputs_, input_row, s_.dtype,
+                    static_cast<T*>(grads.w_ih));
+    weight_gradient(rank, chunk, dir.dg, units_, gate_blocks, recurrent_gates, outputs_, state_row, s_.dtype,
+                    static_cast<T*>(grads.w_hh));
+    if (s_.bias) {
+      bias_gradient(chunk, dir.dg, gate_blocks, gates, static_cast<T*>(grads.b_ih));
+      bias_gradient(chunk, dir.dg, gate_blocks, recurrent_gates, static_cast<T*>(grads.b_hh));
+    }
+    if (s_.P) {
+      const auto hidden_row = [&](int64_t slot) {
+        return reinterpret_cast<const char*>(dir.m + slot * row_length());
+      };
+      weight_gradient(rank, chunk, dir.dh_out, outputs_, share_of(rank, outputs_.blocks()), gates, units_, hidden_row,
+                      sizeof(T) == 8 ? Dtype::kDouble : Dtype::kFloat, static_cast<T*>(grads.w_hr));
+    }
+  }
+
+  // grad_x = dg W_ih for this worker's share of the chunk's rows.
+  void input_gradient(int rank, const Chunk& chunk) {
+    const int d = grid_.direction(rank);
+    const Direction& dir = directions_[d];
+    const Range rows = share_of(rank, chunk.rows);
+    for (int64_t p = 0; p < inputs_.count(); ++p) {
+      const int vectors = inputs_.blocks_of(p), pass = gates_a_pass(vectors);
+      const int64_t first = inputs_.first_block(p);
+      const Panel panel = panel_of(inputs_, p, dir.w_ih, p_.weights[d].w_ih, G * s_.H);
+      for (int g = 0; g < G; g += pass) {
+        for_tiles(tile_rows(vectors), rows.begin, rows.end, [&](int64_t slot, int height) {
+          // Over several passes the sums wait in this worker's own buffer.
+          T* tile = workers_[rank].tile + (slot - rows.begin) * kPanelVectors * W;
+          if (g == 0) {
+            for (int i = 0; i < height * vectors; ++i) S::store(tile + i * W, V{});
+          }
+          add_gates(tile, height, vectors, dir, slot, panel, g, min_of(G, g + pass), false);
+          if (g + pass < G) return;
+          for (int m = 0; m < height; ++m) {
+            const int64_t to = dir.slots[slot + m].row * s_.I + first * W;
+            for (int v = 0; v < vectors; ++v) {
+              store_as<T>(p_.grad_x[d], to + v * W, S::load(tile + (m * vectors + v) * W), inputs_.lanes(first + v),
+                          s_.dtype);
+            }
+          }
+        });
+      }
+    }
+  }
+
+  // out[row][column] (+)= sum over the chunk's rows of left[row] * right[column]. `left` is blocked,
+  // its block i found at source(i); a block's W rows begin at natural row (i / blocks) * length +
+  // (i % blocks) * W. The rows of `right` are natural and found by right_row(slot).
+  template <class Source, class RightRow>
+  void weight_gradient(int rank, const Chunk& chunk, const T* left, const Panels<T>& left_rows, Range own,
+                       Source&& source, const Panels<T>& columns, RightRow&& right_row, Dtype right_dtype, T* out) {
+    if (own.begin == own.end) return;
+    T* buffer = workers_[rank].panel;
+    for (int64_t panel = 0; panel < columns.count(); ++panel) {
+      const int64_t first = columns.first_block(panel);
+      const int vectors = columns.blocks_of(panel);
+      for (int64_t r0 = 0; r0 < chunk.rows; r0 += kReductionRows) {
+        const int64_t rows = min_of(kReductionRows, chunk.rows - r0);
+        for (int64_t r = 0; r < rows; ++r) {
+          const char* from = right_row(r0 + r);
+          for (int v = 0; v < vectors; ++v) {
+            S::store(buffer + (r * vectors + v) * W,
+                     load_as<T>(from, (first + v) * W, columns.lanes(first + v), right_dtype));
+          }
+        }
+        const bool from_zero = chunk.first && r0 == 0;
+        for (int64_t i = own.begin; i < own.end; ++i) {
+          const int64_t block = i % left_rows.blocks();
+          const T* a = left + (source(i) * chunk_rows_ + r0) * W;
+          T* to = out + (i / left_rows.blocks() * left_rows.length + block * W) * columns.length + first * W;
+          for_tiles(tile_rows(vectors), 0, left_rows.lanes(block), [&](int64_t m, int height) {
+            weight_gradient_tile(a + m, buffer, rows, to + m * columns.length, height, vectors, columns, first,
+                                 from_zero);
+          });
+        }
+      }
+    }
+  }
+
+  static void weight_gradient_tile(const T* a, const T* b, int64_t reduction, T* out, int rows, int vectors,
+                                   const Panels<T>& columns, int64_t first, bool from_zero) {
+    const int tail = columns.lanes(first + vectors - 1);
+    alignas(64) T tile[kTileSize * W];
+    for (int m = 0; m < rows; ++m) {
+      for (int v = 0; v < vectors; ++v) {
+        S::store(tile + (m * vectors + v) * W,
+                 from_zero ? V{} : S::load_n(out + m * columns.length + v * W, v == vectors - 1 ? tail : W));
+      }
+    }
+    multiply_transposed<T>(rows, vectors, tile, a, b, reduction);
+    for (int m = 0; m < rows; ++m) {
+      for (int v = 0; v < vectors; ++v) {
+        S::store_n(out + m * columns.length + v * W, S::load(tile + (m * vectors + v) * W),
+                   v == vectors - 1 ? tail : W);
+      }
+    }
+  }
+
+  template <class Source>
+  void bias_gradient(const Chunk& chunk, const T* dg, Range own, Source&& source, T* out) {
+    for (int64_t i = own.begin; i < own.end; ++i) {
+      const int64_t block = i % units_.blocks();
+      const int lanes = units_.lanes(block);
+      T* to = out + i / units_.blocks() * s_.H + block * W;
+      const T* a = dg + source(i) * chunk_rows_ * W;
+      V sums[4] = {};
+      int64_t r = 0;
+      for (; r + 4 <= chunk.rows; r += 4) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) sums[j] += S::load(a + (r + j) * W);
+      }
+      for (; r < chunk.rows; ++r) sums[0] += S::load(a + r * W);
+      const V sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      S::store_n(to, chunk.first ? sum : sum + S::load_n(to, lanes), lanes);
+    }
+  }
+
+  const BackwardParams& p_;
+  const LayerShape& s_;
+  const CpuPlan plan_;
+  const Grid grid_;
+  const Panels<T> units_;    // hidden units
+  const Panels<T> outputs_;  // columns of h
+  const Panels<T> inputs_;   // columns of x
+  Arena arena_;
+  bool recompute_ = false;
+  bool natural_ = false;  // weights are read where they lie
+  int64_t chunk_rows_ = 0, group_rows_ = 0, own_rows_ = 0;
+  Barrier* barriers_ = nullptr;
+  Direction directions_[2] = {};
+  Group* groups_ = nullptr;
+  Worker* workers_ = nullptr;
+};
+
+}  // namespace
+}  // namespace fastrnn

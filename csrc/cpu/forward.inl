@@ -1,0 +1,473 @@
+// Forward pass of one layer over the whole sequence.
+//
+// Layouts (T = compute type, W lanes a register, R rows of a batch group):
+//   h, two buffers a group   blocked [ceil(Hout/W)][R][W]   h_t is written while h_{t-1} is read
+//   c, m a group             blocked [ceil(H/W)][R][W]      m: the output before a projection
+//   gx a worker              [panel][chunk rows][units*G*W] input projection of a chunk of steps,
+//                            small enough to stay in the L2 cache until its steps consume it
+// Saved tensors and outputs are natural rows (see params.h) and are written once, never read.
+//
+// Costs a step: 2*B*G*H*Hout flops; reads the packed recurrent weights once a row tile.
+#pragma once
+#include "pack.inl"
+#include "team.h"
+#include "../plan.h"
+
+namespace fastrnn {
+namespace {
+
+template <class T, template <class> class CellOf>
+class Forward {
+  using S = Simd<T>;
+  using V = typename S::V;
+  using C = CellOf<VectorMath<T>>;
+  static constexpr int W = S::W;
+  static constexpr int G = C::kGates;
+  static constexpr int kUnits = G == 1 ? kRnnUnits : 1;  // blocks of units a gate panel
+  static constexpr int kDirectRows = 4;                  // rows at once where weights are not packed
+
+ public:
+  Forward(const ForwardParams& params, const CpuPlan& plan, char* workspace)
+      : p_(params),
+        s_(params.shape),
+        plan_(plan),
+        grid_{params.shape.D, plan.batch_groups, plan.unit_groups},
+        units_{s_.H, kUnits},
+        outputs_{s_.out_size(), kPanelVectors} {
+    arena_.base = workspace;
+    lay_out();
+  }
+
+  size_t workspace_bytes() const { return arena_.used; }
+
+  static void body(int64_t begin, int64_t end, void* self) {
+    static_cast<Forward*>(self)->run(static_cast<int>(begin), static_cast<int>(end));
+  }
+
+  int workers() const { return grid_.workers(); }
+
+ private:
+  struct Direction {
+    T* w_ih;      // gate panels
+    T* w_hh;      // gate panels
+    T* w_hr;      // gate panels with one gate
+    T* bias;      // [block][G][W], what gx starts from
+    T* bias_rec;  // [block][W], what a split gate's recurrent part starts from
+    Barrier* barrier;
+  };
+  struct Group {
+    T* h[2];
+    T* c;
+    T* m;
+    Barrier* barrier;
+  };
+  struct Worker {
+    T* gx;
+    T* x;
+    int64_t* slots;  // first chunk row of each step of the chunk
+  };
+  static constexpr int kMaxDirections = 2;
+
+  // ---- memory ---------------------------------------------------------------------------------
+
+  void lay_out() {
+    const int64_t blocks = units_.blocks(), group_rows = ceil_div(s_.B, grid_.batch_groups);
+    const int64_t out_blocks = outputs_.blocks();
+    chunk_rows_ = plan_.forward_chunk * group_rows;
+    group_rows_ = group_rows;
+    barriers_ = arena_.take<Barrier>(kMaxDirections + grid_.directions * grid_.batch_groups);
+    for (int d = 0; d < s_.D; ++d) {
+      Direction& dir = directions_[d];
+      dir.barrier = barriers_ + d;
+      if (!plan_.direct) {
+        dir.w_ih = arena_.take<T>(blocks * G * W * s_.I);
+        dir.w_hh = arena_.take<T>(blocks * G * W * s_.out_size());
+      }
+      if (s_.P) dir.w_hr = arena_.take<T>(out_blocks * W * s_.H);
+      dir.bias = arena_.take<T>(blocks * G * W);
+      dir.bias_rec = arena_.take<T>(C::kSplit ? blocks * W : 0);
+    }
+    groups_ = arena_.take<Group>(grid_.directions * grid_.batch_groups);
+    workers_ = arena_.take<Worker>(grid_.workers());
+    for (int g = 0; g < grid_.directions * grid_.batch_groups; ++g) {
+      Group group;
+      group.h[0] = arena_.take<T>(out_blocks * group_rows * W);
+      group.h[1] = arena_.take<T>(out_blocks * group_rows * W);
+      group.c = arena_.take<T>(C::kHasCell ? blocks * group_rows * W : 0);
+      group.m = arena_.take<T>(s_.P ? blocks * group_rows * W : 0);
+      group.barrier = barriers_ + kMaxDirections + g;
+      if (arena_.base) groups_[g] = group;
+    }
+    for (int r = 0; r < grid_.workers(); ++r) {
+      const auto range = own_panels(units_, grid_.unit_group(r));
+      const int64_t own_blocks = range.end > range.begin ? last_block(units_, range.end) - units_.first_block(range.begin) : 0;
+      Worker worker;
+      worker.gx = arena_.take<T>(plan_.direct ? 0 : own_blocks * G * W * chunk_rows_);
+      worker.x = arena_.take<T>(ceil_div(s_.I, W) * W * chunk_rows_);
+      worker.slots = arena_.take<int64_t>(plan_.forward_chunk);
+      if (arena_.base) workers_[r] = worker;
+    }
+    if (arena_.base) {
+      for (int b = 0; b < kMaxDirections + grid_.directions * grid_.batch_groups; ++b) barriers_[b].arrivals = 0;
+    }
+  }
+
+  struct Range {
+    int64_t begin, end;
+  };
+  static int64_t last_block(const Panels<T>& panels, int64_t end_panel) {
+    return end_panel >= panels.count() ? panels.blocks() : panels.first_block(end_panel);
+  }
+  Range own_panels(const Panels<T>& panels, int unit_group) const {
+    const int64_t n = panels.count();
+    return {n * unit_group / grid_.unit_groups, n * (unit_group + 1) / grid_.unit_groups};
+  }
+
+  // ---- schedule -------------------------------------------------------------------------------
+
+  void run(int begin, int end) {
+    for (int r = begin; r < end; ++r) {
+      prepare(r);
+      directions_[grid_.direction(r)].barrier->arrive();
+    }
+    for (int r = begin; r < end; ++r) {
+      directions_[grid_.direction(r)].barrier->wait(grid_.workers_a_direction());
+    }
+    if (grid_.unit_groups == 1) {  // nobody to wait for: each worker runs through the sequence alone
+      for (int r = begin; r < end; ++r) {
+        for (int64_t s0 = 0; s0 < s_.T; s0 += plan_.forward_chunk) {
+          const int64_t s1 = min_of(s_.T, s0 + plan_.forward_chunk);
+          project_input(r, s0, s1);
+          for (int64_t s = s0; s < s1; ++s) {
+            step(r, s, s - s0);
+            if (s_.P) project_output(r, s);
+          }
+        }
+      }
+      return;
+    }
+    int64_t meetings = 0;
+    const auto meet = [&] {
+      ++meetings;
+      for (int r = begin; r < end; ++r) groups_[grid_.group(r)].barrier->arrive();
+      for (int r = begin; r < end; ++r) groups_[grid_.group(r)].barrier->wait(meetings * grid_.unit_groups);
+    };
+    for (int64_t s0 = 0; s0 < s_.T; s0 += plan_.forward_chunk) {
+      const int64_t s1 = min_of(s_.T, s0 + plan_.forward_chunk);
+      for (int r = begin; r < end; ++r) project_input(r, s0, s1);
+      for (int64_t s = s0; s < s1; ++s) {
+        for (int r = begin; r < end; ++r) step(r, s, s - s0);
+        if (s_.P) {
+          meet();  // every unit of m is written before any product reads it
+          for (int r = begin; r < end; ++r) project_output(r, s);
+        }
+        meet();  // h_t is whole before step t+1 reads it, and h_{t-1} is free to be overwritten
+      }
+    }
+  }
+
+  int64_t time_of(int direction, int64_t s) const { return direction ? s_.T - 1 - s : s; }
+
+  // ---- before the first step ------------------------------------------------------------------
+
+  // Packs this worker's share of its direction's weights and fills its rows of the state.
+  void prepare(int rank) {
+    const int d = grid_.direction(rank), share = rank % grid_.workers_a_direction();
+    const int shares = grid_.workers_a_direction();
+    const DirectionWeights& weights = p_.weights[d];
+    const Direction& dir = directions_[d];
+    for (int64_t panel = share; panel < units_.count(); panel += shares) {
+      const int64_t first = units_.first_block(panel);
+      if (!plan_.direct) {
+        pack_gate_panel<T>(weights.w_ih, s_.I, s_.dtype, G, units_, panel, s_.I, dir.w_ih + first * G * W * s_.I);
+        pack_gate_panel<T>(weights.w_hh, s_.out_size(), s_.dtype, G, units_, panel, s_.out_size(),
+                           dir.w_hh + first * G * W * s_.out_size());
+      }
+      for (int u = 0; u < units_.blocks_of(panel); ++u) {
+        pack_gate_bias<T, C>(weights, s_, units_, first + u, dir.bias, dir.bias_rec);
+      }
+    }
+    if (s_.P) {
+      for (int64_t panel = share; panel < outputs_.count(); panel += shares) {
+        pack_gate_panel<T>(weights.w_hr, s_.H, s_.dtype, 1, outputs_, panel, s_.H,
+                           dir.w_hr + outputs_.first_block(panel) * W * s_.H);
+      }
+    }
+    const Group& group = groups_[grid_.group(rank)];
+    const int b = grid_.batch_group(rank);
+    if (grid_.unit_group(rank) == 0) {
+      const int64_t rows = grid_.rows(s_.B, b);
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t row = d * s_.B + b + i * grid_.batch_groups;
+        const char* h0 = static_cast<const char*>(p_.h0) + row * s_.out_size() * size_of(s_.dtype);
+        block_row<T>(h0, s_.out_size(), s_.dtype, group.h[0], group_rows_, i);
+        block_row<T>(h0, s_.out_size(), s_.dtype, group.h[1], group_rows_, i);
+        if constexpr (C::kHasCell) {
+          const char* c0 = static_cast<const char*>(p_.c0) + row * s_.H * size_of(s_.dtype);
+          block_row<T>(c0, s_.H, s_.dtype, group.c, group_rows_, i);
+        }
+      }
+    }
+  }
+
+  // ---- input projection -----------------------------------------------------------------------
+
+  void project_input(int rank, int64_t s0, int64_t s1) {
+    const Worker& worker = workers_[rank];
+    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+    int64_t rows = 0;
+    for (int64_t s = s0; s < s1; ++s) {
+      const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b);
+      worker.slots[s - s0] = rows;
+      const int64_t first = s_.batch_sizes ? s_.row_offset(t) * p_.x.row_stride : t * p_.x.step_stride;
+      for (int64_t i = 0; i < n; ++i, ++rows) {
+        const int64_t at = first + (b + i * grid_.batch_groups) * p_.x.row_stride;
+        block_row<T>(static_cast<const char*>(p_.x.data) + at * static_cast<int64_t>(size_of(s_.dtype)), s_.I,
+                     s_.dtype, worker.x, chunk_rows_, rows);
+      }
+    }
+    if (plan_.direct) return;
+    const Range own = own_panels(units_, grid_.unit_group(rank));
+    for (int64_t panel = own.begin; panel < own.end; ++panel) {
+      const int vectors = units_.blocks_of(panel) * G;
+      for_tiles(tile_rows(vectors), 0, rows,
+                [&](int64_t row, int height) { input_tile(rank, panel, vectors, row, height); });
+    }
+  }
+
+  // Offset of a panel inside a worker's gx.
+  int64_t gx_offset(int rank, int64_t panel) const {
+    const int64_t first = units_.first_block(own_panels(units_, grid_.unit_group(rank)).begin);
+    return (units_.first_block(panel) - first) * G * W * chunk_rows_;
+  }
+
+  void input_tile(int rank, int64_t panel, int vectors, int64_t row, int height) {
+    const Worker& worker = workers_[rank];
+    const Direction& dir = directions_[grid_.direction(rank)];
+    const int64_t first = units_.first_block(panel);
+    T* out = worker.gx + gx_offset(rank, panel) + row * vectors * W;
+    for (int m = 0; m < height; ++m) copy_vectors(dir.bias + first * G * W, out + m * vectors * W, vectors);
+    multiply<T>(height, vectors, out, worker.x + row * W, chunk_rows_ * W, dir.w_ih + first * G * W * s_.I,
+                vectors * W, s_.I);
+  }
+
+  static FASTRNN_INLINE void copy_vectors(const T* from, T* to, int count) {
+    for (int v = 0; v < count; ++v) S::store(to + v * W, S::load(from + v * W));
+  }
+
+  // ---- one step -------------------------------------------------------------------------------
+
+  void step(int rank, int64_t s, int64_t s_in_chunk) {
+    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+    const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b);
+    const Range own = own_panels(units_, grid_.unit_group(rank));
+    for (int64_t panel = own.begin; panel < own.end; ++panel) {
+      const int units = units_.blocks_of(panel);
+      if (plan_.direct) {
+        for_tiles(kDirectRows, 0, n,
+                  [&](int64_t row, int height) { direct_tile(rank, s, t, panel, units, row, height); });
+      } else {
+        const int64_t slot0 = workers_[rank].slots[s_in_chunk];
+        for_tiles(tile_rows(units * G), 0, n,
+                  [&](int64_t row, int height) { step_tile(rank, s, t, panel, units, row, height, slot0 + row); });
+      }
+    }
+    // Rows that end here hand their state over. A reverse direction ends all of its rows at t = 0.
+    const int64_t still_active = d ? (t > 0 ? n : 0) : grid_.rows(s_.active(t + 1), b);
+    for (int64_t i = still_active; i < n; ++i) {
+      const int64_t row = d * s_.B + b + i * grid_.batch_groups;
+      const Group& group = groups_[grid_.group(rank)];
+      for (int64_t block = units_.first_block(own.begin); block < last_block(units_, own.end); ++block) {
+        const int lanes = units_.lanes(block);
+        const int64_t from = (block * group_rows_ + i) * W, to = row * s_.H + block * W;
+        if constexpr (C::kHasCell) store_as<T>(p_.cn, to, S::load(group.c + from), lanes, s_.dtype);
+        if (!s_.P) store_as<T>(p_.hn, to, S::load(group.h[(s + 1) & 1] + from), lanes, s_.dtype);
+      }
+    }
+  }
+
+  void step_tile(int rank, int64_t s, int64_t t, int64_t panel, int units, int64_t row, int height, int64_t slot) {
+    const int vectors = units * G;
+    const Direction& dir = directions_[grid_.direction(rank)];
+    const Group& group = groups_[grid_.group(rank)];
+    const int64_t first = units_.first_block(panel);
+    const T* gx = workers_[rank].gx + gx_offset(rank, panel) + slot * vectors * W;
+    alignas(64) T tile[kTileSize * W];
+    copy_vectors(gx, tile, height * vectors);
+    if constexpr (C::kSplit) {
+      for (int m = 0; m < height; ++m) {
+        for (int u = 0; u < units; ++u) {
+          copy_vectors(dir.bias_rec + (first + u) * W, tile + (m * vectors + u * G + G - 1) * W, 1);
+        }
+      }
+    }
+    multiply<T>(height, vectors, tile, group.h[s & 1] + row * W, group_rows_ * W,
+                dir.w_hh + first * G * W * s_.out_size(), vectors * W, s_.out_size());
+    finish_tile(tile, gx, rank, s, t, panel, units, row, height);
+  }
+
+  // The gates of a tile become the new state. gx holds the input part of a split gate.
+  void finish_tile(const T* tile, const T* gx, int rank, int64_t s, int64_t t, int64_t panel, int units, int64_t row,
+                   int height) {
+    const int d = grid_.direction(rank);
+    const Group& group = groups_[grid_.group(rank)];
+    const int64_t out = s_.out_size(), row_step = grid_.batch_groups, N = s_.rows();
+    const int64_t natural = s_.row_offset(t) + grid_.batch_group(rank) + row * row_step;
+    const T* h_in = group.h[s & 1];
+    T* h_out = s_.P ? group.m : group.h[(s + 1) & 1];
+    for (int u = 0; u < units; ++u) {
+      const int64_t block = units_.first_block(panel) + u;
+      const int lanes = units_.lanes(block);
+      for (int m = 0; m < height; ++m) {
+        const int64_t at = (block * group_rows_ + row + m) * W;
+        const int64_t y_row = natural + m * row_step;
+        const int64_t from = (m * units + u) * G * W;
+        V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, h_prev{}, c_prev{}, c, h;
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) pre[g] = S::load(tile + from + g * W);
+        if constexpr (C::kSplit) {
+          rec = pre[G - 1];
+          pre[G - 1] = S::load(gx + from + (G - 1) * W);
+          h_prev = S::load(h_in + at);
+        }
+        if constexpr (C::kHasCell) c_prev = S::load(group.c + at);
+        C::forward(pre, rec, h_prev, c_prev, saved, c, h);
+        if constexpr (C::kHasCell) {
+          S::store(group.c + at, c);
+          if (p_.cells) S::store_n(static_cast<T*>(p_.cells) + (d * N + y_row) * s_.H + block * W, c, lanes);
+        }
+        if constexpr (C::kSaved > 0) {
+          if (p_.gates) {
+            const int64_t base = (d * N + y_row) * C::kSaved * s_.H + block * W;
+#pragma GCC unroll 4
+            for (int k = 0; k < C::kSaved; ++k) store_as<T>(p_.gates, base + k * s_.H, saved[k], lanes, s_.dtype);
+          }
+        }
+        S::store(h_out + at, h);
+        if (!s_.P) store_as<T>(p_.y, (y_row * s_.D + d) * out + block * W, h, lanes, s_.dtype);
+      }
+    }
+  }
+
+  // ---- projection of the output (LSTM with proj_size) -------------------------------------------
+
+  void project_output(int rank, int64_t s) {
+    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+    const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b);
+    const Range own = own_panels(outputs_, grid_.unit_group(rank));
+    for (int64_t panel = own.begin; panel < own.end; ++panel) {
+      const int vectors = outputs_.blocks_of(panel);
+      for_tiles(tile_rows(vectors), 0, n,
+                [&](int64_t row, int height) { output_tile(rank, s, t, panel, vectors, row, height); });
+    }
+    const int64_t still_active = d ? (t > 0 ? n : 0) : grid_.rows(s_.active(t + 1), b);
+    const T* h = groups_[grid_.group(rank)].h[(s + 1) & 1];
+    for (int64_t i = still_active; i < n; ++i) {
+      const int64_t row = d * s_.B + b + i * grid_.batch_groups;
+      for (int64_t block = outputs_.first_block(own.begin); block < last_block(outputs_, own.end); ++block) {
+        store_as<T>(p_.hn, row * s_.P + block * W, S::load(h + (block * group_rows_ + i) * W), outputs_.lanes(block),
+                    s_.dtype);
+      }
+    }
+  }
+
+  void output_tile(int rank, int64_t s, int64_t t, int64_t panel, int vectors, int64_t row, int height) {
+    const int d = grid_.direction(rank);
+    const Group& group = groups_[grid_.group(rank)];
+    const int64_t first = outputs_.first_block(panel), row_step = grid_.batch_groups;
+    const int64_t natural = s_.row_offset(t) + grid_.batch_group(rank) + row * row_step;
+    alignas(64) T tile[kTileSize * W] = {};
+    multiply<T>(height, vectors, tile, group.m + row * W, group_rows_ * W, directions_[d].w_hr + first * W * s_.H,
+                vectors * W, s_.H);
+    for (int m = 0; m < height; ++m) {
+      for (int v = 0; v < vectors; ++v) {
+        const V h = S::load(tile + (m * vectors + v) * W);
+        S::store(group.h[(s + 1) & 1] + ((first + v) * group_rows_ + row + m) * W, h);
+        store_as<T>(p_.y, ((natural + m * row_step) * s_.D + d) * s_.P + (first + v) * W, h,
+                    outputs_.lanes(first + v), s_.dtype);
+      }
+    }
+  }
+
+  // ---- too few rows to repay packing ------------------------------------------------------------
+
+  // Four rows of a natural weight times MR rows of a blocked operand, by dot products along K:
+  // sums[j][m] += weight[first + j] . a[m]. Reads each weight once, where it lies.
+  template <int MR>
+  FASTRNN_INLINE void dot_rows(V (&sums)[4][MR], const void* weight, int64_t first, int count, int64_t K, const T* a,
+                               int64_t block_stride) {
+    for (int64_t k = 0; k < K; k += W, a += block_stride) {
+      const int n = static_cast<int>(min_of<int64_t>(W, K - k));
+      V row[MR];
+#pragma GCC unroll 4
+      for (int m = 0; m < MR; ++m) row[m] = S::load(a + m * W);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        if (j >= count) break;
+        const V w = load_as<T>(weight, (first + j) * K + k, n, s_.dtype);
+#pragma GCC unroll 4
+        for (int m = 0; m < MR; ++m) sums[j][m] += w * row[m];
+      }
+    }
+  }
+
+  template <int MR>
+  void direct_gates(int rank, int64_t s, int64_t panel, int units, int64_t row, T* tile, T* gx) {
+    const int d = grid_.direction(rank);
+    const Worker& worker = workers_[rank];
+    const Direction& dir = directions_[d];
+    const T* h = groups_[grid_.group(rank)].h[s & 1] + row * W;
+    const T* x = worker.x + (worker.slots[0] + row) * W;
+    for (int u = 0; u < units; ++u) {
+      const int64_t block = units_.first_block(panel) + u;
+      const int lanes = units_.lanes(block);
+      for (int g = 0; g < G; ++g) {
+        const bool split = C::kSplit && g == G - 1;
+        for (int j = 0; j < lanes; j += 4) {
+          const int count = min_of(4, lanes - j);
+          const int64_t weight_row = g * s_.H + block * W + j;
+          V input[4][MR] = {}, recurrent[4][MR] = {};
+          dot_rows<MR>(input, p_.weights[d].w_ih, weight_row, count, s_.I, x, chunk_rows_ * W);
+          dot_rows<MR>(split ? recurrent : input, p_.weights[d].w_hh, weight_row, count, s_.out_size(), h,
+                       group_rows_ * W);
+          for (int q = 0; q < count; ++q) {
+            const T bias = dir.bias[(block * G + g) * W + j + q];
+            for (int m = 0; m < MR; ++m) {
+              const int64_t to = ((m * units + u) * G + g) * W + j + q;
+              const T sum = sum_lanes<T>(input[q][m]) + bias;
+              (split ? gx : tile)[to] = sum;
+              if (split) tile[to] = sum_lanes<T>(recurrent[q][m]) + dir.bias_rec[block * W + j + q];
+            }
+          }
+        }
+      }
+    }
+  }
+
+  void direct_tile(int rank, int64_t s, int64_t t, int64_t panel, int units, int64_t row, int height) {
+    alignas(64) T tile[kTileSize * W] = {}, gx[kTileSize * W] = {};
+    static_assert(kDirectRows == 4 && kDirectRows * kMaxVectors <= kTileSize);
+    const auto gates = height == 1   ? &Forward::direct_gates<1>
+                       : height == 2 ? &Forward::direct_gates<2>
+                       : height == 3 ? &Forward::direct_gates<3>
+                                     : &Forward::direct_gates<4>;
+    (this->*gates)(rank, s, panel, units, row, tile, gx);
+    finish_tile(tile, gx, rank, s, t, panel, units, row, height);
+  }
+
+  const ForwardParams& p_;
+  const LayerShape& s_;
+  const CpuPlan plan_;
+  const Grid grid_;
+  const Panels<T> units_;    // hidden units in gate panels
+  const Panels<T> outputs_;  // columns of the output in general panels
+  Arena arena_;
+  int64_t chunk_rows_ = 0, group_rows_ = 0;
+  Barrier* barriers_ = nullptr;
+  Direction directions_[kMaxDirections] = {};
+  Group* groups_ = nullptr;
+  Worker* workers_ = nullptr;
+};
+
+}  // namespace
+}  // namespace fastrnn

@@ -1,0 +1,29 @@
+// The kernels of one instruction set, as a table of function pointers. isa_*.cpp compile the same
+// sources once each; select_isa() picks the best that this machine can run when the library loads.
+#pragma once
+#include "../plan.h"
+#include "team.h"
+
+namespace fastrnn {
+
+struct KernelTable {
+  const char* name;
+  bool (*runs_here)();
+  int (*lanes)(Dtype dtype);
+  int tile_rows;
+  // Bytes of scratch that the caller must provide (64-byte aligned), then the kernel itself.
+  size_t (*forward_workspace)(const ForwardParams& params, const CpuPlan& plan);
+  void (*forward)(const ForwardParams& params, const CpuPlan& plan, char* workspace, const Parallel& parallel);
+  size_t (*backward_workspace)(const BackwardParams& params, const CpuPlan& plan);
+  void (*backward)(const BackwardParams& params, const CpuPlan& plan, char* workspace, const Parallel& parallel);
+  double (*fma_loop)(int64_t iterations);                          // returns flops done
+  double (*read_loop)(const float* data, int64_t count, int64_t repeats);  // returns bytes read
+};
+
+extern const KernelTable kBaselineKernels;
+#if defined(__x86_64__)
+extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvx512Kernels;
+#endif
+
+}  // namespace fastrnn

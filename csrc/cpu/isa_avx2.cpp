@@ -1,0 +1,13 @@
+// AVX2 with FMA and F16C: 8 floats a register, 16 registers.
+#include "isa.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
+#define FASTRNN_VECTOR_BYTES 32
+#include "kernels.inl"
+
+namespace fastrnn {
+static bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+const KernelTable kAvx2Kernels = make_table("avx2", runs_here);
+}  // namespace fastrnn
+#endif

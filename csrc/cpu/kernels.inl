@@ -1,0 +1,70 @@
+// The kernels of one instruction set: included by isa_*.cpp after its target pragma.
+#pragma once
+#include "../cells/gru.h"
+#include "../cells/lstm.h"
+#include "../cells/rnn.h"
+#include "backward.inl"
+#include "forward.inl"
+#include "limits.inl"
+
+namespace fastrnn {
+namespace {
+
+// Calls f.template operator()<T, Cell>() for the layer's compute type and cell: the one list of
+// cells on the CPU.
+template <class F>
+void with_kernel(const LayerShape& shape, F&& f) {
+  const auto with_cell = [&](auto zero) {
+    using T = decltype(zero);
+    switch (shape.cell) {
+      case CellKind::kLstm:
+        return f.template operator()<T, LstmCell>();
+      case CellKind::kGru:
+        return f.template operator()<T, GruCell>();
+      case CellKind::kRnnTanh:
+        return f.template operator()<T, RnnTanhCell>();
+      case CellKind::kRnnRelu:
+        return f.template operator()<T, RnnReluCell>();
+    }
+  };
+  if (shape.dtype == Dtype::kDouble) {
+    with_cell(double{});
+  } else {
+    with_cell(float{});
+  }
+}
+
+template <template <class, template <class> class> class Kernel, class Params>
+size_t workspace_of(const Params& params, const CpuPlan& plan) {
+  size_t bytes = 0;
+  with_kernel(params.shape, [&]<class T, template <class> class Cell>() {
+    bytes = Kernel<T, Cell>(params, plan, nullptr).workspace_bytes();
+  });
+  return bytes;
+}
+
+template <template <class, template <class> class> class Kernel, class Params>
+void run_kernel(const Params& params, const CpuPlan& plan, char* workspace, const Parallel& parallel) {
+  with_kernel(params.shape, [&]<class T, template <class> class Cell>() {
+    Kernel<T, Cell> kernel(params, plan, workspace);
+    parallel.run(kernel.workers(), Kernel<T, Cell>::body, &kernel);
+  });
+}
+
+int lanes(Dtype dtype) { return dtype == Dtype::kDouble ? Simd<double>::W : Simd<float>::W; }
+
+constexpr KernelTable make_table(const char* name, bool (*runs_here)()) {
+  return {name,
+          runs_here,
+          lanes,
+          tile_rows(kPanelVectors),
+          workspace_of<Forward, ForwardParams>,
+          run_kernel<Forward, ForwardParams>,
+          workspace_of<Backward, BackwardParams>,
+          run_kernel<Backward, BackwardParams>,
+          fma_loop,
+          read_loop};
+}
+
+}  // namespace
+}  // namespace fastrnn

@@ -1,0 +1,41 @@
+// Every operator's schema. The devices register their implementations of them in cpu/ops_cpu.cpp and
+// cuda/ops_cuda.cpp; autograd is in fastrnn/_autograd.py, fake (meta) versions in fastrnn/_ops.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(fastrnn, m) {
+  // One recurrent layer over a whole sequence, one or two directions, input projection included.
+  //
+  // x            (T, B, I), any strides; with batch_sizes packed rows (N, I), N = sum(batch_sizes)
+  // h0, c0       (D, B, Hout), (D, B, H); c0 for an LSTM alone
+  // weights      for each direction: w_ih (G*H, I), w_hh (G*H, Hout), with bias b_ih and b_hh (G*H),
+  //              for an LSTM with projection w_hr (P, H)
+  // batch_sizes  (T,) int64 on the CPU, positive and non-increasing, as in a PackedSequence
+  // cell         "lstm", "gru", "rnn_tanh", "rnn_relu"
+  // save         what backward will find: 0 nothing, 1 gates, 2 what recomputes them
+  //
+  // y            (T, B, D*Hout) or (N, D*Hout); hn (D, B, Hout); cn (D, B, H), LSTM
+  // gates        save 1: (D, N, 4*H), the activated i, f, g, o (LSTM) or r, z, n and the recurrent
+  //              part of n (GRU); otherwise and for an RNN (0,)
+  // cells        LSTM, save 1 or 2: (D, N, H), c of every step, float32 for half types
+  m.def(
+      "rnn_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, bool bias, "
+      "int save) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
+
+  // needs: sum of 1 (grad_x), 2 (grad_h0), 4 (grad_c0), 8 (grad_weights); the rest comes back empty.
+  // Nothing that is passed in is written to, so a graph may be walked twice.
+  m.def(
+      "rnn_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor h0, Tensor? c0, "
+      "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int needs) "
+      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
+
+  // The CPU instruction set in use, those this machine can run (comma-separated), and a switch for
+  // tests; it applies to calls that start afterwards.
+  m.def("cpu_isa() -> str");
+  m.def("cpu_isas() -> str");
+  m.def("cpu_set_isa(str name) -> ()");
+
+  // What this machine could do at best, for "% of the limit": float32 multiply-adds in registers
+  // (flop/s) and reading a buffer of that many bytes (bytes/s), each on one thread.
+  m.def("cpu_fma_peak() -> float");
+  m.def("cpu_read_bandwidth(int bytes) -> float");
+}

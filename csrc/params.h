@@ -1,0 +1,98 @@
+// The plain structs that cross the line between the operators (which know tensors) and the kernels
+// (which know pointers and sizes). No torch header below this line.
+//
+// Letters in shape comments: T steps, B batch rows, I input features, H hidden units, P projected
+// size, Hout = P with a projection, else H; G gates, D directions; N rows in all: T*B for a padded
+// sequence, sum(batch_sizes) for a packed one.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace fastrnn {
+
+enum class CellKind : int { kLstm = 0, kGru = 1, kRnnTanh = 2, kRnnRelu = 3 };
+enum class Dtype : int { kFloat = 0, kDouble = 1, kBFloat16 = 2, kHalf = 3 };
+enum class Save : int { kNothing = 0, kGates = 1, kRecompute = 2 };
+
+inline int gates_of(CellKind cell) { return cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1; }
+// Values a unit and step kept for backward, see csrc/cells/.
+inline int saved_of(CellKind cell) { return cell == CellKind::kLstm || cell == CellKind::kGru ? 4 : 0; }
+inline size_t size_of(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
+
+// Rows of features: a (T,B,F) tensor of any step and row stride, or packed (N,F) data. Features are
+// contiguous. Strides count elements. data may be null where a gradient is absent.
+struct Rows {
+  void* data = nullptr;
+  int64_t step_stride = 0;
+  int64_t row_stride = 0;
+};
+
+// Row-major weights of one direction, each with contiguous rows; null where absent.
+struct DirectionWeights {
+  const void* w_ih = nullptr;  // (G*H, I)
+  const void* w_hh = nullptr;  // (G*H, Hout)
+  const void* b_ih = nullptr;  // (G*H)
+  const void* b_hh = nullptr;  // (G*H)
+  const void* w_hr = nullptr;  // (P, H), projection only
+};
+
+// One layer, one or two directions, the whole sequence.
+struct LayerShape {
+  CellKind cell = CellKind::kLstm;
+  Dtype dtype = Dtype::kFloat;
+  int64_t T = 0, B = 0, I = 0, H = 0;
+  int64_t P = 0;  // 0: no projection
+  int D = 1;
+  bool bias = false;
+  const int64_t* batch_sizes = nullptr;  // T rows active at each step, non-increasing; null: always B
+  const int64_t* row_offsets = nullptr;  // T+1 sums of batch_sizes; null with batch_sizes
+
+  int64_t out_size() const { return P ? P : H; }
+  int64_t active(int64_t t) const { return t >= T ? 0 : batch_sizes ? batch_sizes[t] : B; }
+  int64_t row_offset(int64_t t) const { return row_offsets ? row_offsets[t] : t * B; }
+  int64_t rows() const { return row_offset(T); }
+};
+
+struct ForwardParams {
+  LayerShape shape;
+  Save save = Save::kNothing;
+  Rows x;
+  const void* h0 = nullptr;  // (D,B,Hout)
+  const void* c0 = nullptr;  // (D,B,H), LSTM
+  DirectionWeights weights[2];
+  void* y = nullptr;      // (N, D*Hout)
+  void* hn = nullptr;     // (D,B,Hout)
+  void* cn = nullptr;     // (D,B,H), LSTM
+  void* gates = nullptr;  // (D,N,saved*H), layer dtype; null unless save is kGates
+  void* cells = nullptr;  // (D,N,H), compute dtype; null unless an LSTM saves
+};
+
+// Gradients of the weights are written in the compute dtype (float for half types).
+struct WeightGradients {
+  void* w_ih = nullptr;
+  void* w_hh = nullptr;
+  void* b_ih = nullptr;
+  void* b_hh = nullptr;
+  void* w_hr = nullptr;
+};
+
+struct BackwardParams {
+  LayerShape shape;
+  Rows x;
+  const void* h0 = nullptr;
+  const void* c0 = nullptr;
+  DirectionWeights weights[2];
+  const void* y = nullptr;      // as written by forward
+  const void* gates = nullptr;  // null: recompute them
+  const void* cells = nullptr;
+  Rows grad_y;                    // rows of D*Hout; data null: zero
+  const void* grad_hn = nullptr;  // (D,B,Hout) or null
+  const void* grad_cn = nullptr;  // (D,B,H) or null
+  void* grad_x[2] = {nullptr, nullptr};  // (N, I) of each direction, layer dtype; null: not needed
+  void* grad_h0 = nullptr;               // (D,B,Hout) or null
+  void* grad_c0 = nullptr;               // (D,B,H) or null
+  bool need_weights = false;
+  WeightGradients grad_weights[2];
+};
+
+}  // namespace fastrnn

@@ -1,0 +1,131 @@
+// The Python module fastrnn._C: what was built, and the plan of a layer. Knows no torch, so that it
+// can be asked anywhere; the operators are in libfastrnn_cpu and libfastrnn_cuda.
+#include <pybind11/pybind11.h>
+
+#include <string>
+#include <vector>
+
+#include "plan.h"
+
+#ifndef FASTRNN_VERSION
+#define FASTRNN_VERSION "unknown"
+#endif
+#ifndef FASTRNN_CUDA_ARCHS
+#define FASTRNN_CUDA_ARCHS ""
+#endif
+#ifndef FASTRNN_CUDA_COMPILER
+#define FASTRNN_CUDA_COMPILER ""
+#endif
+#ifndef FASTRNN_TORCH_BUILD
+#define FASTRNN_TORCH_BUILD "unknown"
+#endif
+
+namespace py = pybind11;
+using namespace fastrnn;
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = FASTRNN_VERSION;
+  info["compiler"] = std::string(
+#ifdef __clang__
+                         "clang "
+#else
+                         "gcc "
+#endif
+                         ) +
+                     __VERSION__;
+  info["torch"] = FASTRNN_TORCH_BUILD;
+  info["cuda_archs"] = FASTRNN_CUDA_ARCHS;
+  info["cuda_compiler"] = FASTRNN_CUDA_COMPILER;
+  return info;
+}
+
+// Field by field, so that a typo is an error and not a default.
+template <class E>
+E one_of(const std::string& argument, const std::string& value, const std::vector<std::pair<const char*, E>>& choices) {
+  std::string known;
+  for (const auto& [name, choice] : choices) {
+    if (value == name) return choice;
+    known += (known.empty() ? "'" : ", '") + std::string(name) + "'";
+  }
+  throw py::value_error(argument + ": expected one of " + known + ", got '" + value + "'");
+}
+
+py::dict plan(const std::string& device, const std::string& cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P,
+              int directions, const std::string& dtype, bool training, bool packed, int threads, int vector_bytes) {
+  LayerShape shape;
+  shape.cell = one_of<CellKind>("cell", cell,
+                                {{"lstm", CellKind::kLstm},
+                                 {"gru", CellKind::kGru},
+                                 {"rnn_tanh", CellKind::kRnnTanh},
+                                 {"rnn_relu", CellKind::kRnnRelu}});
+  shape.dtype = one_of<Dtype>("dtype", dtype,
+                              {{"float32", Dtype::kFloat},
+                               {"float64", Dtype::kDouble},
+                               {"bfloat16", Dtype::kBFloat16},
+                               {"float16", Dtype::kHalf}});
+  for (const auto& [name, value] : {std::pair{"T", T}, {"I", I}, {"H", H}, {"directions", int64_t{directions}},
+                                    {"threads", int64_t{threads}}}) {
+    if (value < 1) throw py::value_error(std::string(name) + ": expected at least 1, got " + std::to_string(value));
+  }
+  if (B < 0) throw py::value_error("B: expected at least 0, got " + std::to_string(B));
+  if (P < 0 || (P && cell != "lstm")) throw py::value_error("P: expected a projection size for an LSTM, or 0");
+  if (directions > 2) throw py::value_error("directions: expected 1 or 2, got " + std::to_string(directions));
+  shape.T = T;
+  shape.B = B;
+  shape.I = I;
+  shape.H = H;
+  shape.P = P;
+  shape.D = directions;
+  shape.bias = true;
+  const int64_t G = gates_of(shape.cell), out = shape.out_size();
+  const int64_t element = shape.dtype == Dtype::kDouble ? 8 : 4;
+  const int64_t storage = static_cast<int64_t>(size_of(shape.dtype));
+  const bool lstm = shape.cell == CellKind::kLstm;
+
+  py::dict result;
+  result["device"] = device;
+  if (device == "cpu") {
+    CpuMachine machine;
+    machine.threads = threads;
+    machine.lanes = vector_bytes / static_cast<int>(element);
+    machine.tile_rows = vector_bytes == 64 ? 6 : 3;
+    const CpuPlan chosen = plan_cpu(shape, machine);
+    result["kernel"] = chosen.direct ? "direct" : "packed";
+    result["reason"] = chosen.reason;
+    result["packed_weights"] = !chosen.direct;
+    result["direction_groups"] = chosen.direction_groups;
+    result["batch_groups"] = chosen.batch_groups;
+    result["unit_groups"] = chosen.unit_groups;
+    result["forward_chunk"] = chosen.forward_chunk;
+    result["backward_chunk"] = chosen.backward_chunk;
+  } else if (device == "cuda") {
+    result["kernel"] = "stepwise";
+    result["reason"] = "a library product and a fused pointwise kernel a step";
+  } else {
+    throw py::value_error("device: expected 'cpu' or 'cuda', got '" + device + "'");
+  }
+  // The cost model: what the arithmetic and the recurrent weights ask for at least.
+  const double rows = static_cast<double>(T) * static_cast<double>(B) * directions;
+  const double product = 2.0 * rows * static_cast<double>(G * H * (I + out) + P * H);
+  result["flops"] = training ? 3 * product : product;
+  result["weight_bytes"] = storage * directions * (G * H * (I + out) + P * H);
+  result["step_weight_bytes"] = element * directions * (G * H * out + P * H);
+  result["saved_bytes_per_step"] =
+      training ? directions * B * (storage * (saved_of(shape.cell) * H) + (lstm ? element * H : 0)) : int64_t{0};
+  result["saved_bytes_per_step_recompute"] = training ? directions * B * (lstm ? element * H : 0) : int64_t{0};
+  result["packed"] = packed;
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Build facts and kernel plans of fastrnn.";
+  m.def("build_info", &build_info);
+  m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
+        py::arg("P") = 0, py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("training") = false,
+        py::arg("packed") = false, py::arg("threads") = 1, py::arg("vector_bytes") = 64);
+}

@@ -1,0 +1,85 @@
+"""The fused path of one layer, differentiable: an autograd.Function around the raw operators.
+
+A Python Function costs less at small sizes than an autograd formula registered with the operator, and it
+is skipped altogether where nothing needs a gradient.
+"""
+
+import torch
+
+from . import _ops
+
+_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+_NEED_X, _NEED_H0, _NEED_C0, _NEED_WEIGHTS = 1, 2, 4, 8
+
+
+def supported(x: torch.Tensor) -> bool:
+    """Whether a kernel exists for x's dtype on x's device."""
+    if x.dtype not in _DTYPES:
+        return False
+    device = x.device.type
+    return device == "cpu" or device == "meta" or (device == "cuda" and _ops.cuda_loaded)
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, h0, c0, batch_sizes, cell, bias, save, *weights):
+        weights = list(weights)
+        y, hn, cn, gates, cells = _ops.forward(x, h0, c0, weights, batch_sizes, cell, bias, save)
+        ctx.save_for_backward(x, h0, c0, batch_sizes, y, gates, cells, *weights)
+        ctx.cell, ctx.bias = cell, bias
+        ctx.set_materialize_grads(False)
+        return y, hn, cn
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_y, grad_hn, grad_cn):
+        x, h0, c0, batch_sizes, y, gates, cells, *weights = ctx.saved_tensors
+        if grad_y is None and grad_hn is None and grad_cn is None:
+            return (None,) * (7 + len(weights))
+        wanted = ctx.needs_input_grad
+        need_weights = any(wanted[7:])
+        needs = (
+            _NEED_X * wanted[0] + _NEED_H0 * wanted[1] + _NEED_C0 * wanted[2] + _NEED_WEIGHTS * need_weights
+        )
+        grad_x, grad_h0, grad_c0, grad_weights = _ops.backward(
+            grad_y, grad_hn, grad_cn, x, h0, c0, weights, batch_sizes, y, gates, cells, ctx.cell, ctx.bias, needs
+        )
+        return (
+            grad_x if wanted[0] else None,
+            grad_h0 if wanted[1] else None,
+            grad_c0 if wanted[2] else None,
+            None,
+            None,
+            None,
+            None,
+            *(grad_weights if need_weights else [None] * len(weights)),
+        )
+
+
+def layer(x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates"):
+    """One recurrent layer, one or two directions, over a whole sequence.
+
+    Args:
+        x: (T, B, I), any strides, or with batch_sizes packed rows (N, I).
+        h0, c0: (D, B, Hout) and, for an LSTM, (D, B, H).
+        weights: for each direction w_ih, w_hh, [b_ih, b_hh], [w_hr].
+        cell: "lstm", "gru", "rnn_tanh" or "rnn_relu".
+        batch_sizes: (T,) int64 on the CPU, as in a PackedSequence.
+        save: what backward finds: "gates" or "recompute" (less memory, one more product a layer).
+
+    Returns:
+        y (T, B, D*Hout) or (N, D*Hout); hn (D, B, Hout); cn (D, B, H) for an LSTM, else None.
+
+    Raises:
+        RuntimeError: from the operator, naming the argument, what was expected and what came.
+    """
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or h0.requires_grad
+        or (c0 is not None and c0.requires_grad)
+        or any(w.requires_grad for w in weights)
+    ):
+        y, hn, cn = _Layer.apply(x, h0, c0, batch_sizes, cell, bias, _ops.SAVE_MODES[save], *weights)
+    else:
+        y, hn, cn, _, _ = _ops.forward(x, h0, c0, weights, batch_sizes, cell, bias, 0)
+    return y, hn, cn if cell == "lstm" else None

@@ -1,0 +1,88 @@
+"""Loads the compiled operators and says what they can do without data (fake implementations).
+
+`torch.ops.fastrnn.rnn_forward` and `rnn_backward` are one recurrent layer over a whole sequence; their
+schemas are in csrc/ops.cpp. The CPU library defines them, the CUDA library adds its implementation where
+torch itself has CUDA.
+"""
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+from . import _C
+
+_FOLDER = Path(__file__).parent
+SAVED_GATES = {"lstm": 4, "gru": 4, "rnn_tanh": 0, "rnn_relu": 0}
+SAVE_MODES = {None: 0, "gates": 1, "recompute": 2}
+
+torch.ops.load_library(_FOLDER / "libfastrnn_cpu.so")
+cuda_loaded = False
+if torch.version.cuda is not None and (_FOLDER / "libfastrnn_cuda.so").exists():
+    try:
+        torch.ops.load_library(_FOLDER / "libfastrnn_cuda.so")
+        cuda_loaded = True
+    except OSError as error:  # the driver or libtorch_cuda is missing: the CPU still works
+        warnings.warn(f"fastrnn's CUDA kernels could not be loaded: {error}", RuntimeWarning, stacklevel=2)
+
+forward = torch.ops.fastrnn.rnn_forward.default
+backward = torch.ops.fastrnn.rnn_backward.default
+
+
+def build_info() -> dict:
+    """Version, compilers and CUDA architectures of the binaries."""
+    return _C.build_info()
+
+
+def cpu_isa() -> str:
+    """The instruction set whose kernels run: "avx512", "avx2" or "baseline"."""
+    return torch.ops.fastrnn.cpu_isa()
+
+
+def available_cpu_isas() -> list[str]:
+    """The instruction sets that this machine can run, best first."""
+    return torch.ops.fastrnn.cpu_isas().split(",")
+
+
+def set_cpu_isa(name: str) -> None:
+    """Run other kernels than the best, for tests; the environment variable FASTRNN_CPU_ISA does the same
+    at load. Not between a forward and its backward."""
+    torch.ops.fastrnn.cpu_set_isa(name)
+
+
+_requested = os.environ.get("FASTRNN_CPU_ISA")
+if _requested and _requested != cpu_isa():
+    warnings.warn(
+        f"FASTRNN_CPU_ISA={_requested!r} cannot run here (available: {', '.join(available_cpu_isas())}); "
+        f"using {cpu_isa()}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+@torch.library.register_fake("fastrnn::rnn_forward")
+def _(x, h0, c0, weights, batch_sizes, cell, bias, save):
+    directions, batch, out = h0.shape
+    hidden = weights[0].shape[0] // (4 if cell == "lstm" else 3 if cell == "gru" else 1)
+    rows = x.shape[0] if batch_sizes is not None else x.shape[0] * x.shape[1]
+    state = torch.float64 if x.dtype == torch.float64 else torch.float32
+    lstm, saved = cell == "lstm", SAVED_GATES[cell]
+    y = x.new_empty((*x.shape[:-1], directions * out))
+    cn = x.new_empty((directions, batch, hidden)) if lstm else x.new_empty((0,))
+    gates = x.new_empty((directions, rows, saved * hidden)) if save == 1 and saved else x.new_empty((0,))
+    cells_shape = (directions, rows, hidden) if lstm and save else (0,)
+    return y, x.new_empty(h0.shape), cn, gates, x.new_empty(cells_shape, dtype=state)
+
+
+@torch.library.register_fake("fastrnn::rnn_backward")
+def _(grad_y, grad_hn, grad_cn, x, h0, c0, weights, batch_sizes, y, gates, cells, cell, bias, needs):
+    def like(tensor, wanted):
+        return tensor.new_empty(tensor.shape) if wanted and tensor is not None else x.new_empty((0,))
+
+    return (
+        like(x, needs & 1),
+        like(h0, needs & 2),
+        like(c0, needs & 4),
+        [w.new_empty(w.shape) for w in weights] if needs & 8 else [],
+    )
