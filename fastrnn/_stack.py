@@ -41,11 +41,11 @@ class Stack(NamedTuple):
     backend: str
 
 
-def choose(backend: str, x: Tensor, weights: Sequence[Tensor]) -> Callable:
+def choose(backend: str, x: Tensor) -> Callable:
     """The function that computes a layer: the fused one or the reference."""
     if backend == "reference":
         return reference.layer
-    if _autograd.supported(x, weights):
+    if _autograd.supported(x):
         return _autograd.layer
     if backend == "auto":
         return reference.layer
@@ -135,7 +135,7 @@ def _layers(stack, x, h, c, weights, rows, batch_sizes):
     """The layers themselves. h and c are (L*D, B, .) or None for zeros."""
     cell, bias, save = stack.cell, stack.bias, stack.save
     directions = 2 if stack.bidirectional else 1
-    layer = choose(stack.backend, x, weights)
+    layer = choose(stack.backend, x)
     if layer is reference.layer:
         _checks.same_kind(x, [("parameter", w) for w in weights])
         if batch_sizes is not None:

@@ -234,7 +234,7 @@ def _cell_step(name, cell, x, h, c, weights, backend):
         h = x.new_zeros((x.size(0), hidden_size))
         c = h if cell == "lstm" else None
     # torch lets cells have no inputs or no units; there is nothing to fuse in those.
-    layer = choose(backend, x, weights) if input_size and hidden_size else reference.layer
+    layer = choose(backend, x) if input_size and hidden_size else reference.layer
     _checks.same_kind(x, (("hidden", h), ("cell", c), ("parameter", weights[0])))
     if layer is reference.layer:
         _checks.cell_params(name, cell, weights, hidden_size)
