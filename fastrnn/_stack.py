@@ -203,7 +203,9 @@ def autocast_inputs(cell: str, projected: bool, packed: bool, x, h, c, weights):
         if not layer_of_onednn or x.dtype == torch.float16:
             round_to = to if projected else None
             state = h if cell == "gru" else c
-            to = torch.promote_types(to, x.dtype if state is None else state.dtype)
+            state_type = x.dtype if state is None else state.dtype
+            if state_type in _AUTOCAST_TYPES:
+                to = torch.promote_types(to, state_type)
 
     def cast(t):
         return t.to(to) if t is not None and t.dtype in _AUTOCAST_TYPES else t

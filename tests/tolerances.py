@@ -26,7 +26,7 @@ TOLERANCES = {
     torch.float32: Tolerance(2e-6, 1e-5),
     torch.bfloat16: Tolerance(8e-3, 2e-2),
     torch.float16: Tolerance(1e-3, 3e-3),
-    torch.complex64: Tolerance(5e-6, 2e-5),
+    torch.complex64: Tolerance(4e-6, 2e-5),
     torch.complex128: Tolerance(1e-12, 1e-11),
 }
 
