@@ -126,6 +126,7 @@ struct Options {  // set before a launch
   uint64_t seed = 1;
   // Blocks co-resident in a plain launch (0: 1 to 4 by seed), so that a kernel that needs more deadlocks.
   int resident = 0;
+  int fault = 0;            // number of the planted fault that is switched on, see build.py
   bool strict_mbar = true;  // a wait must see exactly the next phase; no tx or half-arrived phase may be left at exit
 };
 inline Options opt;

@@ -12,10 +12,11 @@ namespace {
 
 using torch::stable::Tensor;
 
-// The scheduler's seed, and how many blocks of a plain launch run at once (0: by the seed).
-void configure(int64_t seed, int64_t resident) {
+// The scheduler's seed, how many blocks of a plain launch run at once (0: by the seed), the fault in force.
+void configure(int64_t seed, int64_t resident, int64_t fault) {
   emu::opt.seed = static_cast<uint64_t>(seed);
   emu::opt.resident = static_cast<int>(resident);
+  emu::opt.fault = static_cast<int>(fault);
 }
 
 // A contiguous copy of x that ends at a guard page.
@@ -35,7 +36,7 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
       "rnn_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor h0, Tensor? c0, "
       "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int needs) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
-  m.def("configure(int seed, int resident) -> ()");
+  m.def("configure(int seed, int resident=0, int fault=0) -> ()");
   m.def("guarded(Tensor x) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CPU, m) { m.impl("guarded", TORCH_BOX(&guarded)); }

@@ -1,0 +1,115 @@
+"""Compiles csrc/cuda for the emulator, by ninja into build/emu: what did not change is not compiled again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.utils.cpp_extension import include_paths
+
+ROOT = Path(__file__).resolve().parents[2]
+EMU = ROOT / "tests" / "emu"
+CUDA = ROOT / "csrc" / "cuda"
+OUT = ROOT / "build" / "emu"
+
+NAMESPACE = "fastrnn_emulated"
+
+
+class Fault(NamedTuple):
+    """An expression that occurs once in a file of csrc/cuda, and a wrong one for its place."""
+
+    file: str
+    right: str
+    wrong: str
+
+
+FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fno-strict-aliasing", "-w"]
+# Several of these libraries may be in one process: their state must not be shared.
+FLAGS += ["-fvisibility=hidden", "-fno-gnu-unique"]
+FLAGS += ["-DCUDA_ON_CPU", f"-DFASTRNN_NAMESPACE={NAMESPACE}", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+
+RULES = """\
+rule cxx
+  command = {cxx} $flags -MMD -MF $out.d -x c++ -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+rule link
+  command = {cxx} -shared $in -o $out -L{lib} -Wl,-z,defs -ltorch_cpu -ltorch
+"""
+
+
+def library(name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = False) -> Path:
+    """The ops over the emulator, as a library for torch.ops.load_library.
+
+    With `race` the kernels run under the happens-before check. `faults` are planted all at once, each behind
+    a switch that the op `configure` sets (number 1 is the first one).
+    """
+    folder = OUT / name
+    include = [f"-I{p}" for p in (ROOT / "csrc", EMU, *include_paths())]
+    edges, objects = [], []
+    for source in (*sorted(CUDA.glob("*.cpp")), *sorted(CUDA.glob("*.cu")), EMU / "emu_ops.cpp"):
+        flags = FLAGS + ["-DEMU_RACE"] * race
+        if race and source.suffix == ".cu":
+            # For the calls it puts in; emu_race_hooks.inl defines them, libtsan is not linked.
+            flags += ["-fsanitize=thread"]
+        if faults and source.parent == CUDA:
+            # Quotes look in the copy's own folder first, so the whole of csrc/cuda goes along.
+            source = folder / "source" / source.name
+        target = folder / f"{source.name}.o"
+        edges.append(f"build {target}: cxx {source}\n  flags = {' '.join(flags + include)}\n")
+        objects.append(str(target))
+    if faults:
+        for file in CUDA.iterdir():
+            write(folder / "source" / file.name, plant(file, faults))
+    result = folder / "libfastrnn_emulated.so"
+    edges.append(f"build {result}: link {' '.join(objects)}\n")
+    lib = Path(torch.__file__).parent / "lib"
+    write(folder / "build.ninja", RULES.format(cxx=os.environ.get("CXX", "g++"), lib=lib) + "".join(edges))
+    ninja = shutil.which("ninja") or str(Path(sys.executable).with_name("ninja"))
+    done = subprocess.run([ninja, "-C", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name} does not compile:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
+    return result
+
+
+def plant(file: Path, faults: Sequence[Fault]) -> str:
+    text = file.read_text()
+    for number, fault in enumerate(faults, 1):
+        if fault.file == file.name:
+            if text.count(fault.right) != 1:
+                raise RuntimeError(f"{text.count(fault.right)} times in {file.name}: {fault.right}")
+            switch = f"(emu::opt.fault == {number} ? ({fault.wrong}) : ({fault.right}))"
+            text = text.replace(fault.right, switch)
+    return text
+
+
+def write(path: Path, text: str) -> None:
+    """Only where it differs: ninja goes by the time of the change."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def find_nvcc() -> Path | None:
+    """CUDA_HOME's compiler, the pip wheel's beside torch, the one on the PATH, the system's."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    folders = [Path(home)] if home else []
+    if torch.version.cuda:
+        folders.append(Path(torch.__file__).parents[1] / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}")
+    on_path = shutil.which("nvcc")
+    folders += [Path(on_path).resolve().parents[1]] if on_path else []
+    folders.append(Path("/usr/local/cuda"))
+    return next((f / "bin" / "nvcc" for f in folders if (f / "bin" / "nvcc").exists()), None)
+
+
+def digest(*parts: str) -> str:
+    """Of everything that the kernels' sources hold, and of `parts`."""
+    sources = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cu", ".cuh", ".h", ".inl"))
+    return hashlib.sha256("\0".join([*(p.read_text() for p in sources), *parts]).encode()).hexdigest()[:16]

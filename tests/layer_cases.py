@@ -1,0 +1,211 @@
+"""Cases for the raw layer ops (rnn_forward, rnn_backward) on any device, compared with the reference.
+
+The ops are taken from a torch.ops namespace, so that the same cases run on a GPU, on the CPU kernels and on
+the emulator of tests/emu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from tolerances import TOLERANCES, error
+from torch import Tensor
+
+from fastrnn import reference
+
+CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+SAVES = {"nothing": 0, "gates": 1, "recompute": 2}
+GRAD_X, GRAD_H0, GRAD_C0, GRAD_WEIGHTS = 1, 2, 4, 8
+ALL = GRAD_X | GRAD_H0 | GRAD_C0 | GRAD_WEIGHTS
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer. With `sizes` (batch_sizes) the sequence is packed, and T and B follow from them."""
+
+    cell: str
+    T: int = 4
+    B: int = 3
+    IN: int = 5
+    H: int = 7
+    P: int = 0
+    D: int = 1
+    bias: bool = True
+    dtype: torch.dtype = torch.float64
+    sizes: tuple[int, ...] | None = None
+    save: str = "gates"
+    strided: bool = False
+
+    def __str__(self) -> str:
+        """A test's id: what differs from the plainest case."""
+        shape = f"T{self.T}B{self.B}" if self.sizes is None else "packed" + "".join(map(str, self.sizes))
+        parts = [self.cell, str(self.dtype).removeprefix("torch."), shape, f"I{self.IN}H{self.H}"]
+        parts += [f"P{self.P}"] * bool(self.P) + ["bidirectional"] * (self.D == 2)
+        parts += (
+            ["nobias"] * (not self.bias) + [self.save] * (self.save != "gates") + ["strided"] * self.strided
+        )
+        return "-".join(parts)
+
+
+@dataclass
+class Problem:
+    """A case's tensors, and a gradient for each output."""
+
+    x: Tensor
+    h0: Tensor
+    c0: Tensor | None
+    weights: list[Tensor]
+    batch_sizes: Tensor | None
+    cotangents: list[Tensor]  # of y, hn and, for an LSTM, cn
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Problem:
+        """The same numbers elsewhere: f of every tensor but batch_sizes, which stays on the CPU."""
+        c0 = None if self.c0 is None else f(self.c0)
+        weights, cotangents = [f(w) for w in self.weights], [f(g) for g in self.cotangents]
+        return Problem(f(self.x), f(self.h0), c0, weights, self.batch_sizes, cotangents)
+
+
+def spread(t: Tensor) -> Tensor:
+    """The same values with gaps between elements and dimensions in the opposite order."""
+    order = tuple(reversed(range(t.dim())))
+    wide = t.permute(order).repeat_interleave(2, dim=-1).contiguous()
+    return wide[..., ::2].permute(order)
+
+
+def problem(case: Case, seed: int = 0) -> Problem:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        values = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
+        return (values * scale).to(case.dtype)
+
+    T, B = (len(case.sizes), case.sizes[0]) if case.sizes else (case.T, case.B)
+    rows = (sum(case.sizes),) if case.sizes else (T, B)
+    G, out = reference.GATES[case.cell], case.P or case.H
+    # relu's derivative jumps at 0. In half types its sign must not hang on a rounding, so the bias decides
+    # it: at least 0.6, against at most 0.5 from the products.
+    steady = case.cell == "rnn_relu" and case.dtype in (torch.bfloat16, torch.float16)
+    x = draw(*rows, case.IN)
+    h0 = draw(case.D, B, out)
+    c0 = draw(case.D, B, case.H) if case.cell == "lstm" else None
+    weights = []
+    for _ in range(case.D):
+        scale = case.H**-0.5 * (0.2 if steady else 1.0)
+        weights += [draw(G * case.H, case.IN, scale=scale), draw(G * case.H, out, scale=scale)]
+        if case.bias:
+            b_ih, b_hh = draw(G * case.H, scale=0.5), draw(G * case.H, scale=0.5)
+            weights += [b_ih + 1.1 * b_ih.sign() if steady else b_ih, b_hh]
+        if case.P:
+            weights.append(draw(case.P, case.H, scale=case.H**-0.5))
+    shapes = [(*rows, case.D * out), h0.shape] + ([] if c0 is None else [c0.shape])
+    sizes = torch.tensor(case.sizes) if case.sizes else None
+    made = Problem(x, h0, c0, weights, sizes, [draw(*s) for s in shapes])
+    return made.map(spread) if case.strided else made
+
+
+def names(case: Case) -> list[str]:
+    """Of the results, in the order of expected() and fused()."""
+    states = ["h", "c"] if case.cell == "lstm" else ["h"]
+    per_direction = ["w_ih", "w_hh"] + ["b_ih", "b_hh"] * case.bias + ["w_hr"] * bool(case.P)
+    weights = [f"{w}[{d}]" for d in range(case.D) for w in per_direction]
+    return [
+        "y",
+        *(f"{s}n" for s in states),
+        *(f"grad {n}" for n in ["x", *(f"{s}0" for s in states), *weights]),
+    ]
+
+
+def expected(case: Case, p: Problem) -> list[Tensor]:
+    """Outputs and every gradient by the reference, in float64."""
+    inputs = [p.x, p.h0] + ([] if p.c0 is None else [p.c0]) + p.weights
+    leaves = [t.detach().double().requires_grad_() for t in inputs]
+    x, h0, *rest = leaves
+    c0 = None if p.c0 is None else rest.pop(0)
+    y, hn, cn = reference.layer(x, h0, c0, rest, cell=case.cell, bias=case.bias, batch_sizes=p.batch_sizes)
+    outputs = [y, hn] + ([] if cn is None else [cn])
+    gradients = torch.autograd.grad(outputs, leaves, [g.double() for g in p.cotangents])
+    return [*(t.detach() for t in outputs), *gradients]
+
+
+def forward(ops, case: Case, p: Problem, save: str | None = None) -> tuple[Tensor, ...]:
+    """(y, hn, cn, gates, cells) of the op."""
+    mode = SAVES[save or case.save]
+    return ops.rnn_forward(p.x, p.h0, p.c0, p.weights, p.batch_sizes, case.cell, case.bias, mode)
+
+
+def backward(ops, case: Case, p: Problem, saved: tuple[Tensor, ...], needs: int = ALL):
+    """(grad_x, grad_h0, grad_c0, grad_weights) of the op, from what forward returned."""
+    y, _, _, gates, cells = saved
+    grads = [*p.cotangents, None][:3]
+    return ops.rnn_backward(
+        *grads, p.x, p.h0, p.c0, p.weights, p.batch_sizes, y, gates, cells, case.cell, case.bias, needs
+    )
+
+
+def fused(ops, case: Case, p: Problem) -> list[Tensor]:
+    """Outputs and every gradient by the ops."""
+    saved = forward(ops, case, p)
+    x, h0, c0, weights = backward(ops, case, p, saved)
+    lstm = case.cell == "lstm"
+    return [*saved[: 2 + lstm], x, h0, *([c0] if lstm else []), *weights]
+
+
+def worst(case: Case, got: list[Tensor], want: list[Tensor]) -> tuple[float, str]:
+    """The largest error in units of its tolerance, and where it is. Shapes and dtypes have to be right."""
+    found = (0.0, "")
+    for name, g, w in zip(names(case), got, want, strict=True):
+        assert g.shape == w.shape, f"{name}: shape {tuple(g.shape)}, not {tuple(w.shape)}"
+        assert g.dtype == case.dtype, f"{name}: {g.dtype}, not {case.dtype}"
+        limit = TOLERANCES[case.dtype][name.startswith("grad")]
+        ratio = error(g.cpu(), w) / limit
+        if not ratio <= found[0]:  # NaN is the worst of all, and stays
+            found = (ratio, f"{name}: error {ratio * limit:.2e}, tolerance {limit:.0e}")
+            if ratio != ratio:
+                break
+    return found
+
+
+def check(ops, case: Case, move: Callable[[Tensor], Tensor] = lambda t: t, seed: int = 0) -> None:
+    """The ops against the reference, on tensors that `move` has taken where the ops work."""
+    p = problem(case, seed)
+    ratio, what = worst(case, fused(ops, case, p.map(move)), expected(case, p))
+    assert ratio <= 1, what
+
+
+PACKED = (5, 4, 4, 2, 1, 1)
+
+
+def grid() -> list[Case]:
+    """Every cell, dtype, direction and way of saving; padded and packed; projections; odd and tiny sizes."""
+    cases = []
+    for cell in CELLS:
+        plain = Case(cell)
+        for dtype in DTYPES:
+            for D in (1, 2):
+                for sizes in (None, PACKED):
+                    save = "recompute" if (D == 2) == (sizes is None) else "gates"
+                    cases.append(replace(plain, dtype=dtype, D=D, sizes=sizes, save=save))
+        for save in ("gates", "recompute"):
+            cases.append(replace(plain, bias=False, save=save))
+            cases.append(replace(plain, D=2, sizes=PACKED, bias=False, save=save))
+        cases += [
+            replace(plain, T=1, B=1, IN=1, H=1),
+            replace(plain, T=1, B=1, D=2, dtype=torch.float32),
+            replace(plain, T=9, B=2, IN=3, H=33, D=2, dtype=torch.float32),
+            replace(plain, T=2, B=2, IN=2, H=130, D=2),  # two pieces a row
+            replace(plain, T=2, B=131, IN=2, H=1),  # many rows a block
+            replace(plain, sizes=(1, 1, 1), D=2, save="recompute"),
+            replace(plain, sizes=(4, 4, 4), D=2),
+            replace(plain, strided=True),
+            replace(plain, strided=True, D=2, sizes=PACKED, save="recompute"),
+        ]
+    for dtype in DTYPES:
+        for D in (1, 2):
+            for sizes in (None, PACKED):
+                for save in ("gates", "recompute"):
+                    cases.append(Case("lstm", P=3, dtype=dtype, D=D, sizes=sizes, save=save))
+    cases += [Case("lstm", P=3, bias=False, strided=True, D=2), Case("lstm", P=1, H=2, T=1, B=1)]
+    return cases

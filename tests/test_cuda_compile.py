@@ -1,0 +1,111 @@
+"""Compile gate: every kernel to machine code for the oldest, the Hopper and the newest architecture.
+
+Fails where a kernel spills registers or keeps a stack, or asks for more shared memory than a block can have,
+and prints what each kernel uses. Needs nvcc, not a GPU.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import defaultdict
+from typing import NamedTuple
+
+import pytest
+from emu.build import CUDA, OUT, ROOT, digest, find_nvcc
+
+NVCC = find_nvcc()
+pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc here")
+
+SOURCES = sorted(CUDA.glob("*.cu"))
+FLAGS = ["-O3", "-std=c++20", f"-I{ROOT / 'csrc'}", "-Xptxas=-v"]  # as setup.py compiles them
+STATIC_SHARED_LIMIT = 48 << 10  # bytes a block, on every architecture
+
+
+class Kernel(NamedTuple):
+    name: str
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+
+
+def architectures() -> list[str]:
+    listed = subprocess.check_output([NVCC, "--list-gpu-arch"], text=True)
+    newest = max(int(n) for n in re.findall(r"compute_(\d+)", listed))
+    return ["sm_80", "sm_90a", f"sm_{newest}"]
+
+
+def ptxas(source, architecture: str) -> str:
+    """ptxas' report; kept in build/ for as long as sources and compiler stay the same."""
+    version = subprocess.check_output([NVCC, "--version"], text=True)
+    stem = OUT.parent / "cubin" / f"{source.stem}-{architecture}-{digest(version, *FLAGS)}"
+    log = stem.with_suffix(".log")
+    if not log.exists():
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [NVCC, *FLAGS, "-cubin", f"-arch={architecture}", source, "-o", stem.with_suffix(".cubin")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        log.write_text(done.stderr)
+    return log.read_text()
+
+
+def demangled(names: list[str]) -> list[str]:
+    done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True)
+    return done.stdout.splitlines()
+
+
+def kernels(report: str) -> list[Kernel]:
+    pattern = (
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers(.*?)\n"
+    )
+    found = re.findall(pattern, report, re.DOTALL)
+    assert len(found) == report.count("Compiling entry function")
+    out = []
+    names = demangled([f[0] for f in found])
+    for name, (_, stack, stores, loads, registers, rest) in zip(names, found, strict=True):
+        shared = re.search(r"(\d+) bytes smem", rest)
+        short = re.sub(r"fastrnn::(cuda::)?|void |\(.*|__nv_", "", name)
+        spills = int(stores) + int(loads)
+        out.append(Kernel(short, int(registers), int(stack), spills, int(shared[1]) if shared else 0))
+    return out
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[tuple[str, str], list[Kernel]]:
+    return {(s.name, arch): kernels(ptxas(s, arch)) for s in SOURCES for arch in architectures()}
+
+
+def test_every_kernel_compiles_without_spills(compiled):
+    assert compiled
+    assert all(compiled.values())
+    for (source, arch), found in compiled.items():
+        for k in found:
+            assert k.spills == 0, f"{source} {arch}: {k}"
+            assert k.stack == 0, f"{source} {arch}: {k}"
+            assert k.shared <= STATIC_SHARED_LIMIT, f"{source} {arch}: {k}"
+
+
+def test_resource_table(compiled, capsys):
+    """Registers of every kernel, a line a kernel and cell, a column a type: one number an architecture."""
+    table = defaultdict(lambda: defaultdict(list))
+    for found in compiled.values():
+        for k in found:
+            kernel, _, arguments = k.name.partition("<")
+            *cell, dtype = arguments.rstrip(">").split(", ")
+            table[" ".join([kernel, *cell])][dtype].append(str(k.registers))
+    assert all(len(v) == len(architectures()) for row in table.values() for v in row.values())
+    types = ["float", "double", "bfloat16", "half"]
+    with capsys.disabled():
+        print(f"\nregisters a thread, {' / '.join(architectures())}")
+        print(f"{'':42s}" + "".join(f"{t:>16s}" for t in types))
+        for name, row in sorted(table.items()):
+            cells = (" / ".join(row.get(t, row.get(f"__{t}", ["-"]))) for t in types)
+            print(f"{name:42s}" + "".join(f"{c:>16s}" for c in cells))
+
+
+def test_kernel_files_include_no_torch():
+    """Kernels know pointers and sizes: their files compile in seconds, and without torch."""
+    for path in (*CUDA.glob("*.cu"), *CUDA.glob("*.cuh"), CUDA / "stepwise.h"):
+        assert not re.search(r"#include\s*[<\"](torch|ATen|c10)/", path.read_text()), path.name

@@ -1,0 +1,242 @@
+"""The CUDA kernels' own source, and the host code around it, run on the CPU by the emulator of tests/emu.
+
+What a GPU adds to this (its arithmetic units, its scheduling, cuBLAS) is in test_cuda.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from emu.build import EMU, NAMESPACE, ROOT, Fault, library
+from layer_cases import (
+    ALL,
+    GRAD_C0,
+    GRAD_H0,
+    GRAD_WEIGHTS,
+    GRAD_X,
+    PACKED,
+    SAVES,
+    Case,
+    backward,
+    check,
+    expected,
+    forward,
+    fused,
+    grid,
+    problem,
+    worst,
+)
+
+import fastrnn  # noqa: F401  loads torch.ops.fastrnn
+
+
+@pytest.fixture(scope="module")
+def ops():
+    torch.ops.load_library(str(library()))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the products are tiny, and the kernels run on one thread anyway
+    yield getattr(torch.ops, NAMESPACE)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("case", grid(), ids=str)
+def test_layer(ops, case):
+    """Outputs and every gradient, with every tensor at a guard page and all fresh memory NaN."""
+    ops.configure(len(str(case)))
+    check(ops, case, ops.guarded if not case.strided else lambda t: t)
+
+
+@pytest.mark.parametrize(
+    "case", [Case("lstm", P=2), Case("gru", D=2, sizes=PACKED), Case("rnn_tanh")], ids=str
+)
+def test_save_modes_agree(ops, case):
+    """Forward's results do not depend on what it saves, and nothing is saved where nothing is asked for."""
+    p = problem(case)
+    runs = {save: forward(ops, case, p, save) for save in SAVES}
+    for a, b in zip(runs["nothing"][:3], runs["gates"][:3], strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(runs["nothing"][:3], runs["recompute"][:3], strict=True):
+        assert torch.equal(a, b)
+    assert [t.shape for t in runs["nothing"][3:]] == [(0,), (0,)]
+    assert runs["recompute"][3].shape == (0,)
+
+
+@pytest.mark.parametrize("needs", [0, GRAD_X, GRAD_H0, GRAD_C0, GRAD_WEIGHTS, GRAD_X | GRAD_WEIGHTS])
+@pytest.mark.parametrize(
+    "case", [Case("lstm"), Case("lstm", P=2, D=2), Case("gru", D=2), Case("rnn_relu", sizes=PACKED)], ids=str
+)
+def test_only_what_is_needed(ops, case, needs):
+    """What is not asked for comes back empty, and what is, unchanged by it."""
+    p = problem(case)
+    saved = forward(ops, case, p)
+    everything, some = backward(ops, case, p, saved), backward(ops, case, p, saved, needs)
+    for bit, all_of_it, got in zip((GRAD_X, GRAD_H0, GRAD_C0), everything, some, strict=False):
+        assert torch.equal(got, all_of_it) if needs & bit else got.shape == (0,)
+    assert len(some[3]) == (len(p.weights) if needs & GRAD_WEIGHTS else 0)
+    for got, all_of_it in zip(some[3], everything[3], strict=False):
+        assert torch.equal(got, all_of_it)
+
+
+@pytest.mark.parametrize("save", ["gates", "recompute"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_backward_twice_and_inputs_untouched(ops, cell, save):
+    case = Case(cell, D=2, save=save)
+    p = problem(case)
+    saved = forward(ops, case, p)
+    before = [t.clone() for t in (*saved, p.x, p.h0, *p.weights, *p.cotangents)]
+    first, second = backward(ops, case, p, saved), backward(ops, case, p, saved)
+    for a, b in zip((*first[:3], *first[3]), (*second[:3], *second[3]), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip((*saved, p.x, p.h0, *p.weights, *p.cotangents), before, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_no_output_aliases_another(ops):
+    for case in (Case("lstm"), Case("gru"), Case("rnn_tanh"), Case("lstm", P=2, T=1)):
+        p = problem(case)
+        saved = forward(ops, case, p)
+        x, h0, c0, weights = backward(ops, case, p, saved)
+        tensors = [t for t in (*saved, x, h0, c0, *weights, p.x, p.h0, *p.weights) if t.numel()]
+        memory = [t.untyped_storage().data_ptr() for t in tensors]
+        assert len(set(memory)) == len(memory)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+@pytest.mark.parametrize("absent", [{0}, {1}, {0, 1, 2}])
+def test_absent_gradients_are_zero(ops, cell, absent):
+    case = Case(cell, D=2)
+    p = problem(case)
+    p.cotangents = [torch.zeros_like(g) if i in absent else g for i, g in enumerate(p.cotangents)]
+    y, _, _, gates, cells = forward(ops, case, p)
+    given = [None if i in absent or i >= len(p.cotangents) else p.cotangents[i] for i in range(3)]
+    saved = (y, gates, cells)
+    got = ops.rnn_backward(*given, p.x, p.h0, p.c0, p.weights, None, *saved, cell, case.bias, ALL)
+    want = backward(ops, case, p, (y, None, None, gates, cells))
+    for a, b in zip((*got[:3], *got[3]), (*want[:3], *want[3]), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("save", ["gates", "recompute"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_empty_batch(ops, cell, save, D):
+    """B = 0 works, and weights get gradients of zero."""
+    case = Case(cell, B=0, D=D, save=save)
+    p = problem(case)
+    ratio, what = worst(case, fused(ops, case, p), expected(case, p))
+    assert ratio == 0, what
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [None, PACKED])
+@pytest.mark.parametrize("save", ["gates", "recompute"])
+@pytest.mark.parametrize(("cell", "P"), [("lstm", 0), ("lstm", 3), ("gru", 0), ("rnn_tanh", 0)])
+def test_saved_tensors_are_the_cpus(ops, cell, P, save, sizes, dtype):
+    """CPU and CUDA save the same: either's backward works on what the other's forward left."""
+    case = Case(cell, D=2, P=P, save=save, sizes=sizes, dtype=dtype)
+    p = problem(case)
+    want = expected(case, p)
+    cpu = torch.ops.fastrnn
+    for first, second in ((ops, cpu), (cpu, ops)):
+        saved = forward(first, case, p)
+        x, h0, c0, weights = backward(second, case, p, saved)
+        got = [*saved[: 2 + (cell == "lstm")], x, h0, *([c0] if cell == "lstm" else []), *weights]
+        ratio, what = worst(case, got, want)
+        assert ratio <= 1, what
+
+
+def test_under_grad_mode(ops):
+    """Inputs that require gradients, grad mode on: the torch functions inside must not try to record it."""
+    case = Case("lstm", D=2, P=3, save="recompute")
+    p = problem(case)
+    asking = p.map(lambda t: t.clone().requires_grad_())
+    assert torch.is_grad_enabled()
+    for a, b in zip(fused(ops, case, asking), fused(ops, case, p), strict=True):
+        assert torch.equal(a, b)
+    assert torch.is_grad_enabled()
+
+
+def test_schemas_are_the_ops(ops):
+    """emu_ops.cpp repeats the schemas of csrc/ops.cpp."""
+    for name in ("rnn_forward", "rnn_backward"):
+        ours = str(getattr(ops, name).default._schema).replace(NAMESPACE, "fastrnn")
+        assert ours == str(getattr(torch.ops.fastrnn, name).default._schema)
+
+
+def test_bad_input_is_one_error(ops):
+    """The CUDA ops make the checks that csrc/checks.h holds for every device."""
+    case = Case("lstm")
+    p = problem(case)
+    p.weights[1] = p.weights[1][:, :-1]
+    with pytest.raises(RuntimeError, match=r"w_hh\): expected shape \(28, 7\), got \(28, 6\)"):
+        forward(ops, case, p)
+    p = problem(case)
+    y, hn, cn, gates, cells = forward(ops, case, p)
+    with pytest.raises(RuntimeError, match="gates: expected"):
+        backward(ops, case, p, (y, hn, cn, gates[:, 1:], cells))
+
+
+FAULTS = {
+    "forward: the recurrent part's gates in reverse order": Fault(
+        "stepwise.cuh", "pre[g] += rec[g * H]", "pre[g] += rec[(G - 1 - g) * H]"
+    ),
+    "forward: both directions take the first one's bias": Fault(
+        "stepwise.cuh",
+        "static_cast<const A*>(p.bias) + d * kRecurrentGates<Cell> * H + u",
+        "static_cast<const A*>(p.bias) + u",
+    ),
+    "backward: the GRU's gradients in another order": Fault(
+        "stepwise.cuh", "g == Cell::kGates - 1 ? 0 : g + 1", "g == 0 ? Cell::kGates - 1 : g - 1"
+    ),
+    "backward: one row too many has a previous step": Fault(
+        "stepwise.cuh",
+        "at.row < pick(p.previous.count, at.direction)",
+        "at.row <= pick(p.previous.count, at.direction)",
+    ),
+    "recompute: a row's last piece runs past its end": Fault(
+        "stepwise.cuh", "at.unit >= shape.H || at.row >= shape.N", "at.unit > shape.H || at.row >= shape.N"
+    ),
+    "host: the previous step is this one": Fault(
+        "ops_cuda_backward.cpp", "layer.rows_at(s - 1)", "layer.rows_at(s)"
+    ),
+    "race: the pieces of a row overlap": Fault(
+        "stepwise.cuh",
+        "static_cast<int64_t>(chunk) * tiling.width",
+        "static_cast<int64_t>(chunk) * (tiling.width - 1)",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What the cases of run_faults.py make of each fault, by name; under None, of the source as it is.
+
+    All of it under the race check.
+    """
+    faulty = library("faulty", faults=list(FAULTS.values()), race=True)
+    command = [sys.executable, "-m", "emu.run_faults", str(faulty), str(len(FAULTS))]
+    where = {"cwd": EMU.parent, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, **where)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == len(FAULTS) + 1, done.stderr[-2000:]
+    return dict(zip([None, *FAULTS], lines, strict=True))
+
+
+def test_no_fault_no_race(found):
+    """No two warps touch the same memory in one launch, and the results are right."""
+    assert found[None].get("worst", 2) <= 1, found[None]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_found(found, fault):
+    """Deliberate faults in the kernels and the time loop: the cases would not let them pass."""
+    result = found[fault]
+    if fault.startswith("race"):
+        assert "RACE" in result.get("error", ""), result
+    else:
+        assert "error" in result or not result["worst"] <= 10, result
