@@ -1,0 +1,12 @@
+"""The benchmark behind ``python -m fastrnn bench``: fastrnn beside everything else that runs the same layers.
+
+cases        what is timed: shapes, groups, presets
+problem      a case's weights, input and incoming gradient, the same for every contender
+contenders   fastrnn, torch.nn and the plain reference as something to call; peers: other frameworks
+timing       interleaved samples and their statistics
+limits       the machine's peak and bandwidth, and how close a time comes to them
+memory       peak memory of one training step, each in a process of its own
+worker, run  a process for each thread count, and the run over all of them
+targets      what the project set out to reach
+document, report, plots   the result as Markdown, HTML and PNG
+"""

@@ -1,0 +1,211 @@
+"""fastrnn, torch.nn and the plain reference as contenders; other frameworks are in peers.py."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .cases import Case
+from .problem import Problem
+from .timing import Contender
+
+#: In the order of tables and plots. The first is what everything else is compared with.
+KEYS = ("fastrnn", "torch", "onnxruntime", "openvino", "jax", "reference")
+PEERS = ("onnxruntime", "openvino", "jax")
+NAMES = {
+    "fastrnn": "fastrnn",
+    "torch": "torch.nn",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "jax": "JAX",
+    "reference": "reference",
+}
+
+
+class Unsupported(Exception):
+    """A contender does not do this case, or is not installed. The message says why."""
+
+
+class _OpNames(TorchDispatchMode):
+    """Collects the names of the aten ops that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def torch_library(problem: Problem) -> str:
+    """The library that does torch.nn's work in this case: looked up in the ops that it runs."""
+    with _OpNames() as seen, torch.set_grad_enabled(problem.case.training):
+        _run(copy.deepcopy(problem.module), problem, problem.x)
+    names = " ".join(seen.names)
+    if "cudnn_rnn" in names:
+        return "cuDNN"
+    if problem.case.device != "cpu":
+        return "cuBLAS"
+    if "mkldnn" in names:
+        return "oneDNN"
+    if problem.case.dtype in ("bfloat16", "float16"):
+        return "oneDNN a step" if torch.backends.mkldnn.is_available() else "native"
+    return "MKL a step" if torch.backends.mkl.is_available() else "BLAS a step"
+
+
+def _run(module: nn.Module, problem: Problem, x: Tensor):
+    if problem.lengths is not None:
+        return module(pack_padded_sequence(x, problem.lengths))
+    if problem.case.path != "cells":
+        return module(x)
+    state = problem.state if problem.case.cell == "lstm" else problem.state[0]
+    return module(x, state)
+
+
+def _output(result) -> Tensor:
+    """The tensor that gradients start from: every step's output, a packed sequence's rows, a cell's h."""
+    while not isinstance(result, Tensor):
+        result = result.data if isinstance(result, PackedSequence) else result[0]
+    return result
+
+
+def _synchronize(case: Case) -> Callable[[], None]:
+    return torch.cuda.synchronize if case.device.startswith("cuda") else lambda: None
+
+
+def _torch_contender(
+    key: str,
+    label: str,
+    problem: Problem,
+    weights: Iterable[Tensor],
+    run: Callable[[Tensor], object],
+    **options,
+) -> Contender:
+    """A contender whose work is run(x), by torch's autograd in training."""
+    weights = list(weights)
+
+    if not problem.case.training:
+        x = problem.x
+
+        @torch.inference_mode()
+        def call():
+            return run(x)
+
+        def result():
+            return {"y": _output(call())}
+
+        return Contender(key, label, call, result, sync=_synchronize(problem.case), **options)
+
+    x = problem.x.clone().requires_grad_()
+
+    def prepare():
+        """What an optimiser leaves behind: no gradients, and weights that count as changed."""
+        x.grad = None
+        for w in weights:
+            w.grad = None
+        with torch.no_grad():
+            for w in weights:
+                w.view(-1)[:1].add_(0)
+
+    def call():
+        _output(run(x)).backward(problem.grad)
+
+    def result():
+        prepare()
+        y = _output(run(x))
+        y.backward(problem.grad)
+        return {
+            "y": y.detach(),
+            "grad_x": x.grad.clone(),
+            "grad_w_ih": weights[0].grad.clone(),
+            "grad_w_hh": weights[1].grad.clone(),
+        }
+
+    return Contender(key, label, call, result, prepare, sync=_synchronize(problem.case), **options)
+
+
+def torch_nn(problem: Problem) -> Contender:
+    module = copy.deepcopy(problem.module)
+    label = f"torch.nn ({torch_library(problem)})"
+    return _torch_contender("torch", label, problem, module.parameters(), lambda x: _run(module, problem, x))
+
+
+def fused(problem: Problem) -> Contender:
+    import fastrnn
+
+    case = problem.case
+    name = case.cell.upper() + ("Cell" if case.path == "cells" else "")
+    options = {"proj_size": case.P} if case.P else {}
+    module = getattr(fastrnn, name)(case.I, case.H, device=case.device, dtype=problem.x.dtype, **options)
+    module.load_state_dict(problem.module.state_dict())
+    module.train(case.training)
+    return _torch_contender(
+        "fastrnn", "fastrnn", problem, module.parameters(), lambda x: _run(module, problem, x)
+    )
+
+
+def reference(problem: Problem) -> Contender:
+    from fastrnn import reference as plain
+
+    case = problem.case
+    weights = [w.clone().requires_grad_(case.training) for w in problem.weights()]
+    if case.path == "cells":
+        cell = getattr(plain, f"{case.cell}_cell")
+
+        def run(x):
+            return cell(x, *problem.state, *weights)
+    else:
+        cell = "rnn_tanh" if case.cell == "rnn" else case.cell
+        h0 = problem.x.new_zeros(1, case.B, case.P or case.H)
+        c0 = problem.x.new_zeros(1, case.B, case.H) if case.cell == "lstm" else None
+
+        def run(x):
+            if problem.lengths is None:
+                return plain.layer(x, h0, c0, weights, cell=cell, bias=True)
+            packed = pack_padded_sequence(x, problem.lengths)
+            sizes = packed.batch_sizes
+            return plain.layer(packed.data, h0, c0, weights, cell=cell, bias=True, batch_sizes=sizes)
+
+    return _torch_contender("reference", "reference (a Python loop)", problem, weights, run, few=True)
+
+
+def build(key: str, problem: Problem, threads: int) -> Contender:
+    """Make a contender for this case. Raises Unsupported where it does not do it."""
+    if key == "torch":
+        return torch_nn(problem)
+    if key == "fastrnn":
+        return fused(problem)
+    if key == "reference":
+        return reference(problem)
+    from . import peers
+
+    case = problem.case
+    if case.path != "layers" or case.dtype != "float32" or case.device != "cpu":
+        raise Unsupported("float32 layers on the CPU only")
+    if case.training and key != "jax":
+        raise Unsupported("inference only")
+    return peers.BUILDERS[key](problem, threads)
+
+
+#: Largest difference from torch.nn, relative to the largest value, that still counts as the same work.
+AGREEMENT = {"float32": 2e-3, "float64": 1e-9, "bfloat16": 8e-2, "float16": 1e-2}
+
+
+def disagreement(result: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest difference of any output or gradient, relative to that tensor's largest value."""
+    worst = 0.0
+    for name, tensor in result.items():
+        got, want = tensor.double().cpu(), expected[name].double().cpu()
+        if got.shape != want.shape:
+            raise ValueError(f"{name} has shape {tuple(got.shape)}, expected {tuple(want.shape)}")
+        if want.numel():
+            # A NaN must not hide: comparisons with it are false.
+            difference = float((got - want).abs().max() / want.abs().max().clamp_min(1e-12))
+            worst = max(worst, difference if difference == difference else float("inf"))
+    return worst

@@ -1,0 +1,74 @@
+"""The data of a case: one torch.nn module and its input, from which every contender is made."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .cases import GATES, Case
+
+_MODULES = {
+    ("layers", "lstm"): nn.LSTM,
+    ("layers", "gru"): nn.GRU,
+    ("layers", "rnn"): nn.RNN,
+    ("cells", "lstm"): nn.LSTMCell,
+    ("cells", "gru"): nn.GRUCell,
+    ("cells", "rnn"): nn.RNNCell,
+}
+
+
+class Problem:
+    """Weights, input, state and incoming gradient of a case, the same for every contender.
+
+    Attributes:
+        module: the torch.nn module with the weights; in eval mode for inference.
+        x: (T, B, I), or (B, I) for a single step; padded with zeros where the case is packed.
+        lengths: (B,) int64 of a packed case, else None.
+        state: (h,) or (h, c), each (B, H), for a single step; None for layers, which start from zeros.
+        grad: gradient that reaches the output in training: (T, B, P or H), (N, H) for packed rows, or (B, H).
+    """
+
+    def __init__(self, case: Case, seed: int = 0):
+        self.case = case
+        dtype, device = getattr(torch, case.dtype), torch.device(case.device)
+        kind = "cells" if case.path == "cells" else "layers"
+        options = {"proj_size": case.P} if case.P else {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.module = _MODULES[kind, case.cell](case.I, case.H, **options).to(device, dtype)
+            self.module.train(case.training)
+            single = kind == "cells"
+            x = torch.randn((case.B, case.I) if single else (case.T, case.B, case.I))
+            states = 2 if case.cell == "lstm" else 1
+            h = [0.5 * torch.randn(case.B, case.H).tanh() for _ in range(states)] if single else []
+            lengths = case.lengths()
+            rows = (case.B,) if single else (case.T, case.B) if lengths is None else (sum(lengths),)
+            # Of a size that keeps the gradients of the weights near 1, whatever the case.
+            grad = torch.randn(*rows, case.P or case.H) / (case.T * case.B) ** 0.5
+        self.lengths = None
+        if lengths is not None:
+            self.lengths = torch.tensor(lengths)
+            x = x * (torch.arange(case.T)[:, None] < self.lengths)[..., None]
+        self.x = x.to(device, dtype)
+        self.state = tuple(s.to(device, dtype) for s in h) or None
+        self.grad = grad.to(device, dtype)
+
+    def weights(self) -> list[torch.Tensor]:
+        """The module's parameters in torch's order: w_ih, w_hh, b_ih, b_hh, and w_hr with a projection."""
+        return [p.detach() for p in self.module.parameters()]
+
+
+def flops(case: Case) -> float:
+    """Multiplications and additions of the matrix products; backward costs twice the forward pass."""
+    steps = sum(case.lengths() or [case.T * case.B])
+    hidden = case.P or case.H
+    forward = 2.0 * steps * (GATES[case.cell] * case.H * (case.I + hidden) + case.H * case.P)
+    return forward * (3 if case.training else 1)
+
+
+def weight_bytes(case: Case) -> tuple[int, int]:
+    """Bytes of the recurrent weights, which every step reads, and of the input weights, read once."""
+    size = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}[case.dtype]
+    hidden = case.P or case.H
+    recurrent = GATES[case.cell] * case.H * hidden + case.H * case.P
+    return size * recurrent, size * GATES[case.cell] * case.H * case.I

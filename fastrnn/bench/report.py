@@ -1,0 +1,286 @@
+"""A run's results as a folder: results.json, report.md, report.html (one self-contained page), PNG plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import targets
+from .cases import Case
+from .contenders import KEYS, NAMES
+from .document import Bullets, Document, Heading, Image, Table, Text, Verbatim
+from .timing import MIN_ROUNDS
+
+
+def milliseconds(seconds: float) -> str:
+    """Three significant digits: "0.0312", "4.05", "812"."""
+    ms = seconds * 1e3
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}" if ms >= 1 else f"{ms:#.3g}"
+
+
+def megabytes(count: float) -> str:
+    return f"{count / 1e6:.1f}"
+
+
+def case_of(result: dict) -> Case:
+    return Case(**result["case"])
+
+
+def spread(times: dict) -> float:
+    return (times["q75_s"] - times["q25_s"]) / 2 / times["median_s"]
+
+
+def group_results(run: dict, threads: int, sweep: bool = False) -> dict[str, list[dict]]:
+    """Results on one number of threads by group, in the order they ran."""
+    groups: dict[str, list[dict]] = {}
+    for result in run["results"]:
+        case = case_of(result)
+        if result["threads"] == threads and case.sweep == sweep:
+            groups.setdefault(case.group, []).append(result)
+    return groups
+
+
+def share_of_limit(result: dict, key: str = "fastrnn") -> float | None:
+    """The floor's share of a contender's time, 1 at the machine's limit."""
+    times = result["contenders"].get(key)
+    return result["floor"]["floor_s"] / times["median_s"] if times else None
+
+
+def result_table(results: Sequence[dict]) -> Table:
+    """A group's results: every contender's median and spread, ratios, and the distance to the limit."""
+    keys = [k for k in KEYS if any(k in r["contenders"] for r in results)]
+    peers = [k for k in keys if k not in ("fastrnn", "reference")]
+    others = [k for k in peers if k != "torch"]
+    labels = [next(r["contenders"][k]["label"] for r in results if k in r["contenders"]) for k in keys]
+    columns = ["T,B,H", *(f"{label}, ms" for label in labels), "over torch.nn"]
+    columns += ["over the best other"] if others else []
+    columns += ["% of limit", "GFLOP/s", "weights GB/s"]
+    rows = []
+    for r in results:
+        times = r["contenders"]
+        fastest = min((times[k]["median_s"] for k in keys if k in times), default=None)
+        row = [case_of(r).shape]
+        for k in keys:
+            if k not in times:
+                row.append("–")
+                continue
+            cell = f"{milliseconds(times[k]['median_s'])} ±{spread(times[k]):.0%}"
+            row.append(f"**{cell}**" if times[k]["median_s"] == fastest else cell)
+        row.append(_ratio(r, ("torch",)))
+        if others:
+            row.append(_ratio(r, others, name=True))
+        if "fastrnn" in times:
+            seconds = times["fastrnn"]["median_s"]
+            row += [
+                f"{share_of_limit(r):.0%}",
+                f"{r['floor']['flops'] / seconds / 1e9:.1f}",
+                f"{r['floor']['weight_bytes'] / seconds / 1e9:.1f}",
+            ]
+        else:
+            row += ["–"] * 3
+        rows.append(row)
+    return Table(columns, rows)
+
+
+def _ratio(result: dict, against: Sequence[str], name: bool = False) -> str:
+    value = targets.ratio(result, against)
+    if value is None:
+        return "–"
+    return f"{value[0]:.2f}x" + (f" ({NAMES[value[1]]})" if name else "")
+
+
+def verdict(line: dict) -> str:
+    """ "reached", or by how much the mean or the worst case falls short."""
+    if line["met"] is None:
+        return ""
+    if line["met"]:
+        return "reached"
+    short = []
+    for what, key in (("mean", "geomean"), ("worst", "worst")):
+        if line[key] < line[f"target_{key}"]:
+            short.append(f"{what} {1 - line[key] / line[f'target_{key}']:.1%} short")
+    return "**missed**: " + ", ".join(short)
+
+
+def target_table(lines: Sequence[dict]) -> Table:
+    rows = []
+    for line in lines:
+        wanted = [f"{line[k]:g}" if line[k] is not None else "" for k in ("target_geomean", "target_worst")]
+        rows.append(
+            [
+                line["name"],
+                str(line["cases"]),
+                f"{line['geomean']:.2f}",
+                wanted[0],
+                f"{line['worst']:.2f}",
+                wanted[1],
+                line["worst_case"],
+                verdict(line),
+            ]
+        )
+    columns = ["", "cases", "geometric mean", "at least", "worst", "at least", "worst in", "verdict"]
+    return Table(columns, rows)
+
+
+def absolute_table(lines: Sequence[dict]) -> Table:
+    rows = [[a["name"], a["reached"], a["limit"], "reached" if a["met"] else "**missed**"] for a in lines]
+    return Table(["", "reached", "wanted", "verdict"], rows)
+
+
+def scaling_table(run: dict) -> Table:
+    rows = []
+    for s in run["scaling"]:
+        case = case_of(s)
+        rows.append(
+            [
+                f"{case.group} {case.shape}",
+                milliseconds(s["one_s"]),
+                milliseconds(s["all_s"]),
+                f"{s['ratio']:.2f}x",
+            ]
+        )
+    n = run["scaling"][0]["threads"]
+    return Table(["", "1 thread, ms", f"{n} threads, ms", "ratio"], rows)
+
+
+def memory_table(run: dict) -> Table:
+    entries: dict[Case, dict[str, str]] = {}
+    for m in run["memory"]:
+        text = megabytes(m["bytes"]) if m["bytes"] is not None else "–"
+        entries.setdefault(case_of(m), {})[m["contender"]] = text
+    keys = list(dict.fromkeys(m["contender"] for m in run["memory"]))
+    names = {
+        "torch": "torch.nn",
+        "fastrnn": "fastrnn, gates saved",
+        "fastrnn recompute": "fastrnn, gates recomputed",
+    }
+    rows = [[f"{c.group} {c.shape}", *(e.get(k, "–") for k in keys)] for c, e in entries.items()]
+    return Table(["", *(f"{names[k]}, MB" for k in keys)], rows)
+
+
+def limits_table(run: dict) -> Table:
+    rows = []
+    for entry in run["limits"]:
+        name = f"{entry['dtype']}, {targets.plural(entry['threads'], 'thread')}"
+        rows += [[f"{name}: {what}", f"{rate / 1e9:.0f} GFLOP/s"] for what, rate in entry["flops"].items()]
+        rows += [
+            [f"{name}: reading {size // 1024} KB again and again", f"{rate / 1e9:.0f} GB/s"]
+            for size, rate in entry["bandwidth"]
+        ]
+    return Table(["limit", "measured"], rows)
+
+
+def machine_lines(run: dict) -> list[str]:
+    m, versions = run["machine"], run["versions"]
+    cache = ", ".join(f"{level} {size}" for level, size in m["caches"].items())
+    lines = [
+        f"**{m['cpu']}**, {m['architecture']}, {targets.plural(m['usable_cores'], 'core')} of {m['cores']}"
+        + (f", caches {cache}" if cache else ""),
+        f"instruction set of fastrnn: {m['isa'] or 'not built'}; of torch: {m['torch_cpu_capability']}",
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+        f"commit {run['commit'] or 'unknown (installed package)'}, {run['date']}, preset {run['preset']}, "
+        f"{run['seconds']:.0f} s",
+    ]
+    lines += [f"GPU: {d['name']}, capability {d['capability']}" for d in m["devices"]]
+    return lines
+
+
+def _method(run: dict) -> list[str]:
+    return [
+        "Contenders take turns in one process for each number of threads, in an order drawn anew every "
+        "round; a figure is the median over the rounds, ± half the distance between the quartiles.",
+        f"At least {run['min_rounds']} rounds (three for the reference where its calls are long); short "
+        "calls are repeated within a sample until it has taken 2 ms, after an untimed call.",
+        "Inputs have as many features as there are hidden units. Training is the forward and backward "
+        "pass with the gradients of the input and of every weight; weights count as changed between two "
+        "steps, as after an optimiser, so that nothing prepared from them survives.",
+        "Before anything is timed, every contender's output and gradients are compared with torch.nn's; who "
+        "differs is left out.",
+        "The limit is the longer of the arithmetic at the best measured rate and the recurrent weights, once "
+        "a step, at the measured bandwidth for that many bytes.",
+        "Peak memory is the growth of the resident size over three training steps, each contender in a "
+        "process of its own.",
+    ]
+
+
+def build(run: dict, images: Sequence[Image] = (), notes: str = "") -> Document:
+    """The report on a run. notes: Markdown about what was missed and what was tried."""
+    document = Document("fastrnn benchmark")
+    document.add(Bullets(machine_lines(run)))
+    for threads in run["threads"]:
+        lines = [line for line in run["targets"] if line["threads"] == threads]
+        if lines:
+            document.add(Heading(f"Targets, {targets.plural(threads, 'thread')}"), target_table(lines))
+    if run["absolute_targets"]:
+        document.add(Heading("Latency, scaling, memory"), absolute_table(run["absolute_targets"]))
+    if run["preset"] != "full":
+        document.add(
+            Text(f"The {run['preset']} preset runs a part of the cases: `--full` decides about targets.")
+        )
+    if notes:
+        document.add(Heading("Notes"), Verbatim(notes))
+    if images:
+        document.add(Heading("Plots"), *images)
+    for threads in run["threads"]:
+        document.add(Heading(f"Times, {targets.plural(threads, 'thread')}"))
+        for group, results in group_results(run, threads).items():
+            document.add(Heading(group, 3), result_table(results))
+        for group, results in group_results(run, threads, sweep=True).items():
+            document.add(Heading(f"{group} over hidden sizes", 3), result_table(results))
+    if run["scaling"]:
+        document.add(Heading("Threads"), scaling_table(run))
+    if run["memory"]:
+        document.add(Heading("Peak memory of a training step"), memory_table(run))
+    document.add(Heading("Limits of the machine"), limits_table(run))
+    document.add(Heading("How it was measured"), Bullets(_method(run)))
+    skipped = sorted(
+        {f"{NAMES[k]}: {why}" for r in run["results"] for k, why in r["skipped"].items() if _telling(why)}
+    )
+    hurried = [r for r in run["results"] if _rounds(r) < MIN_ROUNDS]
+    if hurried:
+        skipped.append(f"{len(hurried)} of {len(run['results'])} cases had fewer than {MIN_ROUNDS} rounds")
+    if skipped:
+        document.add(Heading("Left out"), Bullets(skipped))
+    return document
+
+
+def _rounds(result: dict) -> int:
+    return min((t["rounds"] for k, t in result["contenders"].items() if k != "reference"), default=0)
+
+
+def _telling(reason: str) -> bool:
+    """Whether a reader wants to know; that a framework does not do a kind of case, the tables show."""
+    return not reason.endswith("only")
+
+
+def _rounded(value):
+    """The same data with six digits a number, which is more than a clock knows."""
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(v) for v in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def write(run: dict, folder: Path, notes: str = "") -> Path:
+    """Write results.json, plots, report.md and report.html into folder; the path of the HTML page.
+
+    notes.md in the folder is taken into the report, so it can be written after the run and the report again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(_rounded(run), indent=1) + "\n")
+    notes_file = folder / "notes.md"
+    if not notes and notes_file.exists():
+        notes = notes_file.read_text()
+    try:
+        from . import plots
+    except ImportError:  # matplotlib is an extra
+        images = []
+    else:
+        images = plots.draw(run, folder)
+    document = build(run, images, notes)
+    (folder / "report.md").write_text(document.to_markdown())
+    page = folder / "report.html"
+    page.write_text(document.to_html())
+    return page

@@ -1,0 +1,139 @@
+"""One process of a benchmark run: it times all cases on one number of threads.
+
+The request is one JSON object on stdin; every event is one line of JSON on the original stdout:
+    {"event": "limits", …}   {"event": "start", "title": …}   {"event": "result", …}   {"event": "scaling", …}
+Libraries that print do so on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from . import limits
+from .cases import Case
+from .contenders import AGREEMENT, KEYS, Unsupported, build, disagreement
+from .problem import Problem
+from .timing import Contender, interleave
+
+Emit = Callable[..., None]
+
+
+def make_contenders(case: Case, keys: list[str], threads: int) -> tuple[list[Contender], dict, dict]:
+    """The contenders that do this case and agree with torch.nn; {key: difference}; {key: why not}."""
+    problem = Problem(case)
+    made, differences, skipped = [], {}, {}
+    expected = build("torch", problem, threads).result()
+    for key in keys:
+        try:
+            contender = build(key, problem, threads)
+            difference = disagreement(contender.result(), expected)
+        except Unsupported as reason:
+            skipped[key] = str(reason)
+            continue
+        except (
+            Exception
+        ) as error:  # another framework's failure is a line of the report, not the end of the run
+            skipped[key] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            continue
+        if difference > AGREEMENT[case.dtype]:
+            skipped[key] = f"differs from torch.nn by {difference:.1e}"
+            continue
+        differences[key] = difference
+        made.append(contender)
+    return made, differences, skipped
+
+
+def time_case(case: Case, keys: list[str], threads: int, **timing) -> dict:
+    """Time one case: {"case", "threads", "contenders": {key: times}, "skipped": {key: reason}}.
+
+    timing: budget_s, min_rounds and hurry of interleave().
+    """
+    contenders, differences, skipped = make_contenders(case, keys, threads)
+    timings = interleave(contenders, settle=threads > 1, **timing)
+    return {
+        "case": case.to_dict(),
+        "threads": threads,
+        "contenders": {
+            c.key: {"label": c.label, "difference": differences[c.key], **timings[c.key].to_dict()}
+            for c in contenders
+        },
+        "skipped": skipped,
+    }
+
+
+def time_scaling(case: Case, threads: int, **timing) -> dict:
+    """fastrnn on one thread and on all of them, taking turns."""
+    problem = Problem(case)
+    contenders = []
+    for n in (1, threads):
+        contender = build("fastrnn", problem, n)
+        contender.key = str(n)
+        contender.enter = lambda n=n: torch.set_num_threads(n)
+        contenders.append(contender)
+    try:
+        timings = interleave(contenders, settle=True, **timing)
+    finally:
+        torch.set_num_threads(threads)
+    one, all_ = timings["1"].median, timings[str(threads)].median
+    return {"case": case.to_dict(), "threads": threads, "one_s": one, "all_s": all_, "ratio": one / all_}
+
+
+def work(request: dict, emit: Emit) -> None:
+    """Do what a request asks for: see run.Request."""
+    threads = request["threads"]
+    torch.set_num_threads(threads)
+    cases = [Case(**c) for c in request["cases"]]
+    scaling = [Case(**c) for c in request["scaling"]] if threads > 1 else []
+
+    measured = {}
+    for dtype in dict.fromkeys(c.dtype for c in cases):
+        emit("start", title=f"the machine's limits, {dtype}")
+        measured[dtype] = limits.measure(dtype, cases[0].device, threads, request["limits_s"])
+        emit("limits", threads=threads, **measured[dtype].to_dict())
+
+    deadline = time.perf_counter() + request["budget_s"]
+    remaining = len(cases) + len(scaling)
+
+    def timing() -> dict:
+        """An equal part of the time that is left, so that quick cases lend theirs to slow ones."""
+        budget_s = max(0.1, (deadline - time.perf_counter()) / remaining)
+        return {"budget_s": budget_s, "min_rounds": request["min_rounds"], "hurry": request["hurry"]}
+
+    for case in cases:
+        emit("start", title=f"{case.title}, threads={threads}")
+        result = time_case(case, request["contenders"], threads, **timing())
+        emit("result", **result, floor=measured[case.dtype].floor(case))
+        remaining -= 1
+    for case in scaling:
+        emit("start", title=f"{case.title}, 1 thread and {threads}")
+        try:
+            result = time_scaling(case, threads, **timing())
+        except Unsupported:
+            continue
+        emit("scaling", **result)
+        remaining -= 1
+
+
+def main() -> None:
+    request = json.loads(sys.stdin.readline())
+    # The pipe is for events alone; what libraries print goes to stderr.
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def emit(event: str, **fields) -> None:
+        events.write(json.dumps({"event": event, **fields}) + "\n")
+
+    unknown = set(request["contenders"]) - set(KEYS)
+    if unknown:
+        raise SystemExit(f"unknown contenders {sorted(unknown)}")
+    work(request, emit)
+
+
+if __name__ == "__main__":
+    main()

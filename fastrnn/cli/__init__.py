@@ -1,0 +1,43 @@
+"""The command line: ``python -m fastrnn {info,bench,verify}``, also installed as ``fastrnn``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; a subcommand's module is imported for its options alone, not for its work."""
+    from . import bench, info, verify
+
+    main_parser = argparse.ArgumentParser(
+        prog="fastrnn", description="Fast drop-in replacements for torch.nn's recurrent layers."
+    )
+    main_parser.add_argument("--version", action="version", version=f"fastrnn {__version__}")
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="{info,bench,verify}")
+    for name, module in (("info", info), ("bench", bench), ("verify", verify)):
+        summary = module.__doc__.splitlines()[0]
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return main_parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1

@@ -1,0 +1,196 @@
+"""Benchmark fastrnn against torch.nn, ONNX Runtime, OpenVINO, JAX and the plain reference on this machine.
+
+Prints the results and writes a folder with report.html (one page with everything), report.md, results.json
+and plots. The other frameworks take part where they are installed: pip install "fastrnn[bench]".
+
+  python -m fastrnn bench --quick                      under a minute
+  python -m fastrnn bench --full --save                all shapes on 1 and 2 threads, into benchmarks/results/
+  python -m fastrnn bench --cell gru --shape 50,64,512 --mode training --threads 1
+  python -m fastrnn bench --render FOLDER              write a report again, with what FOLDER/notes.md says
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from datetime import date
+from pathlib import Path
+
+from . import console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ..bench.cases import CELLS, DTYPES, MODES, parse_shape
+    from ..bench.contenders import KEYS
+
+    def shape(text: str):
+        try:
+            return parse_shape(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    def positive(text: str) -> int:
+        if not text.isdigit() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+        return int(text)
+
+    preset = parser.add_mutually_exclusive_group()
+    preset.add_argument(
+        "--quick", action="store_true", help="a part of the shapes, under a minute (the default)"
+    )
+    preset.add_argument("--full", action="store_true", help="everything, on 1 and 2 threads; some 20 minutes")
+    some = {"nargs": "+", "default": [], "metavar": ""}
+    parser.add_argument("--cell", choices=CELLS, help=", ".join(CELLS), **some)
+    parser.add_argument("--shape", type=shape, help="T,B,H, any sizes; inputs are as many as H", **some)
+    parser.add_argument("--dtype", choices=DTYPES, help=", ".join(DTYPES), **some)
+    parser.add_argument(
+        "--mode",
+        choices=MODES,
+        help="inference, training; layers, packed, proj, cells. A kind that is not named is not filtered",
+        **some,
+    )
+    parser.add_argument("--threads", type=positive, help="numbers of threads, each a run of its own", **some)
+    parser.add_argument(
+        "--contender", choices=KEYS, help=f"{', '.join(KEYS)}; torch and fastrnn always run", **some
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument(
+        "--budget", type=float, metavar="S", help="seconds of timing for each number of threads"
+    )
+    parser.add_argument("--rounds", type=positive, metavar="N", help="rounds at least (default 7)")
+    parser.add_argument("--no-extras", action="store_true", help="neither thread scaling nor peak memory")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write (default out/bench-<date>-…)"
+    )
+    target.add_argument(
+        "--save", action="store_true", help="write to benchmarks/results/<date>-<cpu> to be kept"
+    )
+    target.add_argument(
+        "--render", type=Path, metavar="DIR", help="no timing: write the report of a folder again"
+    )
+
+
+def folder_name(preset: str, cpu: str) -> str:
+    """ "2026-01-31-amd-epyc-zen-4", with the preset where it is not the full one."""
+    words = re.findall(r"[a-z0-9]+", re.sub(r"\((?:r|tm)\)|\bcpu\b|@.*", "", cpu.lower()))
+    name = "-".join([date.today().isoformat(), *words[:6]])
+    return name if preset == "full" else f"{name}-{preset}"
+
+
+def make_plan(options: argparse.Namespace):
+    """The run that the options ask for. SystemExit where nothing is left to run."""
+    from ..bench import cases, contenders, machine
+    from ..bench.run import Plan
+
+    name = "full" if options.full else "quick"
+    preset = cases.PRESETS[name]
+    if options.device != "cpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise SystemExit(f"--device {options.device}: torch sees no GPU")
+    chosen = cases.select(
+        preset,
+        cells=options.cell,
+        shapes=options.shape,
+        dtypes=options.dtype,
+        modes=options.mode,
+        device=options.device,
+    )
+    if not chosen:
+        raise SystemExit("the filters leave nothing to run")
+    cores = machine.usable_cores()
+    threads = options.threads or (sorted({1, min(2, cores)}) if options.full else [min(2, cores)])
+    if options.device != "cpu":
+        threads = options.threads[:1] or [cores]
+    keys = [
+        k for k in contenders.KEYS if not options.contender or k in (*options.contender, "fastrnn", "torch")
+    ]
+    extras = not (options.no_extras or options.shape or options.device != "cpu")
+    plain = [c for c in chosen if c.path == "layers" and not c.sweep and c.dtype == "float32"]
+    return Plan(
+        preset=name
+        if not (options.cell or options.shape or options.mode or options.dtype)
+        else f"{name}, filtered",
+        cases=chosen,
+        threads=threads,
+        contenders=keys,
+        scaling_cases=[c for c in plain if (c.T, c.B, c.H) in preset.scaling_shapes] if extras else [],
+        memory_cases=_memory_cases(preset, chosen) if extras else [],
+        budget_s=preset.budget_s if options.budget is None else options.budget,
+        hurry=name == "quick" and options.rounds is None,
+        limits_s=1.5 if name == "quick" else 6.0,
+        **({"min_rounds": options.rounds} if options.rounds else {}),
+    )
+
+
+def _memory_cases(preset, chosen) -> list:
+    """Training of the LSTM and the GRU on the preset's shapes, where training is run at all."""
+    from ..bench.cases import Case
+
+    cells = {c.cell for c in chosen if c.path == "layers" and c.training} & {"lstm", "gru"}
+    if preset.budget_s < 60:
+        cells &= {"lstm"}
+    return [
+        Case(cell, "layers", True, T, B, H, H) for cell in sorted(cells) for T, B, H in preset.memory_shapes
+    ]
+
+
+def show(run: dict) -> None:
+    """The results on the terminal."""
+    from ..bench import report, targets
+
+    console.heading("fastrnn benchmark")
+    for line in report.machine_lines(run):
+        print("  " + line.replace("**", ""))
+    for threads in run["threads"]:
+        on = targets.plural(threads, "thread")
+        for sweep in (False, True):
+            for group, results in report.group_results(run, threads, sweep).items():
+                shown = report.result_table(results)
+                console.table(
+                    shown.columns, shown.rows, f"{group}{' over hidden sizes' if sweep else ''}, {on}"
+                )
+    if run["scaling"]:
+        shown = report.scaling_table(run)
+        console.table(shown.columns, shown.rows, "Threads")
+    if run["memory"]:
+        shown = report.memory_table(run)
+        console.table(shown.columns, shown.rows, "Peak memory of a training step")
+    for threads in run["threads"]:
+        lines = [line for line in run["targets"] if line["threads"] == threads]
+        if lines:
+            shown = report.target_table(lines)
+            console.table(shown.columns, shown.rows, f"Targets, {targets.plural(threads, 'thread')}")
+    if run["absolute_targets"]:
+        shown = report.absolute_table(run["absolute_targets"])
+        console.table(shown.columns, shown.rows, "Latency, scaling, memory")
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..bench import machine, report
+    from ..bench.run import run as run_plan
+
+    if options.render:
+        import json
+
+        source = options.render / "results.json"
+        if not source.exists():
+            raise SystemExit(f"--render: {source} does not exist")
+        print(f"report: {report.write(json.loads(source.read_text()), options.render)}")
+        return 0
+
+    plan = make_plan(options)
+    with console.progress(plan.steps) as advance:
+        results = run_plan(plan, advance)
+    show(results)
+    name = folder_name(plan.preset.split(",")[0], machine.cpu_model())
+    folder = options.out or Path("benchmarks/results" if options.save else "out") / (
+        name if options.save else f"bench-{name}"
+    )
+    page = report.write(results, folder)
+    if not any(folder.glob("*.png")):
+        print("no plots: matplotlib is not installed")
+    print(f"\nreport: {page.resolve()}")
+    return 0

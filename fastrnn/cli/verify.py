@@ -1,0 +1,101 @@
+"""Check every cell, dtype, direction, path and instruction set against the float64 reference and torch.nn.
+
+Prints the worst errors over sizes, inference, training and recomputed gates, "output / gradient", each
+relative to the largest magnitude of its tensor. Exit status 1 if one is over its tolerance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from . import console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from .. import verification
+
+    some = {"nargs": "+", "default": [], "metavar": ""}
+    cells, dtypes, paths = verification.CELLS, verification.DTYPES, verification.PATHS
+    parser.add_argument("--cell", choices=cells, help=", ".join(cells), **some)
+    parser.add_argument("--dtype", choices=dtypes, help=", ".join(dtypes), **some)
+    parser.add_argument("--path", choices=paths, help=", ".join(paths), **some)
+    parser.add_argument("--isa", help="instruction sets; by default all that can run here", **some)
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+
+
+def _pair(output: float, gradient: float) -> str:
+    return f"{output:.1e} / {gradient:.1e}"
+
+
+def _error_tables(outcomes) -> None:
+    """For each target: checks down, dtypes across."""
+    for target in dict.fromkeys(o.target for o in outcomes):
+        cells = {}
+        for o in outcomes:
+            if o.target == target:
+                text = _pair(o.output, o.gradient) if not o.error else "error"
+                cells.setdefault(o.check.name, {})[o.check.dtype] = text if o.ok else f"**{text} missed**"
+        dtypes = list(dict.fromkeys(o.check.dtype for o in outcomes))
+        rows = [[name, *(found.get(d, "") for d in dtypes)] for name, found in cells.items()]
+        console.table(["", *dtypes], rows, f"Worst errors against float64, output / gradient: {target}")
+
+
+def _summary(outcomes) -> None:
+    from ..verification import TOLERANCES
+
+    rows = []
+    for dtype in dict.fromkeys(o.check.dtype for o in outcomes):
+        mine = [o for o in outcomes if o.check.dtype == dtype]
+        rows.append(
+            [
+                dtype,
+                _pair(*TOLERANCES[dtype]),
+                _pair(max(o.output for o in mine), max(o.gradient for o in mine)),
+                _pair(max(o.torch_output for o in mine), max(o.torch_gradient for o in mine)),
+                f"{max(o.from_torch for o in mine):.0%}",
+                "ok" if all(o.ok for o in mine) else "FAILED",
+            ]
+        )
+    columns = [
+        "",
+        "tolerance",
+        "fastrnn",
+        "torch.nn's own",
+        "fastrnn to torch.nn, of what is allowed",
+        "verdict",
+    ]
+    console.table(columns, rows, "Worst of all, output / gradient")
+
+
+def run(options: argparse.Namespace) -> int:
+    import torch
+
+    from .. import _ops, verification
+
+    if options.device != "cpu" and not torch.cuda.is_available():
+        raise SystemExit(f"--device {options.device}: torch sees no GPU")
+    unknown = set(options.isa) - set(_ops.available_cpu_isas())
+    if unknown:
+        raise SystemExit(f"--isa: {', '.join(sorted(unknown))} cannot run here")
+    wanted = verification.checks(options.cell, options.dtype, options.path)
+    if not wanted:
+        raise SystemExit("the filters leave nothing to check")
+
+    start = time.perf_counter()
+    with console.progress(len(wanted)) as advance:
+        outcomes = verification.verify(wanted, options.isa, options.device, advance)
+    _error_tables(outcomes)
+    _summary(outcomes)
+
+    failed = [o for o in outcomes if not o.ok]
+    for o in failed:
+        reasons = (
+            [o.error]
+            if o.error
+            else [f"{k}: {o.where[k]}" for k in ("output", "gradient", "from_torch") if k in o.where]
+        )
+        print(f"FAILED {o.check.name} {o.check.dtype} on {o.target}: " + "; ".join(reasons))
+    seconds = time.perf_counter() - start
+    print(f"\n{len(outcomes)} paths checked in {seconds:.0f} s, {len(failed)} over their tolerance")
+    return 1 if failed else 0

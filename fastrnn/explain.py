@@ -1,0 +1,313 @@
+"""fastrnn.explain: which kernel will run a layer, why, and what it costs at least.
+
+The choice itself is a pure function of shapes and machine (csrc/plan.cpp); nothing is computed here, so a
+plan can be asked for shapes that would not fit into memory, and for a GPU on a machine without one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import _C, _autograd, _ops
+
+__all__ = ["Explanation", "LayerPlan", "explain"]
+
+CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+#: T, B where a module is explained without an input.
+ASSUMED = (100, 16)
+
+_VECTOR_BYTES = {"avx512": 64, "avx2": 32, "baseline": 16}
+_MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What will run one layer, both of its directions.
+
+    Attributes:
+        layer: its number. T, B, I, H, P: steps, rows, inputs, hidden and projected units (P 0 without).
+        kernel: name of the kernel, "reference" where none covers the case.
+        reason: why this one, and why the work is divided as it is.
+        plan: everything else that the planner says: how the work is divided, operations and bytes.
+        floor_s: seconds that this machine needs at least; None unless measured.
+        bound: what sets that floor: "arithmetic" or "reading the weights".
+    """
+
+    layer: int
+    T: int
+    B: int
+    I: int  # noqa: E741
+    H: int
+    P: int
+    directions: int
+    kernel: str
+    reason: str
+    plan: dict = field(default_factory=dict)
+    floor_s: float | None = None
+    bound: str | None = None
+
+    def __str__(self) -> str:
+        projected = f", P={self.P}" if self.P else ""
+        way = ", bidirectional" if self.directions == 2 else ""
+        lines = [f"layer {self.layer}: I={self.I}, H={self.H}{projected}{way}"]
+        lines += [f"  kernel   {self.kernel}", f"  why      {self.reason}"]
+        rest = dict(self.plan)
+        if rest:
+            flops, weights = _si(rest.pop("flops"), "FLOP"), _si(rest.pop("weight_bytes"), "B")
+            a_step = _si(rest.pop("step_weight_bytes"), "B")
+            saved = rest.pop("saved_bytes_per_step")
+            recomputed = _si(rest.pop("saved_bytes_per_step_recompute"), "B")
+            lines.append(f"  cost     {flops}; weights {weights}, of which {a_step} read every step")
+            if saved:
+                lines.append(f"  saved    {_si(saved, 'B')} a step for backward, {recomputed} if recomputed")
+        if self.floor_s is not None:
+            lines.append(f"  at best  {_si(self.floor_s, 's')} on this machine, bound by {self.bound}")
+        divided = ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in rest.items())
+        if divided:
+            lines.append(f"  plan     {divided}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found; print it, or read the fields.
+
+    Attributes:
+        subject: what was asked about. device: "cpu" or "cuda". dtype: "float32" and so on.
+        instruction_set: the one in use, on the CPU. threads: how many the work is divided over.
+        training: whether gradients are counted. layers: a LayerPlan each, first layer first.
+        notes: what had to be assumed, and what else is worth knowing.
+    """
+
+    subject: str
+    device: str
+    dtype: str
+    instruction_set: str | None
+    threads: int
+    training: bool
+    layers: list[LayerPlan]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def kernels(self) -> list[str]:
+        """The kernel of each layer."""
+        return [layer.kernel for layer in self.layers]
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions of all layers; 0 where the reference runs."""
+        return sum(layer.plan.get("flops", 0.0) for layer in self.layers)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        first = self.layers[0]
+        where = self.device
+        if self.device == "cpu":
+            where += f" ({self.instruction_set}, {self.threads} thread{'s' if self.threads > 1 else ''})"
+        work = "training" if self.training else "inference"
+        head = f"{self.subject}: T={first.T}, B={first.B}, {self.dtype}, {work} on {where}"
+        return "\n".join([head, *map(str, self.layers), *(f"note: {note}" for note in self.notes)])
+
+
+def _si(value: float, unit: str) -> str:
+    """1536 and "B" as "1.54 kB"; small times as "12.3 µs"."""
+    for factor, prefix in (
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+        (1e3, "k"),
+        (1.0, ""),
+        (1e-3, "m"),
+        (1e-6, "µ"),
+    ):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}"
+    return f"{value * 1e9:.3g} n{unit}" if value else f"0 {unit}"
+
+
+def _plain(value) -> str:
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+@functools.cache
+def _fma_peak() -> float:
+    return torch.ops.fastrnn.cpu_fma_peak()
+
+
+@functools.cache
+def _read_bandwidth(size: int) -> float:
+    return torch.ops.fastrnn.cpu_read_bandwidth(size)
+
+
+def _floor(plan: dict, T: int, dtype: str, threads: int, training: bool) -> tuple[float, str]:
+    """Seconds at least on this CPU, and what sets them."""
+    peak = _fma_peak() * threads / (2 if dtype == "float64" else 1)
+    # The bandwidth of a power of two near the size, so that few sizes are ever measured.
+    size = 1 << max(12, (plan["step_weight_bytes"] // threads).bit_length())
+    read = _read_bandwidth(min(size, 1 << 26)) * threads
+    arithmetic = plan["flops"] / peak
+    reading = T * plan["step_weight_bytes"] * (2 if training else 1) / read
+    return max((arithmetic, "arithmetic"), (reading, "reading the weights"))
+
+
+def _missing(dtype: torch.dtype, device: str) -> str | None:
+    """Why no kernel covers this, None where one does."""
+    if not _autograd.supported(torch.empty(0, dtype=dtype, device="meta")):
+        return f"no kernel computes in {str(dtype).removeprefix('torch.')}"
+    if device == "cuda" and not _ops.cuda_loaded:
+        return "the CUDA kernels are not loaded: fastrnn or torch was built without CUDA"
+    return None
+
+
+def _sizes(input, batch_first: bool) -> tuple[int, int, bool]:
+    """T, B and whether packed, of an input or a (T, B) pair."""
+    if isinstance(input, PackedSequence):
+        return len(input.batch_sizes), int(input.batch_sizes[0]), True
+    if isinstance(input, Tensor):
+        if input.dim() not in (2, 3):
+            raise ValueError(f"input: expected 2 or 3 dimensions, got {input.dim()}")
+        if input.dim() == 2:
+            return input.size(0), 1, False
+        T, B = input.shape[:2]
+        return (B, T, False) if batch_first else (T, B, False)
+    try:
+        T, B = (int(n) for n in input)
+    except (TypeError, ValueError):
+        raise TypeError(f"input: expected a tensor, a PackedSequence or (T, B), got {input!r}") from None
+    return T, B, False
+
+
+def explain(
+    module_or_shape: nn.Module | Sequence[int],
+    input: Tensor | PackedSequence | tuple[int, int] | None = None,
+    *,
+    cell: str = "lstm",
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    proj_size: int = 0,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    training: bool | None = None,
+    packed: bool = False,
+    threads: int | None = None,
+    measure: bool = False,
+) -> Explanation:
+    """Say which kernel will run, why, and with what cost.
+
+        print(fastrnn.explain(module, x))
+        print(fastrnn.explain((100, 16, 128, 256), cell="gru", training=True))
+
+    Args:
+        module_or_shape: a recurrent module or cell of fastrnn or torch.nn, or the shape (T, B, I, H).
+        input: for a module: its input, or (T, B); without it T=100, B=16 is assumed. A cell has one step and
+            takes a (B, I) tensor or (1, B).
+        cell, num_layers, bidirectional, proj_size, packed: for a shape; a module and its input know them.
+        dtype, device: by default the module's, or float32 on the CPU. No GPU is needed to ask about "cuda".
+        training: whether gradients will be asked for; by default whether the module is in training mode.
+        threads: by default torch.get_num_threads().
+        measure: also measure this CPU's limits, a fraction of a second once a process, for the shortest time
+            that any kernel could take.
+
+    Raises:
+        TypeError: something that is no recurrent module, shape or input.
+        ValueError: sizes below 1, an unknown cell.
+    """
+    notes: list[str] = []
+    backend = "auto"
+    if isinstance(module_or_shape, nn.Module):
+        module = module_or_shape
+        single = isinstance(module, nn.RNNCellBase)
+        if not single and not isinstance(module, nn.RNNBase):
+            raise TypeError(f"module_or_shape: {type(module).__name__} is no recurrent module")
+        cell = _cell_of(module, single)
+        weight = module.weight_hh if single else module.weight_hh_l0
+        dtype, device = dtype or weight.dtype, device or weight.device
+        training = module.training if training is None else training
+        backend = getattr(module, "backend", "auto")
+        inputs, hidden = module.input_size, module.hidden_size
+        if single:
+            num_layers, bidirectional, proj_size = 1, False, 0
+            T, B = 1, _cell_rows(input)
+        else:
+            num_layers, bidirectional = module.num_layers, module.bidirectional
+            proj_size = module.proj_size
+            T, B, packed = _sizes(ASSUMED if input is None else input, module.batch_first)
+        if input is None:
+            notes.append(f"no input was given: T={T}, B={B} assumed")
+        subject = f"{type(module).__name__}({inputs}, {hidden})"
+        if not type(module).__module__.startswith("fastrnn"):
+            notes.append(
+                f"this is {type(module).__module__.split('.')[0]}'s module: fastrnn's would run like this"
+            )
+    else:
+        if isinstance(module_or_shape, (str, bytes)):
+            raise TypeError(f"module_or_shape: expected a module or (T, B, I, H), got {module_or_shape!r}")
+        try:
+            T, B, inputs, hidden = (int(n) for n in module_or_shape)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"module_or_shape: expected a module or (T, B, I, H), got {module_or_shape!r}"
+            ) from None
+        if cell not in CELLS:
+            raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
+        subject = f"{cell}({inputs}, {hidden})"
+
+    dtype, training = dtype or torch.float32, bool(training)
+    kind = torch.device(device or "cpu").type
+    threads = torch.get_num_threads() if threads is None else threads
+    directions = 2 if bidirectional else 1
+    name = str(dtype).removeprefix("torch.")
+    isa = _ops.cpu_isa() if kind == "cpu" else None
+    why_not = "backend='reference' was asked for" if backend == "reference" else _missing(dtype, kind)
+
+    layers = []
+    for number in range(num_layers):
+        shape = {"T": T, "B": B, "I": inputs, "H": hidden, "P": proj_size, "directions": directions}
+        if why_not is not None:
+            layers.append(LayerPlan(number, **shape, kernel="reference", reason=why_not))
+        else:
+            plan = _C.plan(
+                device=kind,
+                cell=cell,
+                **shape,
+                dtype=name,
+                training=training,
+                packed=packed,
+                threads=threads,
+                vector_bytes=_VECTOR_BYTES.get(isa, 64),
+            )
+            for repeated in ("device", "packed"):
+                plan.pop(repeated, None)
+            chosen = {"kernel": plan.pop("kernel"), "reason": plan.pop("reason"), "plan": plan}
+            if measure and kind == "cpu":
+                chosen["floor_s"], chosen["bound"] = _floor(plan, T, name, threads, training)
+            layers.append(LayerPlan(number, **shape, **chosen))
+        inputs = directions * (proj_size or hidden)
+    if packed:
+        notes.append("packed: operations and bytes are those of rows that all last T steps")
+    return Explanation(subject, kind, name, isa, threads, training, layers, notes)
+
+
+def _cell_of(module: nn.Module, single: bool) -> str:
+    """The kernels' name of a module's recurrence."""
+    if not single:
+        return _MODES[module.mode]
+    for kind, name in ((nn.LSTMCell, "lstm"), (nn.GRUCell, "gru")):
+        if isinstance(module, kind) or type(module).__name__ == kind.__name__:
+            return name
+    return f"rnn_{getattr(module, 'nonlinearity', 'tanh')}"
+
+
+def _cell_rows(input) -> int:
+    """Rows of a cell's input."""
+    if isinstance(input, Tensor):
+        return 1 if input.dim() == 1 else input.size(0)
+    return 1 if input is None else _sizes(input, False)[1]

@@ -1,0 +1,340 @@
+"""Every fused path against the float64 reference and torch.nn: what ``python -m fastrnn verify`` runs.
+
+An error is the largest difference of any output or gradient over the largest magnitude of its tensor. The
+reference computes in float64 from the same numbers, rounded to the dtype under test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import functional
+
+
+class Tolerance(NamedTuple):
+    """Largest error over largest magnitude, for outputs and for gradients."""
+
+    output: float
+    gradient: float
+
+
+#: Half types round every output, and the state fed back to the next step, once (2^-9 and 2^-12); the rest is
+#: arithmetic in float32.
+TOLERANCES = {
+    "float64": Tolerance(1e-12, 1e-11),
+    "float32": Tolerance(2e-6, 1e-5),
+    "bfloat16": Tolerance(8e-3, 2e-2),
+    "float16": Tolerance(1e-3, 3e-3),
+}
+#: torch.nn in the same dtype is itself away from float64; in half types it rounds after every operation.
+TORCH_SLACK = {"float64": 2.0, "float32": 2.0, "bfloat16": 4.0, "float16": 4.0}
+#: Incoming gradients are of size one: a gradient far below is a difference of larger terms, and keeps their
+#: rounding. Below this magnitude errors are compared absolutely.
+FLOOR = 0.1
+
+CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+DTYPES = tuple(TOLERANCES)
+PATHS = ("layers", "packed", "proj", "cells")
+#: "inference" saves nothing, "training" saves the gates, "recompute" computes them again in backward.
+MODES = ("inference", "training", "recompute")
+
+#: T, B, I, H and layers: one of everything; few and many rows, odd and even sizes, one and several vector
+#: registers of units, and a sequence that the kernels take in chunks.
+SIZES = ((1, 1, 3, 5, 1), (4, 2, 20, 16, 2), (7, 13, 19, 33, 2), (9, 3, 40, 100, 2), (45, 13, 6, 97, 1))
+
+
+@dataclass(frozen=True)
+class Check:
+    """One path of one cell in one dtype. directions is 1 for single steps."""
+
+    cell: str
+    path: str
+    directions: int
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        way = ", bidirectional" if self.directions == 2 else ""
+        return f"{self.cell} {self.path}{way}"
+
+
+@dataclass
+class Outcome:
+    """Worst errors of one check on one instruction set (or device), over sizes and modes.
+
+    output, gradient: against float64. torch_output, torch_gradient: torch.nn's own, for comparison.
+    from_torch: the distance between the two as a share of what is allowed, above 1 if too far apart.
+    error: what was raised, where a run did not end.
+    """
+
+    check: Check
+    target: str
+    output: float = 0.0
+    gradient: float = 0.0
+    torch_output: float = 0.0
+    torch_gradient: float = 0.0
+    from_torch: float = 0.0
+    where: dict[str, str] = field(default_factory=dict)
+    error: str = ""
+
+    def record(self, what: str, error: float, where: str) -> None:
+        """Keep an error if it is the worst of its kind so far, and where it was."""
+        if error > getattr(self, what):
+            setattr(self, what, error)
+            self.where[what] = where
+
+    @property
+    def ok(self) -> bool:
+        limit = TOLERANCES[self.check.dtype]
+        within = self.output <= limit.output and self.gradient <= limit.gradient and self.from_torch <= 1
+        return within and not self.error
+
+
+def distance(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest magnitude expected; infinite for NaN or another shape."""
+    if actual.shape != expected.shape:
+        return float("inf")
+    if expected.numel() == 0:
+        return 0.0
+    actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
+    found = float((actual - expected).abs().max() / expected.abs().max().clamp_min(FLOOR))
+    return found if found == found else float("inf")
+
+
+@dataclass
+class Data:
+    """The numbers of one check and size, in the dtype under test."""
+
+    check: Check
+    x: Tensor
+    hx: list[Tensor]
+    params: list[Tensor]
+    cotangents: list[Tensor]
+    batch_sizes: Tensor | None
+    num_layers: int
+
+    def leaves(self, dtype: torch.dtype) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """x, hx and params as fresh leaves in dtype."""
+
+        def leaf(t):
+            return t.detach().to(dtype).clone().requires_grad_()
+
+        return leaf(self.x), [leaf(t) for t in self.hx], [leaf(t) for t in self.params]
+
+
+def make_data(check: Check, size: tuple[int, int, int, int, int], device: str) -> Data:
+    """Draw the numbers of a check; a size is one of SIZES."""
+    T, B, I, H, num_layers = size  # noqa: E741
+    G = {"lstm": 4, "gru": 3}.get(check.cell, 1)
+    P = max(1, H // 3) if check.path == "proj" else H
+    single = check.path == "cells"
+    num_layers, D = (1 if single else num_layers), check.directions
+    generator = torch.Generator().manual_seed(T * 1000 + H)
+    dtype = getattr(torch, check.dtype)
+
+    def draw(*shape, scale=1.0):
+        return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype).to(device)
+
+    # relu's derivative jumps at zero, where rounding decides its side. Here the bias decides instead: half
+    # of the units are on, half of them off, and the weights cannot turn them.
+    relu = check.cell == "rnn_relu"
+    gain = 0.1 if relu else 1.0
+
+    params = []
+    for layer in range(num_layers):
+        for _ in range(D):
+            inputs = D * P if layer else I
+            params += [draw(G * H, inputs, scale=gain * inputs**-0.5), draw(G * H, P, scale=gain * P**-0.5)]
+            params += [draw(G * H).sign() if relu else draw(G * H, scale=0.1), draw(G * H, scale=0.1)]
+            params += [draw(P, H, scale=H**-0.5)] if check.path == "proj" else []
+    batch_sizes = None
+    rows = (B,) if single else (T, B)
+    if check.path == "packed":
+        # From every row running down to one: each step drops one row, where there are enough.
+        batch_sizes = torch.tensor([max(1, B - t) for t in range(T)])
+        rows = (int(batch_sizes.sum()),)
+    widths = [P, H] if check.cell == "lstm" else [H]
+    states = [(B, w) if single else (num_layers * D, B, w) for w in widths]
+    outputs = states if single else [(*rows, D * P), *states]
+    hx = [draw(*s, scale=0.5) for s in states]
+    return Data(check, draw(*rows, I), hx, params, [draw(*s) for s in outputs], batch_sizes, num_layers)
+
+
+def _flat(result) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, PackedSequence):
+        return [result.data]
+    return [t for part in result for t in _flat(part)]
+
+
+def run_functional(data: Data, dtype: torch.dtype, backend: str, mode: str) -> dict[str, Tensor]:
+    """Outputs, and gradients unless mode is "inference", of fastrnn.functional in dtype, by name."""
+    check = data.check
+    cell, _, nonlinearity = check.cell.partition("_")
+    options: dict = {"backend": backend}
+    if nonlinearity:
+        options["nonlinearity"] = nonlinearity
+    if check.path == "cells":
+        function = getattr(functional, f"{cell}_cell")
+    else:
+        function = getattr(functional, cell)
+        options |= {"num_layers": data.num_layers, "bidirectional": check.directions == 2}
+        options |= {"batch_sizes": data.batch_sizes, "training": mode != "inference"}
+        options["save"] = "recompute" if mode == "recompute" else "gates"
+
+    def call(x, hx, params):
+        state = tuple(hx) if cell == "lstm" else hx[0]
+        return (
+            function(x, state, *params, **options)
+            if check.path == "cells"
+            else function(x, state, params, **options)
+        )
+
+    return _collect(data, dtype, mode, call)
+
+
+def _collect(data: Data, dtype: torch.dtype, mode: str, call: Callable) -> dict[str, Tensor]:
+    x, hx, params = data.leaves(dtype)
+    with torch.set_grad_enabled(mode != "inference"):
+        outputs = _flat(call(x, hx, params))
+    found = {f"output {n}": t for n, t in enumerate(outputs)}
+    if mode != "inference":
+        inputs = [x, *hx, *params]
+        gradients = torch.autograd.grad(outputs, inputs, [c.to(dtype) for c in data.cotangents])
+        found |= {f"gradient {n}": g for n, g in enumerate(gradients)}
+    return found
+
+
+def run_torch(data: Data) -> dict[str, Tensor]:
+    """Outputs and gradients of torch.nn in the dtype under test, named as run_functional names them."""
+    check, dtype = data.check, data.x.dtype
+    cell, _, nonlinearity = check.cell.partition("_")
+    hidden, inputs = data.hx[-1].size(-1), data.x.size(-1)
+    options: dict = {"nonlinearity": nonlinearity} if nonlinearity else {}
+    if check.path == "proj":
+        options["proj_size"] = data.hx[0].size(-1)
+    if check.path != "cells":
+        options |= {"num_layers": data.num_layers, "bidirectional": check.directions == 2}
+    kind = getattr(nn, cell.upper() + ("Cell" if check.path == "cells" else ""))
+    module = kind(inputs, hidden, device=data.x.device, dtype=dtype, **options)
+    names = [name for name, _ in module.named_parameters()]
+
+    def call(x, hx, params):
+        state = tuple(hx) if cell == "lstm" else hx[0]
+        batch = x if data.batch_sizes is None else PackedSequence(x, data.batch_sizes)
+        return torch.func.functional_call(module, dict(zip(names, params, strict=True)), (batch, state))
+
+    return _collect(data, dtype, "training", call)
+
+
+def checks(cells: Sequence[str] = (), dtypes: Sequence[str] = (), paths: Sequence[str] = ()) -> list[Check]:
+    """Every check that passes the filters; an empty filter lets everything through."""
+    return [
+        Check(cell, path, directions, dtype)
+        for dtype in dtypes or DTYPES
+        for cell in cells or CELLS
+        for path in paths or PATHS
+        if path != "proj" or cell == "lstm"
+        for directions in ((1,) if path == "cells" else (1, 2))
+    ]
+
+
+@contextlib.contextmanager
+def _exact_float32() -> Iterator[None]:
+    """No TensorFloat-32 in cuDNN's and cuBLAS's float32: the comparison is about float32."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for what is only compared with: at these sizes more of them cost time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_check(
+    check: Check, targets: Sequence[str], device: str, select: Callable[[str], None]
+) -> list[Outcome]:
+    """Run a check on every target. select(target) switches to it, before anything fused runs."""
+    outcomes = [Outcome(check, target) for target in targets]
+    for size in SIZES:
+        data = make_data(check, size, device)
+        with _one_thread():
+            exact = run_functional(data, torch.float64, "reference", "training")
+            theirs = run_torch(data)
+            own = {name: distance(theirs[name], exact[name]) for name in exact}
+        for outcome in outcomes:
+            select(outcome.target)
+            for name, found in own.items():
+                outcome.record(f"torch_{name.split()[0]}", found, "")
+            for mode in MODES:
+                if mode == "recompute" and check.path == "cells":
+                    continue
+                try:
+                    ours = run_functional(data, data.x.dtype, "fused", mode)
+                except Exception as error:  # a failure is a result here
+                    outcome.error = (
+                        f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                    )
+                    continue
+                with _one_thread():
+                    _compare(
+                        outcome, ours, exact, theirs, f"T,B,I,H = {','.join(map(str, size[:4]))}, {mode}"
+                    )
+    return outcomes
+
+
+def _compare(outcome: Outcome, ours: dict, exact: dict, theirs: dict, where: str) -> None:
+    """Take the errors of one run into an outcome."""
+    dtype = outcome.check.dtype
+    for name, tensor in ours.items():
+        kind = name.split()[0]
+        allowed = TORCH_SLACK[dtype] * getattr(TOLERANCES[dtype], kind)
+        outcome.record(kind, distance(tensor, exact[name]), f"{where}, {name}")
+        outcome.record("from_torch", distance(tensor, theirs[name]) / allowed, f"{where}, {name}")
+
+
+def verify(
+    wanted: Sequence[Check],
+    isas: Sequence[str] = (),
+    device: str = "cpu",
+    progress: Callable[[str, int], None] = lambda title, step: None,
+) -> list[Outcome]:
+    """Run the checks on the CPU's instruction sets, or on a GPU, as one target by the name of the device.
+
+    Args:
+        isas: instruction sets; all that can run here by default. The one in use is restored afterwards.
+        progress: called with a title and 0 before a check, with "" and 1 after it.
+    """
+    from . import _ops
+
+    on_cpu = device == "cpu"
+    targets = list(isas or _ops.available_cpu_isas()) if on_cpu else [device]
+    before = _ops.cpu_isa()
+    outcomes = []
+    try:
+        with _exact_float32():
+            for check in wanted:
+                progress(f"{check.name} {check.dtype}", 0)
+                outcomes += run_check(check, targets, device, _ops.set_cpu_isa if on_cpu else lambda _: None)
+                progress("", 1)
+    finally:
+        _ops.set_cpu_isa(before)
+    return outcomes
