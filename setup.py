@@ -104,6 +104,7 @@ if CUDA_HOME:
 from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths  # noqa: E402
 
 CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+CXX_FLAGS += ["-Wno-maybe-uninitialized"]  # gcc 12 imagines it in every std::optional<Tensor>
 # Kernels read no errno and no floating-point traps; without them gcc vectorises freely. Python's own
 # flags, which come first, would make signed overflow defined: indices would cost more, and UBSan see less.
 CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-wrapv"]
