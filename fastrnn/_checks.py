@@ -187,17 +187,19 @@ def cell_params(name: str, cell: str, weights: Sequence[Tensor], hidden: int) ->
             raise RuntimeError(f"{name}: expected {label} of size {list(expected)}, got {list(w.shape)}")
 
 
-def cell_dims(name: str, argument: str, h: Tensor) -> None:
+def cell_dims(name: str, x: Tensor, h: Tensor | None, c: Tensor | None) -> None:
     """A cell's input and states have one dimension or two."""
-    if h.dim() not in (1, 2):
-        raise ValueError(f"{name}: Expected {argument} to be 1D or 2D, got {h.dim()}D instead")
+    states = [("hidden", h)] if c is None else [("hx[0]", h), ("hx[1]", c)]
+    for argument, t in [("input", x), *states]:
+        if t is not None and t.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected {argument} to be 1D or 2D, got {t.dim()}D instead")
 
 
-def cell_state(x: Tensor, h: Tensor, size: int, index: int) -> None:
-    """A cell's state h, number `index`: (B, size) where x is (B, I)."""
-    if h.size(0) != x.size(0):
-        raise RuntimeError(f"Input batch size {x.size(0)} doesn't match hidden{index} batch size {h.size(0)}")
+def cell_state(h: Tensor, expected: tuple[int, int], index: int) -> NoReturn:
+    """What is wrong with a cell's state h, number `index`."""
+    rows, size = expected
+    if h.dim() > 0 and h.size(0) != rows:
+        raise RuntimeError(f"Input batch size {rows} doesn't match hidden{index} batch size {h.size(0)}")
     if h.dim() > 1 and h.size(1) != size:
         raise RuntimeError(f"hidden{index} has inconsistent hidden_size: got {h.size(1)}, expected {size}")
-    if h.dim() != 2:
-        raise StructureError(f"hidden{index} should have as many dimensions as the input")
+    raise StructureError(f"hidden{index} should have as many dimensions as the input")

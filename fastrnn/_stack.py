@@ -106,8 +106,11 @@ def run(
         h, c = permute(h, sorted_indices), permute(c, sorted_indices)
     if shape[0] == 0 and not packed:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    if x.device != w0.device:
-        _checks.same_kind(x, [("parameter", w0)])
+    # The kernels look at everything, but a weight on "meta" would take the call away from them.
+    device = x.device
+    for w in weights:
+        if w.device != device:
+            _checks.same_kind(x, [("parameter", w)])
 
     if autocast:
         projected = stack.proj_size > 0
@@ -196,6 +199,7 @@ def autocast_inputs(cell: str, projected: bool, packed: bool, x, h, c, weights):
     Returns x, h, c, weights, and a dtype to round output and h to, or None.
     """
     if x.dtype not in _AUTOCAST_TYPES:
+        _checks.same_kind(x, [("parameter", w) for w in weights])
         return x, h, c, weights, None
     to, round_to = torch.get_autocast_dtype(x.device.type), None
     if x.is_cpu and cell in ("lstm", "gru"):

@@ -183,39 +183,36 @@ def _stack(
 
 
 def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend):
-    """One step. Returns h and, for the LSTM, c."""
+    """One step. Returns h and, for the LSTM, c. It takes microseconds, and so must what comes before it."""
     x, h, c = _checks.tensor(name, "input", input), None, None
-    _checks.cell_dims(name, "input", x)
-    if cell == "lstm" and hx is not None:
-        h, c = _checks.pair(name, hx)
-        _checks.cell_dims(name, "hx[0]", h)
-        _checks.cell_dims(name, "hx[1]", c)
-    elif hx is not None:
-        h = _checks.tensor(name, "hidden", hx)
-        _checks.cell_dims(name, "hidden", h)
+    if hx is not None:
+        h, c = _checks.pair(name, hx) if cell == "lstm" else (_checks.tensor(name, "hidden", hx), None)
     batched = x.dim() == 2
+    if not batched or (h is not None and (h.dim() != 2 or (c is not None and c.dim() != 2))):
+        _checks.cell_dims(name, x, h, c)
     if not batched:
         x = x.unsqueeze(0)
         h, c = (None if s is None else s.unsqueeze(0) for s in (h, c))
 
-    input_size, hidden_size = w_ih.size(1), w_hh.size(1)
-    if x.size(1) != input_size:
-        raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {input_size}")
+    rows, features = x.shape
+    hidden_size = w_hh.size(1)
+    if features != w_ih.size(1):
+        raise RuntimeError(f"input has inconsistent input_size: got {features} expected {w_ih.size(1)}")
     if h is not None:
-        _checks.cell_state(x, h, hidden_size, 0)
-        if c is not None:
-            _checks.cell_state(x, c, hidden_size, 1)
+        expected = (rows, hidden_size)
+        if h.shape != expected:
+            _checks.cell_state(h, expected, 0)
+        if c is not None and c.shape != expected:
+            _checks.cell_state(c, expected, 1)
 
-    if b_ih is None and b_hh is None:
+    if b_ih is not None and b_hh is not None:
+        weights = [w_ih, w_hh, b_ih, b_hh]
+    elif b_ih is b_hh:
         weights = [w_ih, w_hh]
     else:
-        # One bias alone is allowed by torch.
-        weights = [
-            w_ih,
-            w_hh,
-            w_ih.new_zeros(w_ih.size(0)) if b_ih is None else b_ih,
-            w_hh.new_zeros(w_hh.size(0)) if b_hh is None else b_hh,
-        ]
+        # torch allows one bias alone.
+        other = w_ih.new_zeros(w_ih.size(0))
+        weights = [w_ih, w_hh, other if b_ih is None else b_ih, other if b_hh is None else b_hh]
     if autocasting(x):
         x, h, c, weights, _ = autocast_inputs(cell, False, True, x, h, c, weights)
         with torch.autocast(x.device.type, enabled=False):
@@ -229,17 +226,20 @@ def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend):
 
 def _cell_step(name, cell, x, h, c, weights, backend):
     """A cell is a layer of one step. h and c are (B, H) or None for zeros."""
-    input_size, hidden_size = x.size(1), weights[1].size(1)
-    if h is None:
-        h = x.new_zeros((x.size(0), hidden_size))
-        c = h if cell == "lstm" else None
+    rows, features = x.shape
+    hidden_size = weights[1].size(1)
     # torch lets cells have no inputs or no units; there is nothing to fuse in those.
-    layer = choose(backend, x) if input_size and hidden_size else reference.layer
-    _checks.same_kind(x, (("hidden", h), ("cell", c), ("parameter", weights[0])))
+    layer = choose(backend, x) if features and hidden_size else reference.layer
     if layer is reference.layer:
         _checks.cell_params(name, cell, weights, hidden_size)
-        _checks.same_kind(x, [("parameter", w) for w in weights])
-    x, h = x.unsqueeze(0), h.unsqueeze(0)
-    c = None if c is None else c.unsqueeze(0)
-    _, h, c = layer(x, h, c, weights, cell=cell, bias=len(weights) == 4, save="gates")
+    dtype, device = x.dtype, x.device
+    for t in (h, c, *weights):
+        if t is not None and (t.dtype != dtype or t.device != device):
+            _checks.same_kind(x, [("hidden", h), ("cell", c), *(("parameter", w) for w in weights)])
+    if h is None:
+        h = x.new_zeros((1, rows, hidden_size))
+        c = h if cell == "lstm" else None
+    else:
+        h, c = h.unsqueeze(0), (None if c is None else c.unsqueeze(0))
+    _, h, c = layer(x.unsqueeze(0), h, c, weights, cell=cell, bias=len(weights) == 4)
     return h.squeeze(0), (None if c is None else c.squeeze(0))
