@@ -4,6 +4,7 @@
 #if defined(__x86_64__)
 #pragma GCC target("avx2,fma,f16c,bmi,bmi2")
 #define FASTRNN_VECTOR_BYTES 32
+#define FASTRNN_AVX2  // the pragma does not define __AVX2__ in time: g++ reads all tokens first
 #include "kernels.inl"
 
 namespace fastrnn {

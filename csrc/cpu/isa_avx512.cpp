@@ -4,6 +4,7 @@
 #if defined(__x86_64__)
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
 #define FASTRNN_VECTOR_BYTES 64
+#define FASTRNN_AVX512  // the pragma does not define __AVX512F__ in time: g++ reads all tokens first
 #include "kernels.inl"
 
 namespace fastrnn {

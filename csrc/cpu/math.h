@@ -23,7 +23,7 @@ struct VectorMath<float> {
 
   // 1/x to about 1 ulp: an estimate and one Newton step cost a third of a division.
   static FASTRNN_INLINE V reciprocal(V x) {
-#ifdef __AVX512F__
+#ifdef FASTRNN_AVX512
     const V r = (V)_mm512_rcp14_ps((__m512)x);
     return r * (set(2) - x * r);
 #else

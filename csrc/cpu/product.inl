@@ -18,7 +18,7 @@ namespace {
 
 // Registers of this instruction set decide the tile: 24 accumulators of 32, or 12 of 16, leave room
 // for a row of the right operand and a broadcast.
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if defined(FASTRNN_AVX512) || defined(__aarch64__)
 constexpr int kAccumulators = 24;
 constexpr int kPanelVectors = 4;  // vectors a row of the right operand in general products
 constexpr int kRnnUnits = 4;      // unit blocks a panel for a cell with one gate

@@ -54,7 +54,7 @@ struct Simd {
   // The first n lanes, zero elsewhere; never touches memory beyond them.
   static FASTRNN_INLINE V load_n(const T* p, int n) {
     if (n >= W) return load(p);
-#ifdef __AVX512F__
+#ifdef FASTRNN_AVX512
     if constexpr (sizeof(T) == 4) {
       return (V)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
     } else {
@@ -71,7 +71,7 @@ struct Simd {
       store(p, v);
       return;
     }
-#ifdef __AVX512F__
+#ifdef FASTRNN_AVX512
     if constexpr (sizeof(T) == 4) {
       _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
     } else {
@@ -133,13 +133,13 @@ FASTRNN_INLINE typename Simd<T>::V load_as(const void* row, int64_t index, int n
   } else {
     if (dtype == Dtype::kFloat) return S::load_n(static_cast<const float*>(row) + index, n);
     const uint16_t* p = static_cast<const uint16_t*>(row) + index;
-#ifdef __AVX512F__
+#ifdef FASTRNN_AVX512
     const __mmask16 mask = static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1);
     const __m256i raw = _mm256_maskz_loadu_epi16(mask, p);
     if (dtype == Dtype::kHalf) return (typename S::V)_mm512_cvtph_ps(raw);
     return (typename S::V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16);
 #else
-#ifdef __AVX2__
+#ifdef FASTRNN_AVX2
     if (n >= 8) {
       const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
       if (dtype == Dtype::kHalf) return (typename S::V)_mm256_cvtph_ps(raw);
@@ -166,7 +166,7 @@ FASTRNN_INLINE void store_as(void* row, int64_t index, typename Simd<T>::V v, in
       return;
     }
     uint16_t* p = static_cast<uint16_t*>(row) + index;
-#ifdef __AVX512F__
+#ifdef FASTRNN_AVX512
     const __mmask16 mask = static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1);
     __m256i raw;
     if (dtype == Dtype::kHalf) {
@@ -181,7 +181,7 @@ FASTRNN_INLINE void store_as(void* row, int64_t index, typename Simd<T>::V v, in
     }
     _mm256_mask_storeu_epi16(p, mask, raw);
 #else
-#ifdef __AVX2__
+#ifdef FASTRNN_AVX2
     if (n >= 8 && dtype == Dtype::kHalf) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                        _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -233,7 +233,7 @@ FASTRNN_INLINE void transpose(typename Simd<T>::V (&rows)[Simd<T>::W]) {
 
 template <class T>
 FASTRNN_INLINE T sum_lanes(typename Simd<T>::V v) {
-#ifdef __AVX512F__
+#ifdef FASTRNN_AVX512
   if constexpr (sizeof(T) == 4) {
     return _mm512_reduce_add_ps((__m512)v);
   } else {
