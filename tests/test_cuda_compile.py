@@ -6,16 +6,21 @@ and prints what each kernel uses. Needs nvcc, not a GPU.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections import defaultdict
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from emu.build import CUDA, OUT, ROOT, digest, find_nvcc
 
+from fastrnn import _ops
+
 NVCC = find_nvcc()
-pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc here")
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc here")
 
 SOURCES = sorted(CUDA.glob("*.cu"))
 FLAGS = ["-O3", "-std=c++20", f"-I{ROOT / 'csrc'}", "-Xptxas=-v"]  # as setup.py compiles them
@@ -77,6 +82,7 @@ def compiled() -> dict[tuple[str, str], list[Kernel]]:
     return {(s.name, arch): kernels(ptxas(s, arch)) for s in SOURCES for arch in architectures()}
 
 
+@needs_nvcc
 def test_every_kernel_compiles_without_spills(compiled):
     assert compiled
     assert all(compiled.values())
@@ -87,6 +93,7 @@ def test_every_kernel_compiles_without_spills(compiled):
             assert k.shared <= STATIC_SHARED_LIMIT, f"{source} {arch}: {k}"
 
 
+@needs_nvcc
 def test_resource_table(compiled, capsys):
     """Registers of every kernel, a line a kernel and cell, a column a type: one number an architecture."""
     table = defaultdict(lambda: defaultdict(list))
@@ -109,3 +116,20 @@ def test_kernel_files_include_no_torch():
     """Kernels know pointers and sizes: their files compile in seconds, and without torch."""
     for path in (*CUDA.glob("*.cu"), *CUDA.glob("*.cuh"), CUDA / "stepwise.h"):
         assert not re.search(r"#include\s*[<\"](torch|ATen|c10)/", path.read_text()), path.name
+
+
+@needs_nvcc
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch has no CUDA")
+@pytest.mark.skipif(
+    os.environ.get("FASTRNN_CUDA") == "0", reason="built without CUDA kernels: FASTRNN_CUDA=0"
+)
+def test_library_loads_without_a_gpu():
+    """The CUDA library was built, is loaded, and knows no Python: one file for every interpreter."""
+    assert _ops.cuda_loaded
+    for op in ("rnn_forward", "rnn_backward"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastrnn::{op}", "CUDA")
+    library = Path(_ops.__file__).with_name("libfastrnn_cuda.so")
+    symbols = subprocess.check_output(["nm", "-D", "--undefined-only", library], text=True)
+    assert not re.findall(r"\b_?Py\w+", symbols)
+    needed = subprocess.check_output(["readelf", "-d", library], text=True)
+    assert not re.findall(r"lib(?:torch_)?python\S*|libcudart\S*", needed)
