@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _autograd, _checks, reference
 
@@ -45,13 +46,15 @@ def choose(backend: str, x: Tensor) -> Callable:
     """The function that computes a layer: the fused one or the reference."""
     if backend == "reference":
         return reference.layer
-    if _autograd.supported(x):
+    # Kernels have derivatives in reverse mode and no batching rules: torch.func's transforms (vmap, jvp,
+    # hessian, ...) and forward-mode differentiation take the reference apart instead.
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if not transformed and _autograd.supported(x):
         return _autograd.layer
     if backend == "auto":
         return reference.layer
-    raise RuntimeError(
-        f"backend='fused': no kernel covers {x.dtype} on {x.device}; use backend='auto' or 'reference'"
-    )
+    what = "torch.func's transforms or forward-mode AD" if transformed else f"{x.dtype} on {x.device}"
+    raise RuntimeError(f"backend='fused': no kernel covers {what}; use backend='auto' or 'reference'")
 
 
 def run(
@@ -146,12 +149,15 @@ def _layers(stack, x, h, c, weights, rows, batch_sizes):
     if h is not None:
         _checks.same_kind(x, (("hidden", h), ("cell", c)))
 
-    # Zero states are the same for every layer; those of an LSTM without projection even for h and c.
+    # Zero states are the same for every layer, and without projection for h and c too (torch.compile wants
+    # two tensors there).
     zero_h = zero_c = None
     if h is None:
-        zero_h = x.new_zeros((directions, rows, stack.proj_size or stack.hidden_size))
-        if cell == "lstm":
-            zero_c = x.new_zeros((directions, rows, stack.hidden_size)) if stack.proj_size else zero_h
+        zero_h = zero_c = x.new_zeros((directions, rows, stack.proj_size or stack.hidden_size))
+        if cell != "lstm":
+            zero_c = None
+        elif stack.proj_size or torch.compiler.is_compiling():
+            zero_c = x.new_zeros((directions, rows, stack.hidden_size))
 
     if stack.num_layers == 1:
         h, c = (zero_h, zero_c) if h is None else (h, c)

@@ -238,7 +238,9 @@ def _cell_step(name, cell, x, h, c, weights, backend):
             _checks.same_kind(x, [("hidden", h), ("cell", c), *(("parameter", w) for w in weights)])
     if h is None:
         h = x.new_zeros((1, rows, hidden_size))
-        c = h if cell == "lstm" else None
+        c = None
+        if cell == "lstm":
+            c = torch.zeros_like(h) if torch.compiler.is_compiling() else h
     else:
         h, c = h.unsqueeze(0), (None if c is None else c.unsqueeze(0))
     _, h, c = layer(x.unsqueeze(0), h, c, weights, cell=cell, bias=len(weights) == 4)

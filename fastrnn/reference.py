@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["gru_cell", "layer", "lstm_cell", "rnn_cell"]
+__all__ = ["gradients", "gru_cell", "layer", "lstm_cell", "rnn_cell"]
 
 #: Number of gate blocks in the weights of each cell.
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -213,3 +213,39 @@ def layer(
     y = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
     h_n, *c_n = (torch.stack(s).to(dtype) for s in zip(*finals, strict=True))
     return y.to(dtype), h_n, (c_n[0] if c_n else None)
+
+
+def gradients(
+    grads: Sequence[Tensor | None],
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    cell: str,
+    bias: bool,
+    batch_sizes: Tensor | None = None,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of :func:`layer` as functions that can be differentiated again, for one forward more.
+
+    Args:
+        grads: those of y, h_n and c_n, None where a result was not used.
+        wanted: whether to give the gradient of x, h0, c0 and each of the weights.
+        The rest as for :func:`layer`.
+
+    Returns:
+        For each of ``wanted`` the gradient, or None where it is not wanted or does not exist.
+    """
+    with torch.enable_grad():
+        # Views stand in for the tensors: a weight in two places is to get two gradients, not their sum twice.
+        x, h0, c0, *weights = leaves = [t if t is None else t.view_as(t) for t in (x, h0, c0, *weights)]
+        results = layer(x, h0, c0, weights, cell=cell, bias=bias, batch_sizes=batch_sizes)
+        used = [(r, g) for r, g in zip(results, grads, strict=True) if r is not None and g is not None]
+        chosen = [t for t, w in zip(leaves, wanted, strict=True) if w]
+        found = iter(
+            torch.autograd.grad(
+                [r for r, _ in used], chosen, [g for _, g in used], create_graph=True, allow_unused=True
+            )
+        )
+    return [next(found) if w else None for w in wanted]
