@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from glob import glob
 from pathlib import Path
@@ -98,6 +99,8 @@ def gencode(arch):
     return flags + [f"-gencode=arch=compute_{number},code=compute_{number}"] * bool(match.group(4))
 
 
+# The ninja beside this interpreter, in an environment that nobody activated.
+os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
 CUDA_HOME, CUDA_COMPILER = find_cuda()
 if CUDA_HOME:
     os.environ["CUDA_HOME"] = CUDA_HOME  # read when cpp_extension is imported
