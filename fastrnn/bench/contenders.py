@@ -172,11 +172,13 @@ def reference(problem: Problem) -> Contender:
             sizes = packed.batch_sizes
             return plain.layer(packed.data, h0, c0, weights, cell=cell, bias=True, batch_sizes=sizes)
 
-    return _torch_contender("reference", "reference (a Python loop)", problem, weights, run, few=True)
+    return _torch_contender("reference", "reference", problem, weights, run, few=True)
 
 
 def build(key: str, problem: Problem, threads: int) -> Contender:
-    """Make a contender for this case. Raises Unsupported where it does not do it."""
+    """Make a contender for this case. Unsupported where it does not do it, ValueError for another key."""
+    if key not in KEYS:
+        raise ValueError(f"unknown contender {key!r}: expected one of {', '.join(KEYS)}")
     if key == "torch":
         return torch_nn(problem)
     if key == "fastrnn":

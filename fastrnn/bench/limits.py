@@ -19,7 +19,7 @@ from .cases import Case
 from .problem import flops, weight_bytes
 
 _KB = 1024
-READ_SIZES = (64 * _KB, 256 * _KB, 512 * _KB, 1024 * _KB, 2048 * _KB, 4096 * _KB, 16384 * _KB)
+READ_SIZES = (256 * _KB, 512 * _KB, 1024 * _KB, 2048 * _KB, 4096 * _KB, 16384 * _KB)
 
 
 @dataclass

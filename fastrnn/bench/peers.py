@@ -130,7 +130,7 @@ def openvino(problem: Problem, threads: int) -> Contender:
         call()
         return {"y": _as_y(request.get_output_tensor().data)}
 
-    return Contender("openvino", "OpenVINO (f32)", call, result)
+    return Contender("openvino", "OpenVINO", call, result)
 
 
 def jax(problem: Problem, threads: int) -> Contender:
@@ -187,7 +187,7 @@ def jax(problem: Problem, threads: int) -> Contender:
         def call():
             return run(x).block_until_ready()
 
-        return Contender("jax", "JAX (jitted scan)", call, lambda: {"y": to_torch(call())})
+        return Contender("jax", "JAX", call, lambda: {"y": to_torch(call())})
 
     @jax.jit
     def forward_backward(x, grad, *weights):
@@ -202,7 +202,7 @@ def jax(problem: Problem, threads: int) -> Contender:
         tensors = {"y": y, "grad_x": grad_x, "grad_w_ih": grad_w_ih.T, "grad_w_hh": grad_w_hh.T}
         return {name: to_torch(t) for name, t in tensors.items()}
 
-    return Contender("jax", "JAX (jitted scan)", call, result)
+    return Contender("jax", "JAX", call, result)
 
 
 BUILDERS = {"onnxruntime": onnxruntime, "openvino": openvino, "jax": jax}

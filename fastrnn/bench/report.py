@@ -48,14 +48,14 @@ def share_of_limit(result: dict, key: str = "fastrnn") -> float | None:
 
 
 def result_table(results: Sequence[dict]) -> Table:
-    """A group's results: every contender's median and spread, ratios, and the distance to the limit."""
+    """A group's results: every contender's median in ms and its spread, ratios, the distance to the limit."""
     keys = [k for k in KEYS if any(k in r["contenders"] for r in results)]
     peers = [k for k in keys if k not in ("fastrnn", "reference")]
     others = [k for k in peers if k != "torch"]
     labels = [next(r["contenders"][k]["label"] for r in results if k in r["contenders"]) for k in keys]
-    columns = ["T,B,H", *(f"{label}, ms" for label in labels), "over torch.nn"]
-    columns += ["over the best other"] if others else []
-    columns += ["% of limit", "GFLOP/s", "weights GB/s"]
+    columns = ["T,B,H", *labels, "over torch.nn"]
+    columns += ["over best other"] if others else []
+    columns += ["of limit", "GFLOP/s", "weights GB/s"]
     rows = []
     for r in results:
         times = r["contenders"]
@@ -195,6 +195,8 @@ def _method(run: dict) -> list[str]:
         "Inputs have as many features as there are hidden units. Training is the forward and backward "
         "pass with the gradients of the input and of every weight; weights count as changed between two "
         "steps, as after an optimiser, so that nothing prepared from them survives.",
+        "ONNX Runtime, OpenVINO (told to compute in float32) and JAX (a jitted scan, backward included) have "
+        "fixed shapes and run as many threads as torch. The reference is a loop over steps in Python.",
         "Before anything is timed, every contender's output and gradients are compared with torch.nn's; who "
         "differs is left out.",
         "The limit is the longer of the arithmetic at the best measured rate and the recurrent weights, once "
@@ -225,9 +227,9 @@ def build(run: dict, images: Sequence[Image] = (), notes: str = "") -> Document:
     for threads in run["threads"]:
         document.add(Heading(f"Times, {targets.plural(threads, 'thread')}"))
         for group, results in group_results(run, threads).items():
-            document.add(Heading(group, 3), result_table(results))
+            document.add(Heading(f"{group}, ms", 3), result_table(results))
         for group, results in group_results(run, threads, sweep=True).items():
-            document.add(Heading(f"{group} over hidden sizes", 3), result_table(results))
+            document.add(Heading(f"{group} over hidden sizes, ms", 3), result_table(results))
     if run["scaling"]:
         document.add(Heading("Threads"), scaling_table(run))
     if run["memory"]:

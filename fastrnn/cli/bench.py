@@ -1,7 +1,8 @@
 """Benchmark fastrnn against torch.nn, ONNX Runtime, OpenVINO, JAX and the plain reference on this machine.
 
 Prints the results and writes a folder with report.html (one page with everything), report.md, results.json
-and plots. The other frameworks take part where they are installed: pip install "fastrnn[bench]".
+and plots. The other frameworks take part where they are installed: pip install "fastrnn[bench]". Exit status
+1 if fastrnn fails in a case or its numbers differ from torch.nn's.
 
   python -m fastrnn bench --quick                      under a minute
   python -m fastrnn bench --full --save                all shapes on 1 and 2 threads, into benchmarks/results/
@@ -100,6 +101,7 @@ def make_plan(options: argparse.Namespace):
     )
     if not chosen:
         raise SystemExit("the filters leave nothing to run")
+    budget_s = preset.budget_s if options.budget is None else options.budget
     cores = machine.usable_cores()
     threads = options.threads or (sorted({1, min(2, cores)}) if options.full else [min(2, cores)])
     if options.device != "cpu":
@@ -118,9 +120,9 @@ def make_plan(options: argparse.Namespace):
         contenders=keys,
         scaling_cases=[c for c in plain if (c.T, c.B, c.H) in preset.scaling_shapes] if extras else [],
         memory_cases=_memory_cases(preset, chosen) if extras else [],
-        budget_s=preset.budget_s if options.budget is None else options.budget,
+        budget_s=budget_s,
         hurry=name == "quick" and options.rounds is None,
-        limits_s=1.5 if name == "quick" else 6.0,
+        limits_s=min(1.5 if name == "quick" else 6.0, budget_s),
         **({"min_rounds": options.rounds} if options.rounds else {}),
     )
 
@@ -149,9 +151,8 @@ def show(run: dict) -> None:
         for sweep in (False, True):
             for group, results in report.group_results(run, threads, sweep).items():
                 shown = report.result_table(results)
-                console.table(
-                    shown.columns, shown.rows, f"{group}{' over hidden sizes' if sweep else ''}, {on}"
-                )
+                title = f"{group}{' over hidden sizes' if sweep else ''}, {on}, ms"
+                console.table(shown.columns, shown.rows, title)
     if run["scaling"]:
         shown = report.scaling_table(run)
         console.table(shown.columns, shown.rows, "Threads")
@@ -192,5 +193,8 @@ def run(options: argparse.Namespace) -> int:
     page = report.write(results, folder)
     if not any(folder.glob("*.png")):
         print("no plots: matplotlib is not installed")
+    missing = [r for r in results["results"] if "fastrnn" not in r["contenders"]]
+    for r in missing:
+        print(f"FAILED {report.case_of(r).title}: fastrnn {r['skipped']['fastrnn']}")
     print(f"\nreport: {page.resolve()}")
-    return 0
+    return 1 if missing else 0

@@ -1,0 +1,235 @@
+"""Train the same character model with torch.nn and with fastrnn from the same seed, and let it write.
+
+The text is the English of Python's own manual (pydoc_data.topics), so nothing is downloaded. The two models
+take turns, step by step, on the same batches: their losses must coincide, their speeds may differ.
+
+    python benchmarks/char_lm.py --cell gru --hidden 512 --steps 400
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+try:
+    import fastrnn
+except ImportError:  # run from a checkout that is built in place
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    import fastrnn
+
+from fastrnn.cli import console
+
+LIBRARIES = {"torch.nn": nn, "fastrnn": fastrnn}
+#: Largest distance of the two loss curves, in nats. Rounding differs in the last bit, and Adam divides by
+#: small numbers: a few hundred steps carry 1e-7 to about 1e-3.
+COINCIDE = 0.02
+
+
+def manual() -> str:
+    """The topics of Python's manual as one ASCII text of about 460,000 characters."""
+    from pydoc_data.topics import topics
+
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    return "".join(c for c in text if c.isascii())
+
+
+class CharModel(nn.Module):
+    """Characters (B, T) to scores of the next ones (B, T, V); the recurrent layer is a given library's."""
+
+    def __init__(self, library, cell: str, vocabulary: int, hidden: int, layers: int):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, hidden)
+        self.rnn = getattr(library, cell.upper())(hidden, hidden, layers, batch_first=True)
+        self.head = nn.Linear(hidden, vocabulary)
+
+    def forward(self, characters: Tensor, state=None) -> tuple[Tensor, object]:
+        y, state = self.rnn(self.embedding(characters), state)
+        return self.head(y), state
+
+
+class Trainer:
+    """One library's model with its optimiser, losses and seconds a step."""
+
+    def __init__(self, library, options: argparse.Namespace, vocabulary: int):
+        torch.manual_seed(options.seed)
+        self.model = CharModel(library, options.cell, vocabulary, options.hidden, options.layers)
+        self.model.to(options.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
+        self.losses: list[float] = []
+        self.seconds: list[float] = []
+
+    def step(self, batch: Tensor) -> None:
+        """One optimiser step on characters (B, T + 1)."""
+        start = time.perf_counter()
+        self.optimizer.zero_grad(set_to_none=True)
+        scores, _ = self.model(batch[:, :-1])
+        loss = nn.functional.cross_entropy(scores.flatten(0, 1), batch[:, 1:].flatten())
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.losses.append(loss.item())  # waits for a GPU
+        self.seconds.append(time.perf_counter() - start)
+
+    def tokens_per_second(self, tokens: int) -> float:
+        """From the median step: the first ones also build and warm things."""
+        return tokens / sorted(self.seconds)[len(self.seconds) // 2]
+
+
+def train(options: argparse.Namespace, data: Tensor, vocabulary: int) -> dict[str, Trainer]:
+    """Train a model of each library, in turns on the same batches."""
+    trainers = {name: Trainer(library, options, vocabulary) for name, library in LIBRARIES.items()}
+    generator = torch.Generator().manual_seed(options.seed)
+    with console.progress(options.steps) as advance:
+        for number in range(options.steps):
+            starts = torch.randint(len(data) - options.length - 1, (options.batch,), generator=generator)
+            batch = torch.stack([data[s : s + options.length + 1] for s in starts.tolist()]).to(
+                options.device
+            )
+            # Who goes first changes: neither always finds the other's data in the caches.
+            for trainer in list(trainers.values())[:: 1 if number % 2 else -1]:
+                trainer.step(batch)
+            losses = ", ".join(f"{name} {t.losses[-1]:.4f}" for name, t in trainers.items())
+            advance(f"loss: {losses}", 1)
+    return trainers
+
+
+@torch.inference_mode()
+def write(model: CharModel, characters: str, prompt: str, count: int, temperature: float, seed: int) -> str:
+    """Let a model go on from the prompt, one character at a time."""
+    model.eval()
+    device = model.head.weight.device
+    index = {c: n for n, c in enumerate(characters)}
+    generator = torch.Generator().manual_seed(seed)
+    text, state = prompt, None
+    current = torch.tensor([[index[c] for c in prompt]], device=device)
+    for _ in range(count):
+        scores, state = model(current, state)
+        chances = torch.softmax(scores[0, -1].float().cpu() / temperature, dim=-1)
+        choice = int(torch.multinomial(chances, 1, generator=generator))
+        text += characters[choice]
+        current = torch.tensor([[choice]], device=device)
+    return text
+
+
+def plot(trainers: dict[str, Trainer], tokens: int, title: str, path: Path) -> bool:
+    """Both loss curves and both speeds as a PNG; False without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+
+        from fastrnn.bench.plots import COLORS, save
+    except ImportError:
+        return False
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    curves, speeds = figure.subplots(1, 2, width_ratios=(3, 1.15))
+    colors = {"torch.nn": COLORS["torch"], "fastrnn": COLORS["fastrnn"]}
+    looks = {"torch.nn": {"linewidth": 5, "alpha": 0.45}, "fastrnn": {"linewidth": 1.3}}
+    for name, trainer in trainers.items():
+        curves.plot(
+            range(1, len(trainer.losses) + 1), trainer.losses, color=colors[name], label=name, **looks[name]
+        )
+    curves.set(xlabel="step", ylabel="cross-entropy, nats a character")
+    curves.set_title("Training loss, same seed", loc="left", fontweight="bold", fontsize=11)
+    curves.legend(frameon=False)
+    values = [t.tokens_per_second(tokens) for t in trainers.values()]
+    bars = speeds.bar(list(trainers), values, color=[colors[n] for n in trainers], width=0.6)
+    speeds.bar_label(bars, [f"{v:,.0f}" for v in values], padding=2)
+    speeds.set_ylim(0, 1.15 * max(values))
+    speeds.set_yticks([])
+    speeds.set_title("Characters a second", loc="left", fontweight="bold", fontsize=11)
+    for ax in (curves, speeds):
+        ax.spines[["top", "right"]].set_visible(False)
+    speeds.spines["left"].set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    save(figure, path)
+    return True
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cell", choices=("lstm", "gru", "rnn"), default="lstm")
+    parser.add_argument("--hidden", type=int, default=256, help="hidden units and embedding size (256)")
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=300, help="optimiser steps of each model (300)")
+    parser.add_argument("--batch", type=int, default=32, help="sequences a step (32)")
+    parser.add_argument("--length", type=int, default=100, help="characters of a sequence (100)")
+    parser.add_argument("--lr", type=float, default=4e-3, help="Adam's learning rate (0.004)")
+    parser.add_argument("--threads", type=int, help="torch's number of threads")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--write", type=int, default=400, metavar="N", help="characters to write at the end (400)"
+    )
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument(
+        "--out", type=Path, default=Path("out"), help="folder of the plot and the figures (out)"
+    )
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+    text = manual()
+    characters = "".join(sorted(set(text)))
+    index = {c: n for n, c in enumerate(characters)}
+    data = torch.tensor([index[c] for c in text])
+    threads = "" if options.device != "cpu" else f", threads: {torch.get_num_threads()}"
+    title = (
+        f"{options.layers}-layer {options.cell.upper()}, H = {options.hidden}, B = {options.batch}, "
+        f"T = {options.length}, {options.device}{threads}"
+    )
+    console.heading(title)
+    print(f"{len(text):,} characters of Python's manual, {len(characters)} different ones")
+    trainers = train(options, data, len(characters))
+
+    tokens = options.batch * options.length
+    speed = {name: t.tokens_per_second(tokens) for name, t in trainers.items()}
+    rows = [
+        [
+            name,
+            f"{speed[name]:,.0f}",
+            f"{speed[name] / speed['torch.nn']:.2f}x",
+            f"{t.losses[0]:.4f}",
+            f"{t.losses[-1]:.4f}",
+        ]
+        for name, t in trainers.items()
+    ]
+    console.table(["", "characters/s", "over torch.nn", "first loss", "last loss"], rows)
+    every = max(1, options.steps // 10)
+    marks = sorted({*range(0, options.steps, every), options.steps - 1})
+    losses = [[str(n + 1), *(f"{t.losses[n]:.4f}" for t in trainers.values())] for n in marks]
+    console.table(["step", *trainers], losses, "Loss, nats a character")
+    apart = max(abs(a - b) for a, b in zip(*(t.losses for t in trainers.values()), strict=True))
+    same = apart <= COINCIDE
+    print(f"largest distance of the two curves: {apart:.1e} ({'they coincide' if same else 'THEY DIFFER'})")
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = options.out / f"char_lm-{options.cell}-{options.hidden}"
+    figures = {
+        "model": title,
+        "characters_per_second": speed,
+        "losses": {name: t.losses for name, t in trainers.items()},
+        "largest_distance": apart,
+    }
+    stem.with_suffix(".json").write_text(json.dumps(figures) + "\n")
+    if plot(trainers, tokens, title, stem.with_suffix(".png")):
+        print(f"plot: {stem.with_suffix('.png').resolve()}")
+    else:
+        print("no plot: matplotlib is not installed")
+    if options.write:
+        written = write(
+            trainers["fastrnn"].model, characters, "The ", options.write, options.temperature, options.seed
+        )
+        console.heading("What the fastrnn model writes")
+        print(written)
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""fastrnn.explain: the plan of modules and shapes, on paper."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import fastrnn
+from fastrnn import _ops
+from fastrnn.explain import explain
+
+
+def test_a_module_with_an_input():
+    module = fastrnn.LSTM(10, 20, num_layers=2, bidirectional=True)
+    found = explain(module, torch.zeros(7, 3, 10))
+    assert [(p.I, p.H, p.T, p.B, p.directions) for p in found.layers] == [
+        (10, 20, 7, 3, 2),
+        (40, 20, 7, 3, 2),
+    ]
+    assert found.device == "cpu"
+    assert found.dtype == "float32"
+    assert found.training is True
+    assert found.instruction_set == _ops.cpu_isa()
+    assert found.threads == torch.get_num_threads()
+    assert all(p.reason for p in found.layers)
+    assert not found.notes
+    text = str(found)
+    for part in (
+        "LSTM(10, 20)",
+        "T=7, B=3",
+        "layer 0",
+        "layer 1",
+        "kernel",
+        "why",
+        "FLOP",
+        "saved",
+        _ops.cpu_isa(),
+    ):
+        assert part in text
+
+
+def test_the_cost_model_by_hand():
+    T, B, I, H = 5, 4, 6, 8  # noqa: E741
+    plan = explain((T, B, I, H), cell="gru").layers[0].plan
+    assert plan["flops"] == 2 * T * B * 3 * H * (I + H)
+    assert plan["weight_bytes"] == 4 * 3 * H * (I + H)
+    assert plan["saved_bytes_per_step"] == 0
+    training = explain((T, B, I, H), cell="gru", training=True)
+    assert training.flops == 3 * plan["flops"]
+    assert training.layers[0].plan["saved_bytes_per_step"] == B * 4 * H * 4
+
+
+def test_forms_of_input():
+    gru = fastrnn.GRU(4, 5, batch_first=True).eval()
+    assert (explain(gru, torch.zeros(3, 7, 4)).layers[0].T, explain(gru, torch.zeros(9, 4)).layers[0].T) == (
+        7,
+        9,
+    )
+    assert explain(gru, (11, 2)).layers[0].B == 2
+    packed = explain(gru, pack_padded_sequence(torch.zeros(6, 2, 4), [6, 3]))
+    assert (packed.layers[0].T, packed.layers[0].B) == (6, 2)
+    assert "packed" in packed.notes[-1]
+    assumed = explain(gru)
+    assert "assumed" in assumed.notes[0]
+    assert assumed.training is False
+
+
+@pytest.mark.parametrize("kind", [fastrnn.LSTMCell, fastrnn.GRUCell, fastrnn.RNNCell, nn.GRUCell])
+def test_cells_have_one_step(kind):
+    found = explain(kind(4, 5), torch.zeros(3, 4))
+    assert (found.layers[0].T, found.layers[0].B) == (1, 3)
+    assert found.kernels != ["reference"]
+
+
+def test_torch_modules_projection_and_relu():
+    found = explain(nn.LSTM(4, 8, proj_size=3), (2, 2))
+    assert found.layers[0].P == 3
+    assert "torch" in found.notes[-1]
+    assert explain(fastrnn.RNN(4, 8, nonlinearity="relu"), (2, 2)).kernels != ["reference"]
+
+
+def test_where_no_kernel_covers():
+    complex_ = explain(fastrnn.GRU(4, 5, dtype=torch.complex64), (3, 2))
+    assert complex_.kernels == ["reference"]
+    assert "complex64" in complex_.layers[0].reason
+    assert complex_.flops == 0
+    asked = explain(fastrnn.GRU(4, 5, backend="reference"), (3, 2))
+    assert asked.kernels == ["reference"]
+    assert "reference" in str(asked)
+
+
+def test_a_gpu_can_be_asked_about_without_one():
+    found = explain((100, 16, 128, 256), device="cuda", dtype=torch.float16, training=True)
+    assert found.device == "cuda"
+    assert found.instruction_set is None
+    assert found.kernels == ["reference"] if not _ops.cuda_loaded else found.kernels != ["reference"]
+
+
+def test_a_plan_needs_no_memory():
+    """Shapes far beyond any machine: the choice is arithmetic on sizes."""
+    found = explain((100_000, 4096, 8192, 8192), training=True)
+    assert found.flops > 1e18
+
+
+def test_more_threads_divide_the_work():
+    one, many = (explain((50, 64, 512, 512), threads=n).layers[0].plan for n in (1, 4))
+    assert one["batch_groups"] * one["unit_groups"] == 1
+    assert many["batch_groups"] * many["unit_groups"] == 4
+
+
+def test_measured_floor():
+    found = explain((10, 2, 16, 16), measure=True).layers[0]
+    assert found.floor_s > 0
+    assert found.bound in ("arithmetic", "reading the weights")
+    assert "at best" in str(found)
+
+
+def test_to_dict_is_plain_data():
+    found = explain((3, 2, 4, 5)).to_dict()
+    assert found["layers"][0]["H"] == 5
+    assert found["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "text"),
+    [
+        ((nn.Linear(2, 2),), {}, TypeError, "Linear"),
+        (("lstm",), {}, TypeError, "T, B, I, H"),
+        (((1, 2, 3),), {}, TypeError, "T, B, I, H"),
+        ((fastrnn.LSTM(2, 2), "x"), {}, TypeError, "input"),
+        ((fastrnn.LSTM(2, 2), torch.zeros(2)), {}, ValueError, "dimensions"),
+        (((1, 2, 3, 4),), {"cell": "sru9"}, ValueError, "cell"),
+        (((0, 2, 3, 4),), {}, ValueError, "T"),
+        (((1, 2, 3, 4),), {"threads": 0}, ValueError, "threads"),
+    ],
+)
+def test_errors_name_the_argument(arguments, options, error, text):
+    with pytest.raises(error, match=text):
+        explain(*arguments, **options)
