@@ -29,7 +29,8 @@ struct StepShape {
 };
 
 // h and c of one step from the input's and the previous step's part of the gates.
-// Cost: one launch; reads 2G+1 and writes up to S+4 values a unit, bound by memory.
+// Cost: one launch, bound by memory: for each unit and row 2G+1 values read (rec, h and c mostly from the
+// L2, as the product before has just left them there), 2 to S+4 written.
 //
 // Aliasing: gates may be gx itself with the same row stride (each thread reads its own elements before
 // it overwrites them); c, h_state are read and written in place; everything else is apart.
@@ -58,6 +59,8 @@ int forward_step(const StepShape& shape, const ForwardStep& step, void* stream);
 // 0..3H then are the gradient of the input's part and H..4H that of the recurrent part in torch's order
 // r, z, n: each a contiguous operand for the products, with no value stored twice.
 //
+// Cost: one launch, bound by memory: for each unit and row S+5 values read at most, Gr+2 written.
+//
 // Aliasing: dgates may be gates (each thread reads its own elements before it overwrites them); dc and
 // direct are updated in place; everything else is apart.
 struct BackwardStep {
@@ -78,7 +81,7 @@ int backward_step(const StepShape& shape, const BackwardStep& step, void* stream
 
 // The saved gates of every step at once, in place: pre (D,N,S*H) T holds the products, for the LSTM
 // x W_ih^T + h_prev W_hh^T, for the GRU r and z likewise, then x W_in^T and h_prev W_hn^T apart; no bias.
-// bias as in ForwardStep. LSTM and GRU.
+// bias as in ForwardStep. LSTM and GRU. Cost: one launch, 4 values read and written for each unit and row.
 int activate_gates(const StepShape& shape, void* pre, const void* bias, void* stream);
 
 // out (Gr*H) A: b_ih + b_hh (each (G*H) T), except that a GRU keeps the two biases of n apart: b_in in

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.cpp_extension import include_paths
 
+TORCH = Path(torch.__file__).parent
 ROOT = Path(__file__).resolve().parents[2]
 EMU = ROOT / "tests" / "emu"
 CUDA = ROOT / "csrc" / "cuda"
@@ -41,7 +41,7 @@ rule cxx
   depfile = $out.d
   deps = gcc
 rule link
-  command = {cxx} -shared $in -o $out -L{lib} -Wl,-z,defs -ltorch_cpu -ltorch
+  command = {cxx} {before} $in -o $out {after}
 """
 
 
@@ -52,7 +52,7 @@ def library(name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = F
     a switch that the op `configure` sets (number 1 is the first one).
     """
     folder = OUT / name
-    include = [f"-I{p}" for p in (ROOT / "csrc", EMU, *include_paths())]
+    include = [f"-I{p}" for p in (ROOT / "csrc", EMU, TORCH / "include")]
     edges, objects = [], []
     for source in (*sorted(CUDA.glob("*.cpp")), *sorted(CUDA.glob("*.cu")), EMU / "emu_ops.cpp"):
         flags = FLAGS + ["-DEMU_RACE"] * race
@@ -70,13 +70,30 @@ def library(name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = F
             write(folder / "source" / file.name, plant(file, faults))
     result = folder / "libfastrnn_emulated.so"
     edges.append(f"build {result}: link {' '.join(objects)}\n")
-    lib = Path(torch.__file__).parent / "lib"
-    write(folder / "build.ninja", RULES.format(cxx=os.environ.get("CXX", "g++"), lib=lib) + "".join(edges))
+    compile_and_link(folder, edges, f"-shared -L{TORCH / 'lib'} -Wl,-z,defs", "-ltorch_cpu -ltorch")
+    return result
+
+
+def selftest() -> Path:
+    """The program of selftest.cpp, under the race check."""
+    folder = OUT / "selftest"
+    target, result = folder / "selftest.o", folder / "selftest"
+    flags = f"-std=c++20 -O1 -g1 -fPIE -w -DCUDA_ON_CPU -DEMU_RACE -fsanitize=thread -I{EMU}"
+    edges = [
+        f"build {target}: cxx {EMU / 'selftest.cpp'}\n  flags = {flags}\n",
+        f"build {result}: link {target}\n",
+    ]
+    compile_and_link(folder, edges, "-pie", "")
+    return result
+
+
+def compile_and_link(folder: Path, edges: list[str], before: str, after: str) -> None:
+    rules = RULES.format(cxx=os.environ.get("CXX", "g++"), before=before, after=after)
+    write(folder / "build.ninja", rules + "".join(edges))
     ninja = shutil.which("ninja") or str(Path(sys.executable).with_name("ninja"))
     done = subprocess.run([ninja, "-C", str(folder)], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{name} does not compile:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
-    return result
+        raise RuntimeError(f"{folder} does not compile:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
 
 
 def plant(file: Path, faults: Sequence[Fault]) -> str:
@@ -102,7 +119,7 @@ def find_nvcc() -> Path | None:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     folders = [Path(home)] if home else []
     if torch.version.cuda:
-        folders.append(Path(torch.__file__).parents[1] / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}")
+        folders.append(TORCH.parent / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}")
     on_path = shutil.which("nvcc")
     folders += [Path(on_path).resolve().parents[1]] if on_path else []
     folders.append(Path("/usr/local/cuda"))

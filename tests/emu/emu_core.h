@@ -1,6 +1,7 @@
 // State of the emulated machine, its fibers, and how they wait and wake.
 #pragma once
 #include <dlfcn.h>
+#include <elf.h>
 #include <sys/mman.h>
 #include <unistd.h>
 

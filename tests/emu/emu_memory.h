@@ -95,8 +95,8 @@ class CatchCrash {
     auto it = guards().upper_bound(a);
     const char* what = "an address no buffer is near";
     if (it != guards().begin() && a - (--it)->first < it->second.size) what = it->second.what.c_str();
-    message_ = fmt("invalid access to %p: %s\n  by %s, near %s", info->si_addr, what, who(S.cur).c_str(),
-                   S.cur ? where(S.cur->loc).c_str() : "?");
+    message_ = fmt("invalid access to %p: %s, by ", info->si_addr, what) + who(S.cur);
+    if (S.cur && S.cur->loc.line()) message_ += ", which last waited at " + where(S.cur->loc);
     siglongjmp(back_, 1);
   }
   inline static uint8_t memory_[64 << 10];

@@ -96,6 +96,7 @@ EMU_NOSAN inline uint32_t place(const void* return_address) {
 inline std::string pcs(uint32_t pc) {
   Dl_info at;
   if (!dladdr(__ehdr_start, &at)) return "?";
+  if (((const Elf64_Ehdr*)__ehdr_start)->e_type == ET_EXEC) pc += (uint32_t)(uintptr_t)__ehdr_start;
   char line[300] = "";
   if (FILE* f = popen(fmt("addr2line -s -e '%s' %x", at.dli_fname, pc - 1).c_str(), "r")) {
     if (!fgets(line, sizeof line, f)) line[0] = 0;

@@ -1,0 +1,49 @@
+"""The emulator itself: right kernels pass under every schedule, and each fault is reported as what it is."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+from emu.build import selftest
+
+RIGHT = ("block sum", "warp sum", "ring", "count")
+#: What is wrong -> what the report says.
+WRONG = {
+    "no barrier": "RACE: ",
+    "barrier for some": "__syncthreads",
+    "past shared memory": "past (the end of|its) dynamic shared memory",
+    "past a buffer": "past the end of device buffer in",
+    "a result not written": "wrong sum 0: -?nan",
+    "a lane stays out": "exits while its warp waits for it|divergent warp",
+    "too many bytes expected": "deadlock",
+    "too few bytes expected": "RACE: ",
+    "not armed": "deadlock",
+    "not cooperative": "deadlock",
+}
+
+
+@pytest.fixture(scope="module")
+def run():
+    program = selftest()
+
+    def run_case(name: str, seeds: int) -> str:
+        done = subprocess.run([program, name, str(seeds)], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run_case
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_under_every_schedule(run, name):
+    """36 seeds: every combination of priorities, landing of asynchronous copies, and preemption."""
+    assert run(name, 36) == "ok"
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_is_reported(run, name):
+    """In the first schedule or one of the first twelve, which land copies early and late."""
+    report = run(name, 12)
+    assert re.search(WRONG[name], report), report
