@@ -29,8 +29,8 @@ class Backward {
   static constexpr int W = S::W;
   static constexpr int G = C::kGates;
   static constexpr int kColumns = G + (C::kSplit ? 1 : 0);
-  static constexpr int64_t kReductionRows = 512;      // rows a pass of the weight gradients
-  static constexpr int64_t kPanelBytes = 512 << 10;   // of a panel, so that it stays in the L2 cache
+  static constexpr int64_t kReductionRows = 1024;     // rows a pass of the weight gradients
+  static constexpr int64_t kPanelBytes = 256 << 10;   // of a panel, so that it and the next stay in the L2 cache
 
   // The gate of dg whose gradient belongs to recurrent gate g.
   static constexpr int recurrent_column(int g) { return C::kSplit && g == G - 1 ? G : g; }
@@ -112,23 +112,14 @@ class Backward {
 
   void lay_out() {
     const int64_t blocks = units_.blocks(), out_blocks = outputs_.blocks();
-    group_rows_ = ceil_div(s_.B, grid_.batch_groups);
-    chunk_rows_ = 0;  // the busiest chunk: the earliest steps of a packed sequence are the fullest
-    for (int64_t t = 0; t < s_.T; t += plan_.backward_chunk) {
-      const int64_t end = min_of(s_.T, t + plan_.backward_chunk);
-      chunk_rows_ = max_of(chunk_rows_, s_.row_offset(end) - s_.row_offset(t));
-    }
-    if (s_.D == 2) {  // the reverse direction cuts its chunks from the other end
-      for (int64_t t = s_.T; t > 0; t -= plan_.backward_chunk) {
-        const int64_t begin = max_of<int64_t>(0, t - plan_.backward_chunk);
-        chunk_rows_ = max_of(chunk_rows_, s_.row_offset(t) - s_.row_offset(begin));
+    group_rows_ = spread_rows(ceil_div(s_.B, grid_.batch_groups));
+    chunk_rows_ = 0;  // of the busiest chunk of either direction
+    for (int d = 0; d < s_.D; ++d) {
+      for (int64_t s_end = s_.T; s_end > 0; s_end -= plan_.backward_chunk) {
+        chunk_rows_ = max_of(chunk_rows_, chunk_before(d, s_end).rows);
       }
     }
-    // Forward-order chunks start at multiples of the chunk from the end, see chunk_before().
-    for (int64_t t = s_.T; t > 0; t -= plan_.backward_chunk) {
-      const int64_t begin = max_of<int64_t>(0, t - plan_.backward_chunk);
-      chunk_rows_ = max_of(chunk_rows_, s_.row_offset(t) - s_.row_offset(begin));
-    }
+    chunk_rows_ = spread_rows(chunk_rows_);
     const int64_t M = chunk_rows_;
     const int groups = grid_.directions * grid_.batch_groups;
     barriers_ = arena_.take<Barrier>(2 + groups);
@@ -161,7 +152,7 @@ class Backward {
       group.barrier = barriers_ + 2 + g;
       if (arena_.base) groups_[g] = group;
     }
-    const int64_t own_rows = min_of(M, plan_.backward_chunk * group_rows_);
+    const int64_t own_rows = spread_rows(min_of(M, plan_.backward_chunk * group_rows_));
     for (int r = 0; r < grid_.workers(); ++r) {
       Worker worker;
       worker.panel = arena_.take<T>(p_.need_weights ? min_of(kReductionRows, M) * kPanelVectors * W : 0);
@@ -429,12 +420,20 @@ class Backward {
 
   // tile += sum over gates [g0, g1) of dg * weight, for `rows` chunk rows from `slot` on.
   void add_gates(T* tile, int rows, int vectors, const Direction& dir, int64_t slot, Panel panel, int g0, int g1,
-                 bool recurrent) const {
+                 bool recurrent, PanelPrefetch& ahead) const {
     for (int g = g0; g < g1; ++g) {
       const int column = recurrent ? recurrent_column(g) : g;
       multiply<T>(rows, vectors, tile, dir.dg + (column * units_.blocks() * chunk_rows_ + slot) * W, chunk_rows_ * W,
-                  panel.data + g * s_.H * panel.ld, panel.ld, s_.H);
+                  panel.data + g * s_.H * panel.ld, panel.ld, s_.H, ahead.slice(s_.H));
     }
+  }
+
+  // What to prefetch while gates [g, g + pass) of `panel` are at work: the panel's next gates, then
+  // the next panel's first (packed panels follow one another in memory).
+  PanelPrefetch next_gates(const Panels<T>& columns, Panel panel, int vectors, int g, int pass) const {
+    if (natural_ || G * s_.H * columns.blocks() * W * static_cast<int64_t>(sizeof(T)) < kPrefetchBytes) return {};
+    const char* begin = reinterpret_cast<const char*>(panel.data + min_of(G, g + pass) * s_.H * panel.ld);
+    return {begin, begin + pass * s_.H * vectors * W * static_cast<int64_t>(sizeof(T))};
   }
 
   // Gates a pass, so that the panel's part stays in the L2 cache while the rows go by.
@@ -454,6 +453,7 @@ class Backward {
       const int vectors = outputs_.blocks_of(p), pass = gates_a_pass(vectors);
       const Panel panel = panel_of(outputs_, p, dir.w_hh, p_.weights[d].w_hh, G * s_.H);
       for (int g = 0; g < G; g += pass) {
+        PanelPrefetch ahead = next_gates(outputs_, panel, vectors, g, pass);
         for_tiles(tile_rows(vectors), 0, n, [&](int64_t row, int height) {
           T* dh = groups_[grid_.group(rank)].dh + (outputs_.first_block(p) * group_rows_ + row) * W;
           const bool from_zero = s_.P && g == 0;  // with a projection, dh went into dm and is spent
@@ -463,7 +463,7 @@ class Backward {
               S::store(tile + (m * vectors + v) * W, from_zero ? V{} : S::load(dh + (v * group_rows_ + m) * W));
             }
           }
-          add_gates(tile, height, vectors, dir, slot0 + row, panel, g, min_of(G, g + pass), true);
+          add_gates(tile, height, vectors, dir, slot0 + row, panel, g, min_of(G, g + pass), true, ahead);
           store_blocked(tile, height, vectors, dh);
         });
       }
@@ -627,13 +627,14 @@ class Backward {
       const int64_t first = inputs_.first_block(p);
       const Panel panel = panel_of(inputs_, p, dir.w_ih, p_.weights[d].w_ih, G * s_.H);
       for (int g = 0; g < G; g += pass) {
+        PanelPrefetch ahead = next_gates(inputs_, panel, vectors, g, pass);
         for_tiles(tile_rows(vectors), rows.begin, rows.end, [&](int64_t slot, int height) {
           // Over several passes the sums wait in this worker's own buffer.
           T* tile = workers_[rank].tile + (slot - rows.begin) * kPanelVectors * W;
           if (g == 0) {
             for (int i = 0; i < height * vectors; ++i) S::store(tile + i * W, V{});
           }
-          add_gates(tile, height, vectors, dir, slot, panel, g, min_of(G, g + pass), false);
+          add_gates(tile, height, vectors, dir, slot, panel, g, min_of(G, g + pass), false, ahead);
           if (g + pass < G) return;
           for (int m = 0; m < height; ++m) {
             const int64_t to = dir.slots[slot + m].row * s_.I + first * W;

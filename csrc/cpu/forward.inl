@@ -71,9 +71,9 @@ class Forward {
   // ---- memory ---------------------------------------------------------------------------------
 
   void lay_out() {
-    const int64_t blocks = units_.blocks(), group_rows = ceil_div(s_.B, grid_.batch_groups);
+    const int64_t blocks = units_.blocks(), group_rows = spread_rows(ceil_div(s_.B, grid_.batch_groups));
     const int64_t out_blocks = outputs_.blocks();
-    chunk_rows_ = plan_.forward_chunk * group_rows;
+    chunk_rows_ = spread_rows(plan_.forward_chunk * ceil_div(s_.B, grid_.batch_groups));
     group_rows_ = group_rows;
     barriers_ = arena_.take<Barrier>(kMaxDirections + grid_.directions * grid_.batch_groups);
     for (int d = 0; d < s_.D; ++d) {
@@ -230,8 +230,9 @@ class Forward {
     const Range own = own_panels(units_, grid_.unit_group(rank));
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
       const int vectors = units_.blocks_of(panel) * G;
+      PanelPrefetch ahead = next_panel(directions_[d].w_ih, panel, own, s_.I);
       for_tiles(tile_rows(vectors), 0, rows,
-                [&](int64_t row, int height) { input_tile(rank, panel, vectors, row, height); });
+                [&](int64_t row, int height) { input_tile(rank, panel, vectors, row, height, ahead); });
     }
   }
 
@@ -241,14 +242,24 @@ class Forward {
     return (units_.first_block(panel) - first) * G * W * chunk_rows_;
   }
 
-  void input_tile(int rank, int64_t panel, int vectors, int64_t row, int height) {
+  void input_tile(int rank, int64_t panel, int vectors, int64_t row, int height, PanelPrefetch& ahead) {
     const Worker& worker = workers_[rank];
     const Direction& dir = directions_[grid_.direction(rank)];
     const int64_t first = units_.first_block(panel);
     T* out = worker.gx + gx_offset(rank, panel) + row * vectors * W;
     for (int m = 0; m < height; ++m) copy_vectors(dir.bias + first * G * W, out + m * vectors * W, vectors);
     multiply<T>(height, vectors, out, worker.x + row * W, chunk_rows_ * W, dir.w_ih + first * G * W * s_.I,
-                vectors * W, s_.I);
+                vectors * W, s_.I, ahead.slice(s_.I));
+  }
+
+  // What to prefetch while `panel` of these gate panels is at work; after the last the first, since
+  // the next step begins with it.
+  PanelPrefetch next_panel(const T* weights, int64_t panel, Range own, int64_t K) const {
+    const int64_t block_bytes = G * W * K * static_cast<int64_t>(sizeof(T));
+    if ((units_.blocks() / grid_.unit_groups) * block_bytes < kPrefetchBytes) return {};
+    const int64_t next = panel + 1 < own.end ? panel + 1 : own.begin;
+    const char* begin = reinterpret_cast<const char*>(weights) + units_.first_block(next) * block_bytes;
+    return {begin, begin + units_.blocks_of(next) * block_bytes};
   }
 
   static FASTRNN_INLINE void copy_vectors(const T* from, T* to, int count) {
@@ -268,8 +279,10 @@ class Forward {
                   [&](int64_t row, int height) { direct_tile(rank, s, t, panel, units, row, height); });
       } else {
         const int64_t slot0 = workers_[rank].slots[s_in_chunk];
-        for_tiles(tile_rows(units * G), 0, n,
-                  [&](int64_t row, int height) { step_tile(rank, s, t, panel, units, row, height, slot0 + row); });
+        PanelPrefetch ahead = next_panel(directions_[d].w_hh, panel, own, s_.out_size());
+        for_tiles(tile_rows(units * G), 0, n, [&](int64_t row, int height) {
+          step_tile(rank, s, t, panel, units, row, height, slot0 + row, ahead);
+        });
       }
     }
     // Rows that end here hand their state over. A reverse direction ends all of its rows at t = 0.
@@ -286,7 +299,8 @@ class Forward {
     }
   }
 
-  void step_tile(int rank, int64_t s, int64_t t, int64_t panel, int units, int64_t row, int height, int64_t slot) {
+  void step_tile(int rank, int64_t s, int64_t t, int64_t panel, int units, int64_t row, int height, int64_t slot,
+                 PanelPrefetch& ahead) {
     const int vectors = units * G;
     const Direction& dir = directions_[grid_.direction(rank)];
     const Group& group = groups_[grid_.group(rank)];
@@ -302,7 +316,7 @@ class Forward {
       }
     }
     multiply<T>(height, vectors, tile, group.h[s & 1] + row * W, group_rows_ * W,
-                dir.w_hh + first * G * W * s_.out_size(), vectors * W, s_.out_size());
+                dir.w_hh + first * G * W * s_.out_size(), vectors * W, s_.out_size(), ahead.slice(s_.out_size()));
     finish_tile(tile, gx, rank, s, t, panel, units, row, height);
   }
 
@@ -396,17 +410,27 @@ class Forward {
   template <int MR>
   FASTRNN_INLINE void dot_rows(V (&sums)[4][MR], const void* weight, int64_t first, int count, int64_t K, const T* a,
                                int64_t block_stride) {
-    for (int64_t k = 0; k < K; k += W, a += block_stride) {
+    int64_t k = 0;
+    if (count == 4 && size_of(s_.dtype) == sizeof(T)) {  // whole vectors of the compute type, streamed
+      const T* w = static_cast<const T*>(weight) + first * K;
+      for (; k + W <= K; k += W, a += block_stride, w += W) {
+        V row[MR];
+#pragma GCC unroll 4
+        for (int m = 0; m < MR; ++m) row[m] = S::load(a + m * W);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          const V weights = S::load(w + j * K);
+          __builtin_prefetch(w + (j + 4) * K);
+#pragma GCC unroll 4
+          for (int m = 0; m < MR; ++m) sums[j][m] += weights * row[m];
+        }
+      }
+    }
+    for (; k < K; k += W, a += block_stride) {
       const int n = static_cast<int>(min_of<int64_t>(W, K - k));
-      V row[MR];
-#pragma GCC unroll 4
-      for (int m = 0; m < MR; ++m) row[m] = S::load(a + m * W);
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        if (j >= count) break;
-        const V w = load_as<T>(weight, (first + j) * K + k, n, s_.dtype);
-#pragma GCC unroll 4
-        for (int m = 0; m < MR; ++m) sums[j][m] += w * row[m];
+      for (int j = 0; j < count; ++j) {
+        const V weights = load_as<T>(weight, (first + j) * K + k, n, s_.dtype);
+        for (int m = 0; m < MR; ++m) sums[j][m] += weights * S::load(a + m * W);
       }
     }
   }

@@ -95,6 +95,10 @@ void pack_row_panel(const void* weight, int64_t ld, Dtype dtype, const Panels<T>
   }
 }
 
+// Rows to allocate for a blocked operand: odd, so that the blocks of a row, which a tile reads one
+// after the other, spread over all sets of a cache (64 rows of 64 bytes would hit the same ones).
+FASTRNN_INLINE int64_t spread_rows(int64_t rows) { return rows | 1; }
+
 // A natural row of `size` features (layer dtype) into column r of a blocked operand of `rows` rows.
 template <class T>
 FASTRNN_INLINE void block_row(const void* row, int64_t size, Dtype dtype, T* out, int64_t rows, int64_t r) {

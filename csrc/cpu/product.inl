@@ -34,12 +34,14 @@ constexpr int kTileSize = 24;  // most vectors a tile holds
 constexpr int tile_rows(int vectors) { return kAccumulators / vectors < kMaxRows ? kAccumulators / vectors : kMaxRows; }
 
 // tile[m][v] += sum over k in [0, K) of A[m][k] * B[k][v]. A is blocked: element (m, k) at
-// a[(k / W) * block_stride + m * W + k % W]. B has rows of `ld` elements.
+// a[(k / W) * block_stride + m * W + k % W]. B has rows of `ld` elements. `ahead` is brought into the
+// cache on the way, two lines every four k: the panel that comes next, see PanelPrefetch.
 template <class T>
-using ProductKernel = void (*)(T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld, int64_t K);
+using ProductKernel = void (*)(T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld, int64_t K,
+                               const char* ahead);
 
 template <class T, int MR, int NV>
-void product_kernel(T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld, int64_t K) {
+void product_kernel(T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld, int64_t K, const char* ahead) {
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int W = S::W;
@@ -62,7 +64,7 @@ void product_kernel(T* tile, const T* a, int64_t block_stride, const T* b, int64
     for (int v = 0; v < NV; ++v) row[v] = S::load(row_of_b + v * W);
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
-      const V broadcast = V{} + column[m * W];
+      const V broadcast = S::broadcast(column[m * W]);
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) acc[m][v] += broadcast * row[v];
     }
@@ -72,6 +74,11 @@ void product_kernel(T* tile, const T* a, int64_t block_stride, const T* b, int64
     constexpr int kSteps = kChains > 2 ? kChains : W < 4 ? W : 4;
 #pragma GCC unroll 1
     for (int kk = 0; kk < W; kk += kSteps) {
+      if constexpr (kChains == 1) {
+        __builtin_prefetch(ahead, 0, 2);
+        __builtin_prefetch(ahead + 64, 0, 2);
+        ahead += 128;
+      }
 #pragma GCC unroll 4
       for (int s = 0; s < kSteps; ++s, b += ld) {
         if constexpr (kChains > 1) {  // few rows: bound by the reading of B
@@ -117,7 +124,7 @@ void transposed_kernel(T* tile, const T* a, const T* b, int64_t rows) {
     for (int v = 0; v < NV; ++v) row[v] = S::load(b + v * W);
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
-      const V broadcast = V{} + a[m];
+      const V broadcast = S::broadcast(a[m]);
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) acc[m][v] += broadcast * row[v];
     }
@@ -154,13 +161,31 @@ constexpr Kernels<T> kKernels{};
 
 template <class T>
 FASTRNN_INLINE void multiply(int rows, int vectors, T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld,
-                             int64_t K) {
-  kKernels<T>.product[vectors - 1][rows - 1](tile, a, block_stride, b, ld, K);
+                             int64_t K, const char* ahead = nullptr) {
+  kKernels<T>.product[vectors - 1][rows - 1](tile, a, block_stride, b, ld, K, ahead);
 }
 template <class T>
 FASTRNN_INLINE void multiply_transposed(int rows, int vectors, T* tile, const T* a, const T* b, int64_t reduction) {
   kKernels<T>.transposed[vectors - 1][rows - 1](tile, a, b, reduction);
 }
+
+// Brings the panel that comes next into the cache, a slice with each row tile of the present one:
+// where the weights are larger than the L2 cache, the first tile of a panel would otherwise wait for
+// every line of it. A null or finished panel costs a prefetch of nothing.
+struct PanelPrefetch {
+  const char* next = nullptr;
+  const char* end = nullptr;
+
+  // The slice to prefetch while a tile runs through K.
+  const char* slice(int64_t K) {
+    if (next >= end) return nullptr;
+    const char* slice = next;
+    next += K * 32;
+    return slice;
+  }
+};
+// Below this a panel set stays in the L2 cache by itself.
+constexpr int64_t kPrefetchBytes = 512 << 10;
 
 // Cuts [begin, end) into tiles of at most max_rows rows of nearly equal height, since one row left
 // over would cost as much as a whole tile: f(first_row, rows).

@@ -47,7 +47,26 @@ struct Simd {
   using Int = typename IntOf<T>::type;
   typedef Int VInt __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
 
-  static FASTRNN_INLINE V set(double v) { return V{} + static_cast<T>(v); }
+  // Minus, since v - 0 is v even at -0: adding to zero would cost an instruction a broadcast.
+  static FASTRNN_INLINE V broadcast(T v) { return v - V{}; }
+  static FASTRNN_INLINE V set(double v) { return broadcast(static_cast<T>(v)); }
+  // a < b ? a : b and a > b ? a : b, lane by lane: b where either is NaN, as the x86 instructions do.
+  static FASTRNN_INLINE V min(V a, V b) {
+#if defined(FASTRNN_AVX512)
+    if constexpr (sizeof(T) == 4) return (V)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(FASTRNN_AVX2)
+    if constexpr (sizeof(T) == 4) return (V)_mm256_min_ps((__m256)a, (__m256)b);
+#endif
+    return a < b ? a : b;
+  }
+  static FASTRNN_INLINE V max(V a, V b) {
+#if defined(FASTRNN_AVX512)
+    if constexpr (sizeof(T) == 4) return (V)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(FASTRNN_AVX2)
+    if constexpr (sizeof(T) == 4) return (V)_mm256_max_ps((__m256)a, (__m256)b);
+#endif
+    return a > b ? a : b;
+  }
   static FASTRNN_INLINE V load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
   static FASTRNN_INLINE void store(T* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
 
