@@ -218,6 +218,27 @@ def test_dropout_out_of_range_when_called(name):
             m(_input(ours))
 
 
+@pytest.mark.parametrize(("name", "options"), LAYER_STACKS)
+def test_helpers_for_subclasses(name, options):
+    """RNNBase's public helpers, which a subclass with its own forward calls, answer as torch's do."""
+    ours, theirs = pair(name, IN, H, **options)
+    x, states, order = _input(ours), _states(ours), torch.tensor([2, 0, 1])
+    assert ours.get_expected_hidden_size(x, None) == theirs.get_expected_hidden_size(x, None)
+    for a, b in zip(*(flat(m.permute_hidden(states, order)) for m in (ours, theirs)), strict=True):
+        assert torch.equal(a, b)
+    assert ours.permute_hidden(states, None) is states
+    ours.check_forward_args(x, states, None)
+    for bad in (_each(states, lambda s: s[:, 1:]), _each(states, lambda s: s[1:])):
+        errors = []
+        for m in (ours, theirs):
+            with pytest.raises(RuntimeError) as caught:
+                m.check_forward_args(x, bad, None)
+            errors.append(str(caught.value))
+        assert errors[0] == errors[1]
+    if name == "LSTM":
+        assert ours.get_expected_cell_size(x, None) == theirs.get_expected_cell_size(x, None)
+
+
 # Packed sequences.
 
 LENGTHS = (2, 5, 1, 5, 3)

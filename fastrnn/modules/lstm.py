@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from .._stack import permute
 from ._base import RecurrentLayer
 
 __all__ = ["LSTM"]
@@ -67,3 +68,27 @@ class LSTM(RecurrentLayer):
         """
         y, h, c = self._run(input, hx)
         return y, (h, c)
+
+    # torch.nn.LSTM's own versions of RNNBase's helpers. forward() has no use for them; subclasses with a
+    # forward() of their own call them.
+
+    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
+        """Size of c_0 for this input."""
+        states, rows, _ = self.get_expected_hidden_size(input, batch_sizes)
+        return states, rows, self.hidden_size
+
+    def check_forward_args(
+        self, input: Tensor, hidden: tuple[Tensor, Tensor], batch_sizes: Tensor | None
+    ) -> None:
+        """Check the input and both states; RuntimeError or ValueError as in forward()."""
+        self.check_input(input, batch_sizes)
+        expected = (
+            self.get_expected_hidden_size(input, batch_sizes),
+            self.get_expected_cell_size(input, batch_sizes),
+        )
+        for i, size in enumerate(expected):
+            self.check_hidden_size(hidden[i], size, f"Expected hidden[{i}] size {{}}, got {{}}")
+
+    def permute_hidden(self, hx: tuple[Tensor, Tensor], permutation: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Reorder the rows of both states."""
+        return hx if permutation is None else (permute(hx[0], permutation), permute(hx[1], permutation))
