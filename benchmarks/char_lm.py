@@ -26,16 +26,18 @@ except ImportError:  # run from a checkout that is built in place
 from fastrnn.cli import console
 
 LIBRARIES = {"torch.nn": nn, "fastrnn": fastrnn}
-#: Largest distance of the two loss curves, in nats. Rounding differs in the last bit, and Adam divides by
-#: small numbers: a few hundred steps carry 1e-7 to about 1e-3.
-COINCIDE = 0.02
+#: Largest distance of the two loss curves, in nats, over so many steps. Rounding differs in the last bit and
+#: training is chaotic: at H=96 300 steps carried 1e-7 to 1e-5 with a learning rate of 0.002, to 5e-3 with
+#: twice that.
+COINCIDE, HORIZON = 0.01, 300
 
 
 def manual() -> str:
-    """The topics of Python's manual as one ASCII text of about 460,000 characters."""
+    """The topics of Python's manual as one ASCII text of about 440,000 characters, without its tables."""
     from pydoc_data.topics import topics
 
-    text = "\n\n".join(topics[name] for name in sorted(topics))
+    lines = "\n\n".join(topics[name] for name in sorted(topics)).splitlines()
+    text = "\n".join(line for line in lines if not line.startswith(("|", "+")))
     return "".join(c for c in text if c.isascii())
 
 
@@ -160,7 +162,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--steps", type=int, default=300, help="optimiser steps of each model (300)")
     parser.add_argument("--batch", type=int, default=32, help="sequences a step (32)")
     parser.add_argument("--length", type=int, default=100, help="characters of a sequence (100)")
-    parser.add_argument("--lr", type=float, default=4e-3, help="Adam's learning rate (0.004)")
+    parser.add_argument("--lr", type=float, default=2e-3, help="Adam's learning rate (0.002)")
     parser.add_argument("--threads", type=int, help="torch's number of threads")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--seed", type=int, default=0)
@@ -205,7 +207,8 @@ def main(arguments=None) -> int:
     marks = sorted({*range(0, options.steps, every), options.steps - 1})
     losses = [[str(n + 1), *(f"{t.losses[n]:.4f}" for t in trainers.values())] for n in marks]
     console.table(["step", *trainers], losses, "Loss, nats a character")
-    apart = max(abs(a - b) for a, b in zip(*(t.losses for t in trainers.values()), strict=True))
+    curves = (t.losses[:HORIZON] for t in trainers.values())
+    apart = max(abs(a - b) for a, b in zip(*curves, strict=True))
     same = apart <= COINCIDE
     print(f"largest distance of the two curves: {apart:.1e} ({'they coincide' if same else 'THEY DIFFER'})")
 

@@ -225,10 +225,14 @@ def fake_result(case: Case, seconds: dict[str, float], threads: int = 1) -> dict
 
 
 def test_targets_take_the_best_rival_and_the_worst_case():
-    fast = fake_result(tiny("gru", training=True), {"fastrnn": 1.0, "torch": 4.0, "jax": 2.0})
-    slow = fake_result(tiny("gru", training=True, H=9, I=9), {"fastrnn": 1.0, "torch": 2.0, "jax": 3.0})
-    half = fake_result(tiny("gru", training=True, dtype="bfloat16"), {"fastrnn": 9.0, "torch": 1.0})
-    lines = {line["name"]: line for line in targets.evaluate([fast, slow, half], 1)}
+    named = {"T": 100, "B": 1, "I": 256, "H": 256}
+    fast = fake_result(tiny("gru", training=True, **named), {"fastrnn": 1.0, "torch": 4.0, "jax": 2.0})
+    slow = fake_result(
+        tiny("gru", training=True, **{**named, "T": 1}), {"fastrnn": 1.0, "torch": 2.0, "jax": 3.0}
+    )
+    half = fake_result(tiny("gru", training=True, dtype="bfloat16", **named), {"fastrnn": 9.0, "torch": 1.0})
+    other = fake_result(tiny("gru", training=True), {"fastrnn": 9.0, "torch": 1.0})
+    lines = {line["name"]: line for line in targets.evaluate([fast, slow, half, other], 1)}
     against_torch = lines["GRU training, against torch.nn"]
     assert against_torch["cases"] == 2
     assert against_torch["geomean"] == pytest.approx(math.sqrt(8))

@@ -54,7 +54,15 @@ def test_help(command, capsys):
 def test_info_names_what_matters(capsys, plain):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    for text in (__version__, torch.__version__, _ops.cpu_isa(), "threads", "GPU", "cuda archs", "commit"):
+    for text in (
+        __version__,
+        torch.__version__,
+        _ops.cpu_isa(),
+        "threads",
+        "GPU",
+        "CUDA architectures",
+        "commit",
+    ):
         assert text in out
 
 

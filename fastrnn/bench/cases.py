@@ -108,7 +108,7 @@ class Preset:
 
 PRESETS = {
     "quick": Preset(
-        shapes=((1, 1, 256), (100, 1, 256), (100, 16, 128), (35, 20, 256)),
+        shapes=((1, 1, 256), (100, 1, 256), (100, 16, 128), (100, 32, 256)),
         packed_shapes=((100, 16, 128),),
         proj_shapes=((100, 16, 128),),
         cell_shapes=((1, 256), (32, 256)),
@@ -118,7 +118,7 @@ PRESETS = {
         sweep_work=("inference",),
         scaling_shapes=((100, 16, 128),),
         memory_shapes=((100, 32, 256),),
-        budget_s=25.0,
+        budget_s=20.0,
     ),
     "full": Preset(
         shapes=SHAPES,

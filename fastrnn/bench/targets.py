@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .cases import Case
+from .cases import CELL_SHAPES, SHAPES, Case
 
 LATENCY_S = 60e-6
 SCALING = 1.7
@@ -92,7 +92,11 @@ def ratio(result: dict, against: Sequence[str]) -> tuple[float, str] | None:
 
 def _counts(case: Case) -> bool:
     """Targets are about float32 on the CPU, on the named shapes."""
-    return case.dtype == "float32" and case.device == "cpu" and not case.sweep
+    if case.dtype != "float32" or case.device != "cpu" or case.sweep or case.I != case.H:
+        return False
+    if case.path == "cells":
+        return (case.B, case.H) in CELL_SHAPES
+    return (case.T, case.B, case.H) in SHAPES
 
 
 def evaluate(results: Sequence[dict], threads: int) -> list[dict]:

@@ -61,8 +61,12 @@ def _rows(found: dict) -> list[tuple[str, str]]:
         ("instruction set", f"{machine['isa']} (can run here: {_text(machine['available_isas'])})"),
         ("torch's instruction set", machine["torch_cpu_capability"]),
     ]
-    rows += [(f"build: {name.replace('_', ' ')}", _text(value)) for name, value in found["build"].items()]
-    rows += [("CUDA kernels loaded", _text(cuda["kernels_loaded"]))]
+    build = dict(found["build"])
+    rows += [
+        ("CUDA architectures compiled", _text(build.pop("cuda_archs"))),
+        ("CUDA kernels loaded", _text(cuda["kernels_loaded"])),
+        ("built with", _text({name.replace("_", " "): value for name, value in build.items()})),
+    ]
     devices = [
         f"{d['name']}, capability {d['capability']}, {d['memory_bytes'] / 2**30:.0f} GiB, "
         f"{d['multiprocessors']} multiprocessors"
