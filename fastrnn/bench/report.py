@@ -271,7 +271,8 @@ def write(run: dict, folder: Path, notes: str = "") -> Path:
     notes.md in the folder is taken into the report, so it can be written after the run and the report again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(_rounded(run), indent=1) + "\n")
+    run = _rounded(run)  # the report on a stored run is the same report
+    (folder / "results.json").write_text(json.dumps(run, indent=1) + "\n")
     notes_file = folder / "notes.md"
     if not notes and notes_file.exists():
         notes = notes_file.read_text()
