@@ -13,6 +13,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t kForwardChunkBytes = 512 << 10;
 constexpr int64_t kForwardChunkRows = 96;
 constexpr int64_t kBackwardChunkRows = 1024;
+// Recurrent weights that a core keeps in its L2 cache beside everything else.
+constexpr int64_t kCacheBytes = 640 << 10;
 // A parallel region costs a few microseconds: below this much work one thread is faster.
 constexpr double kSerialFlops = 4e5;
 // Steps and rows for which packing costs more than it saves.
@@ -32,23 +34,26 @@ CpuPlan plan_cpu(const LayerShape& s, const CpuMachine& machine) {
     plan.direction_groups = 2;
     threads /= 2;
   }
-  // Batch groups never wait for each other, so they come first as long as each can fill its tiles;
-  // what is left splits the hidden units, which also lets each core keep its share of the recurrent
-  // weights in its own cache.
+  // Batch groups never wait for each other; unit groups meet at a barrier every step, but each core
+  // then reads only its share of the recurrent weights. So the batch is split while the weights fit
+  // a core's cache and every group can fill its tiles, the units otherwise.
+  const int64_t element = s.dtype == Dtype::kDouble ? 8 : 4;
   const int64_t unit_blocks = ceil_div(s.H, machine.lanes);
+  const bool weights_fit = G * s.H * s.out_size() * element <= kCacheBytes;
   int best_batch = 1;
   for (int groups = 1; groups <= threads; ++groups) {
-    if (threads % groups == 0 && s.B >= groups * static_cast<int64_t>(machine.tile_rows)) best_batch = groups;
+    const bool units_left = unit_blocks * groups >= threads;
+    const bool rows_left = s.B >= groups * static_cast<int64_t>(machine.tile_rows);
+    if (threads % groups == 0 && rows_left && (weights_fit || !units_left || groups == 1)) best_batch = groups;
   }
   plan.batch_groups = best_batch;
   plan.unit_groups = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads / best_batch, unit_blocks)));
   plan.reason = threads == 1              ? "one thread"
                 : plan.unit_groups == 1   ? "the batch is split: its rows are independent"
-                : plan.batch_groups == 1  ? "too few rows to split: the hidden units are split, a barrier a step"
+                : plan.batch_groups == 1  ? "few rows or large weights: the hidden units are split, a barrier a step"
                                           : "batch and hidden units are split";
 
   const int64_t group_rows = std::max<int64_t>(1, ceil_div(s.B, plan.batch_groups));
-  const int64_t element = s.dtype == Dtype::kDouble ? 8 : 4;
   const int64_t row_bytes = ceil_div(unit_blocks, plan.unit_groups) * machine.lanes * G * element;
   const int64_t steps = std::max(ceil_div(kForwardChunkRows, group_rows), kForwardChunkBytes / (group_rows * row_bytes));
   plan.forward_chunk = plan.direct ? 1 : std::max<int64_t>(1, std::min(s.T, steps));

@@ -30,6 +30,7 @@ class Backward {
   static constexpr int G = C::kGates;
   static constexpr int kColumns = G + (C::kSplit ? 1 : 0);
   static constexpr int64_t kReductionRows = 1024;     // rows a pass of the weight gradients
+  static constexpr int64_t kFewRows = 4;              // fewer rows are summed without a tile
   static constexpr int64_t kPanelBytes = 256 << 10;   // of a panel, so that it and the next stay in the L2 cache
 
   // The gate of dg whose gradient belongs to recurrent gate g.
@@ -126,9 +127,9 @@ class Backward {
     for (int d = 0; d < s_.D; ++d) {
       Direction& dir = directions_[d];
       dir.barrier = barriers_ + d;
-      dir.w_hh = arena_.take<T>(G * s_.H * out_blocks * W);
-      dir.w_ih = arena_.take<T>(p_.grad_x[d] ? G * s_.H * inputs_.blocks() * W : 0);
-      dir.w_hr = arena_.take<T>(s_.P * row_length());
+      dir.w_hh = take_panels(outputs_, G * s_.H);
+      if (p_.grad_x[d]) dir.w_ih = take_panels(inputs_, G * s_.H);
+      if (s_.P) dir.w_hr = take_panels(units_, s_.P);
       dir.c0 = arena_.take<T>(C::kHasCell ? s_.B * s_.H : 0);
       dir.dg = arena_.take<T>(kColumns * blocks * M * W);
       dir.dh_out = arena_.take<T>(s_.P ? out_blocks * M * W : 0);
@@ -167,6 +168,11 @@ class Backward {
     if (arena_.base) {
       for (int b = 0; b < 2 + groups; ++b) barriers_[b].arrivals = 0;
     }
+  }
+
+  // Room for packed panels: none where every panel is read from the natural weight.
+  T* take_panels(const Panels<T>& columns, int64_t K) {
+    return arena_.take<T>(natural(columns, columns.count() - 1) ? 0 : columns.blocks() * W * K);
   }
 
   Range own_panels(const Panels<T>& panels, int rank) const {
@@ -655,6 +661,15 @@ class Backward {
   void weight_gradient(int rank, const Chunk& chunk, const T* left, const Panels<T>& left_rows, Range own,
                        Source&& source, const Panels<T>& columns, RightRow&& right_row, Dtype right_dtype, T* out) {
     if (own.begin == own.end) return;
+    if (chunk.first && chunk.rows <= kFewRows) {
+      for (int64_t i = own.begin; i < own.end; ++i) {
+        const int64_t block = i % left_rows.blocks();
+        outer_product(left + source(i) * chunk_rows_ * W, left_rows.lanes(block), chunk.rows, columns, right_row,
+                      right_dtype,
+                      out + (i / left_rows.blocks() * left_rows.length + block * W) * columns.length);
+      }
+      return;
+    }
     T* buffer = workers_[rank].panel;
     for (int64_t panel = 0; panel < columns.count(); ++panel) {
       const int64_t first = columns.first_block(panel);
@@ -678,6 +693,22 @@ class Backward {
                                  from_zero);
           });
         }
+      }
+    }
+  }
+
+  // A block of weight gradients from a few rows: bound by writing it, so it is written in one sweep.
+  template <class RightRow>
+  static void outer_product(const T* a, int lanes, int64_t rows, const Panels<T>& columns, RightRow&& right_row,
+                            Dtype right_dtype, T* out) {
+    for (int64_t block = 0; block < columns.blocks(); ++block) {
+      const int width = columns.lanes(block);
+      V right[kFewRows];
+      for (int64_t r = 0; r < rows; ++r) right[r] = load_as<T>(right_row(r), block * W, width, right_dtype);
+      for (int m = 0; m < lanes; ++m) {
+        V sum = S::broadcast(a[m]) * right[0];
+        for (int64_t r = 1; r < rows; ++r) sum += S::broadcast(a[r * W + m]) * right[r];
+        S::store_n(out + m * columns.length + block * W, sum, width);
       }
     }
   }
