@@ -59,6 +59,15 @@ def test_dtypes(name, dtype):
     compare(ours, theirs, _input(ours), _states(ours))
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_two_threads(name):
+    """The other tests run on one thread; rows and units are split among more, evenly or not."""
+    torch.set_num_threads(2)
+    for batch in (1, 5, 32):
+        ours, theirs = pair(name, 20, 45, bidirectional=True)
+        compare(ours, theirs, _input(ours, batch), _states(ours, batch))
+
+
 @pytest.mark.parametrize(("name", "options"), LAYER_STACKS)
 def test_recompute_mode(name, options):
     """save="recompute" computes in backward what "gates" kept, to the same gradients."""

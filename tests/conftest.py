@@ -1,0 +1,17 @@
+"""Settings of every test."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _same_start():
+    """The same random numbers and one thread, whatever the tests before left behind.
+
+    On a busy machine small problems spend their time waiting for other threads: the tests of the modules took
+    six times as long. A test about threads sets its own number.
+    """
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
