@@ -54,7 +54,10 @@ class Limits:
         passes = 2 if case.training else 1
         compute = flops(case) / self.peak
         bytes_read = passes * (case.T * recurrent + projection)
-        memory = bytes_read / self.read_rate(recurrent)
+        # What is read once finds both matrices' worth of memory between one call and the next.
+        once = self.read_rate(recurrent + projection)
+        every_step = self.read_rate(recurrent) if case.T > 1 else once
+        memory = passes * (case.T * recurrent / every_step + projection / once)
         return {
             "floor_s": max(compute, memory),
             "compute_s": compute,

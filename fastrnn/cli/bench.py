@@ -81,7 +81,7 @@ def folder_name(preset: str, cpu: str) -> str:
 
 def make_plan(options: argparse.Namespace):
     """The run that the options ask for. SystemExit where nothing is left to run."""
-    from ..bench import cases, contenders, machine
+    from ..bench import cases, contenders, machine, memory
     from ..bench.run import Plan
 
     name = "full" if options.full else "quick"
@@ -120,6 +120,7 @@ def make_plan(options: argparse.Namespace):
         contenders=keys,
         scaling_cases=[c for c in plain if (c.T, c.B, c.H) in preset.scaling_shapes] if extras else [],
         memory_cases=_memory_cases(preset, chosen) if extras else [],
+        memory_contenders=memory.CONTENDERS if options.full else ("torch", "fastrnn"),
         budget_s=budget_s,
         hurry=name == "quick" and options.rounds is None,
         limits_s=min(1.5 if name == "quick" else 6.0, budget_s),
