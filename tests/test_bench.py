@@ -257,6 +257,7 @@ def fake_run() -> dict:
         "preset": "quick",
         "date": "2026-01-02T03:04:05+00:00",
         "commit": None,
+        "load": 3.0,
         "machine": machine.describe(),
         "versions": machine.versions(),
         "threads": [1],
@@ -304,6 +305,7 @@ def test_report_folder(fake_run, tmp_path, monkeypatch, with_plots):
     assert "**missed**" in markdown
     assert "LSTM packed inference" in markdown
     assert "jax is not installed" in markdown
+    assert "The machine was busy" in markdown
     assert "layers on the CPU only" not in markdown
     stored = json.loads((tmp_path / "results.json").read_text())
     assert len(stored["results"]) == len(fake_run["results"])

@@ -144,6 +144,7 @@ def test_bench_fails_where_fastrnn_does(tmp_path, capsys, monkeypatch):
             "preset": "quick",
             "date": "",
             "commit": None,
+            "load": 0.1,
             "seconds": 1.0,
             "min_rounds": 7,
             "threads": [1],

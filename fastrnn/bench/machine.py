@@ -53,6 +53,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def load() -> float | None:
+    """Processes that ran or waited in the last minute, on average; None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def commit() -> str | None:
     """Commit of the checkout that the package is imported from; "+" where files differ from it."""
     here = Path(__file__).resolve().parent

@@ -12,6 +12,9 @@ from .contenders import KEYS, NAMES
 from .document import Bullets, Document, Heading, Image, Table, Text, Verbatim
 from .timing import MIN_ROUNDS
 
+#: Load average above which somebody else was at work when a run began.
+BUSY = 0.7
+
 
 def milliseconds(seconds: float) -> str:
     """Three significant digits: "0.0312", "4.05", "812"."""
@@ -182,6 +185,10 @@ def machine_lines(run: dict) -> list[str]:
         f"commit {run['commit'] or 'unknown (installed package)'}, {run['date']}, preset {run['preset']}, "
         f"{run['seconds']:.0f} s",
     ]
+    if run["load"] and run["load"] > BUSY:
+        lines.append(
+            f"**The machine was busy**: load {run['load']:.1f} at the start; times with threads mean little"
+        )
     lines += [f"GPU: {d['name']}, capability {d['capability']}" for d in m["devices"]]
     return lines
 

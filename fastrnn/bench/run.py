@@ -113,6 +113,7 @@ def run(plan: Plan, progress: Progress = lambda title, step: None) -> dict:
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "commit": machine.commit(),
         "machine": machine.describe(),
+        "load": machine.load(),
         "versions": machine.versions(),
         "threads": list(plan.threads),
         "min_rounds": plan.min_rounds,
