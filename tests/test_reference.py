@@ -136,8 +136,11 @@ def test_half_types_round_once(name, dtype):
 def test_complex(name):
     """Complex numbers have no kernel: the reference is what runs them."""
     m = getattr(nn, name)(IN, H, bidirectional=True, dtype=torch.complex64)
-    x = randn(T, B, IN, dtype=torch.complex64)
-    h, c = _state(m, torch.complex64)
+    # Complex sigmoid and tanh have poles, near which any rounding grows: keep clear of them.
+    for w in m.parameters():
+        w.data.mul_(0.3)
+    x = randn(T, B, IN, dtype=torch.complex64) * 0.1
+    h, c = (None if s is None else s * 0.1 for s in _state(m, torch.complex64))
     for got, expected in zip(flat(_layer(m, x, h, c)[: 3 - (c is None)]), flat(m(x, _hx(h, c))), strict=True):
         assert_close(got, expected, torch.complex64)
 
