@@ -204,6 +204,7 @@ def _method(run: dict) -> list[str]:
         "steps, as after an optimiser, so that nothing prepared from them survives.",
         "ONNX Runtime, OpenVINO (told to compute in float32) and JAX (a jitted scan, backward included) have "
         "fixed shapes and run as many threads as torch. The reference is a loop over steps in Python.",
+        "On a GPU float32 is float32: TensorFloat-32 is off for everyone.",
         "Before anything is timed, every contender's output and gradients are compared with torch.nn's; who "
         "differs is left out.",
         "The limit is the longer of the arithmetic at the best measured rate and the recurrent weights, once "

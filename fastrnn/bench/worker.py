@@ -86,6 +86,8 @@ def work(request: dict, emit: Emit) -> None:
     """Do what a request asks for: see run.Request."""
     threads = request["threads"]
     torch.set_num_threads(threads)
+    # Like with like: by default cuDNN may round float32 to TensorFloat-32 and cuBLAS may not.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     cases = [Case(**c) for c in request["cases"]]
     scaling = [Case(**c) for c in request["scaling"]] if threads > 1 else []
 
