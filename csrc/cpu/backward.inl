@@ -47,7 +47,7 @@ class Backward {
         inputs_{s_.I, kPanelVectors} {
     arena_.base = workspace;
     recompute_ = C::kSaved > 0 && !p_.gates;
-    natural_ = plan_.direct && size_of(s_.dtype) == sizeof(T);
+    natural_ = (plan_.direct || s_.T == 1) && size_of(s_.dtype) == sizeof(T);
     lay_out();
   }
 

@@ -35,6 +35,11 @@ class Forward {
         units_{s_.H, kUnits},
         outputs_{s_.out_size(), kPanelVectors} {
     arena_.base = workspace;
+    // A panel that is used once is packed into a small buffer right before, so that the packed weights
+    // never travel through memory; with several batch groups each would repeat the packing.
+    const bool alone = !plan_.direct && plan_.batch_groups == 1;
+    input_just_in_time_ = alone && plan_.forward_chunk >= s_.T;
+    state_just_in_time_ = alone && s_.T == 1;
     lay_out();
   }
 
@@ -65,6 +70,7 @@ class Forward {
     T* gx;
     T* x;
     int64_t* slots;  // first chunk row of each step of the chunk
+    T* panel;        // a panel that is packed just before its only use
   };
   static constexpr int kMaxDirections = 2;
 
@@ -80,8 +86,8 @@ class Forward {
       Direction& dir = directions_[d];
       dir.barrier = barriers_ + d;
       if (!plan_.direct) {
-        dir.w_ih = arena_.take<T>(blocks * G * W * s_.I);
-        dir.w_hh = arena_.take<T>(blocks * G * W * s_.out_size());
+        dir.w_ih = arena_.take<T>(input_just_in_time_ ? 0 : blocks * G * W * s_.I);
+        dir.w_hh = arena_.take<T>(state_just_in_time_ ? 0 : blocks * G * W * s_.out_size());
       }
       if (s_.P) dir.w_hr = arena_.take<T>(out_blocks * W * s_.H);
       dir.bias = arena_.take<T>(blocks * G * W);
@@ -105,6 +111,7 @@ class Forward {
       worker.gx = arena_.take<T>(plan_.direct ? 0 : own_blocks * G * W * chunk_rows_);
       worker.x = arena_.take<T>(ceil_div(s_.I, W) * W * chunk_rows_);
       worker.slots = arena_.take<int64_t>(plan_.forward_chunk);
+      worker.panel = arena_.take<T>(input_just_in_time_ ? kUnits * G * W * max_of(s_.I, s_.out_size()) : 0);
       if (arena_.base) workers_[r] = worker;
     }
     if (arena_.base) {
@@ -178,8 +185,10 @@ class Forward {
     const Direction& dir = directions_[d];
     for (int64_t panel = share; panel < units_.count(); panel += shares) {
       const int64_t first = units_.first_block(panel);
-      if (!plan_.direct) {
+      if (!plan_.direct && !input_just_in_time_) {
         pack_gate_panel<T>(weights.w_ih, s_.I, s_.dtype, G, units_, panel, s_.I, dir.w_ih + first * G * W * s_.I);
+      }
+      if (!plan_.direct && !state_just_in_time_) {
         pack_gate_panel<T>(weights.w_hh, s_.out_size(), s_.dtype, G, units_, panel, s_.out_size(),
                            dir.w_hh + first * G * W * s_.out_size());
       }
@@ -230,9 +239,16 @@ class Forward {
     const Range own = own_panels(units_, grid_.unit_group(rank));
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
       const int vectors = units_.blocks_of(panel) * G;
-      PanelPrefetch ahead = next_panel(directions_[d].w_ih, panel, own, s_.I);
+      const T* weights = directions_[d].w_ih + units_.first_block(panel) * G * W * s_.I;
+      PanelPrefetch ahead;
+      if (input_just_in_time_) {
+        pack_gate_panel<T>(p_.weights[d].w_ih, s_.I, s_.dtype, G, units_, panel, s_.I, worker.panel);
+        weights = worker.panel;
+      } else {
+        ahead = next_panel(directions_[d].w_ih, panel, own, s_.I);
+      }
       for_tiles(tile_rows(vectors), 0, rows,
-                [&](int64_t row, int height) { input_tile(rank, panel, vectors, row, height, ahead); });
+                [&](int64_t row, int height) { input_tile(rank, weights, panel, vectors, row, height, ahead); });
     }
   }
 
@@ -242,14 +258,15 @@ class Forward {
     return (units_.first_block(panel) - first) * G * W * chunk_rows_;
   }
 
-  void input_tile(int rank, int64_t panel, int vectors, int64_t row, int height, PanelPrefetch& ahead) {
+  void input_tile(int rank, const T* weights, int64_t panel, int vectors, int64_t row, int height,
+                  PanelPrefetch& ahead) {
     const Worker& worker = workers_[rank];
     const Direction& dir = directions_[grid_.direction(rank)];
     const int64_t first = units_.first_block(panel);
     T* out = worker.gx + gx_offset(rank, panel) + row * vectors * W;
     for (int m = 0; m < height; ++m) copy_vectors(dir.bias + first * G * W, out + m * vectors * W, vectors);
-    multiply<T>(height, vectors, out, worker.x + row * W, chunk_rows_ * W, dir.w_ih + first * G * W * s_.I,
-                vectors * W, s_.I, ahead.slice(s_.I));
+    multiply<T>(height, vectors, out, worker.x + row * W, chunk_rows_ * W, weights, vectors * W, s_.I,
+                ahead.slice(s_.I));
   }
 
   // What to prefetch while `panel` of these gate panels is at work; after the last the first, since
@@ -279,9 +296,17 @@ class Forward {
                   [&](int64_t row, int height) { direct_tile(rank, s, t, panel, units, row, height); });
       } else {
         const int64_t slot0 = workers_[rank].slots[s_in_chunk];
-        PanelPrefetch ahead = next_panel(directions_[d].w_hh, panel, own, s_.out_size());
+        const T* weights = directions_[d].w_hh + units_.first_block(panel) * G * W * s_.out_size();
+        PanelPrefetch ahead;
+        if (state_just_in_time_) {
+          pack_gate_panel<T>(p_.weights[d].w_hh, s_.out_size(), s_.dtype, G, units_, panel, s_.out_size(),
+                             workers_[rank].panel);
+          weights = workers_[rank].panel;
+        } else {
+          ahead = next_panel(directions_[d].w_hh, panel, own, s_.out_size());
+        }
         for_tiles(tile_rows(units * G), 0, n, [&](int64_t row, int height) {
-          step_tile(rank, s, t, panel, units, row, height, slot0 + row, ahead);
+          step_tile(rank, weights, s, t, panel, units, row, height, slot0 + row, ahead);
         });
       }
     }
@@ -299,8 +324,8 @@ class Forward {
     }
   }
 
-  void step_tile(int rank, int64_t s, int64_t t, int64_t panel, int units, int64_t row, int height, int64_t slot,
-                 PanelPrefetch& ahead) {
+  void step_tile(int rank, const T* weights, int64_t s, int64_t t, int64_t panel, int units, int64_t row, int height,
+                 int64_t slot, PanelPrefetch& ahead) {
     const int vectors = units * G;
     const Direction& dir = directions_[grid_.direction(rank)];
     const Group& group = groups_[grid_.group(rank)];
@@ -315,8 +340,8 @@ class Forward {
         }
       }
     }
-    multiply<T>(height, vectors, tile, group.h[s & 1] + row * W, group_rows_ * W,
-                dir.w_hh + first * G * W * s_.out_size(), vectors * W, s_.out_size(), ahead.slice(s_.out_size()));
+    multiply<T>(height, vectors, tile, group.h[s & 1] + row * W, group_rows_ * W, weights, vectors * W, s_.out_size(),
+                ahead.slice(s_.out_size()));
     finish_tile(tile, gx, rank, s, t, panel, units, row, height);
   }
 
@@ -486,6 +511,7 @@ class Forward {
   const Panels<T> units_;    // hidden units in gate panels
   const Panels<T> outputs_;  // columns of the output in general panels
   Arena arena_;
+  bool input_just_in_time_ = false, state_just_in_time_ = false;
   int64_t chunk_rows_ = 0, group_rows_ = 0;
   Barrier* barriers_ = nullptr;
   Direction directions_[kMaxDirections] = {};

@@ -32,12 +32,31 @@ struct Panels {
   int lanes(int64_t block) const { return static_cast<int>(min_of<int64_t>(Simd<T>::W, length - block * Simd<T>::W)); }
 };
 
+// W rows of `weight` from column k on, W columns, transposed; zero beyond `lanes` rows and n columns.
+template <class T>
+FASTRNN_INLINE void load_transposed(typename Simd<T>::V (&rows)[Simd<T>::W], const void* weight, int64_t first_row,
+                                    int64_t ld, int64_t k, int lanes, int n, Dtype dtype) {
+  using S = Simd<T>;
+  constexpr int W = S::W;
+  if (lanes == W && n == W && size_of(dtype) == sizeof(T)) {
+    const T* from = static_cast<const T*>(weight) + first_row * ld + k;
+#pragma GCC unroll 16
+    for (int j = 0; j < W; ++j) rows[j] = S::load(from + j * ld);
+  } else {  // edges and half types: through memory, in a loop that stays small
+    alignas(64) T edge[W * W] = {};
+#pragma GCC unroll 1
+    for (int j = 0; j < lanes; ++j) S::store(edge + j * W, load_as<T>(weight, (first_row + j) * ld + k, n, dtype));
+#pragma GCC unroll 16
+    for (int j = 0; j < W; ++j) rows[j] = S::load(edge + j * W);
+  }
+  transpose<T>(rows);
+}
+
 // One gate panel of `weight` (G*H rows of ld elements in the layer's dtype), K columns.
 template <class T>
 void pack_gate_panel(const void* weight, int64_t ld, Dtype dtype, int G, const Panels<T>& units, int64_t panel,
                      int64_t K, T* out) {
   using S = Simd<T>;
-  using V = typename S::V;
   constexpr int W = S::W;
   const int blocks = units.blocks_of(panel);
   const int64_t row_size = static_cast<int64_t>(blocks) * G * W;
@@ -49,13 +68,17 @@ void pack_gate_panel(const void* weight, int64_t ld, Dtype dtype, int G, const P
       const int64_t first_row = g * units.length + block * W;
       for (int64_t k = 0; k < K; k += W) {
         const int n = static_cast<int>(min_of<int64_t>(W, K - k));
-        V rows[W];
+        typename S::V rows[W];
+        load_transposed<T>(rows, weight, first_row, ld, k, lanes, n, dtype);
+        if (n == W) {
 #pragma GCC unroll 16
-        for (int j = 0; j < W; ++j) {
-          rows[j] = j < lanes ? load_as<T>(weight, (first_row + j) * ld + k, n, dtype) : V{};
+          for (int j = 0; j < W; ++j) S::store(dst + (k + j) * row_size, rows[j]);
+        } else {
+          alignas(64) T edge[W * W];
+#pragma GCC unroll 16
+          for (int j = 0; j < W; ++j) S::store(edge + j * W, rows[j]);
+          for (int j = 0; j < n; ++j) S::store(dst + (k + j) * row_size, S::load(edge + j * W));
         }
-        transpose<T>(rows);
-        for (int j = 0; j < n; ++j) S::store(dst + (k + j) * row_size, rows[j]);
       }
     }
   }

@@ -216,28 +216,38 @@ FASTRNN_INLINE void store_as(void* row, int64_t index, typename Simd<T>::V v, in
 
 // ---- transposition ----------------------------------------------------------------------------
 
-// rows[i][j] <-> rows[j][i], by log2(W) stages of two-source shuffles.
-template <class T>
+// Lane indices of the two-source shuffles that exchange, between row i and row i + s, the lanes that
+// differ in bit s. Constants in memory: index vectors built lane by lane cost more than the shuffles.
+template <class T, int s>
+struct ExchangeLanes {
+  typename Simd<T>::Int low[Simd<T>::W], high[Simd<T>::W];
+  constexpr ExchangeLanes() : low{}, high{} {
+    for (int j = 0; j < Simd<T>::W; ++j) {
+      low[j] = (j & s) ? Simd<T>::W + j - s : j;
+      high[j] = (j & s) ? Simd<T>::W + j : j + s;
+    }
+  }
+};
+template <class T, int s>
+alignas(64) constexpr ExchangeLanes<T, s> kExchangeLanes{};
+
+// rows[i][j] <-> rows[j][i], by log2(W) stages of shuffles.
+template <class T, int s = 1>
 FASTRNN_INLINE void transpose(typename Simd<T>::V (&rows)[Simd<T>::W]) {
   using S = Simd<T>;
-  using V = typename S::V;
 #if defined(__GNUC__) && !defined(__clang__)
-  using VInt = typename S::VInt;
-#pragma GCC unroll 8
-  for (int s = 1; s < S::W; s *= 2) {
-    VInt low, high;
-#pragma GCC unroll 16
-    for (int j = 0; j < S::W; ++j) {
-      low[j] = (j & s) ? S::W + j - s : j;
-      high[j] = (j & s) ? S::W + j : j + s;
-    }
+  if constexpr (s < S::W) {
+    typename S::VInt low, high;
+    __builtin_memcpy(&low, kExchangeLanes<T, s>.low, sizeof(low));
+    __builtin_memcpy(&high, kExchangeLanes<T, s>.high, sizeof(high));
 #pragma GCC unroll 16
     for (int i = 0; i < S::W; ++i) {
       if (i & s) continue;
-      const V a = rows[i], b = rows[i + s];
+      const typename S::V a = rows[i], b = rows[i + s];
       rows[i] = __builtin_shuffle(a, b, low);
       rows[i + s] = __builtin_shuffle(a, b, high);
     }
+    transpose<T, 2 * s>(rows);
   }
 #else
   for (int i = 0; i < S::W; ++i) {
