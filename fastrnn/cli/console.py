@@ -45,7 +45,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
     if rich:
         # A terminal's own width; nothing is cut where the output goes to a file.
         console = Console() if sys.stdout.isatty() else Console(width=220)
-        shown = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+        if title:
+            console.print(Text(f"\n{title}", style="bold"))
+        shown = Table(box=box.SIMPLE_HEAD)
         for n, column in enumerate(columns):
             shown.add_column(column, justify="right" if n else "left", no_wrap=n == 0)
         for row in rows:
