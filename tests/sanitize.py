@@ -1,0 +1,147 @@
+"""Every CPU kernel once, forward and backward, for `make asan`: AddressSanitizer and UBSan watch, and the
+results are compared with the reference.
+
+    python tests/sanitize.py [--quick]
+
+Prints every failure and "N passed, M failed"; a sanitizer's finding ends the process with its report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import layer_cases
+import torch
+from layer_cases import CELLS, DTYPES, PACKED, Case, problem, worst
+
+from fastrnn import _ops
+
+F32, F64 = torch.float32, torch.float64
+
+# T, B, I, H around the cuts: in place, single elements, tails of every width, many row tiles, several chunks.
+SHAPES = [
+    (1, 1, 1, 1),
+    (1, 4, 5, 17),
+    (2, 3, 33, 31),
+    (3, 1, 2, 8),
+    (2, 5, 1, 33),
+    (5, 13, 17, 15),
+    (3, 6, 9, 100),
+    (2, 70, 3, 5),
+    (270, 4, 2, 3),
+]
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    """The options take turns over the shapes, so that each meets each somewhere."""
+    for cell in CELLS:
+        for i, (T, B, IN, H) in enumerate(SHAPES):
+            for j, dtype in enumerate(DTYPES):
+                n = i + j
+                if quick and n % 3:
+                    continue
+                half = dtype not in (F32, F64)
+                # relu in half types: its bias and small sizes keep values away from where its slope jumps.
+                if cell == "rnn_relu" and half:
+                    IN, H = min(IN, 5), min(max(H, 5), 7)
+                # Half types: rounded gates may cancel in a gradient of very few units.
+                case = Case(cell, T, B, IN, max(H, 8) if half and cell != "rnn_relu" else H, dtype=dtype)
+                yield replace(
+                    case,
+                    D=1 + n % 2,
+                    bias=bool(n % 3) or (cell == "rnn_relu" and half),
+                    save="recompute" if n % 4 == 1 else "gates",
+                    strided=n % 5 == 2,
+                )
+        for sizes in (PACKED, (1, 1), (17, 9, 9, 3, 1)):
+            for D in (1, 2):
+                yield Case(cell, IN=3, H=18, D=D, dtype=F32, sizes=sizes)
+                yield Case(cell, IN=3, H=9, D=D, sizes=sizes, save="recompute", strided=True)
+        yield Case(cell, B=0, dtype=F32)
+        yield Case(cell, IN=0, dtype=F32)
+    for P, H in ((1, 2), (3, 9), (17, 33), (33, 65)):
+        for D in (1, 2):
+            plain = Case("lstm", IN=4, H=H, P=P, D=D, T=4, B=7)
+            yield plain
+            yield replace(plain, dtype=F32, bias=False, save="recompute")
+            yield replace(plain, T=1, B=2, dtype=F32)
+    for dtype in DTYPES:
+        yield Case("lstm", IN=4, H=21, P=6, D=2, dtype=dtype, sizes=PACKED)
+
+
+def threaded() -> Iterator[Case]:
+    """Work enough for several threads: the batch split, the units split, both directions at once."""
+    for cell in CELLS:
+        yield Case(cell, 4, 40, 20, 48, D=2, dtype=F32)
+        yield Case(cell, 6, 2, 30, 130, dtype=F32)
+    yield Case("lstm", 6, 2, 30, 130, P=33)
+    yield Case("gru", IN=30, H=65, D=2, sizes=(31, 31, 20, 17, 3, 2, 1))
+
+
+def bad_arguments() -> Iterator[tuple[str, tuple]]:
+    """Arguments that the checks have to stop: past them lies memory that is not theirs."""
+    p = problem(Case("lstm", dtype=F32))
+    rest = (p.h0, p.c0, p.weights)
+    for sizes in ([5, 7], [12, 0], [3, 3, 3, 4], [2**62] * 4, [-4, 16]):
+        packed = (p.x.reshape(12, 5), *rest, torch.tensor(sizes), "lstm", True, 1)
+        yield f"batch_sizes {sizes}", packed
+    yield "features", (p.x[..., 1:], *rest, None, "lstm", True, 1)
+    yield "rows", (p.x[:, 1:], *rest, None, "lstm", True, 1)
+    yield "weights", (p.x, p.h0, p.c0, p.weights[:3], None, "lstm", True, 1)
+    yield "cell", (p.x, *rest, None, "gru", True, 1)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a third of the shapes")
+    quick = parser.parse_args().quick
+    passed, failures = 0, []
+    start = time.monotonic()
+
+    def check(what: str, ok: bool) -> None:
+        nonlocal passed
+        passed += ok
+        if not ok:
+            failures.append(what)
+            print("FAILED", what, flush=True)
+
+    def layer(case: Case, label: str) -> None:
+        p = problem(case)
+        ratio, what = worst(case, layer_cases.fused(torch.ops.fastrnn, case, p), expected(case))
+        check(f"{label} {case}: {what}", ratio <= 1)
+
+    known = {}
+
+    def expected(case: Case):
+        if case not in known:
+            known[case] = layer_cases.expected(case, problem(case))
+        return known[case]
+
+    for isa in _ops.available_cpu_isas():
+        _ops.set_cpu_isa(isa)
+        torch.set_num_threads(1)
+        for case in cases(quick):
+            layer(case, isa)
+        for count in (2, 3):
+            torch.set_num_threads(count)
+            for case in threaded():
+                layer(case, f"{isa} {count} threads")
+        print(f"{isa}: {time.monotonic() - start:.0f} s", flush=True)
+    for what, arguments in bad_arguments():
+        try:
+            _ops.forward(*arguments)
+        except RuntimeError:
+            check(what, True)
+        else:
+            check(f"{what}: no error", False)
+
+    print(f"{passed} passed, {len(failures)} failed")
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
