@@ -36,7 +36,7 @@ def build_info() -> dict:
 
 
 def cpu_isa() -> str:
-    """The instruction set whose kernels run: "avx512", "avx2" or "baseline"."""
+    """The instruction set whose kernels run: "avx512_bf16", "avx512", "avx2" or "baseline"."""
     return torch.ops.fastrnn.cpu_isa()
 
 

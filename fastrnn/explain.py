@@ -22,7 +22,7 @@ CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 #: T, B where a module is explained without an input.
 ASSUMED = (100, 16)
 
-_VECTOR_BYTES = {"avx512": 64, "avx2": 32, "baseline": 16}
+_VECTOR_BYTES = {"avx512_bf16": 64, "avx512": 64, "avx2": 32, "baseline": 16}
 _MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 

@@ -14,7 +14,7 @@
 // Costs a step: 2*B*G*H*Hout flops, and as much again for each of grad_x (with I), grad_W_ih and
 // grad_W_hh. Nothing that forward saved is written to.
 #pragma once
-#include "pack.inl"
+#include "operand.inl"
 #include "team.h"
 #include "../plan.h"
 
@@ -550,8 +550,8 @@ class Backward {
         const Slot slot = slot_at(d, t, b + i * grid_.batch_groups);
         worker.own_slots[rows] = slot0 + i;
         directions_[d].slots[slot0 + i] = slot;  // every unit group writes the same
-        block_row<T>(slot.x, s_.I, s_.dtype, worker.x, own_rows_, rows);
-        block_row<T>(slot.h_prev, s_.out_size(), s_.dtype, worker.h, own_rows_, rows);
+        block_row<T, NaturalOperand<T>>(slot.x, s_.I, s_.dtype, worker.x, own_rows_, rows);
+        block_row<T, NaturalOperand<T>>(slot.h_prev, s_.out_size(), s_.dtype, worker.h, own_rows_, rows);
       }
     }
     const Range blocks = own_blocks(units_, rank);

@@ -1,6 +1,7 @@
 // Forward pass of one layer over the whole sequence.
 //
-// Layouts (T = compute type, W lanes a register, R rows of a batch group):
+// Layouts (T = compute type, W lanes a register, R rows of a batch group; h, m, x and the packed
+// weights are operands of products and hold E of operand.inl, T itself but for the bfloat16 dot):
 //   h, two buffers a group   blocked [ceil(Hout/W)][R][W]   h_t is written while h_{t-1} is read
 //   c, m a group             blocked [ceil(H/W)][R][W]      m: the output before a projection
 //   gx a worker              [panel][chunk rows][units*G*W] input projection of a chunk of steps,
@@ -9,21 +10,23 @@
 //
 // Costs a step: 2*B*G*H*Hout flops; reads the packed recurrent weights once a row tile.
 #pragma once
-#include "pack.inl"
+#include "operand.inl"
 #include "team.h"
 #include "../plan.h"
 
 namespace fastrnn {
 namespace {
 
-template <class T, template <class> class CellOf>
+template <class T, template <class> class CellOf, class Operand>
 class Forward {
+  using E = typename Operand::E;
   using S = Simd<T>;
   using V = typename S::V;
   using C = CellOf<VectorMath<T>>;
   static constexpr int W = S::W;
   static constexpr int G = C::kGates;
   static constexpr int kUnits = G == 1 ? kRnnUnits : 1;  // blocks of units a gate panel
+  static constexpr bool kKeepsState = Operand::kRounds && C::kSplit;
   static constexpr int kDirectRows = 4;                  // rows at once where weights are not packed
 
  public:
@@ -53,26 +56,30 @@ class Forward {
 
  private:
   struct Direction {
-    T* w_ih;      // gate panels
-    T* w_hh;      // gate panels
-    T* w_hr;      // gate panels with one gate
+    E* w_ih;      // gate panels
+    E* w_hh;      // gate panels
+    E* w_hr;      // gate panels with one gate
     T* bias;      // [block][G][W], what gx starts from
     T* bias_rec;  // [block][W], what a split gate's recurrent part starts from
     Barrier* barrier;
   };
   struct Group {
-    T* h[2];
+    E* h[2];
+    T* h_state;  // for a cell that adds to h_{t-1}, where h itself is rounded
     T* c;
-    T* m;
+    E* m;
     Barrier* barrier;
   };
   struct Worker {
     T* gx;
-    T* x;
+    E* x;
     int64_t* slots;  // first chunk row of each step of the chunk
-    T* panel;        // a panel that is packed just before its only use
+    E* panel;        // a panel that is packed just before its only use
   };
   static constexpr int kMaxDirections = 2;
+
+  // Elements of a block of units in a gate panel.
+  static int64_t panel_size(int64_t K) { return G * W * Operand::depth(K); }
 
   // ---- memory ---------------------------------------------------------------------------------
 
@@ -86,10 +93,10 @@ class Forward {
       Direction& dir = directions_[d];
       dir.barrier = barriers_ + d;
       if (!plan_.direct) {
-        dir.w_ih = arena_.take<T>(input_just_in_time_ ? 0 : blocks * G * W * s_.I);
-        dir.w_hh = arena_.take<T>(state_just_in_time_ ? 0 : blocks * G * W * s_.out_size());
+        dir.w_ih = arena_.take<E>(input_just_in_time_ ? 0 : blocks * panel_size(s_.I));
+        dir.w_hh = arena_.take<E>(state_just_in_time_ ? 0 : blocks * panel_size(s_.out_size()));
       }
-      if (s_.P) dir.w_hr = arena_.take<T>(out_blocks * W * s_.H);
+      if (s_.P) dir.w_hr = arena_.take<E>(out_blocks * W * Operand::depth(s_.H));
       dir.bias = arena_.take<T>(blocks * G * W);
       dir.bias_rec = arena_.take<T>(C::kSplit ? blocks * W : 0);
     }
@@ -97,10 +104,11 @@ class Forward {
     workers_ = arena_.take<Worker>(grid_.workers());
     for (int g = 0; g < grid_.directions * grid_.batch_groups; ++g) {
       Group group;
-      group.h[0] = arena_.take<T>(out_blocks * group_rows * W);
-      group.h[1] = arena_.take<T>(out_blocks * group_rows * W);
+      group.h[0] = arena_.take<E>(out_blocks * group_rows * W);
+      group.h[1] = arena_.take<E>(out_blocks * group_rows * W);
+      group.h_state = arena_.take<T>(kKeepsState ? blocks * group_rows * W : 0);
       group.c = arena_.take<T>(C::kHasCell ? blocks * group_rows * W : 0);
-      group.m = arena_.take<T>(s_.P ? blocks * group_rows * W : 0);
+      group.m = arena_.take<E>(s_.P ? blocks * group_rows * W : 0);
       group.barrier = barriers_ + kMaxDirections + g;
       if (arena_.base) groups_[g] = group;
     }
@@ -109,9 +117,9 @@ class Forward {
       const int64_t own_blocks = range.end > range.begin ? last_block(units_, range.end) - units_.first_block(range.begin) : 0;
       Worker worker;
       worker.gx = arena_.take<T>(plan_.direct ? 0 : own_blocks * G * W * chunk_rows_);
-      worker.x = arena_.take<T>(ceil_div(s_.I, W) * W * chunk_rows_);
+      worker.x = arena_.take<E>(ceil_div(s_.I, W) * W * chunk_rows_);
       worker.slots = arena_.take<int64_t>(plan_.forward_chunk);
-      worker.panel = arena_.take<T>(input_just_in_time_ ? kUnits * G * W * max_of(s_.I, s_.out_size()) : 0);
+      worker.panel = arena_.take<E>(input_just_in_time_ ? kUnits * panel_size(max_of(s_.I, s_.out_size())) : 0);
       if (arena_.base) workers_[r] = worker;
     }
     if (arena_.base) {
@@ -186,11 +194,11 @@ class Forward {
     for (int64_t panel = share; panel < units_.count(); panel += shares) {
       const int64_t first = units_.first_block(panel);
       if (!plan_.direct && !input_just_in_time_) {
-        pack_gate_panel<T>(weights.w_ih, s_.I, s_.dtype, G, units_, panel, s_.I, dir.w_ih + first * G * W * s_.I);
+        Operand::pack(weights.w_ih, s_.I, s_.dtype, G, units_, panel, s_.I, dir.w_ih + first * panel_size(s_.I));
       }
       if (!plan_.direct && !state_just_in_time_) {
-        pack_gate_panel<T>(weights.w_hh, s_.out_size(), s_.dtype, G, units_, panel, s_.out_size(),
-                           dir.w_hh + first * G * W * s_.out_size());
+        Operand::pack(weights.w_hh, s_.out_size(), s_.dtype, G, units_, panel, s_.out_size(),
+                      dir.w_hh + first * panel_size(s_.out_size()));
       }
       for (int u = 0; u < units_.blocks_of(panel); ++u) {
         pack_gate_bias<T, C>(weights, s_, units_, first + u, dir.bias, dir.bias_rec);
@@ -198,8 +206,8 @@ class Forward {
     }
     if (s_.P) {
       for (int64_t panel = share; panel < outputs_.count(); panel += shares) {
-        pack_gate_panel<T>(weights.w_hr, s_.H, s_.dtype, 1, outputs_, panel, s_.H,
-                           dir.w_hr + outputs_.first_block(panel) * W * s_.H);
+        Operand::pack(weights.w_hr, s_.H, s_.dtype, 1, outputs_, panel, s_.H,
+                      dir.w_hr + outputs_.first_block(panel) * W * Operand::depth(s_.H));
       }
     }
     const Group& group = groups_[grid_.group(rank)];
@@ -209,11 +217,14 @@ class Forward {
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t row = d * s_.B + b + i * grid_.batch_groups;
         const char* h0 = static_cast<const char*>(p_.h0) + row * s_.out_size() * size_of(s_.dtype);
-        block_row<T>(h0, s_.out_size(), s_.dtype, group.h[0], group_rows_, i);
-        block_row<T>(h0, s_.out_size(), s_.dtype, group.h[1], group_rows_, i);
+        block_row<T, Operand>(h0, s_.out_size(), s_.dtype, group.h[0], group_rows_, i);
+        block_row<T, Operand>(h0, s_.out_size(), s_.dtype, group.h[1], group_rows_, i);
+        if constexpr (kKeepsState) {
+          block_row<T, NaturalOperand<T>>(h0, s_.H, s_.dtype, group.h_state, group_rows_, i);
+        }
         if constexpr (C::kHasCell) {
           const char* c0 = static_cast<const char*>(p_.c0) + row * s_.H * size_of(s_.dtype);
-          block_row<T>(c0, s_.H, s_.dtype, group.c, group_rows_, i);
+          block_row<T, NaturalOperand<T>>(c0, s_.H, s_.dtype, group.c, group_rows_, i);
         }
       }
     }
@@ -231,18 +242,18 @@ class Forward {
       const int64_t first = s_.batch_sizes ? s_.row_offset(t) * p_.x.row_stride : t * p_.x.step_stride;
       for (int64_t i = 0; i < n; ++i, ++rows) {
         const int64_t at = first + (b + i * grid_.batch_groups) * p_.x.row_stride;
-        block_row<T>(static_cast<const char*>(p_.x.data) + at * static_cast<int64_t>(size_of(s_.dtype)), s_.I,
-                     s_.dtype, worker.x, chunk_rows_, rows);
+        block_row<T, Operand>(static_cast<const char*>(p_.x.data) + at * static_cast<int64_t>(size_of(s_.dtype)), s_.I,
+                              s_.dtype, worker.x, chunk_rows_, rows);
       }
     }
     if (plan_.direct) return;
     const Range own = own_panels(units_, grid_.unit_group(rank));
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
       const int vectors = units_.blocks_of(panel) * G;
-      const T* weights = directions_[d].w_ih + units_.first_block(panel) * G * W * s_.I;
+      const E* weights = directions_[d].w_ih + units_.first_block(panel) * panel_size(s_.I);
       PanelPrefetch ahead;
       if (input_just_in_time_) {
-        pack_gate_panel<T>(p_.weights[d].w_ih, s_.I, s_.dtype, G, units_, panel, s_.I, worker.panel);
+        Operand::pack(p_.weights[d].w_ih, s_.I, s_.dtype, G, units_, panel, s_.I, worker.panel);
         weights = worker.panel;
       } else {
         ahead = next_panel(directions_[d].w_ih, panel, own, s_.I);
@@ -258,21 +269,20 @@ class Forward {
     return (units_.first_block(panel) - first) * G * W * chunk_rows_;
   }
 
-  void input_tile(int rank, const T* weights, int64_t panel, int vectors, int64_t row, int height,
+  void input_tile(int rank, const E* weights, int64_t panel, int vectors, int64_t row, int height,
                   PanelPrefetch& ahead) {
     const Worker& worker = workers_[rank];
     const Direction& dir = directions_[grid_.direction(rank)];
     const int64_t first = units_.first_block(panel);
     T* out = worker.gx + gx_offset(rank, panel) + row * vectors * W;
     for (int m = 0; m < height; ++m) copy_vectors(dir.bias + first * G * W, out + m * vectors * W, vectors);
-    multiply<T>(height, vectors, out, worker.x + row * W, chunk_rows_ * W, weights, vectors * W, s_.I,
-                ahead.slice(s_.I));
+    Operand::multiply(height, vectors, out, worker.x + row * W, chunk_rows_ * W, weights, s_.I, ahead.slice(s_.I));
   }
 
   // What to prefetch while `panel` of these gate panels is at work; after the last the first, since
   // the next step begins with it.
-  PanelPrefetch next_panel(const T* weights, int64_t panel, Range own, int64_t K) const {
-    const int64_t block_bytes = G * W * K * static_cast<int64_t>(sizeof(T));
+  PanelPrefetch next_panel(const E* weights, int64_t panel, Range own, int64_t K) const {
+    const int64_t block_bytes = panel_size(K) * static_cast<int64_t>(sizeof(E));
     if ((units_.blocks() / grid_.unit_groups) * block_bytes < kPrefetchBytes) return {};
     const int64_t next = panel + 1 < own.end ? panel + 1 : own.begin;
     const char* begin = reinterpret_cast<const char*>(weights) + units_.first_block(next) * block_bytes;
@@ -296,11 +306,11 @@ class Forward {
                   [&](int64_t row, int height) { direct_tile(rank, s, t, panel, units, row, height); });
       } else {
         const int64_t slot0 = workers_[rank].slots[s_in_chunk];
-        const T* weights = directions_[d].w_hh + units_.first_block(panel) * G * W * s_.out_size();
+        const E* weights = directions_[d].w_hh + units_.first_block(panel) * panel_size(s_.out_size());
         PanelPrefetch ahead;
         if (state_just_in_time_) {
-          pack_gate_panel<T>(p_.weights[d].w_hh, s_.out_size(), s_.dtype, G, units_, panel, s_.out_size(),
-                             workers_[rank].panel);
+          Operand::pack(p_.weights[d].w_hh, s_.out_size(), s_.dtype, G, units_, panel, s_.out_size(),
+                        workers_[rank].panel);
           weights = workers_[rank].panel;
         } else {
           ahead = next_panel(directions_[d].w_hh, panel, own, s_.out_size());
@@ -319,12 +329,12 @@ class Forward {
         const int lanes = units_.lanes(block);
         const int64_t from = (block * group_rows_ + i) * W, to = row * s_.H + block * W;
         if constexpr (C::kHasCell) store_as<T>(p_.cn, to, S::load(group.c + from), lanes, s_.dtype);
-        if (!s_.P) store_as<T>(p_.hn, to, S::load(group.h[(s + 1) & 1] + from), lanes, s_.dtype);
+        if (!s_.P) store_as<T>(p_.hn, to, Operand::load(group.h[(s + 1) & 1] + from), lanes, s_.dtype);
       }
     }
   }
 
-  void step_tile(int rank, const T* weights, int64_t s, int64_t t, int64_t panel, int units, int64_t row, int height,
+  void step_tile(int rank, const E* weights, int64_t s, int64_t t, int64_t panel, int units, int64_t row, int height,
                  int64_t slot, PanelPrefetch& ahead) {
     const int vectors = units * G;
     const Direction& dir = directions_[grid_.direction(rank)];
@@ -340,8 +350,8 @@ class Forward {
         }
       }
     }
-    multiply<T>(height, vectors, tile, group.h[s & 1] + row * W, group_rows_ * W, weights, vectors * W, s_.out_size(),
-                ahead.slice(s_.out_size()));
+    Operand::multiply(height, vectors, tile, group.h[s & 1] + row * W, group_rows_ * W, weights, s_.out_size(),
+                      ahead.slice(s_.out_size()));
     finish_tile(tile, gx, rank, s, t, panel, units, row, height);
   }
 
@@ -352,8 +362,8 @@ class Forward {
     const Group& group = groups_[grid_.group(rank)];
     const int64_t out = s_.out_size(), row_step = grid_.batch_groups, N = s_.rows();
     const int64_t natural = s_.row_offset(t) + grid_.batch_group(rank) + row * row_step;
-    const T* h_in = group.h[s & 1];
-    T* h_out = s_.P ? group.m : group.h[(s + 1) & 1];
+    const E* h_in = group.h[s & 1];
+    E* h_out = s_.P ? group.m : group.h[(s + 1) & 1];
     for (int u = 0; u < units; ++u) {
       const int64_t block = units_.first_block(panel) + u;
       const int lanes = units_.lanes(block);
@@ -367,7 +377,7 @@ class Forward {
         if constexpr (C::kSplit) {
           rec = pre[G - 1];
           pre[G - 1] = S::load(gx + from + (G - 1) * W);
-          h_prev = S::load(h_in + at);
+          h_prev = kKeepsState ? S::load(group.h_state + at) : Operand::load(h_in + at);
         }
         if constexpr (C::kHasCell) c_prev = S::load(group.c + at);
         C::forward(pre, rec, h_prev, c_prev, saved, c, h);
@@ -382,7 +392,8 @@ class Forward {
             for (int k = 0; k < C::kSaved; ++k) store_as<T>(p_.gates, base + k * s_.H, saved[k], lanes, s_.dtype);
           }
         }
-        S::store(h_out + at, h);
+        Operand::store(h_out + at, h);
+        if constexpr (kKeepsState) S::store(group.h_state + at, h);
         if (!s_.P) store_as<T>(p_.y, (y_row * s_.D + d) * out + block * W, h, lanes, s_.dtype);
       }
     }
@@ -400,11 +411,11 @@ class Forward {
                 [&](int64_t row, int height) { output_tile(rank, s, t, panel, vectors, row, height); });
     }
     const int64_t still_active = d ? (t > 0 ? n : 0) : grid_.rows(s_.active(t + 1), b);
-    const T* h = groups_[grid_.group(rank)].h[(s + 1) & 1];
+    const E* h = groups_[grid_.group(rank)].h[(s + 1) & 1];
     for (int64_t i = still_active; i < n; ++i) {
       const int64_t row = d * s_.B + b + i * grid_.batch_groups;
       for (int64_t block = outputs_.first_block(own.begin); block < last_block(outputs_, own.end); ++block) {
-        store_as<T>(p_.hn, row * s_.P + block * W, S::load(h + (block * group_rows_ + i) * W), outputs_.lanes(block),
+        store_as<T>(p_.hn, row * s_.P + block * W, Operand::load(h + (block * group_rows_ + i) * W), outputs_.lanes(block),
                     s_.dtype);
       }
     }
@@ -416,12 +427,12 @@ class Forward {
     const int64_t first = outputs_.first_block(panel), row_step = grid_.batch_groups;
     const int64_t natural = s_.row_offset(t) + grid_.batch_group(rank) + row * row_step;
     alignas(64) T tile[kTileSize * W] = {};
-    multiply<T>(height, vectors, tile, group.m + row * W, group_rows_ * W, directions_[d].w_hr + first * W * s_.H,
-                vectors * W, s_.H);
+    Operand::multiply(height, vectors, tile, group.m + row * W, group_rows_ * W,
+                      directions_[d].w_hr + first * W * Operand::depth(s_.H), s_.H, nullptr);
     for (int m = 0; m < height; ++m) {
       for (int v = 0; v < vectors; ++v) {
         const V h = S::load(tile + (m * vectors + v) * W);
-        S::store(group.h[(s + 1) & 1] + ((first + v) * group_rows_ + row + m) * W, h);
+        Operand::store(group.h[(s + 1) & 1] + ((first + v) * group_rows_ + row + m) * W, h);
         store_as<T>(p_.y, ((natural + m * row_step) * s_.D + d) * s_.P + (first + v) * W, h,
                     outputs_.lanes(first + v), s_.dtype);
       }
@@ -433,7 +444,7 @@ class Forward {
   // Four rows of a natural weight times MR rows of a blocked operand, by dot products along K:
   // sums[j][m] += weight[first + j] . a[m]. Reads each weight once, where it lies.
   template <int MR>
-  FASTRNN_INLINE void dot_rows(V (&sums)[4][MR], const void* weight, int64_t first, int count, int64_t K, const T* a,
+  FASTRNN_INLINE void dot_rows(V (&sums)[4][MR], const void* weight, int64_t first, int count, int64_t K, const E* a,
                                int64_t block_stride) {
     int64_t k = 0;
     if (count == 4 && size_of(s_.dtype) == sizeof(T)) {  // whole vectors of the compute type, streamed
@@ -441,7 +452,7 @@ class Forward {
       for (; k + W <= K; k += W, a += block_stride, w += W) {
         V row[MR];
 #pragma GCC unroll 4
-        for (int m = 0; m < MR; ++m) row[m] = S::load(a + m * W);
+        for (int m = 0; m < MR; ++m) row[m] = Operand::load(a + m * W);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
           const V weights = S::load(w + j * K);
@@ -455,7 +466,7 @@ class Forward {
       const int n = static_cast<int>(min_of<int64_t>(W, K - k));
       for (int j = 0; j < count; ++j) {
         const V weights = load_as<T>(weight, (first + j) * K + k, n, s_.dtype);
-        for (int m = 0; m < MR; ++m) sums[j][m] += weights * S::load(a + m * W);
+        for (int m = 0; m < MR; ++m) sums[j][m] += weights * Operand::load(a + m * W);
       }
     }
   }
@@ -465,8 +476,8 @@ class Forward {
     const int d = grid_.direction(rank);
     const Worker& worker = workers_[rank];
     const Direction& dir = directions_[d];
-    const T* h = groups_[grid_.group(rank)].h[s & 1] + row * W;
-    const T* x = worker.x + (worker.slots[0] + row) * W;
+    const E* h = groups_[grid_.group(rank)].h[s & 1] + row * W;
+    const E* x = worker.x + (worker.slots[0] + row) * W;
     for (int u = 0; u < units; ++u) {
       const int64_t block = units_.first_block(panel) + u;
       const int lanes = units_.lanes(block);

@@ -1,4 +1,4 @@
-// AVX-512 (F, BW, VL, DQ): 16 floats a register, 32 registers.
+// AVX-512 (F, BW, VL, DQ): 16 floats a register, 32 registers; with AVX512-BF16 where there is one.
 #include "isa.h"
 
 #if defined(__x86_64__)
@@ -13,5 +13,15 @@ static bool runs_here() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
 }
 const KernelTable kAvx512Kernels = make_table("avx512", runs_here);
+
+// The same, but for the forward pass of bfloat16 layers.
+static bool dot_runs_here() { return runs_here() && __builtin_cpu_supports("avx512bf16"); }
+static constexpr KernelTable make_dot_table() {
+  KernelTable table = make_table("avx512_bf16", dot_runs_here);
+  table.forward_workspace = dot_workspace;
+  table.forward = run_dot;
+  return table;
+}
+const KernelTable kAvx512Bf16Kernels = make_dot_table();
 }  // namespace fastrnn
 #endif

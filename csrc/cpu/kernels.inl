@@ -51,6 +51,34 @@ void run_kernel(const Params& params, const CpuPlan& plan, char* workspace, cons
   });
 }
 
+template <class T, template <class> class Cell>
+using PlainForward = Forward<T, Cell, NaturalOperand<T>>;
+
+#ifdef FASTRNN_HAS_BF16_DOT
+template <class T>
+struct DotOperand {
+  using type = NaturalOperand<T>;
+};
+template <>
+struct DotOperand<float> {
+  using type = Bf16Operand;
+};
+template <class T, template <class> class Cell>
+using DotForward = Forward<T, Cell, typename DotOperand<T>::type>;
+
+// The dot instruction serves bfloat16 layers with enough rows to repay packing.
+bool uses_dot(const ForwardParams& params, const CpuPlan& plan) {
+  return params.shape.dtype == Dtype::kBFloat16 && !plan.direct;
+}
+size_t dot_workspace(const ForwardParams& params, const CpuPlan& plan) {
+  return uses_dot(params, plan) ? workspace_of<DotForward>(params, plan) : workspace_of<PlainForward>(params, plan);
+}
+void run_dot(const ForwardParams& params, const CpuPlan& plan, char* workspace, const Parallel& parallel) {
+  uses_dot(params, plan) ? run_kernel<DotForward>(params, plan, workspace, parallel)
+                         : run_kernel<PlainForward>(params, plan, workspace, parallel);
+}
+#endif
+
 int lanes(Dtype dtype) { return dtype == Dtype::kDouble ? Simd<double>::W : Simd<float>::W; }
 
 constexpr KernelTable make_table(const char* name, bool (*runs_here)()) {
@@ -58,8 +86,8 @@ constexpr KernelTable make_table(const char* name, bool (*runs_here)()) {
           runs_here,
           lanes,
           tile_rows(kPanelVectors),
-          workspace_of<Forward, ForwardParams>,
-          run_kernel<Forward, ForwardParams>,
+          workspace_of<PlainForward, ForwardParams>,
+          run_kernel<PlainForward, ForwardParams>,
           workspace_of<Backward, BackwardParams>,
           run_kernel<Backward, BackwardParams>,
           fma_loop,

@@ -122,14 +122,15 @@ void pack_row_panel(const void* weight, int64_t ld, Dtype dtype, const Panels<T>
 // after the other, spread over all sets of a cache (64 rows of 64 bytes would hit the same ones).
 FASTRNN_INLINE int64_t spread_rows(int64_t rows) { return rows | 1; }
 
-// A natural row of `size` features (layer dtype) into column r of a blocked operand of `rows` rows.
-template <class T>
-FASTRNN_INLINE void block_row(const void* row, int64_t size, Dtype dtype, T* out, int64_t rows, int64_t r) {
-  using S = Simd<T>;
-  constexpr int W = S::W;
+// A natural row of `size` features (layer dtype) into row r of a blocked operand of `rows` rows, whose
+// elements Operand stores (operand.inl).
+template <class T, class Operand>
+FASTRNN_INLINE void block_row(const void* row, int64_t size, Dtype dtype, typename Operand::E* out, int64_t rows,
+                              int64_t r) {
+  constexpr int W = Simd<T>::W;
   out += r * W;
   for (int64_t k = 0; k < size; k += W, out += rows * W) {
-    S::store(out, load_as<T>(row, k, static_cast<int>(min_of<int64_t>(W, size - k)), dtype));
+    Operand::store(out, load_as<T>(row, k, static_cast<int>(min_of<int64_t>(W, size - k)), dtype));
   }
 }
 
