@@ -9,6 +9,7 @@
 
 #include <optional>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,16 @@ namespace fastrnn {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// A failed check is a std::runtime_error, which Python sees as a RuntimeError with this text alone
+// (torch's own macro would put the source file's path before it).
+template <class... Parts>
+inline void check(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
 inline std::string describe(const int64_t* sizes, size_t dim) {
   std::ostringstream out;
   out << '(';
@@ -28,10 +39,26 @@ inline std::string describe(const int64_t* sizes, size_t dim) {
 }
 inline std::string shape_of(const Tensor& t) { return describe(t.sizes().data(), t.sizes().size()); }
 
+// "float32 on cpu"
+inline std::string kind_of(const Tensor& t) {
+  static const char* const names[] = {"uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64",
+                                      "complex32", "complex64", "complex128", "bool"};
+  const int code = static_cast<int>(t.scalar_type());
+  const std::string dtype = t.scalar_type() == ScalarType::BFloat16 ? "bfloat16"
+                            : code >= 0 && code < 12                 ? names[code]
+                                                                     : "ScalarType " + std::to_string(code);
+  return dtype + " on " + (t.is_cpu() ? "cpu" : t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : "another device");
+}
+
+inline void check_same_kind(const Tensor& tensor, const std::string& name, const Tensor& x) {
+  check(tensor.scalar_type() == x.scalar_type() && tensor.device() == x.device(), name,
+        ": expected the dtype and device of x, ", kind_of(x), ", got ", kind_of(tensor));
+}
+
 inline void check_shape(const Tensor& tensor, const std::string& name, const std::vector<int64_t>& expected) {
   bool equal = tensor.dim() == static_cast<int64_t>(expected.size());
   for (size_t i = 0; equal && i < expected.size(); ++i) equal = tensor.size(i) == expected[i];
-  STD_TORCH_CHECK(equal, name, ": expected shape ", describe(expected.data(), expected.size()), ", got ",
+  check(equal, name, ": expected shape ", describe(expected.data(), expected.size()), ", got ",
                   shape_of(tensor));
 }
 
@@ -43,7 +70,8 @@ inline CellKind parse_cell(const std::string& cell) {
   if (cell == "gru") return CellKind::kGru;
   if (cell == "rnn_tanh") return CellKind::kRnnTanh;
   if (cell == "rnn_relu") return CellKind::kRnnRelu;
-  STD_TORCH_CHECK(false, "cell: expected 'lstm', 'gru', 'rnn_tanh' or 'rnn_relu', got '", cell, "'");
+  check(false, "cell: expected 'lstm', 'gru', 'rnn_tanh' or 'rnn_relu', got '", cell, "'");
+  return CellKind::kLstm;  // not reached
 }
 
 inline Dtype parse_dtype(const Tensor& tensor, const char* name) {
@@ -57,9 +85,10 @@ inline Dtype parse_dtype(const Tensor& tensor, const char* name) {
     case ScalarType::Half:
       return Dtype::kHalf;
     default:
-      STD_TORCH_CHECK(false, name, ": expected dtype float32, float64, bfloat16 or float16, got ScalarType ",
-                      static_cast<int>(tensor.scalar_type()));
+      check(false, name, ": expected dtype float32, float64, bfloat16 or float16, got ",
+            kind_of(tensor));
   }
+  return Dtype::kFloat;  // not reached
 }
 
 // A layer's checked shape, with the row offsets of a packed sequence (shape points into them).
@@ -85,51 +114,51 @@ inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, co
   const int64_t G = gates_of(s.cell);
 
   if (batch_sizes) {
-    STD_TORCH_CHECK(x.dim() == 2, "x: expected packed data of shape (N, input_size), got ", shape_of(x));
-    STD_TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_cpu(),
+    check(x.dim() == 2, "x: expected packed data of shape (N, input_size), got ", shape_of(x));
+    check(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_cpu(),
                     "batch_sizes: expected a 1-D int64 tensor on the CPU, got shape ", shape_of(*batch_sizes));
-    STD_TORCH_CHECK(batch_sizes->size(0) > 0, "batch_sizes: expected at least one step, got none");
+    check(batch_sizes->size(0) > 0, "batch_sizes: expected at least one step, got none");
     out.batch_sizes = batch_sizes->is_contiguous() ? *batch_sizes : torch::stable::contiguous(*batch_sizes);
     s.T = batch_sizes->size(0);
     s.batch_sizes = static_cast<const int64_t*>(out.batch_sizes->data_ptr());
     out.row_offsets.resize(s.T + 1);
     for (int64_t t = 0; t < s.T; ++t) {
       const int64_t n = s.batch_sizes[t];
-      STD_TORCH_CHECK(n > 0 && (t == 0 || n <= s.batch_sizes[t - 1]),
+      check(n > 0 && (t == 0 || n <= s.batch_sizes[t - 1]),
                       "batch_sizes: expected positive, non-increasing numbers, got ", n, " at step ", t,
                       t ? " after " : "", t ? std::to_string(s.batch_sizes[t - 1]) : "");
       out.row_offsets[t + 1] = out.row_offsets[t] + n;
     }
-    STD_TORCH_CHECK(out.row_offsets[s.T] == x.size(0), "batch_sizes: expected a sum of ", x.size(0),
+    check(out.row_offsets[s.T] == x.size(0), "batch_sizes: expected a sum of ", x.size(0),
                     " (the rows of x), got ", out.row_offsets[s.T]);
     s.row_offsets = out.row_offsets.data();
     s.B = s.batch_sizes[0];
     s.I = x.size(1);
   } else {
-    STD_TORCH_CHECK(x.dim() == 3, "x: expected shape (T, B, input_size), got ", shape_of(x));
+    check(x.dim() == 3, "x: expected shape (T, B, input_size), got ", shape_of(x));
     s.T = x.size(0);
     s.B = x.size(1);
     s.I = x.size(2);
-    STD_TORCH_CHECK(s.T > 0, "x: expected a sequence length larger than 0, got ", s.T);
+    check(s.T > 0, "x: expected a sequence length larger than 0, got ", s.T);
   }
 
-  STD_TORCH_CHECK(h0.dim() == 3, "h0: expected shape (directions, B, size), got ", shape_of(h0));
+  check(h0.dim() == 3, "h0: expected shape (directions, B, size), got ", shape_of(h0));
   s.D = static_cast<int>(h0.size(0));
-  STD_TORCH_CHECK(s.D == 1 || s.D == 2, "h0: expected 1 or 2 directions, got ", h0.size(0));
-  STD_TORCH_CHECK(!weights.empty() && weights.size() % s.D == 0, "weights: expected the same number for each of ",
+  check(s.D == 1 || s.D == 2, "h0: expected 1 or 2 directions, got ", h0.size(0));
+  check(!weights.empty() && weights.size() % s.D == 0, "weights: expected the same number for each of ",
                   s.D, " directions, got ", weights.size(), " in all");
   const int a_direction = static_cast<int>(weights.size()) / s.D;
   out.weights_a_direction = a_direction;
   const int plain = bias ? 4 : 2;
-  STD_TORCH_CHECK(a_direction == plain || (lstm && a_direction == plain + 1), "weights: expected ", plain,
+  check(a_direction == plain || (lstm && a_direction == plain + 1), "weights: expected ", plain,
                   " tensors a direction", lstm ? " (one more with a projection)" : "", ", got ", a_direction);
   const Tensor& w_ih = weights[0];
-  STD_TORCH_CHECK(w_ih.dim() == 2 && w_ih.size(0) % G == 0 && w_ih.size(0) > 0,
+  check(w_ih.dim() == 2 && w_ih.size(0) % G == 0 && w_ih.size(0) > 0,
                   "weights[0] (w_ih): expected shape (", G, " * hidden_size, input_size), got ", shape_of(w_ih));
   s.H = w_ih.size(0) / G;
   if (a_direction > plain) {
     const Tensor& w_hr = weights[plain];
-    STD_TORCH_CHECK(w_hr.dim() == 2 && w_hr.size(0) > 0, "weights[", plain,
+    check(w_hr.dim() == 2 && w_hr.size(0) > 0, "weights[", plain,
                     "] (w_hr): expected shape (proj_size, hidden_size), got ", shape_of(w_hr));
     s.P = w_hr.size(0);
   }
@@ -151,16 +180,15 @@ inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, co
       const std::string name =
           "weights[" + std::to_string(at) + "] (" + (projection ? "w_hr" : names[i]) + ")";
       check_shape(w, name, expected);
-      STD_TORCH_CHECK(false, name, ": expected the dtype and device of x");
+      check_same_kind(w, name, x);
     }
   }
   const auto check_state = [&](const Tensor& state, const char* name, int64_t size) {
     check_shape(state, name, {s.D, s.B, size});
-    STD_TORCH_CHECK(state.scalar_type() == x.scalar_type() && state.device() == x.device(), name,
-                    ": expected the dtype and device of x");
+    check_same_kind(state, name, x);
   };
   check_state(h0, "h0", out_size);
-  STD_TORCH_CHECK(c0.has_value() == lstm, "c0: expected ", lstm ? "a tensor for an LSTM, got none" : "none, got a tensor");
+  check(c0.has_value() == lstm, "c0: expected ", lstm ? "a tensor for an LSTM, got none" : "none, got a tensor");
   if (c0) check_state(*c0, "c0", s.H);
 }
 
@@ -171,27 +199,26 @@ inline void check_saved(const LayerShape& s, const Tensor& x, const std::optiona
   const int64_t out = s.out_size(), N = s.rows();
   const std::vector<int64_t> y_shape =
       s.batch_sizes ? std::vector<int64_t>{N, s.D * out} : std::vector<int64_t>{s.T, s.B, s.D * out};
-  const auto check = [&](const std::optional<Tensor>& t, const char* name, const std::vector<int64_t>& shape) {
+  const auto check_like_x = [&](const std::optional<Tensor>& t, const char* name, const std::vector<int64_t>& shape) {
     if (!t) return;
     check_shape(*t, name, shape);
-    STD_TORCH_CHECK(t->scalar_type() == x.scalar_type() && t->device() == x.device(), name,
-                    ": expected the dtype and device of x");
+    check_same_kind(*t, name, x);
   };
-  check(y, "y", y_shape);
-  check(grad_y, "grad_y", y_shape);
-  check(grad_hn, "grad_hn", {s.D, s.B, out});
+  check_like_x(y, "y", y_shape);
+  check_like_x(grad_y, "grad_y", y_shape);
+  check_like_x(grad_hn, "grad_hn", {s.D, s.B, out});
   if (s.cell == CellKind::kLstm) {
-    check(grad_cn, "grad_cn", {s.D, s.B, s.H});
+    check_like_x(grad_cn, "grad_cn", {s.D, s.B, s.H});
     check_shape(cells, "cells", {s.D, N, s.H});
     const ScalarType state = s.dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
-    STD_TORCH_CHECK(cells.scalar_type() == state && cells.is_contiguous() && cells.device() == x.device(),
+    check(cells.scalar_type() == state && cells.is_contiguous() && cells.device() == x.device(),
                     "cells: expected the contiguous tensor that rnn_forward returned");
   }
   if (saved_of(s.cell) && gates.dim() != 1) {  // (0,): recompute
-    check(gates, "gates", {s.D, N, saved_of(s.cell) * s.H});
-    STD_TORCH_CHECK(gates.is_contiguous(), "gates: expected the contiguous tensor that rnn_forward returned");
+    check_like_x(gates, "gates", {s.D, N, saved_of(s.cell) * s.H});
+    check(gates.is_contiguous(), "gates: expected the contiguous tensor that rnn_forward returned");
   }
-  STD_TORCH_CHECK(y.is_contiguous(), "y: expected the contiguous tensor that rnn_forward returned");
+  check(y.is_contiguous(), "y: expected the contiguous tensor that rnn_forward returned");
 }
 
 }  // namespace fastrnn

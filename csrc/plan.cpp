@@ -48,7 +48,8 @@ CpuPlan plan_cpu(const LayerShape& s, const CpuMachine& machine) {
   }
   plan.batch_groups = best_batch;
   plan.unit_groups = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads / best_batch, unit_blocks)));
-  plan.reason = threads == 1              ? "one thread"
+  plan.reason = threads == 1 && plan.direction_groups == 2 ? "the directions run at the same time"
+                : threads == 1            ? "one thread"
                 : plan.unit_groups == 1   ? "the batch is split: its rows are independent"
                 : plan.batch_groups == 1  ? "few rows or large weights: the hidden units are split, a barrier a step"
                                           : "batch and hidden units are split";

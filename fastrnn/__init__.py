@@ -7,6 +7,18 @@ recurrences in plain torch.
 
 from . import functional, reference
 from ._version import __version__
+from .explain import explain
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "__version__", "functional", "reference"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "__version__",
+    "explain",
+    "functional",
+    "reference",
+]

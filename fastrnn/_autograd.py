@@ -6,7 +6,7 @@ is skipped altogether where nothing needs a gradient.
 
 import torch
 
-from . import _ops
+from . import _ops, reference
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _NEED_X, _NEED_H0, _NEED_C0, _NEED_WEIGHTS = 1, 2, 4, 8
@@ -16,8 +16,7 @@ def supported(x: torch.Tensor) -> bool:
     """Whether a kernel exists for x's dtype on x's device."""
     if x.dtype not in _DTYPES:
         return False
-    device = x.device.type
-    return device == "cpu" or device == "meta" or (device == "cuda" and _ops.cuda_loaded)
+    return x.is_cpu or x.is_meta or (x.is_cuda and _ops.cuda_loaded)
 
 
 class _Layer(torch.autograd.Function):
@@ -31,18 +30,43 @@ class _Layer(torch.autograd.Function):
         return y, hn, cn
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_y, grad_hn, grad_cn):
         x, h0, c0, batch_sizes, y, gates, cells, *weights = ctx.saved_tensors
         if grad_y is None and grad_hn is None and grad_cn is None:
             return (None,) * (7 + len(weights))
         wanted = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # create_graph=True: gradients that can be differentiated again
+            grads = reference.gradients(
+                (grad_y, grad_hn, grad_cn),
+                x,
+                h0,
+                c0,
+                weights,
+                cell=ctx.cell,
+                bias=ctx.bias,
+                batch_sizes=batch_sizes,
+                wanted=(*wanted[:3], *wanted[7:]),
+            )
+            return (*grads[:3], None, None, None, None, *grads[3:])
         need_weights = any(wanted[7:])
         needs = (
             _NEED_X * wanted[0] + _NEED_H0 * wanted[1] + _NEED_C0 * wanted[2] + _NEED_WEIGHTS * need_weights
         )
         grad_x, grad_h0, grad_c0, grad_weights = _ops.backward(
-            grad_y, grad_hn, grad_cn, x, h0, c0, weights, batch_sizes, y, gates, cells, ctx.cell, ctx.bias, needs
+            grad_y,
+            grad_hn,
+            grad_cn,
+            x,
+            h0,
+            c0,
+            weights,
+            batch_sizes,
+            y,
+            gates,
+            cells,
+            ctx.cell,
+            ctx.bias,
+            needs,
         )
         return (
             grad_x if wanted[0] else None,

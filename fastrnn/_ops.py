@@ -61,8 +61,16 @@ if _requested and _requested != cpu_isa():
     )
 
 
+def _same_device(x, *tensors):
+    """Fake implementations stand for one device: a real tensor among meta ones is a mistake."""
+    for tensor in tensors:
+        if tensor is not None and tensor.device != x.device:
+            raise RuntimeError(f"expected all tensors on x's device, {x.device}, got one on {tensor.device}")
+
+
 @torch.library.register_fake("fastrnn::rnn_forward")
 def _(x, h0, c0, weights, batch_sizes, cell, bias, save):
+    _same_device(x, h0, c0, *weights)
     directions, batch, out = h0.shape
     hidden = weights[0].shape[0] // (4 if cell == "lstm" else 3 if cell == "gru" else 1)
     rows = x.shape[0] if batch_sizes is not None else x.shape[0] * x.shape[1]
@@ -77,6 +85,8 @@ def _(x, h0, c0, weights, batch_sizes, cell, bias, save):
 
 @torch.library.register_fake("fastrnn::rnn_backward")
 def _(grad_y, grad_hn, grad_cn, x, h0, c0, weights, batch_sizes, y, gates, cells, cell, bias, needs):
+    _same_device(x, h0, c0, *weights)
+
     def like(tensor, wanted):
         return tensor.new_empty(tensor.shape) if wanted and tensor is not None else x.new_empty((0,))
 

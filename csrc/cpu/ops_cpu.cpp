@@ -60,7 +60,7 @@ std::string cpu_isas() {
 
 void cpu_set_isa(std::string name) {
   const KernelTable* table = find_kernels(name);
-  STD_TORCH_CHECK(table, "name: expected one of ", cpu_isas(), ", got '", name, "'");
+  check(table, "name: expected one of ", cpu_isas(), ", got '", name, "'");
   current_kernels = table;
 }
 
@@ -166,7 +166,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_forward(Tensor x, Tensor 
                                                                bool bias, int64_t save) {
   Inputs in;
   read_inputs(in, x, h0, c0, weights, batch_sizes, cell, bias);
-  STD_TORCH_CHECK(save >= 0 && save <= 2, "save: expected 0, 1 or 2, got ", save);
+  check(save >= 0 && save <= 2, "save: expected 0, 1 or 2, got ", save);
   ForwardParams params;
   const LayerShape& s = params.shape = in.checked.shape;
   params.save = static_cast<Save>(save);
@@ -204,7 +204,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_backward(
   BackwardParams params;
   const LayerShape& s = params.shape = in.checked.shape;
   check_saved(s, x, grad_y, grad_hn, grad_cn, y, gates, cells);
-  STD_TORCH_CHECK(needs >= 0 && needs <= 15, "needs: expected 0 to 15, got ", needs);
+  check(needs >= 0 && needs <= 15, "needs: expected 0 to 15, got ", needs);
   const ScalarType dtype = x.scalar_type(), compute = compute_type(s.dtype);
   const bool lstm = s.cell == CellKind::kLstm;
   const int64_t N = s.rows();
@@ -294,7 +294,7 @@ double cpu_fma_peak() {
 }
 
 double cpu_read_bandwidth(int64_t bytes) {
-  STD_TORCH_CHECK(bytes >= 1024, "bytes: expected at least 1024, got ", bytes);
+  check(bytes >= 1024, "bytes: expected at least 1024, got ", bytes);
   std::vector<float> data(bytes / sizeof(float), 1.0f);
   const int64_t repeats = std::max<int64_t>(1, (1 << 30) / bytes);
   return best_rate([&] { return current_kernels.load()->read_loop(data.data(), data.size(), repeats); });
