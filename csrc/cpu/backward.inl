@@ -15,6 +15,7 @@
 // grad_W_hh. Nothing that forward saved is written to.
 #pragma once
 #include "operand.inl"
+#include "weight_gradient.inl"
 #include "team.h"
 #include "../plan.h"
 
@@ -30,7 +31,6 @@ class Backward {
   static constexpr int G = C::kGates;
   static constexpr int kColumns = G + (C::kSplit ? 1 : 0);
   static constexpr int64_t kReductionRows = 1024;     // rows a pass of the weight gradients
-  static constexpr int64_t kFewRows = 4;              // fewer rows are summed without a tile
   static constexpr int64_t kPanelBytes = 256 << 10;   // of a panel, so that it and the next stay in the L2 cache
 
   // The gate of dg whose gradient belongs to recurrent gate g.
@@ -91,7 +91,7 @@ class Backward {
     Barrier* barrier;
   };
   struct Worker {
-    T* panel;           // [kReductionRows][kPanelVectors*W]
+    T* panel;           // scratch of WeightGradient
     T* tile;            // [rows of a share][kPanelVectors*W], grad_x over several passes
     T* x;               // recompute: blocked rows of this worker
     T* h;
@@ -156,7 +156,7 @@ class Backward {
     const int64_t own_rows = spread_rows(min_of(M, plan_.backward_chunk * group_rows_));
     for (int r = 0; r < grid_.workers(); ++r) {
       Worker worker;
-      worker.panel = arena_.take<T>(p_.need_weights ? min_of(kReductionRows, M) * kPanelVectors * W : 0);
+      worker.panel = arena_.take<T>(p_.need_weights ? WeightGradient<T>::buffer_size(M) : 0);
       worker.tile = arena_.take<T>(
           p_.grad_x[grid_.direction(r)] ? ceil_div(M, grid_.workers_a_direction()) * kPanelVectors * W : 0);
       worker.x = arena_.take<T>(recompute_ ? inputs_.blocks() * own_rows * W : 0);
@@ -606,20 +606,23 @@ class Backward {
     const auto state_row = [&](int64_t slot) { return dir.slots[slot].h_prev; };
     const auto gates = [&](int64_t i) { return i; };
     const auto recurrent_gates = [&](int64_t i) { return recurrent_column(static_cast<int>(i / blocks)) * blocks + i % blocks; };
-    weight_gradient(rank, chunk, dir.dg, units_, gate_blocks, gates, inputs_, input_row, s_.dtype,
-                    static_cast<T*>(grads.w_ih));
-    weight_gradient(rank, chunk, dir.dg, units_, gate_blocks, recurrent_gates, outputs_, state_row, s_.dtype,
-                    static_cast<T*>(grads.w_hh));
+    WeightGradient<T> gradient{chunk.rows, chunk_rows_, chunk.first, s_.dtype, workers_[rank].panel};
+    gradient.add(dir.dg, units_, gate_blocks.begin, gate_blocks.end, gates, inputs_, input_row,
+                 static_cast<T*>(grads.w_ih));
+    gradient.add(dir.dg, units_, gate_blocks.begin, gate_blocks.end, recurrent_gates, outputs_, state_row,
+                 static_cast<T*>(grads.w_hh));
     if (s_.bias) {
-      bias_gradient(chunk, dir.dg, gate_blocks, gates, static_cast<T*>(grads.b_ih));
-      bias_gradient(chunk, dir.dg, gate_blocks, recurrent_gates, static_cast<T*>(grads.b_hh));
+      gradient.add_bias(dir.dg, units_, gate_blocks.begin, gate_blocks.end, gates, static_cast<T*>(grads.b_ih));
+      gradient.add_bias(dir.dg, units_, gate_blocks.begin, gate_blocks.end, recurrent_gates,
+                        static_cast<T*>(grads.b_hh));
     }
     if (s_.P) {
+      const Range own = share_of(rank, outputs_.blocks());
       const auto hidden_row = [&](int64_t slot) {
         return reinterpret_cast<const char*>(dir.m + slot * row_length());
       };
-      weight_gradient(rank, chunk, dir.dh_out, outputs_, share_of(rank, outputs_.blocks()), gates, units_, hidden_row,
-                      sizeof(T) == 8 ? Dtype::kDouble : Dtype::kFloat, static_cast<T*>(grads.w_hr));
+      gradient.right_dtype = sizeof(T) == 8 ? Dtype::kDouble : Dtype::kFloat;
+      gradient.add(dir.dh_out, outputs_, own.begin, own.end, gates, units_, hidden_row, static_cast<T*>(grads.w_hr));
     }
   }
 
@@ -651,103 +654,6 @@ class Backward {
           }
         });
       }
-    }
-  }
-
-  // out[row][column] (+)= sum over the chunk's rows of left[row] * right[column]. `left` is blocked,
-  // its block i found at source(i); a block's W rows begin at natural row (i / blocks) * length +
-  // (i % blocks) * W. The rows of `right` are natural and found by right_row(slot).
-  template <class Source, class RightRow>
-  void weight_gradient(int rank, const Chunk& chunk, const T* left, const Panels<T>& left_rows, Range own,
-                       Source&& source, const Panels<T>& columns, RightRow&& right_row, Dtype right_dtype, T* out) {
-    if (own.begin == own.end) return;
-    if (chunk.first && chunk.rows <= kFewRows) {
-      for (int64_t i = own.begin; i < own.end; ++i) {
-        const int64_t block = i % left_rows.blocks();
-        outer_product(left + source(i) * chunk_rows_ * W, left_rows.lanes(block), chunk.rows, columns, right_row,
-                      right_dtype,
-                      out + (i / left_rows.blocks() * left_rows.length + block * W) * columns.length);
-      }
-      return;
-    }
-    T* buffer = workers_[rank].panel;
-    for (int64_t panel = 0; panel < columns.count(); ++panel) {
-      const int64_t first = columns.first_block(panel);
-      const int vectors = columns.blocks_of(panel);
-      for (int64_t r0 = 0; r0 < chunk.rows; r0 += kReductionRows) {
-        const int64_t rows = min_of(kReductionRows, chunk.rows - r0);
-        for (int64_t r = 0; r < rows; ++r) {
-          const char* from = right_row(r0 + r);
-          for (int v = 0; v < vectors; ++v) {
-            S::store(buffer + (r * vectors + v) * W,
-                     load_as<T>(from, (first + v) * W, columns.lanes(first + v), right_dtype));
-          }
-        }
-        const bool from_zero = chunk.first && r0 == 0;
-        for (int64_t i = own.begin; i < own.end; ++i) {
-          const int64_t block = i % left_rows.blocks();
-          const T* a = left + (source(i) * chunk_rows_ + r0) * W;
-          T* to = out + (i / left_rows.blocks() * left_rows.length + block * W) * columns.length + first * W;
-          for_tiles(tile_rows(vectors), 0, left_rows.lanes(block), [&](int64_t m, int height) {
-            weight_gradient_tile(a + m, buffer, rows, to + m * columns.length, height, vectors, columns, first,
-                                 from_zero);
-          });
-        }
-      }
-    }
-  }
-
-  // A block of weight gradients from a few rows: bound by writing it, so it is written in one sweep.
-  template <class RightRow>
-  static void outer_product(const T* a, int lanes, int64_t rows, const Panels<T>& columns, RightRow&& right_row,
-                            Dtype right_dtype, T* out) {
-    for (int64_t block = 0; block < columns.blocks(); ++block) {
-      const int width = columns.lanes(block);
-      V right[kFewRows];
-      for (int64_t r = 0; r < rows; ++r) right[r] = load_as<T>(right_row(r), block * W, width, right_dtype);
-      for (int m = 0; m < lanes; ++m) {
-        V sum = S::broadcast(a[m]) * right[0];
-        for (int64_t r = 1; r < rows; ++r) sum += S::broadcast(a[r * W + m]) * right[r];
-        S::store_n(out + m * columns.length + block * W, sum, width);
-      }
-    }
-  }
-
-  static void weight_gradient_tile(const T* a, const T* b, int64_t reduction, T* out, int rows, int vectors,
-                                   const Panels<T>& columns, int64_t first, bool from_zero) {
-    const int tail = columns.lanes(first + vectors - 1);
-    alignas(64) T tile[kTileSize * W];
-    for (int m = 0; m < rows; ++m) {
-      for (int v = 0; v < vectors; ++v) {
-        S::store(tile + (m * vectors + v) * W,
-                 from_zero ? V{} : S::load_n(out + m * columns.length + v * W, v == vectors - 1 ? tail : W));
-      }
-    }
-    multiply_transposed<T>(rows, vectors, tile, a, b, reduction);
-    for (int m = 0; m < rows; ++m) {
-      for (int v = 0; v < vectors; ++v) {
-        S::store_n(out + m * columns.length + v * W, S::load(tile + (m * vectors + v) * W),
-                   v == vectors - 1 ? tail : W);
-      }
-    }
-  }
-
-  template <class Source>
-  void bias_gradient(const Chunk& chunk, const T* dg, Range own, Source&& source, T* out) {
-    for (int64_t i = own.begin; i < own.end; ++i) {
-      const int64_t block = i % units_.blocks();
-      const int lanes = units_.lanes(block);
-      T* to = out + i / units_.blocks() * s_.H + block * W;
-      const T* a = dg + source(i) * chunk_rows_ * W;
-      V sums[4] = {};
-      int64_t r = 0;
-      for (; r + 4 <= chunk.rows; r += 4) {
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) sums[j] += S::load(a + (r + j) * W);
-      }
-      for (; r < chunk.rows; ++r) sums[0] += S::load(a + r * W);
-      const V sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-      S::store_n(to, chunk.first ? sum : sum + S::load_n(to, lanes), lanes);
     }
   }
 
