@@ -127,6 +127,9 @@ inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, co
       check(n > 0 && (t == 0 || n <= s.batch_sizes[t - 1]),
                       "batch_sizes: expected positive, non-increasing numbers, got ", n, " at step ", t,
                       t ? " after " : "", t ? std::to_string(s.batch_sizes[t - 1]) : "");
+      // Before the sum, which must not overflow.
+      check(n <= x.size(0) - out.row_offsets[t], "batch_sizes: expected a sum of ", x.size(0),
+            " (the rows of x), got more");
       out.row_offsets[t + 1] = out.row_offsets[t] + n;
     }
     check(out.row_offsets[s.T] == x.size(0), "batch_sizes: expected a sum of ", x.size(0),

@@ -70,6 +70,9 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
                                     {"threads", int64_t{threads}}}) {
     if (value < 1) throw py::value_error(std::string(name) + ": expected at least 1, got " + std::to_string(value));
   }
+  if (vector_bytes != 16 && vector_bytes != 32 && vector_bytes != 64) {
+    throw py::value_error("vector_bytes: expected 16, 32 or 64, got " + std::to_string(vector_bytes));
+  }
   if (B < 0) throw py::value_error("B: expected at least 0, got " + std::to_string(B));
   if (P < 0 || (P && cell != "lstm")) throw py::value_error("P: expected a projection size for an LSTM, or 0");
   if (directions > 2) throw py::value_error("directions: expected 1 or 2, got " + std::to_string(directions));
