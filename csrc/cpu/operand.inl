@@ -50,15 +50,17 @@ __attribute__((target("avx512bf16"))) void dot_kernel(float* tile, const uint16_
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) acc[m][v] = _mm512_loadu_ps(tile + (m * NV + v) * W);
   }
+  const int64_t ahead_step = ahead ? 64 : 0;
+  if (!ahead) ahead = reinterpret_cast<const char*>(b);
   for (int64_t k = 0; k < K; k += W, a += block_stride) {
     const int pairs = static_cast<int>(min_of<int64_t>(W, K - k) + 1) / 2;
-    __builtin_prefetch(ahead, 0, 2);
-    __builtin_prefetch(ahead + 64, 0, 2);
-    __builtin_prefetch(ahead + 128, 0, 2);
-    __builtin_prefetch(ahead + 192, 0, 2);
-    ahead += 256;
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) __builtin_prefetch(a + 2 * block_stride + m * W);
 #pragma GCC unroll 2
     for (int pair = 0; pair < pairs; ++pair, b += NV * W * 2) {
+      __builtin_prefetch(ahead, 0, 2);
+      __builtin_prefetch(ahead + 64, 0, 2);
+      ahead += 2 * ahead_step;
       __m512bh row[NV];
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) row[v] = (__m512bh)_mm512_loadu_si512(b + v * W * 2);

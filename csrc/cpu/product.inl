@@ -34,8 +34,8 @@ constexpr int kTileSize = 24;  // most vectors a tile holds
 constexpr int tile_rows(int vectors) { return kAccumulators / vectors < kMaxRows ? kAccumulators / vectors : kMaxRows; }
 
 // tile[m][v] += sum over k in [0, K) of A[m][k] * B[k][v]. A is blocked: element (m, k) at
-// a[(k / W) * block_stride + m * W + k % W]. B has rows of `ld` elements. `ahead` is brought into the
-// cache on the way, two lines every four k: the panel that comes next, see PanelPrefetch.
+// a[(k / W) * block_stride + m * W + k % W]. B has rows of `ld` elements. `ahead` (or null) is brought
+// into the cache on the way, a line every k: the panel that comes next, see PanelPrefetch.
 template <class T>
 using ProductKernel = void (*)(T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld, int64_t K,
                                const char* ahead);
@@ -69,18 +69,24 @@ void product_kernel(T* tile, const T* a, int64_t block_stride, const T* b, int64
       for (int v = 0; v < NV; ++v) acc[m][v] += broadcast * row[v];
     }
   };
+  const int64_t ahead_step = ahead ? 64 : 0;
+  if (!ahead) ahead = reinterpret_cast<const char*>(b);
   int64_t k = 0;
   for (; k + W <= K; k += W, a += block_stride) {
+    // The blocks of A lie far apart, where no hardware prefetcher looks for them.
+    if constexpr (kChains == 1) {
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) __builtin_prefetch(a + 2 * block_stride + m * W);
+    }
     constexpr int kSteps = kChains > 2 ? kChains : W < 4 ? W : 4;
 #pragma GCC unroll 1
     for (int kk = 0; kk < W; kk += kSteps) {
-      if constexpr (kChains == 1) {
-        __builtin_prefetch(ahead, 0, 2);
-        __builtin_prefetch(ahead + 64, 0, 2);
-        ahead += 128;
-      }
 #pragma GCC unroll 4
       for (int s = 0; s < kSteps; ++s, b += ld) {
+        if constexpr (kChains == 1) {
+          __builtin_prefetch(ahead, 0, 2);
+          ahead += ahead_step;
+        }
         if constexpr (kChains > 1) {  // few rows: bound by the reading of B
           __builtin_prefetch(b + 8 * ld);
           if constexpr (NV * sizeof(V) > 128) __builtin_prefetch(b + 8 * ld + 128 / sizeof(T));
@@ -180,7 +186,7 @@ struct PanelPrefetch {
   const char* slice(int64_t K) {
     if (next >= end) return nullptr;
     const char* slice = next;
-    next += K * 32;
+    next += K * 64;
     return slice;
   }
 };
