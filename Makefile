@@ -14,8 +14,10 @@ ARGS ?=
 
 ifeq ($(strip $(VENV)),)
 PY := $(PYTHON)
+CLANG_FORMAT := clang-format
 else
 PY := $(VENV)/bin/python
+CLANG_FORMAT := $(VENV)/bin/clang-format
 ENV_TEST := $(VENV)/.stamp-test
 ENV_BENCH := $(VENV)/.stamp-bench
 ENV_DEV := $(VENV)/.stamp-dev
@@ -57,12 +59,12 @@ bench: $(ENV_BENCH) build  ## quick benchmark against torch.nn and what else is 
 lint: $(ENV_DEV)  ## what pre-commit checks
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' '*.inl' | xargs $(PY) -m clang_format --dry-run --Werror
+	git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' '*.inl' | xargs $(CLANG_FORMAT) --dry-run --Werror
 
 format: $(ENV_DEV)  ## rewrite the sources in the project's style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' '*.inl' | xargs $(PY) -m clang_format -i
+	git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' '*.inl' | xargs $(CLANG_FORMAT) -i
 
 wheel: $(ENV_TEST)  ## dist/fastrnn-*.whl
 	$(PY) -m build --wheel --no-isolation

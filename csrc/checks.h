@@ -41,13 +41,16 @@ inline std::string shape_of(const Tensor& t) { return describe(t.sizes().data(),
 
 // "float32 on cpu"
 inline std::string kind_of(const Tensor& t) {
-  static const char* const names[] = {"uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64",
-                                      "complex32", "complex64", "complex128", "bool"};
+  static const char* const names[] = {"uint8",   "int8",    "int16",     "int32",     "int64",      "float16",
+                                      "float32", "float64", "complex32", "complex64", "complex128", "bool"};
   const int code = static_cast<int>(t.scalar_type());
   const std::string dtype = t.scalar_type() == ScalarType::BFloat16 ? "bfloat16"
-                            : code >= 0 && code < 12                 ? names[code]
-                                                                     : "ScalarType " + std::to_string(code);
-  return dtype + " on " + (t.is_cpu() ? "cpu" : t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : "another device");
+                            : code >= 0 && code < 12                ? names[code]
+                                                                    : "ScalarType " + std::to_string(code);
+  return dtype + " on " +
+         (t.is_cpu()    ? "cpu"
+          : t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index())
+                        : "another device");
 }
 
 inline void check_same_kind(const Tensor& tensor, const std::string& name, const Tensor& x) {
@@ -58,8 +61,7 @@ inline void check_same_kind(const Tensor& tensor, const std::string& name, const
 inline void check_shape(const Tensor& tensor, const std::string& name, const std::vector<int64_t>& expected) {
   bool equal = tensor.dim() == static_cast<int64_t>(expected.size());
   for (size_t i = 0; equal && i < expected.size(); ++i) equal = tensor.size(i) == expected[i];
-  check(equal, name, ": expected shape ", describe(expected.data(), expected.size()), ", got ",
-                  shape_of(tensor));
+  check(equal, name, ": expected shape ", describe(expected.data(), expected.size()), ", got ", shape_of(tensor));
 }
 
 // The optional gradients of an operator: null where absent.
@@ -85,8 +87,7 @@ inline Dtype parse_dtype(const Tensor& tensor, const char* name) {
     case ScalarType::Half:
       return Dtype::kHalf;
     default:
-      check(false, name, ": expected dtype float32, float64, bfloat16 or float16, got ",
-            kind_of(tensor));
+      check(false, name, ": expected dtype float32, float64, bfloat16 or float16, got ", kind_of(tensor));
   }
   return Dtype::kFloat;  // not reached
 }
@@ -116,7 +117,7 @@ inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, co
   if (batch_sizes) {
     check(x.dim() == 2, "x: expected packed data of shape (N, input_size), got ", shape_of(x));
     check(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_cpu(),
-                    "batch_sizes: expected a 1-D int64 tensor on the CPU, got shape ", shape_of(*batch_sizes));
+          "batch_sizes: expected a 1-D int64 tensor on the CPU, got shape ", shape_of(*batch_sizes));
     check(batch_sizes->size(0) > 0, "batch_sizes: expected at least one step, got none");
     out.batch_sizes = batch_sizes->is_contiguous() ? *batch_sizes : torch::stable::contiguous(*batch_sizes);
     s.T = batch_sizes->size(0);
@@ -125,15 +126,15 @@ inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, co
     for (int64_t t = 0; t < s.T; ++t) {
       const int64_t n = s.batch_sizes[t];
       check(n > 0 && (t == 0 || n <= s.batch_sizes[t - 1]),
-                      "batch_sizes: expected positive, non-increasing numbers, got ", n, " at step ", t,
-                      t ? " after " : "", t ? std::to_string(s.batch_sizes[t - 1]) : "");
+            "batch_sizes: expected positive, non-increasing numbers, got ", n, " at step ", t, t ? " after " : "",
+            t ? std::to_string(s.batch_sizes[t - 1]) : "");
       // Before the sum, which must not overflow.
       check(n <= x.size(0) - out.row_offsets[t], "batch_sizes: expected a sum of ", x.size(0),
             " (the rows of x), got more");
       out.row_offsets[t + 1] = out.row_offsets[t] + n;
     }
-    check(out.row_offsets[s.T] == x.size(0), "batch_sizes: expected a sum of ", x.size(0),
-                    " (the rows of x), got ", out.row_offsets[s.T]);
+    check(out.row_offsets[s.T] == x.size(0), "batch_sizes: expected a sum of ", x.size(0), " (the rows of x), got ",
+          out.row_offsets[s.T]);
     s.row_offsets = out.row_offsets.data();
     s.B = s.batch_sizes[0];
     s.I = x.size(1);
@@ -148,21 +149,21 @@ inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, co
   check(h0.dim() == 3, "h0: expected shape (directions, B, size), got ", shape_of(h0));
   s.D = static_cast<int>(h0.size(0));
   check(s.D == 1 || s.D == 2, "h0: expected 1 or 2 directions, got ", h0.size(0));
-  check(!weights.empty() && weights.size() % s.D == 0, "weights: expected the same number for each of ",
-                  s.D, " directions, got ", weights.size(), " in all");
+  check(!weights.empty() && weights.size() % s.D == 0, "weights: expected the same number for each of ", s.D,
+        " directions, got ", weights.size(), " in all");
   const int a_direction = static_cast<int>(weights.size()) / s.D;
   out.weights_a_direction = a_direction;
   const int plain = bias ? 4 : 2;
   check(a_direction == plain || (lstm && a_direction == plain + 1), "weights: expected ", plain,
-                  " tensors a direction", lstm ? " (one more with a projection)" : "", ", got ", a_direction);
+        " tensors a direction", lstm ? " (one more with a projection)" : "", ", got ", a_direction);
   const Tensor& w_ih = weights[0];
-  check(w_ih.dim() == 2 && w_ih.size(0) % G == 0 && w_ih.size(0) > 0,
-                  "weights[0] (w_ih): expected shape (", G, " * hidden_size, input_size), got ", shape_of(w_ih));
+  check(w_ih.dim() == 2 && w_ih.size(0) % G == 0 && w_ih.size(0) > 0, "weights[0] (w_ih): expected shape (", G,
+        " * hidden_size, input_size), got ", shape_of(w_ih));
   s.H = w_ih.size(0) / G;
   if (a_direction > plain) {
     const Tensor& w_hr = weights[plain];
     check(w_hr.dim() == 2 && w_hr.size(0) > 0, "weights[", plain,
-                    "] (w_hr): expected shape (proj_size, hidden_size), got ", shape_of(w_hr));
+          "] (w_hr): expected shape (proj_size, hidden_size), got ", shape_of(w_hr));
     s.P = w_hr.size(0);
   }
   const int64_t out_size = s.out_size();
@@ -180,8 +181,7 @@ inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, co
                   w.device() == x.device();
       for (size_t k = 0; fits && k < expected.size(); ++k) fits = w.size(k) == expected[k];
       if (fits) continue;
-      const std::string name =
-          "weights[" + std::to_string(at) + "] (" + (projection ? "w_hr" : names[i]) + ")";
+      const std::string name = "weights[" + std::to_string(at) + "] (" + (projection ? "w_hr" : names[i]) + ")";
       check_shape(w, name, expected);
       check_same_kind(w, name, x);
     }
@@ -215,7 +215,7 @@ inline void check_saved(const LayerShape& s, const Tensor& x, const std::optiona
     check_shape(cells, "cells", {s.D, N, s.H});
     const ScalarType state = s.dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
     check(cells.scalar_type() == state && cells.is_contiguous() && cells.device() == x.device(),
-                    "cells: expected the contiguous tensor that rnn_forward returned");
+          "cells: expected the contiguous tensor that rnn_forward returned");
   }
   if (saved_of(s.cell) && gates.dim() != 1) {  // (0,): recompute
     check_like_x(gates, "gates", {s.D, N, saved_of(s.cell) * s.H});

@@ -85,9 +85,9 @@ struct BackwardParams {
   const void* y = nullptr;      // as written by forward
   const void* gates = nullptr;  // null: recompute them
   const void* cells = nullptr;
-  Rows grad_y;                    // rows of D*Hout; data null: zero
-  const void* grad_hn = nullptr;  // (D,B,Hout) or null
-  const void* grad_cn = nullptr;  // (D,B,H) or null
+  Rows grad_y;                           // rows of D*Hout; data null: zero
+  const void* grad_hn = nullptr;         // (D,B,Hout) or null
+  const void* grad_cn = nullptr;         // (D,B,H) or null
   void* grad_x[2] = {nullptr, nullptr};  // (N, I) of each direction, layer dtype; null: not needed
   void* grad_h0 = nullptr;               // (D,B,Hout) or null
   void* grad_c0 = nullptr;               // (D,B,H) or null

@@ -49,14 +49,15 @@ CpuPlan plan_cpu(const LayerShape& s, const CpuMachine& machine) {
   plan.batch_groups = best_batch;
   plan.unit_groups = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads / best_batch, unit_blocks)));
   plan.reason = threads == 1 && plan.direction_groups == 2 ? "the directions run at the same time"
-                : threads == 1            ? "one thread"
-                : plan.unit_groups == 1   ? "the batch is split: its rows are independent"
-                : plan.batch_groups == 1  ? "few rows or large weights: the hidden units are split, a barrier a step"
-                                          : "batch and hidden units are split";
+                : threads == 1                             ? "one thread"
+                : plan.unit_groups == 1                    ? "the batch is split: its rows are independent"
+                : plan.batch_groups == 1 ? "few rows or large weights: the hidden units are split, a barrier a step"
+                                         : "batch and hidden units are split";
 
   const int64_t group_rows = std::max<int64_t>(1, ceil_div(s.B, plan.batch_groups));
   const int64_t row_bytes = ceil_div(unit_blocks, plan.unit_groups) * machine.lanes * G * element;
-  const int64_t steps = std::max(ceil_div(kForwardChunkRows, group_rows), kForwardChunkBytes / (group_rows * row_bytes));
+  const int64_t steps =
+      std::max(ceil_div(kForwardChunkRows, group_rows), kForwardChunkBytes / (group_rows * row_bytes));
   plan.forward_chunk = plan.direct ? 1 : std::max<int64_t>(1, std::min(s.T, steps));
   plan.backward_chunk = std::max<int64_t>(1, std::min(s.T, ceil_div(kBackwardChunkRows, std::max<int64_t>(1, s.B))));
   return plan;

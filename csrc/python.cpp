@@ -44,7 +44,8 @@ py::dict build_info() {
 
 // Field by field, so that a typo is an error and not a default.
 template <class E>
-E one_of(const std::string& argument, const std::string& value, const std::vector<std::pair<const char*, E>>& choices) {
+E one_of(const std::string& argument, const std::string& value,
+         const std::vector<std::pair<const char*, E>>& choices) {
   std::string known;
   for (const auto& [name, choice] : choices) {
     if (value == name) return choice;
@@ -53,8 +54,9 @@ E one_of(const std::string& argument, const std::string& value, const std::vecto
   throw py::value_error(argument + ": expected one of " + known + ", got '" + value + "'");
 }
 
-py::dict plan(const std::string& device, const std::string& cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P,
-              int directions, const std::string& dtype, bool training, bool packed, int threads, int vector_bytes) {
+py::dict plan(const std::string& device, const std::string& cell, int64_t T, int64_t B, int64_t I, int64_t H,
+              int64_t P, int directions, const std::string& dtype, bool training, bool packed, int threads,
+              int vector_bytes) {
   LayerShape shape;
   shape.cell = one_of<CellKind>("cell", cell,
                                 {{"lstm", CellKind::kLstm},
@@ -66,8 +68,8 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
                                {"float64", Dtype::kDouble},
                                {"bfloat16", Dtype::kBFloat16},
                                {"float16", Dtype::kHalf}});
-  for (const auto& [name, value] : {std::pair{"T", T}, {"I", I}, {"H", H}, {"directions", int64_t{directions}},
-                                    {"threads", int64_t{threads}}}) {
+  for (const auto& [name, value] :
+       {std::pair{"T", T}, {"I", I}, {"H", H}, {"directions", int64_t{directions}}, {"threads", int64_t{threads}}}) {
     if (value < 1) throw py::value_error(std::string(name) + ": expected at least 1, got " + std::to_string(value));
   }
   if (vector_bytes != 16 && vector_bytes != 32 && vector_bytes != 64) {

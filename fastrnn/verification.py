@@ -253,12 +253,16 @@ def checks(cells: Sequence[str] = (), dtypes: Sequence[str] = (), paths: Sequenc
 @contextlib.contextmanager
 def _exact_float32() -> Iterator[None]:
     """No TensorFloat-32 in cuDNN's and cuBLAS's float32: the comparison is about float32."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    # flags() rather than an assignment, which torch.testing's own helpers forbid once they are imported.
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
     try:
-        yield
+        with cudnn.flags(allow_tf32=False, **kept):
+            yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        matmul.allow_tf32 = before
 
 
 @contextlib.contextmanager

@@ -14,10 +14,10 @@
 // Costs a step: 2*B*G*H*Hout flops, and as much again for each of grad_x (with I), grad_W_ih and
 // grad_W_hh. Nothing that forward saved is written to.
 #pragma once
-#include "operand.inl"
-#include "weight_gradient.inl"
-#include "team.h"
 #include "../plan.h"
+#include "operand.inl"
+#include "team.h"
+#include "weight_gradient.inl"
 
 namespace fastrnn {
 namespace {
@@ -30,8 +30,8 @@ class Backward {
   static constexpr int W = S::W;
   static constexpr int G = C::kGates;
   static constexpr int kColumns = G + (C::kSplit ? 1 : 0);
-  static constexpr int64_t kReductionRows = 1024;     // rows a pass of the weight gradients
-  static constexpr int64_t kPanelBytes = 256 << 10;   // of a panel, so that it and the next stay in the L2 cache
+  static constexpr int64_t kReductionRows = 1024;    // rows a pass of the weight gradients
+  static constexpr int64_t kPanelBytes = 256 << 10;  // of a panel, so that it and the next stay in the L2 cache
 
   // The gate of dg whose gradient belongs to recurrent gate g.
   static constexpr int recurrent_column(int g) { return C::kSplit && g == G - 1 ? G : g; }
@@ -68,10 +68,10 @@ class Backward {
     int64_t row;  // natural row of y, gates, cells, grad_x
   };
   struct Direction {
-    T* w_hh;   // row panels over Hout, K = G*H
-    T* w_ih;   // row panels over I, K = G*H
-    T* w_hr;   // row panels over H, K = P
-    T* c0;     // (B, H) in the compute dtype
+    T* w_hh;  // row panels over Hout, K = G*H
+    T* w_ih;  // row panels over I, K = G*H
+    T* w_hr;  // row panels over H, K = P
+    T* c0;    // (B, H) in the compute dtype
     T* dg;
     T* dh_out;  // projection: gradient of the projected output, blocked [ceil(P/W)][M][W]
     T* m;       // projection: output before it, rows of blocks*W
@@ -91,9 +91,9 @@ class Backward {
     Barrier* barrier;
   };
   struct Worker {
-    T* panel;           // scratch of WeightGradient
-    T* tile;            // [rows of a share][kPanelVectors*W], grad_x over several passes
-    T* x;               // recompute: blocked rows of this worker
+    T* panel;  // scratch of WeightGradient
+    T* tile;   // [rows of a share][kPanelVectors*W], grad_x over several passes
+    T* x;      // recompute: blocked rows of this worker
     T* h;
     int64_t* own_slots;
   };
@@ -375,10 +375,9 @@ class Backward {
         if constexpr (C::kSaved > 0) {
 #pragma GCC unroll 4
           for (int k = 0; k < C::kSaved; ++k) {
-            saved[k] = recompute_
-                           ? S::load(dir.gates + ((slot0 + i) * C::kSaved + k) * row_length() + unit)
-                           : load_as<T>(p_.gates, ((d * s_.rows() + slot.row) * C::kSaved + k) * s_.H + unit, lanes,
-                                        s_.dtype);
+            saved[k] = recompute_ ? S::load(dir.gates + ((slot0 + i) * C::kSaved + k) * row_length() + unit)
+                                  : load_as<T>(p_.gates, ((d * s_.rows() + slot.row) * C::kSaved + k) * s_.H + unit,
+                                               lanes, s_.dtype);
           }
         } else {
           h = load_as<T>(p_.y, (slot.row * s_.D + d) * s_.H + unit, lanes, s_.dtype);
@@ -567,7 +566,8 @@ class Backward {
     for (int m = 0; m < height; ++m) {
       for (int g = 0; g < G; ++g) S::store(input + (m * G + g) * W, S::load(dir.bias + (block * G + g) * W));
     }
-    multiply<T>(height, G, input, worker.x + row * W, own_rows_ * W, dir.gate_w_ih + block * G * W * s_.I, G * W, s_.I);
+    multiply<T>(height, G, input, worker.x + row * W, own_rows_ * W, dir.gate_w_ih + block * G * W * s_.I, G * W,
+                s_.I);
     for (int m = 0; m < height; ++m) {
       for (int g = 0; g < G; ++g) {
         const bool split = C::kSplit && g == G - 1;
@@ -605,7 +605,9 @@ class Backward {
     const auto input_row = [&](int64_t slot) { return dir.slots[slot].x; };
     const auto state_row = [&](int64_t slot) { return dir.slots[slot].h_prev; };
     const auto gates = [&](int64_t i) { return i; };
-    const auto recurrent_gates = [&](int64_t i) { return recurrent_column(static_cast<int>(i / blocks)) * blocks + i % blocks; };
+    const auto recurrent_gates = [&](int64_t i) {
+      return recurrent_column(static_cast<int>(i / blocks)) * blocks + i % blocks;
+    };
     WeightGradient<T> gradient{chunk.rows, chunk_rows_, chunk.first, s_.dtype, workers_[rank].panel};
     gradient.add(dir.dg, units_, gate_blocks.begin, gate_blocks.end, gates, inputs_, input_row,
                  static_cast<T*>(grads.w_ih));

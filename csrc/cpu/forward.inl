@@ -10,9 +10,9 @@
 //
 // Costs a step: 2*B*G*H*Hout flops; reads the packed recurrent weights once a row tile.
 #pragma once
+#include "../plan.h"
 #include "operand.inl"
 #include "team.h"
-#include "../plan.h"
 
 namespace fastrnn {
 namespace {
@@ -27,7 +27,7 @@ class Forward {
   static constexpr int G = C::kGates;
   static constexpr int kUnits = G == 1 ? kRnnUnits : 1;  // blocks of units a gate panel
   static constexpr bool kKeepsState = Operand::kRounds && C::kSplit;
-  static constexpr int kDirectRows = 4;                  // rows at once where weights are not packed
+  static constexpr int kDirectRows = 4;  // rows at once where weights are not packed
 
  public:
   Forward(const ForwardParams& params, const CpuPlan& plan, char* workspace)
@@ -114,7 +114,8 @@ class Forward {
     }
     for (int r = 0; r < grid_.workers(); ++r) {
       const auto range = own_panels(units_, grid_.unit_group(r));
-      const int64_t own_blocks = range.end > range.begin ? last_block(units_, range.end) - units_.first_block(range.begin) : 0;
+      const int64_t own_blocks =
+          range.end > range.begin ? last_block(units_, range.end) - units_.first_block(range.begin) : 0;
       Worker worker;
       worker.gx = arena_.take<T>(plan_.direct ? 0 : own_blocks * G * W * chunk_rows_);
       worker.x = arena_.take<E>(ceil_div(s_.I, W) * W * chunk_rows_);
@@ -242,8 +243,8 @@ class Forward {
       const int64_t first = s_.batch_sizes ? s_.row_offset(t) * p_.x.row_stride : t * p_.x.step_stride;
       for (int64_t i = 0; i < n; ++i, ++rows) {
         const int64_t at = first + (b + i * grid_.batch_groups) * p_.x.row_stride;
-        block_row<T, Operand>(static_cast<const char*>(p_.x.data) + at * static_cast<int64_t>(size_of(s_.dtype)), s_.I,
-                              s_.dtype, worker.x, chunk_rows_, rows);
+        block_row<T, Operand>(static_cast<const char*>(p_.x.data) + at * static_cast<int64_t>(size_of(s_.dtype)),
+                              s_.I, s_.dtype, worker.x, chunk_rows_, rows);
       }
     }
     if (plan_.direct) return;
@@ -415,8 +416,8 @@ class Forward {
     for (int64_t i = still_active; i < n; ++i) {
       const int64_t row = d * s_.B + b + i * grid_.batch_groups;
       for (int64_t block = outputs_.first_block(own.begin); block < last_block(outputs_, own.end); ++block) {
-        store_as<T>(p_.hn, row * s_.P + block * W, Operand::load(h + (block * group_rows_ + i) * W), outputs_.lanes(block),
-                    s_.dtype);
+        store_as<T>(p_.hn, row * s_.P + block * W, Operand::load(h + (block * group_rows_ + i) * W),
+                    outputs_.lanes(block), s_.dtype);
       }
     }
   }

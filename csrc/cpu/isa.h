@@ -16,7 +16,7 @@ struct KernelTable {
   void (*forward)(const ForwardParams& params, const CpuPlan& plan, char* workspace, const Parallel& parallel);
   size_t (*backward_workspace)(const BackwardParams& params, const CpuPlan& plan);
   void (*backward)(const BackwardParams& params, const CpuPlan& plan, char* workspace, const Parallel& parallel);
-  double (*fma_loop)(int64_t iterations);                          // returns flops done
+  double (*fma_loop)(int64_t iterations);                                  // returns flops done
   double (*read_loop)(const float* data, int64_t count, int64_t repeats);  // returns bytes read
 };
 

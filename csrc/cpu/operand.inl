@@ -130,8 +130,8 @@ struct Bf16Operand {
       }
     }
   }
-  static FASTRNN_INLINE void multiply(int rows, int vectors, float* tile, const E* a, int64_t block_stride, const E* b,
-                                      int64_t K, const char* ahead) {
+  static FASTRNN_INLINE void multiply(int rows, int vectors, float* tile, const E* a, int64_t block_stride,
+                                      const E* b, int64_t K, const char* ahead) {
     kDotKernels.kernels[vectors - 1][rows - 1](tile, a, block_stride, b, K, ahead);
   }
 };

@@ -29,7 +29,9 @@ struct Panels {
     return static_cast<int>(min_of<int64_t>(per_panel, blocks() - first_block(panel)));
   }
   // Lanes in use of a block of W.
-  int lanes(int64_t block) const { return static_cast<int>(min_of<int64_t>(Simd<T>::W, length - block * Simd<T>::W)); }
+  int lanes(int64_t block) const {
+    return static_cast<int>(min_of<int64_t>(Simd<T>::W, length - block * Simd<T>::W));
+  }
 };
 
 // W rows of `weight` from column k on, W columns, transposed; zero beyond `lanes` rows and n columns.

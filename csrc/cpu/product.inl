@@ -31,7 +31,9 @@ constexpr int kMaxVectors = 4;
 constexpr int kMaxRows = 8;
 constexpr int kTileSize = 24;  // most vectors a tile holds
 
-constexpr int tile_rows(int vectors) { return kAccumulators / vectors < kMaxRows ? kAccumulators / vectors : kMaxRows; }
+constexpr int tile_rows(int vectors) {
+  return kAccumulators / vectors < kMaxRows ? kAccumulators / vectors : kMaxRows;
+}
 
 // tile[m][v] += sum over k in [0, K) of A[m][k] * B[k][v]. A is blocked: element (m, k) at
 // a[(k / W) * block_stride + m * W + k % W]. B has rows of `ld` elements. `ahead` (or null) is brought

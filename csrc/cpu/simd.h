@@ -132,7 +132,7 @@ FASTRNN_INLINE float half_to_float(uint16_t h) {
 FASTRNN_INLINE uint16_t float_to_half(float f) {  // round to nearest even
   const uint32_t u = float_to_bits(f);
   const uint32_t sign = (u >> 16) & 0x8000, magnitude = u & 0x7fffffff;
-  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00);  // NaN
+  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00);   // NaN
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00);  // rounds to infinity
   if (magnitude < 0x38800000u) {  // subnormal: adding 2^-1 aligns the mantissa, hardware rounds
     const float shifted = bits_to_float(magnitude) + 0.5f;

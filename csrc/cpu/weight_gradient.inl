@@ -64,7 +64,8 @@ struct WeightGradient {
 
   // out[row] (+)= sum over the chunk's rows of left[row].
   template <class Source>
-  void add_bias(const T* left, const Panels<T>& left_units, int64_t begin, int64_t end, Source&& source, T* out) const {
+  void add_bias(const T* left, const Panels<T>& left_units, int64_t begin, int64_t end, Source&& source,
+                T* out) const {
     const int64_t blocks = left_units.blocks();
     for (int64_t i = begin; i < end; ++i) {
       const int lanes = left_units.lanes(i % blocks);
