@@ -6,37 +6,23 @@ one, while gradients of weights grow with the number of rows and steps they sum 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from fastrnn import verification
 
-class Tolerance(NamedTuple):
-    """Largest error over largest magnitude, for outputs and for gradients."""
-
-    output: float
-    gradient: float
-
-
-#: Against the float64 reference on the same (rounded) inputs and weights. Half types round every output and
-#: the state fed back to the next step once, 2^-9 and 2^-12; the rest is arithmetic in float32.
+#: Those of `python -m fastrnn verify`, against the float64 reference on the same (rounded) inputs, weights;
+#: complex numbers, which only the reference computes, are added here.
 TOLERANCES = {
-    torch.float64: Tolerance(1e-12, 1e-11),
-    torch.float32: Tolerance(2e-6, 1e-5),
-    torch.bfloat16: Tolerance(8e-3, 2e-2),
-    torch.float16: Tolerance(1e-3, 3e-3),
-    torch.complex64: Tolerance(4e-6, 2e-5),
-    torch.complex128: Tolerance(1e-12, 1e-11),
+    **{getattr(torch, name): tolerance for name, tolerance in verification.TOLERANCES.items()},
+    torch.complex64: verification.Tolerance(4e-6, 2e-5),
+    torch.complex128: verification.Tolerance(1e-12, 1e-11),
 }
 
 #: Times the table's, against torch.nn in the same dtype: it has errors of its own, and its half types round
 #: after every operation.
 TORCH_SLACK = {
-    torch.float64: 2.0,
-    torch.float32: 2.0,
-    torch.bfloat16: 4.0,
-    torch.float16: 4.0,
+    **{getattr(torch, name): slack for name, slack in verification.TORCH_SLACK.items()},
     torch.complex64: 2.0,
     torch.complex128: 2.0,
 }
