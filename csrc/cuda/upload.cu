@@ -1,0 +1,36 @@
+#include "upload.h"
+
+#include <algorithm>
+
+#include "device.cuh"
+
+namespace fastrnn::cuda {
+namespace {
+
+struct Batch {
+  int64_t values[kUploadBatch];
+};
+
+__global__ void upload_kernel(const Batch batch, int count, int64_t* device) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i < count) device[i] = batch.values[i];
+}
+
+}  // namespace
+
+int upload(const int64_t* host, int64_t n, int64_t* device, void* stream) {
+  for (int64_t first = 0; first < n; first += kUploadBatch) {
+    const int count = static_cast<int>(std::min<int64_t>(n - first, kUploadBatch));
+    Batch batch = {};
+    std::copy_n(host + first, count, batch.values);
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(1);
+    config.blockDim = dim3(512);
+    config.stream = static_cast<cudaStream_t>(stream);
+    const cudaError_t error = cudaLaunchKernelEx(&config, upload_kernel, batch, count, device + first);
+    if (error != cudaSuccess) return static_cast<int>(error);
+  }
+  return cudaSuccess;
+}
+
+}  // namespace fastrnn::cuda
