@@ -69,7 +69,6 @@ class Backward {
   };
   struct Direction {
     T* w_hh;  // row panels over Hout, K = G*H
-    T* w_ih;  // row panels over I, K = G*H
     T* w_hr;  // row panels over H, K = P
     T* c0;    // (B, H) in the compute dtype
     T* dg;
@@ -92,6 +91,7 @@ class Backward {
   };
   struct Worker {
     T* panel;  // scratch of WeightGradient
+    T* w_ih;   // a row panel over I of some gates, packed just before its use
     T* tile;   // [rows of a share][kPanelVectors*W], grad_x over several passes
     T* x;      // recompute: blocked rows of this worker
     T* h;
@@ -128,7 +128,6 @@ class Backward {
       Direction& dir = directions_[d];
       dir.barrier = barriers_ + d;
       dir.w_hh = take_panels(outputs_, G * s_.H);
-      if (p_.grad_x[d]) dir.w_ih = take_panels(inputs_, G * s_.H);
       if (s_.P) dir.w_hr = take_panels(units_, s_.P);
       dir.c0 = arena_.take<T>(C::kHasCell ? s_.B * s_.H : 0);
       dir.dg = arena_.take<T>(kColumns * blocks * M * W);
@@ -157,6 +156,9 @@ class Backward {
     for (int r = 0; r < grid_.workers(); ++r) {
       Worker worker;
       worker.panel = arena_.take<T>(p_.need_weights ? WeightGradient<T>::buffer_size(M) : 0);
+      worker.w_ih = arena_.take<T>(p_.grad_x[grid_.direction(r)] && !natural(inputs_, inputs_.count() - 1)
+                                       ? gates_a_pass(kPanelVectors) * s_.H * kPanelVectors * W
+                                       : 0);
       worker.tile = arena_.take<T>(
           p_.grad_x[grid_.direction(r)] ? ceil_div(M, grid_.workers_a_direction()) * kPanelVectors * W : 0);
       worker.x = arena_.take<T>(recompute_ ? inputs_.blocks() * own_rows * W : 0);
@@ -280,7 +282,6 @@ class Backward {
       }
     };
     pack(outputs_, weights.w_hh, G * s_.H, dir.w_hh);
-    if (p_.grad_x[d]) pack(inputs_, weights.w_ih, G * s_.H, dir.w_ih);
     if (s_.P) pack(units_, weights.w_hr, s_.P, dir.w_hr);
     if (recompute_) pack_gates(rank);
     if constexpr (C::kHasCell) {
@@ -405,10 +406,11 @@ class Backward {
     }
   }
 
-  // A panel of a right operand: rows of `ld` elements.
+  // A panel of a right operand: rows of `ld` elements, H of them a gate.
   struct Panel {
     const T* data;
     int64_t ld;
+    int first_gate = 0;
   };
 
   // Whether a panel is read from the natural weight: few rows do not repay a copy. A last panel that
@@ -429,7 +431,7 @@ class Backward {
     for (int g = g0; g < g1; ++g) {
       const int column = recurrent ? recurrent_column(g) : g;
       multiply<T>(rows, vectors, tile, dir.dg + (column * units_.blocks() * chunk_rows_ + slot) * W, chunk_rows_ * W,
-                  panel.data + g * s_.H * panel.ld, panel.ld, s_.H, ahead.slice(s_.H));
+                  panel.data + (g - panel.first_gate) * s_.H * panel.ld, panel.ld, s_.H, ahead.slice(s_.H));
     }
   }
 
@@ -454,7 +456,8 @@ class Backward {
     const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
     const Direction& dir = directions_[d];
     const Range own = own_panels(outputs_, rank);
-    for (int64_t p = own.begin; p < own.end; ++p) {
+    for (int64_t i = own.begin; i < own.end; ++i) {
+      const int64_t p = s & 1 ? own.begin + own.end - 1 - i : i;  // to and fro, as in the forward pass
       const int vectors = outputs_.blocks_of(p), pass = gates_a_pass(vectors);
       const Panel panel = panel_of(outputs_, p, dir.w_hh, p_.weights[d].w_hh, G * s_.H);
       for (int g = 0; g < G; g += pass) {
@@ -628,6 +631,19 @@ class Backward {
     }
   }
 
+  // Gates [g0, g1) of a panel of W_ih. Every chunk packs it again, into a buffer that stays in the L2
+  // cache: a thousand rows repay that, and the whole of the packed weight would be as large as itself.
+  Panel input_panel(int rank, int64_t p, int g0, int g1) const {
+    const void* weight = p_.weights[grid_.direction(rank)].w_ih;
+    if (natural(inputs_, p)) {
+      return {static_cast<const T*>(weight) + inputs_.first_block(p) * W, s_.I};
+    }
+    const char* rows = static_cast<const char*>(weight) + g0 * s_.H * s_.I * static_cast<int64_t>(size_of(s_.dtype));
+    T* packed = workers_[rank].w_ih;
+    pack_row_panel<T>(rows, s_.I, s_.dtype, inputs_, p, (g1 - g0) * s_.H, packed);
+    return {packed, inputs_.blocks_of(p) * W, g0};
+  }
+
   // grad_x = dg W_ih for this worker's share of the chunk's rows.
   void input_gradient(int rank, const Chunk& chunk) {
     const int d = grid_.direction(rank);
@@ -636,9 +652,9 @@ class Backward {
     for (int64_t p = 0; p < inputs_.count(); ++p) {
       const int vectors = inputs_.blocks_of(p), pass = gates_a_pass(vectors);
       const int64_t first = inputs_.first_block(p);
-      const Panel panel = panel_of(inputs_, p, dir.w_ih, p_.weights[d].w_ih, G * s_.H);
       for (int g = 0; g < G; g += pass) {
-        PanelPrefetch ahead = next_gates(inputs_, panel, vectors, g, pass);
+        const Panel panel = input_panel(rank, p, g, min_of(G, g + pass));
+        PanelPrefetch ahead;  // the panel lies in the cache already
         for_tiles(tile_rows(vectors), rows.begin, rows.end, [&](int64_t slot, int height) {
           // Over several passes the sums wait in this worker's own buffer.
           T* tile = workers_[rank].tile + (slot - rows.begin) * kPanelVectors * W;

@@ -257,7 +257,7 @@ class Forward {
         Operand::pack(p_.weights[d].w_ih, s_.I, s_.dtype, G, units_, panel, s_.I, worker.panel);
         weights = worker.panel;
       } else {
-        ahead = next_panel(directions_[d].w_ih, panel, own, s_.I);
+        ahead = next_panel(directions_[d].w_ih, panel, own.end - 1, s_.I);
       }
       for_tiles(tile_rows(vectors), 0, rows,
                 [&](int64_t row, int height) { input_tile(rank, weights, panel, vectors, row, height, ahead); });
@@ -280,12 +280,12 @@ class Forward {
     Operand::multiply(height, vectors, out, worker.x + row * W, chunk_rows_ * W, weights, s_.I, ahead.slice(s_.I));
   }
 
-  // What to prefetch while `panel` of these gate panels is at work; after the last the first, since
-  // the next step begins with it.
-  PanelPrefetch next_panel(const E* weights, int64_t panel, Range own, int64_t K) const {
+  // What to prefetch while `panel` of these gate panels is at work, on the way to `last`.
+  PanelPrefetch next_panel(const E* weights, int64_t panel, int64_t last, int64_t K) const {
     const int64_t block_bytes = panel_size(K) * static_cast<int64_t>(sizeof(E));
     if ((units_.blocks() / grid_.unit_groups) * block_bytes < kPrefetchBytes) return {};
-    const int64_t next = panel + 1 < own.end ? panel + 1 : own.begin;
+    if (panel == last) return {};
+    const int64_t next = last > panel ? panel + 1 : panel - 1;
     const char* begin = reinterpret_cast<const char*>(weights) + units_.first_block(next) * block_bytes;
     return {begin, begin + units_.blocks_of(next) * block_bytes};
   }
@@ -300,7 +300,11 @@ class Forward {
     const int d = grid_.direction(rank), b = grid_.batch_group(rank);
     const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b);
     const Range own = own_panels(units_, grid_.unit_group(rank));
-    for (int64_t panel = own.begin; panel < own.end; ++panel) {
+    // Every other step runs through the panels backwards: it begins with those that the step before left
+    // in the cache, which holds a part of weights that are larger than it.
+    const bool back = s & 1;
+    for (int64_t i = own.begin; i < own.end; ++i) {
+      const int64_t panel = back ? own.begin + own.end - 1 - i : i;
       const int units = units_.blocks_of(panel);
       if (plan_.direct) {
         for_tiles(kDirectRows, 0, n,
@@ -314,7 +318,7 @@ class Forward {
                         workers_[rank].panel);
           weights = workers_[rank].panel;
         } else {
-          ahead = next_panel(directions_[d].w_hh, panel, own, s_.out_size());
+          ahead = next_panel(directions_[d].w_hh, panel, back ? own.begin : own.end - 1, s_.out_size());
         }
         for_tiles(tile_rows(units * G), 0, n, [&](int64_t row, int height) {
           step_tile(rank, weights, s, t, panel, units, row, height, slot0 + row, ahead);

@@ -1,5 +1,5 @@
 // The operators on the CPU: tensors in, plain parameter structs to the kernels, tensors out. Checks
-// arguments, allocates every output and the scratch memory, and chooses the instruction set.
+// arguments, allocates every output, and chooses the instruction set.
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
@@ -9,6 +9,7 @@
 
 #include "../checks.h"
 #include "isa.h"
+#include "scratch.h"
 
 namespace fastrnn {
 namespace {
@@ -152,10 +153,8 @@ CpuPlan plan_for(const LayerShape& shape, const KernelTable& kernels) {
 template <class Params>
 void run(const Params& params, size_t (*workspace)(const Params&, const CpuPlan&),
          void (*kernel)(const Params&, const CpuPlan&, char*, const Parallel&), const CpuPlan& plan) {
-  const size_t bytes = workspace(params, plan);
-  const Tensor scratch = empty({static_cast<int64_t>(bytes) + 64}, ScalarType::Byte);
-  const uintptr_t address = reinterpret_cast<uintptr_t>(scratch.data_ptr());
-  kernel(params, plan, reinterpret_cast<char*>((address + 63) / 64 * 64), kTorchThreads);
+  const Scratch scratch(workspace(params, plan));
+  kernel(params, plan, scratch.data(), kTorchThreads);
 }
 
 // ---- operators ----------------------------------------------------------------------------------

@@ -89,10 +89,6 @@ void product_kernel(T* tile, const T* a, int64_t block_stride, const T* b, int64
           __builtin_prefetch(ahead, 0, 2);
           ahead += ahead_step;
         }
-        if constexpr (kChains > 1) {  // few rows: bound by the reading of B
-          __builtin_prefetch(b + 8 * ld);
-          if constexpr (NV * sizeof(V) > 128) __builtin_prefetch(b + 8 * ld + 128 / sizeof(T));
-        }
         accumulate(sums[s % kChains], a + kk + s, b);
       }
     }
