@@ -46,12 +46,29 @@ struct LayerShape {
   bool bias = false;
   const int64_t* batch_sizes = nullptr;  // T rows active at each step, non-increasing; null: always B
   const int64_t* row_offsets = nullptr;  // T+1 sums of batch_sizes; null with batch_sizes
+  // A padded batch of unequal lengths: kernels count its rows from the longest to the shortest, and row b
+  // of theirs is row order[b] of every tensor, which keeps all of its T*B rows. Null: rows as they lie.
+  const int64_t* order = nullptr;
+  // (T,B): nonzero where a step begins a new sequence, whose state starts from zero. Null: nowhere.
+  const uint8_t* resets = nullptr;
 
   int64_t out_size() const { return P ? P : H; }
   int64_t active(int64_t t) const { return t >= T ? 0 : batch_sizes ? batch_sizes[t] : B; }
-  int64_t row_offset(int64_t t) const { return row_offsets ? row_offsets[t] : t * B; }
-  int64_t rows() const { return row_offset(T); }
+  int64_t row_offset(int64_t t) const { return row_offsets ? row_offsets[t] : t * B; }  // active rows before step t
+  bool packed() const { return row_offsets && !order; }
+  int64_t row_of(int64_t b) const { return order ? order[b] : b; }
+  // Row of the tensors' T*B (or, packed, N).
+  int64_t tensor_row(int64_t t, int64_t b) const { return packed() ? row_offsets[t] + b : t * B + row_of(b); }
+  int64_t rows() const { return packed() ? row_offsets[T] : T * B; }
+  // Whether row b's state does not pass between the steps t-1 and t, in either direction.
+  bool cut(int64_t t, int64_t b) const { return resets && t < T && resets[t * B + row_of(b)]; }
 };
+
+// First element of row b at step t.
+inline int64_t row_start(const LayerShape& shape, const Rows& rows, int64_t t, int64_t b) {
+  return shape.packed() ? (shape.row_offsets[t] + b) * rows.row_stride
+                        : t * rows.step_stride + shape.row_of(b) * rows.row_stride;
+}
 
 struct ForwardParams {
   LayerShape shape;
@@ -88,6 +105,7 @@ struct BackwardParams {
   Rows grad_y;                           // rows of D*Hout; data null: zero
   const void* grad_hn = nullptr;         // (D,B,Hout) or null
   const void* grad_cn = nullptr;         // (D,B,H) or null
+  const void* grad_cells = nullptr;      // (D,T*B,H) compute dtype, of every step's c, or null
   void* grad_x[2] = {nullptr, nullptr};  // (N, I) of each direction, layer dtype; null: not needed
   void* grad_h0 = nullptr;               // (D,B,Hout) or null
   void* grad_c0 = nullptr;               // (D,B,H) or null

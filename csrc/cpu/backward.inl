@@ -65,7 +65,8 @@ class Backward {
     const char* x;
     const char* h_prev;  // layer dtype
     const T* c_prev;
-    int64_t row;  // natural row of y, gates, cells, grad_x
+    int64_t row;  // of y, gates, cells, grad_x
+    bool cut;     // the state before it is zero, and no gradient goes there
   };
   struct Direction {
     T* w_hh;  // row panels over Hout, K = G*H
@@ -124,6 +125,7 @@ class Backward {
     const int64_t M = chunk_rows_;
     const int groups = grid_.directions * grid_.batch_groups;
     barriers_ = arena_.take<Barrier>(2 + groups);
+    zeros_ = arena_.take<T>(s_.resets ? max_of(out_blocks, blocks) * W : 0);
     for (int d = 0; d < s_.D; ++d) {
       Direction& dir = directions_[d];
       dir.barrier = barriers_ + d;
@@ -169,6 +171,7 @@ class Backward {
     own_rows_ = own_rows;
     if (arena_.base) {
       for (int b = 0; b < 2 + groups; ++b) barriers_[b].arrivals = 0;
+      if (s_.resets) __builtin_memset(zeros_, 0, max_of(out_blocks, blocks) * W * sizeof(T));
     }
   }
 
@@ -305,7 +308,7 @@ class Backward {
     const int64_t rows = grid_.rows(s_.B, b);
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       for (int64_t i = 0; i < rows; ++i) {
-        const int64_t at = (d * s_.B + b + i * grid_.batch_groups) * columns.length + block * W;
+        const int64_t at = (d * s_.B + s_.row_of(b + i * grid_.batch_groups)) * columns.length + block * W;
         S::store(out + (block * group_rows_ + i) * W,
                  gradient ? load_as<T>(gradient, at, columns.lanes(block), s_.dtype) : V{});
       }
@@ -321,7 +324,7 @@ class Backward {
       const Range blocks = own_blocks(columns, rank);
       for (int64_t block = blocks.begin; block < blocks.end; ++block) {
         for (int64_t i = 0; i < rows; ++i) {
-          const int64_t at = (d * s_.B + b + i * grid_.batch_groups) * columns.length + block * W;
+          const int64_t at = (d * s_.B + s_.row_of(b + i * grid_.batch_groups)) * columns.length + block * W;
           store_as<T>(out, at, S::load(from + (block * group_rows_ + i) * W), columns.lanes(block), s_.dtype);
         }
       }
@@ -336,20 +339,24 @@ class Backward {
   Slot slot_at(int d, int64_t t, int64_t b) const {
     Slot slot;
     const int64_t element = static_cast<int64_t>(size_of(s_.dtype)), out = s_.out_size();
-    const int64_t x_first = s_.batch_sizes ? s_.row_offset(t) * p_.x.row_stride : t * p_.x.step_stride;
-    slot.x = static_cast<const char*>(p_.x.data) + (x_first + b * p_.x.row_stride) * element;
-    slot.row = s_.row_offset(t) + b;
+    slot.x = static_cast<const char*>(p_.x.data) + row_start(s_, p_.x, t, b) * element;
+    slot.row = s_.tensor_row(t, b);
+    slot.cut = s_.cut(d ? t + 1 : t, b);
     const int64_t before = d ? t + 1 : t - 1;
     const bool starts = before < 0 || b >= s_.active(before);
-    if (starts) {
-      slot.h_prev = static_cast<const char*>(p_.h0) + (d * s_.B + b) * out * element;
+    if (d && starts) slot.cut = false;  // the reverse direction begins here, with its h0
+    if (slot.cut) {
+      slot.h_prev = reinterpret_cast<const char*>(zeros_);
+    } else if (starts) {
+      slot.h_prev = static_cast<const char*>(p_.h0) + (d * s_.B + s_.row_of(b)) * out * element;
     } else {
-      slot.h_prev = static_cast<const char*>(p_.y) + ((s_.row_offset(before) + b) * s_.D + d) * out * element;
+      slot.h_prev = static_cast<const char*>(p_.y) + (s_.tensor_row(before, b) * s_.D + d) * out * element;
     }
     slot.c_prev = nullptr;
     if constexpr (C::kHasCell) {
-      slot.c_prev = starts ? directions_[d].c0 + b * s_.H
-                           : static_cast<const T*>(p_.cells) + (d * s_.rows() + s_.row_offset(before) + b) * s_.H;
+      slot.c_prev = slot.cut ? zeros_
+                    : starts ? directions_[d].c0 + s_.row_of(b) * s_.H
+                             : static_cast<const T*>(p_.cells) + (d * s_.rows() + s_.tensor_row(before, b)) * s_.H;
     }
     return slot;
   }
@@ -365,9 +372,8 @@ class Backward {
       const int64_t row_b = b + i * grid_.batch_groups;
       const Slot slot = slot_at(d, t, row_b);
       if (grid_.unit_group(rank) == 0) dir.slots[slot0 + i] = slot;
-      const int64_t dy_first = s_.batch_sizes ? s_.row_offset(t) * p_.grad_y.row_stride : t * p_.grad_y.step_stride;
       const char* dy = p_.grad_y.data && !s_.P ? static_cast<const char*>(p_.grad_y.data) +
-                                                     (dy_first + row_b * p_.grad_y.row_stride + d * s_.H) * element
+                                                     (row_start(s_, p_.grad_y, t, row_b) + d * s_.H) * element
                                                : nullptr;
       for (int64_t block = blocks.begin; block < blocks.end; ++block) {
         const int lanes = units_.lanes(block);
@@ -388,6 +394,9 @@ class Backward {
           c = S::load_n(static_cast<const T*>(p_.cells) + (d * s_.rows() + slot.row) * s_.H + unit, lanes);
           c_prev = S::load_n(slot.c_prev + unit, lanes);
           dc = S::load(group.dc + at);
+          if (p_.grad_cells) {
+            dc += S::load_n(static_cast<const T*>(p_.grad_cells) + (d * s_.rows() + slot.row) * s_.H + unit, lanes);
+          }
           if (s_.P && p_.need_weights) {
             S::store(dir.m + (slot0 + i) * row_length() + unit, saved[C::kSaved - 1] * VectorMath<T>::tanh(c));
           }
@@ -400,7 +409,7 @@ class Backward {
 #pragma GCC unroll 4
         for (int g = 0; g < G; ++g) S::store(out + g * gate_stride, dpre[g]);
         if constexpr (C::kSplit) S::store(out + G * gate_stride, drec);
-        if constexpr (C::kHasCell) S::store(group.dc + at, dc_prev);
+        if constexpr (C::kHasCell) S::store(group.dc + at, slot.cut ? V{} : dc_prev);
         if (!s_.P) S::store(group.dh + at, dh_prev);
       }
     }
@@ -476,6 +485,18 @@ class Backward {
         });
       }
     }
+    if (s_.resets) stop_at_resets(rank, slot0, n);
+  }
+
+  // No gradient leaves a sequence through its beginning; dc has stopped in pointwise().
+  void stop_at_resets(int rank, int64_t slot0, int64_t rows) {
+    const Range blocks = own_blocks(outputs_, rank);
+    for (int64_t i = 0; i < rows; ++i) {
+      if (!directions_[grid_.direction(rank)].slots[slot0 + i].cut) continue;
+      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        S::store(groups_[grid_.group(rank)].dh + (block * group_rows_ + i) * W, V{});
+      }
+    }
   }
 
   // A tile into a group's blocked buffer.
@@ -493,13 +514,12 @@ class Backward {
     const Direction& dir = directions_[d];
     const Group& group = groups_[grid_.group(rank)];
     const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
-    const int64_t dy_first = s_.batch_sizes ? s_.row_offset(t) * p_.grad_y.row_stride : t * p_.grad_y.step_stride;
     const Range blocks = own_blocks(outputs_, rank);
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       for (int64_t i = 0; i < n; ++i) {
         V dh = S::load(group.dh + (block * group_rows_ + i) * W);
         if (p_.grad_y.data) {
-          const int64_t at = dy_first + (b + i * grid_.batch_groups) * p_.grad_y.row_stride + d * s_.P + block * W;
+          const int64_t at = row_start(s_, p_.grad_y, t, b + i * grid_.batch_groups) + d * s_.P + block * W;
           dh += load_as<T>(p_.grad_y.data, at, outputs_.lanes(block), s_.dtype);
         }
         S::store(dir.dh_out + (block * chunk_rows_ + slot0 + i) * W, dh);
@@ -687,6 +707,7 @@ class Backward {
   bool natural_ = false;  // weights are read where they lie
   int64_t chunk_rows_ = 0, group_rows_ = 0, own_rows_ = 0;
   Barrier* barriers_ = nullptr;
+  T* zeros_ = nullptr;  // the state before a reset
   Direction directions_[2] = {};
   Group* groups_ = nullptr;
   Worker* workers_ = nullptr;

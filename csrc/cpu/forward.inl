@@ -184,6 +184,13 @@ class Forward {
 
   int64_t time_of(int direction, int64_t s) const { return direction ? s_.T - 1 - s : s; }
 
+  // Whether what step t leaves in row b's state is not what the row's next step starts from. A row that
+  // ends here has no next step, and its state is about to be handed over.
+  bool restarts(int direction, int64_t t, int64_t b) const {
+    if (!s_.resets) return false;
+    return direction ? t > 0 && s_.cut(t, b) : b < s_.active(t + 1) && s_.cut(t + 1, b);
+  }
+
   // ---- before the first step ------------------------------------------------------------------
 
   // Packs this worker's share of its direction's weights and fills its rows of the state.
@@ -216,7 +223,7 @@ class Forward {
     if (grid_.unit_group(rank) == 0) {
       const int64_t rows = grid_.rows(s_.B, b);
       for (int64_t i = 0; i < rows; ++i) {
-        const int64_t row = d * s_.B + b + i * grid_.batch_groups;
+        const int64_t row = d * s_.B + s_.row_of(b + i * grid_.batch_groups);
         const char* h0 = static_cast<const char*>(p_.h0) + row * s_.out_size() * size_of(s_.dtype);
         block_row<T, Operand>(h0, s_.out_size(), s_.dtype, group.h[0], group_rows_, i);
         block_row<T, Operand>(h0, s_.out_size(), s_.dtype, group.h[1], group_rows_, i);
@@ -226,6 +233,15 @@ class Forward {
         if constexpr (C::kHasCell) {
           const char* c0 = static_cast<const char*>(p_.c0) + row * s_.H * size_of(s_.dtype);
           block_row<T, NaturalOperand<T>>(c0, s_.H, s_.dtype, group.c, group_rows_, i);
+        }
+        if (d == 0 && s_.cut(0, b + i * grid_.batch_groups)) {
+          for (int64_t block = 0; block < outputs_.blocks(); ++block) {
+            Operand::store(group.h[0] + (block * group_rows_ + i) * W, V{});
+          }
+          for (int64_t block = 0; block < units_.blocks(); ++block) {
+            if constexpr (C::kHasCell) S::store(group.c + (block * group_rows_ + i) * W, V{});
+            if constexpr (kKeepsState) S::store(group.h_state + (block * group_rows_ + i) * W, V{});
+          }
         }
       }
     }
@@ -240,9 +256,8 @@ class Forward {
     for (int64_t s = s0; s < s1; ++s) {
       const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b);
       worker.slots[s - s0] = rows;
-      const int64_t first = s_.batch_sizes ? s_.row_offset(t) * p_.x.row_stride : t * p_.x.step_stride;
       for (int64_t i = 0; i < n; ++i, ++rows) {
-        const int64_t at = first + (b + i * grid_.batch_groups) * p_.x.row_stride;
+        const int64_t at = row_start(s_, p_.x, t, b + i * grid_.batch_groups);
         block_row<T, Operand>(static_cast<const char*>(p_.x.data) + at * static_cast<int64_t>(size_of(s_.dtype)),
                               s_.I, s_.dtype, worker.x, chunk_rows_, rows);
       }
@@ -328,7 +343,7 @@ class Forward {
     // Rows that end here hand their state over. A reverse direction ends all of its rows at t = 0.
     const int64_t still_active = d ? (t > 0 ? n : 0) : grid_.rows(s_.active(t + 1), b);
     for (int64_t i = still_active; i < n; ++i) {
-      const int64_t row = d * s_.B + b + i * grid_.batch_groups;
+      const int64_t row = d * s_.B + s_.row_of(b + i * grid_.batch_groups);
       const Group& group = groups_[grid_.group(rank)];
       for (int64_t block = units_.first_block(own.begin); block < last_block(units_, own.end); ++block) {
         const int lanes = units_.lanes(block);
@@ -365,8 +380,7 @@ class Forward {
                    int height) {
     const int d = grid_.direction(rank);
     const Group& group = groups_[grid_.group(rank)];
-    const int64_t out = s_.out_size(), row_step = grid_.batch_groups, N = s_.rows();
-    const int64_t natural = s_.row_offset(t) + grid_.batch_group(rank) + row * row_step;
+    const int64_t out = s_.out_size(), N = s_.rows();
     const E* h_in = group.h[s & 1];
     E* h_out = s_.P ? group.m : group.h[(s + 1) & 1];
     for (int u = 0; u < units; ++u) {
@@ -374,7 +388,9 @@ class Forward {
       const int lanes = units_.lanes(block);
       for (int m = 0; m < height; ++m) {
         const int64_t at = (block * group_rows_ + row + m) * W;
-        const int64_t y_row = natural + m * row_step;
+        const int64_t b = grid_.batch_group(rank) + (row + m) * grid_.batch_groups;
+        const int64_t y_row = s_.tensor_row(t, b);
+        const bool cut = restarts(d, t, b);
         const int64_t from = (m * units + u) * G * W;
         V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, h_prev{}, c_prev{}, c, h;
 #pragma GCC unroll 4
@@ -387,7 +403,7 @@ class Forward {
         if constexpr (C::kHasCell) c_prev = S::load(group.c + at);
         C::forward(pre, rec, h_prev, c_prev, saved, c, h);
         if constexpr (C::kHasCell) {
-          S::store(group.c + at, c);
+          S::store(group.c + at, cut ? V{} : c);
           if (p_.cells) S::store_n(static_cast<T*>(p_.cells) + (d * N + y_row) * s_.H + block * W, c, lanes);
         }
         if constexpr (C::kSaved > 0) {
@@ -397,8 +413,8 @@ class Forward {
             for (int k = 0; k < C::kSaved; ++k) store_as<T>(p_.gates, base + k * s_.H, saved[k], lanes, s_.dtype);
           }
         }
-        Operand::store(h_out + at, h);
-        if constexpr (kKeepsState) S::store(group.h_state + at, h);
+        Operand::store(h_out + at, cut && !s_.P ? V{} : h);
+        if constexpr (kKeepsState) S::store(group.h_state + at, cut ? V{} : h);
         if (!s_.P) store_as<T>(p_.y, (y_row * s_.D + d) * out + block * W, h, lanes, s_.dtype);
       }
     }
@@ -418,7 +434,7 @@ class Forward {
     const int64_t still_active = d ? (t > 0 ? n : 0) : grid_.rows(s_.active(t + 1), b);
     const E* h = groups_[grid_.group(rank)].h[(s + 1) & 1];
     for (int64_t i = still_active; i < n; ++i) {
-      const int64_t row = d * s_.B + b + i * grid_.batch_groups;
+      const int64_t row = d * s_.B + s_.row_of(b + i * grid_.batch_groups);
       for (int64_t block = outputs_.first_block(own.begin); block < last_block(outputs_, own.end); ++block) {
         store_as<T>(p_.hn, row * s_.P + block * W, Operand::load(h + (block * group_rows_ + i) * W),
                     outputs_.lanes(block), s_.dtype);
@@ -429,16 +445,17 @@ class Forward {
   void output_tile(int rank, int64_t s, int64_t t, int64_t panel, int vectors, int64_t row, int height) {
     const int d = grid_.direction(rank);
     const Group& group = groups_[grid_.group(rank)];
-    const int64_t first = outputs_.first_block(panel), row_step = grid_.batch_groups;
-    const int64_t natural = s_.row_offset(t) + grid_.batch_group(rank) + row * row_step;
+    const int64_t first = outputs_.first_block(panel);
     alignas(64) T tile[kTileSize * W] = {};
     Operand::multiply(height, vectors, tile, group.m + row * W, group_rows_ * W,
                       directions_[d].w_hr + first * W * Operand::depth(s_.H), s_.H, nullptr);
     for (int m = 0; m < height; ++m) {
+      const int64_t b = grid_.batch_group(rank) + (row + m) * grid_.batch_groups, y_row = s_.tensor_row(t, b);
+      const bool cut = restarts(d, t, b);
       for (int v = 0; v < vectors; ++v) {
         const V h = S::load(tile + (m * vectors + v) * W);
-        Operand::store(group.h[(s + 1) & 1] + ((first + v) * group_rows_ + row + m) * W, h);
-        store_as<T>(p_.y, ((natural + m * row_step) * s_.D + d) * s_.P + (first + v) * W, h,
+        Operand::store(group.h[(s + 1) & 1] + ((first + v) * group_rows_ + row + m) * W, cut ? V{} : h);
+        store_as<T>(p_.y, (y_row * s_.D + d) * s_.P + (first + v) * W, h,
                     outputs_.lanes(first + v), s_.dtype);
       }
     }
