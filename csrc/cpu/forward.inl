@@ -455,8 +455,7 @@ class Forward {
       for (int v = 0; v < vectors; ++v) {
         const V h = S::load(tile + (m * vectors + v) * W);
         Operand::store(group.h[(s + 1) & 1] + ((first + v) * group_rows_ + row + m) * W, cut ? V{} : h);
-        store_as<T>(p_.y, (y_row * s_.D + d) * s_.P + (first + v) * W, h,
-                    outputs_.lanes(first + v), s_.dtype);
+        store_as<T>(p_.y, (y_row * s_.D + d) * s_.P + (first + v) * W, h, outputs_.lanes(first + v), s_.dtype);
       }
     }
   }
