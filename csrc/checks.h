@@ -210,7 +210,7 @@ inline void check_saved(const LayerShape& s, const Tensor& x, const std::optiona
                         const Tensor& gates, const Tensor& cells) {
   const int64_t out = s.out_size(), N = s.rows();
   const std::vector<int64_t> y_shape =
-      s.packed() ? std::vector<int64_t>{N, s.D * out} : std::vector<int64_t>{s.T, s.B, s.D * out};
+      s.packed() ? std::vector<int64_t>{N, s.D * out} : std::vector<int64_t>{s.tensor_steps(), s.B, s.D * out};
   const auto check_like_x = [&](const std::optional<Tensor>& t, const char* name, const std::vector<int64_t>& shape) {
     if (!t) return;
     check_shape(*t, name, shape);

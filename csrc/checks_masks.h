@@ -34,6 +34,7 @@ inline void check_masks(CheckedMasks& out, LayerShape& shape, const Tensor& x, c
     check(length[b] >= 0 && length[b] <= shape.T, "lengths: expected 0 to ", shape.T, " (the steps of x), got ",
           length[b], " in row ", b);
   }
+  if (!shape.B) return;
   // From the longest to the shortest: then the rows that run at a step are the first ones.
   out.order.resize(shape.B);
   std::iota(out.order.begin(), out.order.end(), int64_t{0});
@@ -46,6 +47,8 @@ inline void check_masks(CheckedMasks& out, LayerShape& shape, const Tensor& x, c
     out.active[t] = running;
     out.row_offsets[t + 1] = out.row_offsets[t] + running;
   }
+  shape.padded_steps = shape.T;
+  shape.T = length[out.order[0]];
   shape.order = out.order.data();
   shape.batch_sizes = out.active.data();
   shape.row_offsets = out.row_offsets.data();

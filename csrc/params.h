@@ -49,6 +49,7 @@ struct LayerShape {
   // A padded batch of unequal lengths: kernels count its rows from the longest to the shortest, and row b
   // of theirs is row order[b] of every tensor, which keeps all of its T*B rows. Null: rows as they lie.
   const int64_t* order = nullptr;
+  int64_t padded_steps = 0;  // with an order: the tensors' T, of which the kernels take the longest row's
   // (T,B): nonzero where a step begins a new sequence, whose state starts from zero. Null: nowhere.
   const uint8_t* resets = nullptr;
 
@@ -59,7 +60,8 @@ struct LayerShape {
   int64_t row_of(int64_t b) const { return order ? order[b] : b; }
   // Row of the tensors' T*B (or, packed, N).
   int64_t tensor_row(int64_t t, int64_t b) const { return packed() ? row_offsets[t] + b : t * B + row_of(b); }
-  int64_t rows() const { return packed() ? row_offsets[T] : T * B; }
+  int64_t tensor_steps() const { return order ? padded_steps : T; }
+  int64_t rows() const { return packed() ? row_offsets[T] : tensor_steps() * B; }
   // Whether row b's state does not pass between the steps t-1 and t, in either direction.
   bool cut(int64_t t, int64_t b) const { return resets && t < T && resets[t * B + row_of(b)]; }
 };

@@ -28,6 +28,8 @@ if torch.version.cuda is not None and (_FOLDER / "libfastrnn_cuda.so").exists():
 
 forward = torch.ops.fastrnn.rnn_forward.default
 backward = torch.ops.fastrnn.rnn_backward.default
+masked_forward = torch.ops.fastrnn.rnn_masked_forward.default
+masked_backward = torch.ops.fastrnn.rnn_masked_backward.default
 sru_forward = torch.ops.fastrnn.sru_forward.default
 sru_backward = torch.ops.fastrnn.sru_backward.default
 
@@ -71,7 +73,7 @@ def _same_device(x, *tensors):
 
 
 @torch.library.register_fake("fastrnn::rnn_forward")
-def _(x, h0, c0, weights, batch_sizes, cell, bias, save):
+def _fake_forward(x, h0, c0, weights, batch_sizes, cell, bias, save):
     _same_device(x, h0, c0, *weights)
     directions, batch, out = h0.shape
     hidden = weights[0].shape[0] // (4 if cell == "lstm" else 3 if cell == "gru" else 1)
@@ -86,7 +88,7 @@ def _(x, h0, c0, weights, batch_sizes, cell, bias, save):
 
 
 @torch.library.register_fake("fastrnn::rnn_backward")
-def _(grad_y, grad_hn, grad_cn, x, h0, c0, weights, batch_sizes, y, gates, cells, cell, bias, needs):
+def _fake_backward(grad_y, grad_hn, grad_cn, x, h0, c0, weights, batch_sizes, y, gates, cells, cell, bias, needs):
     _same_device(x, h0, c0, *weights)
 
     def like(tensor, wanted):
@@ -97,6 +99,37 @@ def _(grad_y, grad_hn, grad_cn, x, h0, c0, weights, batch_sizes, y, gates, cells
         like(h0, needs & 2),
         like(c0, needs & 4),
         [w.new_empty(w.shape) for w in weights] if needs & 8 else [],
+    )
+
+
+@torch.library.register_fake("fastrnn::rnn_masked_forward")
+def _(x, h0, c0, weights, lengths, reset, cell, bias, save):
+    _same_device(x, reset)
+    return _fake_forward(x, h0, c0, weights, None, cell, bias, save)
+
+
+@torch.library.register_fake("fastrnn::rnn_masked_backward")
+def _(
+    grad_y,
+    grad_hn,
+    grad_cn,
+    grad_cells,
+    x,
+    h0,
+    c0,
+    weights,
+    lengths,
+    reset,
+    y,
+    gates,
+    cells,
+    cell,
+    bias,
+    needs,
+):
+    _same_device(x, reset, grad_cells)
+    return _fake_backward(
+        grad_y, grad_hn, grad_cn, x, h0, c0, weights, None, y, gates, cells, cell, bias, needs
     )
 
 

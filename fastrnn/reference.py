@@ -224,17 +224,17 @@ def gradients(
     c0: Tensor | None,
     weights: Sequence[Tensor],
     *,
-    cell: str,
-    bias: bool,
-    batch_sizes: Tensor | None = None,
     wanted: Sequence[bool],
+    function: Callable | None = None,
+    **options,
 ) -> list[Tensor | None]:
-    """The gradients of :func:`layer` as functions that can be differentiated again, for one forward more.
+    """The gradients of a layer as functions that can be differentiated again, for one forward more.
 
     Args:
-        grads: those of y, h_n and c_n, None where a result was not used.
+        grads: those of the function's results, None where a result was not used.
         wanted: whether to give the gradient of x, h0, c0 and each of the weights.
-        The rest as for :func:`layer`.
+        function: :func:`layer` by default, or another that begins with the same arguments.
+        options: its keyword arguments.
 
     Returns:
         For each of ``wanted`` the gradient, or None where it is not wanted or does not exist.
@@ -242,7 +242,7 @@ def gradients(
     with torch.enable_grad():
         # Views stand in for the tensors: a weight in two places is to get two gradients, not their sum twice.
         x, h0, c0, *weights = leaves = [t if t is None else t.view_as(t) for t in (x, h0, c0, *weights)]
-        results = layer(x, h0, c0, weights, cell=cell, bias=bias, batch_sizes=batch_sizes)
+        results = (function or layer)(x, h0, c0, weights, **options)
         used = [(r, g) for r, g in zip(results, grads, strict=True) if r is not None and g is not None]
         chosen = [t for t, w in zip(leaves, wanted, strict=True) if w]
         found = iter(

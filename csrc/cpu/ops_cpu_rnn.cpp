@@ -73,7 +73,7 @@ void clear_padding(const LayerShape& s, const Tensor& tensor, int64_t size) {
   if (!s.order || !tensor.numel()) return;
   const size_t bytes = static_cast<size_t>(size) * tensor.element_size();
   char* const data = static_cast<char*>(tensor.data_ptr());
-  for (int64_t t = 0; t < s.T; ++t) {
+  for (int64_t t = 0; t < s.tensor_steps(); ++t) {
     for (int64_t b = s.active(t); b < s.B; ++b) std::memset(data + s.tensor_row(t, b) * bytes, 0, bytes);
   }
 }
@@ -107,7 +107,7 @@ Forward forward(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& 
   const ScalarType dtype = x.scalar_type();
   const bool lstm = s.cell == CellKind::kLstm;
   const int64_t N = s.rows(), out = s.out_size();
-  const Tensor y = batch_sizes ? empty({N, s.D * out}, dtype) : empty({s.T, s.B, s.D * out}, dtype);
+  const Tensor y = batch_sizes ? empty({N, s.D * out}, dtype) : empty({s.tensor_steps(), s.B, s.D * out}, dtype);
   const Tensor hn = empty({s.D, s.B, out}, dtype);
   const Tensor cn = lstm ? empty({s.D, s.B, s.H}, dtype) : empty({0}, dtype);
   const bool save_gates = save == 1 && saved_of(s.cell) > 0;
@@ -158,7 +158,7 @@ Backward backward(const Gradients& grad, const Tensor& x, const Tensor& h0, cons
   const bool need_x = needs & 1, need_h0 = needs & 2, need_c0 = lstm && (needs & 4), need_weights = needs & 8;
 
   const std::vector<int64_t> x_shape =
-      batch_sizes ? std::vector<int64_t>{N, s.I} : std::vector<int64_t>{s.T, s.B, s.I};
+      batch_sizes ? std::vector<int64_t>{N, s.I} : std::vector<int64_t>{s.tensor_steps(), s.B, s.I};
   const Tensor grad_x = need_x ? empty(x_shape, dtype) : empty({0}, dtype);
   const Tensor grad_x_reverse = need_x && s.D == 2 ? empty(x_shape, dtype) : empty({0}, dtype);
   const Tensor grad_h0 = need_h0 ? empty({s.D, s.B, s.out_size()}, dtype) : empty({0}, dtype);
@@ -170,9 +170,10 @@ Backward backward(const Gradients& grad, const Tensor& x, const Tensor& h0, cons
       grad_weights.push_back(empty(std::vector<int64_t>(sizes.begin(), sizes.end()), compute));
     }
   }
-  if (N == 0) {
+  if (N == 0 || s.T == 0) {  // not one step
     for (Tensor& grad : grad_weights) torch::stable::zero_(grad);
-  } else if (needs) {
+  }
+  if (N > 0 && needs) {
     Tensor dy, dhn, dcn, dcells;
     params.x = rows_of(in.x);
     params.h0 = in.h0.data_ptr();
