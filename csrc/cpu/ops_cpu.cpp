@@ -163,22 +163,22 @@ void run(const Params& params, size_t (*workspace)(const Params&, const CpuPlan&
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_forward(Tensor x, Tensor h0, std::optional<Tensor> c0,
                                                                std::vector<Tensor> weights,
                                                                std::optional<Tensor> batch_sizes, std::string cell,
-                                                               bool bias, int64_t save) {
+                                                               bool bias, int64_t mode) {
   Inputs in;
   read_inputs(in, x, h0, c0, weights, batch_sizes, cell, bias);
-  check(save >= 0 && save <= 2, "save: expected 0, 1 or 2, got ", save);
+  check(mode >= 0 && mode <= 2, "mode: expected 0, 1 or 2, got ", mode);
   ForwardParams params;
   const LayerShape& s = params.shape = in.checked.shape;
-  params.save = static_cast<Save>(save);
+  params.save = static_cast<Save>(mode);
   const ScalarType dtype = x.scalar_type();
   const bool lstm = s.cell == CellKind::kLstm;
   const int64_t N = s.rows(), out = s.out_size();
   const Tensor y = batch_sizes ? empty({N, s.D * out}, dtype) : empty({s.T, s.B, s.D * out}, dtype);
   const Tensor hn = empty({s.D, s.B, out}, dtype);
   const Tensor cn = lstm ? empty({s.D, s.B, s.H}, dtype) : empty({0}, dtype);
-  const bool save_gates = save == 1 && saved_of(s.cell) > 0;
+  const bool save_gates = mode == 1 && saved_of(s.cell) > 0;
   const Tensor gates = save_gates ? empty({s.D, N, saved_of(s.cell) * s.H}, dtype) : empty({0}, dtype);
-  const Tensor cells = lstm && save ? empty({s.D, N, s.H}, compute_type(s.dtype)) : empty({0}, compute_type(s.dtype));
+  const Tensor cells = lstm && mode ? empty({s.D, N, s.H}, compute_type(s.dtype)) : empty({0}, compute_type(s.dtype));
   if (N > 0) {
     params.x = rows_of(in.x);
     params.h0 = in.h0.data_ptr();
@@ -188,7 +188,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_forward(Tensor x, Tensor 
     params.hn = hn.data_ptr();
     params.cn = lstm ? cn.data_ptr() : nullptr;
     params.gates = save_gates ? gates.data_ptr() : nullptr;
-    params.cells = lstm && save ? cells.data_ptr() : nullptr;
+    params.cells = lstm && mode ? cells.data_ptr() : nullptr;
     const KernelTable& kernels = *current_kernels.load();
     run(params, kernels.forward_workspace, kernels.forward, plan_for(s, kernels));
   }
@@ -198,17 +198,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_forward(Tensor x, Tensor 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_backward(
     std::optional<Tensor> grad_y, std::optional<Tensor> grad_hn, std::optional<Tensor> grad_cn, Tensor x, Tensor h0,
     std::optional<Tensor> c0, std::vector<Tensor> weights, std::optional<Tensor> batch_sizes, Tensor y, Tensor gates,
-    Tensor cells, std::string cell, bool bias, int64_t needs) {
+    Tensor cells, std::string cell, bool bias, int64_t mode) {
   Inputs in;
   read_inputs(in, x, h0, c0, weights, batch_sizes, cell, bias);
   BackwardParams params;
   const LayerShape& s = params.shape = in.checked.shape;
   check_saved(s, x, grad_y, grad_hn, grad_cn, y, gates, cells);
-  check(needs >= 0 && needs <= 15, "needs: expected 0 to 15, got ", needs);
+  check(mode >= 0 && mode <= 15, "mode: expected 0 to 15, got ", mode);
   const ScalarType dtype = x.scalar_type(), compute = compute_type(s.dtype);
   const bool lstm = s.cell == CellKind::kLstm;
   const int64_t N = s.rows();
-  const bool need_x = needs & 1, need_h0 = needs & 2, need_c0 = lstm && (needs & 4), need_weights = needs & 8;
+  const bool need_x = mode & 1, need_h0 = mode & 2, need_c0 = lstm && (mode & 4), need_weights = mode & 8;
 
   const std::vector<int64_t> x_shape =
       batch_sizes ? std::vector<int64_t>{N, s.I} : std::vector<int64_t>{s.T, s.B, s.I};
@@ -225,7 +225,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_backward(
   }
   if (N == 0) {
     for (Tensor& grad : grad_weights) torch::stable::zero_(grad);
-  } else if (needs) {
+  } else if (mode) {
     Tensor dy, dhn, dcn;
     params.x = rows_of(in.x);
     params.h0 = in.h0.data_ptr();
