@@ -134,7 +134,7 @@ constexpr uint32_t kSpinLimit = 1u << 23;  // at half a microsecond or more a po
 // cudaError_t as int; no synchronisation, no allocation; T = 0 or B = 0 is the caller's. The geometry is that of
 // this very layer. cudaErrorCooperativeLaunchTooLarge: the device has no room for the grid at once (another
 // context's share, MIG); nothing was launched, so the caller may take the stepwise tier.
-// cudaErrorInvalidValue: the geometry does not fit, or the workspace is too small.
+// cudaErrorInvalidValue: the geometry does not fit, T is above 2^31-1, or the workspace is too small.
 int persistent_forward(const PersistentForward& p, const PersistentGeometry& g, void* stream);
 int persistent_backward(const PersistentBackward& p, const PersistentGeometry& g, void* stream);
 
