@@ -135,7 +135,7 @@ def python_module():
     }
     return Extension(
         "fastrnn._C",
-        sources("csrc/python.cpp", "csrc/plan.cpp"),
+        sources("csrc/python.cpp", "csrc/plan*.cpp", "csrc/cuda/persistent/persistent_geometry.cpp"),
         include_dirs=[CSRC, pybind11.get_include()],
         define_macros=[(name, f'"{value}"') for name, value in facts.items()],
         extra_compile_args=CXX_FLAGS,
@@ -164,7 +164,7 @@ def cuda_library():
     nvcc += [flag for arch in cuda_archs(CUDA_HOME) for flag in gencode(arch)]
     return Extension(
         "fastrnn.libfastrnn_cuda",
-        sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu", "csrc/plan.cpp"),
+        sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu", "csrc/plan_cuda.cpp"),
         include_dirs=[CSRC, *include_paths("cuda")],
         library_dirs=library_paths("cuda"),
         # The runtime is linked in: the pip wheels have no libcudart.so to link to, and the library

@@ -11,21 +11,25 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   //              for an LSTM with projection w_hr (P, H)
   // batch_sizes  (T,) int64 on the CPU, positive and non-increasing, as in a PackedSequence
   // cell         "lstm", "gru", "rnn_tanh", "rnn_relu"
-  // save         what backward will find: 0 nothing, 1 gates, 2 what recomputes them
+  // mode         what backward will find: 0 nothing, 1 gates, 2 what recomputes them; plus, for the CUDA
+  //              kernels (the CPU has neither), 16 times the tier: 0 as plan_cuda chooses, 1 one CTA, 2
+  //              grid, 3 stepwise, an error where that one cannot; plus 64 where the products of a float32
+  //              layer may round their factors to TensorFloat-32
   //
   // y            (T, B, D*Hout) or (N, D*Hout); hn (D, B, Hout); cn (D, B, H), LSTM
-  // gates        save 1: (D, N, 4*H), the activated i, f, g, o (LSTM) or r, z, n and the recurrent
+  // gates        mode 1: (D, N, 4*H), the activated i, f, g, o (LSTM) or r, z, n and the recurrent
   //              part of n (GRU); otherwise and for an RNN (0,)
-  // cells        LSTM, save 1 or 2: (D, N, H), c of every step, float32 for half types
+  // cells        LSTM, mode 1 or 2: (D, N, H), c of every step, float32 for half types
   m.def(
       "rnn_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, bool bias, "
-      "int save) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
+      "int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
 
-  // needs: sum of 1 (grad_x), 2 (grad_h0), 4 (grad_c0), 8 (grad_weights); the rest comes back empty.
+  // mode: sum of 1 (grad_x), 2 (grad_h0), 4 (grad_c0), 8 (grad_weights), the rest comes back empty; plus a
+  // tier and TensorFloat-32 as in forward. One number, as every argument costs a call its time.
   // Nothing that is passed in is written to, so a graph may be walked twice.
   m.def(
       "rnn_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor h0, Tensor? c0, "
-      "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int needs) "
+      "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int mode) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
 
   // The recurrence of one SRU layer over a whole sequence, one or two directions (cells/sru.h); the
@@ -68,11 +72,11 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   // grad_cells   of every step's c, like cells
   m.def(
       "rnn_masked_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, "
-      "str cell, bool bias, int save) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
+      "str cell, bool bias, int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
   m.def(
       "rnn_masked_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, "
       "Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
-      "Tensor cells, str cell, bool bias, int needs) "
+      "Tensor cells, str cell, bool bias, int mode) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
 
   // The CPU instruction set in use, those this machine can run (comma-separated), and a switch for

@@ -14,6 +14,9 @@ enum class CellKind : int { kLstm = 0, kGru = 1, kRnnTanh = 2, kRnnRelu = 3 };
 enum class Dtype : int { kFloat = 0, kDouble = 1, kBFloat16 = 2, kHalf = 3 };
 enum class Save : int { kNothing = 0, kGates = 1, kRecompute = 2 };
 
+// Of the ops' argument `mode`, see ops.cpp.
+constexpr int64_t kModeTier = 16, kModeTf32 = 64, kModeEnd = 128;
+
 inline int gates_of(CellKind cell) { return cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1; }
 // Values a unit and step kept for backward, see csrc/cells/.
 inline int saved_of(CellKind cell) { return cell == CellKind::kLstm || cell == CellKind::kGru ? 4 : 0; }

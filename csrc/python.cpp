@@ -1,7 +1,9 @@
 // The Python module fastrnn._C: what was built, and the plan of a layer. Knows no torch, so that it
 // can be asked anywhere; the operators are in libfastrnn_cpu and libfastrnn_cuda.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -54,9 +56,47 @@ E one_of(const std::string& argument, const std::string& value,
   throw py::value_error(argument + ": expected one of " + known + ", got '" + value + "'");
 }
 
+const std::vector<std::pair<const char*, CudaTier>> kTiers = {{"auto", CudaTier::kAuto},
+                                                              {"one_cta", CudaTier::kOneCta},
+                                                              {"grid", CudaTier::kGrid},
+                                                              {"stepwise", CudaTier::kStepwise}};
+
+// The plan of one pass on a GPU, as "kernel", "reason" and so on.
+py::dict cuda_pass(const CudaPlan& chosen) {
+  static const char* const precisions[] = {"float32", "tf32", "bfloat16", "float16"};
+  py::dict out;
+  out["kernel"] = tier_name(chosen.tier);
+  out["possible"] = chosen.possible;
+  out["reason"] = chosen.reason;
+  if (!chosen.possible) return out;
+  out["precision"] = precisions[static_cast<int>(chosen.precision)];
+  out["step_us"] = chosen.step_us;
+  if (chosen.tier == CudaTier::kStepwise) return out;
+  const cuda::PersistentGeometry& g = chosen.geometry;
+  out["ctas"] = g.ctas;
+  out["replicas"] = g.replicas;
+  out["units_per_cta"] = g.units_per_cta;
+  out["row_tiles"] = g.n_tiles;
+  out["k_split"] = g.k_split;
+  out["threads"] = g.threads;
+  out["shared_bytes"] = g.shared_bytes;
+  out["workspace_bytes"] = g.workspace_bytes;
+  return out;
+}
+
+cuda::CudaDevice cuda_device(const py::dict& gpu) {
+  cuda::CudaDevice device;
+  device.compute_capability = py::cast<int>(gpu["compute_capability"]);
+  device.sms = py::cast<int>(gpu["sms"]);
+  device.shared_bytes_per_block_optin = py::cast<int64_t>(gpu["shared_bytes_per_block"]);
+  device.l2_bytes = py::cast<int64_t>(gpu["l2_bytes"]);
+  device.cooperative_launch = py::cast<bool>(gpu["cooperative_launch"]);
+  return device;
+}
+
 py::dict plan(const std::string& device, const std::string& cell, int64_t T, int64_t B, int64_t I, int64_t H,
               int64_t P, int directions, const std::string& dtype, bool training, bool packed, int threads,
-              int vector_bytes) {
+              int vector_bytes, const std::optional<py::dict>& gpu, bool tf32, const std::string& tier) {
   LayerShape shape;
   shape.cell = one_of<CellKind>("cell", cell,
                                 {{"lstm", CellKind::kLstm},
@@ -107,8 +147,13 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
     result["forward_chunk"] = chosen.forward_chunk;
     result["backward_chunk"] = chosen.backward_chunk;
   } else if (device == "cuda") {
-    result["kernel"] = "stepwise";
-    result["reason"] = "a library product and a fused pointwise kernel a step";
+    if (!gpu) throw py::value_error("gpu: expected the properties of a device");
+    const cuda::CudaDevice properties = cuda_device(*gpu);
+    const CudaTier wanted = one_of<CudaTier>("tier", tier, kTiers);
+    for (const auto& [key, value] : cuda_pass(plan_cuda(shape, tf32, cuda::Pass::kForward, properties, wanted))) {
+      result[key] = value;
+    }
+    if (training) result["backward"] = cuda_pass(plan_cuda(shape, tf32, cuda::Pass::kBackward, properties, wanted));
   } else {
     throw py::value_error("device: expected 'cpu' or 'cuda', got '" + device + "'");
   }
@@ -132,5 +177,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P") = 0, py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("training") = false,
-        py::arg("packed") = false, py::arg("threads") = 1, py::arg("vector_bytes") = 64);
+        py::arg("packed") = false, py::arg("threads") = 1, py::arg("vector_bytes") = 64, py::arg("gpu") = py::none(),
+        py::arg("tf32") = false, py::arg("tier") = "auto");
 }

@@ -19,13 +19,32 @@ def supported(x: torch.Tensor) -> bool:
     return x.is_cpu or x.is_meta or (x.is_cuda and _ops.cuda_loaded)
 
 
+def rnn_tf32() -> bool:
+    """Whether torch lets cuDNN's recurrent layers compute float32 in TensorFloat-32: what nn.LSTM asks.
+
+    That is torch.backends.cudnn.rnn.fp32_precision, which torch.backends.cudnn.allow_tf32 sets too. A
+    compiled graph keeps the answer from when it was traced.
+    """
+    return torch._C._get_fp32_precision_getter("cuda", "rnn") == "tf32"
+
+
+# What torch.compiler.assume_constant_result sets, without importing the compiler.
+rnn_tf32._dynamo_marked_constant = True
+
+
+def _cuda_mode(x: torch.Tensor) -> int:
+    """What x's setting for TensorFloat-32 adds to the op's mode."""
+    return _ops.TF32 if x.dtype is torch.float32 and rnn_tf32() else 0
+
+
 class _Layer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, h0, c0, batch_sizes, cell, bias, save, *weights):
+    def forward(ctx, x, h0, c0, batch_sizes, cell, bias, save, tier, *weights):
         weights = list(weights)
-        y, hn, cn, gates, cells = _ops.forward(x, h0, c0, weights, batch_sizes, cell, bias, save)
+        mode = save + tier + _cuda_mode(x) if x.is_cuda else save
+        y, hn, cn, gates, cells = _ops.forward(x, h0, c0, weights, batch_sizes, cell, bias, mode)
         ctx.save_for_backward(x, h0, c0, batch_sizes, y, gates, cells, *weights)
-        ctx.cell, ctx.bias = cell, bias
+        ctx.cell, ctx.bias, ctx.tier = cell, bias, tier
         ctx.set_materialize_grads(False)
         return y, hn, cn
 
@@ -33,7 +52,7 @@ class _Layer(torch.autograd.Function):
     def backward(ctx, grad_y, grad_hn, grad_cn):
         x, h0, c0, batch_sizes, y, gates, cells, *weights = ctx.saved_tensors
         if grad_y is None and grad_hn is None and grad_cn is None:
-            return (None,) * (7 + len(weights))
+            return (None,) * (8 + len(weights))
         wanted = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph=True: gradients that can be differentiated again
             grads = reference.gradients(
@@ -45,13 +64,15 @@ class _Layer(torch.autograd.Function):
                 cell=ctx.cell,
                 bias=ctx.bias,
                 batch_sizes=batch_sizes,
-                wanted=(*wanted[:3], *wanted[7:]),
+                wanted=(*wanted[:3], *wanted[8:]),
             )
-            return (*grads[:3], None, None, None, None, *grads[3:])
-        need_weights = any(wanted[7:])
-        needs = (
+            return (*grads[:3], None, None, None, None, None, *grads[3:])
+        need_weights = any(wanted[8:])
+        mode = (
             _NEED_X * wanted[0] + _NEED_H0 * wanted[1] + _NEED_C0 * wanted[2] + _NEED_WEIGHTS * need_weights
         )
+        if x.is_cuda:
+            mode += ctx.tier + _cuda_mode(x)
         grad_x, grad_h0, grad_c0, grad_weights = _ops.backward(
             grad_y,
             grad_hn,
@@ -66,7 +87,7 @@ class _Layer(torch.autograd.Function):
             cells,
             ctx.cell,
             ctx.bias,
-            needs,
+            mode,
         )
         return (
             grad_x if wanted[0] else None,
@@ -76,11 +97,12 @@ class _Layer(torch.autograd.Function):
             None,
             None,
             None,
+            None,
             *(grad_weights if need_weights else [None] * len(weights)),
         )
 
 
-def layer(x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates"):
+def layer(x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates", tier=0):
     """One recurrent layer, one or two directions, over a whole sequence.
 
     Args:
@@ -90,6 +112,7 @@ def layer(x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates"):
         cell: "lstm", "gru", "rnn_tanh" or "rnn_relu".
         batch_sizes: (T,) int64 on the CPU, as in a PackedSequence.
         save: what backward finds: "gates" or "recompute" (less memory, one more product a layer).
+        tier: one of _ops.TIERS, which CUDA kernels; elsewhere 0.
 
     Returns:
         y (T, B, D*Hout) or (N, D*Hout); hn (D, B, Hout); cn (D, B, H) for an LSTM, else None.
@@ -103,7 +126,8 @@ def layer(x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates"):
         or (c0 is not None and c0.requires_grad)
         or any(w.requires_grad for w in weights)
     ):
-        y, hn, cn = _Layer.apply(x, h0, c0, batch_sizes, cell, bias, _ops.SAVE_MODES[save], *weights)
+        y, hn, cn = _Layer.apply(x, h0, c0, batch_sizes, cell, bias, _ops.SAVE_MODES[save], tier, *weights)
     else:
-        y, hn, cn, _, _ = _ops.forward(x, h0, c0, weights, batch_sizes, cell, bias, 0)
+        mode = tier + _cuda_mode(x) if x.is_cuda else 0
+        y, hn, cn, _, _ = _ops.forward(x, h0, c0, weights, batch_sizes, cell, bias, mode)
     return y, hn, cn if cell == "lstm" else None

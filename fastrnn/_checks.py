@@ -17,7 +17,9 @@ from torch import Tensor
 from .reference import GATES
 
 SAVE = ("gates", "recompute")
-BACKENDS = ("auto", "fused", "reference")
+#: Tiers of the CUDA kernels that can be asked for by name, see csrc/plan.h.
+TIERS = ("one_cta", "grid", "stepwise")
+BACKENDS = ("auto", "fused", *TIERS, "cudnn", "reference")
 NONLINEARITIES = ("tanh", "relu")
 
 
@@ -33,7 +35,7 @@ class StructureError(TypeError, RuntimeError, AttributeError, IndexError):
 def one_of(name: str, argument: str, value: str, allowed: tuple[str, ...]) -> None:
     """An option given by name."""
     if value not in allowed:
-        choices = " or ".join(map(repr, allowed))
+        choices = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
         raise ValueError(f"{name}: {argument} should be {choices}, got {value!r}")
 
 

@@ -16,6 +16,9 @@ from . import _C
 _FOLDER = Path(__file__).parent
 SAVED_GATES = {"lstm": 4, "gru": 4, "rnn_tanh": 0, "rnn_relu": 0}
 SAVE_MODES = {None: 0, "gates": 1, "recompute": 2}
+# Of the ops' argument `mode`: a tier of the CUDA kernels, and whether float32 may use TensorFloat-32.
+TIERS = {"auto": 0, "one_cta": 16, "grid": 32, "stepwise": 48}
+TF32 = 64
 
 torch.ops.load_library(_FOLDER / "libfastrnn_cpu.so")
 cuda_loaded = False
@@ -73,7 +76,7 @@ def _same_device(x, *tensors):
 
 
 @torch.library.register_fake("fastrnn::rnn_forward")
-def _fake_forward(x, h0, c0, weights, batch_sizes, cell, bias, save):
+def _fake_forward(x, h0, c0, weights, batch_sizes, cell, bias, mode):
     _same_device(x, h0, c0, *weights)
     directions, batch, out = h0.shape
     hidden = weights[0].shape[0] // (4 if cell == "lstm" else 3 if cell == "gru" else 1)
@@ -82,30 +85,45 @@ def _fake_forward(x, h0, c0, weights, batch_sizes, cell, bias, save):
     lstm, saved = cell == "lstm", SAVED_GATES[cell]
     y = x.new_empty((*x.shape[:-1], directions * out))
     cn = x.new_empty((directions, batch, hidden)) if lstm else x.new_empty((0,))
-    gates = x.new_empty((directions, rows, saved * hidden)) if save == 1 and saved else x.new_empty((0,))
-    cells_shape = (directions, rows, hidden) if lstm and save else (0,)
+    gates = x.new_empty((directions, rows, saved * hidden)) if mode % 16 == 1 and saved else x.new_empty((0,))
+    cells_shape = (directions, rows, hidden) if lstm and mode % 16 else (0,)
     return y, x.new_empty(h0.shape), cn, gates, x.new_empty(cells_shape, dtype=state)
 
 
 @torch.library.register_fake("fastrnn::rnn_backward")
-def _fake_backward(grad_y, grad_hn, grad_cn, x, h0, c0, weights, batch_sizes, y, gates, cells, cell, bias, needs):
+def _fake_backward(
+    grad_y,
+    grad_hn,
+    grad_cn,
+    x,
+    h0,
+    c0,
+    weights,
+    batch_sizes,
+    y,
+    gates,
+    cells,
+    cell,
+    bias,
+    mode,
+):
     _same_device(x, h0, c0, *weights)
 
     def like(tensor, wanted):
         return tensor.new_empty(tensor.shape) if wanted and tensor is not None else x.new_empty((0,))
 
     return (
-        like(x, needs & 1),
-        like(h0, needs & 2),
-        like(c0, needs & 4),
-        [w.new_empty(w.shape) for w in weights] if needs & 8 else [],
+        like(x, mode & 1),
+        like(h0, mode & 2),
+        like(c0, mode & 4),
+        [w.new_empty(w.shape) for w in weights] if mode & 8 else [],
     )
 
 
 @torch.library.register_fake("fastrnn::rnn_masked_forward")
-def _(x, h0, c0, weights, lengths, reset, cell, bias, save):
+def _(x, h0, c0, weights, lengths, reset, cell, bias, mode):
     _same_device(x, reset)
-    return _fake_forward(x, h0, c0, weights, None, cell, bias, save)
+    return _fake_forward(x, h0, c0, weights, None, cell, bias, mode)
 
 
 @torch.library.register_fake("fastrnn::rnn_masked_backward")
@@ -125,11 +143,11 @@ def _(
     cells,
     cell,
     bias,
-    needs,
+    mode,
 ):
     _same_device(x, reset, grad_cells)
     return _fake_backward(
-        grad_y, grad_hn, grad_cn, x, h0, c0, weights, None, y, gates, cells, cell, bias, needs
+        grad_y, grad_hn, grad_cn, x, h0, c0, weights, None, y, gates, cells, cell, bias, mode
     )
 
 

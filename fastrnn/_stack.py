@@ -7,6 +7,7 @@ Shape letters are those of ``fastrnn.functional``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _autograd, _checks, reference
+from . import _autograd, _checks, _ops, _torch, reference
 
 # What autocast casts; float64 and complex pass through it unchanged.
 _AUTOCAST_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -50,11 +51,23 @@ def choose(backend: str, x: Tensor) -> Callable:
     # hessian, ...) and forward-mode differentiation take the reference apart instead.
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     if not transformed and _autograd.supported(x):
+        if backend in _checks.TIERS:
+            return _tier(backend, x)
         return _autograd.layer
     if backend == "auto":
         return reference.layer
     what = "torch.func's transforms or forward-mode AD" if transformed else f"{x.dtype} on {x.device}"
-    raise RuntimeError(f"backend='fused': no kernel covers {what}; use backend='auto' or 'reference'")
+    raise RuntimeError(f"backend={backend!r}: no kernel covers {what}; use backend='auto' or 'reference'")
+
+
+def _tier(backend: str, x: Tensor) -> Callable:
+    """The fused function held to one tier of the CUDA kernels. Meta tensors stand for any device."""
+    if x.is_cpu:
+        raise RuntimeError(
+            f"backend={backend!r}: a tier of the CUDA kernels, and the input is on the CPU; "
+            "use backend='auto' or 'fused' there"
+        )
+    return functools.partial(_autograd.layer, tier=_ops.TIERS[backend])
 
 
 def run(
@@ -115,7 +128,9 @@ def run(
         if w.device != device:
             _checks.same_kind(x, [("parameter", w)])
 
-    if autocast:
+    if stack.backend == "cudnn":  # autocast included
+        y, h, c = _torch.layers(stack, x, h, c, weights, rows, batch_sizes)
+    elif autocast:
         projected = stack.proj_size > 0
         x, h, c, weights, round_to = autocast_inputs(stack.cell, projected, packed, x, h, c, weights)
         with torch.autocast(x.device.type, enabled=False):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C, _autograd, _ops
+from . import _C, _autograd, _checks, _gpus, _ops
 
 __all__ = ["Explanation", "LayerPlan", "explain"]
 
@@ -58,6 +58,7 @@ class LayerPlan:
         lines = [f"layer {self.layer}: I={self.I}, H={self.H}{projected}{way}"]
         lines += [f"  kernel   {self.kernel}", f"  why      {self.reason}"]
         rest = dict(self.plan)
+        lines += _cuda_lines(rest)
         if rest:
             flops, weights = _si(rest.pop("flops"), "FLOP"), _si(rest.pop("weight_bytes"), "B")
             a_step = _si(rest.pop("step_weight_bytes"), "B")
@@ -158,6 +159,34 @@ def _floor(plan: dict, T: int, dtype: str, threads: int, training: bool) -> tupl
     return max((arithmetic, "arithmetic"), (reading, "reading the weights"))
 
 
+def _cuda_lines(plan: dict) -> list[str]:
+    """What a plan for a GPU says of its passes; taken out of it."""
+    lines = []
+    backward = plan.pop("backward", None)
+    for title, one in (("step", plan), ("backward", backward)):
+        if one is None or "possible" not in one:
+            continue
+        possible, us = one.pop("possible"), one.pop("step_us", None)
+        if one is backward:
+            lines.append(f"  {title:8s} {one['kernel']}: {one['reason']}")
+        if not possible:
+            lines.append("           cannot run: an error")
+        else:
+            lines.append(f"  {'step':8s} about {us:.2f} µs in {one.pop('precision')} (estimate)")
+    return lines
+
+
+def _elsewhere(backend: str, device: str) -> str | None:
+    """Why a backend runs no kernel of fastrnn's, None where it does."""
+    if backend == "reference":
+        return "backend='reference' was asked for"
+    if backend == "cudnn":
+        return "backend='cudnn' was asked for: torch's own layer"
+    if backend in _checks.TIERS and device != "cuda":
+        return f"backend={backend!r} is a tier of the CUDA kernels: an error on the {device.upper()}"
+    return None
+
+
 def _missing(dtype: torch.dtype, device: str) -> str | None:
     """Why no kernel covers this, None where one does."""
     if not _autograd.supported(torch.empty(0, dtype=dtype, device="meta")):
@@ -199,6 +228,9 @@ def explain(
     packed: bool = False,
     threads: int | None = None,
     measure: bool = False,
+    gpu: str | None = None,
+    tf32: bool | None = None,
+    backend: str | None = None,
 ) -> Explanation:
     """Say which kernel will run, why, and with what cost.
 
@@ -213,15 +245,20 @@ def explain(
         dtype, device: by default the module's, or float32 on the CPU. No GPU is needed to ask about "cuda".
         training: whether gradients will be asked for; by default whether the module is in training mode.
         threads: by default torch.get_num_threads().
+        gpu: for device "cuda", the GPU that is meant, "H100", "A100", "RTX 4090" and so on; by default the
+            one that is here, else an H100.
+        tf32: whether float32 products may round to TensorFloat-32, by default as torch is set.
+        backend: by default the module's, or "auto".
         measure: also measure this CPU's limits, a fraction of a second once a process, for the shortest time
             that any kernel could take.
 
     Raises:
         TypeError: something that is no recurrent module, shape or input.
-        ValueError: sizes below 1, an unknown cell.
+        ValueError: sizes below 1, an unknown cell, GPU or backend.
     """
     notes: list[str] = []
-    backend = "auto"
+    if backend is not None:
+        _checks.one_of("explain", "backend", backend, _checks.BACKENDS)
     if isinstance(module_or_shape, nn.Module):
         module = module_or_shape
         single = isinstance(module, nn.RNNCellBase)
@@ -231,7 +268,7 @@ def explain(
         weight = module.weight_hh if single else module.weight_hh_l0
         dtype, device = dtype or weight.dtype, device or weight.device
         training = module.training if training is None else training
-        backend = getattr(module, "backend", "auto")
+        backend = backend or getattr(module, "backend", "auto")
         inputs, hidden = module.input_size, module.hidden_size
         if single:
             num_layers, bidirectional, proj_size = 1, False, 0
@@ -260,19 +297,27 @@ def explain(
             raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
         subject = f"{cell}({inputs}, {hidden})"
 
-    dtype, training = dtype or torch.float32, bool(training)
+    dtype, training, backend = dtype or torch.float32, bool(training), backend or "auto"
     kind = torch.device(device or "cpu").type
+    on_gpu = {}
+    if kind == "cuda":
+        chosen_gpu = _gpus.find(gpu, device)
+        wanted = backend if backend in _checks.TIERS else "auto"
+        tf32 = _autograd.rnn_tf32() if tf32 is None else tf32
+        on_gpu = {"gpu": chosen_gpu.properties(), "tf32": tf32, "tier": wanted}
+        notes.append(f"planned for {chosen_gpu.name}; times a step are estimates, not measurements")
     threads = torch.get_num_threads() if threads is None else threads
     directions = 2 if bidirectional else 1
     name = str(dtype).removeprefix("torch.")
     isa = _ops.cpu_isa() if kind == "cpu" else None
-    why_not = "backend='reference' was asked for" if backend == "reference" else _missing(dtype, kind)
+    why_not = _elsewhere(backend, kind) or _missing(dtype, kind)
+    elsewhere = "cudnn" if backend == "cudnn" else "reference"
 
     layers = []
     for number in range(num_layers):
         shape = {"T": T, "B": B, "I": inputs, "H": hidden, "P": proj_size, "directions": directions}
         if why_not is not None:
-            layers.append(LayerPlan(number, **shape, kernel="reference", reason=why_not))
+            layers.append(LayerPlan(number, **shape, kernel=elsewhere, reason=why_not))
         else:
             plan = _C.plan(
                 device=kind,
@@ -283,6 +328,7 @@ def explain(
                 packed=packed,
                 threads=threads,
                 vector_bytes=_VECTOR_BYTES.get(isa, 64),
+                **on_gpu,
             )
             for repeated in ("device", "packed"):
                 plan.pop(repeated, None)

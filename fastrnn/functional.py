@@ -10,7 +10,9 @@ L layers, N = sum(batch_sizes) packed rows, G gate blocks (LSTM 4, GRU 3, RNN 1)
 w_ih (G*H, I or D*P), w_hh (G*H, P), then b_ih, b_hh (G*H,) if ``bias``, then w_hr (P, H) if projected.
 
 ``backend``: "auto" takes the fused kernels wherever they cover dtype and device, and ``fastrnn.reference``
-elsewhere (complex numbers, for one); "fused" raises instead; "reference" asks for plain torch.
+elsewhere (complex numbers, for one); "fused" raises instead; "reference" asks for plain torch. "cudnn" is
+torch's own layer: cuDNN on a GPU, torch's native one on the CPU. "stepwise", "one_cta" and "grid" hold the
+fused kernels to one tier on a GPU, and raise where it cannot take the layer; see ``fastrnn.explain``.
 
 ``save``: what training keeps. "gates" stores each step's gates, "recompute" computes them again in backward.
 """
@@ -22,7 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _checks, reference
+from . import _checks, _torch, reference
 from ._stack import Stack, autocast_inputs, autocasting, choose, run
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
@@ -52,7 +54,7 @@ def lstm(
         params: the weights, flat; see the module's head.
         dropout: probability, applied to the output of every layer but the last when ``training``.
         batch_sizes: (T,) int64 on the CPU, rows still running at each step; ``batch_first`` is then ignored.
-        save: "gates" or "recompute". backend: "auto", "fused" or "reference".
+        save: "gates" or "recompute". backend: "auto", "fused", "cudnn", "reference" or a tier.
 
     Returns:
         output (T, B, D*P), or laid out like the input; h_n (L*D, B, P) and c_n (L*D, B, H).
@@ -61,7 +63,7 @@ def lstm(
         ValueError: wrong number of dimensions of the input, a dtype other than the weights', params of wrong
             number or size, an unknown option.
         RuntimeError: sizes that do not fit together, T = 0, tensors on different devices, bad batch_sizes, or
-            ``backend="fused"`` where no kernel covers the dtype or device.
+            ``backend="fused"`` or a tier where no kernel covers the dtype or device, or the tier the layer.
     """
     stack = _stack(
         "LSTM", "lstm", params, bias, num_layers, dropout, training, bidirectional, batch_first, save, backend
@@ -213,7 +215,9 @@ def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend):
         # torch allows one bias alone.
         other = w_ih.new_zeros(w_ih.size(0))
         weights = [w_ih, w_hh, other if b_ih is None else b_ih, other if b_hh is None else b_hh]
-    if autocasting(x):
+    if backend == "cudnn":  # autocast included
+        h, c = _torch.cell(cell, x, h, c, weights)
+    elif autocasting(x):
         x, h, c, weights, _ = autocast_inputs(cell, False, True, x, h, c, weights)
         with torch.autocast(x.device.type, enabled=False):
             h, c = _cell_step(name, cell, x, h, c, weights, backend)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import _C, _checks, _gpus, functional
 
 
 class Tolerance(NamedTuple):
@@ -34,6 +34,11 @@ TOLERANCES = {
     "bfloat16": Tolerance(8e-3, 2e-2),
     "float16": Tolerance(1e-3, 3e-3),
 }
+#: float32 layers whose products round their factors to TensorFloat-32, a float16's 10 bits of mantissa, on a
+#: GPU; the name stands for a dtype in checks. Twice float16's tolerance: both factors of every product are
+#: rounded.
+TF32 = "tf32"
+TF32_TOLERANCE = Tolerance(2e-3, 6e-3)
 #: torch.nn in the same dtype is itself away from float64; in half types it rounds after every operation.
 TORCH_SLACK = {"float64": 2.0, "float32": 2.0, "bfloat16": 4.0, "float16": 4.0}
 #: Incoming gradients are of size one: a gradient far below is a difference of larger terms, and keeps their
@@ -48,12 +53,14 @@ MODES = ("inference", "training", "recompute")
 
 #: T, B, I, H and layers: one of everything; few and many rows, odd and even sizes, one and several vector
 #: registers of units, and a sequence that the kernels take in chunks.
+#: On a GPU also layers that one SM cannot hold.
 SIZES = ((1, 1, 3, 5, 1), (4, 2, 20, 16, 2), (7, 13, 19, 33, 2), (9, 3, 40, 100, 2), (45, 13, 6, 97, 1))
+CUDA_SIZES = (*SIZES[::2], SIZES[3], (20, 70, 64, 256, 1), (12, 16, 48, 650, 1))
 
 
 @dataclass(frozen=True)
 class Check:
-    """One path of one cell in one dtype. directions is 1 for single steps."""
+    """One path of one cell in one dtype (or TF32). directions is 1 for single steps."""
 
     cell: str
     path: str
@@ -65,6 +72,61 @@ class Check:
         way = ", bidirectional" if self.directions == 2 else ""
         return f"{self.cell} {self.path}{way}"
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return torch.float32 if self.dtype == TF32 else getattr(torch, self.dtype)
+
+    @property
+    def tolerance(self) -> Tolerance:
+        return TF32_TOLERANCE if self.dtype == TF32 else TOLERANCES[self.dtype]
+
+    @property
+    def torch_slack(self) -> float:
+        return TORCH_SLACK["float32" if self.dtype == TF32 else self.dtype]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Kernels to check: an instruction set of the CPU or a tier on a GPU, and the backend that asks for them.
+
+    gpu: for a tier asked for by name, the device; what the tier cannot take there is left out.
+    """
+
+    name: str
+    backend: str = "fused"
+    gpu: _gpus.Gpu | None = None
+
+    def takes(self, check: Check, size: tuple[int, int, int, int, int]) -> bool:
+        """Whether the kernels can be asked to run every layer of a check of this size, both passes."""
+        if self.gpu is None:
+            return True
+        T, B, I, H, num_layers = size  # noqa: E741
+        single, P = check.path == "cells", _projection(check, H)
+        D = check.directions
+        for inputs in {I, D * (P or H)} if num_layers > 1 and not single else {I}:
+            plan = _C.plan(
+                device="cuda",
+                cell=check.cell,
+                **{"T": 1 if single else T, "B": B, "I": inputs, "H": H, "P": P, "directions": D},
+                dtype=str(check.torch_dtype).removeprefix("torch."),
+                training=True,
+                gpu=self.gpu.properties(),
+                tf32=check.dtype == TF32,
+                tier=self.backend,
+            )
+            if not (plan["possible"] and plan["backward"]["possible"]):
+                return False
+        return True
+
+
+def cuda_targets(device: str, tiers: Sequence[str] = (), gpu: _gpus.Gpu | None = None) -> list[Target]:
+    """What there is to check on a GPU: the tiers as the plan chooses, and each by name."""
+    gpu = gpu or _gpus.find(device=device)
+    wanted = tiers or ("auto", *_checks.TIERS)
+    return [
+        Target(f"{device} {tier}", *(("fused", None) if tier == "auto" else (tier, gpu))) for tier in wanted
+    ]
+
 
 @dataclass
 class Outcome:
@@ -72,7 +134,7 @@ class Outcome:
 
     output, gradient: against float64. torch_output, torch_gradient: torch.nn's own, for comparison.
     from_torch: the distance between the two as a share of what is allowed, above 1 if too far apart.
-    error: what was raised, where a run did not end.
+    error: what was raised, where a run did not end. runs: sizes and modes that were run.
     """
 
     check: Check
@@ -84,6 +146,7 @@ class Outcome:
     from_torch: float = 0.0
     where: dict[str, str] = field(default_factory=dict)
     error: str = ""
+    runs: int = 0
 
     def record(self, what: str, error: float, where: str) -> None:
         """Keep an error if it is the worst of its kind so far, and where it was."""
@@ -93,7 +156,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        limit = TOLERANCES[self.check.dtype]
+        limit = self.check.tolerance
         within = self.output <= limit.output and self.gradient <= limit.gradient and self.from_torch <= 1
         return within and not self.error
 
@@ -130,15 +193,19 @@ class Data:
         return leaf(self.x), [leaf(t) for t in self.hx], [leaf(t) for t in self.params]
 
 
+def _projection(check: Check, H: int) -> int:
+    return max(1, H // 3) if check.path == "proj" else 0
+
+
 def make_data(check: Check, size: tuple[int, int, int, int, int], device: str) -> Data:
     """Draw the numbers of a check; a size is one of SIZES."""
     T, B, I, H, num_layers = size  # noqa: E741
     G = {"lstm": 4, "gru": 3}.get(check.cell, 1)
-    P = max(1, H // 3) if check.path == "proj" else H
+    P = _projection(check, H) or H
     single = check.path == "cells"
     num_layers, D = (1 if single else num_layers), check.directions
     generator = torch.Generator().manual_seed(T * 1000 + H)
-    dtype = getattr(torch, check.dtype)
+    dtype = check.torch_dtype
 
     def draw(*shape, scale=1.0):
         return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype).to(device)
@@ -251,15 +318,15 @@ def checks(cells: Sequence[str] = (), dtypes: Sequence[str] = (), paths: Sequenc
 
 
 @contextlib.contextmanager
-def _exact_float32() -> Iterator[None]:
-    """No TensorFloat-32 in cuDNN's and cuBLAS's float32: the comparison is about float32."""
+def _float32_as(tf32: bool) -> Iterator[None]:
+    """Float32 of recurrent layers with or without TensorFloat-32; without it in every other product."""
     # flags() rather than an assignment, which torch.testing's own helpers forbid once they are imported.
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
     before = matmul.allow_tf32
     matmul.allow_tf32 = False
     try:
-        with cudnn.flags(allow_tf32=False, **kept):
+        with cudnn.flags(allow_tf32=tf32, **kept):
             yield
     finally:
         matmul.allow_tf32 = before
@@ -277,25 +344,30 @@ def _one_thread() -> Iterator[None]:
 
 
 def run_check(
-    check: Check, targets: Sequence[str], device: str, select: Callable[[str], None]
+    check: Check, targets: Sequence[Target], device: str, select: Callable[[str], None]
 ) -> list[Outcome]:
-    """Run a check on every target. select(target) switches to it, before anything fused runs."""
-    outcomes = [Outcome(check, target) for target in targets]
-    for size in SIZES:
+    """Run a check on every target. select(name) switches to it, before anything fused runs."""
+    outcomes = [Outcome(check, target.name) for target in targets]
+    for size in SIZES if device == "cpu" else CUDA_SIZES:
+        if not any(target.takes(check, size) for target in targets):
+            continue
         data = make_data(check, size, device)
         with _one_thread():
             exact = run_functional(data, torch.float64, "reference", "training")
             theirs = run_torch(data)
             own = {name: distance(theirs[name], exact[name]) for name in exact}
-        for outcome in outcomes:
-            select(outcome.target)
+        for outcome, target in zip(outcomes, targets, strict=True):
+            if not target.takes(check, size):
+                continue
+            select(target.name)
             for name, found in own.items():
                 outcome.record(f"torch_{name.split()[0]}", found, "")
             for mode in MODES:
                 if mode == "recompute" and check.path == "cells":
                     continue
                 try:
-                    ours = run_functional(data, data.x.dtype, "fused", mode)
+                    outcome.runs += 1
+                    ours = run_functional(data, data.x.dtype, target.backend, mode)
                 except Exception as error:  # a failure is a result here
                     outcome.error = (
                         f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -305,15 +377,15 @@ def run_check(
                     _compare(
                         outcome, ours, exact, theirs, f"T,B,I,H = {','.join(map(str, size[:4]))}, {mode}"
                     )
-    return outcomes
+    return [outcome for outcome in outcomes if outcome.runs]
 
 
 def _compare(outcome: Outcome, ours: dict, exact: dict, theirs: dict, where: str) -> None:
     """Take the errors of one run into an outcome."""
-    dtype = outcome.check.dtype
+    check = outcome.check
     for name, tensor in ours.items():
         kind = name.split()[0]
-        allowed = TORCH_SLACK[dtype] * getattr(TOLERANCES[dtype], kind)
+        allowed = check.torch_slack * getattr(check.tolerance, kind)
         outcome.record(kind, distance(tensor, exact[name]), f"{where}, {name}")
         outcome.record("from_torch", distance(tensor, theirs[name]) / allowed, f"{where}, {name}")
 
@@ -322,26 +394,31 @@ def verify(
     wanted: Sequence[Check],
     isas: Sequence[str] = (),
     device: str = "cpu",
+    tiers: Sequence[str] = (),
     progress: Callable[[str, int], None] = lambda title, step: None,
 ) -> list[Outcome]:
-    """Run the checks on the CPU's instruction sets, or on a GPU, as one target by the name of the device.
+    """Run the checks on the CPU's instruction sets, or on the tiers of a GPU.
 
     Args:
         isas: instruction sets; all that can run here by default. The one in use is restored afterwards.
+        tiers: "auto" and those of the CUDA kernels; all by default. What a tier cannot take is left out.
         progress: called with a title and 0 before a check, with "" and 1 after it.
     """
     from . import _ops
 
     on_cpu = device == "cpu"
-    targets = list(isas or _ops.available_cpu_isas()) if on_cpu else [device]
+    if on_cpu:
+        targets = [Target(isa) for isa in isas or _ops.available_cpu_isas()]
+    else:
+        targets = cuda_targets(device, tiers)
     before = _ops.cpu_isa()
     outcomes = []
     try:
-        with _exact_float32():
-            for check in wanted:
-                progress(f"{check.name} {check.dtype}", 0)
+        for check in wanted:
+            progress(f"{check.name} {check.dtype}", 0)
+            with _float32_as(tf32=check.dtype == TF32):
                 outcomes += run_check(check, targets, device, _ops.set_cpu_isa if on_cpu else lambda _: None)
-                progress("", 1)
+            progress("", 1)
     finally:
         _ops.set_cpu_isa(before)
     return outcomes

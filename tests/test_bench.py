@@ -11,7 +11,19 @@ import pytest
 import torch
 
 import fastrnn.bench
-from fastrnn.bench import cases, contenders, limits, machine, memory, report, targets, timing, worker
+from fastrnn.bench import (
+    cases,
+    contenders,
+    cuda_cases,
+    heatmap,
+    limits,
+    machine,
+    memory,
+    report,
+    targets,
+    timing,
+    worker,
+)
 from fastrnn.bench.cases import Case
 from fastrnn.bench.document import Bullets, Document, Heading, Image, Table, Text, Verbatim
 from fastrnn.bench.problem import Problem, flops, weight_bytes
@@ -365,3 +377,150 @@ def test_pytest_benchmark_suite():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "benchmark 'GRUCell inference T=1 B=1 H=256': 3 tests" in done.stdout
+
+
+# On a GPU, with made-up times
+
+
+def test_cuda_quick_preset_is_a_part_of_the_plane():
+    """Cells, dtypes and both kinds of work; two layers, two directions, packed rows; nothing twice."""
+    chosen = cuda_cases.select(cuda_cases.CUDA_PRESETS["quick"])
+    assert len(set(chosen)) == len(chosen)
+    assert {c.device for c in chosen} == {"cuda"}
+    assert {c.cell for c in chosen} == set(cases.CELLS)
+    assert {c.dtype for c in chosen} == {"float16", "bfloat16", "tf32", "float32"}
+    assert {c.training for c in chosen} == {False, True}
+    assert {(c.layers, c.directions, c.path) for c in chosen} == {
+        (1, 1, "layers"),
+        (2, 1, "layers"),
+        (1, 2, "layers"),
+        (1, 1, "packed"),
+    }
+    # At half a second a case it stays under three minutes, what is not timing included.
+    assert len(chosen) < 240
+    full = cuda_cases.select(cuda_cases.CUDA_PRESETS["full"])
+    assert {c.H for c in full} >= {64, 128, 256, 512, 1024, 2048}
+    assert {c.B for c in full} >= {1, 16, 64, 256}
+
+
+def test_cuda_filters():
+    """By cell, dtype, kind of work and path; shapes of one's own."""
+    quick = cuda_cases.CUDA_PRESETS["quick"]
+    chosen = cuda_cases.select(quick, cells=["gru"], modes=["training"])
+    assert {(c.cell, c.training) for c in chosen} == {("gru", True)}
+    assert {c.path for c in cuda_cases.select(quick, modes=["packed"])} == {"packed"}
+    own = cuda_cases.select(quick, shapes=[(7, 2, 5)], dtypes=["tf32"], cells=["rnn"], device="cuda:1")
+    assert [(c.T, c.B, c.H, c.dtype, c.training, c.device) for c in own] == [
+        (7, 2, 5, "tf32", False, "cuda:1"),
+        (7, 2, 5, "tf32", True, "cuda:1"),
+    ]
+
+
+def test_layers_and_directions_of_a_case():
+    """The module, the gradient that reaches it, and its arithmetic."""
+    case = Case("gru", "layers", True, T=3, B=2, I=5, H=7, layers=2, directions=2)
+    problem = Problem(case)
+    assert problem.module.num_layers == 2
+    assert problem.module.bidirectional
+    assert problem.grad.shape == (3, 2, 14)
+    assert flops(case) == 3 * 2 * 3 * 2 * 2 * 21 * ((5 + 7) + (14 + 7))
+    assert weight_bytes(case) == (4 * 2 * 2 * 21 * 7, 4 * 2 * 21 * (5 + 14))
+    assert case.group == "GRU 2 layers bidirectional training"
+    made, differences, skipped = worker.make_contenders(case, ["fastrnn", "torch", "reference"], 1)
+    assert [c.key for c in made] == ["fastrnn", "torch"]
+    assert max(differences.values()) < 1e-4
+    assert "single layers" in skipped["reference"]
+
+
+def made_up_result(case: Case, ours: float, theirs: float) -> dict:
+    """What a worker would have sent for a case, with times of our choice."""
+
+    def times(seconds, label):
+        spread = {"q25_s": 0.99 * seconds, "q75_s": 1.01 * seconds, "min_s": seconds, "max_s": seconds}
+        return {"label": label, "difference": 0.0, "median_s": seconds, **spread, "rounds": 7, "calls": 3}
+
+    contenders_ = {"fastrnn": times(ours, "fastrnn"), "torch": times(theirs, "torch.nn (cuDNN)")}
+    floor = {
+        "floor_s": ours / 2,
+        "flops": flops(case),
+        "weight_bytes": 1.0,
+        "compute_s": 0.0,
+        "memory_s": 0.0,
+    }
+    return {"case": case.to_dict(), "threads": 1, "contenders": contenders_, "skipped": {}, "floor": floor}
+
+
+@pytest.fixture
+def gpu_run() -> dict:
+    """A run on a GPU: fastrnn 4 times faster, but for one shape where it is half as fast."""
+    chosen = cuda_cases.select(cuda_cases.CUDA_PRESETS["quick"])
+    results = [
+        made_up_result(
+            c, 1e-3, 0.5e-3 if (c.B, c.H, c.group) == (256, 64, "LSTM inference float16") else 4e-3
+        )
+        for c in chosen
+    ]
+    gpu = {
+        "name": "NVIDIA H100",
+        "capability": "9.0",
+        "memory_bytes": 1,
+        "multiprocessors": 132,
+        "driver": "1.2",
+    }
+    return {
+        "preset": "quick",
+        "date": "2026-01-31",
+        "commit": "0123456789ab",
+        "load": 0.1,
+        "seconds": 100.0,
+        "min_rounds": 7,
+        "threads": [1],
+        "machine": machine.describe() | {"devices": [gpu]},
+        "versions": machine.versions(),
+        "results": results,
+        **{key: [] for key in ("limits", "scaling", "memory", "targets", "absolute_targets")},
+    }
+
+
+def test_heat_maps_of_a_gpu_run(gpu_run):
+    """A table for each kind of work, B down and H across; where torch.nn is faster it is marked."""
+    planes = heatmap.planes(gpu_run["results"])
+    first = planes[0]
+    assert first.title == "LSTM inference float16, T=128"
+    assert (first.batches, first.hidden) == ([1, 16, 64, 256], [64, 128, 256, 512, 1024, 2048])
+    table = heatmap.table(first)
+    assert table.rows[0] == ["B=1"] + ["4.00x"] * 6
+    assert table.rows[3][:3] == ["B=256", "**0.50x**", "4.00x"]
+    line = heatmap.summary(planes).rows[0]
+    assert line[3] == "0.50x (B=256, H=64)"
+    assert line[-1] == "**1**"
+    assert any("bidirectional" in p.title for p in planes)
+    del gpu_run["results"][0]["contenders"]["fastrnn"]
+    assert heatmap.table(heatmap.planes(gpu_run["results"])[0]).rows[0][1] == "–"
+    assert heatmap.planes([made_up_result(tiny(), 1.0, 1.0)]) == []
+
+
+def test_report_of_a_gpu_run(gpu_run, tmp_path):
+    """The folder: JSON as it came, the heat maps in the report, device, driver and commit in its head."""
+    page = report.write(gpu_run, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["machine"]["devices"][0]["driver"] == "1.2"
+    text = (tmp_path / "report.md").read_text()
+    for part in ("NVIDIA H100", "driver 1.2", "0123456789ab", "times faster than torch.nn", "**0.50x**"):
+        assert part in text
+    assert "tf32 is float32 with TensorFloat-32" in text
+    if (tmp_path / "heat-maps.png").exists():
+        assert "heat-maps" in text
+        assert page.read_text().count("<img") == 1
+
+
+def test_precision_of_a_gpu_case():
+    """tf32 cases let cuDNN and cuBLAS round, float32 cases do not."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        before = torch.backends.cuda.matmul.allow_tf32
+        try:
+            for dtype, allowed in (("tf32", True), ("float32", False), ("float16", False)):
+                worker.set_precision(dtype)
+                assert torch.backends.cudnn.allow_tf32 is allowed
+                assert torch.backends.cuda.matmul.allow_tf32 is allowed
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before

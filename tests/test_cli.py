@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastrnn import __version__, _ops, verification
+from fastrnn import __version__, _gpus, _ops, verification
 from fastrnn.cli import bench as bench_command
 from fastrnn.cli import console, main, parser
 
@@ -233,6 +233,66 @@ def test_verify_reports_what_is_raised_and_restores_the_instruction_set(monkeypa
     assert [o.ok for o in outcomes] == [False] * len(_ops.available_cpu_isas())
     assert outcomes[0].error == "RuntimeError: no such kernel"
     assert _ops.cpu_isa() == before
+
+
+def test_verify_json_and_the_gpus_options(tmp_path):
+    """The outcomes with tolerances, commit and machine; options of a GPU without one are an error."""
+    isa = _ops.available_cpu_isas()[0]
+    file = tmp_path / "verify.json"
+    arguments = ["verify", "--cell", "gru", "--dtype", "float64", "--path", "cells", "--isa", isa]
+    assert main([*arguments, "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert found["ok"] is True
+    assert found["outcomes"][0]["check"]["cell"] == "gru"
+    assert found["outcomes"][0]["runs"] > 0
+    assert found["outcomes"][0]["tolerance"]["output"] == verification.TOLERANCES["float64"].output
+    for wrong in (["--tier", "grid"], ["--dtype", "tf32"]):
+        with pytest.raises(SystemExit, match="about a GPU"):
+            main(["verify", *wrong])
+
+
+def test_verify_asks_a_tier_only_for_what_it_takes():
+    """On paper: the persistent tiers leave out float64 and projections, and each leaves out some sizes."""
+    gpu = _gpus.find("H100")
+    auto, one_cta, grid, stepwise = verification.cuda_targets("cuda", gpu=gpu)
+    assert [t.name for t in (auto, one_cta, grid, stepwise)] == [
+        "cuda auto",
+        "cuda one_cta",
+        "cuda grid",
+        "cuda stepwise",
+    ]
+    for check in verification.checks(dtypes=(*verification.DTYPES, verification.TF32)):
+        sizes = [s for s in verification.CUDA_SIZES if one_cta.takes(check, s)]
+        assert all(auto.takes(check, s) and stepwise.takes(check, s) for s in verification.CUDA_SIZES)
+        if check.dtype == "float64" or check.path == "proj":
+            assert not sizes
+        elif check.dtype != "float32":
+            assert sizes
+            assert len(sizes) < len(verification.CUDA_SIZES)
+            assert any(grid.takes(check, s) for s in verification.CUDA_SIZES)
+
+
+def test_verify_compares_tensorfloat_as_tensorfloat(monkeypatch):
+    """A tf32 check computes in float32, with cuDNN's setting on for its time, within TF32's tolerance."""
+    check = verification.Check("gru", "cells", 1, verification.TF32)
+    assert check.torch_dtype == torch.float32
+    seen = []
+    genuine = verification.run_functional
+
+    def watched(data, dtype, backend, mode):
+        seen.append((dtype, torch._C._get_fp32_precision_getter("cuda", "rnn")))
+        return genuine(data, dtype, backend, mode)
+
+    monkeypatch.setattr(verification, "run_functional", watched)
+    before = torch._C._get_fp32_precision_getter("cuda", "rnn")
+    outcomes = verification.verify([check], [_ops.available_cpu_isas()[0]])
+    assert outcomes[0].ok
+    assert (torch.float32, "tf32") in seen
+    assert torch._C._get_fp32_precision_getter("cuda", "rnn") == before
+    outcomes[0].output = 1e-3
+    assert outcomes[0].ok
+    outcomes[0].output = 3e-3
+    assert not outcomes[0].ok
 
 
 def test_verify_covers_everything():

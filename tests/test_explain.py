@@ -137,3 +137,45 @@ def test_to_dict_is_plain_data():
 def test_errors_name_the_argument(arguments, options, error, text):
     with pytest.raises(error, match=text):
         explain(*arguments, **options)
+
+
+@pytest.fixture
+def with_kernels(monkeypatch):
+    """As where the CUDA kernels are built."""
+    monkeypatch.setattr(_ops, "cuda_loaded", True)
+
+
+def test_tiers_of_a_gpu(with_kernels):
+    """Forward's and backward's tier, why, and the time a step, marked as an estimate."""
+    found = explain((100, 16, 512, 512), device="cuda", dtype=torch.bfloat16, gpu="H100", training=True)
+    assert found.kernels == ["grid"]
+    text = str(found)
+    for part in ("H100", "estimate", "backward", "µs", "flag exchange", "ctas"):
+        assert part in text
+    inference = explain((100, 16, 512, 512), device="cuda", dtype=torch.bfloat16, gpu="A100")
+    assert "backward" not in str(inference)
+    assert explain((100, 16, 64, 64), device="cuda", dtype=torch.float64).kernels == ["stepwise"]
+
+
+def test_tensorfloat_of_a_plan(with_kernels):
+    """By default as nn.LSTM would compute: torch.backends.cudnn's setting for recurrent layers."""
+    shape = (100, 16, 64, 64)
+    for allowed, precision in ((True, "tf32"), (False, "float32")):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+            assert f"in {precision}" in str(explain(shape, device="cuda"))
+        assert f"in {precision}" in str(explain(shape, device="cuda", tf32=allowed))
+
+
+def test_backends_in_a_plan(with_kernels):
+    """What a backend asks for is what is explained, errors included."""
+    module = fastrnn.LSTM(8, 512, backend="one_cta")
+    found = explain(module, device="cuda", gpu="H100")
+    assert found.kernels == ["one_cta"]
+    assert "cannot run" in str(found)
+    assert explain(module, device="cuda", backend="stepwise").kernels == ["stepwise"]
+    assert explain(module, backend="cudnn").kernels == ["cudnn"]
+    assert "CUDA" in explain(module).layers[0].reason
+    with pytest.raises(ValueError, match="backend should be"):
+        explain(module, backend="best")
+    with pytest.raises(ValueError, match="gpu: expected one of"):
+        explain(module, device="cuda", gpu="Voodoo")

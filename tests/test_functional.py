@@ -112,7 +112,11 @@ X = torch.zeros(T, B, IN)
         (lambda: functional.lstm(X, None, [*PARAMS[:3], PARAMS[3].double()]), RuntimeError, "same dtype"),
         (lambda: functional.lstm(X, None, [*PARAMS[:3], PARAMS[3].to("meta")]), RuntimeError, "same device"),
         (lambda: functional.lstm(X, None, PARAMS, save="all"), ValueError, "save should be 'gates' or"),
-        (lambda: functional.lstm(X, None, PARAMS, backend="c"), ValueError, "backend should be 'auto' or"),
+        (
+            lambda: functional.lstm(X, None, PARAMS, backend="c"),
+            ValueError,
+            "backend should be 'auto', 'fused'",
+        ),
         (lambda: functional.rnn(X, None, PARAMS, nonlinearity="elu"), ValueError, "nonlinearity should be"),
         (lambda: functional.lstm(X[0, 0], None, PARAMS), ValueError, "Expected input to be 2D or 3D"),
         (lambda: functional.lstm(X[:0], None, PARAMS), RuntimeError, "sequence length to be larger than 0"),

@@ -97,22 +97,22 @@ using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 Forward forward(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
                 const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes, const Masks& masks,
-                const std::string& cell, bool bias, int64_t save) {
+                const std::string& cell, bool bias, int64_t mode) {
   Inputs in;
   read_inputs(in, x, h0, c0, weights, batch_sizes, cell, bias, masks);
-  check(save >= 0 && save <= 2, "save: expected 0, 1 or 2, got ", save);
+  check(mode >= 0 && mode <= 2, "mode: expected 0, 1 or 2, got ", mode);
   ForwardParams params;
   const LayerShape& s = params.shape = in.checked.shape;
-  params.save = static_cast<Save>(save);
+  params.save = static_cast<Save>(mode);
   const ScalarType dtype = x.scalar_type();
   const bool lstm = s.cell == CellKind::kLstm;
   const int64_t N = s.rows(), out = s.out_size();
   const Tensor y = batch_sizes ? empty({N, s.D * out}, dtype) : empty({s.tensor_steps(), s.B, s.D * out}, dtype);
   const Tensor hn = empty({s.D, s.B, out}, dtype);
   const Tensor cn = lstm ? empty({s.D, s.B, s.H}, dtype) : empty({0}, dtype);
-  const bool save_gates = save == 1 && saved_of(s.cell) > 0;
+  const bool save_gates = mode == 1 && saved_of(s.cell) > 0;
   const Tensor gates = save_gates ? empty({s.D, N, saved_of(s.cell) * s.H}, dtype) : empty({0}, dtype);
-  const Tensor cells = lstm && save ? empty({s.D, N, s.H}, compute_type(s.dtype)) : empty({0}, compute_type(s.dtype));
+  const Tensor cells = lstm && mode ? empty({s.D, N, s.H}, compute_type(s.dtype)) : empty({0}, compute_type(s.dtype));
   if (N > 0) {
     params.x = rows_of(in.x);
     params.h0 = in.h0.data_ptr();
@@ -122,14 +122,14 @@ Forward forward(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& 
     params.hn = hn.data_ptr();
     params.cn = lstm ? cn.data_ptr() : nullptr;
     params.gates = save_gates ? gates.data_ptr() : nullptr;
-    params.cells = lstm && save ? cells.data_ptr() : nullptr;
+    params.cells = lstm && mode ? cells.data_ptr() : nullptr;
     const KernelTable& kernels = kernels_in_use();
     run(params, kernels.forward_workspace, kernels.forward, plan_for(s, kernels));
     clear_padding(s, y, s.D * out);
     keep_unused_states(s, in.h0, hn, out);
     if (lstm) {
       keep_unused_states(s, in.c0, cn, s.H);
-      if (save) {
+      if (mode) {
         for (int d = 0; d < s.D; ++d) clear_padding(s, torch::stable::select(cells, 0, d), s.H);
       }
     }
@@ -144,18 +144,18 @@ struct Gradients {
 Backward backward(const Gradients& grad, const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
                   const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes, const Masks& masks,
                   const Tensor& y, const Tensor& gates, const Tensor& cells, const std::string& cell, bool bias,
-                  int64_t needs) {
+                  int64_t mode) {
   Inputs in;
   read_inputs(in, x, h0, c0, weights, batch_sizes, cell, bias, masks);
   BackwardParams params;
   const LayerShape& s = params.shape = in.checked.shape;
   check_saved(s, x, grad.y, grad.hn, grad.cn, y, gates, cells);
   if (grad.cells) check_grad_cells(s, *grad.cells, cells);
-  check(needs >= 0 && needs <= 15, "needs: expected 0 to 15, got ", needs);
+  check(mode >= 0 && mode <= 15, "mode: expected 0 to 15, got ", mode);
   const ScalarType dtype = x.scalar_type(), compute = compute_type(s.dtype);
   const bool lstm = s.cell == CellKind::kLstm;
   const int64_t N = s.rows();
-  const bool need_x = needs & 1, need_h0 = needs & 2, need_c0 = lstm && (needs & 4), need_weights = needs & 8;
+  const bool need_x = mode & 1, need_h0 = mode & 2, need_c0 = lstm && (mode & 4), need_weights = mode & 8;
 
   const std::vector<int64_t> x_shape =
       batch_sizes ? std::vector<int64_t>{N, s.I} : std::vector<int64_t>{s.tensor_steps(), s.B, s.I};
@@ -173,7 +173,7 @@ Backward backward(const Gradients& grad, const Tensor& x, const Tensor& h0, cons
   if (N == 0 || s.T == 0) {  // not one step
     for (Tensor& grad : grad_weights) torch::stable::zero_(grad);
   }
-  if (N > 0 && needs) {
+  if (N > 0 && mode) {
     Tensor dy, dhn, dcn, dcells;
     params.x = rows_of(in.x);
     params.h0 = in.h0.data_ptr();
@@ -230,31 +230,31 @@ Backward backward(const Gradients& grad, const Tensor& x, const Tensor& h0, cons
 }
 
 Forward rnn_forward(Tensor x, Tensor h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
-                    std::optional<Tensor> batch_sizes, std::string cell, bool bias, int64_t save) {
-  return forward(x, h0, c0, weights, batch_sizes, {}, cell, bias, save);
+                    std::optional<Tensor> batch_sizes, std::string cell, bool bias, int64_t mode) {
+  return forward(x, h0, c0, weights, batch_sizes, {}, cell, bias, mode);
 }
 
 Backward rnn_backward(std::optional<Tensor> grad_y, std::optional<Tensor> grad_hn, std::optional<Tensor> grad_cn,
                       Tensor x, Tensor h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
                       std::optional<Tensor> batch_sizes, Tensor y, Tensor gates, Tensor cells, std::string cell,
-                      bool bias, int64_t needs) {
+                      bool bias, int64_t mode) {
   return backward({grad_y, grad_hn, grad_cn, {}}, x, h0, c0, weights, batch_sizes, {}, y, gates, cells, cell, bias,
-                  needs);
+                  mode);
 }
 
 Forward rnn_masked_forward(Tensor x, Tensor h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
                            std::optional<Tensor> lengths, std::optional<Tensor> reset, std::string cell, bool bias,
-                           int64_t save) {
-  return forward(x, h0, c0, weights, {}, {lengths, reset}, cell, bias, save);
+                           int64_t mode) {
+  return forward(x, h0, c0, weights, {}, {lengths, reset}, cell, bias, mode);
 }
 
 Backward rnn_masked_backward(std::optional<Tensor> grad_y, std::optional<Tensor> grad_hn,
                              std::optional<Tensor> grad_cn, std::optional<Tensor> grad_cells, Tensor x, Tensor h0,
                              std::optional<Tensor> c0, std::vector<Tensor> weights, std::optional<Tensor> lengths,
                              std::optional<Tensor> reset, Tensor y, Tensor gates, Tensor cells, std::string cell,
-                             bool bias, int64_t needs) {
+                             bool bias, int64_t mode) {
   return backward({grad_y, grad_hn, grad_cn, grad_cells}, x, h0, c0, weights, {}, {lengths, reset}, y, gates, cells,
-                  cell, bias, needs);
+                  cell, bias, mode);
 }
 
 }  // namespace

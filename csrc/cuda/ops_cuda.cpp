@@ -3,7 +3,8 @@
 //
 // An op works on the current stream of its tensors' device, allocates from torch's allocator, never waits
 // for the device (batch_sizes is on the CPU) and reads or writes nothing of its own between calls: it
-// can be captured in a CUDA graph, and gives the same bits in every run as far as cuBLAS does.
+// can be captured in a CUDA graph, and gives the same bits in every run as far as cuBLAS does. Which tier runs
+// a pass, plan_cuda says; what surrounds the time loop (the large products) is the same for all.
 #include "ops_cuda.h"
 
 #ifndef CUDA_ON_CPU
@@ -14,26 +15,30 @@
 namespace fastrnn::cuda {
 namespace {
 
+CudaTier tier_of(int64_t mode) { return static_cast<CudaTier>(mode % kModeTf32 / kModeTier); }
+
 Forward rnn_forward(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
                     const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
-                    const std::string& cell, bool bias, int64_t save) {
-  STD_TORCH_CHECK(save >= 0 && save <= 2, "save: expected 0, 1 or 2, got ", save);
+                    const std::string& cell, bool bias, int64_t mode) {
+  check(mode >= 0 && mode < kModeEnd && mode % kModeTier <= 2,
+        "mode: expected what to save, 0 to 2, and options, got ", mode);
   const DeviceGuard device(device_of(x));
   const NoGrad no_grad;
-  const Layer layer(x, h0, c0, weights, batch_sizes, cell, bias);
-  return forward(layer, h0, c0, static_cast<Save>(save));
+  const Layer layer(x, h0, c0, weights, batch_sizes, cell, bias, mode & kModeTf32);
+  return forward(layer, h0, c0, static_cast<Save>(mode % kModeTier), tier_of(mode));
 }
 
 Backward rnn_backward(const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_hn,
                       const std::optional<Tensor>& grad_cn, const Tensor& x, const Tensor& h0,
                       const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
                       const std::optional<Tensor>& batch_sizes, const Tensor& y, const Tensor& gates,
-                      const Tensor& cells, const std::string& cell, bool bias, int64_t needs) {
+                      const Tensor& cells, const std::string& cell, bool bias, int64_t mode) {
+  check(mode >= 0 && mode < kModeEnd, "mode: expected what is needed, 0 to 15, and options, got ", mode);
   const DeviceGuard device(device_of(x));
   const NoGrad no_grad;
-  const Layer layer(x, h0, c0, weights, batch_sizes, cell, bias);
+  const Layer layer(x, h0, c0, weights, batch_sizes, cell, bias, mode & kModeTf32);
   check_saved(layer.shape(), x, grad_y, grad_hn, grad_cn, y, gates, cells);
-  return backward(layer, {grad_y, grad_hn, grad_cn, h0, c0, y, gates, cells, needs});
+  return backward(layer, {grad_y, grad_hn, grad_cn, h0, c0, y, gates, cells, mode % kModeTier, tier_of(mode)});
 }
 
 }  // namespace

@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "checks.h"
+#include "device_properties.h"
+#include "plan.h"
 #include "stepwise.h"
 #include "torch_ops.h"
 
@@ -19,10 +21,11 @@ class Layer {
  public:
   // Checks everything. weights must outlive the layer.
   Layer(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
-        const std::optional<Tensor>& batch_sizes, const std::string& cell, bool bias)
+        const std::optional<Tensor>& batch_sizes, const std::string& cell, bool bias, bool tf32_allowed)
       : weights_(weights) {
     check_layer(checked_, x, h0, c0, weights, batch_sizes, cell, bias);
     type = x.scalar_type();
+    tf32 = tf32_allowed && type == ScalarType::Float;
     compute = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
     device = x.get_device_index();
     stream = current_stream(device);
@@ -86,6 +89,7 @@ class Layer {
   }
 
   ScalarType type, compute;
+  bool tf32;  // float32 products may round their factors to TensorFloat-32
   int device;
   void* stream;
   int64_t N, G, saved, recurrent_gates;
@@ -116,11 +120,12 @@ inline void* data(const std::optional<Tensor>& tensor) { return tensor ? tensor-
 // operand does not move makes them once, not once a step.
 class StepProduct {
  public:
-  StepProduct(Tensor a, Tensor b, Tensor out) : a_(std::move(a)), b_(std::move(b)), out_(std::move(out)) {}
+  StepProduct(const Layer& layer, Tensor a, Tensor b, Tensor out)
+      : tf32_(layer.tf32), a_(std::move(a)), b_(std::move(b)), out_(std::move(out)) {}
 
   void operator()(const StepRows& rows) {
     if (products_.empty() || !same(rows)) set(rows);
-    for (const Product& p : products_) multiply(p.out, p.a, p.b);
+    for (const Product& p : products_) multiply(p.out, p.a, p.b, tf32_);
   }
 
  private:
@@ -151,6 +156,7 @@ class StepProduct {
          view(b_, {directions, K, M}, {b_.stride(0), b_.stride(1), b_.stride(2)}, d * b_.stride(0))});
   }
 
+  bool tf32_;
   Tensor a_, b_, out_;
   StepRows rows_;
   std::vector<Product> products_;
@@ -162,7 +168,35 @@ inline Tensor transposed_each(const Tensor& stack) {
               {stack.stride(0), stack.stride(2), stack.stride(1)});
 }
 
-Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor>& c0, Save save);
+// The tier for a pass of a layer on its device. An error where one was asked for that cannot take it.
+inline CudaPlan plan_pass(const Layer& layer, Pass pass, CudaTier wanted) {
+  const CudaPlan plan = plan_cuda(layer.shape(), layer.tf32, pass, device_properties(layer.device), wanted);
+  check(plan.possible, "tier '", tier_name(wanted), "' cannot run this layer's ",
+        pass == Pass::kForward ? "forward" : "backward", " pass: ", plan.reason);
+  return plan;
+}
+
+// What the time loop of forward reads and fills, whatever the tier.
+struct ForwardSequence {
+  Tensor h0;  // (D,B,Hout), any strides
+  std::optional<Tensor> c0;
+  Tensor gx;                   // (D,N,.): x's part of the gates in the first G*H columns
+  std::optional<Tensor> bias;  // as made by combined_bias
+  Tensor y, hn, cn;            // results; cn (0,) unless LSTM
+  bool save_gates, save_cells;
+  Tensor gates, cells;  // (0,) where not saved; gates may be gx
+};
+Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor>& c0, Save save, CudaTier wanted);
+
+// What the time loop of backward reads and fills, whatever the tier. Contiguous, but for grad_hn and grad_cn.
+struct BackwardSequence {
+  Tensor y, gates, cells, h0;
+  std::optional<Tensor> c0, grad_y, grad_hn, grad_cn;
+  Tensor dgates;                   // (D,N,Gr*H), order as in BackwardStep; may be gates
+  std::optional<Tensor> dh_y;      // with a projection (D,N,P): gradient of every step's projected h
+  std::optional<Tensor> m;         // and (D,N,H): every step's h before the projection, where it is wanted
+  std::optional<Tensor> dh0, dc0;  // results, where wanted
+};
 
 struct BackwardInputs {
   std::optional<Tensor> grad_y, grad_hn, grad_cn;
@@ -170,6 +204,7 @@ struct BackwardInputs {
   std::optional<Tensor> c0;
   Tensor y, gates, cells;
   int64_t needs;
+  CudaTier wanted;
 };
 Backward backward(const Layer& layer, const BackwardInputs& in);
 

@@ -1,6 +1,7 @@
-// Backward pass of a layer in the stepwise tier: through time a pointwise kernel and a GEMM a step, then
-// the gradients of x and of every weight as one large GEMM each.
+// Backward pass of a layer: the time loop, then the gradients of x and of every weight as one large GEMM each.
+// The stepwise tier's loop is here: a pointwise kernel and a GEMM a step.
 #include "ops_cuda.h"
+#include "ops_cuda_persistent.h"
 
 namespace fastrnn::cuda {
 namespace {
@@ -46,12 +47,12 @@ Tensor recompute_gates(const Layer& layer, const Tensor& h_prev) {
   const Tensor gates = layer.make({D, layer.N, layer.saved * H});
   for (int d = 0; d < D; ++d) {
     const Tensor out = slice(gates, d), h = slice(h_prev, d);
-    multiply(columns(out, 0, G * H), layer.x(), transposed(layer.w_ih(d)));
+    multiply(columns(out, 0, G * H), layer.x(), transposed(layer.w_ih(d)), layer.tf32);
     if (layer.is(CellKind::kLstm)) {
-      multiply_add(out, h, transposed(layer.w_hh(d)));
+      multiply_add(out, h, transposed(layer.w_hh(d)), layer.tf32);
     } else {  // GRU: n's two parts stay apart
-      multiply_add(columns(out, 0, 2 * H), h, transposed(rows(layer.w_hh(d), 0, 2 * H)));
-      multiply(columns(out, 3 * H, H), h, transposed(rows(layer.w_hh(d), 2 * H, H)));
+      multiply_add(columns(out, 0, 2 * H), h, transposed(rows(layer.w_hh(d), 0, 2 * H)), layer.tf32);
+      multiply(columns(out, 3 * H, H), h, transposed(rows(layer.w_hh(d), 2 * H, H)), layer.tf32);
     }
   }
   const std::optional<Tensor> bias = layer.combined_bias();
@@ -71,21 +72,16 @@ void to_nrz(const Tensor& dst, const Tensor& src, int64_t H) {
 
 Tensor as_column(const Tensor& v) { return view(v, {v.size(0), 1}, {v.stride(0), 1}); }
 
-// What the loop leaves for the products after it.
-struct Gradients {
-  Tensor gates;                // (D,N,Gr*H), order as in BackwardStep
-  std::optional<Tensor> dh_y;  // (D,N,P): of every step's projected h
-  std::optional<Tensor> m;     // (D,N,H): every step's h before the projection
+// The part of the gates' gradient that belongs to the input, and to the recurrence.
+Tensor of_input(const Layer& layer, const Tensor& dgates, int d) {
+  return columns(slice(dgates, d), 0, layer.G * layer.shape().H);
+}
+Tensor of_recurrence(const Layer& layer, const Tensor& dgates, int d) {
+  const int64_t H = layer.shape().H;
+  return columns(slice(dgates, d), (layer.recurrent_gates - layer.G) * H, layer.G * H);
+}
 
-  // The part of gates that belongs to the input, and to the recurrence.
-  Tensor of_input(const Layer& layer, int d) const { return columns(slice(gates, d), 0, layer.G * layer.shape().H); }
-  Tensor of_recurrence(const Layer& layer, int d) const {
-    const int64_t H = layer.shape().H;
-    return columns(slice(gates, d), (layer.recurrent_gates - layer.G) * H, layer.G * H);
-  }
-};
-
-Tensor input_gradient(const Layer& layer, const Gradients& grads) {
+Tensor input_gradient(const Layer& layer, const Tensor& dgates) {
   const LayerShape& shape = layer.shape();
   const Tensor out = layer.make(shape.batch_sizes ? Sizes{layer.N, shape.I} : Sizes{shape.T, shape.B, shape.I});
   const Tensor flat = view(out, {layer.N, shape.I}, {shape.I, 1});
@@ -95,14 +91,15 @@ Tensor input_gradient(const Layer& layer, const Gradients& grads) {
       weight = layer.make({layer.G * shape.H, shape.I});
       to_nrz(weight, layer.w_ih(d), shape.H);
     }
-    (d == 0 ? multiply : multiply_add)(flat, grads.of_input(layer, d), weight);
+    (d == 0 ? multiply : multiply_add)(flat, of_input(layer, dgates, d), weight, layer.tf32);
   }
   return out;
 }
 
 // In the order of the weights.
-std::vector<Tensor> weight_gradients(const Layer& layer, const Gradients& grads, const Tensor& h_prev) {
+std::vector<Tensor> weight_gradients(const Layer& layer, const BackwardSequence& s, const Tensor& h_prev) {
   const LayerShape& shape = layer.shape();
+  const Tensor& dgates = s.dgates;
   const int64_t H = shape.H, GH = layer.G * H;
   const bool gru = layer.is(CellKind::kGru);
   std::vector<Tensor> out;
@@ -110,18 +107,18 @@ std::vector<Tensor> weight_gradients(const Layer& layer, const Gradients& grads,
     const Tensor w_ih = layer.make({GH, shape.I}), w_hh = layer.make({GH, shape.out_size()});
     if (gru) {
       const Tensor nrz = layer.make({GH, shape.I});
-      multiply(nrz, transposed(grads.of_input(layer, d)), layer.x());
+      multiply(nrz, transposed(of_input(layer, dgates, d)), layer.x(), layer.tf32);
       from_nrz(w_ih, nrz, H);
     } else {
-      multiply(w_ih, transposed(grads.of_input(layer, d)), layer.x());
+      multiply(w_ih, transposed(of_input(layer, dgates, d)), layer.x(), layer.tf32);
     }
-    multiply(w_hh, transposed(grads.of_recurrence(layer, d)), slice(h_prev, d));
+    multiply(w_hh, transposed(of_recurrence(layer, dgates, d)), slice(h_prev, d), layer.tf32);
     out.push_back(w_ih);
     out.push_back(w_hh);
     if (shape.bias) {
       const Tensor b_ih = layer.make({GH}), b_hh = layer.make({GH});
       const Tensor sums = layer.make({layer.recurrent_gates * H});
-      sum_rows(sums, slice(grads.gates, d));
+      sum_rows(sums, slice(dgates, d));
       if (gru) {
         from_nrz(as_column(b_ih), as_column(sums), H);
       } else {
@@ -133,7 +130,7 @@ std::vector<Tensor> weight_gradients(const Layer& layer, const Gradients& grads,
     }
     if (shape.P) {
       const Tensor w_hr = layer.make({shape.P, H});
-      multiply(w_hr, transposed(slice(*grads.dh_y, d)), slice(*grads.m, d));
+      multiply(w_hr, transposed(slice(*s.dh_y, d)), slice(*s.m, d), layer.tf32);
       out.push_back(w_hr);
     }
   }
@@ -148,81 +145,96 @@ Tensor initial_gradient(const Layer& layer, const std::optional<Tensor>& grad, c
   return out;
 }
 
-// A (D,B,.) gradient a + b of the compute type as a result.
-Tensor result(const Layer& layer, const Tensor& a, const std::optional<Tensor>& b) {
-  if (!b && layer.compute == layer.type) return a;
-  const Tensor out = layer.make({a.size(0), a.size(1), a.size(2)});
+// out = a + b, (D,B,.) gradients of the compute type as a result.
+void store_result(const Layer& layer, const Tensor& out, const Tensor& a, const std::optional<Tensor>& b) {
   check_cuda(sum_to_layer_type(layer.shape().dtype, a.numel(), a.data_ptr(), data(b), out.data_ptr(), layer.stream));
-  return out;
+}
+
+// dh, dc and direct hold every row's gradient while the loop runs, as hn and c do in forward: a row of a
+// packed sequence waits in them with the gradient of its last state until its last step is reached.
+void run_stepwise(const Layer& layer, const BackwardSequence& s) {
+  const LayerShape& shape = layer.shape();
+  const int64_t B = shape.B, H = shape.H, D = shape.D, N = layer.N, width = shape.out_size();
+  const bool lstm = layer.is(CellKind::kLstm), gru = layer.is(CellKind::kGru), projected = shape.P > 0;
+
+  const Tensor dh = initial_gradient(layer, s.grad_hn, {D, B, width});
+  const std::optional<Tensor> dc = lstm ? std::optional(initial_gradient(layer, s.grad_cn, {D, B, H})) : std::nullopt;
+  const std::optional<Tensor> direct = gru ? std::optional(layer.make_zeros({D, B, H}, layer.compute)) : std::nullopt;
+  const Tensor dm = projected ? layer.make_compute({D, B, H}) : dh;  // gradient of h before the projection
+
+  const int64_t first_column = (layer.recurrent_gates - layer.G) * H;
+  const Tensor recurrent_part =
+      view(s.dgates, {D, N, layer.G * H}, {s.dgates.stride(0), s.dgates.stride(1), 1}, first_column);
+  StepProduct recurrent(layer, recurrent_part, layer.stacked_w_hh(), dh);
+  std::optional<StepProduct> project;
+  if (projected) project.emplace(layer, *s.dh_y, layer.stacked_w_hr(), dm);
+
+  BackwardStep step;
+  step.gates = s.gates.data_ptr();
+  step.cells = s.cells.data_ptr();
+  step.c0 = data(s.c0);
+  step.y = s.y.data_ptr();
+  step.h0 = s.h0.data_ptr();
+  step.grad_y = projected ? nullptr : data(s.grad_y);
+  step.dh = dm.data_ptr();
+  step.direct = data(direct);
+  step.dc = data(dc);
+  step.dgates = s.dgates.data_ptr();
+  step.m = data(s.m);
+
+  for (int64_t t = shape.T - 1; t >= 0; --t) {
+    step.rows = layer.rows_at(t);
+    step.previous = layer.rows_at(t - 1);
+    if (projected) {
+      check_cuda(sum_output_gradient(layer.step_shape(), step.rows, shape.P, data(s.grad_y), dh.data_ptr(),
+                                     s.dh_y->data_ptr(), layer.stream));
+      (*project)(step.rows);
+    }
+    check_cuda(backward_step(layer.step_shape(), step, layer.stream));
+    if (t > 0 || s.dh0) recurrent(step.rows);
+  }
+  if (s.dh0) store_result(layer, *s.dh0, dh, direct);
+  if (s.dc0) store_result(layer, *s.dc0, *dc, std::nullopt);
 }
 
 }  // namespace
 
-// dh, dc and direct hold every row's gradient while the loop runs, as hn and c do in forward: a row of a
-// packed sequence waits in them with the gradient of its last state until its last step is reached.
 Backward backward(const Layer& layer, const BackwardInputs& in) {
   const LayerShape& shape = layer.shape();
   const int64_t B = shape.B, H = shape.H, D = shape.D, N = layer.N, width = shape.out_size();
-  const bool lstm = layer.is(CellKind::kLstm), gru = layer.is(CellKind::kGru), projected = shape.P > 0;
+  const bool lstm = layer.is(CellKind::kLstm), projected = shape.P > 0;
   const bool need_x = in.needs & kGradX, need_h0 = in.needs & kGradH0, need_c0 = lstm && (in.needs & kGradC0);
   const bool need_weights = in.needs & kGradWeights;
   const bool recompute = layer.saved && in.gates.dim() == 1;
   const Tensor none = layer.make({0});
+  const CudaPlan plan = plan_pass(layer, Pass::kBackward, in.wanted);
+  const auto contiguous = [](const std::optional<Tensor>& t) {
+    return t ? std::optional(as_contiguous(*t)) : std::nullopt;
+  };
+  const auto where = [](bool wanted, const auto& make) { return wanted ? std::optional(make()) : std::nullopt; };
 
   const Tensor h0 = as_contiguous(in.h0);
-  const std::optional<Tensor> c0 = lstm ? std::optional(as_contiguous(*in.c0)) : std::nullopt;
-  const std::optional<Tensor> grad_y = in.grad_y ? std::optional(as_contiguous(*in.grad_y)) : std::nullopt;
   const Tensor h_prev = recompute || need_weights ? previous_states(layer, in.y, h0) : none;
   const Tensor gates = recompute ? recompute_gates(layer, h_prev) : in.gates;
-
-  const Tensor dh = initial_gradient(layer, in.grad_hn, {D, B, width});
-  const std::optional<Tensor> dc =
-      lstm ? std::optional(initial_gradient(layer, in.grad_cn, {D, B, H})) : std::nullopt;
-  const std::optional<Tensor> direct = gru ? std::optional(layer.make_zeros({D, B, H}, layer.compute)) : std::nullopt;
-  // Recomputed gates are ours to overwrite, and just as large.
-  Gradients grads{recompute ? gates : layer.make({D, N, layer.recurrent_gates * H}), std::nullopt, std::nullopt};
-  Tensor dm = dh;  // gradient of h before the projection
-  if (projected) {
-    dm = layer.make_compute({D, B, H});
-    grads.dh_y = layer.make({D, N, width});
-    if (need_weights) grads.m = layer.make({D, N, H});
-  }
-
-  const int64_t first_column = (layer.recurrent_gates - layer.G) * H;
-  const Tensor recurrent_part =
-      view(grads.gates, {D, N, layer.G * H}, {grads.gates.stride(0), grads.gates.stride(1), 1}, first_column);
-  StepProduct recurrent(recurrent_part, layer.stacked_w_hh(), dh);
-  std::optional<StepProduct> project;
-  if (projected) project.emplace(*grads.dh_y, layer.stacked_w_hr(), dm);
-
-  BackwardStep step;
-  step.gates = gates.data_ptr();
-  step.cells = in.cells.data_ptr();
-  step.c0 = data(c0);
-  step.y = in.y.data_ptr();
-  step.h0 = h0.data_ptr();
-  step.grad_y = projected ? nullptr : data(grad_y);
-  step.dh = dm.data_ptr();
-  step.direct = data(direct);
-  step.dc = data(dc);
-  step.dgates = grads.gates.data_ptr();
-  step.m = data(grads.m);
-
-  for (int64_t s = shape.T - 1; s >= 0 && B > 0; --s) {
-    step.rows = layer.rows_at(s);
-    step.previous = layer.rows_at(s - 1);
-    if (projected) {
-      check_cuda(sum_output_gradient(layer.step_shape(), step.rows, shape.P, data(grad_y), dh.data_ptr(),
-                                     grads.dh_y->data_ptr(), layer.stream));
-      (*project)(step.rows);
-    }
-    check_cuda(backward_step(layer.step_shape(), step, layer.stream));
-    if (s > 0 || need_h0) recurrent(step.rows);
-  }
-
-  return {need_x ? input_gradient(layer, grads) : none, need_h0 ? result(layer, dh, direct) : none,
-          need_c0 ? result(layer, *dc, std::nullopt) : none,
-          need_weights ? weight_gradients(layer, grads, h_prev) : std::vector<Tensor>{}};
+  const BackwardSequence s{
+      .y = in.y,
+      .gates = gates,
+      .cells = in.cells,
+      .h0 = h0,
+      .c0 = lstm ? contiguous(in.c0) : std::nullopt,
+      .grad_y = contiguous(in.grad_y),
+      .grad_hn = in.grad_hn,
+      .grad_cn = in.grad_cn,
+      // Recomputed gates are ours to overwrite, and just as large.
+      .dgates = recompute ? gates : layer.make({D, N, layer.recurrent_gates * H}),
+      .dh_y = where(projected, [&] { return layer.make({D, N, width}); }),
+      .m = where(projected && need_weights, [&] { return layer.make({D, N, H}); }),
+      .dh0 = where(need_h0, [&] { return layer.make({D, B, width}); }),
+      .dc0 = where(need_c0, [&] { return layer.make({D, B, H}); }),
+  };
+  if (B > 0 && (plan.tier == CudaTier::kStepwise || !run_persistent(layer, plan, s))) run_stepwise(layer, s);
+  return {need_x ? input_gradient(layer, s.dgates) : none, s.dh0.value_or(none), s.dc0.value_or(none),
+          need_weights ? weight_gradients(layer, s, h_prev) : std::vector<Tensor>{}};
 }
 
 }  // namespace fastrnn::cuda

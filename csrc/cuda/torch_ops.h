@@ -1,6 +1,6 @@
 // The few torch operations that the CUDA ops are made of, on torch's stable ABI: allocate, view, copy,
-// multiply, add up. Products go through torch so that its TF32 and reduced-precision settings, its
-// workspaces and its cuBLAS handle for each stream hold for them.
+// multiply, add up. Products go through torch so that its reduced-precision settings, its workspaces and
+// its cuBLAS handle for each stream hold for them; those of float32 through the same handle, see blas.h.
 //
 // Under CUDA_ON_CPU (tests/emu) the same callers run over CPU tensors, and the functions that only CUDA
 // has come from the emulator's emu_torch.h.
@@ -9,6 +9,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+
+#include "blas.h"
 #ifdef CUDA_ON_CPU
 #include "emu_torch.h"
 #else
@@ -120,8 +122,29 @@ inline void copy(const Tensor& dst, const Tensor& src) {
 inline void zero(Tensor t) { torch::stable::zero_(t); }
 inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
+// A float32 product in the precision asked for; false where it has to be torch's.
+inline bool float_product(const Tensor& out, const Tensor& a, const Tensor& b, bool add, bool tf32) {
+  if (a.scalar_type() != ScalarType::Float || !blas_available()) return false;
+  if (out.numel() == 0) return true;
+  if (a.numel() == 0) {
+    if (!add) zero(out);
+    return true;
+  }
+  if (const auto product = blas_product(out, a, b, add)) {
+    run_product(*product, tf32);
+    return true;
+  }
+  // An operand of other strides: weights that were expanded, say.
+  const Tensor plain_a = as_contiguous(a), plain_b = as_contiguous(b);
+  const auto product = blas_product(out, plain_a, plain_b, add);
+  if (product) run_product(*product, tf32);
+  return product.has_value();
+}
+
 // out = a b, matrices or stacks of them, of any strides; out may be float where a and b are of a half type.
-inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
+// tf32: whether float32 factors may be rounded to TensorFloat-32.
+inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool tf32) {
+  if (float_product(out, a, b, /*add=*/false, tf32)) return;
   if (a.dim() == 2) {
     mm_out(out, a, b);
   } else if (out.scalar_type() == a.scalar_type()) {
@@ -131,7 +154,9 @@ inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
   }
 }
 // out += a b, matrices.
-inline void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b) { addmm_out(out, a, b); }
+inline void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b, bool tf32) {
+  if (!float_product(out, a, b, /*add=*/true, tf32)) addmm_out(out, a, b);
+}
 
 // out (columns) = the sum of m's rows.
 inline void sum_rows(Tensor out, const Tensor& m) {

@@ -9,7 +9,8 @@ CELLS = ("lstm", "gru", "rnn")
 WORK = ("inference", "training")
 PATHS = ("layers", "packed", "proj", "cells")
 MODES = (*WORK, *PATHS)
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+#: "tf32" is float32 whose products may round to TensorFloat-32, on a GPU.
+DTYPES = ("float32", "float64", "bfloat16", "float16", "tf32")
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
@@ -40,6 +41,7 @@ class Case:
         training: forward and backward (gradients of the input and of every weight) instead of forward alone.
         T, B, I, H: steps, batch rows, inputs, hidden units. P: projected units, 0 without.
         sweep: part of the series over hidden sizes that is plotted, not of the tables.
+        layers, directions: of the module; 1 but on a GPU.
     """
 
     cell: str
@@ -53,6 +55,13 @@ class Case:
     dtype: str = "float32"
     device: str = "cpu"
     sweep: bool = False
+    layers: int = 1
+    directions: int = 1
+
+    @property
+    def storage(self) -> str:
+        """torch's name of the dtype."""
+        return "float32" if self.dtype == "tf32" else self.dtype
 
     @property
     def work(self) -> str:
@@ -72,7 +81,9 @@ class Case:
         else:
             name = self.cell.upper() + {"layers": "", "packed": " packed", "proj": " projected"}[self.path]
         dtype = "" if self.dtype == "float32" else f" {self.dtype}"
-        return f"{name} {self.work}{dtype}"
+        layers = f" {self.layers} layers" if self.layers > 1 else ""
+        way = " bidirectional" if self.directions == 2 else ""
+        return f"{name}{layers}{way} {self.work}{dtype}"
 
     @property
     def title(self) -> str:

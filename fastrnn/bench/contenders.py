@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .cases import Case
-from .problem import Problem
+from .problem import Problem, module_options
 from .timing import Contender
 
 #: In the order of tables and plots. The first is what everything else is compared with.
@@ -141,7 +141,7 @@ def fused(problem: Problem) -> Contender:
 
     case = problem.case
     name = case.cell.upper() + ("Cell" if case.path == "cells" else "")
-    options = {"proj_size": case.P} if case.P else {}
+    options = module_options(case)
     module = getattr(fastrnn, name)(case.I, case.H, device=case.device, dtype=problem.x.dtype, **options)
     module.load_state_dict(problem.module.state_dict())
     module.train(case.training)
@@ -154,6 +154,8 @@ def reference(problem: Problem) -> Contender:
     from fastrnn import reference as plain
 
     case = problem.case
+    if case.layers > 1 or case.directions > 1:
+        raise Unsupported("single layers only")
     weights = [w.clone().requires_grad_(case.training) for w in problem.weights()]
     if case.path == "cells":
         cell = getattr(plain, f"{case.cell}_cell")
@@ -196,14 +198,15 @@ def build(key: str, problem: Problem, threads: int) -> Contender:
 
 
 #: Largest difference from torch.nn, relative to the largest value, that still counts as the same work.
-AGREEMENT = {"float32": 2e-3, "float64": 1e-9, "bfloat16": 8e-2, "float16": 1e-2}
+AGREEMENT = {"float32": 2e-3, "float64": 1e-9, "bfloat16": 8e-2, "float16": 1e-2, "tf32": 1e-2}
 
 
 def disagreement(result: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """The largest difference of any output or gradient, relative to that tensor's largest value."""
     worst = 0.0
     for name, tensor in result.items():
-        got, want = tensor.double().cpu(), expected[name].double().cpu()
+        got = tensor.double()
+        want = expected[name].to(got)
         if got.shape != want.shape:
             raise ValueError(f"{name} has shape {tuple(got.shape)}, expected {tuple(want.shape)}")
         if want.numel():

@@ -126,7 +126,9 @@ def measure(dtype: str, device: str, threads: int, budget_s: float = 2.0) -> Lim
     native = device == "cpu"
     if native and dtype == "float32":
         limits.flops["multiply-adds in registers"] = _together(torch.ops.fastrnn.cpu_fma_peak, threads)
-    limits.flops.update(_gemm_rates(getattr(torch, dtype), device, budget_s / 2))
+    limits.flops.update(
+        _gemm_rates(getattr(torch, "float32" if dtype == "tf32" else dtype), device, budget_s / 2)
+    )
     for size in READ_SIZES:
         rate = _read_rate(size, device, budget_s / 2 / len(READ_SIZES))
         if native:

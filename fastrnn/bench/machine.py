@@ -87,9 +87,25 @@ def instruction_sets() -> tuple[str | None, list[str]]:
     return _ops.cpu_isa(), list(_ops.available_cpu_isas())
 
 
+def driver() -> str | None:
+    """Version of NVIDIA's driver; None where there is none."""
+    text = _read(Path("/proc/driver/nvidia/version"))
+    match = re.search(r"Kernel Module(?: for \S+)?\s+(\d[\d.]*)", text)
+    if match:
+        return match.group(1)
+    try:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.split()
+    return lines[0] if done.returncode == 0 and lines else None
+
+
 def devices() -> list[dict]:
     """CUDA devices that torch sees."""
     found = []
+    version = driver() if torch.cuda.is_available() else None
     for index in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(index)
         found.append(
@@ -98,6 +114,7 @@ def devices() -> list[dict]:
                 "capability": f"{p.major}.{p.minor}",
                 "memory_bytes": p.total_memory,
                 "multiprocessors": p.multi_processor_count,
+                "driver": version,
             }
         )
     return found

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from . import targets
+from . import heatmap, targets
 from .contenders import KEYS, NAMES
 from .document import Image
 from .report import case_of, group_results, share_of_limit
@@ -266,10 +266,39 @@ def limit(run: dict, threads: int) -> Figure | None:
     return figure
 
 
+def heat_maps(run: dict) -> Figure | None:
+    """Ratios over torch.nn on a GPU, a panel for each kind of work: B down, H across, green where faster."""
+    planes = [p for p in heatmap.planes(run["results"]) if len(p.ratios) > 1]
+    if not planes:
+        return None
+    columns = min(3, len(planes))
+    rows = math.ceil(len(planes) / columns)
+    figure = Figure(figsize=(4.6 * columns, 2.7 * rows), layout="constrained")
+    for n, plane in enumerate(planes):
+        ax = figure.add_subplot(rows, columns, n + 1)
+        values = np.full((len(plane.batches), len(plane.hidden)), np.nan)
+        for (b, h), value in plane.ratios.items():
+            values[plane.batches.index(b), plane.hidden.index(h)] = value
+        # Logarithmic, white at one: twice as fast is as far from even as half as fast.
+        ax.imshow(np.log2(values), cmap="PRGn", vmin=-3, vmax=3, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                ax.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8)
+        ax.set_xticks(range(len(plane.hidden)), [f"{h}" for h in plane.hidden])
+        ax.set_yticks(range(len(plane.batches)), [f"{b}" for b in plane.batches])
+        ax.set_xlabel("H")
+        ax.set_ylabel("B")
+        ax.set_title(plane.title, loc="left", fontsize=9)
+    return figure
+
+
 def draw(run: dict, folder: Path) -> list[Image]:
-    """Draw every plot that the run has data for into folder."""
+    """Draw every plot that the run has data for into folder; of a GPU's, the heat maps alone."""
     images = []
     with matplotlib.rc_context(_STYLE):
+        if (figure := heat_maps(run)) is not None:
+            save(figure, folder / "heat-maps.png")
+            return [Image(folder / "heat-maps.png", "Times faster than torch.nn, by batch and hidden size")]
         for threads in run["threads"]:
             on = targets.plural(threads, "thread")
             wanted = [

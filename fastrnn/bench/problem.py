@@ -30,25 +30,26 @@ class Problem:
 
     def __init__(self, case: Case, seed: int = 0):
         self.case = case
-        dtype, device = getattr(torch, case.dtype), torch.device(case.device)
+        dtype, device = getattr(torch, case.storage), torch.device(case.device)
         kind = "cells" if case.path == "cells" else "layers"
-        options = {"proj_size": case.P} if case.P else {}
+        options = module_options(case)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.module = _MODULES[kind, case.cell](case.I, case.H, **options).to(device, dtype)
             self.module.train(case.training)
             single = kind == "cells"
-            x = torch.randn((case.B, case.I) if single else (case.T, case.B, case.I))
+            x = torch.randn((case.B, case.I) if single else (case.T, case.B, case.I), device=device)
             states = 2 if case.cell == "lstm" else 1
             h = [0.5 * torch.randn(case.B, case.H).tanh() for _ in range(states)] if single else []
             lengths = case.lengths()
             rows = (case.B,) if single else (case.T, case.B) if lengths is None else (sum(lengths),)
             # Of a size that keeps the gradients of the weights near 1, whatever the case.
-            grad = torch.randn(*rows, case.P or case.H) / (case.T * case.B) ** 0.5
+            width = case.directions * (case.P or case.H)
+            grad = torch.randn(*rows, width, device=device) / (case.T * case.B) ** 0.5
         self.lengths = None
         if lengths is not None:
             self.lengths = torch.tensor(lengths)
-            x = x * (torch.arange(case.T)[:, None] < self.lengths)[..., None]
+            x = x * (torch.arange(case.T)[:, None] < self.lengths)[..., None].to(device)
         self.x = x.to(device, dtype)
         self.state = tuple(s.to(device, dtype) for s in h) or None
         self.grad = grad.to(device, dtype)
@@ -58,17 +59,30 @@ class Problem:
         return [p.detach() for p in self.module.parameters()]
 
 
+def module_options(case: Case) -> dict:
+    """A module's keyword arguments beyond its sizes."""
+    options: dict = {"proj_size": case.P} if case.P else {}
+    if case.path != "cells":
+        options |= {"num_layers": case.layers, "bidirectional": case.directions == 2}
+    return options
+
+
 def flops(case: Case) -> float:
     """Multiplications and additions of the matrix products; backward costs twice the forward pass."""
     steps = sum(case.lengths() or [case.T * case.B])
     hidden = case.P or case.H
-    forward = 2.0 * steps * (GATES[case.cell] * case.H * (case.I + hidden) + case.H * case.P)
+    forward = 0.0
+    for layer in range(case.layers):
+        inputs = case.directions * hidden if layer else case.I
+        layer_flops = GATES[case.cell] * case.H * (inputs + hidden) + case.H * case.P
+        forward += 2.0 * steps * case.directions * layer_flops
     return forward * (3 if case.training else 1)
 
 
 def weight_bytes(case: Case) -> tuple[int, int]:
     """Bytes of the recurrent weights, which every step reads, and of the input weights, read once."""
-    size = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}[case.dtype]
-    hidden = case.P or case.H
-    recurrent = GATES[case.cell] * case.H * hidden + case.H * case.P
-    return size * recurrent, size * GATES[case.cell] * case.H * case.I
+    size = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}[case.storage]
+    hidden, D = case.P or case.H, case.directions
+    recurrent = case.layers * D * (GATES[case.cell] * case.H * hidden + case.H * case.P)
+    inputs = case.I + (case.layers - 1) * D * hidden
+    return size * recurrent, size * D * GATES[case.cell] * case.H * inputs

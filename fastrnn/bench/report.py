@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import targets
+from . import heatmap, targets
 from .cases import Case
 from .contenders import KEYS, NAMES
 from .document import Bullets, Document, Heading, Image, Table, Text, Verbatim
@@ -189,7 +189,10 @@ def machine_lines(run: dict) -> list[str]:
         lines.append(
             f"**The machine was busy**: load {run['load']:.1f} at the start; times with threads mean little"
         )
-    lines += [f"GPU: {d['name']}, capability {d['capability']}" for d in m["devices"]]
+    lines += [
+        f"GPU: {d['name']}, capability {d['capability']}, driver {d.get('driver') or 'unknown'}"
+        for d in m["devices"]
+    ]
     return lines
 
 
@@ -204,7 +207,8 @@ def _method(run: dict) -> list[str]:
         "steps, as after an optimiser, so that nothing prepared from them survives.",
         "ONNX Runtime, OpenVINO (told to compute in float32) and JAX (a jitted scan, backward included) have "
         "fixed shapes and run as many threads as torch. The reference is a loop over steps in Python.",
-        "On a GPU float32 is float32: TensorFloat-32 is off for everyone.",
+        "On a GPU float32 is float32 and tf32 is float32 with TensorFloat-32, for fastrnn and torch.nn; "
+        "calls are launched one after the other and waited for at the end of a sample, as a program would.",
         "Before anything is timed, every contender's output and gradients are compared with torch.nn's; who "
         "differs is left out.",
         "The limit is the longer of the arithmetic at the best measured rate and the recurrent weights, once "
@@ -224,6 +228,9 @@ def build(run: dict, images: Sequence[Image] = (), notes: str = "") -> Document:
             document.add(Heading(f"Targets, {targets.plural(threads, 'thread')}"), target_table(lines))
     if run["absolute_targets"]:
         document.add(Heading("Latency, scaling, memory"), absolute_table(run["absolute_targets"]))
+    if planes := heatmap.planes(run["results"]):
+        document.add(Heading("On the GPU, times faster than torch.nn"), heatmap.summary(planes))
+        document.add(*map(heatmap.table, planes))
     if run["preset"] != "full":
         document.add(
             Text(f"The {run['preset']} preset runs a part of the cases: `--full` decides about targets.")

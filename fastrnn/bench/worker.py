@@ -82,18 +82,22 @@ def time_scaling(case: Case, threads: int, **timing) -> dict:
     return {"case": case.to_dict(), "threads": threads, "one_s": one, "all_s": all_, "ratio": one / all_}
 
 
+def set_precision(dtype: str) -> None:
+    """Like with like: by default cuDNN may round float32 to TensorFloat-32 and cuBLAS may not."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+
+
 def work(request: dict, emit: Emit) -> None:
     """Do what a request asks for: see run.Request."""
     threads = request["threads"]
     torch.set_num_threads(threads)
-    # Like with like: by default cuDNN may round float32 to TensorFloat-32 and cuBLAS may not.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     cases = [Case(**c) for c in request["cases"]]
     scaling = [Case(**c) for c in request["scaling"]] if threads > 1 else []
 
     measured = {}
     for dtype in dict.fromkeys(c.dtype for c in cases):
         emit("start", title=f"the machine's limits, {dtype}")
+        set_precision(dtype)
         measured[dtype] = limits.measure(dtype, cases[0].device, threads, request["limits_s"])
         emit("limits", threads=threads, **measured[dtype].to_dict())
 
@@ -107,6 +111,7 @@ def work(request: dict, emit: Emit) -> None:
 
     for case in cases:
         emit("start", title=f"{case.title}, threads={threads}")
+        set_precision(case.dtype)
         result = time_case(case, request["contenders"], threads, **timing())
         emit("result", **result, floor=measured[case.dtype].floor(case))
         remaining -= 1

@@ -7,6 +7,7 @@ and plots. The other frameworks take part where they are installed: pip install 
   python -m fastrnn bench --quick                      under a minute
   python -m fastrnn bench --full --save                all shapes on 1 and 2 threads, into benchmarks/results/
   python -m fastrnn bench --cell gru --shape 50,64,512 --mode training --threads 1
+  python -m fastrnn bench --device cuda --quick        against cuDNN on a GPU, under three minutes
   python -m fastrnn bench --render FOLDER              write a report again, with what FOLDER/notes.md says
 """
 
@@ -81,17 +82,20 @@ def folder_name(preset: str, cpu: str) -> str:
 
 def make_plan(options: argparse.Namespace):
     """The run that the options ask for. SystemExit where nothing is left to run."""
-    from ..bench import cases, contenders, machine, memory
+    from ..bench import cases, contenders, cuda_cases, machine, memory
     from ..bench.run import Plan
 
     name = "full" if options.full else "quick"
-    preset = cases.PRESETS[name]
+    preset, select = cases.PRESETS[name], cases.select
     if options.device != "cpu":
         import torch
 
         if not torch.cuda.is_available():
             raise SystemExit(f"--device {options.device}: torch sees no GPU")
-    chosen = cases.select(
+        preset, select = cuda_cases.CUDA_PRESETS[name], cuda_cases.select
+    elif "tf32" in options.dtype:
+        raise SystemExit("--dtype tf32 is about a GPU: add --device cuda")
+    chosen = select(
         preset,
         cells=options.cell,
         shapes=options.shape,
@@ -109,6 +113,8 @@ def make_plan(options: argparse.Namespace):
     keys = [
         k for k in contenders.KEYS if not options.contender or k in (*options.contender, "fastrnn", "torch")
     ]
+    if options.device != "cpu" and not options.contender:
+        keys = ["fastrnn", "torch"]  # the reference waits for every kernel
     extras = not (options.no_extras or options.shape or options.device != "cpu")
     plain = [c for c in chosen if c.path == "layers" and not c.sweep and c.dtype == "float32"]
     return Plan(
@@ -142,11 +148,14 @@ def _memory_cases(preset, chosen) -> list:
 
 def show(run: dict) -> None:
     """The results on the terminal."""
-    from ..bench import report, targets
+    from ..bench import heatmap, report, targets
 
     console.heading("fastrnn benchmark")
     for line in report.machine_lines(run):
         print("  " + line.replace("**", ""))
+    if planes := heatmap.planes(run["results"]):
+        for one in (heatmap.summary(planes), *map(heatmap.table, planes)):
+            console.table(one.columns, one.rows)
     for threads in run["threads"]:
         on = targets.plural(threads, "thread")
         for sweep in (False, True):

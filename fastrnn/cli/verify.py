@@ -1,4 +1,4 @@
-"""Check every cell, dtype, direction, path and instruction set against the float64 reference and torch.nn.
+"""Check every cell, dtype, path, instruction set and CUDA tier against the float64 reference and torch.nn.
 
 Prints the worst errors over sizes, inference, training and recomputed gates, "output / gradient", each
 relative to the largest magnitude of its tensor. Exit status 1 if one is over its tolerance.
@@ -7,21 +7,28 @@ relative to the largest magnitude of its tensor. Exit status 1 if one is over it
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 from . import console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from .. import verification
+    from .. import _checks, verification
 
     some = {"nargs": "+", "default": [], "metavar": ""}
-    cells, dtypes, paths = verification.CELLS, verification.DTYPES, verification.PATHS
+    cells, paths = verification.CELLS, verification.PATHS
+    dtypes = (*verification.DTYPES, verification.TF32)
     parser.add_argument("--cell", choices=cells, help=", ".join(cells), **some)
     parser.add_argument("--dtype", choices=dtypes, help=", ".join(dtypes), **some)
     parser.add_argument("--path", choices=paths, help=", ".join(paths), **some)
     parser.add_argument("--isa", help="instruction sets; by default all that can run here", **some)
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    tiers = ("auto", *_checks.TIERS)
+    parser.add_argument("--tier", choices=tiers, help=f"of a GPU: {', '.join(tiers)}; by default all", **some)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome there too")
 
 
 def _pair(output: float, gradient: float) -> str:
@@ -42,15 +49,13 @@ def _error_tables(outcomes) -> None:
 
 
 def _summary(outcomes) -> None:
-    from ..verification import TOLERANCES
-
     rows = []
     for dtype in dict.fromkeys(o.check.dtype for o in outcomes):
         mine = [o for o in outcomes if o.check.dtype == dtype]
         rows.append(
             [
                 dtype,
-                _pair(*TOLERANCES[dtype]),
+                _pair(*mine[0].check.tolerance),
                 _pair(max(o.output for o in mine), max(o.gradient for o in mine)),
                 _pair(max(o.torch_output for o in mine), max(o.torch_gradient for o in mine)),
                 f"{max(o.from_torch for o in mine):.0%}",
@@ -68,6 +73,24 @@ def _summary(outcomes) -> None:
     console.table(columns, rows, "Worst of all, output / gradient")
 
 
+def write_json(outcomes, options: argparse.Namespace, seconds: float) -> None:
+    """Every outcome, and what it was measured on, for scripts and for the record of what is verified."""
+    from ..bench import machine
+
+    document = {
+        "commit": machine.commit(),
+        "device": options.device,
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "seconds": round(seconds, 1),
+        "ok": all(o.ok for o in outcomes),
+        "outcomes": [
+            asdict(o) | {"ok": o.ok, "tolerance": {**o.check.tolerance._asdict()}} for o in outcomes
+        ],
+    }
+    options.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
 def run(options: argparse.Namespace) -> int:
     import torch
 
@@ -78,13 +101,18 @@ def run(options: argparse.Namespace) -> int:
     unknown = set(options.isa) - set(_ops.available_cpu_isas())
     if unknown:
         raise SystemExit(f"--isa: {', '.join(sorted(unknown))} cannot run here")
-    wanted = verification.checks(options.cell, options.dtype, options.path)
+    if options.device == "cpu" and (options.tier or verification.TF32 in options.dtype):
+        raise SystemExit("--tier and --dtype tf32 are about a GPU: add --device cuda")
+    dtypes = options.dtype
+    if options.device != "cpu" and not dtypes:
+        dtypes = (*verification.DTYPES, verification.TF32)
+    wanted = verification.checks(options.cell, dtypes, options.path)
     if not wanted:
         raise SystemExit("the filters leave nothing to check")
 
     start = time.perf_counter()
     with console.progress(len(wanted)) as advance:
-        outcomes = verification.verify(wanted, options.isa, options.device, advance)
+        outcomes = verification.verify(wanted, options.isa, options.device, options.tier, advance)
     _error_tables(outcomes)
     _summary(outcomes)
 
@@ -97,5 +125,7 @@ def run(options: argparse.Namespace) -> int:
         )
         print(f"FAILED {o.check.name} {o.check.dtype} on {o.target}: " + "; ".join(reasons))
     seconds = time.perf_counter() - start
+    if options.json:
+        write_json(outcomes, options, seconds)
     print(f"\n{len(outcomes)} paths checked in {seconds:.0f} s, {len(failed)} over their tolerance")
     return 1 if failed else 0

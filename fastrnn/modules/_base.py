@@ -26,8 +26,21 @@ class RecurrentLayer(nn.RNNBase):
 
     save: "gates" keeps every step's gates for backward, "recompute" computes them again there, which costs
         one forward pass more and saves G*H numbers a row and step. Inference keeps nothing either way.
-    backend: "auto" takes the fused kernels where they cover dtype and device and ``fastrnn.reference``
-        elsewhere; "fused" raises there instead; "reference" always is plain torch.
+    backend: what runs the layers.
+
+        - "auto": the fused kernels where they cover dtype and device, ``fastrnn.reference`` elsewhere;
+        - "fused": the fused kernels, RuntimeError where none covers the case;
+        - "stepwise", "one_cta", "grid": on a GPU the fused kernels of one tier (a product and a kernel a
+          step; a whole sequence in one block; a whole sequence on the whole GPU), RuntimeError where that
+          tier cannot take the layer and on the CPU, which has no tiers. "auto" chooses among them:
+          ``fastrnn.explain`` says which, and why;
+        - "cudnn": torch's own layers, cuDNN on a GPU and torch's native ones on the CPU, on the same weights;
+        - "reference": plain torch, step by step.
+
+    On a GPU float32 layers follow the setting that nn.LSTM follows, torch.backends.cudnn.rnn.fp32_precision
+    (which torch.backends.cudnn.allow_tf32 sets too): "tf32", torch's default, lets every product round its
+    factors to TensorFloat-32, those of the input projection and of the weights' gradients included. torch's
+    setting for matrix products, torch.backends.cuda.matmul, says nothing about layers, here as there.
     """
 
     # Class attributes stand in for instances pickled without them.
@@ -42,9 +55,13 @@ class RecurrentLayer(nn.RNNBase):
         super().__init__(mode, *args, **kwargs)
         self.save = save
         self.backend = backend
+        self.flatten_parameters()
 
     def flatten_parameters(self) -> None:
-        """Does nothing: the kernels read the weights where they are, and need no single chunk of memory."""
+        """Does nothing, except for cuDNN: the kernels read the weights where they are, and need no single
+        chunk of memory."""
+        if self.backend == "cudnn":
+            super().flatten_parameters()
 
     def _live_weights(self) -> list[Tensor]:
         """The weights of this call, flat.

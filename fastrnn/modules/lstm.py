@@ -37,8 +37,8 @@ class LSTM(RecurrentLayer):
         proj_size: P, the projection's size, below H; 0 for none, and P = H in what follows.
         device, dtype: of the parameters. float32, float64, bfloat16 and float16 have kernels; half types
             compute with float32 arithmetic and state. Complex types run in plain torch.
-        save: "gates" or "recompute", what training keeps for backward. backend: "auto", "fused" or
-            "reference". See :class:`RecurrentLayer`.
+        save: "gates" or "recompute", what training keeps for backward. backend: "auto", "fused", "cudnn",
+            "reference" or a tier of the CUDA kernels. See :class:`RecurrentLayer`.
 
     Parameters, for layer k and, with ``_reverse`` appended, its second direction:
         ``weight_ih_l{k}`` (4H, I or D*P), ``weight_hh_l{k}`` (4H, P), ``bias_ih_l{k}`` and ``bias_hh_l{k}``

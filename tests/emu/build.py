@@ -54,20 +54,21 @@ def library(name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = F
     folder = OUT / name
     include = [f"-I{p}" for p in (ROOT / "csrc", EMU, TORCH / "include")]
     edges, objects = [], []
-    for source in (*sorted(CUDA.glob("*.cpp")), *sorted(CUDA.glob("*.cu")), EMU / "emu_ops.cpp"):
+    own = (EMU / "emu_ops.cpp", EMU / "emu_persistent.cpp")
+    for source in (*sorted(CUDA.rglob("*.cpp")), *sorted(CUDA.rglob("*.cu")), *own):
         flags = FLAGS + ["-DEMU_RACE"] * race
         if race and source.suffix == ".cu":
             # For the calls it puts in; emu_race_hooks.inl defines them, libtsan is not linked.
             flags += ["-fsanitize=thread"]
-        if faults and source.parent == CUDA:
+        if faults and source.is_relative_to(CUDA):
             # Quotes look in the copy's own folder first, so the whole of csrc/cuda goes along.
-            source = folder / "source" / source.name
+            source = folder / "source" / source.relative_to(CUDA)
         target = folder / f"{source.name}.o"
         edges.append(f"build {target}: cxx {source}\n  flags = {' '.join(flags + include)}\n")
         objects.append(str(target))
     if faults:
-        for file in CUDA.iterdir():
-            write(folder / "source" / file.name, plant(file, faults))
+        for file in filter(Path.is_file, CUDA.rglob("*")):
+            write(folder / "source" / file.relative_to(CUDA), plant(file, faults))
     result = folder / "libfastrnn_emulated.so"
     edges.append(f"build {result}: link {' '.join(objects)}\n")
     compile_and_link(folder, edges, f"-shared -L{TORCH / 'lib'} -Wl,-z,defs", "-ltorch_cpu -ltorch")

@@ -145,6 +145,7 @@ enum {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorLaunchOutOfResources = 701,
+  cudaErrorCooperativeLaunchTooLarge = 720,
   cudaErrorInvalidClusterSize = 912
 };
 enum cudaFuncAttribute {
@@ -183,6 +184,24 @@ cudaError_t cudaFuncSetAttribute(K* k, cudaFuncAttribute a, int v) {
 template <class K>
 cudaError_t cudaOccupancyMaxActiveClusters(int* n, K*, const cudaLaunchConfig_t*) {
   *n = 1;
+  return 0;
+}
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return 0;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = emu::opt.sms;
+  return 0;
+}
+template <class K>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* n, K*, int, size_t) {
+  *n = 1;
+  return 0;
+}
+inline cudaError_t cudaMemsetAsync(void* p, int value, size_t n, cudaStream_t) {
+  memset(p, value, n);
   return 0;
 }
 template <class... P, class... A>

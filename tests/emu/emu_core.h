@@ -63,6 +63,8 @@ struct Thread {
   uint64_t cl_phase = 0;
   const volatile uint32_t* poll_p = nullptr;
   uint32_t poll_v = 0;
+  bool bounded = false;  // its polls are counted: it gives up rather than hang
+  bool gave_up = false;
   struct Copy {
     void* d;
     const void* s;
@@ -127,6 +129,7 @@ struct Options {  // set before a launch
   uint64_t seed = 1;
   // Blocks co-resident in a plain launch (0: 1 to 4 by seed), so that a kernel that needs more deadlocks.
   int resident = 0;
+  int sms = 132;            // with room for one block each, for who asks the device
   int fault = 0;            // number of the planted fault that is switched on, see build.py
   bool strict_mbar = true;  // a wait must see exactly the next phase; no tx or half-arrived phase may be left at exit
 };

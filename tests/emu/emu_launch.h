@@ -53,7 +53,7 @@ inline void run_wave() {
     if (S.ready.empty()) {
       if (!S.flight.empty())
         land_one();
-      else if (!wake_polls())
+      else if (!wake_polls() && !give_up_one())
         throw Error(stuck());
       continue;
     }

@@ -19,6 +19,12 @@ void configure(int64_t seed, int64_t resident, int64_t fault) {
   emu::opt.fault = static_cast<int>(fault);
 }
 
+// The device that plans are made for.
+void device(int64_t capability, int64_t sms, int64_t shared_bytes) {
+  fastrnn::cuda::emulated_device() = {static_cast<int>(capability), static_cast<int>(sms), shared_bytes, 50 << 20,
+                                      true};
+}
+
 // A contiguous copy of x that ends at a guard page.
 Tensor guarded(const Tensor& x) {
   const auto sizes = x.sizes();
@@ -31,15 +37,17 @@ Tensor guarded(const Tensor& x) {
 STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   m.def(
       "rnn_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, bool bias, "
-      "int save) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
+      "int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
   m.def(
       "rnn_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor h0, Tensor? c0, "
-      "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int needs) "
+      "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int mode) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
   m.def("configure(int seed, int resident=0, int fault=0) -> ()");
+  m.def("device(int capability, int sms, int shared_bytes) -> ()");
   m.def("guarded(Tensor x) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CPU, m) { m.impl("guarded", TORCH_BOX(&guarded)); }
 STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&configure));
+  m.impl("device", TORCH_BOX(&device));
 }

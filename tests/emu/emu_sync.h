@@ -95,10 +95,12 @@ inline void grid_sync(Loc loc) {
   hb_acquire(S.hb_grid_done);
 }
 // A polling load: the same thread reading the same value twice in a row at one address sleeps until the value
-// changes.
-EMU_NOSAN inline uint32_t poll(const volatile uint32_t* p, Loc loc) {
+// changes. A bounded one also wakes, with gave_up set, when nothing else in the launch can run.
+EMU_NOSAN inline uint32_t poll(const volatile uint32_t* p, Loc loc, bool bounded = false) {
   Thread* t = S.cur;
   uint32_t v = *p;
+  t->bounded = bounded;
+  t->gave_up = false;
   if (t->poll_p == p && t->poll_v == v) {
     snprintf(t->note, sizeof t->note, "value at %p to leave %u", (const void*)p, v);
     S.polls.push_back(t);
@@ -112,6 +114,18 @@ EMU_NOSAN inline uint32_t poll(const volatile uint32_t* p, Loc loc) {
   hb_acquire(rc().addr[(const void*)p]);
 #endif
   return v;
+}
+inline bool give_up_one() {
+  for (size_t i = 0; i < S.polls.size(); i++) {
+    Thread* t = S.polls[i];
+    if (!t->bounded) continue;
+    t->gave_up = true;
+    wake(t);
+    S.polls[i] = S.polls.back();
+    S.polls.pop_back();
+    return true;
+  }
+  return false;
 }
 inline bool wake_polls() {
   bool any = false;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cuda/persistent/persistent.h"
 #include "cuda_on_cpu.h"
 
 #define FASTRNN_DEVICE CPU
@@ -22,6 +23,12 @@ inline int device_of(const torch::stable::Tensor& x) {
   STD_TORCH_CHECK(x.is_cpu(), "x: expected a CPU tensor");
   return 0;
 }
+// The GPU that plans are made for. Nothing by default, which leaves the stepwise tier; the op `device` sets it.
+inline CudaDevice& emulated_device() {
+  static CudaDevice device;
+  return device;
+}
+
 inline void* current_stream(int) { return nullptr; }
 
 inline torch::stable::Tensor empty(const std::vector<int64_t>& sizes, torch::headeronly::ScalarType type, int) {

@@ -37,6 +37,7 @@ struct alignas(16) float4 {
 inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint32_t __float_as_uint(float f) {
   uint32_t u;
   memcpy(&u, &f, 4);

@@ -1,0 +1,99 @@
+// The time loops of the persistent tiers, seen from outside: tensors into the structs of persistent.h, one
+// launch a pass.
+#include "ops_cuda_persistent.h"
+
+#include "upload.h"
+
+namespace fastrnn::cuda {
+namespace {
+
+// Row offsets and batch sizes of a packed sequence on the device, behind each other; nullopt for a padded one.
+std::optional<Tensor> uploaded_rows(const Layer& layer) {
+  const LayerShape& shape = layer.shape();
+  if (!shape.batch_sizes) return std::nullopt;
+  const int64_t T = shape.T;
+  const Tensor out = empty({2 * T + 1}, ScalarType::Long, layer.device);
+  int64_t* const device = static_cast<int64_t*>(out.data_ptr());
+  check_cuda(upload(shape.row_offsets, T + 1, device, layer.stream));
+  check_cuda(upload(shape.batch_sizes, T, device + T + 1, layer.stream));
+  return out;
+}
+
+// The kernels take rows of any distance, with contiguous elements.
+Tensor with_contiguous_rows(const Tensor& m) { return m.stride(1) == 1 ? m : as_contiguous(m); }
+
+// What both passes set alike. `keep` holds the tensors that the pointers belong to until the launch: memory that
+// is freed after it goes to later work on the same stream.
+template <class Params>
+void set_common(Params& p, const Layer& layer, const CudaPlan& plan, std::vector<Tensor>& keep) {
+  p.shape = layer.shape();
+  p.precision = plan.precision;
+  for (int d = 0; d < layer.shape().D; ++d) {
+    keep.push_back(with_contiguous_rows(layer.w_hh(d)));
+    p.w_hh[d] = keep.back().data_ptr();
+    p.w_hh_stride[d] = keep.back().stride(0);
+  }
+  if (const auto rows = uploaded_rows(layer)) {
+    p.row_offsets = static_cast<const int64_t*>(rows->data_ptr());
+    p.batch_sizes = p.row_offsets + layer.shape().T + 1;
+    keep.push_back(*rows);
+  }
+  if (plan.geometry.workspace_bytes) {
+    const Tensor workspace = empty({plan.geometry.workspace_bytes}, ScalarType::Byte, layer.device);
+    p.workspace = workspace.data_ptr();
+    p.workspace_bytes = plan.geometry.workspace_bytes;
+    keep.push_back(workspace);
+  }
+}
+
+bool launched(int error) {
+  if (error == cudaErrorCooperativeLaunchTooLarge) return false;
+  check_cuda(error);
+  return true;
+}
+
+}  // namespace
+
+bool run_persistent(const Layer& layer, const CudaPlan& plan, const ForwardSequence& s) {
+  PersistentForward p;
+  std::vector<Tensor> keep;
+  set_common(p, layer, plan, keep);
+  const Tensor h0 = as_contiguous(s.h0);
+  const std::optional<Tensor> c0 = s.c0 ? std::optional(as_contiguous(*s.c0)) : std::nullopt;
+  p.gx = s.gx.data_ptr();
+  p.gx_stride = s.gx.size(2);
+  p.bias = static_cast<const float*>(data(s.bias));
+  p.h0 = h0.data_ptr();
+  p.c0 = data(c0);
+  p.y = s.y.data_ptr();
+  p.hn = s.hn.data_ptr();
+  if (layer.is(CellKind::kLstm)) p.cn = s.cn.data_ptr();
+  if (s.save_gates) p.gates = s.gates.data_ptr();
+  if (s.save_cells) p.cells = static_cast<float*>(s.cells.data_ptr());
+  return launched(persistent_forward(p, plan.geometry, layer.stream));
+}
+
+bool run_persistent(const Layer& layer, const CudaPlan& plan, const BackwardSequence& s) {
+  PersistentBackward p;
+  std::vector<Tensor> keep;
+  set_common(p, layer, plan, keep);
+  const auto contiguous = [](const std::optional<Tensor>& t) {
+    return t ? std::optional(as_contiguous(*t)) : std::nullopt;
+  };
+  const std::optional<Tensor> grad_hn = contiguous(s.grad_hn), grad_cn = contiguous(s.grad_cn);
+  p.gates = s.gates.data_ptr();
+  p.cells = static_cast<const float*>(s.cells.data_ptr());
+  p.y = s.y.data_ptr();
+  p.h0 = s.h0.data_ptr();
+  p.c0 = data(s.c0);
+  p.grad_y = data(s.grad_y);
+  p.grad_y_stride = layer.shape().D * layer.shape().H;
+  p.grad_hn = data(grad_hn);
+  p.grad_cn = data(grad_cn);
+  p.dgates = s.dgates.data_ptr();
+  p.dh0 = data(s.dh0);
+  p.dc0 = data(s.dc0);
+  return launched(persistent_backward(p, plan.geometry, layer.stream));
+}
+
+}  // namespace fastrnn::cuda

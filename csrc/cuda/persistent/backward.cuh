@@ -1,0 +1,213 @@
+// The backward kernel of the persistent tiers; persistent.h holds its contract.
+//
+// A step takes the gradient of its h (grad_y, the later step's gates' gradient times the weights, and what passed the
+// product by) through the cell, and publishes the gates' gradient for the product of the step before it in time.
+// Per step and CTA as in forward: one barrier, or one flag and two barriers. Read: the saved values and grad_y,
+// prefetched a step ahead. Written: dgates.
+#pragma once
+#include "products.cuh"
+
+namespace fastrnn::cuda {
+
+template <class Kind, Precision precision, class Exchange>
+__global__ void __launch_bounds__(kMaxThreads, 1)
+    persistent_backward_kernel(const PersistentBackward p, const Cut cut) {
+  using F = Fragments<precision>;
+  using T = typename F::Type;
+  using M = MathOf<precision>;
+  using Cell = typename Kind::template Of<M>;
+  constexpr int G = Cell::kGates, S = Cell::kSaved, Gr = G + Cell::kSplit;
+  constexpr int kTiles = kMaxTiles<Kind::kKind, precision, Exchange::kTier>;
+  SMEM_DYN(uint32_t, shared);
+
+  const int64_t H = p.shape.H, B = p.shape.B, D = p.shape.D, N = cut.N;
+  const int T_steps = static_cast<int>(p.shape.T);
+  const bool relu = p.shape.cell == CellKind::kRnnRelu, whole = cut.whole_pairs;
+  Position at = Position::of<Exchange>(p.shape, cut);
+  const int d = at.direction;
+  const Schedule schedule{p.row_offsets, p.batch_sizes, T_steps, B, at.direction};
+  uint32_t* rest = shared + front_words(0, 0);
+  float4* parts = reinterpret_cast<float4*>(rest);  // grid tier
+  Exchange exchange(cut, shared, rest, at.replica);
+
+  using P = Products<F, Exchange, Pass::kBackward, G, kTiles>;
+  P products;
+  products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], H, at);
+
+  // Addresses of this lane's pair in row `row` of the direction's N, and of batch row `row`.
+  const auto in_output = [&](const void* base, int64_t row) {
+    return static_cast<const T*>(base) + (row * D + d) * H + at.unit;
+  };
+  const auto in_state = [&](const void* base, int64_t row) {
+    return static_cast<const T*>(base) + (d * B + row) * H + at.unit;
+  };
+  const auto in_cells = [&](int64_t row) { return p.cells + (d * N + row) * H + at.unit; };
+
+  // What a step reads, for the lane's rows j and units u.
+  struct Read {
+    Pair<T> saved[S ? S : 1][2];
+    Pair<T> grad_y[2];
+    Pair<T> h[2];           // GRU: h_prev, RNN: h
+    Pair<float> c_prev[2];  // LSTM
+  };
+  // `previous`: the step before this one in the direction's own time. A row that it lacks starts from h0, c0.
+  const auto read = [&](const StepOf& step, const StepOf& previous) {
+    Read in;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int b = at.row + j;
+      const int64_t row = step.first + b;
+      const int units = b < step.count ? at.units : 0;
+      const bool starts = b >= previous.count;
+      if constexpr (S > 0) {
+        const T* gates = static_cast<const T*>(p.gates) + (d * N + row) * S * H + at.unit;
+#pragma unroll
+        for (int k = 0; k < S; ++k) in.saved[k][j] = load_pair(gates + k * H, units, whole);
+      }
+      const T* grad_y = static_cast<const T*>(p.grad_y) + row * p.grad_y_stride + d * H + at.unit;
+      in.grad_y[j] = load_pair(grad_y, p.grad_y ? units : 0, whole);
+      if constexpr (Cell::kHasCell) {
+        if (starts) {
+          const Pair<T> c0 = load_pair(in_state(p.c0, b), units, whole);
+          in.c_prev[j] = pair_of<float>(c0[0], c0[1]);
+        } else {
+          in.c_prev[j] = load_pair(in_cells(previous.first + b), units, whole);
+        }
+      } else if constexpr (Cell::kSplit) {
+        in.h[j] = load_pair(starts ? in_state(p.h0, b) : in_output(p.y, previous.first + b), units, whole);
+      } else {
+        in.h[j] = load_pair(in_output(p.y, row), units, whole);
+      }
+    }
+    return in;
+  };
+
+  // Of the lane's rows and units, as [j][u]: the gradient of h that does not come through the product (of a row
+  // that is not active: its whole gradient), that of c, and c itself.
+  float carried[2][2] = {}, dc[2][2] = {}, c[2][2] = {};
+  bool has_c[2] = {false, false};  // c is that of the step to come
+  StepOf now = schedule.at(T_steps - 1);
+  Read in = {};
+  if (at.finishes) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int b = at.row + j;
+      const int units = b < B ? at.units : 0;
+      const Pair<T> dh_n = load_pair(in_state(p.grad_hn, b), p.grad_hn ? units : 0, whole);
+      carried[j][0] = dh_n[0];
+      carried[j][1] = dh_n[1];
+      if constexpr (Cell::kHasCell) {
+        const Pair<T> dc_n = load_pair(in_state(p.grad_cn, b), p.grad_cn ? units : 0, whole);
+        dc[j][0] = dc_n[0];
+        dc[j][1] = dc_n[1];
+      }
+    }
+    in = read(now, schedule.at(T_steps - 2));
+  }
+
+  // Gradient of h through the product, of publication i; nothing reaches the last step.
+  float through[1][4] = {};
+  const auto multiply = [&](int i) {
+    const uint32_t* operand = exchange.wait(i);
+    products.sum(operand, parts, at, cut, through);
+    if (exchange.failed) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) through[0][r] = __uint_as_float(0x7fffffffu);
+    }
+  };
+
+  for (int i = 0; i < T_steps; ++i) {  // step T-1-i of the direction's own time
+    // Or the addresses of every tensor's rows, the same at every step, would wait in registers.
+    forget(at.row);
+    forget(at.unit);
+
+    if (i > 0) multiply(i - 1);
+
+    if (at.finishes) {
+      float dgates[2][2][Gr];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const bool active = at.row + j < now.count;
+        if constexpr (Cell::kHasCell) {
+          if (active && !has_c[j]) {  // the row's last step: from here on c is what was c_prev
+            const Pair<float> pair = load_pair(in_cells(now.first + at.row + j), at.units, whole);
+            c[j][0] = pair[0];
+            c[j][1] = pair[1];
+          }
+        }
+#pragma unroll
+        for (int u = 0; u < 2; ++u) {
+          const float dh = carried[j][u] + through[0][2 * u + j];
+          float saved[S ? S : 1] = {};
+          if constexpr (S > 0) {
+#pragma unroll
+            for (int k = 0; k < S; ++k) saved[k] = in.saved[k][j][u];
+          }
+          float c_prev = 0, h = 0;
+          if constexpr (Cell::kHasCell) {
+            c_prev = in.c_prev[j][u];
+          } else {
+            h = in.h[j][u];
+          }
+          float dpre[G], drec = 0, dc_prev = 0, dh_prev = 0;
+          cell_backward<Kind, M>(relu, saved, c_prev, c[j][u], h, h, dh + in.grad_y[j][u], dc[j][u], dpre, drec,
+                                 dc_prev, dh_prev);
+#pragma unroll
+          for (int gate = 0; gate < G; ++gate) dgates[j][u][gate] = active ? dpre[gate] : 0.0f;
+          if constexpr (Cell::kSplit) dgates[j][u][G] = active ? drec : 0.0f;
+          carried[j][u] = active ? dh_prev : dh;
+          if (active) {
+            dc[j][u] = dc_prev;
+            c[j][u] = c_prev;
+          }
+        }
+        has_c[j] = active;
+      }
+      if (i + 1 < T_steps || p.dh0) {
+        // The recurrent gates in torch's order: a GRU's last one has its recurrent part's gradient.
+#pragma unroll
+        for (int gate = 0; gate < G; ++gate) {
+          const int from = Cell::kSplit && gate == G - 1 ? G : gate;
+          const float values[2][2] = {{dgates[0][0][from], dgates[0][1][from]},
+                                      {dgates[1][0][from], dgates[1][1][from]}};
+          F::write(const_cast<uint32_t*>(P::words(exchange.slot(i), cut, at.row_tile, gate, at.unit_tile)), at.lane,
+                   values);
+        }
+        exchange.publish();
+      }
+
+      // Behind the publication: nobody waits for these.
+      if (i + 1 < T_steps) in = read(schedule.at(T_steps - 2 - i), schedule.at(T_steps - 3 - i));
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        if (at.row + j < now.count) {
+          T* row = static_cast<T*>(p.dgates) + (d * N + now.first + at.row + j) * Gr * H + at.unit;
+#pragma unroll
+          for (int k = 0; k < Gr; ++k) {
+            const int to = !Cell::kSplit || k == G ? k : k == G - 1 ? 0 : k + 1;  // GRU: n, r, z, rec
+            store_pair(row + to * H, dgates[j][0][k], dgates[j][1][k], at.units, whole);
+          }
+        }
+      }
+    }
+    now = schedule.at(T_steps - 2 - i);
+  }
+
+  if (p.dh0) multiply(T_steps - 1);
+  if (!at.finishes) return;
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    if (at.row + j < B) {
+      const int64_t state = (d * B + at.row + j) * H + at.unit;
+      if (p.dh0) {
+        store_pair(static_cast<T*>(p.dh0) + state, carried[j][0] + through[0][j], carried[j][1] + through[0][2 + j],
+                   at.units, whole);
+      }
+      if constexpr (Cell::kHasCell) {
+        if (p.dc0) store_pair(static_cast<T*>(p.dc0) + state, dc[j][0], dc[j][1], at.units, whole);
+      }
+    }
+  }
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,13 @@
+#include "backward.cuh"
+#include "launch.cuh"
+
+namespace fastrnn::cuda {
+
+template <>
+int launch_backward<Gru>(const PersistentBackward& p, const PersistentGeometry& g, const Cut& cut, void* stream) {
+  return with_instance(g, [&]<Precision precision, class Exchange>() {
+    return launch_persistent(persistent_backward_kernel<Gru, precision, Exchange>, p, g, cut, stream);
+  });
+}
+
+}  // namespace fastrnn::cuda

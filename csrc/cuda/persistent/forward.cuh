@@ -1,0 +1,160 @@
+// The forward kernel of the persistent tiers; persistent.h holds its contract.
+//
+// Per step and CTA: one barrier (one CTA) or one flag of the L2 cache and two barriers (grid), the products of its
+// tiles, and for a lane 4 units and rows of pointwise work. Read: gx. Written: y, and what is saved. Everything
+// else stays where it is: weights, c, a GRU's h and the biases in registers, h in shared memory or the L2 cache.
+//
+// Registers: the weights (tiles.h); for each gate four sums, four values of gx, on their way since the step before,
+// h and c. Biases are in shared memory.
+#pragma once
+#include "products.cuh"
+
+namespace fastrnn::cuda {
+
+template <class Kind, Precision precision, class Exchange>
+__global__ void __launch_bounds__(kMaxThreads, 1)
+    persistent_forward_kernel(const PersistentForward p, const Cut cut) {
+  using F = Fragments<precision>;
+  using T = typename F::Type;
+  using M = MathOf<precision>;
+  using Cell = typename Kind::template Of<M>;
+  constexpr int G = Cell::kGates, S = Cell::kSaved, Gr = G + Cell::kSplit;
+  constexpr int kTiles = kMaxTiles<Kind::kKind, precision, Exchange::kTier>;
+  SMEM_DYN(uint32_t, shared);
+
+  const int64_t H = p.shape.H, B = p.shape.B, D = p.shape.D, N = cut.N;
+  const int T_steps = static_cast<int>(p.shape.T);
+  const bool relu = p.shape.cell == CellKind::kRnnRelu, whole = cut.whole_pairs;
+  Position at = Position::of<Exchange>(p.shape, cut);
+  const int d = at.direction;
+  const Schedule schedule{p.row_offsets, p.batch_sizes, T_steps, B, at.direction};
+  const int cta_units = Exchange::kSplitsK ? kTileUnits : cut.unit_tiles * kTileUnits;
+  uint32_t* rest = shared + front_words(Gr, cta_units);
+  float4* parts = reinterpret_cast<float4*>(rest);  // grid tier
+  Exchange exchange(cut, shared, rest, at.replica);
+
+  // The biases of the CTA's units; the first wait's barrier comes before the first use.
+  float* bias = reinterpret_cast<float*>(shared + 4);
+  const int cta_unit = Exchange::kSplitsK ? at.unit_tile * kTileUnits : 0;
+  for (int i = static_cast<int>(threadIdx.x); i < Gr * cta_units; i += static_cast<int>(blockDim.x)) {
+    const int gate = i / cta_units;
+    const int unit = cta_unit + (i - gate * cta_units);
+    bias[i] = p.bias && unit < H ? p.bias[(d * Gr + gate) * H + unit] : 0.0f;
+  }
+  bias += at.unit - cta_unit;  // this lane's pair of gate 0
+
+  Products<F, Exchange, Pass::kForward, G, kTiles> products;
+  products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], H, at);
+
+  // A lane's values: of rows at.row + j and units at.unit + u, as [j][u].
+  float h[2][2] = {}, c[2][2] = {};
+  Pair<T> gx[G][2];
+  const auto load_gx = [&](const StepOf& step) {
+    const T* rows = static_cast<const T*>(p.gx) + (d * N + step.first + at.row) * p.gx_stride + at.unit;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int units = at.row + j < step.count ? at.units : 0;
+#pragma unroll
+      for (int gate = 0; gate < G; ++gate) {
+        gx[gate][j] = load_pair(rows + j * p.gx_stride + gate * H, units, whole);
+      }
+    }
+  };
+  const auto load_state = [&](const void* from, float (&state)[2][2]) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const T* row = static_cast<const T*>(from) + (d * B + at.row + j) * H + at.unit;
+      const Pair<T> pair = load_pair(row, at.row + j < B ? at.units : 0, whole);
+      state[j][0] = pair[0];
+      state[j][1] = pair[1];
+    }
+  };
+  // This warp's tile of publication i.
+  const auto publish = [&](int i) {
+    using P = decltype(products);
+    F::write(const_cast<uint32_t*>(P::words(exchange.slot(i), cut, at.row_tile, 0, at.unit_tile)), at.lane, h);
+    exchange.publish();
+  };
+
+  StepOf now = schedule.at(0);
+  if (at.finishes) {
+    load_state(p.h0, h);
+    if constexpr (Cell::kHasCell) load_state(p.c0, c);
+    publish(0);
+    load_gx(now);
+  }
+
+  for (int s = 0; s < T_steps; ++s) {
+    // Or the addresses of every tensor's rows, the same at every step, would wait in registers.
+    forget(at.row);
+    forget(at.unit);
+
+    const uint32_t* operand = exchange.wait(s);
+    float sums[G][4];
+    products.sum(operand, parts, at, cut, sums);
+
+    if (at.finishes) {
+      float saved[2][2][S ? S : 1];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const bool active = at.row + j < now.count;
+#pragma unroll
+        for (int u = 0; u < 2; ++u) {
+          float pre[G], rec = 0;
+#pragma unroll
+          for (int gate = 0; gate < G; ++gate) {
+            const float sum = exchange.failed ? __uint_as_float(0x7fffffffu) : sums[gate][2 * u + j];
+            pre[gate] = gx[gate][j][u] + bias[gate * cta_units + u];
+            if (Cell::kSplit && gate == G - 1) {
+              rec = sum + bias[(Gr - 1) * cta_units + u];
+            } else {
+              pre[gate] += sum;
+            }
+          }
+          float c_new = 0, h_new = 0;
+          cell_forward<Kind, M>(relu, pre, rec, h[j][u], c[j][u], saved[j][u], c_new, h_new);
+          if (active) {  // a row that has ended, or not begun, keeps its state
+            h[j][u] = h_new;
+            c[j][u] = c_new;
+          }
+        }
+      }
+      if (s + 1 < T_steps) publish(s + 1);
+
+      // Behind the publication: nobody waits for these.
+      load_gx(schedule.at(s + 1));
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        if (at.row + j < now.count) {
+          const int64_t row = now.first + at.row + j, in_direction = d * N + row;
+          store_pair(static_cast<T*>(p.y) + (row * D + d) * H + at.unit, h[j][0], h[j][1], at.units, whole);
+          if constexpr (S > 0) {
+            if (p.gates) {
+              T* gates = static_cast<T*>(p.gates) + in_direction * S * H + at.unit;
+#pragma unroll
+              for (int k = 0; k < S; ++k) store_pair(gates + k * H, saved[j][0][k], saved[j][1][k], at.units, whole);
+            }
+          }
+          if constexpr (Cell::kHasCell) {
+            if (p.cells) store_pair(p.cells + in_direction * H + at.unit, c[j][0], c[j][1], at.units, whole);
+          }
+        }
+      }
+    }
+    now = schedule.at(s + 1);
+  }
+
+  if (!at.finishes) return;
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    if (at.row + j < B) {
+      const int64_t state = (d * B + at.row + j) * H + at.unit;
+      store_pair(static_cast<T*>(p.hn) + state, h[j][0], h[j][1], at.units, whole);
+      if constexpr (Cell::kHasCell) {
+        store_pair(static_cast<T*>(p.cn) + state, c[j][0], c[j][1], at.units, whole);
+      }
+    }
+  }
+}
+
+}  // namespace fastrnn::cuda

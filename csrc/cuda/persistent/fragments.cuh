@@ -1,0 +1,166 @@
+// How each precision lays the products' operands over the lanes of a warp, and the functions of its cells.
+//
+// A product is S (16 units x 8 rows) += A (16 x 16) B (16 x 8): A weights, for one tile of units and one of K; B
+// the exchanged values (h, or the gates' gradient) of K for 8 rows of the batch. lane = 4*g + c, g < 8, c < 4.
+//
+// Row i of A, so of S, is unit 2*(i%8) + i/8 of its tile: a lane's sums sum[2*p + j] then are those of the
+// neighbouring units 2*g + p (p < 2) in rows 2*c + j (j < 2), which it loads and stores as pairs.
+//
+// B of a tile lies in memory as [lane][kWords], so that a lane reads its words at once; write() puts a lane's
+// own four values of a tile there, where K's order is that of the units.
+#pragma once
+#include "memory.cuh"
+#include "ptx.cuh"
+#include "tiles.h"
+
+namespace fastrnn::cuda {
+
+// A's registers. element(unit, k) is the weight of a unit and a k of their tiles, zero beyond the layer.
+// Two values a register, k = 2*c + 8*(r>>1) and the next.
+template <class T, class Element>
+__device__ __forceinline__ void load_half_weights(uint32_t (&a)[4], int lane, Element element) {
+  const int g = lane >> 2, c = lane & 3;
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+    const int unit = 2 * g + (r & 1), k = 2 * c + 8 * (r >> 1);
+    a[r] = pair_of<T>(element(unit, k), element(unit, k + 1)).raw;
+  }
+}
+// Two products of 8 values of K: register 4*q + r holds k = 2*(c + 4*(r>>1)) + q, so that the words of a lane
+// are those of neighbouring units.
+template <bool rounded, class Element>
+__device__ __forceinline__ void load_float_weights(uint32_t (&a)[8], int lane, Element element) {
+  const int g = lane >> 2, c = lane & 3;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int q = i >> 2, r = i & 3;
+    const float w = element(2 * g + (r & 1), 2 * (c + 4 * (r >> 1)) + q);
+    a[i] = rounded ? to_tf32(w) : __float_as_uint(w);
+  }
+}
+
+template <Precision precision>
+struct Fragments;
+
+template <class T, Precision precision>
+struct HalfFragments {
+  using Type = T;
+  static constexpr Precision kPrecision = precision;
+  static constexpr int kWords = 2, kRegisters = 4;
+  using Words = uint2;
+
+  template <class Element>
+  static __device__ __forceinline__ void load_weights(uint32_t (&a)[kRegisters], int lane, Element element) {
+    load_half_weights<T>(a, lane, element);
+  }
+  static __device__ __forceinline__ void write(uint32_t* tile, int lane, const float (&v)[2][2]) {
+    const int g = lane >> 2, c = lane & 3;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      tile[((2 * c + j) * 4 + (g & 3)) * kWords + (g >> 2)] = pair_of<T>(v[j][0], v[j][1]).raw;
+    }
+  }
+};
+
+template <>
+struct Fragments<Precision::kBFloat16> : HalfFragments<__nv_bfloat16, Precision::kBFloat16> {
+  static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[4], uint2 b) {
+    mma_bf16(sum, a, b.x, b.y);
+  }
+};
+
+template <>
+struct Fragments<Precision::kHalf> : HalfFragments<__half, Precision::kHalf> {
+  static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[4], uint2 b) {
+    mma_f16(sum, a, b.x, b.y);
+  }
+};
+
+template <bool rounded>
+struct FloatFragments {
+  using Type = float;
+  static constexpr int kWords = 4, kRegisters = 8;
+  using Words = uint4;
+
+  template <class Element>
+  static __device__ __forceinline__ void load_weights(uint32_t (&a)[kRegisters], int lane, Element element) {
+    load_float_weights<rounded>(a, lane, element);
+  }
+  static __device__ __forceinline__ void write(uint32_t* tile, int lane, const float (&v)[2][2]) {
+    const int g = lane >> 2, c = lane & 3;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      uint2 pair;
+      pair.x = rounded ? to_tf32(v[j][0]) : __float_as_uint(v[j][0]);
+      pair.y = rounded ? to_tf32(v[j][1]) : __float_as_uint(v[j][1]);
+      *reinterpret_cast<uint2*>(tile + ((2 * c + j) * 4 + (g & 3)) * kWords + 2 * (g >> 2)) = pair;
+    }
+  }
+};
+
+template <>
+struct Fragments<Precision::kTf32> : FloatFragments<true> {
+  static constexpr Precision kPrecision = Precision::kTf32;
+  static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[8], uint4 b) {
+    mma_tf32(sum, a, b.x, b.z);
+    mma_tf32(sum, a + 4, b.y, b.w);
+  }
+};
+
+// Each operand as a sum of two TF32 numbers, 22 bits in all; the product of the two low parts is below
+// float's last bit. The small terms first.
+template <>
+struct Fragments<Precision::kFloat32> : FloatFragments<false> {
+  static constexpr Precision kPrecision = Precision::kFloat32;
+  static __device__ __forceinline__ void split(uint32_t word, uint32_t& high, uint32_t& low) {
+    // The parts of a weight are the same at every step, but have no registers to wait in.
+    forget(word);
+    const float v = __uint_as_float(word);
+    high = to_tf32(v);
+    low = to_tf32(v - __uint_as_float(high));
+  }
+  static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[8], uint4 b) {
+    const uint32_t words[4] = {b.x, b.z, b.y, b.w};
+#pragma unroll
+    for (int q = 0; q < 2; ++q) {
+      uint32_t a_high[4], a_low[4], b_high[2], b_low[2];
+#pragma unroll
+      for (int r = 0; r < 4; ++r) split(a[4 * q + r], a_high[r], a_low[r]);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) split(words[2 * q + r], b_high[r], b_low[r]);
+      mma_tf32(sum, a_low, b_high[0], b_high[1]);
+      mma_tf32(sum, a_high, b_low[0], b_low[1]);
+      mma_tf32(sum, a_high, b_high[0], b_high[1]);
+    }
+  }
+};
+
+// The math policies of csrc/cells. bfloat16 keeps 8 bits, tanh.approx has 11: one instruction a function.
+struct ApproximateMath {
+  using V = float;
+  static FASTRNN_HD V set(double v) { return static_cast<V>(v); }
+  static __device__ __forceinline__ V sigmoid(V v) { return fmaf(0.5f, tanh_approx(0.5f * v), 0.5f); }
+  static __device__ __forceinline__ V tanh(V v) { return tanh_approx(v); }
+  static FASTRNN_HD V relu(V v) { return v < 0 ? 0 : v; }  // NaN stays NaN, as in torch
+  static FASTRNN_HD V positive_mask(V v, V d) { return v > 0 ? d : 0; }
+};
+
+// Relative error of about 1e-6, for half, whose 11 bits tanh.approx would use up, and for TF32.
+struct FastMath : ApproximateMath {
+  static __device__ __forceinline__ V sigmoid(V v) {
+    return reciprocal_approx(1.0f + exp2_approx(-1.4426950408889634f * v));
+  }
+  // 1 - 2/(1 + e^2v) cancels near zero: there the series, whose next term is 62/2835 v^9.
+  static __device__ __forceinline__ V tanh(V v) {
+    const float s = v * v;
+    const float small = v * fmaf(s, fmaf(s, fmaf(s, -17.0f / 315, 2.0f / 15), -1.0f / 3), 1.0f);
+    const float large = fmaf(-2.0f, reciprocal_approx(1.0f + exp2_approx(2.8853900817779268f * v)), 1.0f);
+    return s < 0.0625f ? small : large;
+  }
+};
+
+template <Precision precision>
+using MathOf = std::conditional_t<precision == Precision::kBFloat16, ApproximateMath,
+                                  std::conditional_t<precision == Precision::kFloat32, ScalarMath<float>, FastMath>>;
+
+}  // namespace fastrnn::cuda

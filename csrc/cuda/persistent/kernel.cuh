@@ -1,0 +1,188 @@
+// What the forward and the backward kernel share: a thread's place, the products of a step with the weights that
+// its warp keeps in registers, and the two ways in which the warps exchange the operand of the next step.
+//
+// An exchange holds publications 0, 1, 2, ... of an operand (forward: h of every step, backward: the gates' gradient
+// of every step) in two buffers, publication i in buffer i%2:
+//     slot(i)      where warps write their tiles of publication i
+//     publish()    this warp's tiles of the publication in turn are written
+//     wait(i)      returns when all of publication i is there for all warps to read
+// Publication i+1 overwrites i-1, so a warp may write it only when nobody reads i-1 any more. That holds if every
+// warp's part of i+1 comes after its products of i, which come after wait(i): each exchange says why.
+//
+// A later exchange (thread block clusters, through distributed shared memory) has to offer the same.
+#pragma once
+#include "../stepwise.h"
+#include "cells/gru.h"
+#include "cells/lstm.h"
+#include "cells/rnn.h"
+#include "fragments.cuh"
+#include "memory.cuh"
+#include "persistent.h"
+
+namespace fastrnn::cuda {
+
+// The part of the geometry that the kernels need, and where the grid tier's memory lies.
+struct Cut {
+  int64_t N;
+  int unit_tiles, ctas_per_replica, replicas, n_tiles;
+  bool whole_pairs;       // every row of every tensor starts at a multiple of a pair
+  uint32_t* error;        // grid tier: the workspace's first word,
+  uint32_t* flags;        // then a flag a replica, a line each,
+  uint32_t* operands;     // then its two buffers of operand_words
+  int64_t operand_words;  // of a buffer
+  uint32_t spin_limit;
+};
+
+// ---------------------------------------------------------------- cells
+
+// A cell as the kernels name it: the equations of csrc/cells over a math policy M. RNN's nonlinearity is chosen
+// at run time, the same for all threads: one kernel for both.
+struct Lstm {
+  static constexpr CellKind kKind = CellKind::kLstm;
+  template <class M>
+  using Of = LstmCell<M>;
+};
+struct Gru {
+  static constexpr CellKind kKind = CellKind::kGru;
+  template <class M>
+  using Of = GruCell<M>;
+};
+struct Rnn {
+  static constexpr CellKind kKind = CellKind::kRnnTanh;
+  template <class M>
+  struct Of : RnnTanhCell<M> {};
+};
+
+template <class Kind, class M>
+__device__ __forceinline__ void cell_forward(bool relu, const float* pre, float rec, float h_prev, float c_prev,
+                                             float* saved, float& c, float& h) {
+  if (Kind::kKind == CellKind::kRnnTanh && relu) {
+    RnnReluCell<M>::forward(pre, rec, h_prev, c_prev, saved, c, h);
+  } else {
+    Kind::template Of<M>::forward(pre, rec, h_prev, c_prev, saved, c, h);
+  }
+}
+template <class Kind, class M>
+__device__ __forceinline__ void cell_backward(bool relu, const float* saved, float c_prev, float c, float h_prev,
+                                              float h, float dh, float dc, float* dpre, float& drec, float& dc_prev,
+                                              float& dh_prev) {
+  if (Kind::kKind == CellKind::kRnnTanh && relu) {
+    RnnReluCell<M>::backward(saved, c_prev, c, h_prev, h, dh, dc, dpre, drec, dc_prev, dh_prev);
+  } else {
+    Kind::template Of<M>::backward(saved, c_prev, c, h_prev, h, dh, dc, dpre, drec, dc_prev, dh_prev);
+  }
+}
+
+// ---------------------------------------------------------------- exchanges
+
+// All units of a direction in one CTA, a warp a tile of units; the buffers are in shared memory.
+struct OneCta {
+  static constexpr Tier kTier = Tier::kOneCta;
+  static constexpr bool kSplitsK = false;
+
+  uint32_t* buffers;
+  int64_t words;
+
+  __device__ __forceinline__ OneCta(const Cut& cut, uint32_t* /*shared*/, uint32_t* rest, int /*replica*/)
+      : buffers(rest), words(cut.operand_words) {}
+
+  __device__ __forceinline__ uint32_t* slot(int i) const { return buffers + (i & 1) * words; }
+  __device__ __forceinline__ void publish() {}
+  // One barrier a step. It protects both ways: what was written before it is read after it, and a warp that
+  // writes publication i+1 after wait(i) knows that every warp is through with its products of i-1.
+  __device__ __forceinline__ const uint32_t* wait(int i) {
+    __syncthreads();
+    return slot(i);
+  }
+
+  static constexpr bool failed = false;
+
+  template <class Words>
+  static __device__ __forceinline__ Words read(const uint32_t* p) {
+    return *reinterpret_cast<const Words*>(p);
+  }
+};
+
+// A CTA a tile of units; its warps share the products by K and meet in shared memory, the CTAs of a replica in the
+// L2 cache. Warp n finishes tile n of the rows.
+struct Grid {
+  static constexpr Tier kTier = Tier::kGrid;
+  static constexpr bool kSplitsK = true;
+
+  const Cut& cut;
+  uint32_t* failure;  // in shared memory: this CTA gave up waiting
+  int replica;
+  bool failed = false;
+
+  __device__ __forceinline__ Grid(const Cut& cut, uint32_t* shared, uint32_t* /*rest*/, int replica)
+      : cut(cut), failure(shared), replica(replica) {
+    // Read after the first wait's barrier, and written by this thread alone.
+    if (threadIdx.x == 0) *failure = 0;
+  }
+
+  __device__ __forceinline__ uint32_t* flag() const { return cut.flags + replica * (kLineBytes / 4); }
+  __device__ __forceinline__ uint32_t* slot(int i) const {
+    return cut.operands + static_cast<int64_t>(2 * replica + (i & 1)) * cut.operand_words;
+  }
+  // Every finishing warp counts for itself: its lanes' stores, joined by __syncwarp, are released by one lane.
+  __device__ __forceinline__ void publish() {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) add_release(flag(), 1);
+  }
+  // The flag counts on over the publications: all of i are there at (i+1) * arrivals. One thread polls and
+  // acquires for the CTA, the barrier passes it on. A warp publishes i+1 after the barrier of the sums (see
+  // Products), which each warp of its CTA enters with its products of i done, so the whole flag for i+1 means that
+  // nobody reads i any more and i+2 may overwrite it. The barrier also protects the sums of step i from those of
+  // i+1: finishing warps enter it when they have read them.
+  __device__ __forceinline__ const uint32_t* wait(int i) {
+    if (threadIdx.x == 0 && *failure == 0) {
+      const uint32_t arrivals = static_cast<uint32_t>(cut.ctas_per_replica * cut.n_tiles);
+      if (!wait_for_count(flag(), static_cast<uint32_t>(i + 1) * arrivals, cut.spin_limit)) {
+        *failure = 1;
+        *cut.error = 1;
+      }
+    }
+    __syncthreads();
+    failed = *failure != 0;  // before the barrier of the sums: the polling thread comes back here after it
+    return slot(i);
+  }
+
+  // Past the L1 cache, which other SMs' stores do not reach.
+  template <class Words>
+  static __device__ __forceinline__ Words read(const uint32_t* p) {
+    return __ldcg(reinterpret_cast<const Words*>(p));
+  }
+};
+
+// ---------------------------------------------------------------- a thread's place
+
+struct Position {
+  int direction;
+  int replica;    // of all directions'
+  int unit_tile;  // of the warp's products and sums
+  int row_tile;   // that the warp finishes, in its replica
+  bool finishes;  // whether it does
+  int lane, warp;
+  int unit;   // the first of this lane's two,
+  int units;  // how many of them exist
+  int row;    // the batch row of this lane's first of two
+
+  template <class Exchange>
+  static __device__ __forceinline__ Position of(const LayerShape& shape, const Cut& cut) {
+    Position at;
+    at.lane = static_cast<int>(threadIdx.x % 32);
+    at.warp = static_cast<int>(threadIdx.x / 32);
+    const int cta = static_cast<int>(blockIdx.x);
+    at.replica = cta / cut.ctas_per_replica;
+    at.direction = at.replica / cut.replicas;
+    at.unit_tile = Exchange::kSplitsK ? cta - at.replica * cut.ctas_per_replica : at.warp;
+    at.row_tile = Exchange::kSplitsK ? at.warp : 0;
+    at.finishes = at.row_tile < cut.n_tiles;
+    at.unit = at.unit_tile * kTileUnits + 2 * (at.lane >> 2);
+    at.units = at.unit >= shape.H ? 0 : at.unit + 1 == shape.H ? 1 : 2;
+    at.row = ((at.replica - at.direction * cut.replicas) * cut.n_tiles + at.row_tile) * kTileRows + 2 * (at.lane & 3);
+    return at;
+  }
+};
+
+}  // namespace fastrnn::cuda

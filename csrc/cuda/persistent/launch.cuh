@@ -1,0 +1,112 @@
+// Host side of both kernels: what surrounds a launch.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+
+#include "kernel.cuh"
+
+namespace fastrnn::cuda {
+
+// A tensor that the kernels read or write by pairs: its address, the element's size, the distance of its rows.
+struct PairedTensor {
+  const void* data;
+  size_t element;
+  int64_t row_stride;
+};
+
+inline bool pairs_are_whole(std::initializer_list<PairedTensor> tensors, int64_t H) {
+  return H % 2 == 0 && std::all_of(tensors.begin(), tensors.end(), [](const PairedTensor& t) {
+           return reinterpret_cast<uintptr_t>(t.data) % (2 * t.element) == 0 && t.row_stride % 2 == 0;
+         });
+}
+
+inline Cut cut_of(const PersistentGeometry& g, const LayerShape& shape, void* workspace, uint32_t spin_limit) {
+  Cut cut = {};
+  cut.N = shape.rows();
+  cut.unit_tiles = g.unit_tiles;
+  cut.ctas_per_replica = g.ctas_per_replica;
+  cut.replicas = g.replicas;
+  cut.n_tiles = g.n_tiles;
+  cut.operand_words =
+      operand_words(g.unit_tiles, g.n_tiles, g.pass == Pass::kForward ? 1 : gates_of(g.cell), g.precision);
+  cut.spin_limit = spin_limit ? spin_limit : kSpinLimit;
+  if (workspace) {
+    cut.error = static_cast<uint32_t*>(workspace);
+    cut.flags = cut.error + kLineBytes / 4;
+    cut.operands = cut.error + flags_bytes(g.replicas * g.D) / 4;
+  }
+  return cut;
+}
+
+inline int set_shared_bytes(const void* kernel, int64_t bytes) {
+  // What a block has without asking.
+  constexpr int64_t kPlain = 48 << 10;
+  if (bytes <= kPlain) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
+
+// cudaErrorCooperativeLaunchTooLarge unless the grid fits the device at once.
+inline int check_occupancy(const void* kernel, const PersistentGeometry& g) {
+  int device = 0, sms = 0, ctas_per_sm = 0;
+  int error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) {
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&ctas_per_sm, kernel, g.threads, g.shared_bytes);
+  }
+  if (error != cudaSuccess) return error;
+  return static_cast<int64_t>(ctas_per_sm) * sms >= g.ctas ? cudaSuccess : cudaErrorCooperativeLaunchTooLarge;
+}
+
+template <class Params>
+int launch_persistent(void (*kernel)(Params, Cut), const Params& p, const PersistentGeometry& g, const Cut& cut,
+                      void* stream) {
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  const void* function = reinterpret_cast<const void*>(kernel);
+  int error = set_shared_bytes(function, g.shared_bytes);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute cooperative = {};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(g.ctas));
+  config.blockDim = dim3(static_cast<unsigned>(g.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(g.shared_bytes);
+  config.stream = cuda_stream;
+  if (g.tier == Tier::kGrid) {
+    error = check_occupancy(function, g);
+    if (error == cudaSuccess) error = cudaMemsetAsync(cut.error, 0, flags_bytes(g.replicas * g.D), cuda_stream);
+    if (error != cudaSuccess) return error;
+    cooperative.id = cudaLaunchAttributeCooperative;
+    cooperative.val.cooperative = 1;
+    config.attrs = &cooperative;
+    config.numAttrs = 1;
+  }
+  return static_cast<int>(cudaLaunchKernelEx(&config, kernel, p, cut));
+}
+
+// Each in a file of its own, <pass>_<cell>.cu: instances compile side by side.
+template <class Kind>
+int launch_forward(const PersistentForward& p, const PersistentGeometry& g, const Cut& cut, void* stream);
+template <class Kind>
+int launch_backward(const PersistentBackward& p, const PersistentGeometry& g, const Cut& cut, void* stream);
+
+// f<Precision, Exchange>() of the geometry.
+template <class F>
+int with_instance(const PersistentGeometry& g, F f) {
+  const auto with_exchange = [&]<Precision precision>() {
+    if (g.tier == Tier::kOneCta) return f.template operator()<precision, OneCta>();
+    return f.template operator()<precision, Grid>();
+  };
+  switch (g.precision) {
+    case Precision::kFloat32:
+      return with_exchange.template operator()<Precision::kFloat32>();
+    case Precision::kTf32:
+      return with_exchange.template operator()<Precision::kTf32>();
+    case Precision::kBFloat16:
+      return with_exchange.template operator()<Precision::kBFloat16>();
+    case Precision::kHalf:
+      return with_exchange.template operator()<Precision::kHalf>();
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace fastrnn::cuda

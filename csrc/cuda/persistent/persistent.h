@@ -1,0 +1,141 @@
+// The persistent tiers: a whole layer, all steps and both directions, in one launch. The recurrent weights are
+// read once, into registers, and stay there; what moves from step to step is h (backward: the gates' gradient).
+//
+//   one CTA   a CTA holds all recurrent weights of a direction and takes 8 rows of the batch through all
+//             steps; nothing leaves the SM but results. H to 128 for half types.
+//   grid      a replica of H/16 CTAs, one an SM, holds the weights of a direction, 16 units each, and takes up
+//             to 64 rows; its CTAs meet once a step at a flag in the L2 cache. Directions and further rows
+//             are further replicas. Needs a cooperative launch.
+//
+// No torch and no CUDA header here: plan.cpp calls geometry() on any machine. "T" after a shape is the layer's
+// type, letters as in params.h and stepwise.h (Gr = gates + 1 for a GRU, else gates; S = values saved a unit).
+#pragma once
+#include <cstdint>
+
+#include "params.h"
+
+namespace fastrnn::cuda {
+
+// How the recurrent products are computed. State, gates and sums are float in all of them.
+enum class Precision : int {
+  kFloat32 = 0,   // float layers as exact as FFMA: three TF32 products a product
+  kTf32 = 1,      // float layers whose products may round their operands to TF32
+  kBFloat16 = 2,  // layers of bfloat16
+  kHalf = 3,      // layers of half
+};
+enum class Tier : int { kOneCta = 0, kGrid = 1 };
+enum class Pass : int { kForward = 0, kBackward = 1 };
+
+struct CudaDevice {
+  int compute_capability = 0;  // 80, 86, 90, ...
+  int sms = 0;
+  int64_t shared_bytes_per_block_optin = 0;
+  int64_t l2_bytes = 0;
+  bool cooperative_launch = false;
+};
+
+// How a layer is cut for a tier, and whether it can be at all.
+struct PersistentGeometry {
+  bool fits = false;
+  const char* reason = "";  // why it does not fit; empty where it does
+  CellKind cell = CellKind::kLstm;
+  Precision precision = Precision::kFloat32;
+  Tier tier = Tier::kOneCta;
+  Pass pass = Pass::kForward;
+  int64_t H = 0, B = 0;
+  int D = 0;
+  int unit_tiles = 0;           // ceil(H/16)
+  int ctas_per_replica = 0;     // that together hold one direction's weights
+  int replicas = 0;             // of one direction, each for its own rows
+  int ctas = 0;                 // ctas_per_replica * replicas * D: the grid
+  int units_per_cta = 0;        // of ctas_per_replica * units_per_cta >= H
+  int k_split = 0;              // warps that share a CTA's products, each a part of K
+  int n_tiles = 0;              // tiles of 8 rows a replica
+  int threads = 0;              // a CTA
+  int64_t shared_bytes = 0;     // dynamic, a CTA
+  int64_t workspace_bytes = 0;  // of Persistent{Forward,Backward}::workspace; 0: none needed
+};
+
+// Pure: the same arguments give the same answer on every machine. Never fits: P > 0 (not asked here), B = 0,
+// a device below compute capability 8.0. kFloat32 and kTf32 are for Dtype::kFloat, the others for their type.
+PersistentGeometry geometry(CellKind cell, Precision precision, Tier tier, int64_t H, int64_t B, int D, Pass pass,
+                            const CudaDevice& device);
+
+// Both passes. Every pointer is device memory, aligned to its elements; strides count elements and may be odd.
+//
+// Packed sequences: row_offsets (T+1) and batch_sizes (T) as device int64, as LayerShape's but uploaded (the
+// kernels do not look at the host pointers in `shape`); both null for a padded sequence, whose row of step t and
+// batch row b is t*B + b. Padded: N = T*B; packed: N = sum(batch_sizes).
+//
+// Grid tier: the launch zeroes the flags in `workspace` itself; a workspace may be reused by the next call on the
+// same stream. Results are the same bits in every run.
+//
+// The grid tier's waits are bounded, in polls of the flag: a replica whose CTAs do not all arrive (which a
+// cooperative launch rules out, short of a bug or a debugger) does not hang. A CTA that gives up writes 1 to
+// the first int of the workspace and goes on with NaN as its operand, without waiting again; it still publishes,
+// so the NaN reaches its whole replica: everything that later steps compute (y, saved gates, dgates, hn, cn,
+// dh0, dc0) is NaN. The host needs no synchronisation to be safe, as results cannot look right by accident;
+// who synchronises anyway can tell the cause by that int (0: no wait gave up).
+struct PersistentForward {
+  LayerShape shape;
+  Precision precision = Precision::kFloat32;
+  const int64_t* row_offsets = nullptr;
+  const int64_t* batch_sizes = nullptr;
+
+  const void* gx = nullptr;                  // (D,N,G*H) T: x W_ih^T, no bias; directions N*gx_stride apart
+  int64_t gx_stride = 0;                     // from row to row; >= G*H
+  const void* w_hh[2] = {nullptr, nullptr};  // (G*H,H) T of each direction
+  int64_t w_hh_stride[2] = {0, 0};           // from row to row
+  const float* bias = nullptr;               // (D,Gr*H) as made by combine_bias, or null
+  const void* h0 = nullptr;                  // (D,B,H) T
+  const void* c0 = nullptr;                  // (D,B,H) T, LSTM
+
+  void* y = nullptr;       // (N,D*H) T out
+  void* hn = nullptr;      // (D,B,H) T out: each row's last state in the direction's own time
+  void* cn = nullptr;      // (D,B,H) T out, LSTM
+  void* gates = nullptr;   // (D,N,S*H) T out; null: not saved. May be gx where gx_stride is S*H
+  float* cells = nullptr;  // (D,N,H) out, LSTM; null: not saved
+
+  void* workspace = nullptr;  // geometry's workspace_bytes, aligned to 256
+  int64_t workspace_bytes = 0;
+  uint32_t spin_limit = 0;  // polls before a wait gives up; 0: kSpinLimit
+};
+
+// The gradient of the gates, all steps. The products for x, the weights and the biases come after it.
+struct PersistentBackward {
+  LayerShape shape;
+  Precision precision = Precision::kFloat32;
+  const int64_t* row_offsets = nullptr;
+  const int64_t* batch_sizes = nullptr;
+
+  const void* w_hh[2] = {nullptr, nullptr};  // (G*H,H) T of each direction
+  int64_t w_hh_stride[2] = {0, 0};
+  const void* gates = nullptr;    // (D,N,S*H) T as saved by forward or recomputed; LSTM, GRU
+  const float* cells = nullptr;   // (D,N,H); LSTM
+  const void* y = nullptr;        // (N,D*H) T; GRU, RNN
+  const void* h0 = nullptr;       // (D,B,H) T; GRU
+  const void* c0 = nullptr;       // (D,B,H) T; LSTM
+  const void* grad_y = nullptr;   // (N,D*H) T, or null: zero
+  int64_t grad_y_stride = 0;      // from row to row
+  const void* grad_hn = nullptr;  // (D,B,H) T, or null: zero
+  const void* grad_cn = nullptr;  // (D,B,H) T, or null: zero; LSTM
+
+  void* dgates = nullptr;  // (D,N,Gr*H) T out, GRU in the order n, r, z, rec. May be gates (where saved)
+  void* dh0 = nullptr;     // (D,B,H) T out; null: not needed
+  void* dc0 = nullptr;     // (D,B,H) T out, LSTM; null: not needed
+
+  void* workspace = nullptr;
+  int64_t workspace_bytes = 0;
+  uint32_t spin_limit = 0;
+};
+
+constexpr uint32_t kSpinLimit = 1u << 23;  // at half a microsecond or more a poll: some seconds
+
+// cudaError_t as int; no synchronisation, no allocation; T = 0 or B = 0 is the caller's. The geometry is that of
+// this very layer. cudaErrorCooperativeLaunchTooLarge: the device has no room for the grid at once (another
+// context's share, MIG); nothing was launched, so the caller may take the stepwise tier.
+// cudaErrorInvalidValue: the geometry does not fit, T is above 2^31-1, or the workspace is too small.
+int persistent_forward(const PersistentForward& p, const PersistentGeometry& g, void* stream);
+int persistent_backward(const PersistentBackward& p, const PersistentGeometry& g, void* stream);
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,144 @@
+// Which tier of the CUDA kernels runs a pass of a layer. Compiled into the CUDA library and, for plans on
+// paper, into the Python module: no CUDA header, no CUDA call.
+#include <algorithm>
+
+#include "plan.h"
+
+namespace fastrnn {
+namespace {
+
+using cuda::CudaDevice;
+using cuda::Pass;
+using cuda::PersistentGeometry;
+using cuda::Precision;
+
+// Microseconds a time step, by tier. Estimates for an H100 from published latencies (a flag exchange through
+// the L2 of about 1 us, a kernel launch of 2.4) and the kernels' instruction counts; nothing here is measured.
+// A measurement replaces a number in this table, and nothing else.
+struct StepCosts {
+  // A CTA: fixed part, and a part for each unit whose products a warp issues; the second grows with the
+  // matrix instructions a product takes.
+  double cta_fixed, cta_unit;
+  // The grid: the exchange, and the products of a tile of 8 rows over 1024 units.
+  double grid_exchange, grid_tile;
+};
+constexpr StepCosts kHalfTypes = {0.06, 0.0027, 0.60, 0.20};
+constexpr StepCosts kTf32 = {0.06, 0.0054, 0.60, 0.40};
+constexpr StepCosts kFloat32 = {0.06, 0.0150, 0.60, 1.10};  // three TF32 products each, and their splits
+constexpr double kBackward = 1.4;                           // a backward step's share of a forward one's
+// A product and a kernel a step, each launched by the host; with a projection two of each.
+constexpr double kStepwiseLaunches = 9.0;
+// The same before the first step of a persistent tier: weights into registers, the launch.
+constexpr double kPersistentStart = 12.0;
+// What a GPU with so many SMs multiplies a microsecond, for the stepwise tier's large products.
+constexpr int kReferenceSms = 132;
+double stepwise_flops(Dtype dtype, Precision precision) {
+  if (dtype == Dtype::kDouble) return 30e6;
+  return precision == Precision::kFloat32 ? 35e6 : precision == Precision::kTf32 ? 200e6 : 400e6;
+}
+
+const StepCosts& costs_of(Precision precision) {
+  return precision == Precision::kFloat32 ? kFloat32 : precision == Precision::kTf32 ? kTf32 : kHalfTypes;
+}
+
+double stepwise_us(const LayerShape& s, Precision precision, const CudaDevice& device) {
+  const double flops = 2.0 * s.D * s.B * (gates_of(s.cell) * s.H * s.out_size() + s.H * s.P);
+  const double rate = stepwise_flops(s.dtype, precision) * std::max(1, device.sms) / kReferenceSms;
+  return kStepwiseLaunches * (s.P ? 2 : 1) + flops / rate;
+}
+
+double persistent_us(const LayerShape& s, const PersistentGeometry& g, const CudaDevice& device) {
+  const StepCosts& cost = costs_of(g.precision);
+  double us = 0;
+  if (g.tier == cuda::Tier::kOneCta) {
+    const int waves = (g.ctas + device.sms - 1) / std::max(1, device.sms);
+    us = waves * (cost.cta_fixed + cost.cta_unit * s.H);
+  } else {
+    us = cost.grid_exchange + cost.grid_tile * g.n_tiles * s.H / 1024;
+  }
+  if (g.pass == Pass::kBackward) us *= kBackward;
+  return us + kPersistentStart / s.T;
+}
+
+CudaPlan stepwise(const LayerShape& s, Precision precision, const CudaDevice& device, const char* reason) {
+  CudaPlan plan;
+  plan.tier = CudaTier::kStepwise;
+  plan.precision = precision;
+  plan.step_us = stepwise_us(s, precision, device);
+  plan.reason = reason;
+  return plan;
+}
+
+CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device, CudaTier tier) {
+  const auto kind = tier == CudaTier::kOneCta ? cuda::Tier::kOneCta : cuda::Tier::kGrid;
+  CudaPlan plan;
+  plan.tier = tier;
+  plan.precision = precision;
+  plan.geometry = cuda::geometry(s.cell, precision, kind, s.H, s.B, s.D, pass, device);
+  plan.possible = plan.geometry.fits;
+  if (!plan.possible) {
+    plan.reason = plan.geometry.reason;
+    return plan;
+  }
+  plan.step_us = persistent_us(s, plan.geometry, device);
+  plan.reason = tier == CudaTier::kOneCta
+                    ? "the recurrent weights stay in one SM's registers: nothing leaves it"
+                    : "the recurrent weights stay in the GPU's registers: one flag exchange a step";
+  return plan;
+}
+
+// Why no persistent tier is worth asking, null where one may be.
+const char* only_stepwise(const LayerShape& s) {
+  if (s.dtype == Dtype::kDouble) return "float64: the persistent kernels know float32 and half types";
+  if (s.P) return "a projection: the persistent kernels have none";
+  if (s.B == 0) return "no rows: nothing to compute";
+  return nullptr;
+}
+// Fewer steps do not repay reading the weights into registers.
+constexpr int64_t kFewSteps = 4;
+
+}  // namespace
+
+Precision cuda_precision(Dtype dtype, bool tf32) {
+  return dtype == Dtype::kBFloat16        ? Precision::kBFloat16
+         : dtype == Dtype::kHalf          ? Precision::kHalf
+         : tf32 && dtype == Dtype::kFloat ? Precision::kTf32
+                                          : Precision::kFloat32;
+}
+
+CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& device, CudaTier wanted) {
+  const Precision precision = cuda_precision(s.dtype, tf32);
+  const char* never = only_stepwise(s);
+  if (wanted == CudaTier::kStepwise) return stepwise(s, precision, device, "asked for by name");
+  if (wanted != CudaTier::kAuto) {
+    CudaPlan plan;
+    if (never) {
+      plan.tier = wanted;
+      plan.precision = precision;
+      plan.possible = s.B == 0;  // nothing to launch
+      plan.reason = never;
+    } else {
+      plan = persistent(s, precision, pass, device, wanted);
+    }
+    return plan;
+  }
+  if (never) return stepwise(s, precision, device, never);
+  if (s.T < kFewSteps) return stepwise(s, precision, device, "few steps: they do not repay loading the weights");
+
+  const CudaPlan one = persistent(s, precision, pass, device, CudaTier::kOneCta);
+  const CudaPlan grid = persistent(s, precision, pass, device, CudaTier::kGrid);
+  CudaPlan best = stepwise(s, precision, device, "");
+  best.reason = one.possible || grid.possible ? "a large batch: the products fill the GPU, a step at a time"
+                                              : grid.geometry.reason;
+  for (const CudaPlan* plan : {&grid, &one}) {
+    if (plan->possible && plan->step_us < best.step_us) best = *plan;
+  }
+  return best;
+}
+
+const char* tier_name(CudaTier tier) {
+  static const char* const names[] = {"auto", "one_cta", "grid", "stepwise"};
+  return names[static_cast<int>(tier)];
+}
+
+}  // namespace fastrnn

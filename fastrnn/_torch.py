@@ -1,0 +1,43 @@
+"""``backend="cudnn"``: torch's own layers, cuDNN on a GPU, with the weights and arguments of fastrnn's.
+
+For comparisons, and for the shapes where somebody has measured torch to be faster. torch's limits hold there:
+no double backward on a GPU, no backward in eval mode, no gradient of a packed sequence's unused rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# torch's functions and module modes by the kernels' name of a recurrence.
+_LAYERS = {cell: getattr(torch._VF, cell) for cell in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
+_CELLS = {cell: getattr(torch._VF, f"{cell}_cell") for cell in _LAYERS}
+
+
+def layers(stack, x: Tensor, h, c, weights, rows: int, batch_sizes: Tensor | None):
+    """A stack of layers (see ``_stack.Stack``) over x, (T, B, I) or packed rows (N, I).
+
+    h and c are (L*D, B, .) or None for zeros. Returns y, h_n and c_n (None unless LSTM).
+    """
+    lstm = stack.cell == "lstm"
+    if h is None:
+        states = stack.num_layers * (2 if stack.bidirectional else 1)
+        h = x.new_zeros((states, rows, stack.proj_size or stack.hidden_size))
+        c = x.new_zeros((states, rows, stack.hidden_size)) if lstm else None
+    hx, weights = ((h, c) if lstm else h), list(weights)
+    options = (stack.bias, stack.num_layers, stack.dropout, stack.training, stack.bidirectional)
+    if batch_sizes is None:
+        y, *states = _LAYERS[stack.cell](x, hx, weights, *options, False)
+    else:
+        y, *states = _LAYERS[stack.cell](x, batch_sizes, hx, weights, *options)
+    return y, states[0], (states[1] if lstm else None)
+
+
+def cell(name: str, x: Tensor, h: Tensor | None, c: Tensor | None, weights):
+    """One step. x (B, I); h and c (B, H) or None for zeros. Returns h and c (None unless LSTM)."""
+    lstm = name == "lstm"
+    if h is None:
+        h = c = x.new_zeros((x.size(0), weights[1].size(1)))
+    biases = weights[2:] or (None, None)
+    out = _CELLS[name](x, (h, c) if lstm else h, *weights[:2], *biases)
+    return out if lstm else (out, None)

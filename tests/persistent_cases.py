@@ -1,0 +1,226 @@
+"""Cases for the persistent kernels alone (tests/emu/emu_persistent.cpp): x's part of the gates in, their gradient
+out, compared with the reference in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tolerances import TOLERANCES, error
+from torch import Tensor
+
+from fastrnn import reference
+from fastrnn.verification import Tolerance
+
+CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
+TIERS = ("one CTA", "grid")
+
+#: TF32 rounds to as many bits as float16.
+LIMITS = {name: TOLERANCES[getattr(torch, name, torch.float16)] for name in PRECISIONS}
+assert isinstance(LIMITS["tf32"], Tolerance)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer without its input projection. With `sizes` (batch_sizes) it is packed, T and B follow."""
+
+    cell: str
+    precision: str
+    tier: str
+    T: int = 5
+    B: int = 9
+    H: int = 33
+    D: int = 2
+    sizes: tuple[int, ...] | None = None
+    bias: bool = True
+    strided: bool = False
+    absent: bool = False  # no incoming gradients but that of y
+    sms: int = 132
+
+    def __str__(self) -> str:
+        """A test's id."""
+        shape = (
+            f"T{self.T}B{self.B}" if self.sizes is None else "packed" + "".join(map(str, self.sizes))
+        ) + f"H{self.H}D{self.D}sms{self.sms}"
+        more = ["nobias"] * (not self.bias) + ["strided"] * self.strided + ["absent"] * self.absent
+        return "-".join([self.cell, self.precision, self.tier.replace(" ", ""), shape, *more])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.precision, torch.float32)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        return self.sizes or (self.B,) * self.T
+
+
+@dataclass
+class Problem:
+    """A case's tensors. Absent ones are empty."""
+
+    gx: Tensor  # (D,N,G*H)
+    w_hh: list[Tensor]
+    b_ih: list[Tensor]
+    b_hh: list[Tensor]
+    h0: Tensor
+    c0: Tensor
+    offsets: Tensor
+    sizes: Tensor
+    grad_y: Tensor  # (N,D*H)
+    grad_hn: Tensor
+    grad_cn: Tensor
+
+
+def wider(t: Tensor) -> Tensor:
+    """The same values in rows an odd number of elements apart that begin at an odd one."""
+    rows = torch.full((*t.shape[:-1], t.shape[-1] + 3 - t.shape[-1] % 2), torch.nan, dtype=t.dtype)
+    rows[..., 1 : 1 + t.shape[-1]] = t
+    return rows[..., 1 : 1 + t.shape[-1]]
+
+
+def problem(case: Case, seed: int = 0) -> Problem:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        values = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
+        return (values * scale).to(case.dtype)
+
+    G, H, D, sizes = reference.GATES[case.cell], case.H, case.D, case.batch_sizes
+    N, B = sum(sizes), sizes[0]
+    # relu's derivative jumps at 0: the bias decides the sign, not a rounding.
+    steady = case.cell == "rnn_relu"
+    gx = draw(D, N, G * H, scale=0.3 if steady else 1.0)
+    w_hh = [draw(G * H, H, scale=H**-0.5 * (0.2 if steady else 1.0)) for _ in range(D)]
+    b_ih, b_hh = ([draw(G * H, scale=0.5) for _ in range(D)] for _ in range(2))
+    if steady:
+        b_ih = [b + 1.1 * b.sign() for b in b_ih]
+    if not case.bias:
+        b_ih, b_hh = [torch.zeros_like(b) for b in b_ih], [torch.zeros_like(b) for b in b_hh]
+        if steady:
+            gx = gx + 1.1 * gx.sign()
+    state, none = (D, B, H), torch.empty(0, dtype=case.dtype)
+    table = [0]
+    for n in sizes:
+        table.append(table[-1] + n)
+    lstm = case.cell == "lstm"
+    made = Problem(
+        gx,
+        w_hh,
+        b_ih,
+        b_hh,
+        draw(*state),
+        draw(*state) if lstm else none,
+        torch.tensor(table if case.sizes else [], dtype=torch.int64),
+        torch.tensor(case.sizes or [], dtype=torch.int64),
+        draw(N, D * H),
+        none if case.absent else draw(*state),
+        draw(*state) if lstm and not case.absent else none,
+    )
+    if case.strided:
+        made.gx, made.grad_y = wider(gx), wider(made.grad_y)
+        made.w_hh = [wider(w) for w in w_hh]
+    return made
+
+
+def combined_bias(case: Case, p: Problem) -> Tensor:
+    """(D,Gr*H) float, as csrc/cuda/stepwise.h's combine_bias makes it."""
+    if not case.bias:
+        return torch.empty(0)
+    rows = []
+    for b_ih, b_hh in zip(p.b_ih, p.b_hh, strict=True):
+        total = b_ih.float() + b_hh.float()
+        if case.cell == "gru":
+            total = torch.cat([total[: 2 * case.H], b_ih[2 * case.H :].float(), b_hh[2 * case.H :].float()])
+        rows.append(total)
+    return torch.stack(rows)
+
+
+def names(case: Case) -> list[str]:
+    lstm = case.cell == "lstm"
+    grads = ["gx", "b_hh", "h0", *(["c0"] if lstm else [])]
+    return ["y", "hn", *(["cn"] if lstm else []), *(f"grad {g}" for g in grads)]
+
+
+def expected(case: Case, p: Problem) -> list[Tensor]:
+    """Outputs and gradients by the reference: gx of both directions is its x, and w_ih picks a direction's."""
+    G, H, D = reference.GATES[case.cell], case.H, case.D
+    x = torch.cat(list(p.gx.double()), dim=-1).requires_grad_()
+    eye = torch.eye(D * G * H, dtype=torch.float64)
+    h0 = p.h0.double().requires_grad_()
+    lstm = case.cell == "lstm"
+    c0 = p.c0.double().requires_grad_() if lstm else None
+    b_hh = [b.double().requires_grad_() for b in p.b_hh]
+    weights = []
+    for d in range(D):
+        weights += [eye[d * G * H : (d + 1) * G * H], p.w_hh[d].double(), p.b_ih[d].double(), b_hh[d]]
+    rows = x if case.sizes else x.view(case.T, case.B, -1)
+    sizes = p.sizes if case.sizes else None
+    y, hn, cn = reference.layer(rows, h0, c0, weights, cell=case.cell, bias=True, batch_sizes=sizes)
+    outputs = [y, hn] + ([cn] if lstm else [])
+    gradients = [p.grad_y.reshape(y.shape)]
+    states = zip((p.grad_hn, p.grad_cn), outputs[1:], strict=False)
+    gradients += [g if g.numel() else torch.zeros_like(o) for g, o in states]
+    leaves = [x, *b_hh, h0, *([c0] if lstm else [])]
+    found = torch.autograd.grad(outputs, leaves, [g.double() for g in gradients])
+    dgx = torch.stack(found[0].view(-1, D, G * H).unbind(1))
+    return [
+        y.detach().reshape(-1, D * H),
+        *(o.detach() for o in outputs[1:]),
+        dgx,
+        torch.stack(found[1 : 1 + D]),
+        *found[1 + D :],
+    ]
+
+
+def forward(ops, case: Case, p: Problem, save: bool = True):
+    """(y, hn, cn, gates, cells, error) of the kernel."""
+    precision, tier = PRECISIONS.index(case.precision), TIERS.index(case.tier)
+    bias = ops.guarded(combined_bias(case, p)) if case.bias else torch.empty(0)
+    at = (p.offsets, p.sizes, len(case.batch_sizes), case.cell, precision, tier)
+    return ops.persistent_forward(p.gx, p.w_hh, bias, p.h0, p.c0, *at, save, case.sms)
+
+
+def backward(ops, case: Case, p: Problem, saved, need_state: bool = True):
+    """(dgates, dh0, dc0, error) of the kernel, from what forward returned."""
+    y, _, _, gates, cells, _ = saved
+    precision, tier = PRECISIONS.index(case.precision), TIERS.index(case.tier)
+    at = (p.offsets, p.sizes, len(case.batch_sizes), case.cell, precision, tier)
+    grads = (p.grad_y, p.grad_hn, p.grad_cn)
+    return ops.persistent_backward(p.w_hh, gates, cells, y, p.h0, p.c0, *grads, *at, need_state, case.sms)
+
+
+def fused(ops, case: Case, p: Problem) -> list[Tensor]:
+    """What expected() lists, by the kernels, with every contiguous tensor before a guard page."""
+    if not case.strided:
+        p = Problem(*([ops.guarded(t) for t in v] if isinstance(v, list) else ops.guarded(v) if v.numel() else v
+                      for v in vars(p).values()))  # fmt: skip
+    saved = forward(ops, case, p)
+    dgates, dh0, dc0, _ = backward(ops, case, p, saved)
+    H, lstm = case.H, case.cell == "lstm"
+    of_input = of_recurrence = dgates
+    if case.cell == "gru":  # n, r, z, rec
+        of_input = torch.cat([dgates[..., H : 3 * H], dgates[..., :H]], dim=-1)
+        of_recurrence = dgates[..., H:]
+    sums = of_recurrence.double().sum(1)
+    return [*saved[: 2 + lstm], of_input, sums, dh0, *([dc0] if lstm else [])]
+
+
+def worst(case: Case, got: list[Tensor], want: list[Tensor]) -> tuple[float, str]:
+    """The largest error in units of its tolerance, and where it is."""
+    found = (0.0, "")
+    for name, g, w in zip(names(case), got, want, strict=True):
+        assert g.shape == w.shape, f"{name}: shape {tuple(g.shape)}, not {tuple(w.shape)}"
+        limit = LIMITS[case.precision][name.startswith("grad")]
+        ratio = error(g, w) / limit
+        if not ratio <= found[0]:
+            found = (ratio, f"{name}: error {ratio * limit:.2e}, tolerance {limit:.0e}")
+            if ratio != ratio:
+                break
+    return found
+
+
+def check(ops, case: Case, seed: int = 0) -> None:
+    p = problem(case, seed)
+    ratio, what = worst(case, fused(ops, case, p), expected(case, p))
+    assert ratio <= 1, f"{case}: {what}"

@@ -1,0 +1,127 @@
+"""The plan of a layer on a GPU: which tier, cut how, for GPUs that need not be here."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from fastrnn import _C, _gpus
+
+CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+
+def plan(H, B=16, T=100, *, cell="lstm", dtype="bfloat16", gpu="H100", tier="auto", tf32=False, P=0, D=1):
+    """Both passes of a layer: forward's entries, and backward's under "backward"."""
+    sizes = {"T": T, "B": B, "I": H, "H": H, "P": P, "directions": D}
+    return _C.plan(
+        device="cuda",
+        cell=cell,
+        **sizes,
+        dtype=dtype,
+        training=True,
+        gpu=_gpus.find(gpu).properties(),
+        tf32=tf32,
+        tier=tier,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tier"),
+    [
+        ({"H": 64}, "one_cta"),
+        ({"H": 128, "B": 1}, "one_cta"),
+        ({"H": 512}, "grid"),
+        ({"H": 1024, "B": 64}, "grid"),
+        ({"H": 1024, "B": 16, "gpu": "A100"}, "grid"),
+        ({"H": 64, "dtype": "float32", "tf32": True}, "one_cta"),
+        ({"H": 64, "dtype": "float64"}, "stepwise"),
+        ({"H": 64, "P": 8}, "stepwise"),
+        ({"H": 64, "T": 3}, "stepwise"),
+        ({"H": 64, "B": 0}, "stepwise"),
+        ({"H": 8192}, "stepwise"),
+        ({"H": 1024, "B": 4096}, "stepwise"),
+    ],
+)
+def test_dispatch(arguments, tier):
+    """The order of the design: what no persistent kernel does, one SM, the whole GPU, a step at a time."""
+    found = plan(**arguments)
+    assert found["kernel"] == tier
+    assert found["backward"]["kernel"] in (tier, "stepwise")
+    assert found["reason"]
+    assert found["step_us"] > 0
+
+
+@pytest.mark.parametrize("gpu", _gpus.KNOWN)
+def test_every_plan_can_run(gpu):
+    """Over cells, types, sizes and batches: what is chosen is possible, and within the device's limits."""
+    device = _gpus.find(gpu)
+    for cell, dtype, H, B, D in itertools.product(
+        CELLS,
+        ("bfloat16", "float16", "float32"),
+        (1, 33, 128, 129, 500, 1024, 1536),
+        (1, 9, 128, 1000),
+        (1, 2),
+    ):
+        found = plan(H, B, cell=cell, dtype=dtype, gpu=gpu, tf32=H % 2 == 0, D=D)
+        for one in (found, found["backward"]):
+            assert one["possible"]
+            if one["kernel"] == "stepwise":
+                continue
+            assert one["shared_bytes"] <= device.shared_bytes_per_block
+            assert one["threads"] % 32 == 0
+            assert 32 <= one["threads"] <= 1024
+            assert one["replicas"] * one["row_tiles"] * 8 >= B
+            assert one["ctas"] * one["units_per_cta"] >= D * H
+            if one["kernel"] == "grid":
+                assert one["ctas"] <= device.sms  # all of them at once, or they wait for ever
+
+
+def test_auto_takes_the_fastest_by_estimate():
+    """No tier that could be asked for by name has a lower estimate than the one chosen."""
+    for H, B in itertools.product((32, 128, 256, 1024, 2048), (1, 16, 128, 512)):
+        chosen = plan(H, B)
+        for tier in ("one_cta", "grid", "stepwise"):
+            named = plan(H, B, tier=tier)
+            if named["possible"]:
+                assert chosen["step_us"] <= named["step_us"]
+
+
+def test_a_tier_by_name():
+    """Stepwise takes everything; a persistent tier that cannot says so, and says why."""
+    assert plan(64, tier="stepwise")["kernel"] == "stepwise"
+    assert plan(64, tier="grid")["kernel"] == "grid"
+    for arguments in ({"H": 4096}, {"H": 64, "dtype": "float64"}, {"H": 64, "P": 8}):
+        refused = plan(**arguments, tier="one_cta")
+        assert not refused["possible"]
+        assert refused["reason"]
+        assert "step_us" not in refused
+
+
+def test_old_and_small_gpus():
+    """Below compute capability 8.0, and without cooperative launches, there are fewer tiers."""
+    shape = {"cell": "lstm", "T": 100, "B": 16, "I": 512, "H": 512, "dtype": "float16"}
+    known = _gpus.find("A100").properties()
+    for change in ({"compute_capability": 75}, {"cooperative_launch": False}, {"sms": 20}):
+        assert _C.plan(device="cuda", **shape, gpu=known | change)["kernel"] == "stepwise"
+    assert _C.plan(device="cuda", **shape, gpu=known)["kernel"] == "grid"
+
+
+def test_errors_name_the_argument():
+    """A GPU that is not known, a tier that is none, no GPU at all."""
+    with pytest.raises(ValueError, match=r"gpu: expected one of A100, .*, got 'Voodoo'"):
+        _gpus.find("Voodoo")
+    with pytest.raises(ValueError, match=r"tier: expected one of 'auto', .*, got 'both'"):
+        plan(64, tier="both")
+    with pytest.raises(ValueError, match="gpu: expected the properties"):
+        _C.plan(device="cuda", cell="lstm", T=1, B=1, I=1, H=1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_properties_of_the_gpu_that_is_here():
+    """What torch says of the device is what the kernels find: the plan on paper is the plan in use."""
+    here = _gpus.find()
+    assert here.compute_capability >= 70
+    assert here.sms > 0
+    assert here.shared_bytes_per_block >= 48 << 10
