@@ -55,7 +55,6 @@ inline void check_masks(CheckedMasks& out, LayerShape& shape, const Tensor& x, c
 }
 
 inline void check_grad_cells(const LayerShape& shape, const Tensor& grad_cells, const Tensor& cells) {
-  check(shape.cell == CellKind::kLstm, "grad_cells: expected none, only an LSTM has cells");
   check_shape(grad_cells, "grad_cells", {shape.D, shape.rows(), shape.H});
   check_same_kind(grad_cells, "grad_cells", cells);
 }

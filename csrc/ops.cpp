@@ -69,7 +69,7 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   // lengths      (B,) int64 on the CPU, 0 to T; a row of length 0 ends in the state in which it began
   // reset        (T, B) bool or uint8 on x's device. Neither direction's state passes from before such a
   //              step to it or back; the forward direction drops h0 and c0 where step 0 is one
-  // grad_cells   of every step's c, like cells
+  // grad_cells   of every step's c, like cells; only an LSTM's is looked at
   m.def(
       "rnn_masked_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, "
       "str cell, bool bias, int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _autograd, _checks, _ops, _torch, reference
+from ._masked import Masks
 
 # What autocast casts; float64 and complex pass through it unchanged.
 _AUTOCAST_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -77,11 +78,13 @@ def run(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None = None,
     sorted_indices: Tensor | None = None,
+    masks: Masks | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Check the input and hx, and run the layers.
 
     The weights, flat, are known to have the stack's sizes. ``sorted_indices`` permutes hx, for packed
-    batches. Returns output, h_n and c_n (None unless LSTM), with the dimensions and order of the input.
+    batches; ``masks`` belong to padded ones. Returns output, h_n and c_n (None unless LSTM), with the
+    dimensions and order of the input.
     """
     name = stack.name
     dims = _checks.tensor(name, "input", input).dim()
@@ -128,17 +131,17 @@ def run(
         if w.device != device:
             _checks.same_kind(x, [("parameter", w)])
 
-    if stack.backend == "cudnn":  # autocast included
+    if stack.backend == "cudnn" and masks is None:  # autocast included
         y, h, c = _torch.layers(stack, x, h, c, weights, rows, batch_sizes)
     elif autocast:
         projected = stack.proj_size > 0
         x, h, c, weights, round_to = autocast_inputs(stack.cell, projected, packed, x, h, c, weights)
         with torch.autocast(x.device.type, enabled=False):
-            y, h, c = _layers(stack, x, h, c, weights, rows, batch_sizes)
+            y, h, c = _layers(stack, x, h, c, weights, rows, batch_sizes, masks)
         if round_to is not None:
             y, h = y.to(round_to), h.to(round_to)
     else:
-        y, h, c = _layers(stack, x, h, c, weights, rows, batch_sizes)
+        y, h, c = _layers(stack, x, h, c, weights, rows, batch_sizes, masks)
 
     if packed:
         return y, h, c
@@ -152,11 +155,11 @@ def permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:
     return state if state is None or indices is None else state.index_select(1, indices)
 
 
-def _layers(stack, x, h, c, weights, rows, batch_sizes):
+def _layers(stack, x, h, c, weights, rows, batch_sizes, masks):
     """The layers themselves. h and c are (L*D, B, .) or None for zeros."""
     cell, bias, save = stack.cell, stack.bias, stack.save
     directions = 2 if stack.bidirectional else 1
-    layer = choose(stack.backend, x)
+    layer = choose(stack.backend, x) if masks is None else masks.layer(stack.backend, x)
     if layer is reference.layer:
         _checks.same_kind(x, [("parameter", w) for w in weights])
         if batch_sizes is not None:

@@ -47,7 +47,7 @@ def masked_layer(
     x, h0, c0 = _widen(x, h0, c0)
     weights = _widen(*weights)
     per_direction = len(weights) // directions
-    steps, rows = x.shape[:2]
+    steps = x.size(0)
     running = cut = None
     if lengths is not None:
         running = torch.arange(steps, device=x.device).unsqueeze(1) < lengths.to(x.device)

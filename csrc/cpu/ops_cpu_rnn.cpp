@@ -129,9 +129,10 @@ Forward forward(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& 
     keep_unused_states(s, in.h0, hn, out);
     if (lstm) {
       keep_unused_states(s, in.c0, cn, s.H);
-      if (mode) {
-        for (int d = 0; d < s.D; ++d) clear_padding(s, torch::stable::select(cells, 0, d), s.H);
-      }
+    }
+    for (int d = 0; d < s.D && s.order; ++d) {
+      if (save_gates) clear_padding(s, torch::stable::select(gates, 0, d), saved_of(s.cell) * s.H);
+      if (lstm && mode) clear_padding(s, torch::stable::select(cells, 0, d), s.H);
     }
   }
   return {y, hn, cn, gates, cells};
@@ -150,7 +151,7 @@ Backward backward(const Gradients& grad, const Tensor& x, const Tensor& h0, cons
   BackwardParams params;
   const LayerShape& s = params.shape = in.checked.shape;
   check_saved(s, x, grad.y, grad.hn, grad.cn, y, gates, cells);
-  if (grad.cells) check_grad_cells(s, *grad.cells, cells);
+  if (grad.cells && s.cell == CellKind::kLstm) check_grad_cells(s, *grad.cells, cells);
   check(mode >= 0 && mode <= 15, "mode: expected 0 to 15, got ", mode);
   const ScalarType dtype = x.scalar_type(), compute = compute_type(s.dtype);
   const bool lstm = s.cell == CellKind::kLstm;

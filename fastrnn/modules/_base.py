@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
+from .._masked import Masks
+from .._masked import read as read_masks
 from .._stack import Stack, permute, run
 
 # torch's name of a recurrence, kept in every module, and the kernels' name of it.
@@ -92,7 +94,7 @@ class RecurrentLayer(nn.RNNBase):
                 )
         return flat
 
-    def _run(self, input: Tensor | PackedSequence, hx) -> tuple:
+    def _run(self, input: Tensor | PackedSequence, hx, masks: Masks | None = None) -> tuple:
         """Output, h_n and c_n (None unless LSTM) for whatever forward() was given."""
         weights = self._live_weights()
         stack = Stack(
@@ -111,11 +113,22 @@ class RecurrentLayer(nn.RNNBase):
             self.backend,
         )
         if not isinstance(input, PackedSequence):
-            return run(stack, input, hx, weights)
+            return run(stack, input, hx, weights, masks=masks)
         data, batch_sizes, sorted_indices, unsorted_indices = input
         y, h, c = run(stack, data, hx, weights, batch_sizes, sorted_indices)
         output = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
         return output, permute(h, unsorted_indices), permute(c, unsorted_indices)
+
+    def _masks(self, input, lengths, reset, return_all_states: bool) -> Masks | None:
+        """The arguments of forward() that only padded batches have, checked; None where there are none."""
+        if lengths is None and reset is None and not return_all_states:
+            return None
+        if isinstance(input, PackedSequence):
+            raise ValueError(
+                f"{self._name}: lengths, reset and return_all_states belong to padded input, got a "
+                "PackedSequence; pass what it was packed from, and its lengths"
+            )
+        return read_masks(self._name, input, lengths, reset, return_all_states, self.batch_first)
 
     def extra_repr(self) -> str:
         """torch's, with fastrnn's own options where they are not the default."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -38,8 +40,17 @@ class GRU(RecurrentLayer):
         super().__init__("GRU", *args, **kwargs)
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+        return_all_states: bool = False,
+    ) -> tuple:
         """Run the layers: as :meth:`fastrnn.LSTM.forward`, with one state h (L*D, B, H) in and out."""
-        y, h, _ = self._run(input, hx)
+        masks = self._masks(input, lengths, reset, return_all_states)
+        y, h, _ = self._run(input, hx, masks)
+        if return_all_states:
+            return y, h, masks.states(input.dim() == 3, self.batch_first)[0]
         return y, h

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -51,22 +53,43 @@ class LSTM(RecurrentLayer):
         super().__init__("LSTM", *args, **kwargs)
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+        return_all_states: bool = False,
+    ) -> tuple:
         """Run the layers.
 
         Args:
             input: (T, B, I), (B, T, I) if ``batch_first``, (T, I) for one sequence, or a PackedSequence.
             hx: (h_0, c_0), (L*D, B, P) and (L*D, B, H), without B for one sequence; zeros by default.
+            lengths: (B,), how many steps each row of a padded batch has, 0 to T, in any order; integers on
+                any device, or a list. Steps beyond a row's length are not computed, their output is zero, and
+                h_n and c_n are those of its last step (hx, for a row without one). What packing gives,
+                without sorting or copying.
+            reset: (T, B), laid out like the input; bool or integers. Where it is true a new sequence begins,
+                with a state of zeros: the state of step t-1 does not reach step t, nor that of t the step
+                t-1 in the reverse direction. Reinforcement learning's "done", one step later.
+            return_all_states: return the states of every step as well.
 
         Returns:
-            output, (T, B, D*P) or as the input is laid out, and (h_n, c_n) like hx.
+            output, (T, B, D*P) or as the input is laid out, and (h_n, c_n) like hx. With
+            ``return_all_states`` also (h, c) of every layer and step, (L, T, B, D*P) and (L, T, B, D*H), or
+            (L, B, T, ...) with ``batch_first``; they have gradients like everything else.
 
         Raises:
-            ValueError: an input with the wrong number of dimensions or another dtype than the weights.
-            RuntimeError: sizes that do not fit, T = 0, tensors on different devices.
+            ValueError: an input with the wrong number of dimensions or another dtype than the weights;
+                lengths or reset of another size, or with a PackedSequence.
+            TypeError: lengths or reset of another type.
+            RuntimeError: sizes that do not fit, T = 0, lengths beyond T, tensors on different devices.
         """
-        y, h, c = self._run(input, hx)
+        masks = self._masks(input, lengths, reset, return_all_states)
+        y, h, c = self._run(input, hx, masks)
+        if return_all_states:
+            return y, (h, c), masks.states(input.dim() == 3, self.batch_first)
         return y, (h, c)
 
     # torch.nn.LSTM's own versions of RNNBase's helpers. forward() has no use for them; subclasses with a

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -44,8 +46,17 @@ class RNN(RecurrentLayer):
         self.nonlinearity = nonlinearity
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+        return_all_states: bool = False,
+    ) -> tuple:
         """Run the layers: as :meth:`fastrnn.GRU.forward`."""
-        y, h, _ = self._run(input, hx)
+        masks = self._masks(input, lengths, reset, return_all_states)
+        y, h, _ = self._run(input, hx, masks)
+        if return_all_states:
+            return y, h, masks.states(input.dim() == 3, self.batch_first)[0]
         return y, h

@@ -1,0 +1,148 @@
+"""Padded batches whose rows differ: lengths, resets, and the states of every step.
+
+What ``lengths``, ``reset`` and ``return_all_states`` of the layers mean, their checks, and the function that
+computes a layer with them. The body of the layers is in ``_stack``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import _autograd_masked, _checks
+from ._autograd import supported
+from .reference_masked import masked_layer
+
+
+class Masks:
+    """What a call asks for beyond input and hx, and, once the layers have run, the states that it wanted.
+
+    lengths: (B,) int64 on the CPU, or None. reset: (T, B) bool on the input's device, or None.
+    keep_states: whether ``states()`` will be asked for.
+    """
+
+    def __init__(self, lengths: Tensor | None, reset: Tensor | None, keep_states: bool) -> None:
+        self.lengths, self.reset, self.keep_states = lengths, reset, keep_states
+        self._h: list[Tensor] = []
+        self._c: list[Tensor] = []
+
+    def layer(self, backend: str, x: Tensor) -> Callable:
+        """A function like those that ``_stack.choose`` gives, for this input."""
+        transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        on_cpu = x.is_cpu or x.is_meta
+        if backend in ("auto", "fused") and on_cpu and supported(x) and not transformed:
+            return functools.partial(self._call, _autograd_masked.layer)
+        if backend not in ("auto", "reference"):
+            what = "torch.func's transforms or forward-mode AD" if transformed else f"{x.dtype} on {x.device}"
+            raise RuntimeError(
+                f"backend={backend!r}: it does not cover lengths, reset or return_all_states with {what}; "
+                "use backend='auto' or 'reference'"
+            )
+        self._check_values(x)
+        return functools.partial(self._call, None)
+
+    def _check_values(self, x: Tensor) -> None:
+        """The kernels look at the lengths themselves."""
+        if self.lengths is None or not self.lengths.numel():
+            return
+        low, high = int(self.lengths.min()), int(self.lengths.max())
+        if low < 0 or high > x.size(0):
+            raise RuntimeError(
+                f"lengths: expected 0 to {x.size(0)} (the steps of x), got {low if low < 0 else high}"
+            )
+
+    def _call(self, fused, x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates"):
+        if fused is None:
+            y, hn, cn, cells = masked_layer(
+                x, h0, c0, weights, cell=cell, bias=bias, lengths=self.lengths, reset=self.reset
+            )
+        else:
+            y, hn, cn, cells = fused(
+                x,
+                h0,
+                c0,
+                weights,
+                cell=cell,
+                bias=bias,
+                lengths=self.lengths,
+                reset=self.reset,
+                save=save,
+                keep_cells=self.keep_states,
+            )
+        if self.keep_states:
+            self._h.append(y)
+            if cells is not None:
+                directions, _, hidden = cells.shape
+                by_step = cells.view(directions, *x.shape[:2], hidden).permute(1, 2, 0, 3)
+                self._c.append(by_step.flatten(2).to(y.dtype))
+        return y, hn, cn
+
+    def states(self, batched: bool, batch_first: bool) -> tuple[Tensor, Tensor | None]:
+        """h and, for an LSTM, c of every layer and step, (L, T, B, D*P) and (L, T, B, D*H), laid out as the
+        output."""
+        h, c = torch.stack(self._h), (torch.stack(self._c) if self._c else None)
+        if not batched:
+            return h.squeeze(2), (None if c is None else c.squeeze(2))
+        if batch_first:
+            return h.transpose(1, 2), (None if c is None else c.transpose(1, 2))
+        return h, c
+
+
+def read(name: str, input: object, lengths, reset, keep_states: bool, batch_first: bool) -> Masks:
+    """Check the arguments against the input. lengths: integers in a tensor on any device, or in a list."""
+    x = _checks.tensor(name, "input", input)
+    if x.dim() not in (2, 3):  # the layers say what is wrong with it
+        return Masks(None, None, keep_states)
+    batched = x.dim() == 3
+    steps, rows = (x.shape[1], x.shape[0]) if batched and batch_first else (x.shape[0], x.shape[1])
+    if not batched:
+        rows = 1
+    if lengths is not None:
+        lengths = _lengths(name, lengths, rows, batched)
+    if reset is not None:
+        reset = _reset(name, reset, x, steps, rows, batched, batch_first)
+    return Masks(lengths, reset, keep_states)
+
+
+def _lengths(name: str, lengths: object, rows: int, batched: bool) -> Tensor:
+    if isinstance(lengths, (int, Sequence)) and not isinstance(lengths, (bool, str)):
+        values = [lengths] if isinstance(lengths, int) else lengths
+        if not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+            raise TypeError(f"{name}: lengths should be integers, got {lengths!r}")
+        lengths = torch.tensor(values, dtype=torch.int64)
+    elif not isinstance(lengths, Tensor):
+        raise TypeError(
+            f"{name}: lengths should be a Tensor or a list of integers, got {_checks.kind(lengths)}"
+        )
+    if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
+        raise TypeError(f"{name}: lengths should be integers, got {lengths.dtype}")
+    if not batched and lengths.dim() == 0:
+        lengths = lengths.unsqueeze(0)
+    if lengths.shape != (rows,):
+        raise ValueError(
+            f"{name}: lengths should have one number for each of the {rows} rows of the batch, "
+            f"got size {list(lengths.shape)}"
+        )
+    return lengths.to(device="cpu", dtype=torch.int64)
+
+
+def _reset(name: str, reset: object, x: Tensor, steps: int, rows: int, batched: bool, batch_first: bool):
+    if not isinstance(reset, Tensor):
+        raise TypeError(f"{name}: reset should be a Tensor, got {_checks.kind(reset)}")
+    if reset.is_floating_point() or reset.is_complex():
+        raise TypeError(f"{name}: reset should be a mask of bool or integers, got {reset.dtype}")
+    expected = (steps,) if not batched else (rows, steps) if batch_first else (steps, rows)
+    if reset.shape != expected:
+        raise ValueError(f"{name}: reset should have size {list(expected)}, got {list(reset.shape)}")
+    if reset.device != x.device:
+        raise RuntimeError(
+            f"{name}: reset should be on the input's device, {x.device}, and is on {reset.device}"
+        )
+    reset = reset if reset.dtype == torch.bool else reset != 0
+    if not batched:
+        return reset.unsqueeze(1)
+    return reset.transpose(0, 1) if batch_first else reset
