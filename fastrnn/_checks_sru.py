@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._checks import kind
+from ._checks import batch_sizes_form, batch_sizes_values, kind
 
 
 class SizeError(ValueError, RuntimeError):
@@ -98,3 +98,46 @@ def attention_mask(name: str, t: object, expected: tuple[int, int]) -> None:
             f"{name}: attn_mask should hold numbers that are added to the scores, 0 or -inf, got torch.bool; "
             "for True where a query must not look: torch.zeros(mask.shape).masked_fill(mask, -torch.inf)"
         )
+
+
+def scan_arguments(
+    u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, bidirectional
+) -> Tensor | None:
+    """The arguments of the recurrence, for paths without checks of their own. Returns mask_pad as bool."""
+    name = "sru_scan"
+    dims = 4 if batch_sizes is None else 3
+    form = "(L, B, K, O)" if batch_sizes is None else "(N, K, O)"
+    if not isinstance(u, Tensor):
+        raise TypeError(f"{name}: u should be a Tensor, got {kind(u)}")
+    if u.dim() != dims or u.size(-2) not in (3, 4):
+        raise SizeError(f"{name}: u should be {form} with K = 3 or 4, got {list(u.shape)}")
+    *steps, k, features = u.shape
+    if bidirectional and features % 2:
+        raise SizeError(f"{name}: u.size(-1) should be even with two directions, got {features}")
+    if batch_sizes is None:
+        rows = steps[1]
+    else:
+        batch_sizes_form(batch_sizes)
+        batch_sizes_values(batch_sizes, steps[0])
+        rows = int(batch_sizes[0])
+        if mask_pad is not None:
+            raise ValueError(f"{name}: mask_pad should be None for packed rows, which have no pads")
+    if x is not None and k == 4:
+        raise ValueError(f"{name}: x should be None for K = 4, where u holds the skip term")
+    shapes = {
+        "x": (*steps, features),
+        "weight_c": (2, features),
+        "bias": (2, features),
+        "c0": (rows, features),
+    }
+    shapes |= {"v": (*steps, 2, features), "drop_mask": (rows, features)}
+    values = {"x": x, "weight_c": weight_c, "bias": bias, "c0": c0, "v": v, "drop_mask": drop_mask}
+    for argument, expected in shapes.items():
+        if values[argument] is not None or argument in ("weight_c", "bias", "c0"):
+            shape(name, argument, values[argument], expected)
+    for argument, t in values.items():
+        if t is not None and (t.device != u.device or t.dtype != u.dtype):
+            raise SizeError(
+                f"{name}: {argument} should be {u.dtype} on {u.device} as u is, got {t.dtype} on {t.device}"
+            )
+    return None if mask_pad is None else mask(name, "mask_pad", mask_pad, u.device, (steps[0], rows))

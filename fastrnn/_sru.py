@@ -13,13 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _autograd, _linear, reference
+from . import _autograd, _autograd_sru, _linear, reference
 from ._linear import transformed
-
-try:
-    from . import _autograd_sru
-except ImportError:  # without the kernels everything runs in plain torch
-    _autograd_sru = None
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -100,11 +95,16 @@ def product(linear: nn.Module, x: Tensor) -> Tensor:
 
 def project(linear: nn.Module, x: Tensor, k: int) -> Tensor:
     """linear(x), whose features are in the package's order, as (..., K, O)."""
-    plain = type(linear) is nn.Linear and linear.bias is None and not hooked(linear)
+    if type(linear) is not nn.Linear or linear.bias is not None or hooked(linear):
+        return gate_major(linear(x), k)
+    return project_weight(linear.weight, x, k)
+
+
+def project_weight(weight: Tensor, x: Tensor, k: int) -> Tensor:
+    """x (..., I) times weight (O*K, I), in the package's order, as (..., K, O)."""
     # Either the weight is permuted or the product: whatever is smaller (one step of inference has few rows).
-    if not plain or (not torch.compiler.is_compiling() and x.numel() < linear.in_features**2):
-        return gate_major(product(linear, x), k)
-    weight = linear.weight
+    if not torch.compiler.is_compiling() and x.numel() < weight.size(1) ** 2:
+        return gate_major(_linear.linear(x, weight), k)
     permuted = weight.unflatten(0, (-1, k)).transpose(0, 1).reshape(weight.shape)
     return _linear.linear(x, permuted).unflatten(-1, (k, -1))
 
@@ -127,7 +127,7 @@ def scan(u: Tensor, x: Tensor | None, weight_c: Tensor, bias: Tensor, c0: Tensor
     if backend == "reference" or u.numel() == 0:  # of nothing, plain torch computes nothing just as fast
         return reference.sru_scan(u, x, weight_c, bias, c0, **options)
     looked_into = transformed()
-    if _autograd_sru is not None and not looked_into and _autograd.supported(u):
+    if not looked_into and _autograd.supported(u):
         return _autograd_sru.scan(u, x, weight_c, bias, c0, **options)
     if backend == "auto":
         return reference.sru_scan(u, x, weight_c, bias, c0, **options)

@@ -2,7 +2,8 @@ from .cells import GRUCell, LSTMCell, RNNCell
 from .gru import GRU
 from .lstm import LSTM
 from .rnn import RNN
-from .sru import SRU, SRUCell
+from .sru import SRU
+from .sru_cell import SRUCell
 from .srupp import SRUpp, SRUppAttention, SRUppCell, SRUppProjectedLinear
 
 __all__ = [

@@ -7,7 +7,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks, _checks_sru, _sru
 from ._srupp_transforms import SRUppAttention, SRUppProjectedLinear
-from .sru import SRUCell, stack_input, stack_result, stack_states, through
+from .sru import stack_input, stack_result, stack_states, through
+from .sru_cell import SRUCell
 
 __all__ = ["SRUpp", "SRUppAttention", "SRUppCell", "SRUppProjectedLinear"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ...modules import sru as _sru
+from ...modules import sru_cell as _sru_cell
 from ...modules.srupp import SRUpp, SRUppAttention, SRUppCell, SRUppProjectedLinear
 from ._signatures import VERSIONS, bind, version_of
 
@@ -30,7 +31,7 @@ def _effective(projection: int, inputs: int, outputs: int) -> int:
     return projection if 0 < projection < inputs and projection < outputs else 0
 
 
-class SRUCell(_sru.SRUCell):
+class SRUCell(_sru_cell.SRUCell):
     """:class:`fastrnn.SRUCell` with the arguments of sru 2.6's or 3.0's SRUCell, and 2.6's attributes."""
 
     def __init__(self, *args, sru_version: str | None = None, **kwargs) -> None:
@@ -64,7 +65,7 @@ class _StackedCell(SRUCell):
     """A layer of SRU, whose arguments are known by name and in fastrnn's terms."""
 
     def __init__(self, *args, **kwargs) -> None:
-        _sru.SRUCell.__init__(self, *args, **kwargs)
+        _sru_cell.SRUCell.__init__(self, *args, **kwargs)
 
 
 class SRU(_sru.SRU):
