@@ -109,13 +109,14 @@ def project_weight(weight: Tensor, x: Tensor, k: int) -> Tensor:
     return _linear.linear(x, permuted).unflatten(-1, (k, -1))
 
 
-def transform(module: nn.Module, x: Tensor, k: int) -> Tensor | None:
-    """u (..., K, O) of a transform module that is one linear map or several in sequence; None for others."""
+def transform(module: nn.Module, x: Tensor, k: int, features: int) -> Tensor | None:
+    """u (..., K, O) of a transform module that is one linear map or several in sequence; None for others, and
+    where the result is not O*K features."""
     if type(module) is nn.Sequential and len(module) and not hooked(module):
         *others, last = module
     else:
         others, last = [], module
-    if any(type(m) is not nn.Linear for m in (*others, last)):
+    if any(type(m) is not nn.Linear for m in (*others, last)) or last.out_features != features * k:
         return None
     for inner in others:
         x = product(inner, x)

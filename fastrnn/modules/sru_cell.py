@@ -266,7 +266,7 @@ class SRUCell(nn.Module):
 
     def _transform(self, x, packing, mask_pad) -> tuple[Tensor, Tensor | None]:
         """u (..., K, O), and V (..., 2, O), (2*O,) or None, from the transform module."""
-        u = _sru.transform(self.transform_module, x, self.num_matrices)
+        u = _sru.transform(self.transform_module, x, self.num_matrices, self.output_size)
         if u is not None:
             return u, None
         # A module of the user's may look along time, and knows no packed rows.

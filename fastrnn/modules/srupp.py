@@ -60,7 +60,8 @@ class SRUppCell(SRUCell):
             and not self.normalize_after
         ):
             attention["memory"] = self.layer_norm(memory)
-        if isinstance(module, (SRUppAttention, SRUppProjectedLinear)) and not _sru.hooked(module):
+        own = isinstance(module, (SRUppAttention, SRUppProjectedLinear)) and not _sru.hooked(module)
+        if own and module.out_features == self.num_matrices * self.output_size:
             found = module.features(x, mask_pad=mask_pad, packing=packing, **attention)
             return _sru.project(module.last, found, self.num_matrices), None
         if not attention["is_causal"]:  # modules written for the package do not know it
