@@ -47,16 +47,19 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def uses_onednn(multiplications: int) -> bool:
+    """Whether a float32 product of this size on the CPU goes to oneDNN."""
+    return _onednn is not None and torch.backends.mkldnn.enabled and multiplications >= _WORTHWHILE
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x (..., I) times weight (O, I) transposed: torch.nn.functional.linear, by the faster library."""
     if (
-        _onednn is None
-        or not x.is_cpu
+        not x.is_cpu
         or x.dtype != torch.float32
         or weight.dtype != torch.float32
-        or x.numel() * weight.size(0) < _WORTHWHILE
+        or not uses_onednn(x.numel() * weight.size(0))
         or torch.compiler.is_compiling()
-        or not torch.backends.mkldnn.enabled
         or torch.is_autocast_enabled("cpu")
         or x.dim() < 2
         or transformed()
