@@ -18,7 +18,19 @@ class _Scan(torch.autograd.Function):
         ctx, u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional
     ):
         h, c, cells = _ops.sru_forward(
-            u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, True
+            u,
+            x,
+            weight_c,
+            bias,
+            c0,
+            v,
+            mask_pad,
+            drop_mask,
+            batch_sizes,
+            use_tanh,
+            scale,
+            bidirectional,
+            True,
         )
         ctx.save_for_backward(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, cells)
         ctx.options = use_tanh, scale, bidirectional

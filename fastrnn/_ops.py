@@ -101,9 +101,7 @@ def _(grad_y, grad_hn, grad_cn, x, h0, c0, weights, batch_sizes, y, gates, cells
 
 
 @torch.library.register_fake("fastrnn::sru_forward")
-def _(
-    u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, save
-):
+def _(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, save):
     _same_device(u, x, weight_c, bias, c0, v, mask_pad, drop_mask)
     *rows, _, features = u.shape
     state = torch.float64 if u.dtype == torch.float64 else torch.float32
