@@ -1,8 +1,8 @@
 """Loads the compiled operators and says what they can do without data (fake implementations).
 
 `torch.ops.fastrnn.rnn_forward` and `rnn_backward` are one recurrent layer over a whole sequence,
-`sru_forward` and `sru_backward` the recurrence of one SRU layer; their schemas are in csrc/ops.cpp. The CPU library defines them, the CUDA library adds its implementation where
-torch itself has CUDA.
+`sru_forward` and `sru_backward` the recurrence of one SRU layer; their schemas are in csrc/ops.cpp. The CPU
+library defines them, the CUDA library adds its implementation where torch itself has CUDA.
 """
 
 import os

@@ -23,7 +23,7 @@ INPUTS = ("u", "x", "weight_c", "bias", "c0", "v")
 
 @dataclass(frozen=True)
 class Case:
-    """One scan. skip is the skip term: "x" (K = 3), "u" (K = 4), "none". With `sizes` the sequence is packed."""
+    """One scan. skip is the skip term: "x" (K = 3), "u" (K = 4), "none". With `sizes` it is packed."""
 
     L: int = 5
     B: int = 3
