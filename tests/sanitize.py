@@ -138,12 +138,11 @@ def main() -> int:
             scan(case, isa)
         for count in (2, 3):
             torch.set_num_threads(count)
-            scan(
-                sru_cases.Case(L=9, B=13, O=200, D=2, dtype=F32, skip="u", pad=True), f"{isa} {count} threads"
-            )
-            scan(sru_cases.Case(L=40, O=70, sizes=(30, 30, 17, 2), dtype=F32), f"{isa} {count} threads")
+            label = f"{isa} {count} threads"
+            scan(sru_cases.Case(L=9, B=13, O=200, D=2, dtype=F32, skip="u", pad=True), label)
+            scan(sru_cases.Case(L=40, O=70, sizes=(30, 30, 17, 2), dtype=F32), label)
             for case in threaded():
-                layer(case, f"{isa} {count} threads")
+                layer(case, label)
         print(f"{isa}: {time.monotonic() - start:.0f} s", flush=True)
     for what, arguments in bad_arguments():
         try:
