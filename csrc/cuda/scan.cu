@@ -18,10 +18,8 @@ template <class T>
 struct TypeTag {
   using Type = T;
 };
-template <int n>
-struct Width {
-  static constexpr int value = n;
-};
+template <int wide>
+struct Width {};
 
 // f(TypeTag<T>) of the layer's type.
 template <class F>

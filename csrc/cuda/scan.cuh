@@ -266,7 +266,7 @@ struct Constants {
 };
 
 template <class T, int kWide>
-__global__ void __launch_bounds__(kScanBlock<T>)
+__global__ void __launch_bounds__(kScanBlock<T>, 1)
     scan_forward_kernel(const ScanForwardParams p, const ScanTables tables) {
   using A = Compute<T>;
   FASTRNN_DYNAMIC_SHARED(memory);
@@ -332,7 +332,7 @@ __global__ void __launch_bounds__(kScanBlock<T>)
 }
 
 template <class T, int kWide>
-__global__ void __launch_bounds__(kScanBlock<T>)
+__global__ void __launch_bounds__(kScanBlock<T>, 1)
     scan_backward_kernel(const ScanBackwardParams p, const ScanTables tables, Compute<T>* partials) {
   using A = Compute<T>;
   FASTRNN_DYNAMIC_SHARED(memory);
