@@ -243,6 +243,16 @@ def test_verify_covers_everything():
         *((p, d) for p in ("layers", "packed", "proj") for d in (1, 2)),
         ("cells", 1),
     }
+    sru = {(c.path, c.directions) for c in everything if c.cell == "sru"}
+    assert sru == {(p, d) for p in ("layers", "packed") for d in (1, 2)}
+
+
+def test_verify_checks_the_sru(capsys):
+    """The SRU's scan is verified on every instruction set like the other recurrences."""
+    assert main(["verify", "--cell", "sru"]) == 0
+    out = capsys.readouterr().out
+    for text in (*_ops.available_cpu_isas(), "sru layers, bidirectional", "sru packed", "0 over"):
+        assert text in out
 
 
 def test_distance_sees_nan_and_shapes():
