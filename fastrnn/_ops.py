@@ -1,8 +1,8 @@
 """Loads the compiled operators and says what they can do without data (fake implementations).
 
 `torch.ops.fastrnn.rnn_forward` and `rnn_backward` are one recurrent layer over a whole sequence,
-`sru_forward` and `sru_backward` the recurrence of one SRU layer; their schemas are in csrc/ops.cpp. The CPU library defines them, the CUDA library adds its implementation where
-torch itself has CUDA.
+`sru_forward` and `sru_backward` the recurrence of one SRU layer; their schemas are in csrc/ops.cpp. The CPU
+library defines them, the CUDA library adds its implementation where torch itself has CUDA.
 """
 
 import os
@@ -101,9 +101,7 @@ def _(grad_y, grad_hn, grad_cn, x, h0, c0, weights, batch_sizes, y, gates, cells
 
 
 @torch.library.register_fake("fastrnn::sru_forward")
-def _(
-    u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, save
-):
+def _(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, save):
     _same_device(u, x, weight_c, bias, c0, v, mask_pad, drop_mask)
     *rows, _, features = u.shape
     state = torch.float64 if u.dtype == torch.float64 else torch.float32
