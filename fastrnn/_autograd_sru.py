@@ -105,7 +105,7 @@ def scan(
         u: (L, B, K, O) with contiguous features and any other strides, or with batch_sizes packed rows
             (N, K, O); float32, float64, bfloat16 or float16. K = 3 (candidate, forget gate, reset gate) or 4
             (and the skip term).
-        x: (L, B, O) or (N, O), the highway's input, multiplied by scale; None for no skip term, and for K = 4.
+        x: (L, B, O) or (N, O), the highway's input, multiplied by scale; None for no skip term and for K = 4.
         weight_c, bias: (2, O), the row of the forget gate and that of the reset gate.
         c0: (B, O).
         v: (L, B, 2, O) or (N, 2, O), added to weight_c at each step.

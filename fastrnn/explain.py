@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C, _autograd, _checks, _gpus, _ops
+from . import _C, _autograd, _checks, _gpus, _ops, explain_sru
 
 __all__ = ["Explanation", "LayerPlan", "explain"]
 
@@ -259,7 +259,17 @@ def explain(
     notes: list[str] = []
     if backend is not None:
         _checks.one_of("explain", "backend", backend, _checks.BACKENDS)
-    if isinstance(module_or_shape, nn.Module):
+    sru_layers = None
+    if _is_sru(module_or_shape):
+        module, sru_layers = module_or_shape, explain_sru.layers_of(module_or_shape)
+        dtype, device = dtype or _first_weight(module).dtype, device or _first_weight(module).device
+        training = module.training if training is None else training
+        backend = backend or getattr(module, "rnn_lst", [module])[0].backend
+        T, B, packed = _sizes(ASSUMED if input is None else input, getattr(module, "batch_first", False))
+        if input is None:
+            notes.append(f"no input was given: T={T}, B={B} assumed")
+        subject = f"{type(module).__name__}({module.input_size}, {module.hidden_size})"
+    elif isinstance(module_or_shape, nn.Module):
         module = module_or_shape
         single = isinstance(module, nn.RNNCellBase)
         if not single and not isinstance(module, nn.RNNBase):
@@ -293,8 +303,13 @@ def explain(
             raise TypeError(
                 f"module_or_shape: expected a module or (T, B, I, H), got {module_or_shape!r}"
             ) from None
-        if cell not in CELLS:
-            raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
+        if cell == "sru":
+            sru_layers, D = [], 2 if bidirectional else 1
+            for number in range(num_layers):
+                features = D * hidden if number else inputs
+                sru_layers.append(explain_sru.Layer(features, hidden, D, 3 if features == D * hidden else 4))
+        elif cell not in CELLS:
+            raise ValueError(f"cell: expected one of {', '.join(CELLS)}, sru, got {cell!r}")
         subject = f"{cell}({inputs}, {hidden})"
 
     dtype, training, backend = dtype or torch.float32, bool(training), backend or "auto"
@@ -313,6 +328,11 @@ def explain(
     why_not = _elsewhere(backend, kind) or _missing(dtype, kind)
     elsewhere = "cudnn" if backend == "cudnn" else "reference"
 
+    if sru_layers is not None:
+        if why_not is None and (note := explain_sru.largest_product(sru_layers, T, B, kind, name)):
+            notes.append(note)
+        layers = _sru_plans(sru_layers, T, B, name, training, why_not)
+        return Explanation(subject, kind, name, isa, threads, training, layers, notes)
     layers = []
     for number in range(num_layers):
         shape = {"T": T, "B": B, "I": inputs, "H": hidden, "P": proj_size, "directions": directions}
@@ -340,6 +360,30 @@ def explain(
     if packed:
         notes.append("packed: operations and bytes are those of rows that all last T steps")
     return Explanation(subject, kind, name, isa, threads, training, layers, notes)
+
+
+def _is_sru(value: object) -> bool:
+    """Whether this is a module of fastrnn's SRU family."""
+    from .modules import SRU, SRUCell, SRUpp
+
+    return isinstance(value, (SRU, SRUpp, SRUCell))
+
+
+def _first_weight(module: nn.Module) -> Tensor:
+    return getattr(module, "rnn_lst", [module])[0].weight_c
+
+
+def _sru_plans(sru_layers, T, B, dtype, training, why_not) -> list[LayerPlan]:
+    """What runs the scan of each layer of an SRU, and what the layer costs."""
+    plans = []
+    for number, layer in enumerate(sru_layers):
+        shape = {"T": T, "B": B, "I": layer.I, "H": layer.H, "P": layer.P, "directions": layer.D}
+        if why_not is not None:
+            plans.append(LayerPlan(number, **shape, kernel="reference", reason=why_not))
+            continue
+        plan = explain_sru.costs(layer, T, B, dtype, training)
+        plans.append(LayerPlan(number, **shape, kernel="scan", reason=explain_sru.REASON, plan=plan))
+    return plans
 
 
 def _cell_of(module: nn.Module, single: bool) -> str:

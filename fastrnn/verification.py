@@ -1,5 +1,7 @@
 """Every fused path against the float64 reference and torch.nn: what ``python -m fastrnn verify`` runs.
 
+torch.nn has no SRU; there the reference in the dtype under test stands in for it.
+
 An error is the largest difference of any output or gradient over the largest magnitude of its tensor. The
 reference computes in float64 from the same numbers, rounded to the dtype under test.
 """
@@ -7,6 +9,7 @@ reference computes in float64 from the same numbers, rounded to the dtype under 
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +48,7 @@ TORCH_SLACK = {"float64": 2.0, "float32": 2.0, "bfloat16": 4.0, "float16": 4.0}
 #: rounding. Below this magnitude errors are compared absolutely.
 FLOOR = 0.1
 
-CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu", "sru")
 DTYPES = tuple(TOLERANCES)
 PATHS = ("layers", "packed", "proj", "cells")
 #: "inference" saves nothing, "training" saves the gates, "recompute" computes them again in backward.
@@ -232,6 +235,14 @@ def make_data(check: Check, size: tuple[int, int, int, int, int], device: str) -
     states = [(B, w) if single else (num_layers * D, B, w) for w in widths]
     outputs = states if single else [(*rows, D * P), *states]
     hx = [draw(*s, scale=0.5) for s in states]
+    if check.cell == "sru":
+        # The recurrence alone: x is u, and the product that gives it is torch's. Both values of K. Weights of
+        # the size they begin with: much larger ones, through which c feeds on itself, amplify rounding.
+        O, K = D * H, 3 if H % 2 else 4  # noqa: E741
+        params = [draw(2, O, scale=0.5), draw(2, O, scale=0.1), *([draw(*rows, O)] if K == 3 else [])]
+        outputs = [(*rows, O), (B, O)]
+        cotangents = [draw(*s) for s in outputs]
+        return Data(check, draw(*rows, K, O), [draw(B, O)], params, cotangents, batch_sizes, 1)
     return Data(check, draw(*rows, I), hx, params, [draw(*s) for s in outputs], batch_sizes, num_layers)
 
 
@@ -246,6 +257,8 @@ def _flat(result) -> list[Tensor]:
 def run_functional(data: Data, dtype: torch.dtype, backend: str, mode: str) -> dict[str, Tensor]:
     """Outputs, and gradients unless mode is "inference", of fastrnn.functional in dtype, by name."""
     check = data.check
+    if check.cell == "sru":
+        return _collect(data, dtype, mode, functools.partial(_run_sru, data, backend))
     cell, _, nonlinearity = check.cell.partition("_")
     options: dict = {"backend": backend}
     if nonlinearity:
@@ -269,6 +282,21 @@ def run_functional(data: Data, dtype: torch.dtype, backend: str, mode: str) -> d
     return _collect(data, dtype, mode, call)
 
 
+def _run_sru(data: Data, backend: str, u, hx, params):
+    """The recurrence of an SRU layer."""
+    weight_c, bias, *x = params
+    return functional.sru_scan(
+        u,
+        x[0] if x else None,
+        weight_c,
+        bias,
+        hx[0],
+        batch_sizes=data.batch_sizes,
+        bidirectional=data.check.directions == 2,
+        backend=backend,
+    )
+
+
 def _collect(data: Data, dtype: torch.dtype, mode: str, call: Callable) -> dict[str, Tensor]:
     x, hx, params = data.leaves(dtype)
     with torch.set_grad_enabled(mode != "inference"):
@@ -284,6 +312,8 @@ def _collect(data: Data, dtype: torch.dtype, mode: str, call: Callable) -> dict[
 def run_torch(data: Data) -> dict[str, Tensor]:
     """Outputs and gradients of torch.nn in the dtype under test, named as run_functional names them."""
     check, dtype = data.check, data.x.dtype
+    if check.cell == "sru":
+        return run_functional(data, dtype, "reference", "training")
     cell, _, nonlinearity = check.cell.partition("_")
     hidden, inputs = data.hx[-1].size(-1), data.x.size(-1)
     options: dict = {"nonlinearity": nonlinearity} if nonlinearity else {}
@@ -312,7 +342,7 @@ def checks(cells: Sequence[str] = (), dtypes: Sequence[str] = (), paths: Sequenc
         for dtype in dtypes or DTYPES
         for cell in cells or CELLS
         for path in paths or PATHS
-        if path != "proj" or cell == "lstm"
+        if (path != "proj" or cell == "lstm") and (path != "cells" or cell != "sru")
         for directions in ((1,) if path == "cells" else (1, 2))
     ]
 
@@ -363,7 +393,7 @@ def run_check(
             for name, found in own.items():
                 outcome.record(f"torch_{name.split()[0]}", found, "")
             for mode in MODES:
-                if mode == "recompute" and check.path == "cells":
+                if mode == "recompute" and (check.path == "cells" or check.cell == "sru"):
                     continue
                 try:
                     outcome.runs += 1

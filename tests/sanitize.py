@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import layer_cases
+import sru_cases
 import torch
 from layer_cases import CELLS, DTYPES, PACKED, Case, problem, worst
 
@@ -114,6 +115,13 @@ def main() -> int:
         ratio, what = worst(case, layer_cases.fused(torch.ops.fastrnn, case, p), expected(case))
         check(f"{label} {case}: {what}", ratio <= 1)
 
+    def scan(case: sru_cases.Case, label: str) -> None:
+        p = sru_cases.problem(case)
+        ratio, what = sru_cases.worst(
+            case, sru_cases.fused(torch.ops.fastrnn, case, p), sru_cases.expected(case, p)
+        )
+        check(f"{label} scan {case}: {what}", ratio <= 1)
+
     known = {}
 
     def expected(case: Case):
@@ -126,10 +134,15 @@ def main() -> int:
         torch.set_num_threads(1)
         for case in cases(quick):
             layer(case, isa)
+        for case in sru_cases.grid()[:: 3 if quick else 1]:
+            scan(case, isa)
         for count in (2, 3):
             torch.set_num_threads(count)
+            label = f"{isa} {count} threads"
+            scan(sru_cases.Case(L=9, B=13, O=200, D=2, dtype=F32, skip="u", pad=True), label)
+            scan(sru_cases.Case(L=40, O=70, sizes=(30, 30, 17, 2), dtype=F32), label)
             for case in threaded():
-                layer(case, f"{isa} {count} threads")
+                layer(case, label)
         print(f"{isa}: {time.monotonic() - start:.0f} s", flush=True)
     for what, arguments in bad_arguments():
         try:

@@ -303,6 +303,16 @@ def test_verify_covers_everything():
         *((p, d) for p in ("layers", "packed", "proj") for d in (1, 2)),
         ("cells", 1),
     }
+    sru = {(c.path, c.directions) for c in everything if c.cell == "sru"}
+    assert sru == {(p, d) for p in ("layers", "packed") for d in (1, 2)}
+
+
+def test_verify_checks_the_sru(capsys):
+    """The SRU's scan is verified on every instruction set like the other recurrences."""
+    assert main(["verify", "--cell", "sru"]) == 0
+    out = capsys.readouterr().out
+    for text in (*_ops.available_cpu_isas(), "sru layers, bidirectional", "sru packed", "0 over"):
+        assert text in out
 
 
 def test_distance_sees_nan_and_shapes():
@@ -348,6 +358,10 @@ def test_char_lm_coincides(cell, tmp_path, capsys):
     assert "they coincide" in out
     assert "characters/s" in out
     found = json.loads((tmp_path / f"char_lm-{cell}-16.json").read_text())
+    for name, racer in found["equal_time"].items():
+        assert 2 < racer["bits"] < 8, name
+        assert len(racer["losses"]) == len(racer["seconds"])
+    assert [name.split(",")[0] for name in found["equal_time"]] == [cell.upper(), "SRU", "SRU++"]
     assert found["largest_distance"] < 1e-4
     assert len(found["losses"]["fastrnn"]) == 6
     if importlib.util.find_spec("matplotlib"):

@@ -96,14 +96,16 @@ def test_every_kernel_compiles_without_spills(compiled):
 @needs_nvcc
 def test_resource_table(compiled, capsys):
     """Registers of every kernel, a line a kernel and cell, a column a type: one number an architecture."""
+    types = ["float", "double", "bfloat16", "half"]
     table = defaultdict(lambda: defaultdict(list))
     for found in compiled.values():
         for k in found:
             kernel, _, arguments = k.name.partition("<")
-            *cell, dtype = arguments.rstrip(">").split(", ")
+            arguments = arguments.rstrip(">").split(", ")
+            dtype = next((a for a in arguments if a.removeprefix("__") in types), arguments[-1])
+            cell = [a for a in arguments if a != dtype]
             table[" ".join([kernel, *cell])][dtype].append(str(k.registers))
     assert all(len(v) == len(architectures()) for row in table.values() for v in row.values())
-    types = ["float", "double", "bfloat16", "half"]
     with capsys.disabled():
         print(f"\nregisters a thread, {' / '.join(architectures())}")
         print(f"{'':42s}" + "".join(f"{t:>16s}" for t in types))
@@ -114,7 +116,7 @@ def test_resource_table(compiled, capsys):
 
 def test_kernel_files_include_no_torch():
     """Kernels know pointers and sizes: their files compile in seconds, and without torch."""
-    for path in (*CUDA.glob("*.cu"), *CUDA.glob("*.cuh"), CUDA / "stepwise.h"):
+    for path in (*CUDA.glob("*.cu"), *CUDA.glob("*.cuh"), CUDA / "stepwise.h", CUDA / "scan.h"):
         assert not re.search(r"#include\s*[<\"](torch|ATen|c10)/", path.read_text()), path.name
 
 
@@ -126,7 +128,7 @@ def test_kernel_files_include_no_torch():
 def test_library_loads_without_a_gpu():
     """The CUDA library was built, is loaded, and knows no Python: one file for every interpreter."""
     assert _ops.cuda_loaded
-    for op in ("rnn_forward", "rnn_backward"):
+    for op in ("rnn_forward", "rnn_backward", "sru_forward", "sru_backward"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastrnn::{op}", "CUDA")
     library = Path(_ops.__file__).with_name("libfastrnn_cuda.so")
     symbols = subprocess.check_output(["nm", "-D", "--undefined-only", library], text=True)

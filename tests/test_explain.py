@@ -179,3 +179,18 @@ def test_backends_in_a_plan(with_kernels):
         explain(module, backend="best")
     with pytest.raises(ValueError, match="gpu: expected one of"):
         explain(module, device="cuda", gpu="Voodoo")
+
+
+def test_sru():
+    """SRU and SRU++ are explained: the scan, its bytes, attention, the reference where it runs."""
+    layers = explain(fastrnn.SRU(6, 8, projection_size=[0, 4], bidirectional=True), (5, 3)).layers
+    assert [layer.kernel for layer in layers] == ["scan", "scan"]
+    assert layers[0].plan["flops"] == 3 * 2 * 5 * 3 * 6 * 16 * 4
+    assert layers[1].plan["flops"] == 3 * 2 * 5 * 3 * (16 * 4 + 4 * 16 * 3)
+    assert layers[1].plan["scan_bytes"] == 5 * 3 * 16 * 5 * 4
+    text = str(explain(fastrnn.SRUpp(6, 8, 4, num_heads=2, dtype=torch.float64).eval(), (5, 3)))
+    for part in ("SRUpp(6, 8)", "scan", "2 x 2 features", "inference"):
+        assert part in text
+    assert explain((5, 3, 6, 8), cell="sru", num_layers=2).kernels == ["scan", "scan"]
+    assert explain(fastrnn.SRUCell(6, 8, backend="reference"), (1, 3)).kernels == ["reference"]
+    assert explain(fastrnn.SRU(6, 8), dtype=torch.complex64).kernels == ["reference"] * 2

@@ -170,4 +170,5 @@ def test_more_than_the_input_takes_part():
 def test_everything_public_is_exported():
     """The names users import."""
     assert set(fastrnn.__all__) >= {*LAYERS, *CELLS, "functional", "reference", "__version__"}
-    assert set(functional.__all__) == {"lstm", "gru", "rnn", "lstm_cell", "gru_cell", "rnn_cell"}
+    recurrent = {"lstm", "gru", "rnn", "lstm_cell", "gru_cell", "rnn_cell", "sru", "sru_scan"}
+    assert set(functional.__all__) == recurrent

@@ -17,7 +17,7 @@ const KernelTable kAvx512Kernels = make_table("avx512", runs_here, &kAvx512Scan)
 // The same, but for the forward pass of bfloat16 layers.
 static bool dot_runs_here() { return runs_here() && __builtin_cpu_supports("avx512bf16"); }
 static constexpr KernelTable make_dot_table() {
-  KernelTable table = make_table("avx512_bf16", dot_runs_here, &kAvx512Scan);
+  KernelTable table = make_table("avx512_bf16", dot_runs_here, &kAvx512Bf16Scan);
   table.forward_workspace = dot_workspace;
   table.forward = run_dot;
   return table;

@@ -27,6 +27,7 @@ extern const ScanKernels kBaselineScan;
 #if defined(__x86_64__)
 extern const ScanKernels kAvx2Scan;
 extern const ScanKernels kAvx512Scan;
+extern const ScanKernels kAvx512Bf16Scan;
 #endif
 
 }  // namespace fastrnn

@@ -34,7 +34,7 @@ class Scan {
   // Units are shared out in blocks of whole cache lines of every type.
   static constexpr int64_t kUnitBlock = 64;
   // How far ahead of its use a row of u is fetched, in bytes.
-  static constexpr int64_t kAhead = 4096;
+  static constexpr int64_t kAhead = 16384;
 
   Scan(const ScanInputs& in, const ScanPlan& plan, char* workspace) : in_(in), s_(in.shape), plan_(plan) {
     arena_.base = workspace;
@@ -209,7 +209,7 @@ class Scan {
   }
 
   static FASTRNN_INLINE void fetch(const char* row, int64_t index) {
-    __builtin_prefetch(row + index * static_cast<int64_t>(size_of(kDtype)));
+    __builtin_prefetch(row + index * static_cast<int64_t>(size_of(kDtype)), 0, 2);
   }
 
   const ScanInputs& in_;
@@ -283,7 +283,7 @@ class ScanForward : Scan<T, kDtype> {
     const int64_t gate = in_.u.gate_stride, v_gate = in_.v.gate_stride;
     const bool skip = s_.K == 4, stream_h = stream_h_, stream_cells = stream_cells_;
     const V scale = S::set(in_.scale);
-    this->for_vectors(segment.width, [&](int64_t j, int n) {
+    this->for_vectors(segment.width, [&](int64_t j, int n) __attribute__((always_inline)) {
       const int64_t o = first + j;
       V input[3], w[2], b[2], highway{}, c, out;
 #pragma GCC unroll 3
@@ -443,7 +443,7 @@ class ScanBackward : Scan<T, kDtype> {
     const int64_t gate = in_.u.gate_stride, v_gate = in_.v.gate_stride;
     const bool skip = s_.K == 4, stream_u = stream_u_, stream_x = stream_x_;
     const V scale = S::set(in_.scale);
-    this->for_vectors(segment.width, [&](int64_t j, int n) {
+    this->for_vectors(segment.width, [&](int64_t j, int n) __attribute__((always_inline)) {
       const int64_t o = first + j;
       V input[3], w[2], b[2], highway{}, grad[3], grad_highway, dc;
 #pragma GCC unroll 3

@@ -174,6 +174,23 @@ FASTRNN_INLINE typename Simd<T>::V load_as(const void* row, int64_t index, int n
   }
 }
 
+#ifdef FASTRNN_AVX512
+// v rounded to nearest even, as a half type's bits.
+FASTRNN_INLINE __m256i half_bits(Simd<float>::V v, Dtype dtype) {
+  if (dtype == Dtype::kHalf) return _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#ifdef FASTRNN_AVX512_BF16
+  return (__m256i)_mm512_cvtneps_pbh((__m512)v);
+#else
+  const __m512i u = (__m512i)v;
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  __m512i r = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+  r = _mm512_mask_mov_epi32(r, nan, _mm512_set1_epi32(0x7fc0));
+  return _mm512_cvtepi32_epi16(r);
+#endif
+}
+#endif
+
 template <class T>
 FASTRNN_INLINE void store_as(void* row, int64_t index, typename Simd<T>::V v, int n, Dtype dtype) {
   using S = Simd<T>;
@@ -187,18 +204,7 @@ FASTRNN_INLINE void store_as(void* row, int64_t index, typename Simd<T>::V v, in
     uint16_t* p = static_cast<uint16_t*>(row) + index;
 #ifdef FASTRNN_AVX512
     const __mmask16 mask = static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1);
-    __m256i raw;
-    if (dtype == Dtype::kHalf) {
-      raw = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    } else {
-      const __m512i u = (__m512i)v;
-      const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-      __m512i r = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-      const __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
-      r = _mm512_mask_mov_epi32(r, nan, _mm512_set1_epi32(0x7fc0));
-      raw = _mm512_cvtepi32_epi16(r);
-    }
-    _mm256_mask_storeu_epi16(p, mask, raw);
+    _mm256_mask_storeu_epi16(p, mask, half_bits(v, dtype));
 #else
 #ifdef FASTRNN_AVX2
     if (n >= 8 && dtype == Dtype::kHalf) {
@@ -225,10 +231,7 @@ FASTRNN_INLINE void stream_as(void* row, int64_t index, typename Simd<T>::V v, D
   } else if (dtype == Dtype::kFloat) {
     _mm512_stream_ps(static_cast<float*>(row) + index, (__m512)v);
   } else {
-    alignas(32) uint16_t half[16];
-    store_as<T>(half, 0, v, 16, dtype);
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(static_cast<uint16_t*>(row) + index),
-                        _mm256_load_si256(reinterpret_cast<const __m256i*>(half)));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(static_cast<uint16_t*>(row) + index), half_bits(v, dtype));
   }
 #elif defined(FASTRNN_AVX2)
   if constexpr (sizeof(T) == 8) {

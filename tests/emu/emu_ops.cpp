@@ -42,6 +42,15 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
       "rnn_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor h0, Tensor? c0, "
       "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int mode) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
+  m.def(
+      "sru_forward(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
+      "Tensor? drop_mask, Tensor? batch_sizes, bool use_tanh, float scale, bool bidirectional, bool save) "
+      "-> (Tensor h, Tensor c, Tensor cells)");
+  m.def(
+      "sru_backward(Tensor? grad_h, Tensor? grad_c, Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, "
+      "Tensor? v, Tensor? mask_pad, Tensor? drop_mask, Tensor? batch_sizes, Tensor cells, bool use_tanh, "
+      "float scale, bool bidirectional, int needs) -> (Tensor grad_u, Tensor grad_x, Tensor grad_weight_c, "
+      "Tensor grad_bias, Tensor grad_c0, Tensor grad_v)");
   m.def("configure(int seed, int resident=0, int fault=0) -> ()");
   m.def("device(int capability, int sms, int shared_bytes) -> ()");
   m.def("guarded(Tensor x) -> Tensor");

@@ -113,13 +113,19 @@ inline void race_fail(const char* k1, int w1, uint32_t pc1, const char* k2, int 
   Block* b = nullptr;
   for (auto& x : S.blocks)
     if (p >= x->map && p < x->map + x->map_n) b = x.get();
-  throw Error(fmt("RACE: %s by %s (%s) and %s by %s (%s) are not ordered; %s", k1, nm(w1).c_str(),
-                  pc1 ? pcs(pc1).c_str() : "st.async landing", k2, nm(w2).c_str(),
-                  pc2 ? pcs(pc2).c_str() : "st.async landing",
-                  b ? fmt("shared memory of block %u, %s+%ld", b->idx.x, p >= b->dyn ? "dynamic" : "static",
-                          (long)((uint8_t*)p - (p >= b->dyn ? b->dyn : b->map + PAGE)))
-                          .c_str()
-                    : "device memory"));
+  const std::string report = fmt(
+      "RACE: %s by %s (%s) and %s by %s (%s) are not ordered; %s", k1, nm(w1).c_str(),
+      pc1 ? pcs(pc1).c_str() : "st.async landing", k2, nm(w2).c_str(), pc2 ? pcs(pc2).c_str() : "st.async landing",
+      b ? fmt("shared memory of block %u, %s+%ld", b->idx.x, p >= b->dyn ? "dynamic" : "static",
+              (long)((uint8_t*)p - (p >= b->dyn ? b->dyn : b->map + PAGE)))
+              .c_str()
+        : "device memory");
+  if (S.cur) {
+    // No exception: where the compiler expects none of a load or a store, it would end the program.
+    S.error = report;
+    to_sched();
+  }
+  throw Error(report);
 }
 // One access by warp w whose knowledge is vc, own epoch e
 EMU_NOSAN inline void touch(const void* p, int n, bool wr, int w, const std::vector<uint32_t>& vc, uint32_t pc) {
