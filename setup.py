@@ -121,7 +121,7 @@ STABLE_ABI = [f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000
 
 
 def sources(*patterns):
-    return sorted(path for pattern in patterns for path in glob(pattern))
+    return sorted(path for pattern in patterns for path in glob(pattern, recursive=True))
 
 
 def python_module():
@@ -164,7 +164,7 @@ def cuda_library():
     nvcc += [flag for arch in cuda_archs(CUDA_HOME) for flag in gencode(arch)]
     return Extension(
         "fastrnn.libfastrnn_cuda",
-        sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu", "csrc/plan_cuda.cpp"),
+        sources("csrc/cuda/**/*.cpp", "csrc/cuda/**/*.cu", "csrc/plan_cuda.cpp"),
         include_dirs=[CSRC, *include_paths("cuda")],
         library_dirs=library_paths("cuda"),
         # The runtime is linked in: the pip wheels have no libcudart.so to link to, and the library

@@ -13,7 +13,7 @@ import torch
 from tolerances import TOLERANCES, error
 from torch import Tensor
 
-from fastrnn import reference
+from fastrnn import _ops, reference, verification
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -24,7 +24,10 @@ ALL = GRAD_X | GRAD_H0 | GRAD_C0 | GRAD_WEIGHTS
 
 @dataclass(frozen=True)
 class Case:
-    """One layer. With `sizes` (batch_sizes) the sequence is packed, and T and B follow from them."""
+    """One layer. With `sizes` (batch_sizes) the sequence is packed, and T and B follow from them.
+
+    tier: of the CUDA kernels, both passes. tf32: float32 products may round to TensorFloat-32.
+    """
 
     cell: str
     T: int = 4
@@ -38,6 +41,17 @@ class Case:
     sizes: tuple[int, ...] | None = None
     save: str = "gates"
     strided: bool = False
+    tier: str = "auto"
+    tf32: bool = False
+
+    @property
+    def tolerance(self) -> tuple[float, float]:
+        return verification.TF32_TOLERANCE if self.tf32 else TOLERANCES[self.dtype]
+
+    @property
+    def mode(self) -> int:
+        """What tier and TensorFloat-32 add to the ops' mode."""
+        return _ops.TIERS[self.tier] + _ops.TF32 * self.tf32
 
     def __str__(self) -> str:
         """A test's id: what differs from the plainest case."""
@@ -47,6 +61,7 @@ class Case:
         parts += (
             ["nobias"] * (not self.bias) + [self.save] * (self.save != "gates") + ["strided"] * self.strided
         )
+        parts += [self.tier] * (self.tier != "auto") + ["tf32"] * self.tf32
         return "-".join(parts)
 
 
@@ -85,9 +100,9 @@ def problem(case: Case, seed: int = 0) -> Problem:
     T, B = (len(case.sizes), case.sizes[0]) if case.sizes else (case.T, case.B)
     rows = (sum(case.sizes),) if case.sizes else (T, B)
     G, out = reference.GATES[case.cell], case.P or case.H
-    # relu's derivative jumps at 0. In half types its sign must not hang on a rounding, so the bias decides
-    # it: at least 0.6, against at most 0.5 from the products.
-    steady = case.cell == "rnn_relu" and case.dtype in (torch.bfloat16, torch.float16)
+    # relu's derivative jumps at 0. In half types and TF32 its sign must not hang on a rounding, so the bias
+    # decides it: at least 0.6, against at most 0.5 from the products.
+    steady = case.cell == "rnn_relu" and (case.tf32 or case.dtype in (torch.bfloat16, torch.float16))
     x = draw(*rows, case.IN)
     h0 = draw(case.D, B, out)
     c0 = draw(case.D, B, case.H) if case.cell == "lstm" else None
@@ -132,7 +147,7 @@ def expected(case: Case, p: Problem) -> list[Tensor]:
 
 def forward(ops, case: Case, p: Problem, save: str | None = None) -> tuple[Tensor, ...]:
     """(y, hn, cn, gates, cells) of the op."""
-    mode = SAVES[save or case.save]
+    mode = SAVES[save or case.save] + case.mode
     return ops.rnn_forward(p.x, p.h0, p.c0, p.weights, p.batch_sizes, case.cell, case.bias, mode)
 
 
@@ -141,7 +156,18 @@ def backward(ops, case: Case, p: Problem, saved: tuple[Tensor, ...], needs: int 
     y, _, _, gates, cells = saved
     grads = [*p.cotangents, None][:3]
     return ops.rnn_backward(
-        *grads, p.x, p.h0, p.c0, p.weights, p.batch_sizes, y, gates, cells, case.cell, case.bias, needs
+        *grads,
+        p.x,
+        p.h0,
+        p.c0,
+        p.weights,
+        p.batch_sizes,
+        y,
+        gates,
+        cells,
+        case.cell,
+        case.bias,
+        needs + case.mode,
     )
 
 
@@ -159,7 +185,7 @@ def worst(case: Case, got: list[Tensor], want: list[Tensor]) -> tuple[float, str
     for name, g, w in zip(names(case), got, want, strict=True):
         assert g.shape == w.shape, f"{name}: shape {tuple(g.shape)}, not {tuple(w.shape)}"
         assert g.dtype == case.dtype, f"{name}: {g.dtype}, not {case.dtype}"
-        limit = TOLERANCES[case.dtype][name.startswith("grad")]
+        limit = case.tolerance[name.startswith("grad")]
         ratio = error(g.cpu(), w) / limit
         if not ratio <= found[0]:  # NaN is the worst of all, and stays
             found = (ratio, f"{name}: error {ratio * limit:.2e}, tolerance {limit:.0e}")

@@ -202,7 +202,7 @@ FAULTS = {
         "stepwise.cuh", "at.unit >= shape.H || at.row >= shape.N", "at.unit > shape.H || at.row >= shape.N"
     ),
     "host: the previous step is this one": Fault(
-        "ops_cuda_backward.cpp", "layer.rows_at(s - 1)", "layer.rows_at(s)"
+        "ops_cuda_backward.cpp", "layer.rows_at(t - 1)", "layer.rows_at(t)"
     ),
     "race: the pieces of a row overlap": Fault(
         "stepwise.cuh",

@@ -54,7 +54,7 @@ def library(name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = F
     folder = OUT / name
     include = [f"-I{p}" for p in (ROOT / "csrc", EMU, TORCH / "include")]
     edges, objects = [], []
-    own = (EMU / "emu_ops.cpp", EMU / "emu_persistent.cpp")
+    own = (ROOT / "csrc" / "plan_cuda.cpp", EMU / "emu_ops.cpp", EMU / "emu_persistent.cpp")
     for source in (*sorted(CUDA.rglob("*.cpp")), *sorted(CUDA.rglob("*.cu")), *own):
         flags = FLAGS + ["-DEMU_RACE"] * race
         if race and source.suffix == ".cu":
