@@ -86,7 +86,9 @@ class RecurrentLayer(nn.RNNBase):
             self.proj_size,
             self.bias,
             self.num_layers,
-            self.dropout,
+            # One layer has no place for dropout, and torch.compile(dynamic=True) compiles twice where it
+            # meets a number that is not an integer.
+            self.dropout if self.num_layers > 1 else 0.0,
             self.training,
             self.bidirectional,
             self.batch_first,
