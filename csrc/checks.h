@@ -53,9 +53,10 @@ inline std::string kind_of(const Tensor& t) {
                         : "another device");
 }
 
-inline void check_same_kind(const Tensor& tensor, const std::string& name, const Tensor& x) {
+inline void check_same_kind(const Tensor& tensor, const std::string& name, const Tensor& x,
+                            const char* name_of_x = "x") {
   check(tensor.scalar_type() == x.scalar_type() && tensor.device() == x.device(), name,
-        ": expected the dtype and device of x, ", kind_of(x), ", got ", kind_of(tensor));
+        ": expected the dtype and device of ", name_of_x, ", ", kind_of(x), ", got ", kind_of(tensor));
 }
 
 inline void check_shape(const Tensor& tensor, const std::string& name, const std::vector<int64_t>& expected) {
@@ -92,6 +93,30 @@ inline Dtype parse_dtype(const Tensor& tensor, const char* name) {
   return Dtype::kFloat;  // not reached
 }
 
+// Checks batch_sizes against the number of packed rows and makes their sums. Returns them contiguous.
+inline Tensor read_batch_sizes(const Tensor& batch_sizes, int64_t rows, const char* name_of_rows,
+                               std::vector<int64_t>& row_offsets) {
+  check(batch_sizes.dim() == 1 && batch_sizes.scalar_type() == ScalarType::Long && batch_sizes.is_cpu(),
+        "batch_sizes: expected a 1-D int64 tensor on the CPU, got shape ", shape_of(batch_sizes));
+  check(batch_sizes.size(0) > 0, "batch_sizes: expected at least one step, got none");
+  const Tensor sizes = batch_sizes.is_contiguous() ? batch_sizes : torch::stable::contiguous(batch_sizes);
+  const int64_t T = sizes.size(0);
+  const int64_t* of_step = static_cast<const int64_t*>(sizes.data_ptr());
+  row_offsets.resize(T + 1);
+  for (int64_t t = 0; t < T; ++t) {
+    const int64_t n = of_step[t];
+    check(n > 0 && (t == 0 || n <= of_step[t - 1]), "batch_sizes: expected positive, non-increasing numbers, got ", n,
+          " at step ", t, t ? " after " : "", t ? std::to_string(of_step[t - 1]) : "");
+    // Before the sum, which must not overflow.
+    check(n <= rows - row_offsets[t], "batch_sizes: expected a sum of ", rows, " (the rows of ", name_of_rows,
+          "), got more");
+    row_offsets[t + 1] = row_offsets[t] + n;
+  }
+  check(row_offsets[T] == rows, "batch_sizes: expected a sum of ", rows, " (the rows of ", name_of_rows, "), got ",
+        row_offsets[T]);
+  return sizes;
+}
+
 // A layer's checked shape, with the row offsets of a packed sequence (shape points into them).
 struct CheckedLayer {
   LayerShape shape;
@@ -116,25 +141,9 @@ inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, co
 
   if (batch_sizes) {
     check(x.dim() == 2, "x: expected packed data of shape (N, input_size), got ", shape_of(x));
-    check(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_cpu(),
-          "batch_sizes: expected a 1-D int64 tensor on the CPU, got shape ", shape_of(*batch_sizes));
-    check(batch_sizes->size(0) > 0, "batch_sizes: expected at least one step, got none");
-    out.batch_sizes = batch_sizes->is_contiguous() ? *batch_sizes : torch::stable::contiguous(*batch_sizes);
-    s.T = batch_sizes->size(0);
+    out.batch_sizes = read_batch_sizes(*batch_sizes, x.size(0), "x", out.row_offsets);
+    s.T = out.batch_sizes->size(0);
     s.batch_sizes = static_cast<const int64_t*>(out.batch_sizes->data_ptr());
-    out.row_offsets.resize(s.T + 1);
-    for (int64_t t = 0; t < s.T; ++t) {
-      const int64_t n = s.batch_sizes[t];
-      check(n > 0 && (t == 0 || n <= s.batch_sizes[t - 1]),
-            "batch_sizes: expected positive, non-increasing numbers, got ", n, " at step ", t, t ? " after " : "",
-            t ? std::to_string(s.batch_sizes[t - 1]) : "");
-      // Before the sum, which must not overflow.
-      check(n <= x.size(0) - out.row_offsets[t], "batch_sizes: expected a sum of ", x.size(0),
-            " (the rows of x), got more");
-      out.row_offsets[t + 1] = out.row_offsets[t] + n;
-    }
-    check(out.row_offsets[s.T] == x.size(0), "batch_sizes: expected a sum of ", x.size(0), " (the rows of x), got ",
-          out.row_offsets[s.T]);
     s.row_offsets = out.row_offsets.data();
     s.B = s.batch_sizes[0];
     s.I = x.size(1);

@@ -28,6 +28,36 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
       "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int needs) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
 
+  // The recurrence of one SRU layer over a whole sequence, one or two directions (cells/sru.h); the
+  // projections are products outside of it. O = D*H features, the direction outermost.
+  //
+  // u            (L, B, K, O), any strides, K = 3 (x~, f, r) or 4 (and the skip term); with batch_sizes
+  //              packed rows (N, K, O)
+  // x            (L, B, O) or (N, O), the highway's input times scale; K = 3 only, none: no skip term
+  // weight_c, bias   (2, O): forget row, reset row
+  // c0           (B, O)
+  // v            (L, B, 2, O) or (N, 2, O), added to weight_c
+  // mask_pad     (L, B) bool, true where c is carried and h is 0; not with batch_sizes
+  // drop_mask    (B, O), on the highway's difference
+  // batch_sizes  (L,) int64 on the CPU, positive and non-increasing, as in a PackedSequence
+  // save         whether backward will follow
+  //
+  // h            (L, B, O) or (N, O); c (B, O), the state after the last step of each direction
+  // cells        (N, O), c of every step, float32 for half types; without save (0,)
+  m.def(
+      "sru_forward(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
+      "Tensor? drop_mask, Tensor? batch_sizes, bool use_tanh, float scale, bool bidirectional, bool save) "
+      "-> (Tensor h, Tensor c, Tensor cells)");
+
+  // needs: sum of 1 (grad_u), 2 (grad_x), 4 (grad_weight_c and grad_bias), 8 (grad_c0), 16 (grad_v); the
+  // rest comes back empty, as does the gradient of what is none. drop_mask and mask_pad are constants.
+  // Nothing that is passed in is written to.
+  m.def(
+      "sru_backward(Tensor? grad_h, Tensor? grad_c, Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, "
+      "Tensor? v, Tensor? mask_pad, Tensor? drop_mask, Tensor? batch_sizes, Tensor cells, bool use_tanh, "
+      "float scale, bool bidirectional, int needs) -> (Tensor grad_u, Tensor grad_x, Tensor grad_weight_c, "
+      "Tensor grad_bias, Tensor grad_c0, Tensor grad_v)");
+
   // The CPU instruction set in use, those this machine can run (comma-separated), and a switch for
   // tests; it applies to calls that start afterwards.
   m.def("cpu_isa() -> str");

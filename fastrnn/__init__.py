@@ -8,15 +8,34 @@ recurrences in plain torch.
 from . import functional, reference
 from ._version import __version__
 from .explain import explain
-from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from .modules import (
+    GRU,
+    LSTM,
+    RNN,
+    SRU,
+    GRUCell,
+    LSTMCell,
+    RNNCell,
+    SRUCell,
+    SRUpp,
+    SRUppAttention,
+    SRUppCell,
+    SRUppProjectedLinear,
+)
 
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "SRU",
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "SRUCell",
+    "SRUpp",
+    "SRUppAttention",
+    "SRUppCell",
+    "SRUppProjectedLinear",
     "__version__",
     "explain",
     "functional",

@@ -1,7 +1,7 @@
 """Loads the compiled operators and says what they can do without data (fake implementations).
 
-`torch.ops.fastrnn.rnn_forward` and `rnn_backward` are one recurrent layer over a whole sequence; their
-schemas are in csrc/ops.cpp. The CPU library defines them, the CUDA library adds its implementation where
+`torch.ops.fastrnn.rnn_forward` and `rnn_backward` are one recurrent layer over a whole sequence,
+`sru_forward` and `sru_backward` the recurrence of one SRU layer; their schemas are in csrc/ops.cpp. The CPU library defines them, the CUDA library adds its implementation where
 torch itself has CUDA.
 """
 
@@ -28,6 +28,8 @@ if torch.version.cuda is not None and (_FOLDER / "libfastrnn_cuda.so").exists():
 
 forward = torch.ops.fastrnn.rnn_forward.default
 backward = torch.ops.fastrnn.rnn_backward.default
+sru_forward = torch.ops.fastrnn.sru_forward.default
+sru_backward = torch.ops.fastrnn.sru_backward.default
 
 
 def build_info() -> dict:
@@ -95,4 +97,50 @@ def _(grad_y, grad_hn, grad_cn, x, h0, c0, weights, batch_sizes, y, gates, cells
         like(h0, needs & 2),
         like(c0, needs & 4),
         [w.new_empty(w.shape) for w in weights] if needs & 8 else [],
+    )
+
+
+@torch.library.register_fake("fastrnn::sru_forward")
+def _(
+    u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, save
+):
+    _same_device(u, x, weight_c, bias, c0, v, mask_pad, drop_mask)
+    *rows, _, features = u.shape
+    state = torch.float64 if u.dtype == torch.float64 else torch.float32
+    count = rows[0] if batch_sizes is not None else rows[0] * rows[1]
+    cells = u.new_empty((count, features) if save else (0,), dtype=state)
+    return u.new_empty((*rows, features)), u.new_empty(c0.shape), cells
+
+
+@torch.library.register_fake("fastrnn::sru_backward")
+def _(
+    grad_h,
+    grad_c,
+    u,
+    x,
+    weight_c,
+    bias,
+    c0,
+    v,
+    mask_pad,
+    drop_mask,
+    batch_sizes,
+    cells,
+    use_tanh,
+    scale,
+    bidirectional,
+    needs,
+):
+    _same_device(u, grad_h, grad_c, x, weight_c, bias, c0, v, mask_pad, drop_mask, cells)
+
+    def like(tensor, wanted):
+        return u.new_empty(tensor.shape) if wanted and tensor is not None else u.new_empty((0,))
+
+    return (
+        like(u, needs & 1),
+        like(x, needs & 2),
+        like(weight_c, needs & 4),
+        like(bias, needs & 4),
+        like(c0, needs & 8),
+        like(v, needs & 16),
     )

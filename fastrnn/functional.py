@@ -22,10 +22,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _checks, reference
+from . import _checks, _checks_sru, _sru, reference
 from ._stack import Stack, autocast_inputs, autocasting, choose, run
 
-__all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
+__all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell", "sru", "sru_scan"]
 
 
 def lstm(
@@ -168,6 +168,93 @@ def rnn_cell(
     """One step of an Elman RNN: as :func:`gru_cell` with w_ih (H, I) and w_hh (H, H)."""
     _checks.one_of("rnn_cell", "nonlinearity", nonlinearity, _checks.NONLINEARITIES)
     return _cell("RNNCell", f"rnn_{nonlinearity}", input, hx, w_ih, w_hh, b_ih, b_hh, backend)[0]
+
+
+def sru(
+    input: Tensor,
+    c0: Tensor | None,
+    weight: Tensor,
+    weight_c: Tensor,
+    bias: Tensor,
+    *,
+    has_skip_term: bool = True,
+    mask_pad: Tensor | None = None,
+    drop_mask: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    use_tanh: bool = False,
+    scale: float = 1.0,
+    bidirectional: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One SRU layer: the product of ``fastrnn.SRU`` and its recurrence. O = D*H features.
+
+    Args:
+        input: (L, B, I), or packed rows (N, I) with ``batch_sizes``.
+        c0: (B, O), or None for zeros.
+        weight: (O*K, I), the K rows of a unit next to each other: candidate, forget gate, reset gate and,
+            with a skip term where I is not O, skip. K = 3 or 4.
+        weight_c, bias: (2*O,), the forget gate's and the reset gate's.
+        The others as in :func:`sru_scan`.
+
+    Returns:
+        h (L, B, O) or (N, O), and the last c (B, O).
+    """
+    x = _checks.tensor("sru", "input", input)
+    features = _checks.tensor("sru", "weight_c", weight_c).numel() // 2
+    k = 4 if has_skip_term and x.size(-1) != features else 3
+    _checks_sru.shape("sru", "weight", weight, (k * features, x.size(-1)))
+    _checks_sru.shape("sru", "weight_c", weight_c, (2 * features,))
+    _checks_sru.shape("sru", "bias", bias, (2 * features,))
+    _checks_sru.like_input("sru", x, [("weight", weight)], autocast=autocasting(x))
+    if c0 is None:
+        rows = x.size(-2) if batch_sizes is None else int(batch_sizes[0])
+        c0 = x.new_zeros((rows, features))
+    return sru_scan(
+        _sru.project_weight(weight, x, k),
+        x if has_skip_term and k == 3 else None,
+        weight_c.view(2, features),
+        bias.view(2, features),
+        c0,
+        mask_pad=mask_pad,
+        drop_mask=drop_mask,
+        batch_sizes=batch_sizes,
+        use_tanh=use_tanh,
+        scale=scale,
+        bidirectional=bidirectional,
+        backend=backend,
+    )
+
+
+def sru_scan(
+    u: Tensor,
+    x: Tensor | None,
+    weight_c: Tensor,
+    bias: Tensor,
+    c0: Tensor,
+    *,
+    v: Tensor | None = None,
+    mask_pad: Tensor | None = None,
+    drop_mask: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    use_tanh: bool = False,
+    scale: float = 1.0,
+    bidirectional: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The elementwise recurrence of an SRU layer: ``fastrnn.reference.sru_scan``, by the fused kernels.
+
+    Arguments, shapes and results are the reference's; ``mask_pad`` may be of any dtype, nonzero for pads.
+
+    Raises:
+        ValueError, RuntimeError: sizes, dtypes and devices that do not fit, naming the argument.
+    """
+    _checks.one_of("sru_scan", "backend", backend, _checks.BACKENDS)
+    mask_pad = _checks_sru.scan_arguments(
+        u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, bidirectional
+    )
+    options = {"use_tanh": use_tanh, "scale": scale, "bidirectional": bidirectional, "backend": backend}
+    masks = {"v": v, "mask_pad": mask_pad, "drop_mask": drop_mask, "batch_sizes": batch_sizes}
+    return _sru.scan(u, x, weight_c, bias, c0, **masks, **options)
 
 
 def _stack(

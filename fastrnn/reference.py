@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["gradients", "gru_cell", "layer", "lstm_cell", "rnn_cell"]
+from .reference_sru import sru_scan, sru_scan_gradients
+
+__all__ = ["gradients", "gru_cell", "layer", "lstm_cell", "rnn_cell", "sru_scan", "sru_scan_gradients"]
 
 #: Number of gate blocks in the weights of each cell.
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}

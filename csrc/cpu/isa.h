@@ -2,6 +2,7 @@
 // sources once each; select_isa() picks the best that this machine can run when the library loads.
 #pragma once
 #include "../plan.h"
+#include "scan.h"
 #include "team.h"
 
 namespace fastrnn {
@@ -18,6 +19,7 @@ struct KernelTable {
   void (*backward)(const BackwardParams& params, const CpuPlan& plan, char* workspace, const Parallel& parallel);
   double (*fma_loop)(int64_t iterations);                                  // returns flops done
   double (*read_loop)(const float* data, int64_t count, int64_t repeats);  // returns bytes read
+  const ScanKernels* scan;
 };
 
 extern const KernelTable kBaselineKernels;
@@ -26,5 +28,8 @@ extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx512Bf16Kernels;
 #endif
+
+// The table that calls use which start now (ops_cpu.cpp).
+const KernelTable& kernels_in_use();
 
 }  // namespace fastrnn

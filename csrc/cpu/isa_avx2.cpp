@@ -9,6 +9,6 @@
 
 namespace fastrnn {
 static bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-const KernelTable kAvx2Kernels = make_table("avx2", runs_here);
+const KernelTable kAvx2Kernels = make_table("avx2", runs_here, &kAvx2Scan);
 }  // namespace fastrnn
 #endif

@@ -12,12 +12,12 @@ static bool runs_here() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
 }
-const KernelTable kAvx512Kernels = make_table("avx512", runs_here);
+const KernelTable kAvx512Kernels = make_table("avx512", runs_here, &kAvx512Scan);
 
 // The same, but for the forward pass of bfloat16 layers.
 static bool dot_runs_here() { return runs_here() && __builtin_cpu_supports("avx512bf16"); }
 static constexpr KernelTable make_dot_table() {
-  KernelTable table = make_table("avx512_bf16", dot_runs_here);
+  KernelTable table = make_table("avx512_bf16", dot_runs_here, &kAvx512Scan);
   table.forward_workspace = dot_workspace;
   table.forward = run_dot;
   return table;

@@ -6,5 +6,5 @@
 
 namespace fastrnn {
 static bool runs_here() { return true; }
-const KernelTable kBaselineKernels = make_table("baseline", runs_here);
+const KernelTable kBaselineKernels = make_table("baseline", runs_here, &kBaselineScan);
 }  // namespace fastrnn

@@ -81,7 +81,7 @@ void run_dot(const ForwardParams& params, const CpuPlan& plan, char* workspace, 
 
 int lanes(Dtype dtype) { return dtype == Dtype::kDouble ? Simd<double>::W : Simd<float>::W; }
 
-constexpr KernelTable make_table(const char* name, bool (*runs_here)()) {
+constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const ScanKernels* scan) {
   return {name,
           runs_here,
           lanes,
@@ -91,7 +91,8 @@ constexpr KernelTable make_table(const char* name, bool (*runs_here)()) {
           workspace_of<Backward, BackwardParams>,
           run_kernel<Backward, BackwardParams>,
           fma_loop,
-          read_loop};
+          read_loop,
+          scan};
 }
 
 }  // namespace

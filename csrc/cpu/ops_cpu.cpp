@@ -10,6 +10,7 @@
 #include "../checks.h"
 #include "isa.h"
 #include "scratch.h"
+#include "tensors.h"
 
 namespace fastrnn {
 namespace {
@@ -65,42 +66,7 @@ void cpu_set_isa(std::string name) {
   current_kernels = table;
 }
 
-// ---- tensors ----------------------------------------------------------------------------------
-
-Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t i = sizes.size(); i-- > 0;) {
-    strides[i] = stride;
-    stride *= sizes[i] > 0 ? sizes[i] : 1;
-  }
-  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), code, aoti_torch_device_type_cpu(), 0,
-                                                         &handle));
-  return Tensor(handle);
-}
-
-Tensor as_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-// A tensor whose rows of features are contiguous, whatever its other strides are.
-Tensor with_contiguous_rows(const Tensor& tensor) {
-  const int64_t last = tensor.dim() - 1;
-  return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : torch::stable::contiguous(tensor);
-}
-
-Rows rows_of(const Tensor& tensor) {
-  Rows rows;
-  rows.data = tensor.data_ptr();
-  rows.step_stride = tensor.dim() == 3 ? tensor.stride(0) : 0;
-  rows.row_stride = tensor.dim() == 3 ? tensor.stride(1) : tensor.stride(0);
-  return rows;
-}
-
-ScalarType compute_type(Dtype dtype) { return dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float; }
+// ---- arguments --------------------------------------------------------------------------------
 
 // Contiguous weights and states, kept alive for the length of a call.
 struct Inputs {
@@ -133,14 +99,6 @@ void read_inputs(Inputs& in, const Tensor& x, const Tensor& h0, const std::optio
 }
 
 // ---- running kernels ----------------------------------------------------------------------------
-
-const Parallel kTorchThreads{[](int64_t workers, void (*body)(int64_t, int64_t, void*), void* context) {
-  if (workers == 1) {
-    body(0, 1, context);
-  } else {
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, workers, 1, body, context));
-  }
-}};
 
 CpuPlan plan_for(const LayerShape& shape, const KernelTable& kernels) {
   CpuMachine machine;
@@ -300,6 +258,9 @@ double cpu_read_bandwidth(int64_t bytes) {
 }
 
 }  // namespace
+
+const KernelTable& kernels_in_use() { return *current_kernels.load(); }
+
 }  // namespace fastrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {

@@ -214,6 +214,43 @@ FASTRNN_INLINE void store_as(void* row, int64_t index, typename Simd<T>::V v, in
   }
 }
 
+// A whole register of the layer's dtype past the caches, for results larger than they are: an ordinary
+// store would first read the line from memory. row + index must be a multiple of the bytes written.
+// Other cores see it after stream_fence.
+template <class T>
+FASTRNN_INLINE void stream_as(void* row, int64_t index, typename Simd<T>::V v, Dtype dtype) {
+#if defined(FASTRNN_AVX512)
+  if constexpr (sizeof(T) == 8) {
+    _mm512_stream_pd(static_cast<double*>(row) + index, (__m512d)v);
+  } else if (dtype == Dtype::kFloat) {
+    _mm512_stream_ps(static_cast<float*>(row) + index, (__m512)v);
+  } else {
+    alignas(32) uint16_t half[16];
+    store_as<T>(half, 0, v, 16, dtype);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(static_cast<uint16_t*>(row) + index),
+                        _mm256_load_si256(reinterpret_cast<const __m256i*>(half)));
+  }
+#elif defined(FASTRNN_AVX2)
+  if constexpr (sizeof(T) == 8) {
+    _mm256_stream_pd(static_cast<double*>(row) + index, (__m256d)v);
+  } else if (dtype == Dtype::kFloat) {
+    _mm256_stream_ps(static_cast<float*>(row) + index, (__m256)v);
+  } else {
+    alignas(16) uint16_t half[8];
+    store_as<T>(half, 0, v, 8, dtype);
+    _mm_stream_si128(reinterpret_cast<__m128i*>(static_cast<uint16_t*>(row) + index),
+                     _mm_load_si128(reinterpret_cast<const __m128i*>(half)));
+  }
+#else
+  store_as<T>(row, index, v, Simd<T>::W, dtype);
+#endif
+}
+FASTRNN_INLINE void stream_fence() {
+#if defined(FASTRNN_AVX512) || defined(FASTRNN_AVX2)
+  _mm_sfence();
+#endif
+}
+
 // ---- transposition ----------------------------------------------------------------------------
 
 // Lane indices of the two-source shuffles that exchange, between row i and row i + s, the lanes that

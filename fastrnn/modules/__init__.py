@@ -2,5 +2,21 @@ from .cells import GRUCell, LSTMCell, RNNCell
 from .gru import GRU
 from .lstm import LSTM
 from .rnn import RNN
+from .sru import SRU
+from .sru_cell import SRUCell
+from .srupp import SRUpp, SRUppAttention, SRUppCell, SRUppProjectedLinear
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "SRU",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "SRUCell",
+    "SRUpp",
+    "SRUppAttention",
+    "SRUppCell",
+    "SRUppProjectedLinear",
+]

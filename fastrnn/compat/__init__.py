@@ -1,0 +1,1 @@
+"""Other packages' interfaces on fastrnn's layers: ``fastrnn.compat.sru`` for the ``sru`` package."""

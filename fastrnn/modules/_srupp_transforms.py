@@ -1,0 +1,238 @@
+"""The transform modules of SRU++: attention, and the two linear maps of layers without it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import _checks_sru, _sru
+from .._attention import attention
+
+__all__ = ["SRUppAttention", "SRUppProjectedLinear"]
+
+
+class SRUppProjectedLinear(nn.Module):
+    r"""SRUppProjectedLinear(in_features, out_features, proj_features, dropout=0.0, layer_norm=False, *,
+    device=None, dtype=None)
+
+    The transform of an SRU++ layer without attention: U = W_2 Dropout(LN(W_1 x)).
+
+    Parameters: ``linear1.weight`` (P, I), ``linear2.weight`` (O*K, P) and, with ``layer_norm``,
+    ``layer_norm.weight`` and ``layer_norm.bias`` (P,).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        proj_features: int,
+        dropout: float = 0.0,
+        layer_norm: bool = False,
+        *,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        kind = {"device": device, "dtype": dtype}
+        self.in_features = in_features
+        self.out_features = out_features
+        self.proj_features = proj_features
+        self.dropout = nn.Dropout(dropout)
+        self.linear1 = nn.Linear(in_features, proj_features, bias=False, **kind)
+        self.linear2 = nn.Linear(proj_features, out_features, bias=False, **kind)
+        self.layer_norm: nn.Module | None = nn.LayerNorm(proj_features, **kind) if layer_norm else None
+        self.reset_parameters()
+
+    @property
+    def last(self) -> nn.Linear:
+        """The linear map that gives U."""
+        return self.linear2
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw initial values anew: Xavier's, the last map's times sqrt(1 - dropout)."""
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+        if self.dropout.p > 0:
+            self.linear2.weight.mul_((1 - self.dropout.p) ** 0.5)
+
+    def features(self, input: Tensor, packing=None, **_) -> Tensor:
+        """What the last map is applied to, (..., P)."""
+        z = _sru.product(self.linear1, input)
+        return self.dropout(z if self.layer_norm is None else self.layer_norm(z))
+
+    def forward(self, input: Tensor, *_, **__) -> Tensor:
+        """(L, B, I) to (L, B, O*K). The arguments of :class:`SRUppAttention`'s are accepted and ignored."""
+        return _sru.product(self.linear2, self.features(input))
+
+
+class SRUppAttention(nn.Module):
+    r"""SRUppAttention(in_features, out_features, proj_features, num_heads=1, dropout=0.0, attn_dropout=0.0,
+    rezero_init_alpha=0.0, layer_norm=False, normalize_after=True, *, device=None, dtype=None)
+
+    The transform of an SRU++ layer (Lei, "When Attention Meets Fast Recurrence", 2021), for an input x and a
+    memory x' before it in time:
+
+    .. math::
+        Z &= W_1 [x'; x], \qquad Q = Z_x, \qquad (K, V) = W_2 Z \\
+        A &= \mathrm{softmax}(Q K^T / \sqrt{d} + \mathrm{mask}) V \\
+        U &= W_3\, \mathrm{Dropout}(\mathrm{LN}(\alpha A + Q))
+
+    in ``num_heads`` heads of d = P / num_heads features each, A with dropout on the softmax. With
+    ``normalize_after=False`` LN is applied to Z in Q, K and V instead. There is no positional encoding.
+
+    Parameters: ``alpha`` (1,), ``rezero_init_alpha`` at first; ``linear1.weight`` (P, I), ``linear2.weight``
+    (2*P, P), ``linear3.weight`` (O*K, P); with ``layer_norm`` ``layer_norm.weight`` and ``.bias`` (P,).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        proj_features: int,
+        num_heads: int = 1,
+        dropout: float = 0.0,
+        attn_dropout: float = 0.0,
+        rezero_init_alpha: float = 0.0,
+        layer_norm: bool = False,
+        normalize_after: bool = True,
+        *,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        kind = {"device": device, "dtype": dtype}
+        name = type(self).__name__
+        _checks_sru.size(name, "proj_features", proj_features)
+        if proj_features % _checks_sru.size(name, "num_heads", num_heads) != 0:
+            raise ValueError(
+                f"{name}: proj_features should be divisible by num_heads = {num_heads}, got {proj_features}"
+            )
+        self.in_features = in_features
+        self.out_features = out_features
+        self.proj_features = proj_features
+        self.num_heads = num_heads
+        self.dropout = nn.Dropout(dropout)
+        self.attn_dropout = _checks_sru.probability(name, "attn_dropout", attn_dropout)
+        self.rezero_init_alpha = float(rezero_init_alpha)
+        self.linear1 = nn.Linear(in_features, proj_features, bias=False, **kind)
+        self.linear2 = nn.Linear(proj_features, proj_features * 2, bias=False, **kind)
+        self.linear3 = nn.Linear(proj_features, out_features, bias=False, **kind)
+        self.alpha = nn.Parameter(torch.full((1,), self.rezero_init_alpha, **kind))
+        self.normalize_after = normalize_after
+        self.layer_norm: nn.Module | None = nn.LayerNorm(proj_features, **kind) if layer_norm else None
+        self.reset_parameters()
+
+    @property
+    def last(self) -> nn.Linear:
+        """The linear map that gives U."""
+        return self.linear3
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw initial values anew: Xavier's, the last map's times sqrt(1 - dropout)."""
+        for linear in (self.linear1, self.linear2, self.linear3):
+            nn.init.xavier_uniform_(linear.weight)
+        self.alpha.fill_(self.rezero_init_alpha)
+        if self.dropout.p > 0:
+            self.linear3.weight.mul_((1 - self.dropout.p) ** 0.5)
+
+    def features(
+        self,
+        input: Tensor,
+        mask_pad: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_mask_pad: Tensor | None = None,
+        is_causal: bool = False,
+        packing: _sru.Packing | None = None,
+    ) -> Tensor:
+        """What the last map is applied to, (..., P). With ``packing`` the input is packed rows (N, I), and
+        what has rows of its own is in their order."""
+        name, norm = type(self).__name__, self.layer_norm
+        residual = z = _sru.product(self.linear1, input)
+        if norm is not None and not self.normalize_after:
+            z = norm(z)
+        if packing is not None:
+            # Queries must meet their own sequence's keys: here, and only here, are packed rows padded.
+            z, mask_pad = packing.pad(z), packing.pads()
+        length, batch = z.shape[:2]
+        keys, past = z, 0
+        if memory is not None:
+            if not isinstance(memory, Tensor) or memory.dim() != 3:
+                _checks_sru.shape(name, "memory", memory, ("M", batch, self.in_features))
+            past = memory.size(0)
+            _checks_sru.shape(name, "memory", memory, (past, batch, self.in_features))
+            remembered = _sru.product(self.linear1, memory)
+            if norm is not None and not self.normalize_after:
+                remembered = norm(remembered)
+            keys = torch.cat([remembered, z])
+        if attn_mask is not None:
+            _checks_sru.attention_mask(name, attn_mask, (length, past + length))
+            if is_causal:
+                raise ValueError(f"{name}: attn_mask should be None with is_causal=True")
+
+        def heads(t: Tensor) -> Tensor:  # (S, B, P) to (B, heads, S, d)
+            return t.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
+
+        k, v = _sru.product(self.linear2, keys).chunk(2, dim=-1)
+        found = attention(
+            heads(z),
+            heads(k),
+            heads(v),
+            attn_mask=attn_mask,
+            key_pad=self._key_pad(name, mask_pad, memory_mask_pad, (length, past, batch), z.device),
+            is_causal=is_causal,
+            dropout=self.attn_dropout if self.training else 0.0,
+        )
+        found = found.permute(2, 0, 1, 3).flatten(2)
+        if packing is not None:
+            found = packing.unpad(found)
+        result = found * self.alpha + residual
+        if norm is not None and self.normalize_after:
+            result = norm(result)
+        return self.dropout(result)
+
+    @staticmethod
+    def _key_pad(name, mask_pad, memory_mask_pad, sizes, device) -> Tensor | None:
+        """(B, M + L) bool, True for pads, or None."""
+        length, past, batch = sizes
+        if past == 0:
+            memory_mask_pad = None
+        if mask_pad is None and memory_mask_pad is None:
+            return None
+        parts = []
+        for argument, mask, steps in (
+            ("memory_mask_pad", memory_mask_pad, past),
+            ("mask_pad", mask_pad, length),
+        ):
+            if mask is None:
+                parts.append(torch.zeros((steps, batch), dtype=torch.bool, device=device))
+            else:
+                parts.append(_checks_sru.mask(name, argument, mask, device, (steps, batch)))
+        return torch.cat(parts).t()
+
+    def forward(
+        self,
+        input: Tensor,
+        mask_pad: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_mask_pad: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """U of an input.
+
+        Args:
+            input: (L, B, I).
+            mask_pad: (L, B), of any dtype: nonzero for keys that nobody attends to.
+            attn_mask: (L, M + L), added to the scores: -inf where a query must not look.
+            memory: (M, B, I), more keys, before the input's. memory_mask_pad: (M, B).
+            is_causal: queries see the memory and what is not after them; in place of attn_mask.
+
+        Returns:
+            (L, B, O*K). Where a query may see no key, attention contributes 0.
+        """
+        masks = {"mask_pad": mask_pad, "attn_mask": attn_mask, "is_causal": is_causal}
+        found = self.features(input, memory=memory, memory_mask_pad=memory_mask_pad, **masks)
+        return _sru.product(self.linear3, found)

@@ -1,0 +1,258 @@
+"""The stack of SRU layers, and what SRU++ shares with it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import _checks, _checks_sru, _sru
+from .._stack import autocasting
+from .sru_cell import SRUCell, one_name
+
+__all__ = ["SRU"]
+
+
+def per_layer(name: str, argument: str, value: object, num_layers: int) -> list:
+    """One value a layer, from a sequence of them."""
+    values = list(value)
+    if len(values) != num_layers:
+        raise ValueError(f"{name}: {argument} should have one entry a layer, {num_layers}, got {len(values)}")
+    return values
+
+
+class SRU(nn.Module):
+    r"""SRU(input_size, hidden_size, num_layers=2, dropout=0.0, rnn_dropout=0.0, bidirectional=False,
+    projection_size=0, highway_bias=0.0, layer_norm=False, normalize_after=False, transform_module=None,
+    has_skip_term=True, rescale=False, use_tanh=False, v1=False, nn_rnn_compatible_return=False,
+    proj_input_to_hidden_first=False, amp_recurrence_fp16=True, weight_c_init=1.0, *, custom_m=None,
+    batch_first=False, init="3.0", backend="auto", device=None, dtype=None)
+
+    A multi-layer simple recurrent unit (Lei et al., "Simple Recurrent Units for Highly Parallelizable
+    Recurrence", 2018), a drop-in for ``sru.SRU`` of the ``sru`` package: arguments, state_dict, initial
+    values and numbers are those of its version 3.0, and checkpoints of 2.6 load too. One matrix product over
+    the whole sequence gives u; the recurrence is elementwise:
+
+    .. math::
+        f_t &= \sigma(u_{1,t} + v_f \odot c_{t-1} + b_f) \
+        r_t &= \sigma(u_{2,t} + v_r \odot c_{t-1} + b_r) \
+        c_t &= f_t \odot c_{t-1} + (1 - f_t) \odot u_{0,t} \
+        h_t &= r_t \odot m \odot (g(c_t) - X_t) + X_t
+
+    where X is the input times ``scale_x``, a fourth part of u where the input has not O = D*H features, or 0
+    without skip term; g is the identity, or tanh; m a dropout mask, the same at every step.
+
+    Args:
+        input_size: I, features of the input. hidden_size: H, features of the state in each direction.
+        num_layers: on top of each other.
+        dropout: probability, on g(c) - X of every layer but the last. rnn_dropout: on the input of each
+            layer's product, the same at every step. Both in training mode.
+        bidirectional: D = 2 directions, their outputs side by side.
+        projection_size: P, features between two matrices in place of the one; 0 for none; or one a layer.
+        highway_bias: initial b_r. rescale: X times sqrt(1 + 2 exp(highway_bias)), where X is the input.
+        layer_norm: of the product's input, or with ``normalize_after`` of h.
+        transform_module: computes U in place of the linear map, from (L, B, I) to (L, B, O*K), K = 3 or 4; it
+            is copied for each layer, or a list has one for each. It may return (U, V), V (L, B, O*2) being
+            added to ``weight_c``. ``custom_m`` is the argument's name in sru 2.6.
+        has_skip_term: whether there is an X. use_tanh: g. v1: v = 0, and stays 0.
+        nn_rnn_compatible_return: c as (layers*D, B, H), torch.nn's shape, in place of (layers, B, O).
+        proj_input_to_hidden_first: a linear map to O features before the first layer.
+        amp_recurrence_fp16: whether the scan keeps half types under autocast; else it runs in float32.
+        weight_c_init: v is drawn from plus or minus this; None for sru 2.6's recipe.
+        batch_first: input, mask_pad and output as (B, L, .); c keeps its shape.
+        init: "3.0" or "2.6", whose initial values reset_parameters() draws.
+        backend: "auto", "fused" or "reference", as in ``fastrnn.LSTM``. device, dtype: of the parameters.
+
+    Parameters, for layer i: ``rnn_lst.{i}.`` and those of :class:`SRUCell`; ``input_to_hidden.weight`` (O, I)
+    with ``proj_input_to_hidden_first`` where I is not O.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 2,
+        dropout: float = 0.0,
+        rnn_dropout: float = 0.0,
+        bidirectional: bool = False,
+        projection_size: int | Sequence[int] = 0,
+        highway_bias: float = 0.0,
+        layer_norm: bool = False,
+        normalize_after: bool = False,
+        transform_module: nn.Module | Sequence[nn.Module] | None = None,
+        has_skip_term: bool = True,
+        rescale: bool = False,
+        use_tanh: bool = False,
+        v1: bool = False,
+        nn_rnn_compatible_return: bool = False,
+        proj_input_to_hidden_first: bool = False,
+        amp_recurrence_fp16: bool = True,
+        weight_c_init: float | None = 1.0,
+        *,
+        custom_m: nn.Module | Sequence[nn.Module] | None = None,
+        batch_first: bool = False,
+        init: str = "3.0",
+        backend: str = "auto",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        transform_module = one_name(name, transform_module=transform_module, custom_m=custom_m)
+        self.input_size = _checks_sru.size(name, "input_size", input_size)
+        self.hidden_size = _checks_sru.size(name, "hidden_size", hidden_size)
+        self.output_size = hidden_size * 2 if bidirectional else hidden_size
+        self.num_layers = _checks_sru.size(name, "num_layers", num_layers)
+        self.dropout = dropout
+        self.rnn_dropout = rnn_dropout
+        self.projection_size = projection_size
+        self.bidirectional = bidirectional
+        self.use_layer_norm = layer_norm
+        self.has_skip_term = has_skip_term
+        self.num_directions = 2 if bidirectional else 1
+        self.nn_rnn_compatible_return = nn_rnn_compatible_return
+        self.amp_recurrence_fp16 = amp_recurrence_fp16
+        self.batch_first = batch_first
+        projections = [projection_size] * num_layers
+        if not isinstance(projection_size, int):
+            projections = per_layer(name, "projection_size", projection_size, num_layers)
+        if isinstance(transform_module, (list, tuple, nn.ModuleList)):
+            transforms = per_layer(name, "transform_module", transform_module, num_layers)
+        else:
+            transforms = [transform_module] * num_layers
+
+        self.input_to_hidden: nn.Module | None = None
+        if proj_input_to_hidden_first and input_size != self.output_size:
+            first_size = self.output_size
+            self.input_to_hidden = nn.Linear(
+                input_size, self.output_size, bias=False, device=device, dtype=dtype
+            )
+        else:
+            first_size = input_size
+        self.rnn_lst = nn.ModuleList()
+        for i in range(num_layers):
+            given = transforms[i]
+            layer = self._cell(
+                self.output_size if i else first_size,
+                hidden_size,
+                dropout=dropout if i + 1 != num_layers else 0,
+                rnn_dropout=rnn_dropout,
+                bidirectional=bidirectional,
+                projection_size=projections[i],
+                highway_bias=highway_bias,
+                layer_norm=layer_norm,
+                normalize_after=normalize_after,
+                transform_module=copy.deepcopy(given) if given is transform_module else given,
+                rescale=rescale,
+                has_skip_term=has_skip_term,
+                use_tanh=use_tanh,
+                v1=v1,
+                amp_recurrence_fp16=amp_recurrence_fp16,
+                weight_c_init=weight_c_init,
+                init=init,
+                backend=backend,
+                device=device,
+                dtype=dtype,
+            )
+            self.rnn_lst.append(layer)
+
+    _cell = SRUCell
+
+    def __getitem__(self, n: int) -> SRUCell:
+        """Layer n."""
+        return self.rnn_lst[n]
+
+    def reset_parameters(self) -> None:
+        """Draw initial values anew."""
+        for layer in self.rnn_lst:
+            layer.reset_parameters()
+        if self.input_to_hidden is not None:
+            self.input_to_hidden.reset_parameters()
+
+    def forward(
+        self, input: Tensor | PackedSequence, c0: Tensor | None = None, mask_pad: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run the layers.
+
+        Args:
+            input: (L, B, I), (B, L, I) if ``batch_first``, or a PackedSequence, which is computed without
+                padding.
+            c0: (layers, B, O) or, as torch.nn shapes it, (layers*D, B, H); zeros by default.
+            mask_pad: (L, B), (B, L) if ``batch_first``, of any dtype: nonzero where a step is padding. There
+                c passes unchanged and h is 0.
+
+        Returns:
+            h (L, B, O), or as the input is laid out, and c (layers, B, O), each layer's last state; with
+            ``nn_rnn_compatible_return`` (layers*D, B, H).
+
+        Raises:
+            ValueError, RuntimeError: sizes, dtypes or devices that do not fit, naming the argument.
+        """
+        name = type(self).__name__
+        x, batch, mask_pad = stack_input(self, name, input, mask_pad)
+        c0 = stack_states(self, name, c0, batch)
+        if self.input_to_hidden is not None:
+            x = through(self.input_to_hidden, x)
+        states = []
+        for layer, c in zip(self.rnn_lst, c0, strict=True):
+            x, c = layer(x, c, mask_pad=mask_pad)
+            states.append(c)
+        if self.batch_first and isinstance(x, Tensor):
+            x = x.transpose(0, 1)
+        return x, stack_result(self, states)
+
+
+# What SRU and SRUpp do alike before and after their layers.
+
+
+def stack_input(stack: nn.Module, name: str, input, mask_pad):
+    """The input and its mask with time first, and the number of rows."""
+    if isinstance(input, PackedSequence):
+        _checks_sru.features(name, input.data, stack.input_size)
+        if mask_pad is not None:
+            raise ValueError(f"{name}: mask_pad should be None for a PackedSequence, which has no pads")
+        return input, int(input.batch_sizes[0]), None
+    x = _checks.tensor(name, "input", input)
+    _checks_sru.dims(name, x, (3,), "(B, L, I)" if stack.batch_first else "(L, B, I)")
+    _checks_sru.features(name, x, stack.input_size)
+    if mask_pad is not None:
+        mask_pad = _checks_sru.mask(name, "mask_pad", mask_pad, x.device, tuple(x.shape[:2]))
+    if stack.batch_first:
+        x, mask_pad = x.transpose(0, 1), (None if mask_pad is None else mask_pad.t())
+    first = stack.input_to_hidden if stack.input_to_hidden is not None else stack.rnn_lst[0]
+    weight = next(first.parameters())
+    _checks_sru.like_input(name, x, [("weights", weight)], autocasting(x))
+    return x, x.size(1), mask_pad
+
+
+def stack_states(stack: nn.Module, name: str, c0: Tensor | None, batch: int) -> list[Tensor | None]:
+    """c0 of each layer, (B, O), from the package's shape or torch.nn's."""
+    layers, directions, hidden = stack.num_layers, stack.num_directions, stack.hidden_size
+    if c0 is None:
+        return [None] * layers
+    shapes = [(layers, batch, stack.output_size)]
+    if directions == 2:
+        shapes.append((layers * directions, batch, hidden))
+    _checks_sru.shape(name, "c0", c0, *shapes)
+    if c0.size(0) != layers:
+        c0 = c0.view(layers, directions, batch, hidden).transpose(1, 2).flatten(2)
+    return list(c0.unbind(0))
+
+
+def stack_result(stack: nn.Module, states: list[Tensor]) -> Tensor:
+    """c of all layers, in the shape that was asked for."""
+    c = torch.stack(states)
+    if not stack.nn_rnn_compatible_return:
+        return c
+    c = c.unflatten(2, (stack.num_directions, stack.hidden_size)).transpose(1, 2)
+    return c.reshape(stack.num_layers * stack.num_directions, c.size(2), stack.hidden_size)
+
+
+def through(module: nn.Module, x: Tensor | PackedSequence) -> Tensor | PackedSequence:
+    """module(x), on the rows of a packed batch."""
+    if isinstance(x, PackedSequence):
+        return PackedSequence(_sru.product(module, x.data), *x[1:])
+    return _sru.product(module, x)
