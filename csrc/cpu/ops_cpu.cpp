@@ -9,7 +9,6 @@
 
 #include "../checks.h"
 #include "isa.h"
-#include "scratch.h"
 #include "tensors.h"
 
 namespace fastrnn {

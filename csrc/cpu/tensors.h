@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../params.h"
+#include "scratch.h"
 #include "team.h"
 
 namespace fastrnn {
@@ -50,19 +51,6 @@ inline Rows rows_of(const Tensor& tensor) {
 inline ScalarType compute_type(Dtype dtype) {
   return dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
 }
-
-// 64-byte aligned memory for the length of a call.
-class Scratch {
- public:
-  explicit Scratch(size_t bytes) : memory_(empty({static_cast<int64_t>(bytes) + 64}, ScalarType::Byte)) {}
-  char* data() const {
-    const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.data_ptr());
-    return reinterpret_cast<char*>((address + 63) / 64 * 64);
-  }
-
- private:
-  Tensor memory_;
-};
 
 inline const Parallel kTorchThreads{[](int64_t workers, void (*body)(int64_t, int64_t, void*), void* context) {
   if (workers == 1) {
