@@ -144,7 +144,7 @@ def test_inductor(name):
 
 
 def test_model_trains():
-    """A whole model in one graph, layer norm and head around two layers with dropout off, three steps of SGD."""
+    """A whole model in one graph, layer norm and head around two layers, follows eager mode under SGD."""
 
     class Model(nn.Module):
         def __init__(self):
@@ -176,7 +176,7 @@ def test_model_trains():
 
 
 def test_dropout_and_no_gradients():
-    """Dropout between layers drops in training and not in eval mode; no_grad and inference_mode compile too."""
+    """Dropout drops in training and not in eval mode; no_grad and inference_mode compile too."""
     ours, _ = pair("LSTM", IN, H, 2, dropout=0.5)
     compiled, counter = _compiled(ours)
     x = randn(5, 3, IN)
@@ -222,7 +222,7 @@ def test_wrong_input():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: CUDA graphs need one")
 @pytest.mark.parametrize("name", LAYERS)
 def test_reduce_overhead(name):
-    """mode="reduce-overhead", which replays CUDA graphs: eager mode's outputs and gradients, call after call."""
+    """mode="reduce-overhead", which replays CUDA graphs: outputs and gradients, call after call."""
     ours, _ = pair(name, IN, H)
     ours.cuda()
     compiled = torch.compile(ours, fullgraph=True, mode="reduce-overhead")

@@ -39,7 +39,8 @@ class RecurrentLayer(nn.RNNBase):
     def __init__(self, mode: str, *args, save: str = "gates", backend: str = "auto", **kwargs) -> None:
         _checks.one_of(type(self).__name__, "save", save, _checks.SAVE)
         _checks.one_of(type(self).__name__, "backend", backend, _checks.BACKENDS)
-        super().__init__(mode, *args, **kwargs)
+        # Not super(): in fastrnn.compat torch.nn.LSTM comes next, whose arguments have no mode.
+        nn.RNNBase.__init__(self, mode, *args, **kwargs)
         self.save = save
         self.backend = backend
 
