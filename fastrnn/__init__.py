@@ -5,8 +5,9 @@ checkpoints and numbers. ``fastrnn.functional`` is the stateless interface, ``fa
 recurrences in plain torch.
 """
 
-from . import functional, reference
+from . import compat, functional, reference
 from ._version import __version__
+from .convert import convert, revert
 from .explain import explain
 from .modules import (
     GRU,
@@ -22,6 +23,7 @@ from .modules import (
     SRUppCell,
     SRUppProjectedLinear,
 )
+from .patch import patch
 
 __all__ = [
     "GRU",
@@ -37,7 +39,11 @@ __all__ = [
     "SRUppCell",
     "SRUppProjectedLinear",
     "__version__",
+    "compat",
+    "convert",
     "explain",
     "functional",
+    "patch",
     "reference",
+    "revert",
 ]

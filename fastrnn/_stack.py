@@ -119,7 +119,10 @@ def run(
         raise RuntimeError(
             f"input.size(-1) must be equal to input_size. Expected {stack.input_size}, got {shape[-1]}"
         )
-    rows = int(batch_sizes[0]) if packed else shape[1]
+    if packed and h is not None and torch.compiler.is_compiling():
+        rows = h.size(1)  # a graph cannot compare sizes with values: the kernels will
+    else:
+        rows = int(batch_sizes[0]) if packed else shape[1]
     if h is not None:
         _checks.hidden_size(stack, h, c, rows)
         h, c = permute(h, sorted_indices), permute(c, sorted_indices)

@@ -6,6 +6,7 @@ import torch
 from tolerances import TORCH_SLACK, assert_close
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
 
@@ -91,3 +92,20 @@ def compare(ours: nn.Module, theirs: nn.Module, input, hx=None) -> None:
         exact = results(theirs.to(wide), input, hx, wide)
         theirs.to(dtype)
         assert_same(got, exact, dtype)
+
+
+class _Spy(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += func.namespace == "fastrnn"
+        return func(*args, **(kwargs or {}))
+
+
+def kernels_called(call) -> int:
+    """How many of fastrnn's operators a function calls."""
+    with _Spy() as spy:
+        call()
+    return spy.calls

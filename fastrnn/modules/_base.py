@@ -54,7 +54,8 @@ class RecurrentLayer(nn.RNNBase):
     def __init__(self, mode: str, *args, save: str = "gates", backend: str = "auto", **kwargs) -> None:
         _checks.one_of(type(self).__name__, "save", save, _checks.SAVE)
         _checks.one_of(type(self).__name__, "backend", backend, _checks.BACKENDS)
-        super().__init__(mode, *args, **kwargs)
+        # Not super(): in fastrnn.compat torch.nn.LSTM comes next, whose arguments have no mode.
+        nn.RNNBase.__init__(self, mode, *args, **kwargs)
         self.save = save
         self.backend = backend
         self.flatten_parameters()
@@ -105,7 +106,9 @@ class RecurrentLayer(nn.RNNBase):
             self.proj_size,
             self.bias,
             self.num_layers,
-            self.dropout,
+            # One layer has no place for dropout, and torch.compile(dynamic=True) compiles twice where it
+            # meets a number that is not an integer.
+            self.dropout if self.num_layers > 1 else 0.0,
             self.training,
             self.bidirectional,
             self.batch_first,

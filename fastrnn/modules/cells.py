@@ -12,6 +12,10 @@ __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 class RecurrentCell(nn.RNNCellBase):
     """Base of fastrnn's cells. Parameters, initial values and printing are torch.nn.RNNCellBase's."""
 
+    def _init(self, input_size, hidden_size, bias, num_chunks, device, dtype) -> None:
+        # Not super(): in fastrnn.compat torch.nn.LSTMCell comes next, whose arguments have no num_chunks.
+        nn.RNNCellBase.__init__(self, input_size, hidden_size, bias, num_chunks, device=device, dtype=dtype)
+
     def _live_weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         # The dictionary spares four walks through Module.__getattr__, 2 us a step. Parametrized weights, or
         # those that weight norm recomputes, are not in it.
@@ -36,7 +40,7 @@ class LSTMCell(RecurrentCell):
     """
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+        self._init(input_size, hidden_size, bias, 4, device, dtype)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """(B, I) or (I,) and, optionally, (h, c) of (B, H) or (H,) each, to the next (h, c)."""
@@ -52,7 +56,7 @@ class GRUCell(RecurrentCell):
     """
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+        self._init(input_size, hidden_size, bias, 3, device, dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """(B, I) or (I,) and, optionally, h of (B, H) or (H,), to the next h."""
@@ -78,7 +82,7 @@ class RNNCell(RecurrentCell):
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self._init(input_size, hidden_size, bias, 1, device, dtype)
         self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
