@@ -3,6 +3,8 @@
 The text is the English of Python's own manual (pydoc_data.topics), so nothing is downloaded. The two models
 take turns, step by step, on the same batches: their losses must coincide, their speeds may differ.
 
+Then an SRU and an SRU++ train for as many seconds as fastrnn's model had: bits a character at equal time.
+
     python benchmarks/char_lm.py --cell gru --hidden 512 --steps 400
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -23,6 +26,7 @@ except ImportError:  # run from a checkout that is built in place
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import fastrnn
 
+from fastrnn.bench.targets import plural
 from fastrnn.cli import console
 
 LIBRARIES = {"torch.nn": nn, "fastrnn": fastrnn}
@@ -30,6 +34,10 @@ LIBRARIES = {"torch.nn": nn, "fastrnn": fastrnn}
 #: training is chaotic: at H=96 300 steps carried 1e-7 to 1e-5 with a learning rate of 0.002, to 5e-3 with
 #: twice that.
 COINCIDE, HORIZON = 0.01, 300
+#: Layers of the models that race at equal time: they are cheaper, and so may be deeper.
+RACERS = {"SRU": 3, "SRU++": 2}
+#: Characters at the text's end that nobody trains on, and steps of SRU++'s memory while it writes.
+HELD_OUT, WINDOW = 20_000, 200
 
 
 def manual() -> str:
@@ -47,20 +55,32 @@ class CharModel(nn.Module):
     def __init__(self, library, cell: str, vocabulary: int, hidden: int, layers: int):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, hidden)
-        self.rnn = getattr(library, cell.upper())(hidden, hidden, layers, batch_first=True)
+        self.attends = cell == "SRU++"
+        if self.attends:
+            self.rnn = library.SRUpp(hidden, hidden, max(1, hidden // 4), layers, batch_first=True)
+        else:
+            self.rnn = getattr(library, cell.upper())(hidden, hidden, layers, batch_first=True)
         self.head = nn.Linear(hidden, vocabulary)
 
     def forward(self, characters: Tensor, state=None) -> tuple[Tensor, object]:
-        y, state = self.rnn(self.embedding(characters), state)
-        return self.head(y), state
+        x = self.embedding(characters)
+        if not self.attends:
+            y, state = self.rnn(x, state)
+            return self.head(y), state
+        c, memory = (None, None) if state is None else state
+        y, c, saved = self.rnn(x, c, memory=memory, is_causal=True)
+        recent = saved["saved_inputs"]
+        if memory is not None:
+            recent = [torch.cat(parts, dim=1) for parts in zip(memory, recent, strict=True)]
+        return self.head(y), (c, [t[:, -WINDOW:] for t in recent])
 
 
 class Trainer:
     """One library's model with its optimiser, losses and seconds a step."""
 
-    def __init__(self, library, options: argparse.Namespace, vocabulary: int):
+    def __init__(self, library, cell: str, layers: int, options: argparse.Namespace, vocabulary: int):
         torch.manual_seed(options.seed)
-        self.model = CharModel(library, options.cell, vocabulary, options.hidden, options.layers)
+        self.model = CharModel(library, cell, vocabulary, options.hidden, layers)
         self.model.to(options.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
         self.losses: list[float] = []
@@ -82,17 +102,43 @@ class Trainer:
         """From the median step: the first ones also build and warm things."""
         return tokens / sorted(self.seconds)[len(self.seconds) // 2]
 
+    @torch.inference_mode()
+    def bits(self, data: Tensor, length: int) -> float:
+        """Bits a character on a text, cut into sequences that start from nothing."""
+        batch = data[: (len(data) - 1) // length * length + 1].to(self.model.head.weight.device)
+        scores, _ = self.model.eval()(batch[:-1].view(-1, length))
+        self.model.train()
+        return float(nn.functional.cross_entropy(scores.flatten(0, 1), batch[1:])) / math.log(2)
+
+
+def draw(options: argparse.Namespace, data: Tensor, generator: torch.Generator) -> Tensor:
+    """Characters (B, T + 1) from places of the text drawn at random."""
+    starts = torch.randint(len(data) - options.length - 1, (options.batch,), generator=generator)
+    return torch.stack([data[s : s + options.length + 1] for s in starts.tolist()]).to(options.device)
+
+
+def race(options: argparse.Namespace, data: Tensor, vocabulary: int, seconds: float) -> dict[str, Trainer]:
+    """Train an SRU and an SRU++, each for so many seconds of optimiser steps."""
+    racers = {}
+    for cell, layers in RACERS.items():
+        trainer = Trainer(fastrnn, cell, layers, options, vocabulary)
+        generator = torch.Generator().manual_seed(options.seed)
+        while sum(trainer.seconds) < seconds:
+            trainer.step(draw(options, data, generator))
+        racers[f"{cell}, {layers} layers"] = trainer
+    return racers
+
 
 def train(options: argparse.Namespace, data: Tensor, vocabulary: int) -> dict[str, Trainer]:
     """Train a model of each library, in turns on the same batches."""
-    trainers = {name: Trainer(library, options, vocabulary) for name, library in LIBRARIES.items()}
+    trainers = {
+        name: Trainer(library, options.cell, options.layers, options, vocabulary)
+        for name, library in LIBRARIES.items()
+    }
     generator = torch.Generator().manual_seed(options.seed)
     with console.progress(options.steps) as advance:
         for number in range(options.steps):
-            starts = torch.randint(len(data) - options.length - 1, (options.batch,), generator=generator)
-            batch = torch.stack([data[s : s + options.length + 1] for s in starts.tolist()]).to(
-                options.device
-            )
+            batch = draw(options, data, generator)
             # Who goes first changes: neither always finds the other's data in the caches.
             for trainer in list(trainers.values())[:: 1 if number % 2 else -1]:
                 trainer.step(batch)
@@ -119,16 +165,35 @@ def write(model: CharModel, characters: str, prompt: str, count: int, temperatur
     return text
 
 
-def plot(trainers: dict[str, Trainer], tokens: int, title: str, path: Path) -> bool:
-    """Both loss curves and both speeds as a PNG; False without matplotlib."""
+def plot_race(ax, racers: dict[str, Trainer]) -> None:
+    """Bits a character over seconds of training, averaged over the last ten steps."""
+    from fastrnn.bench.plots import COLORS
+
+    for (name, trainer), key in zip(racers.items(), ("fastrnn", "openvino", "sru"), strict=False):
+        seconds, losses = torch.tensor(trainer.seconds).cumsum(0), torch.tensor(trainer.losses)
+        span = min(10, len(losses))
+        bits = losses.unfold(0, span, 1).mean(-1) / math.log(2)
+        ax.plot(seconds[span - 1 :], bits, color=COLORS[key], label=name, linewidth=1.3)
+    ax.set(xlabel="seconds of training", ylabel="bits a character")
+    ax.set_title("At equal time", loc="left", fontweight="bold", fontsize=11)
+    ax.legend(frameon=False)
+
+
+def plot(
+    trainers: dict[str, Trainer], racers: dict[str, Trainer], tokens: int, title: str, path: Path
+) -> bool:
+    """Both loss curves, both speeds and the race as a PNG; False without matplotlib."""
     try:
         from matplotlib.figure import Figure
 
         from fastrnn.bench.plots import COLORS, save
     except ImportError:
         return False
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    curves, speeds = figure.subplots(1, 2, width_ratios=(3, 1.15))
+    figure = Figure(figsize=(14 if racers else 10, 4), layout="constrained")
+    axes = figure.subplots(1, 3 if racers else 2, width_ratios=(3, 1.15, 3)[: 3 if racers else 2])
+    curves, speeds = axes[:2]
+    if racers:
+        plot_race(axes[2], racers)
     colors = {"torch.nn": COLORS["torch"], "fastrnn": COLORS["fastrnn"]}
     looks = {"torch.nn": {"linewidth": 5, "alpha": 0.45}, "fastrnn": {"linewidth": 1.3}}
     for name, trainer in trainers.items():
@@ -144,7 +209,7 @@ def plot(trainers: dict[str, Trainer], tokens: int, title: str, path: Path) -> b
     speeds.set_ylim(0, 1.15 * max(values))
     speeds.set_yticks([])
     speeds.set_title("Characters a second", loc="left", fontweight="bold", fontsize=11)
-    for ax in (curves, speeds):
+    for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     speeds.spines["left"].set_visible(False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
@@ -169,6 +234,7 @@ def main(arguments=None) -> int:
     parser.add_argument(
         "--write", type=int, default=400, metavar="N", help="characters to write at the end (400)"
     )
+    parser.add_argument("--no-race", action="store_true", help="leave out SRU and SRU++ at equal time")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument(
         "--out", type=Path, default=Path("out"), help="folder of the plot and the figures (out)"
@@ -181,6 +247,7 @@ def main(arguments=None) -> int:
     characters = "".join(sorted(set(text)))
     index = {c: n for n, c in enumerate(characters)}
     data = torch.tensor([index[c] for c in text])
+    data, held_out = data[:-HELD_OUT], data[-HELD_OUT:]
     threads = "" if options.device != "cpu" else f", threads: {torch.get_num_threads()}"
     title = (
         f"{options.layers}-layer {options.cell.upper()}, H = {options.hidden}, B = {options.batch}, "
@@ -212,6 +279,19 @@ def main(arguments=None) -> int:
     same = apart <= COINCIDE
     print(f"largest distance of the two curves: {apart:.1e} ({'they coincide' if same else 'THEY DIFFER'})")
 
+    racers = {}
+    if not options.no_race:
+        mine = f"{options.cell.upper()}, {plural(options.layers, 'layer')}"
+        seconds = sum(trainers["fastrnn"].seconds)
+        racers = {mine: trainers["fastrnn"], **race(options, data, len(characters), seconds)}
+        bits = {name: t.bits(held_out, options.length) for name, t in racers.items()}
+        rows = [
+            [name, str(len(t.losses)), f"{t.tokens_per_second(tokens):,.0f}", f"{bits[name]:.3f}"]
+            for name, t in racers.items()
+        ]
+        columns = ["", "steps", "characters/s", "bits a character"]
+        console.table(columns, rows, f"After {seconds:.0f} s of training each, on text that none has seen")
+
     options.out.mkdir(parents=True, exist_ok=True)
     stem = options.out / f"char_lm-{options.cell}-{options.hidden}"
     figures = {
@@ -220,8 +300,12 @@ def main(arguments=None) -> int:
         "losses": {name: t.losses for name, t in trainers.items()},
         "largest_distance": apart,
     }
+    if racers:
+        figures["equal_time"] = {
+            name: {"bits": bits[name], "seconds": t.seconds, "losses": t.losses} for name, t in racers.items()
+        }
     stem.with_suffix(".json").write_text(json.dumps(figures) + "\n")
-    if plot(trainers, tokens, title, stem.with_suffix(".png")):
+    if plot(trainers, racers, tokens, title, stem.with_suffix(".png")):
         print(f"plot: {stem.with_suffix('.png').resolve()}")
     else:
         print("no plot: matplotlib is not installed")

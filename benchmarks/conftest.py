@@ -5,6 +5,8 @@ pytest benchmarks --benchmark-only --preset quick        a part of them
 pytest benchmarks --benchmark-only --peers -k "gru-training"
 """
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("fastrnn")
     group.addoption("--preset", choices=sorted(cases.PRESETS), default="full", help="which cases to run")
     group.addoption(
-        "--peers", action="store_true", help="also ONNX Runtime, OpenVINO and JAX where installed"
+        "--peers", action="store_true", help="also ONNX Runtime, OpenVINO, JAX and sru where installed"
     )
     group.addoption("--bench-threads", type=int, default=None, help="torch's number of threads")
 
@@ -37,6 +39,8 @@ def threads(request) -> int:
 def _contenders(case: cases.Case, peers: bool) -> list[str]:
     if not peers or case.path != "layers":
         return list(CORE)
+    if case.cell in cases.SRU_CELLS:
+        return [*CORE, *(["sru"] if find_spec("sru") else [])]
     able = PEERS if not case.training else ("jax",)
     return [*CORE, *(k for k in able if missing(k) is None)]
 

@@ -23,7 +23,8 @@ def tiny(cell="lstm", path="layers", training=False, **sizes) -> Case:
     sizes = {"T": 3, "B": 2, "I": 6, "H": 6, **sizes}
     if path == "cells":
         sizes["T"] = 1
-    return Case(cell, path, training, P=3 if path == "proj" else 0, **sizes)
+    P = 4 if cell == "srupp" else 3 if path == "proj" else 0
+    return Case(cell, path, training, P=P, **sizes)
 
 
 # Cases
@@ -103,6 +104,29 @@ def test_contenders_agree_and_name_their_library(cell, path, training):
     assert label.startswith("torch.nn (")
     for reason in skipped.values():
         assert reason.endswith(("only", "is not installed")), reason
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("cell", cases.SRU_CELLS)
+def test_sru_contenders(cell, training):
+    """SRU's contenders agree with its reference; nn.LSTM, another function, stands beside them."""
+    case = tiny(cell, training=training)
+    made, differences, skipped = worker.make_contenders(case, list(contenders.KEYS), 1)
+    assert {"torch", "fastrnn", "reference"} <= differences.keys()
+    assert differences.pop("torch") is None
+    assert max(differences.values()) < 1e-5
+    assert next(c.label for c in made if c.key == "torch").startswith("nn.LSTM (")
+    for reason in skipped.values():
+        assert reason.endswith(("only", "is not installed")), reason
+
+
+def test_sru_costs():
+    """Operations of SRU and SRU++ as counted by hand; weights that are read once, but for a few."""
+    assert flops(Case("sru", "layers", True, 3, 2, 5, 5)) == 3 * 2 * 3 * 2 * (3 * 5) * 5
+    plus = Case("srupp", "layers", False, 3, 2, 8, 8, P=2)
+    assert flops(plus) == 2 * 6 * (8 * 2 + 2 * 4 + 2 * 24) + 2 * 2 * 2 * 3 * 3 * 2
+    assert weight_bytes(plus) == (4 * 4 * 8, 4 * (8 * 2 + 2 * 4 + 2 * 24))
+    assert plus.group == "SRU++ inference"
 
 
 def test_whoever_disagrees_is_not_timed(monkeypatch):

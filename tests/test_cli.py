@@ -298,6 +298,10 @@ def test_char_lm_coincides(cell, tmp_path, capsys):
     assert "they coincide" in out
     assert "characters/s" in out
     found = json.loads((tmp_path / f"char_lm-{cell}-16.json").read_text())
+    for name, racer in found["equal_time"].items():
+        assert 2 < racer["bits"] < 8, name
+        assert len(racer["losses"]) == len(racer["seconds"])
+    assert [name.split(",")[0] for name in found["equal_time"]] == [cell.upper(), "SRU", "SRU++"]
     assert found["largest_distance"] < 1e-4
     assert len(found["losses"]["fastrnn"]) == 6
     if importlib.util.find_spec("matplotlib"):

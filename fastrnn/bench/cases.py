@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
-CELLS = ("lstm", "gru", "rnn")
+CELLS = ("lstm", "gru", "rnn", "sru", "srupp")
+#: Those without a product in the recurrence. torch.nn has none: its LSTM stands beside them.
+SRU_CELLS = ("sru", "srupp")
 WORK = ("inference", "training")
 PATHS = ("layers", "packed", "proj", "cells")
 MODES = (*WORK, *PATHS)
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+GATES = {"lstm": 4, "gru": 3, "rnn": 1, "sru": 3, "srupp": 3}
 
 #: T, B, H with as many inputs as hidden units: from one step of one row to a layer that fills the machine.
 SHAPES = (
@@ -25,6 +27,9 @@ SHAPES = (
     (50, 64, 1024),
 )
 
+#: T, B, H of the SRU cases.
+SRU_SHAPES = ((1, 1, 512), (100, 1, 512), (100, 16, 128), (100, 32, 256), (100, 32, 512), (50, 64, 1024))
+
 #: B, H of the single-step modules.
 CELL_SHAPES = ((1, 256), (32, 256), (1, 512), (32, 512))
 
@@ -34,11 +39,12 @@ class Case:
     """One thing to time.
 
     Attributes:
-        cell: "lstm", "gru" or "rnn" (tanh).
+        cell: "lstm", "gru", "rnn" (tanh), "sru" or "srupp" (SRU++ with a quarter of H as its projection).
         path: "layers" whole sequences, "packed" a PackedSequence with lengths of 10-100% of T, "proj" an LSTM
             with projection, "cells" a single step.
         training: forward and backward (gradients of the input and of every weight) instead of forward alone.
-        T, B, I, H: steps, batch rows, inputs, hidden units. P: projected units, 0 without.
+        T, B, I, H: steps, batch rows, inputs, hidden units. P: projected units, 0 without; in SRU++ those
+            of the attention.
         sweep: part of the series over hidden sizes that is plotted, not of the tables.
     """
 
@@ -69,6 +75,8 @@ class Case:
         """Cases of a group share a table: "LSTM inference", "LSTM packed training", "GRUCell inference"."""
         if self.path == "cells":
             name = f"{self.cell.upper()}Cell"
+        elif self.cell == "srupp":
+            name = "SRU++"
         else:
             name = self.cell.upper() + {"layers": "", "packed": " packed", "proj": " projected"}[self.path]
         dtype = "" if self.dtype == "float32" else f" {self.dtype}"
@@ -104,6 +112,7 @@ class Preset:
     scaling_shapes: Sequence[tuple[int, int, int]]
     memory_shapes: Sequence[tuple[int, int, int]]
     budget_s: float
+    sru_shapes: Sequence[tuple[int, int, int]] = ()
 
 
 PRESETS = {
@@ -112,6 +121,7 @@ PRESETS = {
         packed_shapes=((100, 16, 128),),
         proj_shapes=((100, 16, 128),),
         cell_shapes=((1, 256), (32, 256)),
+        sru_shapes=((100, 16, 128),),
         sweep_steps=16,
         sweep_batches=(1, 32),
         sweep_hidden=(64, 128, 256),
@@ -125,6 +135,7 @@ PRESETS = {
         packed_shapes=SHAPES,
         proj_shapes=SHAPES,
         cell_shapes=CELL_SHAPES,
+        sru_shapes=SRU_SHAPES,
         sweep_steps=16,
         sweep_batches=(1, 16, 64),
         sweep_hidden=(64, 128, 256, 512, 1024),
@@ -182,8 +193,10 @@ def select(
             continue
         own = {"layers": preset.shapes, "packed": preset.packed_shapes, "proj": preset.proj_shapes}[path]
         for cell in CELLS if path == "layers" else ("lstm",):
-            for T, B, H in shapes or own:
-                add(cell, path, T, B, H, P=max(1, H // 2) if path == "proj" else 0)
+            sru = cell in SRU_CELLS
+            for T, B, H in shapes or (preset.sru_shapes if sru else own):
+                P = max(1, H // 2) if path == "proj" else max(1, H // 4) if cell == "srupp" else 0
+                add(cell, path, T, B, H, P=P)
     if "layers" in paths and not shapes:
         for cell in ("lstm", "gru"):
             for B in preset.sweep_batches:

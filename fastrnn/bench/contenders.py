@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .cases import Case
+from .cases import SRU_CELLS, Case
 from .problem import Problem
 from .timing import Contender
 
 #: In the order of tables and plots. The first is what everything else is compared with.
-KEYS = ("fastrnn", "torch", "onnxruntime", "openvino", "jax", "reference")
+KEYS = ("fastrnn", "torch", "sru", "onnxruntime", "openvino", "jax", "reference")
 PEERS = ("onnxruntime", "openvino", "jax")
 NAMES = {
     "fastrnn": "fastrnn",
     "torch": "torch.nn",
+    "sru": "sru",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
     "jax": "JAX",
@@ -43,10 +44,11 @@ class _OpNames(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def torch_library(problem: Problem) -> str:
+def torch_library(problem: Problem, module: nn.Module | None = None) -> str:
     """The library that does torch.nn's work in this case: looked up in the ops that it runs."""
+    module = problem.module if module is None else module
     with _OpNames() as seen, torch.set_grad_enabled(problem.case.training):
-        _run(copy.deepcopy(problem.module), problem, problem.x)
+        _run(copy.deepcopy(module), problem, problem.x)
     names = " ".join(seen.names)
     if "cudnn_rnn" in names:
         return "cuDNN"
@@ -79,7 +81,7 @@ def _synchronize(case: Case) -> Callable[[], None]:
     return torch.cuda.synchronize if case.device.startswith("cuda") else lambda: None
 
 
-def _torch_contender(
+def torch_contender(
     key: str,
     label: str,
     problem: Problem,
@@ -133,7 +135,7 @@ def _torch_contender(
 def torch_nn(problem: Problem) -> Contender:
     module = copy.deepcopy(problem.module)
     label = f"torch.nn ({torch_library(problem)})"
-    return _torch_contender("torch", label, problem, module.parameters(), lambda x: _run(module, problem, x))
+    return torch_contender("torch", label, problem, module.parameters(), lambda x: _run(module, problem, x))
 
 
 def fused(problem: Problem) -> Contender:
@@ -145,7 +147,7 @@ def fused(problem: Problem) -> Contender:
     module = getattr(fastrnn, name)(case.I, case.H, device=case.device, dtype=problem.x.dtype, **options)
     module.load_state_dict(problem.module.state_dict())
     module.train(case.training)
-    return _torch_contender(
+    return torch_contender(
         "fastrnn", "fastrnn", problem, module.parameters(), lambda x: _run(module, problem, x)
     )
 
@@ -172,13 +174,17 @@ def reference(problem: Problem) -> Contender:
             sizes = packed.batch_sizes
             return plain.layer(packed.data, h0, c0, weights, cell=cell, bias=True, batch_sizes=sizes)
 
-    return _torch_contender("reference", "reference", problem, weights, run, few=True)
+    return torch_contender("reference", "reference", problem, weights, run, few=True)
 
 
 def build(key: str, problem: Problem, threads: int) -> Contender:
     """Make a contender for this case. Unsupported where it does not do it, ValueError for another key."""
     if key not in KEYS:
         raise ValueError(f"unknown contender {key!r}: expected one of {', '.join(KEYS)}")
+    if key == "sru" or problem.case.cell in SRU_CELLS:
+        from . import sru
+
+        return sru.build(key, problem)
     if key == "torch":
         return torch_nn(problem)
     if key == "fastrnn":
@@ -197,6 +203,11 @@ def build(key: str, problem: Problem, threads: int) -> Contender:
 
 #: Largest difference from torch.nn, relative to the largest value, that still counts as the same work.
 AGREEMENT = {"float32": 2e-3, "float64": 1e-9, "bfloat16": 8e-2, "float16": 1e-2}
+
+
+def standard(case: Case) -> str:
+    """The contender whose results the others must have."""
+    return "reference" if case.cell in SRU_CELLS else "torch"
 
 
 def disagreement(result: dict[str, Tensor], expected: dict[str, Tensor]) -> float:

@@ -21,12 +21,21 @@ from .report import case_of, group_results, share_of_limit
 COLORS = {
     "fastrnn": "#0a7d5a",
     "torch": "#e4761b",
+    "sru": "#c9a227",
     "onnxruntime": "#3f74b5",
     "openvino": "#8a5bb8",
     "jax": "#b0303a",
     "reference": "#8d97a1",
 }
-MARKERS = {"fastrnn": "o", "torch": "s", "onnxruntime": "^", "openvino": "v", "jax": "D", "reference": "x"}
+MARKERS = {
+    "fastrnn": "o",
+    "torch": "s",
+    "sru": "P",
+    "onnxruntime": "^",
+    "openvino": "v",
+    "jax": "D",
+    "reference": "x",
+}
 _STYLE = {
     "font.size": 9.5,
     "axes.spines.top": False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .cases import GATES, Case
+from .cases import GATES, SRU_CELLS, Case
 
 _MODULES = {
     ("layers", "lstm"): nn.LSTM,
@@ -21,7 +21,8 @@ class Problem:
     """Weights, input, state and incoming gradient of a case, the same for every contender.
 
     Attributes:
-        module: the torch.nn module with the weights; in eval mode for inference.
+        module: the torch.nn module with the weights, or fastrnn's reference of an SRU; in eval mode for
+            inference.
         x: (T, B, I), or (B, I) for a single step; padded with zeros where the case is packed.
         lengths: (B,) int64 of a packed case, else None.
         state: (h,) or (h, c), each (B, H), for a single step; None for layers, which start from zeros.
@@ -35,7 +36,12 @@ class Problem:
         options = {"proj_size": case.P} if case.P else {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.module = _MODULES[kind, case.cell](case.I, case.H, **options).to(device, dtype)
+            if case.cell in SRU_CELLS:
+                from .sru import module_of
+
+                self.module = module_of(case, "reference").to(device, dtype)
+            else:
+                self.module = _MODULES[kind, case.cell](case.I, case.H, **options).to(device, dtype)
             self.module.train(case.training)
             single = kind == "cells"
             x = torch.randn((case.B, case.I) if single else (case.T, case.B, case.I))
@@ -44,7 +50,8 @@ class Problem:
             lengths = case.lengths()
             rows = (case.B,) if single else (case.T, case.B) if lengths is None else (sum(lengths),)
             # Of a size that keeps the gradients of the weights near 1, whatever the case.
-            grad = torch.randn(*rows, case.P or case.H) / (case.T * case.B) ** 0.5
+            features = case.H if case.cell in SRU_CELLS else case.P or case.H
+            grad = torch.randn(*rows, features) / (case.T * case.B) ** 0.5
         self.lengths = None
         if lengths is not None:
             self.lengths = torch.tensor(lengths)
@@ -62,6 +69,13 @@ def flops(case: Case) -> float:
     """Multiplications and additions of the matrix products; backward costs twice the forward pass."""
     steps = sum(case.lengths() or [case.T * case.B])
     hidden = case.P or case.H
+    if case.cell in SRU_CELLS:
+        # Attention: three products through P features, and two over all pairs of steps.
+        products = GATES[case.cell] * case.H * case.I
+        if case.P:
+            products = case.P * (case.I + 2 * case.P + GATES[case.cell] * case.H)
+        forward = 2.0 * steps * products + 4.0 * steps * case.T * case.P
+        return forward * (3 if case.training else 1)
     forward = 2.0 * steps * (GATES[case.cell] * case.H * (case.I + hidden) + case.H * case.P)
     return forward * (3 if case.training else 1)
 
@@ -70,5 +84,8 @@ def weight_bytes(case: Case) -> tuple[int, int]:
     """Bytes of the recurrent weights, which every step reads, and of the input weights, read once."""
     size = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}[case.dtype]
     hidden = case.P or case.H
+    if case.cell in SRU_CELLS:
+        products = case.P * (case.I + 2 * case.P + 3 * case.H) if case.P else 3 * case.H * case.I
+        return size * 4 * case.H, size * products
     recurrent = GATES[case.cell] * case.H * hidden + case.H * case.P
     return size * recurrent, size * GATES[case.cell] * case.H * case.I

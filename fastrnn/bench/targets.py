@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .cases import CELL_SHAPES, SHAPES, Case
+from .cases import CELL_SHAPES, SHAPES, SRU_CELLS, SRU_SHAPES, Case
 
 LATENCY_S = 60e-6
 SCALING = 1.7
@@ -37,6 +37,11 @@ def _layers(cell: str, training: bool) -> Callable[[Case], bool]:
 
 def _path(path: str, training: bool) -> Callable[[Case], bool]:
     return lambda c: c.path == path and c.training == training
+
+
+def _sru(training: bool) -> Callable[[Case], bool]:
+    """The shape that the goals for SRU were set on."""
+    return lambda c: c.cell == "sru" and c.training == training and (c.T, c.B, c.H) == (100, 32, 512)
 
 
 TORCH = ("torch",)
@@ -73,6 +78,10 @@ TARGETS = (
     Target(
         "GRU training, against the best of JAX and torch.nn", _layers("gru", True), ("jax", "torch"), 1.5, 1.1
     ),
+    Target("SRU inference, against the sru package", _sru(False), ("sru",), 2.5, 2.5),
+    Target("SRU training, against the sru package", _sru(True), ("sru",), 3.0, 3.0),
+    Target("– SRU training, against nn.LSTM", _layers("sru", True), TORCH, None, None),
+    Target("– SRU++ training, against nn.LSTM", _layers("srupp", True), TORCH, None, None),
 )
 
 
@@ -96,7 +105,7 @@ def _counts(case: Case) -> bool:
         return False
     if case.path == "cells":
         return (case.B, case.H) in CELL_SHAPES
-    return (case.T, case.B, case.H) in SHAPES
+    return (case.T, case.B, case.H) in (SRU_SHAPES if case.cell in SRU_CELLS else SHAPES)
 
 
 def evaluate(results: Sequence[dict], threads: int) -> list[dict]:
