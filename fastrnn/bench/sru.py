@@ -84,5 +84,10 @@ def build(key: str, problem: Problem) -> Contender:
 
     # The package trains through a loop in Python, which takes as long as the reference.
     few = key == "reference" or (key == "sru" and case.training)
-    weights = module.parameters()
+    # The two that every version has under the same name and in the same layout come first: their gradients
+    # are compared.
+    weights = list(module.parameters())
+    if key != "torch":
+        compared = [module.rnn_lst[0].weight_c, module.rnn_lst[0].bias]
+        weights = [*compared, *(p for p in weights if all(p is not c for c in compared))]
     return torch_contender(key, label, problem, weights, run if key == "sru" else module, few=few)

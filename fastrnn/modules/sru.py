@@ -222,9 +222,9 @@ def stack_input(stack: nn.Module, name: str, input, mask_pad):
         mask_pad = _checks_sru.mask(name, "mask_pad", mask_pad, x.device, tuple(x.shape[:2]))
     if stack.batch_first:
         x, mask_pad = x.transpose(0, 1), (None if mask_pad is None else mask_pad.t())
-    first = stack.input_to_hidden if stack.input_to_hidden is not None else stack.rnn_lst[0]
-    weight = next(first.parameters())
-    _checks_sru.like_input(name, x, [("weights", weight)], autocasting(x))
+    if stack.input_to_hidden is not None:  # otherwise the first layer looks at the input
+        weights = [("weights", stack.input_to_hidden.weight)]
+        _checks_sru.like_input(name, x, weights, autocasting(x))
     return x, x.size(1), mask_pad
 
 
