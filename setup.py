@@ -119,9 +119,12 @@ if SANITIZE:
 # The oldest torch whose stable ABI is used: one binary then serves every newer one.
 STABLE_ABI = [f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"]
 
+# Plans of any machine, without its libraries.
+PLAN = ["csrc/plan.cpp", "csrc/cuda/persistent/persistent_geometry.cpp"]
+
 
 def sources(*patterns):
-    return sorted(path for pattern in patterns for path in glob(pattern))
+    return sorted(path for pattern in patterns for path in glob(pattern, recursive=True))
 
 
 def python_module():
@@ -135,7 +138,7 @@ def python_module():
     }
     return Extension(
         "fastrnn._C",
-        sources("csrc/python.cpp", "csrc/plan.cpp"),
+        sources("csrc/python.cpp", *PLAN),
         include_dirs=[CSRC, pybind11.get_include()],
         define_macros=[(name, f'"{value}"') for name, value in facts.items()],
         extra_compile_args=CXX_FLAGS,
@@ -146,7 +149,7 @@ def python_module():
 def cpu_library():
     return Extension(
         "fastrnn.libfastrnn_cpu",
-        sources("csrc/ops.cpp", "csrc/plan.cpp", "csrc/cpu/*.cpp"),
+        sources("csrc/ops.cpp", *PLAN, "csrc/cpu/*.cpp"),
         include_dirs=[CSRC, *include_paths()],
         library_dirs=library_paths(),
         libraries=["torch_cpu"],
@@ -164,7 +167,7 @@ def cuda_library():
     nvcc += [flag for arch in cuda_archs(CUDA_HOME) for flag in gencode(arch)]
     return Extension(
         "fastrnn.libfastrnn_cuda",
-        sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu", "csrc/plan.cpp"),
+        sources("csrc/cuda/**/*.cpp", "csrc/cuda/**/*.cu", "csrc/plan.cpp"),
         include_dirs=[CSRC, *include_paths("cuda")],
         library_dirs=library_paths("cuda"),
         # The runtime is linked in: the pip wheels have no libcudart.so to link to, and the library
