@@ -1,6 +1,8 @@
-"""Runs check_cases() on a library with planted faults: once as it is, then once with each of them.
+"""Runs a module's check_cases() on a library with planted faults: once as it is, then once with each of them.
 
-    python -m emu.run_faults LIBRARY FAULTS        (in tests/)
+    python -m emu.run_faults LIBRARY FAULTS MODULE        (in tests/)
+
+MODULE has check_cases() and worst_of(ops, case): emu.layer_checks or emu.persistent_checks.
 
 Each run is a process of its own and prints one JSON line: the worst error in units of its tolerance and what
 it was, or the exception that ended the run.
@@ -11,37 +13,23 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
+from importlib import import_module
 
 import torch
-from layer_cases import PACKED, Case, expected, fused, problem, worst
 
 from .build import NAMESPACE
 
 RESIDENT = 64  # blocks of a launch that run at once: the race check sees no further
 
 
-def check_cases() -> list[Case]:
-    """Few, but between them every kernel and every branch."""
-    cases = []
-    for cell in ("lstm", "gru", "rnn_relu"):
-        cases += [
-            Case(cell, D=2, sizes=PACKED, save="recompute"),
-            Case(cell, D=2),
-            Case(cell, D=2, T=2, B=2, H=130, dtype=torch.float32, save="recompute"),
-        ]
-    return [*cases, Case("lstm", P=3, D=2, sizes=PACKED), replace(cases[0], dtype=torch.bfloat16)]
-
-
-def run(library: str, fault: int) -> dict:
+def run(library: str, fault: int, module) -> dict:
     torch.ops.load_library(library)
     ops = getattr(torch.ops, NAMESPACE)
     found = (0.0, "")
-    for seed, case in enumerate(check_cases()):
+    for seed, case in enumerate(module.check_cases()):
         ops.configure(seed, RESIDENT, fault)
-        p = problem(case)
         try:
-            ratio, what = worst(case, fused(ops, case, p.map(ops.guarded)), expected(case, p))
+            ratio, what = module.worst_of(ops, case)
         except (RuntimeError, AssertionError) as raised:
             return {"error": str(raised), "case": str(case)}
         if not ratio <= found[0]:
@@ -51,11 +39,11 @@ def run(library: str, fault: int) -> dict:
 
 def main() -> None:
     torch.set_num_threads(1)  # a fork takes no other thread along
-    library, faults = sys.argv[1], int(sys.argv[2])
+    library, faults, module = sys.argv[1], int(sys.argv[2]), import_module(sys.argv[3])
     for fault in range(faults + 1):
         reader, writer = os.pipe()
         if os.fork() == 0:
-            os.write(writer, json.dumps(run(library, fault)).encode())
+            os.write(writer, json.dumps(run(library, fault, module)).encode())
             os._exit(0)
         os.close(writer)
         with os.fdopen(reader) as pipe:
