@@ -77,8 +77,8 @@ asan: $(ENV_TEST)  ## the CPU kernels under AddressSanitizer and UBSan
 	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so.6)" \
 	$(PY) tests/sanitize.py $(ARGS)
 
-gpu-check: build  ## everything that needs a GPU
-	PYTHON=$(PY) bash tests/gpu_check.sh $(ARGS)
+gpu-check: $(ENV_TEST)  ## everything that needs a GPU; ARGS="check", "measure" or "sweep" for a part
+	$(PY) tests/gpu/check.py $(ARGS)
 
 clean:  ## remove what was built
 	rm -rf build dist *.egg-info fastrnn/*.so

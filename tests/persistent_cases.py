@@ -1,5 +1,7 @@
-"""Cases for the persistent kernels alone (tests/emu/emu_persistent.cpp): x's part of the gates in, their gradient
-out, compared with the reference in float64."""
+"""Cases for the persistent kernels alone (tests/emu/emu_persistent.cpp), against the float64 reference.
+
+What goes in is x's part of the gates, what comes out their gradient.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +145,7 @@ def names(case: Case) -> list[str]:
 
 
 def expected(case: Case, p: Problem) -> list[Tensor]:
-    """Outputs and gradients by the reference: gx of both directions is its x, and w_ih picks a direction's."""
+    """By the reference: both directions' gx is its x, and w_ih picks a direction's."""
     G, H, D = reference.GATES[case.cell], case.H, case.D
     x = torch.cat(list(p.gx.double()), dim=-1).requires_grad_()
     eye = torch.eye(D * G * H, dtype=torch.float64)
@@ -173,28 +175,35 @@ def expected(case: Case, p: Problem) -> list[Tensor]:
     ]
 
 
-def forward(ops, case: Case, p: Problem, save: bool = True):
+def forward(ops, case: Case, p: Problem, save: bool = True, in_place: bool = False):
     """(y, hn, cn, gates, cells, error) of the kernel."""
     precision, tier = PRECISIONS.index(case.precision), TIERS.index(case.tier)
     bias = ops.guarded(combined_bias(case, p)) if case.bias else torch.empty(0)
     at = (p.offsets, p.sizes, len(case.batch_sizes), case.cell, precision, tier)
-    return ops.persistent_forward(p.gx, p.w_hh, bias, p.h0, p.c0, *at, save, case.sms)
+    return ops.persistent_forward(p.gx, p.w_hh, bias, p.h0, p.c0, *at, save, in_place, case.sms)
 
 
-def backward(ops, case: Case, p: Problem, saved, need_state: bool = True):
+def backward(ops, case: Case, p: Problem, saved, need_state: bool = True, in_place: bool = False):
     """(dgates, dh0, dc0, error) of the kernel, from what forward returned."""
     y, _, _, gates, cells, _ = saved
     precision, tier = PRECISIONS.index(case.precision), TIERS.index(case.tier)
     at = (p.offsets, p.sizes, len(case.batch_sizes), case.cell, precision, tier)
     grads = (p.grad_y, p.grad_hn, p.grad_cn)
-    return ops.persistent_backward(p.w_hh, gates, cells, y, p.h0, p.c0, *grads, *at, need_state, case.sms)
+    saved = (gates, cells, y, p.h0, p.c0)
+    return ops.persistent_backward(p.w_hh, *saved, *grads, *at, need_state, in_place, case.sms)
+
+
+def guarded(ops, p: Problem) -> Problem:
+    def move(v):
+        return [ops.guarded(t) for t in v] if isinstance(v, list) else ops.guarded(v) if v.numel() else v
+
+    return Problem(*map(move, vars(p).values()))
 
 
 def fused(ops, case: Case, p: Problem) -> list[Tensor]:
     """What expected() lists, by the kernels, with every contiguous tensor before a guard page."""
     if not case.strided:
-        p = Problem(*([ops.guarded(t) for t in v] if isinstance(v, list) else ops.guarded(v) if v.numel() else v
-                      for v in vars(p).values()))  # fmt: skip
+        p = guarded(ops, p)
     saved = forward(ops, case, p)
     dgates, dh0, dc0, _ = backward(ops, case, p, saved)
     H, lstm = case.H, case.cell == "lstm"

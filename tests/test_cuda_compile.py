@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +23,9 @@ from fastrnn import _ops
 NVCC = find_nvcc()
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc here")
 
-SOURCES = sorted(CUDA.glob("*.cu"))
+SOURCES = sorted(CUDA.rglob("*.cu"))
 FLAGS = ["-O3", "-std=c++20", f"-I{ROOT / 'csrc'}", "-Xptxas=-v"]  # as setup.py compiles them
+PRECISIONS = ("float", "tf32", "bfloat16", "half")  # persistent.h's Precision
 STATIC_SHARED_LIMIT = 48 << 10  # bytes a block, on every architecture
 
 
@@ -71,6 +73,12 @@ def kernels(report: str) -> list[Kernel]:
     names = demangled([f[0] for f in found])
     for name, (_, stack, stores, loads, registers, rest) in zip(names, found, strict=True):
         shared = re.search(r"(\d+) bytes smem", rest)
+        # The persistent kernels have a Precision for the layer's type, and the exchange behind it.
+        name = re.sub(
+            r"\(fastrnn::cuda::Precision\)(\d), (fastrnn::cuda::\w+)",
+            lambda m: f"{m[2]}, {PRECISIONS[int(m[1])]}",
+            name,
+        )
         short = re.sub(r"fastrnn::(cuda::)?|void |\(.*|__nv_", "", name)
         spills = int(stores) + int(loads)
         out.append(Kernel(short, int(registers), int(stack), spills, int(shared[1]) if shared else 0))
@@ -79,7 +87,10 @@ def kernels(report: str) -> list[Kernel]:
 
 @pytest.fixture(scope="module")
 def compiled() -> dict[tuple[str, str], list[Kernel]]:
-    return {(s.name, arch): kernels(ptxas(s, arch)) for s in SOURCES for arch in architectures()}
+    what = [(s, arch) for s in SOURCES for arch in architectures()]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        reports = list(threads.map(lambda w: ptxas(*w), what))
+    return {(s.name, arch): kernels(r) for (s, arch), r in zip(what, reports, strict=True)}
 
 
 @needs_nvcc
@@ -96,7 +107,7 @@ def test_every_kernel_compiles_without_spills(compiled):
 @needs_nvcc
 def test_resource_table(compiled, capsys):
     """Registers of every kernel, a line a kernel and cell, a column a type: one number an architecture."""
-    types = ["float", "double", "bfloat16", "half"]
+    types = ["float", "tf32", "double", "bfloat16", "half"]
     table = defaultdict(lambda: defaultdict(list))
     for found in compiled.values():
         for k in found:
@@ -116,7 +127,8 @@ def test_resource_table(compiled, capsys):
 
 def test_kernel_files_include_no_torch():
     """Kernels know pointers and sizes: their files compile in seconds, and without torch."""
-    for path in (*CUDA.glob("*.cu"), *CUDA.glob("*.cuh"), CUDA / "stepwise.h", CUDA / "scan.h"):
+    contracts = [CUDA / "stepwise.h", CUDA / "scan.h", *CUDA.glob("persistent/*.h")]
+    for path in (*CUDA.rglob("*.cu"), *CUDA.rglob("*.cuh"), *contracts):
         assert not re.search(r"#include\s*[<\"](torch|ATen|c10)/", path.read_text()), path.name
 
 

@@ -219,7 +219,7 @@ def found():
     All of it under the race check.
     """
     faulty = library("faulty", faults=list(FAULTS.values()), race=True)
-    command = [sys.executable, "-m", "emu.run_faults", str(faulty), str(len(FAULTS))]
+    command = [sys.executable, "-m", "emu.run_faults", str(faulty), str(len(FAULTS)), "emu.layer_checks"]
     where = {"cwd": EMU.parent, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, **where)
     lines = [json.loads(line) for line in done.stdout.splitlines()]

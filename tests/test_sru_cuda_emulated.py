@@ -193,7 +193,7 @@ def found():
     All of it under the race check.
     """
     faulty = library("faulty_sru", faults=list(FAULTS.values()), race=True)
-    command = [sys.executable, "-m", "emu.run_faults", str(faulty), str(len(FAULTS)), "sru_cases"]
+    command = [sys.executable, "-m", "emu.run_faults", str(faulty), str(len(FAULTS)), "emu.sru_checks"]
     where = {"cwd": EMU.parent, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, **where)
     lines = [json.loads(line) for line in done.stdout.splitlines()]

@@ -23,11 +23,12 @@ NAMESPACE = "fastrnn_emulated"
 
 
 class Fault(NamedTuple):
-    """An expression that occurs once in a file of csrc/cuda, and a wrong one for its place."""
+    """An expression that occurs once in a file of csrc/cuda, or once behind a text there, and a wrong one."""
 
     file: str
     right: str
     wrong: str
+    behind: str = ""  # the first occurrence after this text, which occurs once
 
 
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fno-strict-aliasing", "-w"]
@@ -45,17 +46,22 @@ rule link
 """
 
 
-def library(name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = False) -> Path:
+def library(
+    name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = False, folder: str = ""
+) -> Path:
     """The ops over the emulator, as a library for torch.ops.load_library.
+
+    `folder` of csrc/cuda: only the kernels in it, and their ops.
 
     With `race` the kernels run under the happens-before check. `faults` are planted all at once, each behind
     a switch that the op `configure` sets (number 1 is the first one).
     """
+    own = [ROOT / "csrc" / "plan_cuda.cpp", EMU / "emu_ops.cpp", EMU / "emu_persistent.cpp"]
+    sources = [*sorted((CUDA / folder).rglob("*.cpp")), *sorted((CUDA / folder).rglob("*.cu")), *own]
     folder = OUT / name
     include = [f"-I{p}" for p in (ROOT / "csrc", EMU, TORCH / "include")]
     edges, objects = [], []
-    own = (ROOT / "csrc" / "plan_cuda.cpp", EMU / "emu_ops.cpp", EMU / "emu_persistent.cpp")
-    for source in (*sorted(CUDA.rglob("*.cpp")), *sorted(CUDA.rglob("*.cu")), *own):
+    for source in sources:
         flags = FLAGS + ["-DEMU_RACE"] * race
         if race and source.suffix == ".cu":
             # For the calls it puts in; emu_race_hooks.inl defines them, libtsan is not linked.
@@ -101,10 +107,14 @@ def plant(file: Path, faults: Sequence[Fault]) -> str:
     text = file.read_text()
     for number, fault in enumerate(faults, 1):
         if fault.file == file.name:
-            if text.count(fault.right) != 1:
-                raise RuntimeError(f"{text.count(fault.right)} times in {file.name}: {fault.right}")
+            once = fault.behind or fault.right
+            if text.count(once) != 1:
+                raise RuntimeError(f"{text.count(once)} times in {file.name}: {once}")
+            before, _, after = text.partition(fault.behind) if fault.behind else ("", "", text)
+            if fault.right not in after:
+                raise RuntimeError(f"not in {file.name} behind {fault.behind}: {fault.right}")
             switch = f"(emu::opt.fault == {number} ? ({fault.wrong}) : ({fault.right}))"
-            text = text.replace(fault.right, switch)
+            text = before + fault.behind + after.replace(fault.right, switch, 1)
     return text
 
 
@@ -129,5 +139,6 @@ def find_nvcc() -> Path | None:
 
 def digest(*parts: str) -> str:
     """Of everything that the kernels' sources hold, and of `parts`."""
-    sources = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cu", ".cuh", ".h", ".inl"))
+    files = [*CUDA.rglob("*"), *(ROOT / "csrc" / "cells").iterdir(), ROOT / "csrc" / "params.h"]
+    sources = sorted(p for p in files if p.suffix in (".cu", ".cuh", ".h"))
     return hashlib.sha256("\0".join([*(p.read_text() for p in sources), *parts]).encode()).hexdigest()[:16]

@@ -128,6 +128,7 @@ struct Config {
 struct Options {  // set before a launch
   uint64_t seed = 1;
   // Blocks co-resident in a plain launch (0: 1 to 4 by seed), so that a kernel that needs more deadlocks.
+  // Negative: as many in any launch, a cooperative one too, which no device would do.
   int resident = 0;
   int sms = 132;            // with room for one block each, for who asks the device
   int fault = 0;            // number of the planted fault that is switched on, see build.py

@@ -126,10 +126,11 @@ inline void launch(const Config& c, std::function<void()> body) {
   S.p_redraw = redraw[opt.seed % 3];
   S.p_land = landp[opt.seed / 3 % 4];
   S.p_preempt = pre[opt.seed / 12 % 3];
-  unsigned wave = c.cooperative   ? c.grid.x
-                  : c.cluster > 1 ? c.cluster * (1 + opt.seed % 2)
-                  : opt.resident  ? opt.resident
-                                  : 1 + opt.seed % 4;
+  unsigned wave = opt.resident < 0 ? -opt.resident
+                  : c.cooperative  ? c.grid.x
+                  : c.cluster > 1  ? c.cluster * (1 + opt.seed % 2)
+                  : opt.resident   ? opt.resident
+                                   : 1 + opt.seed % 4;
   for (unsigned first = 0; first < c.grid.x; first += wave) {
     unsigned n = std::min(wave, c.grid.x - first);
     size_t T = c.block.x;

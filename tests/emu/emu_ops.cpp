@@ -12,7 +12,8 @@ namespace {
 
 using torch::stable::Tensor;
 
-// The scheduler's seed, how many blocks of a plain launch run at once (0: by the seed), the fault in force.
+// The scheduler's seed, how many blocks of a plain launch run at once (0: by the seed; -n: n of any launch), the
+// fault in force.
 void configure(int64_t seed, int64_t resident, int64_t fault) {
   emu::opt.seed = static_cast<uint64_t>(seed);
   emu::opt.resident = static_cast<int>(resident);

@@ -75,11 +75,12 @@ int64_t error_of(const Tensor& workspace) {
 }
 
 // gx (D,N,G*H), rows of any stride, no bias; w_hh (G*H,H) a direction; bias (D,Gr*H) float, row_offsets and
-// batch_sizes or empty. Returns y, hn, cn, gates, cells, the workspace's error word.
+// batch_sizes or empty. in_place: the gates are saved where gx is. Returns y, hn, cn, gates, cells, the workspace's
+// error word.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, int64_t> persistent_forward(
     const Tensor& gx, const std::vector<Tensor>& w_hh, const Tensor& bias, const Tensor& h0, const Tensor& c0,
     const Tensor& offsets, const Tensor& batch_sizes, int64_t T, const std::string& cell, int64_t precision,
-    int64_t tier, bool save, int64_t sms) {
+    int64_t tier, bool save, bool in_place, int64_t sms) {
   using namespace fastrnn::cuda;
   const fastrnn::LayerShape shape = shape_of(h0, T, offsets, cell);
   const bool lstm = shape.cell == CellKind::kLstm;
@@ -91,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, int64_t> persistent_forward(
   const Tensor workspace = prepare(p, shape, precision, offsets, batch_sizes, w_hh, g);
   const Tensor y = empty({N, D * H}, type, 0), hn = empty({D, B, H}, type, 0);
   const Tensor cn = empty(lstm ? std::vector<int64_t>{D, B, H} : std::vector<int64_t>{0}, type, 0);
-  const Tensor gates = empty({save ? D : 0, N, S * H}, type, 0);
+  const Tensor gates = in_place ? gx : empty({save ? D : 0, N, S * H}, type, 0);
   const Tensor cells = empty({save && lstm ? D : 0, N, H}, ScalarType::Float, 0);
   p.gx = gx.data_ptr();
   p.gx_stride = gx.stride(1);
@@ -109,12 +110,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, int64_t> persistent_forward(
   return {y, hn, cn, gates, cells, error_of(workspace)};
 }
 
-// Returns dgates (D,N,Gr*H), dh0, dc0, the error word. Absent gradients and dh0, dc0 not needed are empty.
+// in_place: dgates are written where the gates are. Returns dgates (D,N,Gr*H), dh0, dc0, the error word. Absent
+// gradients and dh0, dc0 not needed are empty.
 std::tuple<Tensor, Tensor, Tensor, int64_t> persistent_backward(
     const std::vector<Tensor>& w_hh, const Tensor& gates, const Tensor& cells, const Tensor& y, const Tensor& h0,
     const Tensor& c0, const Tensor& grad_y, const Tensor& grad_hn, const Tensor& grad_cn, const Tensor& offsets,
     const Tensor& batch_sizes, int64_t T, const std::string& cell, int64_t precision, int64_t tier, bool need_state,
-    int64_t sms) {
+    bool in_place, int64_t sms) {
   using namespace fastrnn::cuda;
   const fastrnn::LayerShape shape = shape_of(h0, T, offsets, cell);
   const bool lstm = shape.cell == CellKind::kLstm;
@@ -125,7 +127,8 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> persistent_backward(
                                         shape.D, Pass::kBackward, device_with(sms));
   PersistentBackward p;
   const Tensor workspace = prepare(p, shape, precision, offsets, batch_sizes, w_hh, g);
-  const Tensor dgates = empty({D, N, Gr * H}, type, 0), dh0 = empty({need_state ? D : 0, B, H}, type, 0);
+  const Tensor dgates = in_place ? gates : empty({D, N, Gr * H}, type, 0);
+  const Tensor dh0 = empty({need_state ? D : 0, B, H}, type, 0);
   const Tensor dc0 = empty({need_state && lstm ? D : 0, B, H}, type, 0);
   p.gates = data(gates);
   p.cells = static_cast<const float*>(data(cells));
@@ -165,12 +168,13 @@ std::tuple<std::vector<int64_t>, std::string> persistent_geometry(const std::str
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTRNN_NAMESPACE, m) {
   m.def(
       "persistent_forward(Tensor gx, Tensor[] w_hh, Tensor bias, Tensor h0, Tensor c0, Tensor row_offsets, "
-      "Tensor batch_sizes, int T, str cell, int precision, int tier, bool save, int sms) -> (Tensor y, Tensor hn, "
+      "Tensor batch_sizes, int T, str cell, int precision, int tier, bool save, bool in_place, int sms) -> (Tensor "
+      "y, Tensor hn, "
       "Tensor cn, Tensor gates, Tensor cells, int error)");
   m.def(
       "persistent_backward(Tensor[] w_hh, Tensor gates, Tensor cells, Tensor y, Tensor h0, Tensor c0, Tensor grad_y, "
       "Tensor grad_hn, Tensor grad_cn, Tensor row_offsets, Tensor batch_sizes, int T, str cell, int precision, "
-      "int tier, bool need_state, int sms) -> (Tensor dgates, Tensor dh0, Tensor dc0, int error)");
+      "int tier, bool need_state, bool in_place, int sms) -> (Tensor dgates, Tensor dh0, Tensor dc0, int error)");
   m.def(
       "persistent_geometry(str cell, int precision, int tier, int H, int B, int D, bool backward, int sms, "
       "int shared_bytes, int compute_capability, bool cooperative) -> (int[] numbers, str reason)");

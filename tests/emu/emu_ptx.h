@@ -56,7 +56,7 @@ inline void mma_tf32(float (&d)[4], const uint32_t* a, uint32_t b0, uint32_t b1,
   MmaArguments m{d, a, {b0, b1}};
   emu::collective(~0u, "mma.tf32", &m, mma_of_warp<1, tf32_value>, loc);
 }
-inline uint32_t to_tf32(float v) { return (__float_as_uint(v) + 0x1000u) & 0xffffe000u; }
+inline uint32_t to_tf32(float v) { return v != v ? 0x7fffe000u : (__float_as_uint(v) + 0x1000u) & 0xffffe000u; }
 
 // As wrong as PTX allows: a systematic error of half the size that it states.
 inline float tanh_approx(float v) { return std::tanh(v) * (1.0f + 0x1p-12f); }

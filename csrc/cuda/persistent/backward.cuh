@@ -32,7 +32,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 
   using P = Products<F, Exchange, Pass::kBackward, G, kTiles>;
   P products;
-  products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], H, at);
+  products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at,
+                        reinterpret_cast<float*>(rest));
 
   // Addresses of this lane's pair in row `row` of the direction's N, and of batch row `row`.
   const auto in_output = [&](const void* base, int64_t row) {
@@ -124,7 +125,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     if (i > 0) multiply(i - 1);
 
     if (at.finishes) {
-      float dgates[2][2][Gr];
+      Pair<T> dgates[Gr][2];
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const bool active = at.row + j < now.count;
@@ -135,6 +136,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
             c[j][1] = pair[1];
           }
         }
+        float of_row[2][Gr];
 #pragma unroll
         for (int u = 0; u < 2; ++u) {
           const float dh = carried[j][u] + through[0][2 * u + j];
@@ -153,8 +155,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
           cell_backward<Kind, M>(relu, saved, c_prev, c[j][u], h, h, dh + in.grad_y[j][u], dc[j][u], dpre, drec,
                                  dc_prev, dh_prev);
 #pragma unroll
-          for (int gate = 0; gate < G; ++gate) dgates[j][u][gate] = active ? dpre[gate] : 0.0f;
-          if constexpr (Cell::kSplit) dgates[j][u][G] = active ? drec : 0.0f;
+          for (int gate = 0; gate < G; ++gate) of_row[u][gate] = active ? dpre[gate] : 0.0f;
+          if constexpr (Cell::kSplit) of_row[u][G] = active ? drec : 0.0f;
           carried[j][u] = active ? dh_prev : dh;
           if (active) {
             dc[j][u] = dc_prev;
@@ -162,16 +164,16 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
           }
         }
         has_c[j] = active;
+#pragma unroll
+        for (int k = 0; k < Gr; ++k) dgates[k][j] = pair_of<T>(of_row[0][k], of_row[1][k]);
       }
       if (i + 1 < T_steps || p.dh0) {
         // The recurrent gates in torch's order: a GRU's last one has its recurrent part's gradient.
 #pragma unroll
         for (int gate = 0; gate < G; ++gate) {
           const int from = Cell::kSplit && gate == G - 1 ? G : gate;
-          const float values[2][2] = {{dgates[0][0][from], dgates[0][1][from]},
-                                      {dgates[1][0][from], dgates[1][1][from]}};
           F::write(const_cast<uint32_t*>(P::words(exchange.slot(i), cut, at.row_tile, gate, at.unit_tile)), at.lane,
-                   values);
+                   dgates[from]);
         }
         exchange.publish();
       }
@@ -185,7 +187,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 #pragma unroll
           for (int k = 0; k < Gr; ++k) {
             const int to = !Cell::kSplit || k == G ? k : k == G - 1 ? 0 : k + 1;  // GRU: n, r, z, rec
-            store_pair(row + to * H, dgates[j][0][k], dgates[j][1][k], at.units, whole);
+            store_pair(row + to * H, dgates[k][j], at.units, whole);
           }
         }
       }
@@ -200,11 +202,11 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     if (at.row + j < B) {
       const int64_t state = (d * B + at.row + j) * H + at.unit;
       if (p.dh0) {
-        store_pair(static_cast<T*>(p.dh0) + state, carried[j][0] + through[0][j], carried[j][1] + through[0][2 + j],
-                   at.units, whole);
+        store_pair(static_cast<T*>(p.dh0) + state,
+                   pair_of<T>(carried[j][0] + through[0][j], carried[j][1] + through[0][2 + j]), at.units, whole);
       }
       if constexpr (Cell::kHasCell) {
-        if (p.dc0) store_pair(static_cast<T*>(p.dc0) + state, dc[j][0], dc[j][1], at.units, whole);
+        if (p.dc0) store_pair(static_cast<T*>(p.dc0) + state, pair_of<T>(dc[j][0], dc[j][1]), at.units, whole);
       }
     }
   }

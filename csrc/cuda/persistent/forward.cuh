@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   bias += at.unit - cta_unit;  // this lane's pair of gate 0
 
   Products<F, Exchange, Pass::kForward, G, kTiles> products;
-  products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], H, at);
+  products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at,
+                        reinterpret_cast<float*>(rest));
 
   // A lane's values: of rows at.row + j and units at.unit + u, as [j][u].
   float h[2][2] = {}, c[2][2] = {};
@@ -70,9 +71,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     }
   };
   // This warp's tile of publication i.
-  const auto publish = [&](int i) {
+  const auto publish = [&](int i, const Pair<T>(&rows)[2]) {
     using P = decltype(products);
-    F::write(const_cast<uint32_t*>(P::words(exchange.slot(i), cut, at.row_tile, 0, at.unit_tile)), at.lane, h);
+    F::write(const_cast<uint32_t*>(P::words(exchange.slot(i), cut, at.row_tile, 0, at.unit_tile)), at.lane, rows);
     exchange.publish();
   };
 
@@ -80,7 +81,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   if (at.finishes) {
     load_state(p.h0, h);
     if constexpr (Cell::kHasCell) load_state(p.c0, c);
-    publish(0);
+    publish(0, {pair_of<T>(h[0][0], h[0][1]), pair_of<T>(h[1][0], h[1][1])});
     load_gx(now);
   }
 
@@ -119,7 +120,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
           }
         }
       }
-      if (s + 1 < T_steps) publish(s + 1);
+      const Pair<T> output[2] = {pair_of<T>(h[0][0], h[0][1]), pair_of<T>(h[1][0], h[1][1])};
+      if (s + 1 < T_steps) publish(s + 1, output);
 
       // Behind the publication: nobody waits for these.
       load_gx(schedule.at(s + 1));
@@ -127,16 +129,18 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       for (int j = 0; j < 2; ++j) {
         if (at.row + j < now.count) {
           const int64_t row = now.first + at.row + j, in_direction = d * N + row;
-          store_pair(static_cast<T*>(p.y) + (row * D + d) * H + at.unit, h[j][0], h[j][1], at.units, whole);
+          store_pair(static_cast<T*>(p.y) + (row * D + d) * H + at.unit, output[j], at.units, whole);
           if constexpr (S > 0) {
             if (p.gates) {
               T* gates = static_cast<T*>(p.gates) + in_direction * S * H + at.unit;
 #pragma unroll
-              for (int k = 0; k < S; ++k) store_pair(gates + k * H, saved[j][0][k], saved[j][1][k], at.units, whole);
+              for (int k = 0; k < S; ++k)
+                store_pair(gates + k * H, pair_of<T>(saved[j][0][k], saved[j][1][k]), at.units, whole);
             }
           }
           if constexpr (Cell::kHasCell) {
-            if (p.cells) store_pair(p.cells + in_direction * H + at.unit, c[j][0], c[j][1], at.units, whole);
+            if (p.cells)
+              store_pair(p.cells + in_direction * H + at.unit, pair_of<float>(c[j][0], c[j][1]), at.units, whole);
           }
         }
       }
@@ -149,9 +153,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   for (int j = 0; j < 2; ++j) {
     if (at.row + j < B) {
       const int64_t state = (d * B + at.row + j) * H + at.unit;
-      store_pair(static_cast<T*>(p.hn) + state, h[j][0], h[j][1], at.units, whole);
+      store_pair(static_cast<T*>(p.hn) + state, pair_of<T>(h[j][0], h[j][1]), at.units, whole);
       if constexpr (Cell::kHasCell) {
-        store_pair(static_cast<T*>(p.cn) + state, c[j][0], c[j][1], at.units, whole);
+        store_pair(static_cast<T*>(p.cn) + state, pair_of<T>(c[j][0], c[j][1]), at.units, whole);
       }
     }
   }

@@ -53,11 +53,11 @@ struct HalfFragments {
   static __device__ __forceinline__ void load_weights(uint32_t (&a)[kRegisters], int lane, Element element) {
     load_half_weights<T>(a, lane, element);
   }
-  static __device__ __forceinline__ void write(uint32_t* tile, int lane, const float (&v)[2][2]) {
+  static __device__ __forceinline__ void write(uint32_t* tile, int lane, const Pair<Type> (&rows)[2]) {
     const int g = lane >> 2, c = lane & 3;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      tile[((2 * c + j) * 4 + (g & 3)) * kWords + (g >> 2)] = pair_of<T>(v[j][0], v[j][1]).raw;
+      tile[((2 * c + j) * 4 + (g & 3)) * kWords + (g >> 2)] = rows[j].raw;
     }
   }
 };
@@ -86,13 +86,15 @@ struct FloatFragments {
   static __device__ __forceinline__ void load_weights(uint32_t (&a)[kRegisters], int lane, Element element) {
     load_float_weights<rounded>(a, lane, element);
   }
-  static __device__ __forceinline__ void write(uint32_t* tile, int lane, const float (&v)[2][2]) {
+  static __device__ __forceinline__ void write(uint32_t* tile, int lane, const Pair<Type> (&rows)[2]) {
     const int g = lane >> 2, c = lane & 3;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      uint2 pair;
-      pair.x = rounded ? to_tf32(v[j][0]) : __float_as_uint(v[j][0]);
-      pair.y = rounded ? to_tf32(v[j][1]) : __float_as_uint(v[j][1]);
+      uint2 pair = rows[j].raw;
+      if (rounded) {
+        pair.x = to_tf32(rows[j][0]);
+        pair.y = to_tf32(rows[j][1]);
+      }
       *reinterpret_cast<uint2*>(tile + ((2 * c + j) * 4 + (g & 3)) * kWords + 2 * (g >> 2)) = pair;
     }
   }

@@ -43,13 +43,13 @@ __device__ __forceinline__ Pair<T> load_pair(const T* p, int count, bool whole) 
   return pair;
 }
 template <class T>
-__device__ __forceinline__ void store_pair(T* p, float first, float second, int count, bool whole) {
+__device__ __forceinline__ void store_pair(T* p, const Pair<T>& pair, int count, bool whole) {
   if (whole && count == 2) {
-    *reinterpret_cast<typename Pair<T>::Raw*>(p) = pair_of<T>(first, second).raw;
+    *reinterpret_cast<typename Pair<T>::Raw*>(p) = pair.raw;
     return;
   }
-  if (count > 0) store(p, first);
-  if (count > 1) store(p + 1, second);
+  if (count > 0) store(p, pair[0]);
+  if (count > 1) store(p + 1, pair[1]);
 }
 
 // The rows of one step in a direction's own time: `count` from row `first` of the direction's N. None outside

@@ -16,30 +16,42 @@ struct Products {
   static constexpr int kChains = kGates == 1 ? 2 : kGates;
   static constexpr int kStride = Exchange::kSplitsK ? kGridWarps : 1;
   static constexpr int kTileWords = 32 * F::kWords;
-  static constexpr int kGroup = (Exchange::kSplitsK ? 8 : 4) / F::kWords;
+  // Tiles whose operand is read at once: from the L2 cache a read takes long, and the products of kFloat32 longer.
+  static constexpr int kGroup =
+      Exchange::kSplitsK && F::kPrecision != Precision::kFloat32 ? 8 / F::kWords : 4 / F::kWords;
   using Words = typename F::Words;
 
   uint32_t a[kTiles][kGates][F::kRegisters];
 
-  // w (kGates*H,H), rows `stride` apart. Forward multiplies by its rows, backward by its columns.
-  __device__ __forceinline__ void load_weights(const typename F::Type* w, int64_t stride, int64_t H,
-                                               const Position& at) {
-    const int64_t base = static_cast<int64_t>(at.unit_tile) * kTileUnits;
+  // w (kGates*H,H), rows `stride` apart. Forward multiplies by its rows, backward by its columns. All threads of the
+  // CTA call it. A tile at a time goes through the warp's part of shared memory, [warp][256]: the loads are
+  // coalesced, and no addresses wait in registers while the weights fill them.
+  __device__ __forceinline__ void load_weights(const typename F::Type* w, int64_t stride, int H, const Position& at,
+                                               float* shared) {
+    constexpr bool kForward = pass == Pass::kForward;
+    float* stage = shared + at.warp * kTileUnits * kTileUnits;
+    const int u_base = at.unit_tile * kTileUnits;
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
-      const int64_t k_base = static_cast<int64_t>(first(at) + i * kStride) * kTileUnits;
+      const int k_base = (first(at) + i * kStride) * kTileUnits;
 #pragma unroll
       for (int gate = 0; gate < kGates; ++gate) {
-        F::load_weights(a[i][gate], at.lane, [&](int unit, int k) {
-          const int64_t u = base + unit, v = k_base + k;
-          const int64_t row = pass == Pass::kForward ? u : v, column = pass == Pass::kForward ? v : u;
-          return u < H && v < H ? load(w + (gate * H + row) * stride + column) : 0.0f;
-        });
+        __syncwarp();  // all lanes have read the tile before
+#pragma unroll 1
+        for (int e = at.lane; e < kTileUnits * kTileUnits; e += 32) {
+          const int column = e & (kTileUnits - 1), row = e / kTileUnits;  // of this tile of w
+          const int r = (kForward ? u_base : k_base) + row, c = (kForward ? k_base : u_base) + column;
+          stage[kForward ? e : column * kTileUnits + row] =
+              r < H && c < H ? load(w + (static_cast<int64_t>(gate) * H + r) * stride + c) : 0.0f;
+        }
+        __syncwarp();
+        F::load_weights(a[i][gate], at.lane, [&](int unit, int k) { return stage[unit * kTileUnits + k]; });
         // Or the compiler keeps the halves apart, in twice the registers, and joins them again at every step.
 #pragma unroll
         for (int r = 0; r < F::kRegisters; ++r) forget(a[i][gate][r]);
       }
     }
+    __syncthreads();  // from here on the memory is the exchange's
   }
 
   static __device__ __forceinline__ int first(const Position& at) { return Exchange::kSplitsK ? at.warp : 0; }
@@ -56,7 +68,6 @@ struct Products {
     float chains[kChains][4] = {};
 #pragma unroll
     for (int operand_gate = 0; operand_gate < kOperandGates; ++operand_gate) {
-      // In groups: first the reads, then the products, as a read from the L2 cache takes long.
 #pragma unroll
       for (int group = 0; group < kTiles; group += kGroup) {
         Words b[kGroup];

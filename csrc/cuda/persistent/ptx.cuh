@@ -53,11 +53,8 @@ __device__ __forceinline__ float reciprocal_approx(float v) {
 }
 
 // Hides from the compiler where the value comes from: what is computed from it cannot move out of a loop.
-template <class Int>
-__device__ __forceinline__ void forget(Int& value) {
-  static_assert(sizeof(Int) == 4);
-  asm volatile("" : "+r"(value));
-}
+__device__ __forceinline__ void forget(uint32_t& value) { asm volatile("" : "+r"(value)); }
+__device__ __forceinline__ void forget(int& value) { asm volatile("" : "+r"(value)); }
 
 // A flag that counts arrivals: what a warp wrote before (its lanes joined by __syncwarp) is visible to whoever
 // reads the count with the other function.

@@ -3,8 +3,7 @@
 //
 // Units come in tiles of 16, the rows of a tensor core product. A warp multiplies for one tile of units, all of
 // its gates, over up to max_tiles tiles of K: gates * max_tiles * (half types 4, else 8) registers. With
-// about 100 more for everything else, 255 a thread are the limit: 128 and 144 fit, the 192 that one more
-// step would take do not.
+// about 100 more for everything else, 255 a thread are the limit: 128 to 144 fit without spills.
 #pragma once
 #include "cells/cell.h"
 #include "persistent.h"
@@ -20,9 +19,9 @@ constexpr int max_tiles(CellKind cell, Precision precision, Tier tier) {
   const bool half = precision == Precision::kBFloat16 || precision == Precision::kHalf;
   switch (cell) {
     case CellKind::kLstm:
-      return half ? 8 : 4;
+      return half ? 8 : precision == Precision::kFloat32 && tier == Tier::kGrid ? 3 : 4;
     case CellKind::kGru:
-      return half ? (tier == Tier::kOneCta ? 8 : 10) : 6;
+      return half ? (tier == Tier::kOneCta ? 8 : 12) : (tier == Tier::kOneCta ? 6 : 5);
     default:
       return half ? (tier == Tier::kOneCta ? 8 : 16) : 8;
   }
@@ -38,8 +37,11 @@ constexpr int words_of(Precision precision) {
 }
 
 // A CTA's dynamic shared memory: 16 bytes for the failure word, forward's biases [Gr][units of the CTA], then one
-// CTA: the two buffers of the operand; grid: the parts of the sums.
+// CTA: the two buffers of the operand; grid: the parts of the sums. Before the first step that last part holds the
+// weights on their way to the registers, a tile a warp.
 FASTRNN_HD constexpr int front_words(int bias_gates, int units_per_cta) { return 4 + bias_gates * units_per_cta; }
+
+constexpr int64_t kStageBytes = kTileUnits * kTileUnits * 4;  // a warp
 
 constexpr int kLineBytes = 128;  // a flag has a line of the L2 cache to itself
 

@@ -1,0 +1,23 @@
+"""What run_faults runs of the persistent kernels: under the race check, so few and small."""
+
+from __future__ import annotations
+
+from persistent_cases import CELLS, TIERS, Case, expected, fused, problem, worst
+
+
+def check_cases() -> list[Case]:
+    """Every cell and tier, two directions, rows that end and begin, several tiles of rows and of K."""
+    cases = []
+    for tier in TIERS:
+        for i, cell in enumerate(CELLS):
+            precision = ("bfloat16", "float16", "tf32", "float32")[i]
+            cases.append(Case(cell, precision, tier, H=33 if i % 2 else 18, sizes=(9, 9, 4, 2)))
+    # Two replicas of three tiles of rows; more tiles of K than warps.
+    cases.append(Case("lstm", "float16", "grid", T=3, B=34, H=20, D=1, sms=4))
+    cases.append(Case("gru", "tf32", "grid", T=3, B=2, H=133, D=1))
+    return cases
+
+
+def worst_of(ops, case: Case) -> tuple[float, str]:
+    p = problem(case)
+    return worst(case, fused(ops, case, p), expected(case, p))

@@ -1,0 +1,79 @@
+"""Every CUDA kernel once at small odd sizes, for compute-sanitizer: each tier, cell, type and way of saving.
+
+    PYTHONPATH=.:tests PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer \
+        --kernel-name kernel_substring=fastrnn python tests/gpu/small_cases.py [--list]
+
+The results are compared with the reference too. Prints what failed and "N passed, M failed".
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import layer_cases
+import sru_cases
+import torch
+from layer_cases import CELLS, PACKED, Case
+
+from fastrnn import _C, _gpus
+
+TYPES = ((torch.float64, False), (torch.float32, False), (torch.float32, True), (torch.bfloat16, False))
+TYPES += ((torch.float16, False),)
+
+
+def takes(case: Case, gpu: _gpus.Gpu) -> bool:
+    """Whether the case's tier can run both of its passes on this GPU."""
+    T, B = (len(case.sizes), case.sizes[0]) if case.sizes else (case.T, case.B)
+    plan = _C.plan(
+        device="cuda",
+        cell=case.cell,
+        **{"T": T, "B": B, "I": case.IN, "H": case.H, "P": case.P, "directions": case.D},
+        dtype=str(case.dtype).removeprefix("torch."),
+        training=True,
+        gpu=gpu.properties(),
+        tf32=case.tf32,
+        tier=case.tier,
+    )
+    return plan["possible"] and plan["backward"]["possible"]
+
+
+def cases(gpu: _gpus.Gpu) -> list[Case]:
+    """Both directions and packed rows in turn; projections; what the GPU's tiers can take of it."""
+    found = []
+    for tier in ("stepwise", "one_cta", "grid"):
+        for i, cell in enumerate(CELLS):
+            for k, (dtype, tf32) in enumerate(TYPES):
+                plain = Case(cell, T=4, B=9, IN=5, H=21, dtype=dtype, tf32=tf32, tier=tier)
+                found.append(replace(plain, D=2, save="recompute" if (i + k) % 2 else "gates"))
+                found.append(
+                    replace(plain, D=1 + (i + k) % 2, sizes=PACKED, bias=cell == "rnn_relu" or k != 2)
+                )
+            found.append(Case(cell, T=3, B=20, IN=5, H=100, dtype=torch.bfloat16, tier=tier))
+    found += [Case("lstm", P=3, D=D, sizes=PACKED, dtype=dtype) for D in (1, 2) for dtype, _ in TYPES[1:4]]
+    return [case for case in found if takes(case, gpu)]
+
+
+def main() -> int:
+    gpu = _gpus.find()
+    chosen = [(layer_cases, case) for case in cases(gpu)]
+    chosen += [(sru_cases, case) for case in sru_cases.grid()]
+    if "--list" in sys.argv:
+        print("\n".join(str(case) for _, case in chosen))
+        return 0
+    failures = 0
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for kind, case in chosen:
+            p = kind.problem(case)
+            got = kind.fused(torch.ops.fastrnn, case, p.map(lambda t: t.cuda()))
+            ratio, what = kind.worst(case, got, kind.expected(case, p))
+            if not ratio <= 1:
+                failures += 1
+                print(f"FAILED {case}: {what}", flush=True)
+    torch.cuda.synchronize()
+    print(f"{len(chosen) - failures} passed, {failures} failed")
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

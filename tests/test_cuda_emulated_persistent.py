@@ -1,0 +1,285 @@
+"""The persistent kernels' own source, run on the CPU by the emulator: every cell, precision and tier.
+
+The layer around them is tested in test_cuda_emulated.py; what needs a GPU (its arithmetic, memory order,
+occupancy) in test_cuda.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from emu.build import EMU, NAMESPACE, ROOT, Fault, library
+from persistent_cases import (
+    CELLS,
+    PRECISIONS,
+    TIERS,
+    Case,
+    backward,
+    check,
+    combined_bias,
+    expected,
+    forward,
+    fused,
+    problem,
+    worst,
+)
+
+PACKED = (9, 4, 4, 2, 1)
+H100 = {"sms": 132, "shared_bytes": 227 << 10, "compute_capability": 90, "cooperative": True}
+A100 = {"sms": 108, "shared_bytes": 163 << 10, "compute_capability": 80, "cooperative": True}
+
+
+@pytest.fixture(scope="module")
+def ops():
+    torch.ops.load_library(str(library()))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield getattr(torch.ops, NAMESPACE)
+    torch.set_num_threads(threads)
+
+
+def cases() -> list[Case]:
+    """Every cell, precision and tier in every kind of shape; then the edges of each tier."""
+    out = []
+    for cell in CELLS:
+        for precision in PRECISIONS:
+            for tier in TIERS:
+                plain = Case(cell, precision, tier)
+                out += [
+                    plain,
+                    replace(plain, sizes=PACKED, H=20),  # even: by pairs
+                    replace(plain, T=1, B=1, H=7, D=1),
+                    replace(plain, T=3, B=2, H=18, strided=True),
+                    replace(plain, T=3, B=3, H=16, bias=False, absent=True),
+                ]
+    for cell, precision, H in (
+        ("lstm", "bfloat16", 128),
+        ("lstm", "tf32", 64),
+        ("gru", "float16", 121),
+        ("gru", "float32", 96),
+        ("rnn_tanh", "tf32", 128),
+    ):
+        out.append(Case(cell, precision, "one CTA", T=3, B=2, H=H, D=1))
+    for cell in CELLS:
+        # Three tiles of rows a replica, of which the last is not full; more tiles of K than warps.
+        out.append(Case(cell, "bfloat16", "grid", T=4, B=34, H=20, sms=8))
+        out.append(Case(cell, "tf32", "grid", T=3, B=3, H=150, D=1))
+    return out
+
+
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_layer(ops, case):
+    """Outputs and gradients against the reference; every tensor at a guard page, fresh memory NaN."""
+    ops.configure(len(str(case)))
+    check(ops, case)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_every_schedule_gives_the_same_bits(ops, cell, tier):
+    """Priorities, preemption and how many CTAs run at once change nothing: sums have their order."""
+    case = Case(cell, "bfloat16", tier, sizes=PACKED, H=20)
+    p = problem(case)
+    want = None
+    for seed in range(36):
+        ops.configure(seed)
+        got = fused(ops, case, p)
+        want = want or got
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True)), seed
+    assert worst(case, want, expected(case, p))[0] <= 1
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_nothing_saved_nothing_changed(ops, cell, tier):
+    """Inference gives training's outputs, and inputs and saved tensors are as they were afterwards."""
+    case = Case(cell, "float16", tier, sizes=PACKED)
+    p = problem(case)
+    saved = forward(ops, case, p)
+    for a, b in zip(forward(ops, case, p, save=False)[:3], saved[:3], strict=True):
+        assert torch.equal(a, b)
+    inputs = [p.gx, *p.w_hh, p.h0, p.c0, p.grad_y, p.grad_hn, p.grad_cn, *saved[:5]]
+    before = [t.clone() for t in inputs]
+    with_state, without = backward(ops, case, p, saved), backward(ops, case, p, saved, need_state=False)
+    assert torch.equal(with_state[0], without[0])
+    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_in_place(ops, cell, tier):
+    """As persistent.h allows: gates saved where gx was, and their gradient written where they were."""
+    case = Case(cell, "bfloat16", tier, sizes=PACKED)
+    p = problem(case)
+    apart = forward(ops, case, p)
+    gradients = backward(ops, case, p, apart)
+    in_gates = replace(p, gx=torch.full_like(apart[3], torch.nan))  # a GRU's rows are one gate longer
+    in_gates.gx[..., : p.gx.shape[-1]] = p.gx
+    together = forward(ops, case, in_gates, in_place=True)
+    assert together[3].data_ptr() == in_gates.gx.data_ptr()
+    for a, b in zip(together[:5], apart[:5], strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(backward(ops, case, p, together, in_place=True)[:3], gradients[:3], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_wait_that_cannot_end_does_not_hang(ops, cell):
+    """CTAs that are not there at once, which no cooperative launch does: NaN, and the error word says why."""
+    case = Case(cell, "tf32", "grid", H=40)
+    p = problem(case)
+    ops.configure(3)
+    saved = forward(ops, case, p)
+    assert saved[5] == 0
+    assert backward(ops, case, p, saved)[3] == 0
+    ops.configure(3, -2)
+    broken = forward(ops, case, p)
+    assert broken[5] == 1
+    assert broken[0].isnan().all()
+    assert broken[1].isnan().all()
+    gradients = backward(ops, case, p, saved)
+    assert gradients[3] == 1
+    last = gradients[0][0, -case.B :]  # nothing reaches the last step's gates from a later one
+    assert last.isfinite().all()
+    assert gradients[0][:, case.B : -case.B].isnan().all()
+    assert gradients[1].isnan().all()
+
+
+def numbers(ops, cell, precision, tier, H, B=8, D=1, backward=False, device=H100):
+    """The geometry as a dict, or the reason why there is none."""
+    at = (cell, PRECISIONS.index(precision), TIERS.index(tier), H, B, D, backward, *device.values())
+    values, reason = ops.persistent_geometry(*at)
+    assert (reason == "") == bool(values[0])
+    keys = ("ctas_a_replica", "replicas", "ctas", "n_tiles", "threads", "shared", "workspace")
+    return dict(zip(keys, values[1:], strict=True)) if values[0] else reason
+
+
+@pytest.mark.parametrize("device", [H100, A100], ids=["H100", "A100"])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_geometry_stays_within_the_device(ops, device, backward):
+    """Whatever fits: enough rows, units and SMs, and no more shared memory than a block can have."""
+    fitting = 0
+    for cell in CELLS:
+        for precision in PRECISIONS:
+            for tier in TIERS:
+                for H in (1, 16, 17, 64, 96, 128, 129, 512, 768, 1024, 1536, 2048):
+                    for B in (1, 8, 9, 64, 65, 128, 1024):
+                        for D in (1, 2):
+                            g = numbers(ops, cell, precision, tier, H, B, D, backward, device)
+                            if isinstance(g, str):
+                                continue
+                            fitting += 1
+                            assert g["replicas"] * g["n_tiles"] * 8 >= B
+                            assert (g["replicas"] - 1) * g["n_tiles"] * 8 < B
+                            assert g["ctas"] == g["ctas_a_replica"] * g["replicas"] * D
+                            assert g["threads"] <= 256
+                            assert g["shared"] <= device["shared_bytes"]
+                            if tier == "grid":
+                                assert g["ctas_a_replica"] * 16 >= H
+                                assert g["ctas"] <= device["sms"]
+                                assert g["n_tiles"] <= 8
+                            else:
+                                assert g["threads"] // 2 >= H
+    assert fitting > 500
+
+
+def test_geometry_reaches_what_it_must(ops):
+    """The ranges that the plan counts on, and a reason where one ends."""
+    for half in ("bfloat16", "float16"):
+        for back in (False, True):
+            for cell in CELLS:
+                assert numbers(ops, cell, half, "one CTA", 128, backward=back)["ctas"] == 1
+                assert numbers(ops, cell, half, "grid", 1024, B=128, backward=back)["ctas"] == 128
+                assert numbers(ops, cell, half, "grid", 512, B=128, D=2, backward=back)["ctas"] == 128
+            assert numbers(ops, "gru", half, "grid", 1536, B=64, backward=back)["ctas"] == 96
+    assert numbers(ops, "lstm", "tf32", "one CTA", 64)["threads"] == 128
+    assert numbers(ops, "lstm", "tf32", "grid", 512, B=128)["ctas"] == 128
+    assert "registers" in numbers(ops, "lstm", "bfloat16", "one CTA", 129)
+    assert "registers" in numbers(ops, "lstm", "bfloat16", "grid", 1025)
+    assert "too few SMs for the batch" in numbers(ops, "lstm", "bfloat16", "grid", 1024, B=129)
+    assert "too few SMs for the recurrent" in numbers(ops, "lstm", "bfloat16", "grid", 1024, D=2, device=A100)
+    assert "cooperative" in numbers(ops, "gru", "tf32", "grid", 64, device={**H100, "cooperative": False})
+    old = {**H100, "compute_capability": 75}
+    assert "compute capability" in numbers(ops, "gru", "tf32", "one CTA", 64, device=old)
+    assert "nothing" in numbers(ops, "gru", "tf32", "one CTA", 64, B=0)
+
+
+def test_more_steps_than_16_bits_count(ops):
+    """T = 70000, against the same kernel over the two halves of the sequence."""
+    case = Case("rnn_tanh", "bfloat16", "one CTA", T=70000, B=1, H=1, D=1)
+    p = problem(case)
+    y, hn, *_ = forward(ops, case, p, save=False)
+    half = replace(case, T=35000)
+    first = forward(ops, half, replace(p, gx=p.gx[:, :35000].contiguous()), save=False)
+    second = forward(ops, half, replace(p, gx=p.gx[:, 35000:].contiguous(), h0=first[1]), save=False)
+    assert torch.equal(y, torch.cat([first[0], second[0]]))
+    assert torch.equal(hn, second[1])
+    assert combined_bias(case, p).shape == (1, 1)
+
+
+FAULTS = {
+    "race: one CTA without its barrier": Fault("kernel.cuh", "__syncthreads()", "void()", "struct OneCta"),
+    "race: one CTA with one buffer": Fault("kernel.cuh", "buffers + (i & 1) * words", "buffers + 0 * words"),
+    "race: grid with one buffer": Fault("kernel.cuh", "2 * replica + (i & 1)", "2 * replica"),
+    "race: the flag counts as whole one arrival early": Fault(
+        "kernel.cuh", "static_cast<uint32_t>(i + 1) * arrivals", "static_cast<uint32_t>(i + 1) * arrivals - 1"
+    ),
+    "race: the sums do not wait for their parts": Fault(
+        "products.cuh", "__syncthreads()", "void()", "float4* part ="
+    ),
+    "race: a warp's weights overwrite the exchange": Fault(
+        "products.cuh", "__syncthreads()", "void()", "forget(a[i][gate][r])"
+    ),
+    "forward: a row that has ended goes on": Fault(
+        "forward.cuh", "at.row + j < now.count", "true", "bool active ="
+    ),
+    "forward: both directions take the first one's bias": Fault(
+        "forward.cuh", "p.bias[(d * Gr + gate) * H + unit]", "p.bias[gate * H + unit]"
+    ),
+    "forward: the next step's gx is this one's": Fault(
+        "forward.cuh", "schedule.at(s + 1)", "now", "nobody waits"
+    ),
+    "backward: a row that has not begun passes its gradient on": Fault(
+        "backward.cuh", "active ? dh_prev : dh", "dh_prev"
+    ),
+    "backward: the GRU's gradients in another order": Fault("backward.cuh", "k == G - 1 ? 0 : k + 1", "k"),
+    "backward: one row too many has a previous step": Fault(
+        "backward.cuh", "b >= previous.count", "b > previous.count"
+    ),
+    "fragments: two words of B change places": Fault(
+        "fragments.cuh", "(g >> 2)", "1 - (g >> 2)", "kWords = 2"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What emu.persistent_checks makes of each fault, by name, under the race check; under None, of none."""
+    faulty = library("persistent", faults=list(FAULTS.values()), race=True, folder="persistent")
+    command = [sys.executable, "-m", "emu.run_faults", str(faulty), str(len(FAULTS)), "emu.persistent_checks"]
+    where = {"cwd": EMU.parent, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, **where)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == len(FAULTS) + 1, done.stderr[-2000:]
+    return dict(zip([None, *FAULTS], lines, strict=True))
+
+
+def test_no_fault_no_race(found):
+    """Every access to shared memory and to the exchange is ordered, and the results are right."""
+    assert found[None].get("worst", 2) <= 1, found[None]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_found(found, fault):
+    """The cases and the race check would not let these pass."""
+    result = found[fault]
+    if fault.startswith("race"):
+        assert "RACE" in result.get("error", ""), result
+    else:
+        assert "error" in result or not result["worst"] <= 10, result
