@@ -79,7 +79,7 @@ def kernels(report: str) -> list[Kernel]:
             lambda m: f"{m[2]}, {PRECISIONS[int(m[1])]}",
             name,
         )
-        short = re.sub(r"fastrnn::(cuda::)?|void |\(.*|__nv_", "", name)
+        short = re.sub(r"fastrnn::(cuda::)?|\(anonymous namespace\)::|void |\(.*|__nv_", "", name)
         spills = int(stores) + int(loads)
         out.append(Kernel(short, int(registers), int(stack), spills, int(shared[1]) if shared else 0))
     return out
@@ -96,7 +96,8 @@ def compiled() -> dict[tuple[str, str], list[Kernel]]:
 @needs_nvcc
 def test_every_kernel_compiles_without_spills(compiled):
     assert compiled
-    assert all(compiled.values())
+    # persistent.cu chooses among the kernels of its neighbours, and has none.
+    assert {source for (source, _), found in compiled.items() if not found} == {"persistent.cu"}
     for (source, arch), found in compiled.items():
         for k in found:
             assert k.spills == 0, f"{source} {arch}: {k}"
@@ -114,7 +115,7 @@ def test_resource_table(compiled, capsys):
             *cell, dtype = arguments.rstrip(">").split(", ")
             table[" ".join([kernel, *cell])][dtype].append(str(k.registers))
     assert all(len(v) == len(architectures()) for row in table.values() for v in row.values())
-    types = ["float", "tf32", "double", "bfloat16", "half"]
+    types = ["float", "tf32", "double", "bfloat16", "half", ""]  # the last: kernels of no type
     with capsys.disabled():
         print(f"\nregisters a thread, {' / '.join(architectures())}")
         print(f"{'':42s}" + "".join(f"{t:>16s}" for t in types))

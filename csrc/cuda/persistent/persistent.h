@@ -74,8 +74,9 @@ PersistentGeometry geometry(CellKind cell, Precision precision, Tier tier, int64
 // cooperative launch rules out, short of a bug or a debugger) does not hang. A CTA that gives up writes 1 to
 // the first int of the workspace and goes on with NaN as its operand, without waiting again; it still publishes,
 // so the NaN reaches its whole replica: everything that later steps compute (y, saved gates, dgates, hn, cn,
-// dh0, dc0) is NaN. The host needs no synchronisation to be safe, as results cannot look right by accident;
-// who synchronises anyway can tell the cause by that int (0: no wait gave up).
+// dh0, dc0) is NaN, but for gradients that relu's zero slope makes zero. The host needs no synchronisation to be
+// safe, as results cannot look right by accident; who synchronises anyway can tell the cause by that int (0: no wait
+// gave up).
 struct PersistentForward {
   LayerShape shape;
   Precision precision = Precision::kFloat32;
