@@ -147,10 +147,9 @@ struct Grid {
     return slot(i);
   }
 
-  // Past the L1 cache, which other SMs' stores do not reach.
   template <class Words>
   static __device__ __forceinline__ Words read(const uint32_t* p) {
-    return __ldcg(reinterpret_cast<const Words*>(p));
+    return load_exchanged(reinterpret_cast<const Words*>(p));
   }
 };
 
