@@ -66,8 +66,8 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* flag) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(flag) : "memory");
   return v;
 }
-// What others wrote before the count that was waited for. Past the L1 cache, and not __ldcg, which the compiler may
-// take for the same value as at an earlier step.
+// What others wrote before the count that was waited for: past the L1 cache, and behind the barrier that passes the
+// wait on.
 __device__ __forceinline__ uint2 load_exchanged(const uint2* p) {
   uint2 v;
   asm volatile("ld.relaxed.gpu.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
