@@ -79,7 +79,7 @@ def kernels(report: str) -> list[Kernel]:
             lambda m: f"{m[2]}, {PRECISIONS[int(m[1])]}",
             name,
         )
-        short = re.sub(r"fastrnn::(cuda::)?|void |\(.*|__nv_", "", name)
+        short = re.sub(r"fastrnn::(cuda::)?|\(anonymous namespace\)::|void |\(.*|__nv_", "", name)
         spills = int(stores) + int(loads)
         out.append(Kernel(short, int(registers), int(stack), spills, int(shared[1]) if shared else 0))
     return out
@@ -96,7 +96,8 @@ def compiled() -> dict[tuple[str, str], list[Kernel]]:
 @needs_nvcc
 def test_every_kernel_compiles_without_spills(compiled):
     assert compiled
-    assert all(compiled.values())
+    # persistent.cu chooses among the kernels of its neighbours, and has none.
+    assert {source for (source, _), found in compiled.items() if not found} == {"persistent.cu"}
     for (source, arch), found in compiled.items():
         for k in found:
             assert k.spills == 0, f"{source} {arch}: {k}"
@@ -107,7 +108,7 @@ def test_every_kernel_compiles_without_spills(compiled):
 @needs_nvcc
 def test_resource_table(compiled, capsys):
     """Registers of every kernel, a line a kernel and cell, a column a type: one number an architecture."""
-    types = ["float", "tf32", "double", "bfloat16", "half"]
+    types = ["float", "tf32", "double", "bfloat16", "half", ""]  # the last: kernels of no type
     table = defaultdict(lambda: defaultdict(list))
     for found in compiled.values():
         for k in found:

@@ -147,7 +147,10 @@ def test_a_wait_that_cannot_end_does_not_hang(ops, cell):
     assert gradients[3] == 1
     last = gradients[0][0, -case.B :]  # nothing reaches the last step's gates from a later one
     assert last.isfinite().all()
-    assert gradients[0][:, case.B : -case.B].isnan().all()
+    rest = gradients[0][:, case.B : -case.B]
+    assert (
+        rest.isnan() | (rest == 0 if cell == "rnn_relu" else rest.isnan())
+    ).all()  # relu's zero slope is left
     assert gradients[1].isnan().all()
 
 

@@ -269,7 +269,7 @@ X = torch.zeros(4, 3, 2)
 
 
 @pytest.mark.parametrize(
-    "arguments, error, text",
+    ("arguments", "error", "text"),
     [
         ({"lengths": torch.tensor([1, 2])}, ValueError, r"lengths should have one number for each of the 3"),
         ({"lengths": torch.tensor([1.0, 2, 3])}, TypeError, "lengths should be integers, got torch.float32"),

@@ -69,6 +69,10 @@ void forget(Int&) {}
 
 inline void add_release(uint32_t* flag, uint32_t n) { atomicAdd(flag, n); }
 inline uint32_t load_acquire(const uint32_t* flag, EMU_LOC) { return emu::poll(flag, loc); }
+template <class Words>
+Words load_exchanged(const Words* p) {
+  return *p;
+}
 // The limit counts polls on a GPU. Here a wait gives up when nothing else can run: when it would hang.
 inline bool wait_for_count(const uint32_t* flag, uint32_t target, uint32_t /*limit*/, EMU_LOC) {
   for (;;) {

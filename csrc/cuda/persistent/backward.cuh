@@ -118,9 +118,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   };
 
   for (int i = 0; i < T_steps; ++i) {  // step T-1-i of the direction's own time
-    // Or the addresses of every tensor's rows, the same at every step, would wait in registers.
-    forget(at.row);
-    forget(at.unit);
+    at.forget_addresses(H);
 
     if (i > 0) multiply(i - 1);
 

@@ -86,9 +86,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   }
 
   for (int s = 0; s < T_steps; ++s) {
-    // Or the addresses of every tensor's rows, the same at every step, would wait in registers.
-    forget(at.row);
-    forget(at.unit);
+    at.forget_addresses(H);
 
     const uint32_t* operand = exchange.wait(s);
     float sums[G][4];

@@ -147,10 +147,9 @@ struct Grid {
     return slot(i);
   }
 
-  // Past the L1 cache, which other SMs' stores do not reach.
   template <class Words>
   static __device__ __forceinline__ Words read(const uint32_t* p) {
-    return __ldcg(reinterpret_cast<const Words*>(p));
+    return load_exchanged(reinterpret_cast<const Words*>(p));
   }
 };
 
@@ -167,6 +166,14 @@ struct Position {
   int units;  // how many of them exist
   int row;    // the batch row of this lane's first of two
 
+  __device__ __forceinline__ void count_units(int64_t H) { units = unit >= H ? 0 : unit + 1 == H ? 1 : 2; }
+  // At the head of a step: or the addresses of every tensor's rows, the same at every step, would wait in registers.
+  __device__ __forceinline__ void forget_addresses(int64_t H) {
+    forget(row);
+    forget(unit);
+    count_units(H);
+  }
+
   template <class Exchange>
   static __device__ __forceinline__ Position of(const LayerShape& shape, const Cut& cut) {
     Position at;
@@ -179,7 +186,7 @@ struct Position {
     at.row_tile = Exchange::kSplitsK ? at.warp : 0;
     at.finishes = at.row_tile < cut.n_tiles;
     at.unit = at.unit_tile * kTileUnits + 2 * (at.lane >> 2);
-    at.units = at.unit >= shape.H ? 0 : at.unit + 1 == shape.H ? 1 : 2;
+    at.count_units(shape.H);
     at.row = ((at.replica - at.direction * cut.replicas) * cut.n_tiles + at.row_tile) * kTileRows + 2 * (at.lane & 3);
     return at;
   }

@@ -64,18 +64,18 @@ PersistentGeometry geometry(CellKind cell, Precision precision, Tier tier, int64
 // Both passes. Every pointer is device memory, aligned to its elements; strides count elements and may be odd.
 //
 // Packed sequences: row_offsets (T+1) and batch_sizes (T) as device int64, as LayerShape's but uploaded (the
-// kernels do not look at the host pointers in `shape`); both null for a padded sequence, whose row of step t and
-// batch row b is t*B + b. Padded: N = T*B; packed: N = sum(batch_sizes).
+// kernels do not look at the host pointers in `shape`, the launch takes N from them); both null for a padded
+// sequence, whose row of step t and batch row b is t*B + b. Padded: N = T*B; packed: N = sum(batch_sizes).
 //
 // Grid tier: the launch zeroes the flags in `workspace` itself; a workspace may be reused by the next call on the
 // same stream. Results are the same bits in every run.
 //
 // The grid tier's waits are bounded, in polls of the flag: a replica whose CTAs do not all arrive (which a
-// cooperative launch rules out, short of a bug or a debugger) does not hang. A CTA that gives up writes 1 to
-// the first int of the workspace and goes on with NaN as its operand, without waiting again; it still publishes,
-// so the NaN reaches its whole replica: everything that later steps compute (y, saved gates, dgates, hn, cn,
-// dh0, dc0) is NaN. The host needs no synchronisation to be safe, as results cannot look right by accident;
-// who synchronises anyway can tell the cause by that int (0: no wait gave up).
+// cooperative launch rules out, short of a bug or a debugger) does not hang. A CTA that gives up writes 1 to the
+// first int of the workspace and goes on with NaN as its operand, without waiting again; it still publishes, so the
+// NaN reaches its whole replica: everything that later steps compute (y, saved gates, dgates, hn, cn, dh0, dc0) is
+// NaN, but for gradients that relu's zero slope makes zero. So the host need not synchronise to be safe; who does
+// anyway can tell the cause by that int (0: no wait gave up).
 struct PersistentForward {
   LayerShape shape;
   Precision precision = Precision::kFloat32;

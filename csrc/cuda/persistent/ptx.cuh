@@ -66,6 +66,21 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* flag) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(flag) : "memory");
   return v;
 }
+// What others wrote before the count that was waited for: past the L1 cache, and behind the barrier that passes the
+// wait on.
+__device__ __forceinline__ uint2 load_exchanged(const uint2* p) {
+  uint2 v;
+  asm volatile("ld.relaxed.gpu.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ uint4 load_exchanged(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
 // Waits until the count has reached `target` (modulo 2^32, less than 2^31 away). False after `limit` polls.
 __device__ __forceinline__ bool wait_for_count(const uint32_t* flag, uint32_t target, uint32_t limit) {
   for (uint32_t polls = 0; polls < limit; ++polls) {
