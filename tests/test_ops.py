@@ -195,8 +195,8 @@ BAD = {
     "an unknown cell": (_arguments(cell="LSTM"), "cell: expected 'lstm'"),
     "no cell": (_arguments(cell=""), "cell: expected 'lstm'"),
     "another cell": (_arguments(cell="rnn_tanh", c0=None), "weights[1] (w_hh)"),
-    "save -1": (_arguments(save=-1), "save: expected 0, 1 or 2"),
-    "save 3": (_arguments(save=3), "save: expected 0, 1 or 2"),
+    "save -1": (_arguments(save=-1), "mode: expected 0, 1 or 2"),
+    "save 3": (_arguments(save=3), "mode: expected 0, 1 or 2"),
 }
 
 
@@ -242,8 +242,8 @@ BAD_BACKWARD = {
     "gates transposed": ({"gates": zeros(1, 28, 12).mT}, "gates: expected the contiguous tensor"),
     "nothing saved": ({"cells": zeros(0)}, "cells: expected shape (1, 12, 7), got (0)"),
     "cells' dtype": ({"cells": zeros(1, 12, 7, dtype=F64)}, "cells: expected the contiguous tensor"),
-    "needs -1": ({"needs": -1}, "needs: expected 0 to 15"),
-    "needs 16": ({"needs": 16}, "needs: expected 0 to 15"),
+    "needs -1": ({"needs": -1}, "mode: expected 0 to 15"),
+    "needs 16": ({"needs": 16}, "mode: expected 0 to 15"),
     "x's shape": ({"x": zeros(4, 3, 6)}, "weights[0] (w_ih): expected shape"),
     "no c0": ({"c0": None}, "c0: expected a tensor"),
     "lengths": (
