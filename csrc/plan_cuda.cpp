@@ -1,8 +1,8 @@
 // Which tier of the CUDA kernels runs a pass of a layer. Compiled into the CUDA library and, for plans on
 // paper, into the Python module: no CUDA header, no CUDA call.
-#include <algorithm>
+#include "plan_cuda.h"
 
-#include "plan.h"
+#include <algorithm>
 
 namespace fastrnn {
 namespace {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "plan.h"
+#include "plan_cuda.h"
 
 #ifndef FASTRNN_VERSION
 #define FASTRNN_VERSION "unknown"

@@ -17,7 +17,7 @@ from torch import Tensor
 from .reference import GATES
 
 SAVE = ("gates", "recompute")
-#: Tiers of the CUDA kernels that can be asked for by name, see csrc/plan.h.
+#: Tiers of the CUDA kernels that can be asked for by name, see csrc/plan_cuda.h.
 TIERS = ("one_cta", "grid", "stepwise")
 BACKENDS = ("auto", "fused", *TIERS, "cudnn", "reference")
 NONLINEARITIES = ("tanh", "relu")

@@ -7,7 +7,7 @@
 
 #include "checks.h"
 #include "device_properties.h"
-#include "plan.h"
+#include "plan_cuda.h"
 #include "stepwise.h"
 #include "torch_ops.h"
 
