@@ -103,6 +103,8 @@ class Target:
         """Whether the kernels can be asked to run every layer of a check of this size, both passes."""
         if self.gpu is None:
             return True
+        if check.cell == "sru":
+            return False  # its scan is one kernel, whatever the tier
         T, B, I, H, num_layers = size  # noqa: E741
         single, P = check.path == "cells", _projection(check, H)
         D = check.directions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .cases import CELLS, WORK, Case
+from .cases import CELLS, SRU_CELLS, WORK, Case
 
 #: Steps of every case: enough that what a call costs once does not show.
 STEPS = 128
@@ -33,6 +33,8 @@ class CudaPreset:
     budget_s: float
 
 
+#: What cuDNN has a layer for.
+_CUDNN_CELLS = tuple(c for c in CELLS if c not in SRU_CELLS)
 _ALL = ("float16", "bfloat16", "tf32", "float32")
 CUDA_PRESETS = {
     "quick": CudaPreset(
@@ -48,7 +50,12 @@ CUDA_PRESETS = {
     ),
     "full": CudaPreset(
         planes=(
-            Plane(CELLS, _ALL, (1, 4, 16, 32, 64, 128, 256), (64, 128, 192, 256, 384, 512, 768, 1024, 2048)),
+            Plane(
+                _CUDNN_CELLS,
+                _ALL,
+                (1, 4, 16, 32, 64, 128, 256),
+                (64, 128, 192, 256, 384, 512, 768, 1024, 2048),
+            ),
         ),
         form_dtypes=_ALL,
         budget_s=1200.0,
@@ -92,7 +99,7 @@ def select(
             Case(cell, path, False, T, B, H, H, dtype=dtype, P=max(1, H // 2) if path == "proj" else 0)
             for dtype in dtypes or ("float32",)
             for path in paths or ("layers",)
-            for cell in cells or CELLS
+            for cell in cells or _CUDNN_CELLS
             for T, B, H in shapes
             if cell == "lstm" or path not in ("packed", "proj")
         ]
