@@ -29,7 +29,7 @@ info() {
 
 tests() {
     "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "torch sees no GPU")' || return 1
-    "$PYTHON" -m pytest tests/test_cuda.py tests/test_cuda_compile.py -q -rs --junitxml="$OUT/tests.xml"
+    "$PYTHON" -m pytest tests/test_cuda.py tests/test_sru_cuda.py tests/test_cuda_compile.py -q -rs --junitxml="$OUT/tests.xml"
 }
 
 # Small shapes of every kernel under NVIDIA's checkers; cuBLAS' own kernels are left out. torch's caching

@@ -14,7 +14,7 @@ static bool runs_here() {
 }
 const KernelTable kAvx512Kernels = make_table("avx512", runs_here, &kAvx512Scan);
 
-// The same, but for the forward pass of bfloat16 layers.
+// The same, but for the forward pass of bfloat16 layers and the scan of bfloat16.
 static bool dot_runs_here() { return runs_here() && __builtin_cpu_supports("avx512bf16"); }
 static constexpr KernelTable make_dot_table() {
   KernelTable table = make_table("avx512_bf16", dot_runs_here, &kAvx512Bf16Scan);

@@ -14,7 +14,8 @@ enum Needs : int64_t { kGradU = 1, kGradX = 2, kGradWeights = 4, kGradC0 = 8, kG
 
 // A parallel region costs a few microseconds: below this many column steps one thread is faster.
 constexpr int64_t kSerialElements = 16 << 10;
-// Results larger than this would push each other out of the last cache before anybody reads them.
+// Results larger than this would push each other out of the last cache before anybody reads them: past the
+// caches no line has to be read before it is written.
 constexpr int64_t kStreamBytes = 16 << 20;
 
 // Batch groups walk through whole rows and units through pieces of them: of the ways to make equal shares
