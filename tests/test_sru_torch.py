@@ -12,6 +12,8 @@ from helpers import randn
 from sru_models import F64, IN, MODELS, PAD, B, L, models
 from tolerances import assert_close
 
+import fastrnn
+
 
 @models
 def test_pickle_and_copy(build):
@@ -128,3 +130,20 @@ def test_backends_agree():
         torch.testing.assert_close(fused(x, mask_pad=PAD)[0], plain(x, mask_pad=PAD)[0], msg=name)
     with pytest.raises(RuntimeError, match=r"no kernel covers torch\.func"):
         torch.func.vmap(fused, in_dims=1)(x.unsqueeze(2))
+
+
+def test_large_products():
+    """Products large enough for oneDNN: outputs, gradients and gradients of gradients are the reference's."""
+    module = fastrnn.SRU(64, 64, 1)
+    x = randn(128, 8, 64).requires_grad_()
+    wide, y = copy.deepcopy(module).double(), x.detach().double().requires_grad_()
+    found = []
+    for m, v in ((module, x), (wide, y)):
+        h = m(v)[0]
+        inputs = (v, m.rnn_lst[0].transform_module.weight)
+        first = torch.autograd.grad(h.pow(2).mean(), inputs, create_graph=True)
+        plain = torch.autograd.grad(m(v)[0].pow(2).mean(), inputs)
+        second = torch.autograd.grad(first[0].pow(2).sum(), inputs)
+        found.append((h, *first, *plain, *second))
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b, torch.float32, gradient=True, slack=2)
