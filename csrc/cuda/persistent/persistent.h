@@ -12,7 +12,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../../params.h"
+#include "params.h"
 
 namespace fastrnn::cuda {
 
