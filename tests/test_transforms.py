@@ -80,7 +80,7 @@ def test_gradgradcheck_packed(name):
 @pytest.mark.parametrize("name", [*LAYERS, *CELLS])
 def test_hessian_vector_products(name):
     """A Hessian times a vector by five roads: gradient of a gradient through the kernels, hvp and vhp of
-    autograd.functional, torch.func's forward over reverse, and finite differences of the kernels' gradient."""
+    autograd.functional, torch.func's forward over reverse, and finite differences of their gradient."""
     module, x = _module(name), _input(name)
     weights = _weights(module)
     labels, values = list(weights), tuple(weights.values())
