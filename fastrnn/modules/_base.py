@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -81,6 +82,8 @@ class RecurrentLayer(nn.RNNBase):
             return flat
 
         current = [getattr(self, name, None) for name in self._flat_weights_names]
+        if torch.compiler.is_exporting():  # stand-ins for the time of the export, not to be kept
+            return current
         refs = self._flat_weight_refs
         if len(refs) != len(current) or any(
             w is not None and ref is not None and ref() is not w for w, ref in zip(current, refs, strict=True)
