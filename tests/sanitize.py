@@ -19,7 +19,8 @@ import sru_cases
 import torch
 from layer_cases import CELLS, DTYPES, PACKED, Case, problem, worst
 
-from fastrnn import _ops
+from fastrnn import _autograd_masked, _ops
+from fastrnn.reference_masked import masked_layer
 
 F32, F64 = torch.float32, torch.float64
 
@@ -96,6 +97,39 @@ def bad_arguments() -> Iterator[tuple[str, tuple]]:
     yield "cell", (p.x, *rest, None, "gru", True, 1)
 
 
+def masked(isa: str) -> Iterator[tuple[str, bool]]:
+    """Lengths and resets: rows that end early, have no step, begin again; both ways of saving."""
+    for cell in CELLS:
+        for save in ("gates", "recompute"):
+            p = problem(Case(cell, T=6, B=9, H=21, D=2, dtype=F32))
+            leaves = [t if t is None else t.clone().requires_grad_() for t in (p.x, p.h0, p.c0)]
+            masks = {
+                "lengths": torch.tensor([0, 6, 1, 3, 0, 6, 2, 5, 4]),
+                "reset": torch.arange(54).reshape(6, 9) % 5 == 0,
+            }
+            weights = [w.clone().requires_grad_() for w in p.weights]
+            results = []
+            for function, kept in (
+                (_autograd_masked.layer, {"save": save, "keep_cells": True}),
+                (masked_layer, {}),
+            ):
+                out = function(*leaves, weights, cell=cell, bias=True, **masks, **kept)
+                inputs = [t for t in (*leaves, *weights) if t is not None]
+                loss = sum(t.square().sum() for t in out if t is not None)
+                results.append([*(t for t in out if t is not None), *torch.autograd.grad(loss, inputs)])
+            close = all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(*results, strict=True))
+            yield f"{isa} {cell} masked, {save}", close
+
+
+def bad_masks() -> Iterator[tuple[str, tuple]]:
+    """Lengths that would lead beyond the batch, resets of another size."""
+    p = problem(Case("lstm", dtype=F32))
+    rest = (p.h0, p.c0, p.weights)
+    for lengths in ([5] * p.x.size(1), [-1] * p.x.size(1), [1], [2**62] * p.x.size(1)):
+        yield f"lengths {lengths}", (p.x, *rest, torch.tensor(lengths), None, "lstm", True, 1)
+    yield "reset", (p.x, *rest, None, torch.zeros(1, 1, dtype=torch.bool), "lstm", True, 1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a third of the shapes")
@@ -143,10 +177,13 @@ def main() -> int:
             scan(sru_cases.Case(L=40, O=70, sizes=(30, 30, 17, 2), dtype=F32), label)
             for case in threaded():
                 layer(case, label)
+            for what, ok in masked(label):
+                check(what, ok)
         print(f"{isa}: {time.monotonic() - start:.0f} s", flush=True)
-    for what, arguments in bad_arguments():
+    bad = [(_ops.forward, *b) for b in bad_arguments()] + [(_ops.masked_forward, *b) for b in bad_masks()]
+    for op, what, arguments in bad:
         try:
-            _ops.forward(*arguments)
+            op(*arguments)
         except RuntimeError:
             check(what, True)
         else:
