@@ -5,6 +5,7 @@ is skipped altogether where nothing needs a gradient.
 """
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _ops, reference
 
@@ -35,6 +36,11 @@ rnn_tf32._dynamo_marked_constant = True
 def _cuda_mode(x: torch.Tensor) -> int:
     """What x's setting for TensorFloat-32 adds to the op's mode."""
     return _ops.TF32 if x.dtype is torch.float32 and rnn_tf32() else 0
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward-mode AD is at work, which look into an operation rather than call it."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class _Layer(torch.autograd.Function):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
+
+from ._autograd import transformed
 
 #: Below so many multiplications the Python around the product costs more than oneDNN gains.
 _WORTHWHILE = 1 << 21
@@ -41,11 +42,6 @@ class _Linear(torch.autograd.Function):
             # Transposed, because oneDNN is faster this way round: 25 ms in place of 29 at the shape above.
             product(rows.t(), grad_rows.t()).t() if ctx.needs_input_grad[1] else None,
         )
-
-
-def transformed() -> bool:
-    """Whether torch.func or forward-mode AD is at work, which look into an operation rather than call it."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def uses_onednn(multiplications: int) -> bool:

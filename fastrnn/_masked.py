@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import _autograd_masked, _checks
-from ._autograd import supported
+from ._autograd import supported, transformed
 from .reference_masked import masked_layer
 
 
@@ -32,12 +31,12 @@ class Masks:
 
     def layer(self, backend: str, x: Tensor) -> Callable:
         """A function like those that ``_stack.choose`` gives, for this input."""
-        transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        looked_into = transformed()
         on_cpu = x.is_cpu or x.is_meta
-        if backend in ("auto", "fused") and on_cpu and supported(x) and not transformed:
+        if backend in ("auto", "fused") and on_cpu and supported(x) and not looked_into:
             return functools.partial(self._call, _autograd_masked.layer)
         if backend not in ("auto", "reference"):
-            what = "torch.func's transforms or forward-mode AD" if transformed else f"{x.dtype} on {x.device}"
+            what = "torch.func's transforms or forward-mode AD" if looked_into else f"{x.dtype} on {x.device}"
             raise RuntimeError(
                 f"backend={backend!r}: it does not cover lengths, reset or return_all_states with {what}; "
                 "use backend='auto' or 'reference'"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _autograd, _autograd_sru, _linear, reference
-from ._linear import transformed
+from ._autograd import transformed
 
 _HALF = (torch.bfloat16, torch.float16)
 

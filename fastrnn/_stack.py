@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import _autograd, _checks, _ops, _torch, reference
 from ._masked import Masks
@@ -50,7 +49,7 @@ def choose(backend: str, x: Tensor) -> Callable:
         return reference.layer
     # Kernels have derivatives in reverse mode and no batching rules: torch.func's transforms (vmap, jvp,
     # hessian, ...) and forward-mode differentiation take the reference apart instead.
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    transformed = _autograd.transformed()
     if not transformed and _autograd.supported(x):
         if backend in _checks.TIERS:
             return _tier(backend, x)

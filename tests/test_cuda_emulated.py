@@ -5,14 +5,10 @@ What a GPU adds to this (its arithmetic units, its scheduling, cuBLAS) is in tes
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from emu.build import EMU, NAMESPACE, ROOT, Fault, library
+from emu.build import NAMESPACE, Fault, library
+from emu.faults import assert_found, outcomes
 from layer_cases import (
     ALL,
     GRAD_C0,
@@ -214,17 +210,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def found():
-    """What the cases of run_faults.py make of each fault, by name; under None, of the source as it is.
-
-    All of it under the race check.
-    """
-    faulty = library("faulty", faults=list(FAULTS.values()), race=True)
-    command = [sys.executable, "-m", "emu.run_faults", str(faulty), str(len(FAULTS)), "emu.layer_checks"]
-    where = {"cwd": EMU.parent, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, **where)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == len(FAULTS) + 1, done.stderr[-2000:]
-    return dict(zip([None, *FAULTS], lines, strict=True))
+    return outcomes(FAULTS, "faulty", "emu.layer_checks")
 
 
 def test_no_fault_no_race(found):
@@ -235,8 +221,4 @@ def test_no_fault_no_race(found):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_fault_is_found(found, fault):
     """Deliberate faults in the kernels and the time loop: the cases would not let them pass."""
-    result = found[fault]
-    if fault.startswith("race"):
-        assert "RACE" in result.get("error", ""), result
-    else:
-        assert "error" in result or not result["worst"] <= 10, result
+    assert_found(fault, found[fault])

@@ -6,15 +6,12 @@ occupancy) in test_cuda.py.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from emu.build import EMU, NAMESPACE, ROOT, Fault, library
+from emu.build import NAMESPACE, Fault, library
+from emu.faults import assert_found, outcomes
 from persistent_cases import (
     CELLS,
     PRECISIONS,
@@ -263,14 +260,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def found():
-    """What emu.persistent_checks makes of each fault, by name, under the race check; under None, of none."""
-    faulty = library("persistent", faults=list(FAULTS.values()), race=True, folder="persistent")
-    command = [sys.executable, "-m", "emu.run_faults", str(faulty), str(len(FAULTS)), "emu.persistent_checks"]
-    where = {"cwd": EMU.parent, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, **where)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == len(FAULTS) + 1, done.stderr[-2000:]
-    return dict(zip([None, *FAULTS], lines, strict=True))
+    return outcomes(FAULTS, "persistent", "emu.persistent_checks", folder="persistent")
 
 
 def test_no_fault_no_race(found):
@@ -281,8 +271,4 @@ def test_no_fault_no_race(found):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_fault_is_found(found, fault):
     """The cases and the race check would not let these pass."""
-    result = found[fault]
-    if fault.startswith("race"):
-        assert "RACE" in result.get("error", ""), result
-    else:
-        assert "error" in result or not result["worst"] <= 10, result
+    assert_found(fault, found[fault])

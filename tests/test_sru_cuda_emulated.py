@@ -5,15 +5,12 @@ What a GPU adds to this is its arithmetic (approximate exp2 and 1/x), its schedu
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from emu.build import EMU, NAMESPACE, ROOT, Fault, library
+from emu.build import NAMESPACE, Fault, library
+from emu.faults import assert_found, outcomes
 from layer_cases import DTYPES, PACKED
 from sru_cases import INPUTS, Case, backward, check, expected, forward, fused, grid, names, problem, worst
 
@@ -188,17 +185,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def found():
-    """What the cases of run_faults.py make of each fault, by name; under None, of the source as it is.
-
-    All of it under the race check.
-    """
-    faulty = library("faulty_sru", faults=list(FAULTS.values()), race=True)
-    command = [sys.executable, "-m", "emu.run_faults", str(faulty), str(len(FAULTS)), "emu.sru_checks"]
-    where = {"cwd": EMU.parent, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, **where)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == len(FAULTS) + 1, done.stderr[-2000:]
-    return dict(zip([None, *FAULTS], lines, strict=True))
+    return outcomes(FAULTS, "faulty_sru", "emu.sru_checks")
 
 
 def test_no_fault_no_race(found):
@@ -209,8 +196,4 @@ def test_no_fault_no_race(found):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_fault_is_found(found, fault):
     """Deliberate faults in the kernels: the cases would not let them pass."""
-    result = found[fault]
-    if fault.startswith("race"):
-        assert "RACE" in result.get("error", ""), result
-    else:
-        assert "error" in result or not result["worst"] <= 10, result
+    assert_found(fault, found[fault])

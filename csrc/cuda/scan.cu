@@ -1,7 +1,7 @@
 // Launches of the scan's kernels: one instance a type and width, chosen here.
 #include "scan.cuh"
 
-#include <limits>
+#include "launch.h"
 
 namespace fastrnn::cuda {
 namespace {
@@ -14,28 +14,8 @@ constexpr int64_t kWideColumns = 24;  // the emulator's problems are small
 constexpr int64_t kWideColumns = 64 << 10;
 #endif
 
-template <class T>
-struct TypeTag {
-  using Type = T;
-};
 template <int wide>
 struct Width {};
-
-// f(TypeTag<T>) of the layer's type.
-template <class F>
-int with_type(Dtype dtype, F f) {
-  switch (dtype) {
-    case Dtype::kFloat:
-      return f(TypeTag<float>{});
-    case Dtype::kDouble:
-      return f(TypeTag<double>{});
-    case Dtype::kBFloat16:
-      return f(TypeTag<__nv_bfloat16>{});
-    case Dtype::kHalf:
-      return f(TypeTag<__half>{});
-  }
-  return cudaErrorInvalidValue;
-}
 
 // Whether every pair of a half type's values in these rows is a word at a multiple of 4 bytes.
 bool paired(const void* data, int64_t a, int64_t b, int64_t c = 0) {
@@ -60,23 +40,6 @@ int with_type_and_width(const ScanShape& s, bool may_pair, F f) {
   });
 }
 
-template <class... Params, class... Args>
-int launch(void (*kernel)(Params...), int64_t blocks, int threads, int64_t shared, void* stream, Args... args) {
-  if (blocks == 0) return cudaSuccess;
-  if (blocks > std::numeric_limits<int>::max()) return cudaErrorInvalidValue;
-  if (shared > 48 << 10) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (error != cudaSuccess) return static_cast<int>(error);
-  }
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = static_cast<size_t>(shared);
-  config.stream = static_cast<cudaStream_t>(stream);
-  return static_cast<int>(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
-}
-
 int64_t blocks_for(const ScanShape& s, int wide, int threads) { return (s.B * (s.O / wide) + threads - 1) / threads; }
 
 }  // namespace
@@ -86,8 +49,8 @@ int scan_forward(const ScanForwardParams& params, const ScanTables& tables, void
   return with_type_and_width(s, paired(params.in), [&]<class T, int wide>(TypeTag<T>, Width<wide>) {
     constexpr int threads = kScanBlock<T>;
     const int64_t bytes = Ring<T, wide>::bytes(input_streams(params.in), false, params.in.mask_pad != nullptr);
-    return launch(scan_forward_kernel<T, wide>, blocks_for(s, wide, threads), threads, bytes * kSteps * threads,
-                  stream, params, tables);
+    return launch_shared(scan_forward_kernel<T, wide>, blocks_for(s, wide, threads), threads,
+                         bytes * kSteps * threads, stream, params, tables);
   });
 }
 
@@ -98,15 +61,15 @@ int scan_backward(const ScanBackwardParams& params, const ScanTables& tables, vo
     constexpr int threads = kScanBlock<T>;
     const int streams = input_streams(params.in) + (params.grad_h.data != nullptr);
     const int64_t bytes = Ring<T, wide>::bytes(streams, true, params.in.mask_pad != nullptr);
-    return launch(scan_backward_kernel<T, wide>, blocks_for(s, wide, threads), threads, bytes * kSteps * threads,
-                  stream, params, tables, static_cast<Compute<T>*>(partials));
+    return launch_shared(scan_backward_kernel<T, wide>, blocks_for(s, wide, threads), threads,
+                         bytes * kSteps * threads, stream, params, tables, static_cast<Compute<T>*>(partials));
   });
 }
 
 int scan_sums(const ScanShape& s, const void* partials, void* grad_weight_c, void* grad_bias, void* stream) {
   return with_type(s.dtype, [&]<class T>(TypeTag<T>) {
-    return launch(scan_sums_kernel<T>, (4 * s.O + kSumColumns - 1) / kSumColumns, kSumColumns * kSumRows, 0, stream,
-                  s.B, s.O, static_cast<const Compute<T>*>(partials), static_cast<T*>(grad_weight_c),
+    return launch(scan_sums_kernel<T>, (4 * s.O + kSumColumns - 1) / kSumColumns, kSumColumns * kSumRows, stream, s.B,
+                  s.O, static_cast<const Compute<T>*>(partials), static_cast<T*>(grad_weight_c),
                   static_cast<T*>(grad_bias));
   });
 }

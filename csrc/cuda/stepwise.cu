@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "launch.h"
+
 namespace fastrnn::cuda {
 namespace {
 
@@ -18,17 +20,6 @@ bool tile(int64_t rows, int64_t units, int directions, Tiling& tiling) {
   const int64_t blocks = (rows + tiling.rows_per_block - 1) / tiling.rows_per_block * tiling.chunks;
   tiling.blocks_per_direction = static_cast<int>(blocks);
   return blocks * directions <= std::numeric_limits<int>::max();
-}
-
-template <class... Params, class... Args>
-int launch(void (*kernel)(Params...), int64_t blocks, int threads, void* stream, Args... args) {
-  if (blocks == 0) return cudaSuccess;
-  if (blocks > std::numeric_limits<int>::max()) return cudaErrorInvalidValue;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.stream = static_cast<cudaStream_t>(stream);
-  return static_cast<int>(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
 }
 
 template <class... Params, class... Args>
@@ -49,27 +40,6 @@ struct CellTag {
   template <class M>
   using Of = Cell<M>;
 };
-
-template <class T>
-struct TypeTag {
-  using Type = T;
-};
-
-// f(TypeTag<T>) of the layer's type.
-template <class F>
-int with_type(Dtype dtype, F f) {
-  switch (dtype) {
-    case Dtype::kFloat:
-      return f(TypeTag<float>{});
-    case Dtype::kDouble:
-      return f(TypeTag<double>{});
-    case Dtype::kBFloat16:
-      return f(TypeTag<__nv_bfloat16>{});
-    case Dtype::kHalf:
-      return f(TypeTag<__half>{});
-  }
-  return cudaErrorInvalidValue;
-}
 
 // f(CellTag<Cell>, TypeTag<T>)
 template <class F>

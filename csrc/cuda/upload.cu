@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "device.cuh"
+#include "launch.h"
 
 namespace fastrnn::cuda {
 namespace {
@@ -23,12 +23,8 @@ int upload(const int64_t* host, int64_t n, int64_t* device, void* stream) {
     const int count = static_cast<int>(std::min<int64_t>(n - first, kUploadBatch));
     Batch batch = {};
     std::copy_n(host + first, count, batch.values);
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(1);
-    config.blockDim = dim3(512);
-    config.stream = static_cast<cudaStream_t>(stream);
-    const cudaError_t error = cudaLaunchKernelEx(&config, upload_kernel, batch, count, device + first);
-    if (error != cudaSuccess) return static_cast<int>(error);
+    const int error = launch(upload_kernel, 1, 512, stream, batch, count, device + first);
+    if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }
