@@ -40,7 +40,7 @@ $(VENV)/.stamp-%: requirements/%.txt requirements/test.txt $(VENV)/.stamp-build
 	@touch $@
 endif
 
-.PHONY: help build test bench lint format wheel asan gpu-check clean distclean
+.PHONY: help build test models bench lint format wheel asan gpu-check clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -52,6 +52,9 @@ build: $(ENV_TEST)  ## compile the three binaries into fastrnn/
 test: build  ## lint and test
 	$(PY) -m ruff check .
 	$(PY) -m pytest tests -q $(ARGS)
+
+models: build  ## train every architecture of fastrnn.models to its full target
+	$(PY) -m pytest tests/models -q --full -rA $(ARGS)
 
 bench: $(ENV_BENCH) build  ## quick benchmark against torch.nn and what else is installed, with a report
 	$(PY) -m fastrnn bench --quick $(ARGS)

@@ -15,3 +15,11 @@ def _same_start():
     """
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="train every model to its full target (tests/models), see make models",
+    )

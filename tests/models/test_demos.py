@@ -1,0 +1,31 @@
+"""Every architecture learns its task: a quick run in ``make test``, the full one in ``make models``."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastrnn import demos
+
+
+@pytest.mark.parametrize("name", demos.NAMES)
+def test_training_reaches_the_targets(name, request, record_property):
+    """Protects what the README says of each architecture: it trains to the score that it names."""
+    full = request.config.getoption("--full")
+    demo = demos.load(name)(seed=0)
+    demo.train(demo.steps if full else demo.quick_steps)
+    score = demo.score()
+    for figure, value in score.items():
+        record_property(figure, value)
+    print(name, *(f"{figure}={value:.4g}" for figure, value in score.items()))
+    assert not demos.missed(score, demo.targets if full else demo.quick_targets)
+
+
+@pytest.mark.parametrize("name", demos.NAMES)
+def test_sample_and_picture(name, tmp_path):
+    """Protects ``python -m fastrnn demo``: a sample in words and a picture, after any amount of training."""
+    pytest.importorskip("matplotlib")
+    demo = demos.load(name)(seed=1)
+    assert len(demo.train(2)) == 2
+    assert demo.sample().strip()
+    demo.picture(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 5000
