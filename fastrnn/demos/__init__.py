@@ -10,7 +10,11 @@ import importlib
 from .demo import Demo, missed
 
 #: Name on the command line -> module of this package.
-NAMES: dict[str, str] = {}
+NAMES: dict[str, str] = {
+    "dates": "dates",
+    "sorting": "sorting",
+    "hull": "hull",
+}
 
 
 def load(name: str) -> type[Demo]:

@@ -3,3 +3,8 @@
 Each is a plain ``torch.nn.Module`` to read beside its paper, to train and to change. ``fastrnn.demos`` trains
 them on tasks that show what they are good for.
 """
+
+from .pointer_network import PointerNetwork
+from .seq2seq import Seq2Seq
+
+__all__ = ["PointerNetwork", "Seq2Seq"]
