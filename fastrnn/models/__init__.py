@@ -3,3 +3,7 @@
 Each is a plain ``torch.nn.Module`` to read beside its paper, to train and to change. ``fastrnn.demos`` trains
 them on tasks that show what they are good for.
 """
+
+from .forecaster import Forecaster
+
+__all__ = ["Forecaster"]
