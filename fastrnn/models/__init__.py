@@ -5,7 +5,8 @@ them on tasks that show what they are good for.
 """
 
 from .conv_lstm import ConvLSTM, ConvLSTMCell
+from .forecaster import Forecaster
 from .pointer_network import PointerNetwork
 from .seq2seq import Seq2Seq
 
-__all__ = ["ConvLSTM", "ConvLSTMCell", "PointerNetwork", "Seq2Seq"]
+__all__ = ["ConvLSTM", "ConvLSTMCell", "Forecaster", "PointerNetwork", "Seq2Seq"]
