@@ -64,7 +64,7 @@ struct HalfFragments {
   static __device__ __forceinline__ Words gather(int lane, const Pair<Type> (&rows)[2], int& target) {
     const int g = lane >> 2, c = lane & 3, j = g >> 2;
     target = (2 * c + j) * 4 + (g & 3);
-    const uint32_t other = __shfl_xor_sync(~0u, rows[1 - j].raw, 16);
+    const uint32_t other = __shfl_xor_sync(~0u, j ? rows[0].raw : rows[1].raw, 16);
     return j ? make_uint2(other, rows[1].raw) : make_uint2(rows[0].raw, other);
   }
 };
@@ -103,9 +103,10 @@ struct FloatFragments {
   static __device__ __forceinline__ Words gather(int lane, const Pair<Type> (&rows)[2], int& target) {
     const int g = lane >> 2, c = lane & 3, j = g >> 2;
     target = (2 * c + j) * 4 + (g & 3);
-    const uint2 mine = words_of_row(rows[j]), theirs = words_of_row(rows[1 - j]);
-    const uint32_t x = __shfl_xor_sync(~0u, theirs.x, 16), y = __shfl_xor_sync(~0u, theirs.y, 16);
-    return j ? make_uint4(x, y, mine.x, mine.y) : make_uint4(mine.x, mine.y, x, y);
+    const uint2 first = words_of_row(rows[0]), second = words_of_row(rows[1]);
+    const uint32_t x = __shfl_xor_sync(~0u, j ? first.x : second.x, 16);
+    const uint32_t y = __shfl_xor_sync(~0u, j ? first.y : second.y, 16);
+    return j ? make_uint4(x, y, second.x, second.y) : make_uint4(first.x, first.y, x, y);
   }
   static __device__ __forceinline__ uint2 words_of_row(const Pair<Type>& row) {
     return rounded ? make_uint2(to_tf32(row[0]), to_tf32(row[1])) : row.raw;

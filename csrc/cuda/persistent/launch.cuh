@@ -38,7 +38,7 @@ inline Cut cut_of(const PersistentGeometry& g, const LayerShape& shape, void* wo
     cut.k_tiles = g.k_tiles;
     cut.peers = g.peers;
     cut.tile_slots = g.peers * cut.cta_tiles;
-    cut.kept_offset = static_cast<int>(cluster_exchange_bytes(g, cut.tile_slots) / 4);
+    cut.kept_offset = static_cast<int>(cluster_exchange_bytes(g) / 4);
   }
   cut.operand_words =
       operand_words(cut.tile_slots, g.n_tiles, g.pass == Pass::kForward ? 1 : gates_of(g.cell), g.precision);

@@ -41,6 +41,13 @@ struct CudaDevice {
 // What CudaDevice::max_cluster begins with. Whether a cluster of 16 fits just now, the launch finds out.
 constexpr int max_cluster_of(int compute_capability) { return compute_capability >= 90 ? 16 : 0; }
 
+// Clusters of so many CTAs, an SM each, that a device runs at once: an estimate for plans. A cluster does not leave
+// its GPC, and those of Hopper and Blackwell have up to 18 SMs, of which 16 are in clusters.
+constexpr int clusters_at_once(const CudaDevice& device, int ctas) {
+  const int clusters = device.sms * (16 / ctas) / 18;
+  return clusters > 1 ? clusters : 1;
+}
+
 // How a layer is cut for a tier, and whether it can be at all.
 struct PersistentGeometry {
   bool fits = false;

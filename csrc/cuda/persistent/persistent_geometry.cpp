@@ -78,14 +78,14 @@ PersistentGeometry grid(PersistentGeometry g, const CudaDevice& device) {
 // Clusters do not wait for each other, so any number may be launched, and runs as SMs become free. As many as the
 // device holds at once share the rows first; then each takes more tiles of rows; then there are more clusters.
 PersistentGeometry cluster(PersistentGeometry g, const CudaDevice& device, int ctas) {
-  if (ctas < 1 || ctas > device.max_cluster) return refused(g, "the device has no thread block cluster of this size");
+  if (ctas < 1 || ctas > device.max_cluster || ctas > device.sms) return refused(g, "the device has no thread block cluster of this size");
   if (g.precision == Precision::kFloat32) return refused(g, "float32 without TensorFloat-32: no kernel for clusters");
   const int64_t cta_tiles = ceil_div(g.unit_tiles, ctas);
   if (cta_tiles > kMaxWarps) return refused(g, "the cluster has too few CTAs for the units");
   g.ctas_per_replica = ctas;
   g.units_per_cta = static_cast<int>(cta_tiles * kTileUnits);
   g.peers = static_cast<int>(ceil_div(g.unit_tiles, cta_tiles));
-  const int64_t room = std::max(1, device.sms / ctas / g.D);
+  const int64_t room = std::max(1, clusters_at_once(device, ctas) / g.D);
   const int64_t wanted = ceil_div(g.B, room * kTileRows);
 
   // Warps that share a tile's products: one each of an SM's four schedulers at least, enough registers for the
@@ -100,9 +100,8 @@ PersistentGeometry cluster(PersistentGeometry g, const CudaDevice& device, int c
   g.threads = warps * 32;
 
   const int64_t kept = warps * std::max(0, g.k_tiles - in_registers) * kept_bytes(g.cell, g.precision);
-  const int slots = static_cast<int>(g.peers * cta_tiles);
   for (g.n_tiles = static_cast<int>(std::min(wanted, split)); g.n_tiles > 0; --g.n_tiles) {
-    g.shared_bytes = front_bytes(g) + cluster_exchange_bytes(g, slots) + kept;
+    g.shared_bytes = front_bytes(g) + cluster_exchange_bytes(g) + kept;
     if (g.shared_bytes <= device.shared_bytes_per_block_optin) break;
   }
   if (g.n_tiles == 0)

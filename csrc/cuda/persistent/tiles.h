@@ -5,6 +5,8 @@
 // its gates, over up to max_tiles tiles of K: gates * max_tiles * (half types 4, else 8) registers. With
 // about 100 more for everything else, 255 a thread are the limit: 128 to 144 fit without spills.
 #pragma once
+#include <algorithm>
+
 #include "cells/cell.h"
 #include "persistent.h"
 
@@ -60,13 +62,18 @@ constexpr int64_t operand_words(int unit_tiles, int n_tiles, int operand_gates, 
 }
 constexpr int64_t flags_bytes(int replicas_of_all) { return static_cast<int64_t>(1 + replicas_of_all) * kLineBytes; }
 
+// Cluster: what every CTA of one receives in a step.
+inline int64_t cluster_operand_bytes(const PersistentGeometry& g) {
+  return operand_words(g.peers * g.units_per_cta / kTileUnits, g.n_tiles,
+                       g.pass == Pass::kForward ? 1 : gates_of(g.cell), g.precision) *
+         4;
+}
+
 // Cluster: shared memory from the biases' end to where the kept weights begin.
-inline int64_t cluster_exchange_bytes(const PersistentGeometry& g, int tile_slots) {
-  const bool forward = g.pass == Pass::kForward;
-  const int gates = gates_of(g.cell), warps = g.threads / 32;
-  const int64_t parts = g.k_split == 1 ? 0 : g.n_tiles * parts_bytes(warps, forward ? gates : 1);
-  const int64_t exchange = 2 * operand_words(tile_slots, g.n_tiles, forward ? 1 : gates, g.precision) * 4 + parts;
-  return exchange > warps * kStageBytes ? exchange : warps * kStageBytes;
+inline int64_t cluster_exchange_bytes(const PersistentGeometry& g) {
+  const int warps = g.threads / 32, sums = g.pass == Pass::kForward ? gates_of(g.cell) : 1;
+  const int64_t parts = g.k_split == 1 ? 0 : g.n_tiles * parts_bytes(warps, sums);
+  return std::max(2 * cluster_operand_bytes(g) + parts, warps * kStageBytes);
 }
 
 }  // namespace fastrnn::cuda
