@@ -13,8 +13,8 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   // cell         "lstm", "gru", "rnn_tanh", "rnn_relu"
   // mode         what backward will find: 0 nothing, 1 gates, 2 what recomputes them; plus, for the CUDA
   //              kernels (the CPU has neither), 16 times the tier: 0 as plan_cuda chooses, 1 one CTA, 2
-  //              grid, 3 stepwise, an error where that one cannot; plus 64 where the products of a float32
-  //              layer may round their factors to TensorFloat-32
+  //              grid, 3 stepwise, 4 cluster, an error where that one cannot; plus 128 where the products of a
+  //              float32 layer may round their factors to TensorFloat-32
   //
   // y            (T, B, D*Hout) or (N, D*Hout); hn (D, B, Hout); cn (D, B, H), LSTM
   // gates        mode 1: (D, N, 4*H), the activated i, f, g, o (LSTM) or r, z, n and the recurrent

@@ -15,7 +15,7 @@ enum class Dtype : int { kFloat = 0, kDouble = 1, kBFloat16 = 2, kHalf = 3 };
 enum class Save : int { kNothing = 0, kGates = 1, kRecompute = 2 };
 
 // Of the ops' argument `mode`, see ops.cpp.
-constexpr int64_t kModeTier = 16, kModeTf32 = 64, kModeEnd = 128;
+constexpr int64_t kModeTier = 16, kModeTf32 = 128, kModeEnd = 256;
 
 inline int gates_of(CellKind cell) { return cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1; }
 // Values a unit and step kept for backward, see csrc/cells/.

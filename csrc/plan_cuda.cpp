@@ -3,6 +3,9 @@
 #include "plan_cuda.h"
 
 #include <algorithm>
+#include <initializer_list>
+
+#include "cuda/persistent/tiles.h"
 
 namespace fastrnn {
 namespace {
@@ -21,11 +24,16 @@ struct StepCosts {
   double cta_fixed, cta_unit;
   // The grid: the exchange, and the products of a tile of 8 rows over 1024 units.
   double grid_exchange, grid_tile;
+  // A cluster: a product of 16 units, 16 of K and 8 rows on one of an SM's four schedulers.
+  double cluster_product;
 };
-constexpr StepCosts kHalfTypes = {0.06, 0.0027, 0.60, 0.20};
-constexpr StepCosts kTf32 = {0.06, 0.0054, 0.60, 0.40};
-constexpr StepCosts kFloat32 = {0.06, 0.0150, 0.60, 1.10};  // three TF32 products each, and their splits
-constexpr double kBackward = 1.4;                           // a backward step's share of a forward one's
+constexpr StepCosts kHalfTypes = {0.06, 0.0027, 0.60, 0.20, 0.0045};
+constexpr StepCosts kTf32 = {0.06, 0.0054, 0.60, 0.40, 0.0090};
+constexpr StepCosts kFloat32 = {0.06, 0.0150, 0.60, 1.10, 0};  // three TF32 products each, and their splits
+constexpr double kBackward = 1.4;                              // a backward step's share of a forward one's
+// A cluster: the cell and a push that arrives; the push of a tile to one peer; what an SM receives from its peers,
+// and what it reads of its own shared memory (128 bytes a clock), in bytes a microsecond.
+constexpr double kClusterFixed = 0.17, kPush = 0.004, kReceived = 50e3, kSharedRead = 217e3;
 // A product and a kernel a step, each launched by the host; with a projection two of each.
 constexpr double kStepwiseLaunches = 9.0;
 // The same before the first step of a persistent tier: weights into registers, the launch.
@@ -47,9 +55,22 @@ double stepwise_us(const LayerShape& s, Precision precision, const CudaDevice& d
   return kStepwiseLaunches * (s.P ? 2 : 1) + flops / rate;
 }
 
+double cluster_us(const LayerShape& s, const PersistentGeometry& g, const CudaDevice& device) {
+  const int gates = gates_of(s.cell), cta_tiles = g.units_per_cta / cuda::kTileUnits;
+  const double products = double(cta_tiles) * g.unit_tiles * gates * g.n_tiles / 4;
+  const double kept = std::max(0, g.k_tiles - cuda::max_tiles(s.cell, g.precision, g.tier)) * (g.threads / 32.0) *
+                      cuda::kept_bytes(s.cell, g.precision) * g.n_tiles;
+  double us = kClusterFixed + costs_of(g.precision).cluster_product * products + kept / kSharedRead;
+  if (g.pass == Pass::kBackward) us *= kBackward;
+  us += kPush * g.peers * (g.pass == Pass::kForward ? 1 : gates) + cuda::cluster_operand_bytes(g) / kReceived;
+  const int at_once = cuda::clusters_at_once(device, g.ctas_per_replica), clusters = g.replicas * g.D;
+  return us * ((clusters + at_once - 1) / at_once);
+}
+
 double persistent_us(const LayerShape& s, const PersistentGeometry& g, const CudaDevice& device) {
   const StepCosts& cost = costs_of(g.precision);
   double us = 0;
+  if (g.tier == cuda::Tier::kCluster) return cluster_us(s, g, device) + kPersistentStart / s.T;
   if (g.tier == cuda::Tier::kOneCta) {
     const int waves = (g.ctas + device.sms - 1) / std::max(1, device.sms);
     us = waves * (cost.cta_fixed + cost.cta_unit * s.H);
@@ -69,22 +90,37 @@ CudaPlan stepwise(const LayerShape& s, Precision precision, const CudaDevice& de
   return plan;
 }
 
-CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device, CudaTier tier) {
-  const auto kind = tier == CudaTier::kOneCta ? cuda::Tier::kOneCta : cuda::Tier::kGrid;
+CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device, CudaTier tier,
+                    int cluster = 0) {
+  const auto kind = tier == CudaTier::kOneCta    ? cuda::Tier::kOneCta
+                    : tier == CudaTier::kCluster ? cuda::Tier::kCluster
+                                                 : cuda::Tier::kGrid;
   CudaPlan plan;
   plan.tier = tier;
   plan.precision = precision;
-  plan.geometry = cuda::geometry(s.cell, precision, kind, s.H, s.B, s.D, pass, device);
+  plan.geometry = cuda::geometry(s.cell, precision, kind, s.H, s.B, s.D, pass, device, cluster);
   plan.possible = plan.geometry.fits;
   if (!plan.possible) {
     plan.reason = plan.geometry.reason;
     return plan;
   }
   plan.step_us = persistent_us(s, plan.geometry, device);
-  plan.reason = tier == CudaTier::kOneCta
-                    ? "the recurrent weights stay in one SM's registers: nothing leaves it"
+  plan.reason = tier == CudaTier::kOneCta ? "the recurrent weights stay in one SM's registers: nothing leaves it"
+                : tier == CudaTier::kCluster
+                    ? "the recurrent weights stay in a cluster of SMs: they push h to each other, past the L2 cache"
                     : "the recurrent weights stay in the GPU's registers: one flag exchange a step";
   return plan;
+}
+
+// The smallest cluster that is the fastest by estimate; where none takes the layer, the largest one's reason.
+CudaPlan clustered(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device) {
+  CudaPlan best = persistent(s, precision, pass, device, CudaTier::kCluster, 4);
+  for (int ctas : {8, 16}) {
+    const CudaPlan larger = persistent(s, precision, pass, device, CudaTier::kCluster, ctas);
+    const bool better = larger.possible && larger.step_us < best.step_us;
+    if (!best.possible ? larger.possible || ctas <= device.max_cluster : better) best = larger;
+  }
+  return best;
 }
 
 // Why no persistent tier is worth asking, null where one may be.
@@ -118,7 +154,8 @@ CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& 
       plan.possible = s.B == 0;  // nothing to launch
       plan.reason = never;
     } else {
-      plan = persistent(s, precision, pass, device, wanted);
+      plan = wanted == CudaTier::kCluster ? clustered(s, precision, pass, device)
+                                          : persistent(s, precision, pass, device, wanted);
     }
     return plan;
   }
@@ -127,17 +164,22 @@ CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& 
 
   const CudaPlan one = persistent(s, precision, pass, device, CudaTier::kOneCta);
   const CudaPlan grid = persistent(s, precision, pass, device, CudaTier::kGrid);
+  // A cluster has nothing to offer where one SM holds the weights: its SMs take further rows instead.
+  CudaPlan cluster;
+  cluster.possible = false;
+  if (!one.possible) cluster = clustered(s, precision, pass, device);
   CudaPlan best = stepwise(s, precision, device, "");
-  best.reason = one.possible || grid.possible ? "a large batch: the products fill the GPU, a step at a time"
-                                              : grid.geometry.reason;
-  for (const CudaPlan* plan : {&grid, &one}) {
+  best.reason = one.possible || cluster.possible || grid.possible
+                    ? "a large batch: the products fill the GPU, a step at a time"
+                    : grid.geometry.reason;
+  for (const CudaPlan* plan : std::initializer_list<const CudaPlan*>{&grid, &cluster, &one}) {
     if (plan->possible && plan->step_us < best.step_us) best = *plan;
   }
   return best;
 }
 
 const char* tier_name(CudaTier tier) {
-  static const char* const names[] = {"auto", "one_cta", "grid", "stepwise"};
+  static const char* const names[] = {"auto", "one_cta", "grid", "stepwise", "cluster"};
   return names[static_cast<int>(tier)];
 }
 

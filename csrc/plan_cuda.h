@@ -6,7 +6,7 @@
 namespace fastrnn {
 
 // The tiers of the CUDA kernels, as the ops' argument `mode` numbers them.
-enum class CudaTier : int { kAuto = 0, kOneCta = 1, kGrid = 2, kStepwise = 3 };
+enum class CudaTier : int { kAuto = 0, kOneCta = 1, kGrid = 2, kStepwise = 3, kCluster = 4 };
 const char* tier_name(CudaTier tier);  // "one_cta" and so on
 
 struct CudaPlan {

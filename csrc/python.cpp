@@ -59,6 +59,7 @@ E one_of(const std::string& argument, const std::string& value,
 
 const std::vector<std::pair<const char*, CudaTier>> kTiers = {{"auto", CudaTier::kAuto},
                                                               {"one_cta", CudaTier::kOneCta},
+                                                              {"cluster", CudaTier::kCluster},
                                                               {"grid", CudaTier::kGrid},
                                                               {"stepwise", CudaTier::kStepwise}};
 
@@ -75,6 +76,7 @@ py::dict cuda_pass(const CudaPlan& chosen) {
   if (chosen.tier == CudaTier::kStepwise) return out;
   const cuda::PersistentGeometry& g = chosen.geometry;
   out["ctas"] = g.ctas;
+  if (g.tier == cuda::Tier::kCluster) out["cluster"] = g.ctas_per_replica;
   out["replicas"] = g.replicas;
   out["units_per_cta"] = g.units_per_cta;
   out["row_tiles"] = g.n_tiles;
@@ -92,6 +94,7 @@ cuda::CudaDevice cuda_device(const py::dict& gpu) {
   device.shared_bytes_per_block_optin = py::cast<int64_t>(gpu["shared_bytes_per_block"]);
   device.l2_bytes = py::cast<int64_t>(gpu["l2_bytes"]);
   device.cooperative_launch = py::cast<bool>(gpu["cooperative_launch"]);
+  device.max_cluster = cuda::max_cluster_of(device.compute_capability);
   return device;
 }
 

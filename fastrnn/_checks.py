@@ -18,7 +18,7 @@ from .reference import GATES
 
 SAVE = ("gates", "recompute")
 #: Tiers of the CUDA kernels that can be asked for by name, see csrc/plan_cuda.h.
-TIERS = ("one_cta", "grid", "stepwise")
+TIERS = ("one_cta", "cluster", "grid", "stepwise")
 BACKENDS = ("auto", "fused", *TIERS, "cudnn", "reference")
 NONLINEARITIES = ("tanh", "relu")
 

@@ -17,8 +17,8 @@ _FOLDER = Path(__file__).parent
 SAVED_GATES = {"lstm": 4, "gru": 4, "rnn_tanh": 0, "rnn_relu": 0}
 SAVE_MODES = {None: 0, "gates": 1, "recompute": 2}
 # Of the ops' argument `mode`: a tier of the CUDA kernels, and whether float32 may use TensorFloat-32.
-TIERS = {"auto": 0, "one_cta": 16, "grid": 32, "stepwise": 48}
-TF32 = 64
+TIERS = {"auto": 0, "one_cta": 16, "grid": 32, "stepwise": 48, "cluster": 64}
+TF32 = 128
 
 torch.ops.load_library(_FOLDER / "libfastrnn_cpu.so")
 cuda_loaded = False

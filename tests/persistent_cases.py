@@ -16,7 +16,7 @@ from fastrnn.verification import Tolerance
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
-TIERS = ("one CTA", "grid")
+TIERS = ("one CTA", "grid", "cluster")  # persistent.h's Tier
 
 #: TF32 rounds to as many bits as float16.
 LIMITS = {name: TOLERANCES[getattr(torch, name, torch.float16)] for name in PRECISIONS}
@@ -39,14 +39,16 @@ class Case:
     strided: bool = False
     absent: bool = False  # no incoming gradients but that of y
     sms: int = 132
+    cluster: int = 4  # CTAs, of the cluster tier
 
     def __str__(self) -> str:
         """A test's id."""
         shape = (
             f"T{self.T}B{self.B}" if self.sizes is None else "packed" + "".join(map(str, self.sizes))
         ) + f"H{self.H}D{self.D}sms{self.sms}"
+        tier = f"cluster{self.cluster}" if self.tier == "cluster" else self.tier.replace(" ", "")
         more = ["nobias"] * (not self.bias) + ["strided"] * self.strided + ["absent"] * self.absent
-        return "-".join([self.cell, self.precision, self.tier.replace(" ", ""), shape, *more])
+        return "-".join([self.cell, self.precision, tier, shape, *more])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -179,7 +181,7 @@ def forward(ops, case: Case, p: Problem, save: bool = True, in_place: bool = Fal
     """(y, hn, cn, gates, cells, error) of the kernel."""
     precision, tier = PRECISIONS.index(case.precision), TIERS.index(case.tier)
     bias = ops.guarded(combined_bias(case, p)) if case.bias else torch.empty(0)
-    at = (p.offsets, p.sizes, len(case.batch_sizes), case.cell, precision, tier)
+    at = (p.offsets, p.sizes, len(case.batch_sizes), case.cell, precision, tier, case.cluster)
     return ops.persistent_forward(p.gx, p.w_hh, bias, p.h0, p.c0, *at, save, in_place, case.sms)
 
 
@@ -187,7 +189,7 @@ def backward(ops, case: Case, p: Problem, saved, need_state: bool = True, in_pla
     """(dgates, dh0, dc0, error) of the kernel, from what forward returned."""
     y, _, _, gates, cells, _ = saved
     precision, tier = PRECISIONS.index(case.precision), TIERS.index(case.tier)
-    at = (p.offsets, p.sizes, len(case.batch_sizes), case.cell, precision, tier)
+    at = (p.offsets, p.sizes, len(case.batch_sizes), case.cell, precision, tier, case.cluster)
     grads = (p.grad_y, p.grad_hn, p.grad_cn)
     saved = (gates, cells, y, p.h0, p.c0)
     return ops.persistent_backward(p.w_hh, *saved, *grads, *at, need_state, in_place, case.sms)

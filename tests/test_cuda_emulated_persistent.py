@@ -28,6 +28,8 @@ from persistent_cases import (
 )
 
 PACKED = (9, 4, 4, 2, 1)
+#: CTAs of a cluster and units: CTAs with several tiles and one too many, with one, and without any.
+CLUSTERS = ((4, 70), (8, 120), (8, 33), (16, 245), (16, 100))
 H100 = {"sms": 132, "shared_bytes": 227 << 10, "compute_capability": 90, "cooperative": True}
 A100 = {"sms": 108, "shared_bytes": 163 << 10, "compute_capability": 80, "cooperative": True}
 
@@ -47,6 +49,8 @@ def cases() -> list[Case]:
     for cell in CELLS:
         for precision in PRECISIONS:
             for tier in TIERS:
+                if tier == "cluster" and precision == "float32":
+                    continue  # no kernel
                 plain = Case(cell, precision, tier)
                 out += [
                     plain,
@@ -67,6 +71,14 @@ def cases() -> list[Case]:
         # Three tiles of rows a replica, of which the last is not full; more tiles of K than warps.
         out.append(Case(cell, "bfloat16", "grid", T=4, B=34, H=20, sms=8))
         out.append(Case(cell, "tf32", "grid", T=3, B=3, H=150, D=1))
+        for i, (size, H) in enumerate(CLUSTERS):
+            precision = ("bfloat16", "float16", "tf32")[(i + CELLS.index(cell)) % 3]
+            out.append(Case(cell, precision, "cluster", T=3, B=9, H=H, D=1 + i % 2, cluster=size, sms=18))
+    # Weights that wait in shared memory; one warp a tile of units, which meets no barrier of its CTA.
+    out.append(Case("lstm", "tf32", "cluster", T=3, B=3, H=133, D=1))
+    out.append(Case("gru", "float16", "cluster", T=3, B=2, H=210, D=1))
+    out.append(Case("lstm", "bfloat16", "cluster", T=3, B=2, H=150, D=1, cluster=4, sizes=(2, 1, 1)))
+    out.append(Case("rnn_relu", "bfloat16", "cluster", T=4, B=9, H=200, D=1))
     return out
 
 
@@ -151,12 +163,13 @@ def test_a_wait_that_cannot_end_does_not_hang(ops, cell):
     assert gradients[1].isnan().all()
 
 
-def numbers(ops, cell, precision, tier, H, B=8, D=1, backward=False, device=H100):
+def numbers(ops, cell, precision, tier, H, B=8, D=1, backward=False, device=H100, cluster=8):
     """The geometry as a dict, or the reason why there is none."""
-    at = (cell, PRECISIONS.index(precision), TIERS.index(tier), H, B, D, backward, *device.values())
+    at = (cell, PRECISIONS.index(precision), TIERS.index(tier), cluster, H, B, D, backward, *device.values())
     values, reason = ops.persistent_geometry(*at)
     assert (reason == "") == bool(values[0])
     keys = ("ctas_a_replica", "replicas", "ctas", "n_tiles", "threads", "shared", "workspace")
+    keys += ("k_split", "peers")
     return dict(zip(keys, values[1:], strict=True)) if values[0] else reason
 
 
@@ -180,7 +193,13 @@ def test_geometry_stays_within_the_device(ops, device, backward):
                             assert g["ctas"] == g["ctas_a_replica"] * g["replicas"] * D
                             assert g["threads"] <= 256
                             assert g["shared"] <= device["shared_bytes"]
-                            if tier == "grid":
+                            if tier == "cluster":
+                                assert g["ctas_a_replica"] == 8
+                                assert g["peers"] <= 8
+                                assert g["n_tiles"] <= g["k_split"]  # a finishing warp each
+                                assert g["threads"] // 32 % g["k_split"] == 0
+                                assert g["threads"] // 32 // g["k_split"] * 16 * g["peers"] >= H
+                            elif tier == "grid":
                                 assert g["ctas_a_replica"] * 16 >= H
                                 assert g["ctas"] <= device["sms"]
                                 assert g["n_tiles"] <= 8
@@ -208,6 +227,26 @@ def test_geometry_reaches_what_it_must(ops):
     old = {**H100, "compute_capability": 75}
     assert "compute capability" in numbers(ops, "gru", "tf32", "one CTA", 64, device=old)
     assert "nothing" in numbers(ops, "gru", "tf32", "one CTA", 64, B=0)
+
+
+def test_geometry_of_clusters(ops):
+    """What each size takes, how a batch that is larger than the device is cut, and what is refused."""
+    for back in (False, True):
+        for cell in CELLS:
+            for size, H in ((4, 256), (8, 256), (16, 512)):
+                g = numbers(ops, cell, "bfloat16", "cluster", H, cluster=size, backward=back)
+                assert (g["ctas"], g["peers"]) == (size, size)
+        assert numbers(ops, "lstm", "tf32", "cluster", 256, cluster=16, backward=back)["threads"] == 128
+        gru = numbers(ops, "gru", "float16", "cluster", 768, cluster=16, backward=back)
+        assert gru["shared"] > 100 << 10  # weights too
+    assert numbers(ops, "lstm", "bfloat16", "cluster", 384, cluster=16)["peers"] == 12
+    few, many = (numbers(ops, "lstm", "bfloat16", "cluster", 512, B=B, cluster=16) for B in (56, 1000))
+    assert (few["n_tiles"], few["replicas"]) == (1, 7)
+    assert (many["n_tiles"], many["replicas"]) == (4, 32)  # they run as SMs become free
+    assert "no kernel" in numbers(ops, "lstm", "float32", "cluster", 64)
+    assert "no thread block cluster" in numbers(ops, "lstm", "bfloat16", "cluster", 64, device=A100)
+    assert "too few CTAs" in numbers(ops, "lstm", "bfloat16", "cluster", 2048)
+    assert "shared memory of a cluster" in numbers(ops, "lstm", "bfloat16", "cluster", 1024, cluster=16)
 
 
 def test_more_steps_than_16_bits_count(ops):

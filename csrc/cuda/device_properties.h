@@ -33,6 +33,7 @@ inline const CudaDevice& device_properties(int device) {
     d.shared_bytes_per_block_optin = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
     d.l2_bytes = ask(cudaDevAttrL2CacheSize);
     d.cooperative_launch = ask(cudaDevAttrCooperativeLaunch) != 0;
+    d.max_cluster = ask(cudaDevAttrClusterLaunch) ? max_cluster_of(d.compute_capability) : 0;
   });
   return known[device];
 }

@@ -52,9 +52,7 @@ bool launched(int error) {
   return true;
 }
 
-}  // namespace
-
-bool run_persistent(const Layer& layer, const CudaPlan& plan, const ForwardSequence& s) {
+bool launch(const Layer& layer, const CudaPlan& plan, const ForwardSequence& s) {
   PersistentForward p;
   std::vector<Tensor> keep;
   set_common(p, layer, plan, keep);
@@ -73,7 +71,7 @@ bool run_persistent(const Layer& layer, const CudaPlan& plan, const ForwardSeque
   return launched(persistent_forward(p, plan.geometry, layer.stream));
 }
 
-bool run_persistent(const Layer& layer, const CudaPlan& plan, const BackwardSequence& s) {
+bool launch(const Layer& layer, const CudaPlan& plan, const BackwardSequence& s) {
   PersistentBackward p;
   std::vector<Tensor> keep;
   set_common(p, layer, plan, keep);
@@ -94,6 +92,28 @@ bool run_persistent(const Layer& layer, const CudaPlan& plan, const BackwardSequ
   p.dh0 = data(s.dh0);
   p.dc0 = data(s.dc0);
   return launched(persistent_backward(p, plan.geometry, layer.stream));
+}
+
+// A cluster that the device has no room for makes way for a smaller one, then for the next tier.
+template <class Sequence>
+bool run(const Layer& layer, CudaPlan plan, Pass pass, const Sequence& s) {
+  CudaDevice device = device_properties(layer.device);
+  while (plan.tier != CudaTier::kStepwise) {
+    if (launch(layer, plan, s)) return true;
+    if (plan.tier != CudaTier::kCluster) return false;
+    device.max_cluster = plan.geometry.ctas_per_replica / 2;
+    plan = plan_cuda(layer.shape(), layer.tf32, pass, device);
+  }
+  return false;
+}
+
+}  // namespace
+
+bool run_persistent(const Layer& layer, const CudaPlan& plan, const ForwardSequence& s) {
+  return run(layer, plan, Pass::kForward, s);
+}
+bool run_persistent(const Layer& layer, const CudaPlan& plan, const BackwardSequence& s) {
+  return run(layer, plan, Pass::kBackward, s);
 }
 
 }  // namespace fastrnn::cuda

@@ -33,10 +33,10 @@ class RecurrentLayer(nn.RNNBase):
 
         - "auto": the fused kernels where they cover dtype and device, ``fastrnn.reference`` elsewhere;
         - "fused": the fused kernels, RuntimeError where none covers the case;
-        - "stepwise", "one_cta", "grid": on a GPU the fused kernels of one tier (a product and a kernel a
-          step; a whole sequence in one block; a whole sequence on the whole GPU), RuntimeError where that
-          tier cannot take the layer and on the CPU, which has no tiers. "auto" chooses among them:
-          ``fastrnn.explain`` says which, and why;
+        - "stepwise", "one_cta", "cluster", "grid": on a GPU the fused kernels of one tier (a product and a
+          kernel a step; a whole sequence in one block; in a cluster of 4, 8 or 16 blocks, from compute
+          capability 9.0 on; on the whole GPU), RuntimeError where that tier cannot take the layer and on
+          the CPU, which has no tiers. "auto" chooses among them: ``fastrnn.explain`` says which, and why;
         - "cudnn": torch's own layers, cuDNN on a GPU and torch's native ones on the CPU, on the same weights;
         - "reference": plain torch, step by step.
 

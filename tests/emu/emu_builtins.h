@@ -182,10 +182,22 @@ cudaError_t cudaFuncSetAttribute(K* k, cudaFuncAttribute a, int v) {
   return 0;
 }
 template <class K>
-cudaError_t cudaOccupancyMaxActiveClusters(int* n, K*, const cudaLaunchConfig_t*) {
-  *n = 1;
+cudaError_t cudaOccupancyMaxActiveClusters(int* n, K* k, const cudaLaunchConfig_t* c) {
+  const int size = (int)c->attrs[0].val.clusterDim.x;
+  if (size > 8 && !emu::func_attr[(void*)k][cudaFuncAttributeNonPortableClusterSizeAllowed])
+    return cudaErrorInvalidClusterSize;
+  *n = size <= emu::opt.max_cluster ? emu::opt.sms / size : 0;
   return 0;
 }
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+template <class K>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, K*) {
+  a->ptxVersion = 90;
+  return 0;
+}
+inline cudaError_t cudaGetLastError() { return 0; }
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;

@@ -113,7 +113,9 @@ struct Block {
 };
 struct Async {
   Block* dst;
-  uint32_t off, val, bar;
+  uint32_t off, val[4];
+  int n;  // bytes
+  uint32_t bar;
   Loc loc;
   Snap from;
   int warp;
@@ -131,6 +133,7 @@ struct Options {  // set before a launch
   // Negative: as many in any launch, a cooperative one too, which no device would do.
   int resident = 0;
   int sms = 132;            // with room for one block each, for who asks the device
+  int max_cluster = 16;     // blocks of the largest cluster that there is room for
   int fault = 0;            // number of the planted fault that is switched on, see build.py
   bool strict_mbar = true;  // a wait must see exactly the next phase; no tx or half-arrived phase may be left at exit
 };

@@ -31,6 +31,7 @@ inline void finish(Thread* t) {
   if (t->cl_arrived) throw Error(who(t) + ": exits between cluster arrive and wait");
   b->live--;
   S.live--;
+  cluster_leave(b->cl);
   if (b->live == 0 && opt.strict_mbar)
     for (auto& [off, m] : b->mb)
       if (m.tx || m.pending != m.count)

@@ -22,9 +22,16 @@ void configure(int64_t seed, int64_t resident, int64_t fault) {
 
 // The device that plans are made for.
 void device(int64_t capability, int64_t sms, int64_t shared_bytes) {
-  fastrnn::cuda::emulated_device() = {static_cast<int>(capability), static_cast<int>(sms), shared_bytes, 50 << 20,
-                                      true};
+  fastrnn::cuda::emulated_device() = {static_cast<int>(capability),
+                                      static_cast<int>(sms),
+                                      shared_bytes,
+                                      50 << 20,
+                                      true,
+                                      fastrnn::cuda::max_cluster_of(static_cast<int>(capability))};
 }
+
+// The largest cluster that there is room for on it, whatever the plan thought.
+void room_for_clusters(int64_t blocks) { emu::opt.max_cluster = static_cast<int>(blocks); }
 
 // A contiguous copy of x that ends at a guard page.
 Tensor guarded(const Tensor& x) {
@@ -54,10 +61,12 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
       "Tensor grad_bias, Tensor grad_c0, Tensor grad_v)");
   m.def("configure(int seed, int resident=0, int fault=0) -> ()");
   m.def("device(int capability, int sms, int shared_bytes) -> ()");
+  m.def("room_for_clusters(int blocks) -> ()");
   m.def("guarded(Tensor x) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CPU, m) { m.impl("guarded", TORCH_BOX(&guarded)); }
 STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&configure));
   m.impl("device", TORCH_BOX(&device));
+  m.impl("room_for_clusters", TORCH_BOX(&room_for_clusters));
 }

@@ -21,6 +21,7 @@ fastrnn::cuda::CudaDevice device_with(int64_t sms) {
   device.sms = static_cast<int>(sms);
   device.shared_bytes_per_block_optin = 227 << 10;
   device.cooperative_launch = true;
+  device.max_cluster = fastrnn::cuda::max_cluster_of(90);
   return device;
 }
 
@@ -80,14 +81,14 @@ int64_t error_of(const Tensor& workspace) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, int64_t> persistent_forward(
     const Tensor& gx, const std::vector<Tensor>& w_hh, const Tensor& bias, const Tensor& h0, const Tensor& c0,
     const Tensor& offsets, const Tensor& batch_sizes, int64_t T, const std::string& cell, int64_t precision,
-    int64_t tier, bool save, bool in_place, int64_t sms) {
+    int64_t tier, int64_t cluster, bool save, bool in_place, int64_t sms) {
   using namespace fastrnn::cuda;
   const fastrnn::LayerShape shape = shape_of(h0, T, offsets, cell);
   const bool lstm = shape.cell == CellKind::kLstm;
   const int64_t N = shape.rows(), H = shape.H, B = shape.B, D = shape.D, S = fastrnn::saved_of(shape.cell);
   const ScalarType type = h0.scalar_type();
   const PersistentGeometry g = geometry(shape.cell, static_cast<Precision>(precision), static_cast<Tier>(tier), H, B,
-                                        shape.D, Pass::kForward, device_with(sms));
+                                        shape.D, Pass::kForward, device_with(sms), static_cast<int>(cluster));
   PersistentForward p;
   const Tensor workspace = prepare(p, shape, precision, offsets, batch_sizes, w_hh, g);
   const Tensor y = empty({N, D * H}, type, 0), hn = empty({D, B, H}, type, 0);
@@ -115,8 +116,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, int64_t> persistent_forward(
 std::tuple<Tensor, Tensor, Tensor, int64_t> persistent_backward(
     const std::vector<Tensor>& w_hh, const Tensor& gates, const Tensor& cells, const Tensor& y, const Tensor& h0,
     const Tensor& c0, const Tensor& grad_y, const Tensor& grad_hn, const Tensor& grad_cn, const Tensor& offsets,
-    const Tensor& batch_sizes, int64_t T, const std::string& cell, int64_t precision, int64_t tier, bool need_state,
-    bool in_place, int64_t sms) {
+    const Tensor& batch_sizes, int64_t T, const std::string& cell, int64_t precision, int64_t tier, int64_t cluster,
+    bool need_state, bool in_place, int64_t sms) {
   using namespace fastrnn::cuda;
   const fastrnn::LayerShape shape = shape_of(h0, T, offsets, cell);
   const bool lstm = shape.cell == CellKind::kLstm;
@@ -124,7 +125,7 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> persistent_backward(
   const int64_t Gr = fastrnn::gates_of(shape.cell) + (shape.cell == CellKind::kGru);
   const ScalarType type = h0.scalar_type();
   const PersistentGeometry g = geometry(shape.cell, static_cast<Precision>(precision), static_cast<Tier>(tier), H, B,
-                                        shape.D, Pass::kBackward, device_with(sms));
+                                        shape.D, Pass::kBackward, device_with(sms), static_cast<int>(cluster));
   PersistentBackward p;
   const Tensor workspace = prepare(p, shape, precision, offsets, batch_sizes, w_hh, g);
   const Tensor dgates = in_place ? gates : empty({D, N, Gr * H}, type, 0);
@@ -147,19 +148,24 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> persistent_backward(
   return {dgates, dh0, dc0, error_of(workspace)};
 }
 
-// {fits, CTAs a replica, replicas, CTAs, row tiles, threads, shared bytes, workspace bytes}, and the reason.
+// {fits, CTAs a replica, replicas, CTAs, row tiles, threads, shared bytes, workspace bytes, parts of K, peers}, and
+// the reason.
 std::tuple<std::vector<int64_t>, std::string> persistent_geometry(const std::string& cell, int64_t precision,
-                                                                  int64_t tier, int64_t H, int64_t B, int64_t D,
-                                                                  bool backward, int64_t sms, int64_t shared_bytes,
-                                                                  int64_t compute_capability, bool cooperative) {
+                                                                  int64_t tier, int64_t cluster, int64_t H, int64_t B,
+                                                                  int64_t D, bool backward, int64_t sms,
+                                                                  int64_t shared_bytes, int64_t compute_capability,
+                                                                  bool cooperative) {
   using namespace fastrnn::cuda;
   CudaDevice device = device_with(sms);
   device.shared_bytes_per_block_optin = shared_bytes;
   device.compute_capability = static_cast<int>(compute_capability);
   device.cooperative_launch = cooperative;
-  const PersistentGeometry g = geometry(kind_of(cell), static_cast<Precision>(precision), static_cast<Tier>(tier), H,
-                                        B, static_cast<int>(D), backward ? Pass::kBackward : Pass::kForward, device);
-  return {{g.fits, g.ctas_per_replica, g.replicas, g.ctas, g.n_tiles, g.threads, g.shared_bytes, g.workspace_bytes},
+  device.max_cluster = max_cluster_of(device.compute_capability);
+  const PersistentGeometry g =
+      geometry(kind_of(cell), static_cast<Precision>(precision), static_cast<Tier>(tier), H, B, static_cast<int>(D),
+               backward ? Pass::kBackward : Pass::kForward, device, static_cast<int>(cluster));
+  return {{g.fits, g.ctas_per_replica, g.replicas, g.ctas, g.n_tiles, g.threads, g.shared_bytes, g.workspace_bytes,
+           g.k_split, g.peers},
           g.reason};
 }
 
@@ -168,15 +174,18 @@ std::tuple<std::vector<int64_t>, std::string> persistent_geometry(const std::str
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTRNN_NAMESPACE, m) {
   m.def(
       "persistent_forward(Tensor gx, Tensor[] w_hh, Tensor bias, Tensor h0, Tensor c0, Tensor row_offsets, "
-      "Tensor batch_sizes, int T, str cell, int precision, int tier, bool save, bool in_place, int sms) -> (Tensor "
+      "Tensor batch_sizes, int T, str cell, int precision, int tier, int cluster, bool save, bool in_place, int sms) "
+      "-> (Tensor "
       "y, Tensor hn, "
       "Tensor cn, Tensor gates, Tensor cells, int error)");
   m.def(
       "persistent_backward(Tensor[] w_hh, Tensor gates, Tensor cells, Tensor y, Tensor h0, Tensor c0, Tensor grad_y, "
       "Tensor grad_hn, Tensor grad_cn, Tensor row_offsets, Tensor batch_sizes, int T, str cell, int precision, "
-      "int tier, bool need_state, bool in_place, int sms) -> (Tensor dgates, Tensor dh0, Tensor dc0, int error)");
+      "int tier, int cluster, bool need_state, bool in_place, int sms) -> (Tensor dgates, Tensor dh0, Tensor dc0, "
+      "int error)");
   m.def(
-      "persistent_geometry(str cell, int precision, int tier, int H, int B, int D, bool backward, int sms, "
+      "persistent_geometry(str cell, int precision, int tier, int cluster, int H, int B, int D, bool backward, int "
+      "sms, "
       "int shared_bytes, int compute_capability, bool cooperative) -> (int[] numbers, str reason)");
 }
 STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CPU, m) {

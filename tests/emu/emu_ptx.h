@@ -67,6 +67,22 @@ inline float reciprocal_approx(float v) { return flushed(1.0f / flushed(v)) * (1
 template <class Int>
 void forget(Int&) {}
 
+constexpr bool kHasClusters = true;
+inline uint32_t shared_address(const void* p) { return emu::to_shared(p); }
+inline uint32_t peer_address(uint32_t address, int rank, EMU_LOC) { return emu::mapa(address, rank, loc); }
+inline void cluster_barrier(EMU_LOC) {
+  emu::cluster_arrive(loc);
+  emu::cluster_wait(loc);
+}
+inline void barrier_init(uint32_t barrier, EMU_LOC) { emu::mbar_init(barrier, 1, loc); }
+inline void barrier_init_fence() {}
+inline void barrier_expect(uint32_t barrier, uint32_t bytes, EMU_LOC) { emu::mbar_arrive(barrier, bytes, loc); }
+inline void wait_for_phase(uint32_t barrier, int parity, EMU_LOC) { emu::mbar_wait(barrier, parity, loc); }
+template <class Words>
+void push(uint32_t address, Words v, uint32_t barrier, EMU_LOC) {
+  emu::st_async(address, &v, sizeof v, barrier, loc);
+}
+
 inline void add_release(uint32_t* flag, uint32_t n) { atomicAdd(flag, n); }
 inline uint32_t load_acquire(const uint32_t* flag, EMU_LOC) { return emu::poll(flag, loc); }
 template <class Words>

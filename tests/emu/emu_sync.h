@@ -234,25 +234,36 @@ inline void mbar_wait(uint32_t a, uint32_t parity, Loc loc) {
   m.seen[t->lin] = m.phase;
   hb_acquire(m.hb_done);
 }
+// The cluster's barrier, of which a thread that exits is no longer a part.
+inline void cluster_leave(Cluster* c) {
+  if (--c->size && c->arrived == c->size) {
+    c->arrived = 0;
+    c->phase++;
+    c->hb_done = c->hb;
+    wake_all(c->wait);
+  }
+}
 EMU_NOSAN inline void land(const Async& a) {  // one st.async arrives: data first, then complete_tx
   if (a.dst->live == 0) fail("st.async lands in a block that has exited", &a.loc);
-  void* p = at(a.dst, a.off, 4, a.loc);
+  void* p = at(a.dst, a.off, a.n, a.loc);
   MBar& m = mbar(a.dst, a.bar, a.loc);
 #ifdef EMU_RACE
   if (race_on) {
-    touch(p, 4, true, a.warp, *a.from, 0);
+    touch(p, a.n, true, a.warp, *a.from, 0);
     join(m.hb.v, *a.from);
   }
 #endif
-  memcpy(p, &a.val, 4);
-  m.tx -= 4;
+  memcpy(p, a.val, a.n);
+  m.tx -= a.n;
   mbar_check(m, a.loc);
 }
-inline void st_async(uint32_t a, uint32_t v, uint32_t bar, Loc loc) {
+// n: 4, 8 or 16 bytes, as one vector.
+inline void st_async(uint32_t a, const void* v, int n, uint32_t bar, Loc loc) {
   Block* d = target(a, loc);
   if (d != target(bar, loc)) fail("st.async: data and mbarrier are in different blocks", &loc);
-  at(d, a & 0xffffff, 4, loc);
-  Async x{d, a & 0xffffff, v, bar & 0xffffff, loc, hb_snap(), S.cur->warp->id};
+  at(d, a & 0xffffff, n, loc);
+  Async x{d, a & 0xffffff, {}, n, bar & 0xffffff, loc, hb_snap(), S.cur->warp->id};
+  memcpy(x.val, v, n);
   S.asyncs++;
   if (S.p_land >= 1)
     land(x);

@@ -51,7 +51,7 @@ void ring(uint32_t* out) {
   emu::cluster_wait(here);
   if (threadIdx.x == 0) {
     if (armed) emu::mbar_arrive(bar, expected_bytes, here);
-    emu::st_async(emu::mapa(data, next, here), rank, emu::mapa(bar, next, here), here);
+    emu::st_async(emu::mapa(data, next, here), &rank, 4, emu::mapa(bar, next, here), here);
   }
   emu::mbar_wait(bar, 0, here);
   if (threadIdx.x == 0) out[blockIdx.x] = memory[0];

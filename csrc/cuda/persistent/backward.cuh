@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   using Cell = typename Kind::template Of<M>;
   constexpr int G = Cell::kGates, S = Cell::kSaved, Gr = G + Cell::kSplit;
   constexpr int kTiles = kMaxTiles<Kind::kKind, precision, Exchange::kTier>;
+  if constexpr (!Exchange::kCompiled) return;
   SMEM_DYN(uint32_t, shared);
 
   const int64_t H = p.shape.H, B = p.shape.B, D = p.shape.D, N = cut.N;
@@ -27,13 +28,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int d = at.direction;
   const Schedule schedule{p.row_offsets, p.batch_sizes, T_steps, B, at.direction};
   uint32_t* rest = shared + front_words(0, 0);
-  float4* parts = reinterpret_cast<float4*>(rest);  // grid tier
   Exchange exchange(cut, shared, rest, at.replica);
 
   using P = Products<F, Exchange, Pass::kBackward, G, kTiles>;
   P products;
-  products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at,
+  products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at, cut,
                         reinterpret_cast<float*>(rest));
+  if (!exchange.begin(p.dh0 ? T_steps : T_steps - 1)) return;
 
   // Addresses of this lane's pair in row `row` of the direction's N, and of batch row `row`.
   const auto in_output = [&](const void* base, int64_t row) {
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   float through[1][4] = {};
   const auto multiply = [&](int i) {
     const uint32_t* operand = exchange.wait(i);
-    products.sum(operand, parts, at, cut, through);
+    products.sum(operand, exchange.parts(), at, cut, through);
     if (exchange.failed) {
 #pragma unroll
       for (int r = 0; r < 4; ++r) through[0][r] = __uint_as_float(0x7fffffffu);
@@ -170,8 +171,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 #pragma unroll
         for (int gate = 0; gate < G; ++gate) {
           const int from = Cell::kSplit && gate == G - 1 ? G : gate;
-          F::write(const_cast<uint32_t*>(P::words(exchange.slot(i), cut, at.row_tile, gate, at.unit_tile)), at.lane,
-                   dgates[from]);
+          exchange.template write<F>(i, P::offset(cut, at.row_tile, gate, at.unit_tile), at.lane, dgates[from]);
         }
         exchange.publish();
       }
@@ -194,6 +194,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   }
 
   if (p.dh0) multiply(T_steps - 1);
+  exchange.end();
   if (!at.finishes) return;
 #pragma unroll
   for (int j = 0; j < 2; ++j) {

@@ -1,6 +1,7 @@
 // The forward kernel of the persistent tiers; persistent.h holds its contract.
 //
-// Per step and CTA: one barrier (one CTA) or one flag of the L2 cache and two barriers (grid), the products of its
+// Per step and CTA: one barrier (one CTA), one flag of the L2 cache and two barriers (grid), or the arrival of its
+// peers' bytes and one barrier (cluster); the products of its
 // tiles, and for a lane 4 units and rows of pointwise work. Read: gx. Written: y, and what is saved. Everything
 // else stays where it is: weights, c, a GRU's h and the biases in registers, h in shared memory or the L2 cache.
 //
@@ -20,6 +21,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   using Cell = typename Kind::template Of<M>;
   constexpr int G = Cell::kGates, S = Cell::kSaved, Gr = G + Cell::kSplit;
   constexpr int kTiles = kMaxTiles<Kind::kKind, precision, Exchange::kTier>;
+  if constexpr (!Exchange::kCompiled) return;
   SMEM_DYN(uint32_t, shared);
 
   const int64_t H = p.shape.H, B = p.shape.B, D = p.shape.D, N = cut.N;
@@ -28,14 +30,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   Position at = Position::of<Exchange>(p.shape, cut);
   const int d = at.direction;
   const Schedule schedule{p.row_offsets, p.batch_sizes, T_steps, B, at.direction};
-  const int cta_units = Exchange::kSplitsK ? kTileUnits : cut.unit_tiles * kTileUnits;
+  const int cta_units = Exchange::cta_tiles(cut) * kTileUnits;
   uint32_t* rest = shared + front_words(Gr, cta_units);
-  float4* parts = reinterpret_cast<float4*>(rest);  // grid tier
   Exchange exchange(cut, shared, rest, at.replica);
 
-  // The biases of the CTA's units; the first wait's barrier comes before the first use.
+  // The biases of the CTA's units; the barrier behind the weights comes before the first use.
   float* bias = reinterpret_cast<float*>(shared + 4);
-  const int cta_unit = Exchange::kSplitsK ? at.unit_tile * kTileUnits : 0;
+  const int cta_unit = at.cta_tile * kTileUnits;
   for (int i = static_cast<int>(threadIdx.x); i < Gr * cta_units; i += static_cast<int>(blockDim.x)) {
     const int gate = i / cta_units;
     const int unit = cta_unit + (i - gate * cta_units);
@@ -44,8 +45,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   bias += at.unit - cta_unit;  // this lane's pair of gate 0
 
   Products<F, Exchange, Pass::kForward, G, kTiles> products;
-  products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at,
+  products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at, cut,
                         reinterpret_cast<float*>(rest));
+  if (!exchange.begin(T_steps)) return;
 
   // A lane's values: of rows at.row + j and units at.unit + u, as [j][u].
   float h[2][2] = {}, c[2][2] = {};
@@ -73,7 +75,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   // This warp's tile of publication i.
   const auto publish = [&](int i, const Pair<T>(&rows)[2]) {
     using P = decltype(products);
-    F::write(const_cast<uint32_t*>(P::words(exchange.slot(i), cut, at.row_tile, 0, at.unit_tile)), at.lane, rows);
+    exchange.template write<F>(i, P::offset(cut, at.row_tile, 0, at.unit_tile), at.lane, rows);
     exchange.publish();
   };
 
@@ -90,7 +92,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 
     const uint32_t* operand = exchange.wait(s);
     float sums[G][4];
-    products.sum(operand, parts, at, cut, sums);
+    products.sum(operand, exchange.parts(), at, cut, sums);
 
     if (at.finishes) {
       float saved[2][2][S ? S : 1];
@@ -146,6 +148,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     now = schedule.at(s + 1);
   }
 
+  exchange.end();
   if (!at.finishes) return;
 #pragma unroll
   for (int j = 0; j < 2; ++j) {

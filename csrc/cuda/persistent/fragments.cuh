@@ -60,6 +60,13 @@ struct HalfFragments {
       tile[((2 * c + j) * 4 + (g & 3)) * kWords + (g >> 2)] = rows[j].raw;
     }
   }
+  // The same over the lanes: each gets the words of one lane, `target`, whole. All lanes call it.
+  static __device__ __forceinline__ Words gather(int lane, const Pair<Type> (&rows)[2], int& target) {
+    const int g = lane >> 2, c = lane & 3, j = g >> 2;
+    target = (2 * c + j) * 4 + (g & 3);
+    const uint32_t other = __shfl_xor_sync(~0u, j ? rows[0].raw : rows[1].raw, 16);
+    return j ? make_uint2(other, rows[1].raw) : make_uint2(rows[0].raw, other);
+  }
 };
 
 template <>
@@ -90,13 +97,19 @@ struct FloatFragments {
     const int g = lane >> 2, c = lane & 3;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      uint2 pair = rows[j].raw;
-      if (rounded) {
-        pair.x = to_tf32(rows[j][0]);
-        pair.y = to_tf32(rows[j][1]);
-      }
-      *reinterpret_cast<uint2*>(tile + ((2 * c + j) * 4 + (g & 3)) * kWords + 2 * (g >> 2)) = pair;
+      *reinterpret_cast<uint2*>(tile + ((2 * c + j) * 4 + (g & 3)) * kWords + 2 * (g >> 2)) = words_of_row(rows[j]);
     }
+  }
+  static __device__ __forceinline__ Words gather(int lane, const Pair<Type> (&rows)[2], int& target) {
+    const int g = lane >> 2, c = lane & 3, j = g >> 2;
+    target = (2 * c + j) * 4 + (g & 3);
+    const uint2 first = words_of_row(rows[0]), second = words_of_row(rows[1]);
+    const uint32_t x = __shfl_xor_sync(~0u, j ? first.x : second.x, 16);
+    const uint32_t y = __shfl_xor_sync(~0u, j ? first.y : second.y, 16);
+    return j ? make_uint4(x, y, second.x, second.y) : make_uint4(first.x, first.y, x, y);
+  }
+  static __device__ __forceinline__ uint2 words_of_row(const Pair<Type>& row) {
+    return rounded ? make_uint2(to_tf32(row[0]), to_tf32(row[1])) : row.raw;
   }
 };
 

@@ -1,15 +1,15 @@
 // What the forward and the backward kernel share: a thread's place, the products of a step with the weights that
-// its warp keeps in registers, and the two ways in which the warps exchange the operand of the next step.
+// its warp keeps in registers, and the three ways in which the warps exchange the operand of the next step.
 //
 // An exchange holds publications 0, 1, 2, ... of an operand (forward: h of every step, backward: the gates' gradient
 // of every step) in two buffers, publication i in buffer i%2:
-//     slot(i)      where warps write their tiles of publication i
+//     begin(n)     before the first: there will be n of them
+//     write(i,..)  puts one of this warp's tiles into publication i
 //     publish()    this warp's tiles of the publication in turn are written
 //     wait(i)      returns when all of publication i is there for all warps to read
+//     end()        after the last wait
 // Publication i+1 overwrites i-1, so a warp may write it only when nobody reads i-1 any more. That holds if every
 // warp's part of i+1 comes after its products of i, which come after wait(i): each exchange says why.
-//
-// A later exchange (thread block clusters, through distributed shared memory) has to offer the same.
 #pragma once
 #include "../stepwise.h"
 #include "cells/gru.h"
@@ -25,11 +25,14 @@ namespace fastrnn::cuda {
 struct Cut {
   int64_t N;
   int unit_tiles, ctas_per_replica, replicas, n_tiles;
-  bool whole_pairs;       // every row of every tensor starts at a multiple of a pair
-  uint32_t* error;        // grid tier: the workspace's first word,
-  uint32_t* flags;        // then a flag a replica, a line each,
-  uint32_t* operands;     // then its two buffers of operand_words
-  int64_t operand_words;  // of a buffer
+  int tile_slots;                   // tiles of units in an operand: unit_tiles, or more where CTAs share them
+  int cta_tiles, k_split, k_tiles;  // cluster tier: tiles of units a CTA; see PersistentGeometry
+  int peers, kept_offset;           // and where its weights in shared memory begin: words behind the biases
+  bool whole_pairs;                 // every row of every tensor starts at a multiple of a pair
+  uint32_t* error;                  // grid tier: the workspace's first word,
+  uint32_t* flags;                  // then a flag a replica, a line each,
+  uint32_t* operands;               // then its two buffers of operand_words
+  int64_t operand_words;            // of a buffer
   uint32_t spin_limit;
 };
 
@@ -78,7 +81,10 @@ __device__ __forceinline__ void cell_backward(bool relu, const float* saved, flo
 // All units of a direction in one CTA, a warp a tile of units; the buffers are in shared memory.
 struct OneCta {
   static constexpr Tier kTier = Tier::kOneCta;
-  static constexpr bool kSplitsK = false;
+  static constexpr bool kSplitsK = false, kKeepsInShared = false, kCompiled = true;
+  static constexpr int kStride = 1;
+  static __device__ __forceinline__ int cta_tiles(const Cut& cut) { return cut.unit_tiles; }
+  static constexpr __device__ __forceinline__ int k_split(const Cut&) { return 1; }
 
   uint32_t* buffers;
   int64_t words;
@@ -86,7 +92,14 @@ struct OneCta {
   __device__ __forceinline__ OneCta(const Cut& cut, uint32_t* /*shared*/, uint32_t* rest, int /*replica*/)
       : buffers(rest), words(cut.operand_words) {}
 
+  __device__ __forceinline__ bool begin(int) { return true; }
+  __device__ __forceinline__ void end() {}
+  __device__ __forceinline__ float4* parts() const { return nullptr; }
   __device__ __forceinline__ uint32_t* slot(int i) const { return buffers + (i & 1) * words; }
+  template <class F, class Rows>
+  __device__ __forceinline__ void write(int i, int64_t offset, int lane, const Rows& rows) const {
+    F::write(slot(i) + offset, lane, rows);
+  }
   __device__ __forceinline__ void publish() {}
   // One barrier a step. It protects both ways: what was written before it is read after it, and a warp that
   // writes publication i+1 after wait(i) knows that every warp is through with its products of i-1.
@@ -107,22 +120,33 @@ struct OneCta {
 // L2 cache. Warp n finishes tile n of the rows.
 struct Grid {
   static constexpr Tier kTier = Tier::kGrid;
-  static constexpr bool kSplitsK = true;
+  static constexpr bool kSplitsK = true, kKeepsInShared = false, kCompiled = true;
+  static constexpr int kStride = kGridWarps;
+  static constexpr __device__ __forceinline__ int cta_tiles(const Cut&) { return 1; }
+  static constexpr __device__ __forceinline__ int k_split(const Cut&) { return kGridWarps; }
 
   const Cut& cut;
   uint32_t* failure;  // in shared memory: this CTA gave up waiting
+  uint32_t* rest;
   int replica;
   bool failed = false;
 
-  __device__ __forceinline__ Grid(const Cut& cut, uint32_t* shared, uint32_t* /*rest*/, int replica)
-      : cut(cut), failure(shared), replica(replica) {
+  __device__ __forceinline__ Grid(const Cut& cut, uint32_t* shared, uint32_t* rest, int replica)
+      : cut(cut), failure(shared), rest(rest), replica(replica) {
     // Read after the first wait's barrier, and written by this thread alone.
     if (threadIdx.x == 0) *failure = 0;
   }
 
+  __device__ __forceinline__ bool begin(int) { return true; }
+  __device__ __forceinline__ void end() {}
+  __device__ __forceinline__ float4* parts() const { return reinterpret_cast<float4*>(rest); }
   __device__ __forceinline__ uint32_t* flag() const { return cut.flags + replica * (kLineBytes / 4); }
   __device__ __forceinline__ uint32_t* slot(int i) const {
     return cut.operands + static_cast<int64_t>(2 * replica + (i & 1)) * cut.operand_words;
+  }
+  template <class F, class Rows>
+  __device__ __forceinline__ void write(int i, int64_t offset, int lane, const Rows& rows) const {
+    F::write(slot(i) + offset, lane, rows);
   }
   // Every finishing warp counts for itself: its lanes' stores, joined by __syncwarp, are released by one lane.
   __device__ __forceinline__ void publish() {
@@ -153,14 +177,100 @@ struct Grid {
   }
 };
 
+// A direction's weights in the CTAs of a thread block cluster, `cta_tiles` tiles of units each; the warps of a tile
+// share its products by K. Every CTA has both buffers whole in its own shared memory: a finishing warp pushes its
+// tiles to all of them, its own included, and the bytes count themselves in at a barrier (mbarrier) of the buffer.
+// Nothing else orders the CTAs: there is no barrier of the cluster among the steps.
+//
+// Why publication i+1 may overwrite i-1. Who pushes a tile of i+1 into this CTA has seen all of i arrive (wait), so
+// also the tiles of this CTA's own finishing warps; and those were pushed when all warps of this CTA had read what
+// they wanted of i-1: a warp that reads i-1 either pushes a tile of i itself, after its products, or meets those
+// that do at the __syncthreads of the sums. Hence every warp that reads also pushes or meets one that does, padded
+// tiles are pushed like others, and a CTA's own tiles go the same way as its peers'. By the same argument no warp
+// misses a phase of a barrier, and the parts of the sums of i are read when those of i+1 are written.
+struct Cluster {
+  static constexpr Tier kTier = Tier::kCluster;
+  static constexpr bool kSplitsK = true, kKeepsInShared = true, kCompiled = kHasClusters;
+  static constexpr int kStride = 1;
+  static __device__ __forceinline__ int cta_tiles(const Cut& cut) { return cut.cta_tiles; }
+  static __device__ __forceinline__ int k_split(const Cut& cut) { return cut.k_split; }
+
+  const Cut& cut;
+  uint32_t *barriers, *buffers;  // two barriers of 8 bytes, two buffers
+  int rank, publications = 0;
+
+  __device__ __forceinline__ Cluster(const Cut& cut, uint32_t* shared, uint32_t* rest, int replica)
+      : cut(cut),
+        barriers(shared),
+        buffers(rest),
+        rank(static_cast<int>(blockIdx.x) - replica * cut.ctas_per_replica) {}
+
+  // False for a CTA without units, which has nothing to do.
+  __device__ __forceinline__ bool begin(int n) {
+    publications = n;
+    const bool takes_part = rank < cut.peers;
+    if (takes_part && threadIdx.x == 0) {
+      barrier_init(barrier(0));
+      barrier_init(barrier(1));
+      barrier_init_fence();
+      if (n > 0) arm(0);
+      if (n > 1) arm(1);
+    }
+    cluster_barrier();  // from here on every CTA is there, with its barriers, and through with its staged weights
+    return takes_part;
+  }
+  // Every publication has been waited for, so nothing is on its way any more. This barrier says it to the hardware:
+  // no CTA's memory goes before all its peers are through.
+  __device__ __forceinline__ void end() { cluster_barrier(); }
+
+  __device__ __forceinline__ uint32_t barrier(int i) const { return shared_address(barriers + 2 * (i & 1)); }
+  // Publication i will arrive. Only where one follows: a barrier that waits for bytes that never come is broken.
+  __device__ __forceinline__ void arm(int i) {
+    barrier_expect(barrier(i), static_cast<uint32_t>(cut.operand_words * 4));
+  }
+  __device__ __forceinline__ float4* parts() const {
+    return reinterpret_cast<float4*>(buffers + 2 * cut.operand_words);
+  }
+  __device__ __forceinline__ uint32_t* slot(int i) const { return buffers + (i & 1) * cut.operand_words; }
+
+  // To the peers in turn, beginning behind this one: not all CTAs push into the same one at once.
+  template <class F, class Rows>
+  __device__ __forceinline__ void write(int i, int64_t offset, int lane, const Rows& rows) const {
+    int target;
+    const typename F::Words words = F::gather(lane, rows, target);
+    const uint32_t data = shared_address(slot(i) + offset + target * F::kWords), bar = barrier(i);
+    int peer = rank;
+#pragma unroll 4
+    for (int n = 0; n < cut.peers; ++n) {
+      peer = peer + 1 < cut.peers ? peer + 1 : 0;
+      push(peer_address(data, peer), words, peer_address(bar, peer));
+    }
+  }
+  __device__ __forceinline__ void publish() {}
+  __device__ __forceinline__ const uint32_t* wait(int i) {
+    wait_for_phase(barrier(i), (i >> 1) & 1);
+    if (threadIdx.x == 0 && i + 2 < publications) arm(i + 2);
+    return slot(i);
+  }
+
+  static constexpr bool failed = false;
+
+  template <class Words>
+  static __device__ __forceinline__ Words read(const uint32_t* p) {
+    return *reinterpret_cast<const Words*>(p);
+  }
+};
+
 // ---------------------------------------------------------------- a thread's place
 
 struct Position {
   int direction;
-  int replica;    // of all directions'
-  int unit_tile;  // of the warp's products and sums
-  int row_tile;   // that the warp finishes, in its replica
-  bool finishes;  // whether it does
+  int replica;     // of all directions'
+  int unit_tile;   // of the warp's products and sums
+  int cta_tile;    // the first one of its CTA
+  int first, end;  // tiles of K that the warp multiplies: first, first + Exchange::kStride, ... below end
+  int row_tile;    // that the warp finishes, in its replica
+  bool finishes;   // whether it does
   int lane, warp;
   int unit;   // the first of this lane's two,
   int units;  // how many of them exist
@@ -182,8 +292,13 @@ struct Position {
     const int cta = static_cast<int>(blockIdx.x);
     at.replica = cta / cut.ctas_per_replica;
     at.direction = at.replica / cut.replicas;
-    at.unit_tile = Exchange::kSplitsK ? cta - at.replica * cut.ctas_per_replica : at.warp;
-    at.row_tile = Exchange::kSplitsK ? at.warp : 0;
+    const int split = Exchange::k_split(cut), of_tile = at.warp / split, part = at.warp - of_tile * split;
+    at.cta_tile = (cta - at.replica * cut.ctas_per_replica) * Exchange::cta_tiles(cut);
+    at.unit_tile = at.cta_tile + of_tile;
+    at.first = Exchange::kTier == Tier::kCluster ? part * cut.k_tiles : part;
+    at.end = cut.unit_tiles;
+    if (Exchange::kTier == Tier::kCluster && at.first + cut.k_tiles < at.end) at.end = at.first + cut.k_tiles;
+    at.row_tile = part;
     at.finishes = at.row_tile < cut.n_tiles;
     at.unit = at.unit_tile * kTileUnits + 2 * (at.lane >> 2);
     at.count_units(shape.H);

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
+#include <map>
+#include <mutex>
+#include <tuple>
 
 #include "kernel.cuh"
 
@@ -28,8 +31,17 @@ inline Cut cut_of(const PersistentGeometry& g, const LayerShape& shape, void* wo
   cut.ctas_per_replica = g.ctas_per_replica;
   cut.replicas = g.replicas;
   cut.n_tiles = g.n_tiles;
+  cut.tile_slots = g.unit_tiles;
+  if (g.tier == Tier::kCluster) {
+    cut.cta_tiles = g.units_per_cta / kTileUnits;
+    cut.k_split = g.k_split;
+    cut.k_tiles = g.k_tiles;
+    cut.peers = g.peers;
+    cut.tile_slots = g.peers * cut.cta_tiles;
+    cut.kept_offset = static_cast<int>(cluster_exchange_bytes(g) / 4);
+  }
   cut.operand_words =
-      operand_words(g.unit_tiles, g.n_tiles, g.pass == Pass::kForward ? 1 : gates_of(g.cell), g.precision);
+      operand_words(cut.tile_slots, g.n_tiles, g.pass == Pass::kForward ? 1 : gates_of(g.cell), g.precision);
   cut.spin_limit = spin_limit ? spin_limit : kSpinLimit;
   if (workspace) {
     cut.error = static_cast<uint32_t*>(workspace);
@@ -58,6 +70,31 @@ inline int check_occupancy(const void* kernel, const PersistentGeometry& g) {
   return static_cast<int64_t>(ctas_per_sm) * sms >= g.ctas ? cudaSuccess : cudaErrorCooperativeLaunchTooLarge;
 }
 
+// Clusters like this launch's that the device runs at once: 0 where there is no room for one, where the device has
+// no such cluster, or where the kernel was compiled for a device without them. Asked once, as it takes a while.
+inline int active_clusters(const void* kernel, const cudaLaunchConfig_t& config, int cluster) {
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int, int, unsigned, size_t>, int> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto [entry, fresh] =
+      known.try_emplace({kernel, device, cluster, config.blockDim.x, config.dynamicSmemBytes}, 0);
+  if (!fresh) return entry->second;
+  cudaFuncAttributes attributes = {};
+  int error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess && attributes.ptxVersion < 90) return 0;
+  if (error == cudaSuccess && cluster > 8) {  // more than every device with clusters has
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
+  if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&entry->second, kernel, &config);
+  if (error != cudaSuccess) {
+    entry->second = 0;
+    cudaGetLastError();  // the runtime's memory of it
+  }
+  return entry->second;
+}
+
 template <class Params>
 int launch_persistent(void (*kernel)(Params, Cut), const Params& p, const PersistentGeometry& g, const Cut& cut,
                       void* stream) {
@@ -65,7 +102,7 @@ int launch_persistent(void (*kernel)(Params, Cut), const Params& p, const Persis
   const void* function = reinterpret_cast<const void*>(kernel);
   int error = set_shared_bytes(function, g.shared_bytes);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute cooperative = {};
+  cudaLaunchAttribute attribute = {};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(g.ctas));
   config.blockDim = dim3(static_cast<unsigned>(g.threads));
@@ -75,10 +112,20 @@ int launch_persistent(void (*kernel)(Params, Cut), const Params& p, const Persis
     error = check_occupancy(function, g);
     if (error == cudaSuccess) error = cudaMemsetAsync(cut.error, 0, flags_bytes(g.replicas * g.D), cuda_stream);
     if (error != cudaSuccess) return error;
-    cooperative.id = cudaLaunchAttributeCooperative;
-    cooperative.val.cooperative = 1;
-    config.attrs = &cooperative;
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
+  if (g.tier == Tier::kCluster) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = static_cast<unsigned>(g.ctas_per_replica);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  }
+  if (g.tier != Tier::kOneCta) {
+    config.attrs = &attribute;
     config.numAttrs = 1;
+  }
+  if (g.tier == Tier::kCluster && active_clusters(function, config, g.ctas_per_replica) == 0) {
+    return cudaErrorCooperativeLaunchTooLarge;
   }
   return static_cast<int>(cudaLaunchKernelEx(&config, kernel, p, cut));
 }
@@ -94,6 +141,9 @@ template <class F>
 int with_instance(const PersistentGeometry& g, F f) {
   const auto with_exchange = [&]<Precision precision>() {
     if (g.tier == Tier::kOneCta) return f.template operator()<precision, OneCta>();
+    if constexpr (precision != Precision::kFloat32) {
+      if (g.tier == Tier::kCluster) return f.template operator()<precision, Cluster>();
+    }
     return f.template operator()<precision, Grid>();
   };
   switch (g.precision) {

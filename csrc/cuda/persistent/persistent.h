@@ -3,6 +3,9 @@
 //
 //   one CTA   a CTA holds all recurrent weights of a direction and takes 8 rows of the batch through all
 //             steps; nothing leaves the SM but results. H to 128 for half types.
+//   cluster   a replica is a thread block cluster of 4, 8 or 16 CTAs, which hold the weights of a direction
+//             together and push every step's values into each other's shared memory. From compute capability
+//             9.0 on; not for kFloat32. What the registers cannot hold of the weights waits in shared memory.
 //   grid      a replica of H/16 CTAs, one an SM, holds the weights of a direction, 16 units each, and takes up
 //             to 64 rows; its CTAs meet once a step at a flag in the L2 cache. Directions and further rows
 //             are further replicas. Needs a cooperative launch.
@@ -23,7 +26,7 @@ enum class Precision : int {
   kBFloat16 = 2,  // layers of bfloat16
   kHalf = 3,      // layers of half
 };
-enum class Tier : int { kOneCta = 0, kGrid = 1 };
+enum class Tier : int { kOneCta = 0, kGrid = 1, kCluster = 2 };
 enum class Pass : int { kForward = 0, kBackward = 1 };
 
 struct CudaDevice {
@@ -32,7 +35,18 @@ struct CudaDevice {
   int64_t shared_bytes_per_block_optin = 0;
   int64_t l2_bytes = 0;
   bool cooperative_launch = false;
+  int max_cluster = 0;  // CTAs of the largest thread block cluster that is worth trying; 0: none
 };
+
+// What CudaDevice::max_cluster begins with. Whether a cluster of 16 fits just now, the launch finds out.
+constexpr int max_cluster_of(int compute_capability) { return compute_capability >= 90 ? 16 : 0; }
+
+// Clusters of so many CTAs, an SM each, that a device runs at once: an estimate for plans. A cluster does not leave
+// its GPC, and those of Hopper and Blackwell have up to 18 SMs, of which 16 are in clusters.
+constexpr int clusters_at_once(const CudaDevice& device, int ctas) {
+  const int clusters = device.sms * (16 / ctas) / 18;
+  return clusters > 1 ? clusters : 1;
+}
 
 // How a layer is cut for a tier, and whether it can be at all.
 struct PersistentGeometry {
@@ -49,7 +63,9 @@ struct PersistentGeometry {
   int replicas = 0;             // of one direction, each for its own rows
   int ctas = 0;                 // ctas_per_replica * replicas * D: the grid
   int units_per_cta = 0;        // of ctas_per_replica * units_per_cta >= H
-  int k_split = 0;              // warps that share a CTA's products, each a part of K
+  int k_split = 0;              // warps that share a tile of units' products, each a part of K
+  int k_tiles = 0;              // cluster: tiles of K of such a part
+  int peers = 0;                // cluster: CTAs of a cluster that have units; the others leave at once
   int n_tiles = 0;              // tiles of 8 rows a replica
   int threads = 0;              // a CTA
   int64_t shared_bytes = 0;     // dynamic, a CTA
@@ -58,8 +74,9 @@ struct PersistentGeometry {
 
 // Pure: the same arguments give the same answer on every machine. Never fits: P > 0 (not asked here), B = 0,
 // a device below compute capability 8.0. kFloat32 and kTf32 are for Dtype::kFloat, the others for their type.
+// `cluster`: CTAs of a cluster, for the cluster tier alone.
 PersistentGeometry geometry(CellKind cell, Precision precision, Tier tier, int64_t H, int64_t B, int D, Pass pass,
-                            const CudaDevice& device);
+                            const CudaDevice& device, int cluster = 0);
 
 // Both passes. Every pointer is device memory, aligned to its elements; strides count elements and may be odd.
 //
@@ -133,7 +150,8 @@ constexpr uint32_t kSpinLimit = 1u << 23;  // at half a microsecond or more a po
 
 // cudaError_t as int; no synchronisation, no allocation; T = 0 or B = 0 is the caller's. The geometry is that of
 // this very layer. cudaErrorCooperativeLaunchTooLarge: the device has no room for the grid at once (another
-// context's share, MIG); nothing was launched, so the caller may take the stepwise tier.
+// context's share, MIG); nothing was launched, so the caller may take the stepwise tier. The same for a cluster
+// tier of which the device has no room for one cluster, or which was not compiled for it.
 // cudaErrorInvalidValue: the geometry does not fit, T is above 2^31-1, or the workspace is too small.
 int persistent_forward(const PersistentForward& p, const PersistentGeometry& g, void* stream);
 int persistent_backward(const PersistentBackward& p, const PersistentGeometry& g, void* stream);

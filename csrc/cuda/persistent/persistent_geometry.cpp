@@ -20,24 +20,20 @@ int64_t front_bytes(const PersistentGeometry& g) {
   return front_words(bias_gates, g.units_per_cta) * 4;
 }
 
-// Shared memory of a CTA in the grid tier for one tile of rows: every warp's part of every sum. Backward adds up the
-// gates in registers before that.
-int64_t grid_shared_bytes_per_tile(const PersistentGeometry& g) {
-  const int sums = g.pass == Pass::kForward ? gates_of(g.cell) : 1;
-  return static_cast<int64_t>(kGridWarps) * sums * 32 * 16;
-}
+// Sums that a tile of units has. Backward adds up the gates in registers before they meet in shared memory.
+int sums_of(const PersistentGeometry& g) { return g.pass == Pass::kForward ? gates_of(g.cell) : 1; }
+int operand_gates_of(const PersistentGeometry& g) { return g.pass == Pass::kForward ? 1 : gates_of(g.cell); }
 
 PersistentGeometry one_cta(PersistentGeometry g, const CudaDevice& device) {
   if (g.unit_tiles > max_tiles(g.cell, g.precision, g.tier)) {
     return refused(g, "the recurrent weights do not fit one CTA's registers");
   }
-  const int operand_gates = g.pass == Pass::kForward ? 1 : gates_of(g.cell);
   g.ctas_per_replica = 1;
   g.units_per_cta = g.unit_tiles * kTileUnits;
   g.k_split = 1;
   g.n_tiles = 1;
   g.threads = g.unit_tiles * 32;
-  const int64_t buffers = 2 * operand_words(g.unit_tiles, 1, operand_gates, g.precision) * 4;
+  const int64_t buffers = 2 * operand_words(g.unit_tiles, 1, operand_gates_of(g), g.precision) * 4;
   g.shared_bytes = front_bytes(g) + std::max(buffers, g.unit_tiles * kStageBytes);
   const int64_t replicas = ceil_div(g.B, kTileRows);
   if (replicas * g.D > kMaxCtas) return refused(g, "the batch is too large for a grid");
@@ -50,7 +46,7 @@ PersistentGeometry one_cta(PersistentGeometry g, const CudaDevice& device) {
   return g;
 }
 
-// Each replica needs an SM a tile of units. As many replicas as the device holds share the rows, so that each
+// Grid: each replica needs an SM a tile of units. As many replicas as the device holds share the rows, so that each
 // has as few tiles of rows as possible: a step's time grows with them.
 PersistentGeometry grid(PersistentGeometry g, const CudaDevice& device) {
   if (!device.cooperative_launch) return refused(g, "the device has no cooperative launch");
@@ -64,7 +60,7 @@ PersistentGeometry grid(PersistentGeometry g, const CudaDevice& device) {
   const int64_t room = device.sms / g.ctas_per_replica / g.D;
   if (room == 0) return refused(g, "the device has too few SMs for the recurrent weights");
   const int64_t n_tiles = ceil_div(g.B, room * kTileRows);
-  const int64_t per_tile = grid_shared_bytes_per_tile(g);
+  const int64_t per_tile = parts_bytes(kGridWarps, sums_of(g));
   const int64_t most =
       std::min<int64_t>(kGridWarps, (device.shared_bytes_per_block_optin - front_bytes(g)) / per_tile);
   if (n_tiles > most) return refused(g, "the device has too few SMs for the batch");
@@ -72,10 +68,48 @@ PersistentGeometry grid(PersistentGeometry g, const CudaDevice& device) {
   g.replicas = static_cast<int>(ceil_div(g.B, n_tiles * kTileRows));
   g.ctas = g.ctas_per_replica * g.replicas * g.D;
   g.shared_bytes = front_bytes(g) + std::max(n_tiles * per_tile, kGridWarps * kStageBytes);
-  const int operand_gates = g.pass == Pass::kForward ? 1 : gates_of(g.cell);
   const int all = g.replicas * g.D;
   g.workspace_bytes =
-      flags_bytes(all) + all * 2 * operand_words(g.unit_tiles, g.n_tiles, operand_gates, g.precision) * 4;
+      flags_bytes(all) + all * 2 * operand_words(g.unit_tiles, g.n_tiles, operand_gates_of(g), g.precision) * 4;
+  g.fits = true;
+  return g;
+}
+
+// Clusters do not wait for each other, so any number may be launched, and runs as SMs become free. As many as the
+// device holds at once share the rows first; then each takes more tiles of rows; then there are more clusters.
+PersistentGeometry cluster(PersistentGeometry g, const CudaDevice& device, int ctas) {
+  if (ctas < 1 || ctas > device.max_cluster || ctas > device.sms) return refused(g, "the device has no thread block cluster of this size");
+  if (g.precision == Precision::kFloat32) return refused(g, "float32 without TensorFloat-32: no kernel for clusters");
+  const int64_t cta_tiles = ceil_div(g.unit_tiles, ctas);
+  if (cta_tiles > kMaxWarps) return refused(g, "the cluster has too few CTAs for the units");
+  g.ctas_per_replica = ctas;
+  g.units_per_cta = static_cast<int>(cta_tiles * kTileUnits);
+  g.peers = static_cast<int>(ceil_div(g.unit_tiles, cta_tiles));
+  const int64_t room = std::max(1, clusters_at_once(device, ctas) / g.D);
+  const int64_t wanted = ceil_div(g.B, room * kTileRows);
+
+  // Warps that share a tile's products: one each of an SM's four schedulers at least, enough registers for the
+  // weights, and a finishing warp a tile of rows; as far as there are warps and tiles of K.
+  const int in_registers = max_tiles(g.cell, g.precision, g.tier);
+  const int64_t most = std::min<int64_t>(kMaxWarps / cta_tiles, g.unit_tiles);
+  int64_t split = std::max({ceil_div(4, cta_tiles), ceil_div(g.unit_tiles, in_registers), std::min(wanted, most)});
+  split = std::min(split, most);
+  g.k_split = static_cast<int>(split);
+  g.k_tiles = static_cast<int>(ceil_div(g.unit_tiles, split));
+  const int warps = static_cast<int>(cta_tiles * split);
+  g.threads = warps * 32;
+
+  const int64_t kept = warps * std::max(0, g.k_tiles - in_registers) * kept_bytes(g.cell, g.precision);
+  for (g.n_tiles = static_cast<int>(std::min(wanted, split)); g.n_tiles > 0; --g.n_tiles) {
+    g.shared_bytes = front_bytes(g) + cluster_exchange_bytes(g) + kept;
+    if (g.shared_bytes <= device.shared_bytes_per_block_optin) break;
+  }
+  if (g.n_tiles == 0)
+    return refused(g, "the recurrent weights do not fit the registers and shared memory of a cluster");
+  const int64_t replicas = ceil_div(g.B, g.n_tiles * kTileRows);
+  if (replicas * ctas * g.D > kMaxCtas) return refused(g, "the batch is too large for a grid");
+  g.replicas = static_cast<int>(replicas);
+  g.ctas = ctas * g.replicas * g.D;
   g.fits = true;
   return g;
 }
@@ -83,7 +117,7 @@ PersistentGeometry grid(PersistentGeometry g, const CudaDevice& device) {
 }  // namespace
 
 PersistentGeometry geometry(CellKind cell, Precision precision, Tier tier, int64_t H, int64_t B, int D, Pass pass,
-                            const CudaDevice& device) {
+                            const CudaDevice& device, int cluster_size) {
   PersistentGeometry g;
   g.cell = cell;
   g.precision = precision;
@@ -97,6 +131,7 @@ PersistentGeometry geometry(CellKind cell, Precision precision, Tier tier, int64
   const int64_t unit_tiles = ceil_div(H, kTileUnits);
   if (unit_tiles > 4096) return refused(g, "the recurrent weights do not fit any device's registers");
   g.unit_tiles = static_cast<int>(unit_tiles);
+  if (tier == Tier::kCluster) return cluster(g, device, cluster_size);
   return tier == Tier::kOneCta ? one_cta(g, device) : grid(g, device);
 }
 

@@ -89,5 +89,68 @@ __device__ __forceinline__ bool wait_for_count(const uint32_t* flag, uint32_t ta
   return false;
 }
 
+// ---- thread block clusters, from compute capability 9.0 on
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kHasClusters = false;  // what follows is then in no kernel
+#else
+constexpr bool kHasClusters = true;
+#endif
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+// The same place in the shared memory of another CTA of the cluster.
+__device__ __forceinline__ uint32_t peer_address(uint32_t address, int rank) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+// Both halves: what any thread of the cluster did before is there for every thread after it. All threads of a CTA.
+__device__ __forceinline__ void cluster_barrier() {
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+}
+
+// An mbarrier (8 bytes of this CTA's shared memory) whose phases end when one thread has said how many bytes to
+// expect and they have arrived. The fence shows a new barrier to the cluster, before the cluster's barrier.
+__device__ __forceinline__ void barrier_init(uint32_t barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void barrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+// Until the phase of this parity is over, which is 0 for the first and then alternates. What was pushed in it is
+// there. The thread must not fall two phases behind.
+__device__ __forceinline__ void wait_for_phase(uint32_t barrier, int parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred over;\n"
+      "WAIT_%=:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 over, [%0], %1;\n"
+      "@!over bra WAIT_%=;\n"
+      "}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+// Stores the words in a CTA of the cluster, and counts their bytes at a barrier there when they have arrived.
+__device__ __forceinline__ void push(uint32_t address, uint2 v, uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1,%2}, [%3];" ::"r"(address),
+      "r"(v.x), "r"(v.y), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void push(uint32_t address, uint4 v, uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(address),
+      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
+      : "memory");
+}
+
 }  // namespace fastrnn::cuda
 #endif
