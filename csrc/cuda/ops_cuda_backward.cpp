@@ -168,6 +168,7 @@ void run_stepwise(const Layer& layer, const BackwardSequence& s) {
   step.h0 = s.h0.data_ptr();
   step.grad_y = projected ? nullptr : data(s.grad_y);
   step.dh = dm.data_ptr();
+  step.dh_is_whole = projected;
   step.direct = projected ? nullptr : data(direct);
   step.grad_cells = data(s.grad_cells);
   step.dc = data(dc);

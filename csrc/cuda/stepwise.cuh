@@ -153,8 +153,9 @@ __global__ void __launch_bounds__(kBlock)
   }
 
   A dh = 0, dc = 0;
-  if (!p.table.ends(t, at.direction, at.row)) {
-    dh = static_cast<const A*>(p.dh)[state];
+  const bool ends = p.table.ends(t, at.direction, at.row);
+  if (!ends || p.dh_is_whole) dh = static_cast<const A*>(p.dh)[state];
+  if (!ends) {
     if (direct) dh += direct[state];
     if constexpr (Cell::kHasCell) dc = static_cast<const A*>(p.dc)[state];
   }

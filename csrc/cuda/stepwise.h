@@ -99,6 +99,7 @@ struct BackwardStep {
   const void* grad_y = nullptr;      // (N,D*H) T, or null: zero (or already part of dh)
   const void* grad_cells = nullptr;  // (D,N,H) A, of every step's c, or null: zero; LSTM
   const void* dh = nullptr;          // (D,B,H) A
+  bool dh_is_whole = false;          // with a projection: dh is the gradient of this step's h, output included
   void* direct = nullptr;            // (D,B,H) A; null: a cell without one whose rows all run
   void* dc = nullptr;                // LSTM: (D,B,H) A: gradient of c in, of c_prev out
   void* dgates = nullptr;            // (D,N,Gr*H) T out
