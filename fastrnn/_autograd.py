@@ -38,6 +38,16 @@ def _cuda_mode(x: torch.Tensor) -> int:
     return _ops.TF32 if x.dtype is torch.float32 and rnn_tf32() else 0
 
 
+def tier(backend: str, x: torch.Tensor) -> int:
+    """What a backend that names a tier of the CUDA kernels adds to the op's mode; meta is any device."""
+    if x.is_cpu:
+        raise RuntimeError(
+            f"backend={backend!r}: a tier of the CUDA kernels, and the input is on the CPU; "
+            "use backend='auto' or 'fused' there"
+        )
+    return _ops.TIERS[backend]
+
+
 def transformed() -> bool:
     """Whether torch.func or forward-mode AD is at work, which look into an operation rather than call it."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

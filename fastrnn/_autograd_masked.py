@@ -8,17 +8,18 @@ from __future__ import annotations
 import torch
 
 from . import _ops, reference
-from ._autograd import _NEED_C0, _NEED_H0, _NEED_WEIGHTS, _NEED_X
+from ._autograd import _NEED_C0, _NEED_H0, _NEED_WEIGHTS, _NEED_X, _cuda_mode
 from .reference_masked import masked_layer
 
 
 class _MaskedLayer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, h0, c0, lengths, reset, cell, bias, save, *weights):
+    def forward(ctx, x, h0, c0, lengths, reset, cell, bias, save, tier, *weights):
         weights = list(weights)
-        y, hn, cn, gates, cells = _ops.masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, save)
+        mode = save + tier + _cuda_mode(x) if x.is_cuda else save
+        y, hn, cn, gates, cells = _ops.masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode)
         ctx.save_for_backward(x, h0, c0, lengths, reset, y, gates, cells, *weights)
-        ctx.cell, ctx.bias = cell, bias
+        ctx.cell, ctx.bias, ctx.tier = cell, bias, tier
         ctx.set_materialize_grads(False)
         return y, hn, cn, cells
 
@@ -27,7 +28,7 @@ class _MaskedLayer(torch.autograd.Function):
         x, h0, c0, lengths, reset, y, gates, cells, *weights = ctx.saved_tensors
         grads = grad_y, grad_hn, grad_cn, grad_cells
         if all(g is None for g in grads):
-            return (None,) * (8 + len(weights))
+            return (None,) * (9 + len(weights))
         wanted = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph=True: gradients that can be differentiated again
             found = reference.gradients(
@@ -36,20 +37,22 @@ class _MaskedLayer(torch.autograd.Function):
                 h0,
                 c0,
                 weights,
-                wanted=(*wanted[:3], *wanted[8:]),
+                wanted=(*wanted[:3], *wanted[9:]),
                 function=masked_layer,
                 cell=ctx.cell,
                 bias=ctx.bias,
                 lengths=lengths,
                 reset=reset,
             )
-            return (*found[:3], None, None, None, None, None, *found[3:])
-        need_weights = any(wanted[8:])
-        needs = (
+            return (*found[:3], None, None, None, None, None, None, *found[3:])
+        need_weights = any(wanted[9:])
+        mode = (
             _NEED_X * wanted[0] + _NEED_H0 * wanted[1] + _NEED_C0 * wanted[2] + _NEED_WEIGHTS * need_weights
         )
+        if x.is_cuda:
+            mode += ctx.tier + _cuda_mode(x)
         grad_x, grad_h0, grad_c0, grad_weights = _ops.masked_backward(
-            *grads, x, h0, c0, weights, lengths, reset, y, gates, cells, ctx.cell, ctx.bias, needs
+            *grads, x, h0, c0, weights, lengths, reset, y, gates, cells, ctx.cell, ctx.bias, mode
         )
         return (
             grad_x if wanted[0] else None,
@@ -60,11 +63,14 @@ class _MaskedLayer(torch.autograd.Function):
             None,
             None,
             None,
+            None,
             *(grad_weights if need_weights else [None] * len(weights)),
         )
 
 
-def layer(x, h0, c0, weights, *, cell, bias, lengths=None, reset=None, save="gates", keep_cells=False):
+def layer(
+    x, h0, c0, weights, *, cell, bias, lengths=None, reset=None, save="gates", keep_cells=False, tier=0
+):
     """One recurrent layer over a padded batch, one or two directions.
 
     Args:
@@ -72,6 +78,7 @@ def layer(x, h0, c0, weights, *, cell, bias, lengths=None, reset=None, save="gat
         weights: for each direction w_ih, w_hh, [b_ih, b_hh], [w_hr].
         lengths: (B,) int64 on the CPU, 0 to T, or None. reset: (T, B) bool on x's device, or None.
         save: "gates" or "recompute", what backward finds. keep_cells: whether the fourth result is wanted.
+        tier: one of _ops.TIERS, which CUDA kernels; elsewhere 0.
 
     Returns:
         y (T, B, D*Hout), hn (D, B, Hout), cn (D, B, H) or None, and an LSTM's c of every step, (D, T*B, H) in
@@ -80,10 +87,12 @@ def layer(x, h0, c0, weights, *, cell, bias, lengths=None, reset=None, save="gat
     lstm = cell == "lstm"
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights)):
         y, hn, cn, cells = _MaskedLayer.apply(
-            x, h0, c0, lengths, reset, cell, bias, _ops.SAVE_MODES[save], *weights
+            x, h0, c0, lengths, reset, cell, bias, _ops.SAVE_MODES[save], tier, *weights
         )
     else:
         # Mode 2 keeps the cells and no gates.
         mode = _ops.SAVE_MODES["recompute"] if keep_cells and lstm else 0
+        if x.is_cuda:
+            mode += tier + _cuda_mode(x)
         y, hn, cn, _, cells = _ops.masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode)
     return y, hn, (cn if lstm else None), (cells if lstm and keep_cells else None)

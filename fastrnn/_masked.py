@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import _autograd_masked, _checks
+from . import _autograd, _autograd_masked, _checks
 from ._autograd import supported, transformed
 from .reference_masked import masked_layer
 
@@ -32,9 +32,9 @@ class Masks:
     def layer(self, backend: str, x: Tensor) -> Callable:
         """A function like those that ``_stack.choose`` gives, for this input."""
         looked_into = transformed()
-        on_cpu = x.is_cpu or x.is_meta
-        if backend in ("auto", "fused") and on_cpu and supported(x) and not looked_into:
-            return functools.partial(self._call, _autograd_masked.layer)
+        if backend in ("auto", "fused", *_checks.TIERS) and supported(x) and not looked_into:
+            tier = _autograd.tier(backend, x) if backend in _checks.TIERS else 0
+            return functools.partial(self._call, functools.partial(_autograd_masked.layer, tier=tier))
         if backend not in ("auto", "reference"):
             what = "torch.func's transforms or forward-mode AD" if looked_into else f"{x.dtype} on {x.device}"
             raise RuntimeError(

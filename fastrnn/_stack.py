@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _autograd, _checks, _ops, _torch, _wavefront, reference
+from . import _autograd, _checks, _torch, _wavefront, reference
 from ._masked import Masks
 
 # What autocast casts; float64 and complex pass through it unchanged.
@@ -52,22 +52,12 @@ def choose(backend: str, x: Tensor) -> Callable:
     transformed = _autograd.transformed()
     if not transformed and _autograd.supported(x):
         if backend in _checks.TIERS:
-            return _tier(backend, x)
+            return functools.partial(_autograd.layer, tier=_autograd.tier(backend, x))
         return _autograd.layer
     if backend == "auto":
         return reference.layer
     what = "torch.func's transforms or forward-mode AD" if transformed else f"{x.dtype} on {x.device}"
     raise RuntimeError(f"backend={backend!r}: no kernel covers {what}; use backend='auto' or 'reference'")
-
-
-def _tier(backend: str, x: Tensor) -> Callable:
-    """The fused function held to one tier of the CUDA kernels. Meta tensors stand for any device."""
-    if x.is_cpu:
-        raise RuntimeError(
-            f"backend={backend!r}: a tier of the CUDA kernels, and the input is on the CPU; "
-            "use backend='auto' or 'fused' there"
-        )
-    return functools.partial(_autograd.layer, tier=_ops.TIERS[backend])
 
 
 def run(

@@ -226,6 +226,7 @@ def explain(
     device: str | torch.device | None = None,
     training: bool | None = None,
     packed: bool = False,
+    masked: bool = False,
     threads: int | None = None,
     measure: bool = False,
     gpu: str | None = None,
@@ -242,6 +243,7 @@ def explain(
         input: for a module: its input, or (T, B); without it T=100, B=16 is assumed. A cell has one step and
             takes a (B, I) tensor or (1, B).
         cell, num_layers, bidirectional, proj_size, packed: for a shape; a module and its input know them.
+        masked: whether lengths, reset or return_all_states will be given.
         dtype, device: by default the module's, or float32 on the CPU. No GPU is needed to ask about "cuda".
         training: whether gradients will be asked for; by default whether the module is in training mode.
         threads: by default torch.get_num_threads().
@@ -357,6 +359,11 @@ def explain(
                 chosen["floor_s"], chosen["bound"] = _floor(plan, T, name, threads, training)
             layers.append(LayerPlan(number, **shape, **chosen))
         inputs = directions * (proj_size or hidden)
+    if masked:
+        notes.append(
+            "masked: the same kernels, forward and backward; operations and bytes are those of rows that all "
+            "last T steps" + ("" if why_not is None else ", and the reference takes them one by one")
+        )
     if packed:
         notes.append("packed: operations and bytes are those of rows that all last T steps")
     return Explanation(subject, kind, name, isa, threads, training, layers, notes)

@@ -7,13 +7,14 @@ the emulator of tests/emu.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from tolerances import TOLERANCES, error
 from torch import Tensor
 
 from fastrnn import _ops, reference, verification
+from fastrnn.reference_masked import masked_layer
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -27,6 +28,8 @@ class Case:
     """One layer. With `sizes` (batch_sizes) the sequence is packed, and T and B follow from them.
 
     tier: of the CUDA kernels, both passes. tf32: float32 products may round to TensorFloat-32.
+    lengths: of the rows of a padded batch, whose tensors hold NaN beyond them. reset: "some" of the steps or
+    "all" begin a new sequence. With either the ops are the masked ones, and an LSTM's cells have a gradient.
     """
 
     cell: str
@@ -43,6 +46,12 @@ class Case:
     strided: bool = False
     tier: str = "auto"
     tf32: bool = False
+    lengths: tuple[int, ...] | None = None
+    reset: str = ""
+
+    @property
+    def masked(self) -> bool:
+        return self.lengths is not None or bool(self.reset)
 
     @property
     def tolerance(self) -> tuple[float, float]:
@@ -56,6 +65,9 @@ class Case:
     def __str__(self) -> str:
         """A test's id: what differs from the plainest case."""
         shape = f"T{self.T}B{self.B}" if self.sizes is None else "packed" + "".join(map(str, self.sizes))
+        if self.lengths is not None:
+            shape += "-lengths" + "".join(map(str, self.lengths))
+        shape += f"-reset-{self.reset}" * bool(self.reset)
         parts = [self.cell, str(self.dtype).removeprefix("torch."), shape, f"I{self.IN}H{self.H}"]
         parts += [f"P{self.P}"] * bool(self.P) + ["bidirectional"] * (self.D == 2)
         parts += (
@@ -75,12 +87,17 @@ class Problem:
     weights: list[Tensor]
     batch_sizes: Tensor | None
     cotangents: list[Tensor]  # of y, hn and, for an LSTM, cn
+    lengths: Tensor | None = None
+    reset: Tensor | None = None
+    grad_cells: Tensor | None = None
+    padding: Tensor = field(default_factory=lambda: torch.tensor(False))  # (T,B) bool: beyond a row's length
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Problem:
-        """The same numbers elsewhere: f of every tensor but batch_sizes, which stays on the CPU."""
-        c0 = None if self.c0 is None else f(self.c0)
+        """The same numbers elsewhere: f of every tensor but batch_sizes and lengths, which are on the CPU."""
+        c0, reset, grad_cells = (None if t is None else f(t) for t in (self.c0, self.reset, self.grad_cells))
         weights, cotangents = [f(w) for w in self.weights], [f(g) for g in self.cotangents]
-        return Problem(f(self.x), f(self.h0), c0, weights, self.batch_sizes, cotangents)
+        rest = (weights, self.batch_sizes, cotangents, self.lengths, reset, grad_cells, self.padding)
+        return Problem(f(self.x), f(self.h0), c0, *rest)
 
 
 def spread(t: Tensor) -> Tensor:
@@ -118,7 +135,29 @@ def problem(case: Case, seed: int = 0) -> Problem:
     shapes = [(*rows, case.D * out), h0.shape] + ([] if c0 is None else [c0.shape])
     sizes = torch.tensor(case.sizes) if case.sizes else None
     made = Problem(x, h0, c0, weights, sizes, [draw(*s) for s in shapes])
+    if case.masked:
+        mask(case, made, generator)
+        if case.cell == "lstm":
+            made.grad_cells = draw(case.D, T * B, case.H).to(compute_type(case.dtype))
+            made.grad_cells.masked_fill_(made.padding.view(-1, 1), torch.nan)
     return made.map(spread) if case.strided else made
+
+
+def mask(case: Case, p: Problem, generator: torch.Generator) -> None:
+    """Give the problem the case's lengths, repeated to its rows, and its resets, step 0 among them."""
+    T, B = case.T, p.h0.size(1)
+    if case.lengths is not None:
+        p.lengths = torch.tensor([case.lengths[b % len(case.lengths)] for b in range(B)], dtype=torch.int64)
+        p.padding = torch.arange(T).unsqueeze(1) >= p.lengths
+        for t in (p.x, p.cotangents[0]):
+            t.masked_fill_(p.padding.unsqueeze(2), torch.nan)
+    if case.reset:
+        p.reset = torch.rand(T, B, generator=generator) < 0.3
+        p.reset[0 if case.reset == "some" else slice(None)] = True
+
+
+def compute_type(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32
 
 
 def names(case: Case) -> list[str]:
@@ -135,19 +174,35 @@ def names(case: Case) -> list[str]:
 
 def expected(case: Case, p: Problem) -> list[Tensor]:
     """Outputs and every gradient by the reference, in float64."""
-    inputs = [p.x, p.h0] + ([] if p.c0 is None else [p.c0]) + p.weights
+    padding = p.padding.unsqueeze(-1)
+    inputs = [p.x.masked_fill(padding, 0), p.h0] + ([] if p.c0 is None else [p.c0]) + p.weights
     leaves = [t.detach().double().requires_grad_() for t in inputs]
     x, h0, *rest = leaves
     c0 = None if p.c0 is None else rest.pop(0)
-    y, hn, cn = reference.layer(x, h0, c0, rest, cell=case.cell, bias=case.bias, batch_sizes=p.batch_sizes)
+    if case.masked:
+        masks = {"lengths": p.lengths, "reset": p.reset}
+        y, hn, cn, cells = masked_layer(x, h0, c0, rest, cell=case.cell, bias=case.bias, **masks)
+    else:
+        y, hn, cn = reference.layer(
+            x, h0, c0, rest, cell=case.cell, bias=case.bias, batch_sizes=p.batch_sizes
+        )
     outputs = [y, hn] + ([] if cn is None else [cn])
-    gradients = torch.autograd.grad(outputs, leaves, [g.double() for g in p.cotangents])
+    to, cotangents = list(outputs), [g.double() for g in p.cotangents]
+    cotangents[0] = cotangents[0].masked_fill(padding, 0)
+    if p.grad_cells is not None:
+        to.append(cells)
+        cotangents.append(p.grad_cells.double().masked_fill(p.padding.view(-1, 1), 0))
+    gradients = torch.autograd.grad(to, leaves, cotangents)
     return [*(t.detach() for t in outputs), *gradients]
 
 
 def forward(ops, case: Case, p: Problem, save: str | None = None) -> tuple[Tensor, ...]:
     """(y, hn, cn, gates, cells) of the op."""
     mode = SAVES[save or case.save] + case.mode
+    if case.masked:
+        return ops.rnn_masked_forward(
+            p.x, p.h0, p.c0, p.weights, p.lengths, p.reset, case.cell, case.bias, mode
+        )
     return ops.rnn_forward(p.x, p.h0, p.c0, p.weights, p.batch_sizes, case.cell, case.bias, mode)
 
 
@@ -155,6 +210,10 @@ def backward(ops, case: Case, p: Problem, saved: tuple[Tensor, ...], needs: int 
     """(grad_x, grad_h0, grad_c0, grad_weights) of the op, from what forward returned."""
     y, _, _, gates, cells = saved
     grads = [*p.cotangents, None][:3]
+    if case.masked:
+        masks, saved = (p.lengths, p.reset), (y, gates, cells)
+        rest = (*saved, case.cell, case.bias, needs + case.mode)
+        return ops.rnn_masked_backward(*grads, p.grad_cells, p.x, p.h0, p.c0, p.weights, *masks, *rest)
     return ops.rnn_backward(
         *grads,
         p.x,
@@ -234,4 +293,32 @@ def grid() -> list[Case]:
                 for save in ("gates", "recompute"):
                     cases.append(Case("lstm", P=3, dtype=dtype, D=D, sizes=sizes, save=save))
     cases += [Case("lstm", P=3, bias=False, strided=True, D=2), Case("lstm", P=1, H=2, T=1, B=1)]
+    return cases
+
+
+#: Rows of no step, of one, of some; none takes all of T = 4 steps.
+LENGTHS = (2, 0, 3, 1)
+
+
+def masked_grid() -> list[Case]:
+    """Lengths, resets and both: every cell, direction and way of saving, projections, no step at all."""
+    cases = []
+    for cell in CELLS:
+        for P in (0, 3) if cell == "lstm" else (0,):
+            for D in (1, 2):
+                for save in ("gates", "recompute"):
+                    plain = Case(cell, B=5, D=D, P=P, save=save)
+                    cases += [
+                        replace(plain, lengths=LENGTHS),
+                        replace(plain, reset="some", bias=False),
+                        replace(plain, lengths=LENGTHS, reset="some", dtype=torch.bfloat16),
+                    ]
+            plain = Case(cell, P=P, D=2)
+            cases += [
+                replace(plain, lengths=(0,)),
+                replace(plain, lengths=(4,), reset="all"),
+                replace(plain, lengths=(1, 4), reset="some", strided=True, save="recompute"),
+                replace(plain, T=1, B=1, IN=1, H=1, P=min(P, 1), reset="all"),
+                replace(plain, B=2, IN=2, H=130, lengths=LENGTHS, reset="some", dtype=torch.float32),
+            ]
     return cases

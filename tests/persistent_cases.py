@@ -12,6 +12,7 @@ from tolerances import TOLERANCES, error
 from torch import Tensor
 
 from fastrnn import reference
+from fastrnn.reference_masked import masked_layer
 from fastrnn.verification import Tolerance
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -25,7 +26,11 @@ assert isinstance(LIMITS["tf32"], Tolerance)
 
 @dataclass(frozen=True)
 class Case:
-    """One layer without its input projection. With `sizes` (batch_sizes) it is packed, T and B follow."""
+    """One layer without its input projection. With `sizes` (batch_sizes) it is packed, T and B follow.
+
+    lengths: of the rows of a padded batch, repeated to B of them. resets: where sequences begin again, "some"
+    at random with all of step 0, or "all". Cells then have a gradient of their own.
+    """
 
     cell: str
     precision: str
@@ -40,6 +45,8 @@ class Case:
     absent: bool = False  # no incoming gradients but that of y
     sms: int = 132
     cluster: int = 4  # CTAs, of the cluster tier
+    lengths: tuple[int, ...] | None = None
+    resets: str = ""
 
     def __str__(self) -> str:
         """A test's id."""
@@ -47,6 +54,9 @@ class Case:
             f"T{self.T}B{self.B}" if self.sizes is None else "packed" + "".join(map(str, self.sizes))
         ) + f"H{self.H}D{self.D}sms{self.sms}"
         tier = f"cluster{self.cluster}" if self.tier == "cluster" else self.tier.replace(" ", "")
+        if self.lengths is not None:
+            shape += "lengths" + "".join(map(str, self.lengths))
+        shape += f"reset{self.resets}" * bool(self.resets)
         more = ["nobias"] * (not self.bias) + ["strided"] * self.strided + ["absent"] * self.absent
         return "-".join([self.cell, self.precision, tier, shape, *more])
 
@@ -57,6 +67,10 @@ class Case:
     @property
     def batch_sizes(self) -> tuple[int, ...]:
         return self.sizes or (self.B,) * self.T
+
+    @property
+    def masked(self) -> bool:
+        return self.lengths is not None or bool(self.resets)
 
 
 @dataclass
@@ -69,11 +83,19 @@ class Problem:
     b_hh: list[Tensor]
     h0: Tensor
     c0: Tensor
-    offsets: Tensor
-    sizes: Tensor
+    offsets: Tensor  # packed
+    lengths: Tensor  # (B,), packed or masked
+    resets: Tensor  # (T,B) uint8
     grad_y: Tensor  # (N,D*H)
     grad_hn: Tensor
     grad_cn: Tensor
+    grad_cells: Tensor  # (D,N,H) float
+
+    def running(self, T: int) -> Tensor:
+        """(T*B, 1): the rows of a padded batch that are within their length."""
+        B = self.h0.size(1)
+        lengths = self.lengths if self.lengths.numel() else torch.full((B,), T)
+        return (torch.arange(T).unsqueeze(1) < lengths).view(-1, 1)
 
 
 def wider(t: Tensor) -> Tensor:
@@ -108,6 +130,13 @@ def problem(case: Case, seed: int = 0) -> Problem:
     for n in sizes:
         table.append(table[-1] + n)
     lstm = case.cell == "lstm"
+    lengths = case.lengths and [case.lengths[b % len(case.lengths)] for b in range(B)]
+    if case.sizes:
+        lengths = [sum(n > b for n in sizes) for b in range(B)]
+    resets = torch.empty(0, dtype=torch.uint8)
+    if case.resets:
+        resets = (torch.rand(case.T, B, generator=generator) < 0.3).to(torch.uint8)
+        resets[0 if case.resets == "some" else slice(None)] = 1
     made = Problem(
         gx,
         w_hh,
@@ -116,13 +145,20 @@ def problem(case: Case, seed: int = 0) -> Problem:
         draw(*state),
         draw(*state) if lstm else none,
         torch.tensor(table if case.sizes else [], dtype=torch.int64),
-        torch.tensor(case.sizes or [], dtype=torch.int64),
+        torch.tensor(lengths or [], dtype=torch.int64),
+        resets,
         draw(N, D * H),
         none if case.absent else draw(*state),
         draw(*state) if lstm and not case.absent else none,
+        draw(D, N, H).float() if lstm and case.masked else torch.empty(0),
     )
+    if case.masked:  # beyond its length a row is not read
+        padding = ~made.running(case.T)
+        made.gx = made.gx.masked_fill(padding, torch.nan)
+        made.grad_y = made.grad_y.masked_fill(padding, torch.nan)
+        made.grad_cells = made.grad_cells.masked_fill(padding, torch.nan)
     if case.strided:
-        made.gx, made.grad_y = wider(gx), wider(made.grad_y)
+        made.gx, made.grad_y = wider(made.gx), wider(made.grad_y)
         made.w_hh = [wider(w) for w in w_hh]
     return made
 
@@ -149,7 +185,8 @@ def names(case: Case) -> list[str]:
 def expected(case: Case, p: Problem) -> list[Tensor]:
     """By the reference: both directions' gx is its x, and w_ih picks a direction's."""
     G, H, D = reference.GATES[case.cell], case.H, case.D
-    x = torch.cat(list(p.gx.double()), dim=-1).requires_grad_()
+    padding = ~p.running(case.T) if case.masked else torch.tensor(False)
+    x = torch.cat(list(p.gx.double().masked_fill(padding, 0)), dim=-1).requires_grad_()
     eye = torch.eye(D * G * H, dtype=torch.float64)
     h0 = p.h0.double().requires_grad_()
     lstm = case.cell == "lstm"
@@ -159,18 +196,26 @@ def expected(case: Case, p: Problem) -> list[Tensor]:
     for d in range(D):
         weights += [eye[d * G * H : (d + 1) * G * H], p.w_hh[d].double(), p.b_ih[d].double(), b_hh[d]]
     rows = x if case.sizes else x.view(case.T, case.B, -1)
-    sizes = p.sizes if case.sizes else None
-    y, hn, cn = reference.layer(rows, h0, c0, weights, cell=case.cell, bias=True, batch_sizes=sizes)
+    if case.masked:
+        lengths, reset = (p.lengths if p.lengths.numel() else None), (p.resets if case.resets else None)
+        masks = {"lengths": lengths, "reset": reset}
+        y, hn, cn, cells = masked_layer(rows, h0, c0, weights, cell=case.cell, bias=True, **masks)
+    else:
+        sizes = torch.tensor(case.sizes) if case.sizes else None
+        y, hn, cn = reference.layer(rows, h0, c0, weights, cell=case.cell, bias=True, batch_sizes=sizes)
     outputs = [y, hn] + ([cn] if lstm else [])
-    gradients = [p.grad_y.reshape(y.shape)]
+    gradients = [p.grad_y.masked_fill(padding, 0).reshape(y.shape)]
     states = zip((p.grad_hn, p.grad_cn), outputs[1:], strict=False)
     gradients += [g if g.numel() else torch.zeros_like(o) for g, o in states]
+    if lstm and case.masked:
+        outputs.append(cells)
+        gradients.append(p.grad_cells.masked_fill(padding, 0))
     leaves = [x, *b_hh, h0, *([c0] if lstm else [])]
     found = torch.autograd.grad(outputs, leaves, [g.double() for g in gradients])
     dgx = torch.stack(found[0].view(-1, D, G * H).unbind(1))
     return [
         y.detach().reshape(-1, D * H),
-        *(o.detach() for o in outputs[1:]),
+        *(o.detach() for o in outputs[1 : 2 + lstm]),
         dgx,
         torch.stack(found[1 : 1 + D]),
         *found[1 + D :],
@@ -181,7 +226,7 @@ def forward(ops, case: Case, p: Problem, save: bool = True, in_place: bool = Fal
     """(y, hn, cn, gates, cells, error) of the kernel."""
     precision, tier = PRECISIONS.index(case.precision), TIERS.index(case.tier)
     bias = ops.guarded(combined_bias(case, p)) if case.bias else torch.empty(0)
-    at = (p.offsets, p.sizes, len(case.batch_sizes), case.cell, precision, tier, case.cluster)
+    at = (p.offsets, p.lengths, p.resets, len(case.batch_sizes), case.cell, precision, tier, case.cluster)
     return ops.persistent_forward(p.gx, p.w_hh, bias, p.h0, p.c0, *at, save, in_place, case.sms)
 
 
@@ -189,8 +234,8 @@ def backward(ops, case: Case, p: Problem, saved, need_state: bool = True, in_pla
     """(dgates, dh0, dc0, error) of the kernel, from what forward returned."""
     y, _, _, gates, cells, _ = saved
     precision, tier = PRECISIONS.index(case.precision), TIERS.index(case.tier)
-    at = (p.offsets, p.sizes, len(case.batch_sizes), case.cell, precision, tier, case.cluster)
-    grads = (p.grad_y, p.grad_hn, p.grad_cn)
+    at = (p.offsets, p.lengths, p.resets, len(case.batch_sizes), case.cell, precision, tier, case.cluster)
+    grads = (p.grad_y, p.grad_hn, p.grad_cn, p.grad_cells)
     saved = (gates, cells, y, p.h0, p.c0)
     return ops.persistent_backward(p.w_hh, *saved, *grads, *at, need_state, in_place, case.sms)
 
@@ -209,12 +254,24 @@ def fused(ops, case: Case, p: Problem) -> list[Tensor]:
     saved = forward(ops, case, p)
     dgates, dh0, dc0, _ = backward(ops, case, p, saved)
     H, lstm = case.H, case.cell == "lstm"
+    if case.masked:
+        saved, dgates = within_lengths(case, p, [*saved[:5], dgates])
     of_input = of_recurrence = dgates
     if case.cell == "gru":  # n, r, z, rec
         of_input = torch.cat([dgates[..., H : 3 * H], dgates[..., :H]], dim=-1)
         of_recurrence = dgates[..., H:]
     sums = of_recurrence.double().sum(1)
     return [*saved[: 2 + lstm], of_input, sums, dh0, *([dc0] if lstm else [])]
+
+
+def within_lengths(case: Case, p: Problem, tensors: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """What forward returned, and dgates: NaN as allocated beyond the rows' lengths, and there now zero."""
+    padding = ~p.running(case.T)
+    for i in (0, 3, 4, 5):  # the states have no steps
+        if tensors[i].numel():
+            assert tensors[i][..., padding.squeeze(1), :].isnan().all(), "written beyond a row's length"
+            tensors[i] = tensors[i].masked_fill(padding, 0)
+    return tensors[:5], tensors[5]
 
 
 def worst(case: Case, got: list[Tensor], want: list[Tensor]) -> tuple[float, str]:

@@ -20,6 +20,7 @@ from layer_cases import (
     forward,
     fused,
     grid,
+    masked_grid,
     problem,
     spread,
     worst,
@@ -66,7 +67,7 @@ LARGER = [
 ]
 
 
-@pytest.mark.parametrize("case", [*grid(), *LARGER], ids=str)
+@pytest.mark.parametrize("case", [*grid(), *masked_grid(), *LARGER], ids=str)
 def test_layer(case):
     """Outputs and every gradient against the reference."""
     ratio, what = worst(case, fused(ops, case, on_gpu(case)), expected(case, problem(case)))

@@ -141,7 +141,8 @@ def test_kernel_files_include_no_torch():
 def test_library_loads_without_a_gpu():
     """The CUDA library was built, is loaded, and knows no Python: one file for every interpreter."""
     assert _ops.cuda_loaded
-    for op in ("rnn_forward", "rnn_backward", "sru_forward", "sru_backward"):
+    layers = ("rnn_forward", "rnn_backward", "rnn_masked_forward", "rnn_masked_backward")
+    for op in (*layers, "sru_forward", "sru_backward"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastrnn::{op}", "CUDA")
     library = Path(_ops.__file__).with_name("libfastrnn_cuda.so")
     symbols = subprocess.check_output(["nm", "-D", "--undefined-only", library], text=True)

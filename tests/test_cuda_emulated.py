@@ -5,6 +5,8 @@ What a GPU adds to this (its arithmetic units, its scheduling, cuBLAS) is in tes
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from emu.build import NAMESPACE, Fault, library
@@ -15,6 +17,7 @@ from layer_cases import (
     GRAD_H0,
     GRAD_WEIGHTS,
     GRAD_X,
+    LENGTHS,
     PACKED,
     SAVES,
     Case,
@@ -24,11 +27,12 @@ from layer_cases import (
     forward,
     fused,
     grid,
+    masked_grid,
     problem,
     worst,
 )
 
-import fastrnn  # noqa: F401  loads torch.ops.fastrnn
+from fastrnn.reference_masked import masked_layer
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,13 @@ def ops():
 @pytest.mark.parametrize("case", grid(), ids=str)
 def test_layer(ops, case):
     """Outputs and every gradient, with every tensor at a guard page and all fresh memory NaN."""
+    ops.configure(len(str(case)))
+    check(ops, case, ops.guarded if not case.strided else lambda t: t)
+
+
+@pytest.mark.parametrize("case", masked_grid(), ids=str)
+def test_lengths_and_resets(ops, case):
+    """As above with rows of different lengths, NaN beyond them, and sequences that begin again."""
     ops.configure(len(str(case)))
     check(ops, case, ops.guarded if not case.strided else lambda t: t)
 
@@ -129,12 +140,12 @@ def test_empty_batch(ops, cell, save, D):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("sizes", [None, PACKED])
+@pytest.mark.parametrize("rows", [{}, {"sizes": PACKED}, {"lengths": LENGTHS, "reset": "some"}], ids=str)
 @pytest.mark.parametrize("save", ["gates", "recompute"])
 @pytest.mark.parametrize(("cell", "P"), [("lstm", 0), ("lstm", 3), ("gru", 0), ("rnn_tanh", 0)])
-def test_saved_tensors_are_the_cpus(ops, cell, P, save, sizes, dtype):
+def test_saved_tensors_are_the_cpus(ops, cell, P, save, rows, dtype):
     """CPU and CUDA save the same: either's backward works on what the other's forward left."""
-    case = Case(cell, D=2, P=P, save=save, sizes=sizes, dtype=dtype)
+    case = Case(cell, D=2, P=P, save=save, dtype=dtype, **rows)
     p = problem(case)
     want = expected(case, p)
     cpu = torch.ops.fastrnn
@@ -159,9 +170,37 @@ def test_under_grad_mode(ops):
 
 def test_schemas_are_the_ops(ops):
     """emu_ops.cpp repeats the schemas of csrc/ops.cpp."""
-    for name in ("rnn_forward", "rnn_backward"):
+    for name in ("rnn_forward", "rnn_backward", "rnn_masked_forward", "rnn_masked_backward"):
         ours = str(getattr(ops, name).default._schema).replace(NAMESPACE, "fastrnn")
         assert ours == str(getattr(torch.ops.fastrnn, name).default._schema)
+
+
+def test_every_steps_cells(ops):
+    """What return_all_states shows: the reference's c, zero beyond a row's length, without gates saved."""
+    case = Case("lstm", D=2, B=5, lengths=LENGTHS, reset="some", dtype=torch.float32)
+    p = problem(case)
+    y, _, _, gates, cells = forward(ops, case, p, "recompute")
+    x = p.x.masked_fill(p.padding.unsqueeze(2), 0)
+    masks = {"lengths": p.lengths, "reset": p.reset}
+    want = masked_layer(x, p.h0, p.c0, p.weights, cell="lstm", bias=True, **masks)[3]
+    torch.testing.assert_close(cells, want, rtol=1e-5, atol=1e-6)
+    assert not cells[:, p.padding.flatten()].any()
+    assert not y[p.padding].any()
+    assert gates.shape == (0,)
+
+
+def test_bad_masks_are_one_error(ops):
+    """The masks' checks are those of the CPU, before any kernel."""
+    case = Case("gru", lengths=(1,), reset="all")
+    p = problem(case)
+    for name, value, message in (
+        ("lengths", torch.tensor([1, 5, 2]), r"lengths: expected 0 to 4 \(the steps of x\), got 5 in row 1"),
+        ("lengths", torch.tensor([1, 2]), r"lengths: expected shape \(3\), got \(2\)"),
+        ("reset", torch.zeros(4, 2, dtype=torch.bool), r"reset: expected shape \(4, 3\), got \(4, 2\)"),
+        ("reset", torch.zeros(4, 3), "reset: expected bool or uint8"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            forward(ops, case, replace(p, **{name: value}))
 
 
 def test_bad_input_is_one_error(ops):
@@ -199,6 +238,15 @@ FAULTS = {
     ),
     "host: the previous step is this one": Fault(
         "ops_cuda_backward.cpp", "layer.rows_at(t - 1)", "layer.rows_at(t)"
+    ),
+    "lengths: a row runs for a step too many": Fault(
+        "stepwise.h", "t >= 0 && t < length(b)", "t >= 0 && t <= length(b)"
+    ),
+    "backward: resets are ignored": Fault(
+        "stepwise.cuh", "p.table.ends(t, at.direction, at.row)", "false", "A dh = 0, dc = 0"
+    ),
+    "backward: a row that waits loses its gradient": Fault(
+        "stepwise.cuh", "static_cast<const A*>(p.dh)[state]", "A(0)", "direct[state] +="
     ),
     "race: the pieces of a row overlap": Fault(
         "stepwise.cuh",

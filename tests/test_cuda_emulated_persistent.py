@@ -68,6 +68,13 @@ def cases() -> list[Case]:
     ):
         out.append(Case(cell, precision, "one CTA", T=3, B=2, H=H, D=1))
     for cell in CELLS:
+        for tier in TIERS:
+            for precision in ("bfloat16", "float32"):
+                # Rows of no step, of one and of all; resets at step 0, behind a row's end, at random.
+                ragged = Case(cell, precision, tier, B=10, lengths=(3, 0, 5, 1))
+                out += [ragged, replace(ragged, H=20, lengths=None, resets="some")]
+                out.append(replace(ragged, resets="some", absent=True))
+            out.append(replace(ragged, T=3, B=3, H=7, D=1, resets="all", strided=True))
         # Three tiles of rows a replica, of which the last is not full; more tiles of K than warps.
         out.append(Case(cell, "bfloat16", "grid", T=4, B=34, H=20, sms=8))
         out.append(Case(cell, "tf32", "grid", T=3, B=3, H=150, D=1))
@@ -276,7 +283,13 @@ FAULTS = {
         "products.cuh", "__syncthreads()", "void()", "forget(a[i][gate][r])"
     ),
     "forward: a row that has ended goes on": Fault(
-        "forward.cuh", "at.row + j < now.count", "true", "bool active ="
+        "forward.cuh", "lane_rows.run(now, j)", "true", "bool active ="
+    ),
+    "forward: a row runs for a step too many": Fault(
+        "memory.cuh",
+        "static_cast<unsigned>(lengths[j])",
+        "static_cast<unsigned>(lengths[j]) + 1",
+        "bool run(",
     ),
     "forward: both directions take the first one's bias": Fault(
         "forward.cuh", "p.bias[(d * Gr + gate) * H + unit]", "p.bias[gate * H + unit]"
@@ -288,8 +301,15 @@ FAULTS = {
         "backward.cuh", "active ? dh_prev : dh", "dh_prev"
     ),
     "backward: the GRU's gradients in another order": Fault("backward.cuh", "k == G - 1 ? 0 : k + 1", "k"),
-    "backward: one row too many has a previous step": Fault(
-        "backward.cuh", "b >= previous.count", "b > previous.count"
+    "backward: every row has a previous step": Fault(
+        "backward.cuh", "!lane_rows.run(previous, j)", "false", "bool starts ="
+    ),
+    "backward: the product passes a reset": Fault("backward.cuh", "in.begins", "0", "      begun ="),
+    "backward: a reset is a step late": Fault(
+        "backward.cuh", "begins ? 0.0f : active ? dh_prev : dh", "active ? dh_prev : dh"
+    ),
+    "backward: the state before a reset is that step's": Fault(
+        "backward.cuh", "begins ? 0.0f : in.c_prev[j][u]", "in.c_prev[j][u]"
     ),
     "fragments: two words of B change places": Fault(
         "fragments.cuh", "(g >> 2)", "1 - (g >> 2)", "kWords = 2"

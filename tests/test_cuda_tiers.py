@@ -14,6 +14,7 @@ from emu.build import NAMESPACE, library
 from layer_cases import (
     ALL,
     CELLS,
+    LENGTHS,
     PACKED,
     SAVES,
     Case,
@@ -42,7 +43,7 @@ def ops():
 
 
 def cases() -> list[Case]:
-    """Tiers, cells, types, directions; padded and packed; saved and recomputed gates; no bias; odd sizes."""
+    """Tiers, cells, types, directions; padded, packed and masked; saved and recomputed gates; odd sizes."""
     found = []
     types = ((torch.bfloat16, False), (torch.float16, False), (torch.float32, True))
     for n, cell in enumerate(CELLS):
@@ -51,6 +52,9 @@ def cases() -> list[Case]:
                 plain = Case(cell, T=5, B=9, IN=6, H=21, dtype=dtype, tier=tier, tf32=tf32)
                 found.append(replace(plain, D=2, save="recompute" if (n + k) % 2 else "gates"))
                 found.append(replace(plain, D=1 + k % 2, sizes=PACKED, bias=cell == "rnn_relu" or k != 1))
+                ragged = replace(plain, T=4, D=2 - k % 2, lengths=LENGTHS if k < 2 else None, reset="some")
+                found.append(replace(ragged, save="gates" if (n + k) % 2 else "recompute", strided=k == 1))
+            found.append(replace(plain, D=2, lengths=(0,), dtype=torch.float16, tf32=False))
             found.append(
                 Case(
                     cell, T=2, B=1, IN=1, H=8, dtype=torch.bfloat16, tier=tier, strided=True, save="recompute"

@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
 from fastrnn import _autograd_masked, _ops
@@ -263,6 +265,54 @@ def test_compile():
         torch.testing.assert_close(y, expected)
         torch.testing.assert_close(h, expected_h)
         (y.sum() + h.sum()).backward()
+
+
+@pytest.mark.skipif(not _ops.cuda_loaded, reason="built without CUDA kernels")
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("backend", ["auto", "fused", "one_cta", "grid", "stepwise"])
+def test_cuda_inputs_take_the_fused_ops(name, backend):
+    """Without a GPU, on fake tensors: forward and backward are the masked ops, with the tier that was asked
+    for, for lengths on either device, and their results have the devices and shapes of a module's."""
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "fastrnn":
+                seen.append((func._schema.name, args[-1] & 48))
+            return func(*args, **(kwargs or {}))
+
+    with FakeTensorMode():
+        layer = MODULES[name](3, 4, bidirectional=True, backend=backend, device="cuda")
+        x = torch.empty(6, 2, 3, device="cuda", requires_grad=True)
+        reset = torch.empty(6, 2, dtype=torch.bool, device="cuda")
+        for lengths in (torch.empty(2, dtype=torch.int64), torch.empty(2, dtype=torch.int32, device="cuda")):
+            with Watch():
+                y, _, states = layer(x, lengths=lengths, reset=reset, return_all_states=True)
+                with torch.no_grad():  # the node itself: the engine looks for the GPU
+                    grad_x = y.grad_fn.apply(torch.ones_like(y), *[None] * 3)[0]
+            h, *c = states if name == "lstm" else (states,)
+            assert [t.shape for t in (h, *c)] == [(1, 6, 2, 8)] * (1 + (name == "lstm"))
+            assert grad_x.shape == x.shape
+            assert {t.device.type for t in (y, h, *c, grad_x)} == {"cuda"}
+    tier = _ops.TIERS.get(backend, 0)
+    passes = ["fastrnn::rnn_masked_forward", "fastrnn::rnn_masked_backward"]
+    assert seen == [(op, tier) for op in passes] * 2
+
+
+def test_a_tier_is_not_for_the_cpu():
+    """As without masks."""
+    with pytest.raises(
+        RuntimeError, match="backend='grid': a tier of the CUDA kernels, and the input is on the"
+    ):
+        fastrnn.GRU(2, 3, backend="grid")(X, lengths=[4, 2, 1])
+
+
+def test_explain():
+    """Masked layers run the same kernels, and explain says so."""
+    shape = (100, 16, 64, 64)
+    plain, masked = (fastrnn.explain(shape, device="cuda", masked=m) for m in (False, True))
+    assert masked.kernels == plain.kernels
+    assert "masked: the same kernels" in str(masked)
 
 
 X = torch.zeros(4, 3, 2)

@@ -5,11 +5,12 @@
 #include <tuple>
 #include <vector>
 
-#include "checks.h"
+#include "checks_masks.h"
 #include "device_properties.h"
 #include "plan_cuda.h"
 #include "stepwise.h"
 #include "torch_ops.h"
+#include "upload.h"
 
 namespace fastrnn::cuda {
 
@@ -17,13 +18,20 @@ using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // y, hn, c
 using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 enum Needs : int64_t { kGradX = 1, kGradH0 = 2, kGradC0 = 4, kGradWeights = 8 };
 
+// What only the masked operators take: lengths of the rows, steps that begin a new sequence.
+struct Masks {
+  std::optional<Tensor> lengths, reset;
+};
+
 class Layer {
  public:
   // Checks everything. weights must outlive the layer.
   Layer(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
-        const std::optional<Tensor>& batch_sizes, const std::string& cell, bool bias, bool tf32_allowed)
+        const std::optional<Tensor>& batch_sizes, const Masks& masks, const std::string& cell, bool bias,
+        bool tf32_allowed)
       : weights_(weights) {
     check_layer(checked_, x, h0, c0, weights, batch_sizes, cell, bias);
+    if (masks.lengths || masks.reset) check_masks(masks_, checked_.shape, x, masks.lengths, masks.reset);
     type = x.scalar_type();
     tf32 = tf32_allowed && type == ScalarType::Float;
     compute = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -36,7 +44,9 @@ class Layer {
     rows_ = view(as_contiguous(x), {N, shape().I}, {shape().I, 1});
   }
 
+  // shape().T counts the steps of the longest row: a padded batch with lengths may have more.
   const LayerShape& shape() const { return checked_.shape; }
+  bool has_lengths() const { return shape().order; }
   bool is(CellKind cell) const { return shape().cell == cell; }
   StepShape step_shape() const { return {shape().cell, shape().dtype, N, shape().B, shape().H, shape().D}; }
 
@@ -47,10 +57,41 @@ class Layer {
     if (s < 0) return rows;
     for (int d = 0; d < shape().D; ++d) {
       const int64_t t = d ? shape().T - 1 - s : s;
-      rows.first[d] = shape().row_offset(t);
-      rows.count[d] = shape().active(t);
+      rows.t[d] = t;
+      rows.first[d] = shape().packed() ? shape().row_offsets[t] : t * shape().B;
+      rows.count[d] = shape().packed() ? shape().batch_sizes[t] : shape().B;
     }
     return rows;
+  }
+
+  // On the device, uploaded by the first call.
+  const RowTable& table() const {
+    if (!table_) {
+      const LayerShape& s = shape();
+      table_ = RowTable{.T = s.T, .B = s.B, .resets = s.resets};
+      const int64_t offsets = s.packed() ? s.T + 1 : 0;
+      if (s.batch_sizes) {
+        std::vector<int64_t> lengths(s.B);
+        for (int64_t t = 0; t < s.T; ++t) {
+          for (int64_t b = s.active(t + 1); b < s.active(t); ++b) lengths[s.row_of(b)] = t + 1;
+        }
+        on_device_ = empty({offsets + s.B}, ScalarType::Long, device);
+        int64_t* const to = static_cast<int64_t*>(on_device_->data_ptr());
+        check_cuda(upload(s.row_offsets, offsets, to, stream));
+        check_cuda(upload(lengths.data(), s.B, to + offsets, stream));
+        table_->row_offsets = offsets ? to : nullptr;
+        table_->lengths = to + offsets;
+      }
+    }
+    return *table_;
+  }
+
+  // Zeroes what lies beyond the rows' lengths of a contiguous (T,B,.) or (D,T*B,.) tensor.
+  void clear_padding(const Tensor& tensor, int directions) const {
+    if (!has_lengths() || !tensor.numel()) return;
+    const int64_t width = tensor.size(tensor.dim() - 1);
+    check_cuda(cuda::clear_padding(table(), shape().padded_steps, directions, width, tensor.element_size(),
+                                   tensor.data_ptr(), stream));
   }
 
   Tensor make(const Sizes& sizes) const { return empty(sizes, type, device); }
@@ -62,7 +103,7 @@ class Layer {
   }
   Sizes output_sizes() const {
     const int64_t width = shape().D * shape().out_size();
-    return shape().batch_sizes ? Sizes{N, width} : Sizes{shape().T, shape().B, width};
+    return shape().packed() ? Sizes{N, width} : Sizes{shape().tensor_steps(), shape().B, width};
   }
 
   const Tensor& x() const { return rows_; }  // (N,I)
@@ -106,8 +147,11 @@ class Layer {
   }
 
   CheckedLayer checked_;
+  CheckedMasks masks_;
   const std::vector<Tensor>& weights_;
   Tensor rows_;
+  mutable std::optional<RowTable> table_;
+  mutable std::optional<Tensor> on_device_;  // what it points into
 };
 
 inline void* data(const std::optional<Tensor>& tensor) { return tensor ? tensor->data_ptr() : nullptr; }
@@ -192,14 +236,15 @@ Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor
 struct BackwardSequence {
   Tensor y, gates, cells, h0;
   std::optional<Tensor> c0, grad_y, grad_hn, grad_cn;
-  Tensor dgates;                   // (D,N,Gr*H), order as in BackwardStep; may be gates
-  std::optional<Tensor> dh_y;      // with a projection (D,N,P): gradient of every step's projected h
-  std::optional<Tensor> m;         // and (D,N,H): every step's h before the projection, where it is wanted
-  std::optional<Tensor> dh0, dc0;  // results, where wanted
+  std::optional<Tensor> grad_cells;  // (D,N,H), of every step's c
+  Tensor dgates;                     // (D,N,Gr*H), order as in BackwardStep; may be gates
+  std::optional<Tensor> dh_y;        // with a projection (D,N,P): gradient of every step's projected h
+  std::optional<Tensor> m;           // and (D,N,H): every step's h before the projection, where it is wanted
+  std::optional<Tensor> dh0, dc0;    // results, where wanted
 };
 
 struct BackwardInputs {
-  std::optional<Tensor> grad_y, grad_hn, grad_cn;
+  std::optional<Tensor> grad_y, grad_hn, grad_cn, grad_cells;
   Tensor h0;
   std::optional<Tensor> c0;
   Tensor y, gates, cells;

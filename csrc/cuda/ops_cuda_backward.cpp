@@ -6,38 +6,12 @@
 namespace fastrnn::cuda {
 namespace {
 
-// h_prev of every row as one (D,N,Hout) operand: each direction's output, a step later in its own time,
-// and h0 where a row starts. A shift by a whole step is a shift by as many rows as long as the number of
-// rows does not change, so there are three copies for each run of equal batch sizes, not for each step.
-Tensor previous_states(const Layer& layer, const Tensor& y_any, const Tensor& h0) {
-  const LayerShape& shape = layer.shape();
-  const int64_t width = shape.out_size(), D = shape.D, N = layer.N;
-  const Tensor y = view(y_any, {N, D * width}, {D * width, 1});
-  const Tensor out = layer.make({D, N, width});
-  for (int d = 0; d < D; ++d) {
-    const Tensor from = columns(y, d * width, width), to = slice(out, d), start = slice(h0, d);
-    const auto move = [&](int64_t to_row, const Tensor& source, int64_t source_row, int64_t count) {
-      if (count > 0) copy(rows(to, to_row, count), rows(source, source_row, count));
-    };
-    for (int64_t t = 0, end; t < shape.T; t = end) {
-      const int64_t n = shape.active(t);
-      for (end = t + 1; end < shape.T && shape.active(end) == n;) ++end;
-      const int64_t first = shape.row_offset(t), last = shape.row_offset(end - 1);
-      if (d == 0) {
-        if (t == 0) {
-          move(first, start, 0, n);
-        } else {
-          move(first, from, shape.row_offset(t - 1), n);
-        }
-        move(first + n, from, first, last - first);
-      } else {
-        const int64_t after = shape.active(end);  // rows that came from a later step; the others start here
-        move(first, from, first + n, last - first);
-        move(last, from, shape.row_offset(end), after);
-        move(last + after, start, after, n - after);
-      }
-    }
-  }
+// h_prev of every row as one (D,N,Hout) operand.
+Tensor previous_states(const Layer& layer, const Tensor& y, const Tensor& h0) {
+  const int64_t width = layer.shape().out_size();
+  const Tensor out = layer.make({layer.shape().D, layer.N, width});
+  check_cuda(previous_outputs(layer.step_shape(), layer.table(), width, y.data_ptr(), h0.data_ptr(), out.data_ptr(),
+                              layer.stream));
   return out;
 }
 
@@ -83,7 +57,8 @@ Tensor of_recurrence(const Layer& layer, const Tensor& dgates, int d) {
 
 Tensor input_gradient(const Layer& layer, const Tensor& dgates) {
   const LayerShape& shape = layer.shape();
-  const Tensor out = layer.make(shape.batch_sizes ? Sizes{layer.N, shape.I} : Sizes{shape.T, shape.B, shape.I});
+  const Tensor out =
+      layer.make(shape.packed() ? Sizes{layer.N, shape.I} : Sizes{shape.tensor_steps(), shape.B, shape.I});
   const Tensor flat = view(out, {layer.N, shape.I}, {shape.I, 1});
   for (int d = 0; d < shape.D; ++d) {
     Tensor weight = layer.w_ih(d);
@@ -96,21 +71,31 @@ Tensor input_gradient(const Layer& layer, const Tensor& dgates) {
   return out;
 }
 
+// x as a factor of the weights' gradient, where what lies beyond a row's length meets zeros: it may not be finite.
+Tensor finite_input(const Layer& layer) {
+  if (!layer.has_lengths()) return layer.x();
+  const Tensor out = layer.make({layer.N, layer.shape().I});
+  copy(out, layer.x());
+  layer.clear_padding(out, 1);
+  return out;
+}
+
 // In the order of the weights.
 std::vector<Tensor> weight_gradients(const Layer& layer, const BackwardSequence& s, const Tensor& h_prev) {
   const LayerShape& shape = layer.shape();
   const Tensor& dgates = s.dgates;
   const int64_t H = shape.H, GH = layer.G * H;
   const bool gru = layer.is(CellKind::kGru);
+  const Tensor x = finite_input(layer);
   std::vector<Tensor> out;
   for (int d = 0; d < shape.D; ++d) {
     const Tensor w_ih = layer.make({GH, shape.I}), w_hh = layer.make({GH, shape.out_size()});
     if (gru) {
       const Tensor nrz = layer.make({GH, shape.I});
-      multiply(nrz, transposed(of_input(layer, dgates, d)), layer.x(), layer.tf32);
+      multiply(nrz, transposed(of_input(layer, dgates, d)), x, layer.tf32);
       from_nrz(w_ih, nrz, H);
     } else {
-      multiply(w_ih, transposed(of_input(layer, dgates, d)), layer.x(), layer.tf32);
+      multiply(w_ih, transposed(of_input(layer, dgates, d)), x, layer.tf32);
     }
     multiply(w_hh, transposed(of_recurrence(layer, dgates, d)), slice(h_prev, d), layer.tf32);
     out.push_back(w_ih);
@@ -138,7 +123,7 @@ std::vector<Tensor> weight_gradients(const Layer& layer, const BackwardSequence&
 }
 
 // A (D,B,.) gradient of the compute type, or zeros.
-Tensor initial_gradient(const Layer& layer, const std::optional<Tensor>& grad, const Sizes& sizes) {
+Tensor final_gradient(const Layer& layer, const std::optional<Tensor>& grad, const Sizes& sizes) {
   if (!grad) return layer.make_zeros(sizes, layer.compute);
   const Tensor out = layer.make_compute(sizes);
   copy(out, *grad);
@@ -147,19 +132,24 @@ Tensor initial_gradient(const Layer& layer, const std::optional<Tensor>& grad, c
 
 // out = a + b, (D,B,.) gradients of the compute type as a result.
 void store_result(const Layer& layer, const Tensor& out, const Tensor& a, const std::optional<Tensor>& b) {
-  check_cuda(sum_to_layer_type(layer.shape().dtype, a.numel(), a.data_ptr(), data(b), out.data_ptr(), layer.stream));
+  check_cuda(initial_gradient(layer.step_shape(), layer.table(), a.size(2), a.data_ptr(), data(b), out.data_ptr(),
+                              layer.stream));
 }
 
-// dh, dc and direct hold every row's gradient while the loop runs, as hn and c do in forward: a row of a
-// packed sequence waits in them with the gradient of its last state until its last step is reached.
+// dh, dc and direct hold every row's gradient while the loop runs, as hn and c do in forward: a row that does not
+// run waits in them with the gradient of its last state until its last step is reached. Where the products write
+// dh for the rows that wait too, which they do with lengths, it waits in direct.
 void run_stepwise(const Layer& layer, const BackwardSequence& s) {
   const LayerShape& shape = layer.shape();
   const int64_t B = shape.B, H = shape.H, D = shape.D, N = layer.N, width = shape.out_size();
   const bool lstm = layer.is(CellKind::kLstm), gru = layer.is(CellKind::kGru), projected = shape.P > 0;
 
-  const Tensor dh = initial_gradient(layer, s.grad_hn, {D, B, width});
-  const std::optional<Tensor> dc = lstm ? std::optional(initial_gradient(layer, s.grad_cn, {D, B, H})) : std::nullopt;
-  const std::optional<Tensor> direct = gru ? std::optional(layer.make_zeros({D, B, H}, layer.compute)) : std::nullopt;
+  const std::optional<Tensor> none;
+  const bool waits = layer.has_lengths();
+  const Tensor dh = final_gradient(layer, waits ? none : s.grad_hn, {D, B, width});
+  const std::optional<Tensor> dc = lstm ? std::optional(final_gradient(layer, s.grad_cn, {D, B, H})) : none;
+  const std::optional<Tensor> direct =
+      gru || waits ? std::optional(final_gradient(layer, waits ? s.grad_hn : none, {D, B, width})) : none;
   const Tensor dm = projected ? layer.make_compute({D, B, H}) : dh;  // gradient of h before the projection
 
   const int64_t first_column = (layer.recurrent_gates - layer.G) * H;
@@ -170,6 +160,7 @@ void run_stepwise(const Layer& layer, const BackwardSequence& s) {
   if (projected) project.emplace(layer, *s.dh_y, layer.stacked_w_hr(), dm);
 
   BackwardStep step;
+  step.table = layer.table();
   step.gates = s.gates.data_ptr();
   step.cells = s.cells.data_ptr();
   step.c0 = data(s.c0);
@@ -177,7 +168,9 @@ void run_stepwise(const Layer& layer, const BackwardSequence& s) {
   step.h0 = s.h0.data_ptr();
   step.grad_y = projected ? nullptr : data(s.grad_y);
   step.dh = dm.data_ptr();
-  step.direct = data(direct);
+  step.dh_is_whole = projected;
+  step.direct = projected ? nullptr : data(direct);
+  step.grad_cells = data(s.grad_cells);
   step.dc = data(dc);
   step.dgates = s.dgates.data_ptr();
   step.m = data(s.m);
@@ -186,8 +179,8 @@ void run_stepwise(const Layer& layer, const BackwardSequence& s) {
     step.rows = layer.rows_at(t);
     step.previous = layer.rows_at(t - 1);
     if (projected) {
-      check_cuda(sum_output_gradient(layer.step_shape(), step.rows, shape.P, data(s.grad_y), dh.data_ptr(),
-                                     s.dh_y->data_ptr(), layer.stream));
+      check_cuda(sum_output_gradient(layer.step_shape(), step.rows, step.table, shape.P, data(s.grad_y),
+                                     dh.data_ptr(), data(direct), s.dh_y->data_ptr(), layer.stream));
       (*project)(step.rows);
     }
     check_cuda(backward_step(layer.step_shape(), step, layer.stream));
@@ -225,6 +218,7 @@ Backward backward(const Layer& layer, const BackwardInputs& in) {
       .grad_y = contiguous(in.grad_y),
       .grad_hn = in.grad_hn,
       .grad_cn = in.grad_cn,
+      .grad_cells = contiguous(in.grad_cells),
       // Recomputed gates are ours to overwrite, and just as large.
       .dgates = recompute ? gates : layer.make({D, N, layer.recurrent_gates * H}),
       .dh_y = where(projected, [&] { return layer.make({D, N, width}); }),
@@ -232,7 +226,12 @@ Backward backward(const Layer& layer, const BackwardInputs& in) {
       .dh0 = where(need_h0, [&] { return layer.make({D, B, width}); }),
       .dc0 = where(need_c0, [&] { return layer.make({D, B, H}); }),
   };
-  if (B > 0 && (plan.tier == CudaTier::kStepwise || !run_persistent(layer, plan, s))) run_stepwise(layer, s);
+  // Beyond the rows' lengths the loops write nothing, and the products read everything.
+  layer.clear_padding(s.dgates, D);
+  if (s.dh_y) layer.clear_padding(*s.dh_y, D);
+  if (s.m) layer.clear_padding(*s.m, D);
+  const bool persistent = plan.tier != CudaTier::kStepwise && shape.T > 0;
+  if (B > 0 && !(persistent && run_persistent(layer, plan, s))) run_stepwise(layer, s);
   return {need_x ? input_gradient(layer, s.dgates) : none, s.dh0.value_or(none), s.dc0.value_or(none),
           need_weights ? weight_gradients(layer, s, h_prev) : std::vector<Tensor>{}};
 }

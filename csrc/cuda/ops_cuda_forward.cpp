@@ -6,8 +6,8 @@
 namespace fastrnn::cuda {
 namespace {
 
-// hn and c hold every row's state while the loop runs. A row of a packed sequence that has ended, or has
-// not begun, is not touched, so that in the end each row's last state is there, whatever the direction.
+// hn and c hold every row's state while the loop runs. A row that has ended, or has not begun, is not touched, so
+// that in the end each row's last state is there, whatever the direction.
 void run_stepwise(const Layer& layer, const ForwardSequence& s) {
   const LayerShape& shape = layer.shape();
   const int64_t B = shape.B, H = shape.H, D = shape.D, G = layer.G;
@@ -29,9 +29,12 @@ void run_stepwise(const Layer& layer, const ForwardSequence& s) {
 
   StepProduct recurrent(layer, hn, transposed_each(layer.stacked_w_hh()), rec);
   std::optional<StepProduct> project;
-  if (projected) project.emplace(layer, m, transposed_each(layer.stacked_w_hr()), hn);
+  // Not into hn itself: a product writes all rows, and some may have ended.
+  const std::optional<Tensor> h = projected ? std::optional(layer.make({D, B, shape.P})) : std::nullopt;
+  if (projected) project.emplace(layer, m, transposed_each(layer.stacked_w_hr()), *h);
 
   ForwardStep step;
+  step.table = layer.table();
   step.gx = s.gx.data_ptr();
   step.gx_stride = s.gx.size(2);
   step.rec = rec.data_ptr();
@@ -52,7 +55,8 @@ void run_stepwise(const Layer& layer, const ForwardSequence& s) {
     check_cuda(forward_step(layer.step_shape(), step, layer.stream));
     if (projected) {
       (*project)(state);
-      check_cuda(store_output(layer.step_shape(), step.rows, shape.P, hn.data_ptr(), s.y.data_ptr(), layer.stream));
+      check_cuda(store_output(layer.step_shape(), step.rows, step.table, shape.P, h->data_ptr(), s.y.data_ptr(),
+                              hn.data_ptr(), layer.stream));
     }
   }
   if (lstm && converts) copy(s.cn, c);
@@ -87,7 +91,13 @@ Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor
       multiply(columns(slice(s.gx, d), 0, G * H), layer.x(), transposed(layer.w_ih(d)), layer.tf32);
     }
     s.bias = layer.combined_bias();
-    if (plan.tier == CudaTier::kStepwise || !run_persistent(layer, plan, s)) run_stepwise(layer, s);
+    // Beyond the rows' lengths the loops write nothing. x's part of the gates, where it lies in them, is not read
+    // there.
+    layer.clear_padding(s.y, 1);
+    if (s.save_gates) layer.clear_padding(s.gates, D);
+    if (s.save_cells) layer.clear_padding(s.cells, D);
+    const bool persistent = plan.tier != CudaTier::kStepwise && shape.T > 0;
+    if (!persistent || !run_persistent(layer, plan, s)) run_stepwise(layer, s);
   }
   return {s.y, s.hn, s.cn, s.gates, s.cells};
 }

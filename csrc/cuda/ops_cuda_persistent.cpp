@@ -2,22 +2,8 @@
 // launch a pass.
 #include "ops_cuda_persistent.h"
 
-#include "upload.h"
-
 namespace fastrnn::cuda {
 namespace {
-
-// Row offsets and batch sizes of a packed sequence on the device, behind each other; nullopt for a padded one.
-std::optional<Tensor> uploaded_rows(const Layer& layer) {
-  const LayerShape& shape = layer.shape();
-  if (!shape.batch_sizes) return std::nullopt;
-  const int64_t T = shape.T;
-  const Tensor out = empty({2 * T + 1}, ScalarType::Long, layer.device);
-  int64_t* const device = static_cast<int64_t*>(out.data_ptr());
-  check_cuda(upload(shape.row_offsets, T + 1, device, layer.stream));
-  check_cuda(upload(shape.batch_sizes, T, device + T + 1, layer.stream));
-  return out;
-}
 
 // The kernels take rows of any distance, with contiguous elements.
 Tensor with_contiguous_rows(const Tensor& m) { return m.stride(1) == 1 ? m : as_contiguous(m); }
@@ -33,11 +19,10 @@ void set_common(Params& p, const Layer& layer, const CudaPlan& plan, std::vector
     p.w_hh[d] = keep.back().data_ptr();
     p.w_hh_stride[d] = keep.back().stride(0);
   }
-  if (const auto rows = uploaded_rows(layer)) {
-    p.row_offsets = static_cast<const int64_t*>(rows->data_ptr());
-    p.batch_sizes = p.row_offsets + layer.shape().T + 1;
-    keep.push_back(*rows);
-  }
+  const RowTable& table = layer.table();
+  p.row_offsets = table.row_offsets;
+  p.lengths = table.lengths;
+  p.resets = table.resets;
   if (plan.geometry.workspace_bytes) {
     const Tensor workspace = empty({plan.geometry.workspace_bytes}, ScalarType::Byte, layer.device);
     p.workspace = workspace.data_ptr();
@@ -88,6 +73,7 @@ bool launch(const Layer& layer, const CudaPlan& plan, const BackwardSequence& s)
   p.grad_y_stride = layer.shape().D * layer.shape().H;
   p.grad_hn = data(grad_hn);
   p.grad_cn = data(grad_cn);
+  p.grad_cells = static_cast<const float*>(data(s.grad_cells));
   p.dgates = s.dgates.data_ptr();
   p.dh0 = data(s.dh0);
   p.dc0 = data(s.dc0);

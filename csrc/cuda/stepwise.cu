@@ -90,25 +90,48 @@ int combine_bias(const StepShape& shape, const void* b_ih, const void* b_hh, voi
   });
 }
 
-int store_output(const StepShape& shape, const StepRows& rows, int64_t P, const void* h, void* y, void* stream) {
+int store_output(const StepShape& shape, const StepRows& rows, const RowTable& table, int64_t P, const void* h,
+                 void* y, void* hn, void* stream) {
   return with_type(shape.dtype, [&]<class T>(TypeTag<T>) {
-    return launch_rows(store_output_kernel<T>, longest(rows, shape.D), P, shape.D, stream, shape, rows,
-                       static_cast<const T*>(h), static_cast<T*>(y));
+    return launch_rows(store_output_kernel<T>, longest(rows, shape.D), P, shape.D, stream, shape, rows, table,
+                       static_cast<const T*>(h), static_cast<T*>(y), static_cast<T*>(hn));
   });
 }
 
-int sum_output_gradient(const StepShape& shape, const StepRows& rows, int64_t P, const void* grad_y, const void* dh,
-                        void* out, void* stream) {
+int sum_output_gradient(const StepShape& shape, const StepRows& rows, const RowTable& table, int64_t P,
+                        const void* grad_y, const void* dh, void* direct, void* out, void* stream) {
   return with_type(shape.dtype, [&]<class T>(TypeTag<T>) {
-    return launch_rows(sum_output_gradient_kernel<T>, longest(rows, shape.D), P, shape.D, stream, shape, rows,
-                       static_cast<const T*>(grad_y), static_cast<const Compute<T>*>(dh), static_cast<T*>(out));
+    using A = Compute<T>;
+    return launch_rows(sum_output_gradient_kernel<T>, longest(rows, shape.D), P, shape.D, stream, shape, rows, table,
+                       static_cast<const T*>(grad_y), static_cast<const A*>(dh), static_cast<A*>(direct),
+                       static_cast<T*>(out));
   });
 }
 
-int sum_to_layer_type(Dtype dtype, int64_t n, const void* a, const void* b, void* out, void* stream) {
-  return with_type(dtype, [&]<class T>(TypeTag<T>) {
-    return launch(sum_to_layer_type_kernel<T>, (n + kBlock - 1) / kBlock, kBlock, stream, n,
-                  static_cast<const Compute<T>*>(a), static_cast<const Compute<T>*>(b), static_cast<T*>(out));
+int previous_outputs(const StepShape& shape, const RowTable& table, int64_t width, const void* y, const void* h0,
+                     void* out, void* stream) {
+  const int64_t rows = table.row_offsets ? table.T * table.B : shape.N;
+  return with_type(shape.dtype, [&]<class T>(TypeTag<T>) {
+    return launch_rows(previous_outputs_kernel<T>, rows, width, shape.D, stream, shape, table,
+                       static_cast<const T*>(y), static_cast<const T*>(h0), static_cast<T*>(out));
+  });
+}
+
+int clear_padding(const RowTable& table, int64_t T, int D, int64_t width, size_t element, void* data, void* stream) {
+  const auto clear = [&]<class Bits>(Bits* bits) {
+    return launch_rows(clear_padding_kernel<Bits>, T * table.B, width, D, stream, table, T * table.B, bits);
+  };
+  return element == 2   ? clear(static_cast<uint16_t*>(data))
+         : element == 4 ? clear(static_cast<uint32_t*>(data))
+                        : clear(static_cast<uint64_t*>(data));
+}
+
+int initial_gradient(const StepShape& shape, const RowTable& table, int64_t width, const void* a, const void* b,
+                     void* out, void* stream) {
+  return with_type(shape.dtype, [&]<class T>(TypeTag<T>) {
+    using A = Compute<T>;
+    return launch_rows(initial_gradient_kernel<T>, shape.B, width, shape.D, stream, shape, table,
+                       static_cast<const A*>(a), static_cast<const A*>(b), static_cast<T*>(out));
   });
 }
 

@@ -60,7 +60,9 @@ __global__ void __launch_bounds__(kBlock)
   constexpr int G = Cell::kGates, S = Cell::kSaved;
   const Place at = locate(tiling);
   if (at.unit >= shape.H || at.row >= pick(p.rows.count, at.direction)) return;
-  const int64_t H = shape.H, u = at.unit, d = at.direction;
+  const int64_t H = shape.H, u = at.unit, d = at.direction, t = pick(p.rows.t, at.direction);
+  if (!p.table.runs(t, at.row)) return;
+  const bool begins = p.table.begins(t, at.direction, at.row);
   const int64_t state = (d * shape.B + at.row) * H + u;  // in (D,B,H)
   const int64_t in_direction = pick(p.rows.first, at.direction) + at.row;
   const int64_t row = d * shape.N + in_direction;  // in (D,N,.)
@@ -72,18 +74,21 @@ __global__ void __launch_bounds__(kBlock)
 #pragma unroll
   for (int g = 0; g < G; ++g) {
     pre[g] = load(gx + g * H);
+    const A sum = begins ? A(0) : rec[g * H];
     if (Cell::kSplit && g == G - 1) {
-      apart = rec[g * H];
+      apart = sum;
     } else {
-      pre[g] += rec[g * H];
+      pre[g] += sum;
     }
     if (bias) pre[g] += bias[g * H];
   }
   if (Cell::kSplit && bias) apart += bias[G * H];
 
   A c_prev = 0, h_prev = 0, c = 0, h = 0, saved[S ? S : 1];
-  if constexpr (Cell::kHasCell) c_prev = static_cast<const A*>(p.c)[state];
-  if constexpr (Cell::kSplit) h_prev = static_cast<const A*>(p.h_state)[state];
+  if (!begins) {
+    if constexpr (Cell::kHasCell) c_prev = static_cast<const A*>(p.c)[state];
+    if constexpr (Cell::kSplit) h_prev = static_cast<const A*>(p.h_state)[state];
+  }
   Cell::forward(pre, apart, h_prev, c_prev, saved, c, h);
 
   if constexpr (Cell::kHasCell) {
@@ -110,12 +115,18 @@ __global__ void __launch_bounds__(kBlock)
   constexpr int G = Cell::kGates, S = Cell::kSaved, Gr = kRecurrentGates<Cell>;
   const Place at = locate(tiling);
   if (at.unit >= shape.H || at.row >= pick(p.rows.count, at.direction)) return;
-  const int64_t H = shape.H, u = at.unit, d = at.direction;
+  const int64_t H = shape.H, u = at.unit, d = at.direction, t = pick(p.rows.t, at.direction);
   const int64_t state = (d * shape.B + at.row) * H + u;
+  A* const direct = static_cast<A*>(p.direct);
+  if (!p.table.runs(t, at.row)) {
+    if (direct) direct[state] += static_cast<const A*>(p.dh)[state];
+    return;
+  }
   const int64_t in_direction = pick(p.rows.first, at.direction) + at.row;
   const int64_t row = d * shape.N + in_direction;
   const int64_t output = (in_direction * shape.D + d) * H + u;  // in (N,D*H)
-  const bool has_previous = at.row < pick(p.previous.count, at.direction);
+  const bool has_previous =
+      at.row < pick(p.previous.count, at.direction) && p.table.runs(pick(p.previous.t, at.direction), at.row);
   const int64_t previous = pick(p.previous.first, at.direction) + at.row;
 
   A saved[S ? S : 1] = {};
@@ -124,22 +135,34 @@ __global__ void __launch_bounds__(kBlock)
 #pragma unroll
     for (int s = 0; s < S; ++s) saved[s] = load(gates + s * H);
   }
+  const bool begins = p.table.begins(t, at.direction, at.row);
   A c_prev = 0, c = 0, h_prev = 0, h = 0;
   if constexpr (Cell::kHasCell) {
     const A* cells = static_cast<const A*>(p.cells);
     c = cells[row * H + u];
-    c_prev = has_previous ? cells[(d * shape.N + previous) * H + u] : load(static_cast<const T*>(p.c0) + state);
+    if (!begins) {
+      c_prev = has_previous ? cells[(d * shape.N + previous) * H + u] : load(static_cast<const T*>(p.c0) + state);
+    }
   } else if constexpr (Cell::kSplit) {
-    h_prev = has_previous ? load(static_cast<const T*>(p.y) + (previous * shape.D + d) * H + u)
-                          : load(static_cast<const T*>(p.h0) + state);
+    if (!begins) {
+      h_prev = has_previous ? load(static_cast<const T*>(p.y) + (previous * shape.D + d) * H + u)
+                            : load(static_cast<const T*>(p.h0) + state);
+    }
   } else {
     h = load(static_cast<const T*>(p.y) + output);
   }
 
-  A dh = static_cast<const A*>(p.dh)[state], dc = 0;
-  if constexpr (Cell::kSplit) dh += static_cast<const A*>(p.direct)[state];
+  A dh = 0, dc = 0;
+  const bool ends = p.table.ends(t, at.direction, at.row);
+  if (!ends || p.dh_is_whole) dh = static_cast<const A*>(p.dh)[state];
+  if (!ends) {
+    if (direct) dh += direct[state];
+    if constexpr (Cell::kHasCell) dc = static_cast<const A*>(p.dc)[state];
+  }
   if (p.grad_y) dh += load(static_cast<const T*>(p.grad_y) + output);
-  if constexpr (Cell::kHasCell) dc = static_cast<const A*>(p.dc)[state];
+  if constexpr (Cell::kHasCell) {
+    if (p.grad_cells) dc += static_cast<const A*>(p.grad_cells)[row * H + u];
+  }
 
   A dpre[G], drec = 0, dc_prev = 0, dh_prev = 0;
   Cell::backward(saved, c_prev, c, h_prev, h, dh, dc, dpre, drec, dc_prev, dh_prev);
@@ -147,10 +170,8 @@ __global__ void __launch_bounds__(kBlock)
   T* dgates = static_cast<T*>(p.dgates) + row * Gr * H + u;
 #pragma unroll
   for (int g = 0; g < G; ++g) store(dgates + gradient_slot<Cell>(g) * H, dpre[g]);
-  if constexpr (Cell::kSplit) {
-    store(dgates + G * H, drec);
-    static_cast<A*>(p.direct)[state] = dh_prev;
-  }
+  if constexpr (Cell::kSplit) store(dgates + G * H, drec);
+  if (direct) direct[state] = dh_prev;
   if constexpr (Cell::kHasCell) {
     static_cast<A*>(p.dc)[state] = dc_prev;
     if (p.m) store(static_cast<T*>(p.m) + row * H + u, saved[3] * ScalarMath<A>::tanh(c));
@@ -195,32 +216,75 @@ __global__ void __launch_bounds__(kBlock)
 
 template <class T>
 __global__ void __launch_bounds__(kBlock)
-    store_output_kernel(const StepShape shape, const StepRows rows, const T* h, T* y, const Tiling tiling) {
+    store_output_kernel(const StepShape shape, const StepRows rows, const RowTable table, const T* h, T* y, T* hn,
+                        const Tiling tiling) {
   const Place at = locate(tiling);
   if (at.unit >= tiling.units || at.row >= pick(rows.count, at.direction)) return;
+  if (!table.runs(pick(rows.t, at.direction), at.row)) return;
   const int64_t row = pick(rows.first, at.direction) + at.row;
-  y[(row * shape.D + at.direction) * tiling.units + at.unit] =
-      h[(at.direction * shape.B + at.row) * tiling.units + at.unit];
+  const int64_t state = (at.direction * shape.B + at.row) * tiling.units + at.unit;
+  y[(row * shape.D + at.direction) * tiling.units + at.unit] = hn[state] = h[state];
 }
 
 template <class T>
 __global__ void __launch_bounds__(kBlock)
-    sum_output_gradient_kernel(const StepShape shape, const StepRows rows, const T* grad_y, const Compute<T>* dh,
-                               T* out, const Tiling tiling) {
+    sum_output_gradient_kernel(const StepShape shape, const StepRows rows, const RowTable table, const T* grad_y,
+                               const Compute<T>* dh, Compute<T>* direct, T* out, const Tiling tiling) {
   const Place at = locate(tiling);
-  const int64_t P = tiling.units;
+  const int64_t P = tiling.units, t = pick(rows.t, at.direction);
   if (at.unit >= P || at.row >= pick(rows.count, at.direction)) return;
   const int64_t row = pick(rows.first, at.direction) + at.row;
-  Compute<T> sum = dh[(at.direction * shape.B + at.row) * P + at.unit];
+  const int64_t state = (at.direction * shape.B + at.row) * P + at.unit;
+  if (!table.runs(t, at.row)) {
+    if (direct) direct[state] += dh[state];
+    return;
+  }
+  Compute<T> sum = 0;
+  if (!table.ends(t, at.direction, at.row)) sum = direct ? dh[state] + direct[state] : dh[state];
+  if (direct) direct[state] = 0;
   if (grad_y) sum += load(grad_y + (row * shape.D + at.direction) * P + at.unit);
   store(out + (at.direction * shape.N + row) * P + at.unit, sum);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kBlock)
-    sum_to_layer_type_kernel(int64_t n, const Compute<T>* a, const Compute<T>* b, T* out) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x;
-  if (i < n) store(out + i, b ? a[i] + b[i] : a[i]);
+    previous_outputs_kernel(const StepShape shape, const RowTable table, const T* y, const T* h0, T* out,
+                            const Tiling tiling) {
+  const Place at = locate(tiling);
+  const int64_t width = tiling.units, d = at.direction;
+  if (at.unit >= width || at.row >= (table.row_offsets ? table.T * table.B : shape.N)) return;
+  const int64_t t = at.row / table.B, b = at.row - t * table.B, before = d ? t + 1 : t - 1;
+  T value{};
+  if (!table.runs(t, b)) {
+    if (!table.row_offsets) out[(d * shape.N + at.row) * width + at.unit] = value;
+    return;
+  }
+  if (!table.begins(t, at.direction, b)) {
+    value = table.runs(before, b) ? y[(table.row(before, b) * shape.D + d) * width + at.unit]
+                                  : h0[(d * shape.B + b) * width + at.unit];
+  }
+  out[(d * shape.N + table.row(t, b)) * width + at.unit] = value;
+}
+
+template <class Bits>
+__global__ void __launch_bounds__(kBlock)
+    clear_padding_kernel(const RowTable table, int64_t rows, Bits* data, const Tiling tiling) {
+  const Place at = locate(tiling);
+  if (at.unit >= tiling.units || at.row >= rows) return;
+  const int64_t t = at.row / table.B;
+  if (table.runs(t, at.row - t * table.B)) return;
+  data[(at.direction * rows + at.row) * tiling.units + at.unit] = 0;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kBlock)
+    initial_gradient_kernel(const StepShape shape, const RowTable table, const Compute<T>* a, const Compute<T>* b,
+                            T* out, const Tiling tiling) {
+  const Place at = locate(tiling);
+  if (at.unit >= tiling.units || at.row >= shape.B) return;
+  const int64_t i = (at.direction * shape.B + at.row) * tiling.units + at.unit;
+  const bool dropped = at.direction == 0 && table.cut(0, at.row);
+  store(out + i, dropped ? Compute<T>(0) : b ? a[i] + b[i] : a[i]);
 }
 
 }  // namespace fastrnn::cuda

@@ -51,6 +51,14 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
       "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int mode) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
   m.def(
+      "rnn_masked_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, "
+      "str cell, bool bias, int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
+  m.def(
+      "rnn_masked_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, "
+      "Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
+      "Tensor cells, str cell, bool bias, int mode) "
+      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
+  m.def(
       "sru_forward(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
       "Tensor? drop_mask, Tensor? batch_sizes, bool use_tanh, float scale, bool bidirectional, bool save) "
       "-> (Tensor h, Tensor c, Tensor cells)");

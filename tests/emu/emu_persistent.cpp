@@ -53,13 +53,14 @@ void* data(const Tensor& x) { return x.numel() ? x.data_ptr() : nullptr; }
 // What every call has in common; the workspace holds rubbish, as torch's allocator gives it.
 template <class Params>
 Tensor prepare(Params& p, const fastrnn::LayerShape& shape, int64_t precision, const Tensor& offsets,
-               const Tensor& batch_sizes, const std::vector<Tensor>& w_hh,
+               const Tensor& lengths, const Tensor& resets, const std::vector<Tensor>& w_hh,
                const fastrnn::cuda::PersistentGeometry& g) {
   STD_TORCH_CHECK(g.fits, "does not fit: ", g.reason);
   p.shape = shape;
   p.precision = static_cast<fastrnn::cuda::Precision>(precision);
   p.row_offsets = static_cast<const int64_t*>(data(offsets));
-  p.batch_sizes = static_cast<const int64_t*>(data(batch_sizes));
+  p.lengths = static_cast<const int64_t*>(data(lengths));
+  p.resets = static_cast<const uint8_t*>(data(resets));
   for (int d = 0; d < shape.D; ++d) {
     p.w_hh[d] = w_hh[d].data_ptr();
     p.w_hh_stride[d] = w_hh[d].stride(0);
@@ -75,13 +76,13 @@ int64_t error_of(const Tensor& workspace) {
   return workspace.numel() ? *static_cast<uint32_t*>(workspace.data_ptr()) : 0;
 }
 
-// gx (D,N,G*H), rows of any stride, no bias; w_hh (G*H,H) a direction; bias (D,Gr*H) float, row_offsets and
-// batch_sizes or empty. in_place: the gates are saved where gx is. Returns y, hn, cn, gates, cells, the workspace's
-// error word.
+// gx (D,N,G*H), rows of any stride, no bias; w_hh (G*H,H) a direction; bias (D,Gr*H) float, row_offsets,
+// lengths and resets or empty. in_place: the gates are saved where gx is. Returns y, hn, cn, gates, cells, the
+// workspace's error word.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, int64_t> persistent_forward(
     const Tensor& gx, const std::vector<Tensor>& w_hh, const Tensor& bias, const Tensor& h0, const Tensor& c0,
-    const Tensor& offsets, const Tensor& batch_sizes, int64_t T, const std::string& cell, int64_t precision,
-    int64_t tier, int64_t cluster, bool save, bool in_place, int64_t sms) {
+    const Tensor& offsets, const Tensor& lengths, const Tensor& resets, int64_t T, const std::string& cell,
+    int64_t precision, int64_t tier, int64_t cluster, bool save, bool in_place, int64_t sms) {
   using namespace fastrnn::cuda;
   const fastrnn::LayerShape shape = shape_of(h0, T, offsets, cell);
   const bool lstm = shape.cell == CellKind::kLstm;
@@ -90,7 +91,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, int64_t> persistent_forward(
   const PersistentGeometry g = geometry(shape.cell, static_cast<Precision>(precision), static_cast<Tier>(tier), H, B,
                                         shape.D, Pass::kForward, device_with(sms), static_cast<int>(cluster));
   PersistentForward p;
-  const Tensor workspace = prepare(p, shape, precision, offsets, batch_sizes, w_hh, g);
+  const Tensor workspace = prepare(p, shape, precision, offsets, lengths, resets, w_hh, g);
   const Tensor y = empty({N, D * H}, type, 0), hn = empty({D, B, H}, type, 0);
   const Tensor cn = empty(lstm ? std::vector<int64_t>{D, B, H} : std::vector<int64_t>{0}, type, 0);
   const Tensor gates = in_place ? gx : empty({save ? D : 0, N, S * H}, type, 0);
@@ -115,9 +116,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, int64_t> persistent_forward(
 // gradients and dh0, dc0 not needed are empty.
 std::tuple<Tensor, Tensor, Tensor, int64_t> persistent_backward(
     const std::vector<Tensor>& w_hh, const Tensor& gates, const Tensor& cells, const Tensor& y, const Tensor& h0,
-    const Tensor& c0, const Tensor& grad_y, const Tensor& grad_hn, const Tensor& grad_cn, const Tensor& offsets,
-    const Tensor& batch_sizes, int64_t T, const std::string& cell, int64_t precision, int64_t tier, int64_t cluster,
-    bool need_state, bool in_place, int64_t sms) {
+    const Tensor& c0, const Tensor& grad_y, const Tensor& grad_hn, const Tensor& grad_cn, const Tensor& grad_cells,
+    const Tensor& offsets, const Tensor& lengths, const Tensor& resets, int64_t T, const std::string& cell,
+    int64_t precision, int64_t tier, int64_t cluster, bool need_state, bool in_place, int64_t sms) {
   using namespace fastrnn::cuda;
   const fastrnn::LayerShape shape = shape_of(h0, T, offsets, cell);
   const bool lstm = shape.cell == CellKind::kLstm;
@@ -127,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> persistent_backward(
   const PersistentGeometry g = geometry(shape.cell, static_cast<Precision>(precision), static_cast<Tier>(tier), H, B,
                                         shape.D, Pass::kBackward, device_with(sms), static_cast<int>(cluster));
   PersistentBackward p;
-  const Tensor workspace = prepare(p, shape, precision, offsets, batch_sizes, w_hh, g);
+  const Tensor workspace = prepare(p, shape, precision, offsets, lengths, resets, w_hh, g);
   const Tensor dgates = in_place ? gates : empty({D, N, Gr * H}, type, 0);
   const Tensor dh0 = empty({need_state ? D : 0, B, H}, type, 0);
   const Tensor dc0 = empty({need_state && lstm ? D : 0, B, H}, type, 0);
@@ -140,6 +141,7 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> persistent_backward(
   p.grad_y_stride = grad_y.numel() ? grad_y.stride(0) : 0;
   p.grad_hn = data(grad_hn);
   p.grad_cn = data(grad_cn);
+  p.grad_cells = static_cast<const float*>(data(grad_cells));
   p.dgates = dgates.data_ptr();
   p.dh0 = data(dh0);
   p.dc0 = data(dc0);
@@ -174,15 +176,17 @@ std::tuple<std::vector<int64_t>, std::string> persistent_geometry(const std::str
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTRNN_NAMESPACE, m) {
   m.def(
       "persistent_forward(Tensor gx, Tensor[] w_hh, Tensor bias, Tensor h0, Tensor c0, Tensor row_offsets, "
-      "Tensor batch_sizes, int T, str cell, int precision, int tier, int cluster, bool save, bool in_place, int sms) "
+      "Tensor lengths, Tensor resets, int T, str cell, int precision, int tier, int cluster, bool save, bool "
+      "in_place, int sms) "
       "-> (Tensor "
       "y, Tensor hn, "
       "Tensor cn, Tensor gates, Tensor cells, int error)");
   m.def(
       "persistent_backward(Tensor[] w_hh, Tensor gates, Tensor cells, Tensor y, Tensor h0, Tensor c0, Tensor grad_y, "
-      "Tensor grad_hn, Tensor grad_cn, Tensor row_offsets, Tensor batch_sizes, int T, str cell, int precision, "
-      "int tier, int cluster, bool need_state, bool in_place, int sms) -> (Tensor dgates, Tensor dh0, Tensor dc0, "
-      "int error)");
+      "Tensor grad_hn, Tensor grad_cn, Tensor grad_cells, Tensor row_offsets, Tensor lengths, Tensor resets, int T, "
+      "str cell, int precision, int tier, int cluster, bool need_state, bool in_place, int sms) -> (Tensor dgates, "
+      "Tensor dh0, "
+      "Tensor dc0, int error)");
   m.def(
       "persistent_geometry(str cell, int precision, int tier, int cluster, int H, int B, int D, bool backward, int "
       "sms, "

@@ -17,6 +17,7 @@ def check_cases() -> list[Case]:
             Case(cell, D=2),
             Case(cell, D=2, T=2, B=2, H=130, dtype=torch.float32, save="recompute"),
         ]
+        cases.append(Case(cell, B=5, D=2, lengths=(2, 0, 4), reset="some"))
     return [*cases, Case("lstm", P=3, D=2, sizes=PACKED), replace(cases[0], dtype=torch.bfloat16)]
 
 

@@ -6,12 +6,13 @@ from persistent_cases import CELLS, TIERS, Case, expected, fused, problem, worst
 
 
 def check_cases() -> list[Case]:
-    """Every cell and tier, two directions, rows that end and begin, several tiles of rows and of K."""
+    """Every cell and tier, two directions, rows that end and begin, resets, several tiles."""
     cases = []
     for tier in TIERS:
         for i, cell in enumerate(CELLS):
             precision = ("bfloat16", "float16", "tf32", "float32")[i]
             cases.append(Case(cell, precision, tier, H=33 if i % 2 else 18, sizes=(9, 9, 4, 2)))
+            cases.append(Case(cell, precision, tier, T=4, B=4, H=9, lengths=(4, 1, 3), resets="some"))
     # Two replicas of three tiles of rows; more tiles of K than warps.
     cases.append(Case("lstm", "float16", "grid", T=3, B=34, H=20, D=1, sms=4))
     cases.append(Case("gru", "tf32", "grid", T=3, B=2, H=133, D=1))

@@ -26,7 +26,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const bool relu = p.shape.cell == CellKind::kRnnRelu, whole = cut.whole_pairs;
   Position at = Position::of<Exchange>(p.shape, cut);
   const int d = at.direction;
-  const Schedule schedule{p.row_offsets, p.batch_sizes, T_steps, B, at.direction};
+  const Schedule schedule{p.row_offsets, T_steps, B, at.direction};
+  const LaneRows lane_rows(p.lengths, T_steps, B, at.row);
   uint32_t* rest = shared + front_words(0, 0);
   Exchange exchange(cut, shared, rest, at.replica);
 
@@ -51,16 +52,18 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     Pair<T> grad_y[2];
     Pair<T> h[2];           // GRU: h_prev, RNN: h
     Pair<float> c_prev[2];  // LSTM
+    int begins = 0;         // which of the rows begin a new sequence: their h_prev and c_prev are zero
   };
   // `previous`: the step before this one in the direction's own time. A row that it lacks starts from h0, c0.
   const auto read = [&](const StepOf& step, const StepOf& previous) {
     Read in;
+    in.begins = lane_rows.begin(p.resets, step, B, at.row, at.direction);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int b = at.row + j;
       const int64_t row = step.first + b;
-      const int units = b < step.count ? at.units : 0;
-      const bool starts = b >= previous.count;
+      const int units = lane_rows.run(step, j) ? at.units : 0;
+      const bool starts = !lane_rows.run(previous, j);
       if constexpr (S > 0) {
         const T* gates = static_cast<const T*>(p.gates) + (d * N + row) * S * H + at.unit;
 #pragma unroll
@@ -107,14 +110,22 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     in = read(now, schedule.at(T_steps - 2));
   }
 
-  // Gradient of h through the product, of publication i; nothing reaches the last step.
+  // Gradient of h through the product, of publication i; nothing reaches the last step, nor a row from the later
+  // one where it begins a new sequence.
   float through[1][4] = {};
+  int begun = 0;  // `begins` of the step before
   const auto multiply = [&](int i) {
     const uint32_t* operand = exchange.wait(i);
     products.sum(operand, exchange.parts(), at, cut, through);
     if (exchange.failed) {
 #pragma unroll
       for (int r = 0; r < 4; ++r) through[0][r] = __uint_as_float(0x7fffffffu);
+    }
+    if (begun) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        if (begun >> (r & 1) & 1) through[0][r] = 0;
+      }
     }
   };
 
@@ -127,12 +138,18 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       Pair<T> dgates[Gr][2];
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const bool active = at.row + j < now.count;
+        const bool active = lane_rows.run(now, j), begins = in.begins >> j & 1;
         if constexpr (Cell::kHasCell) {
           if (active && !has_c[j]) {  // the row's last step: from here on c is what was c_prev
             const Pair<float> pair = load_pair(in_cells(now.first + at.row + j), at.units, whole);
             c[j][0] = pair[0];
             c[j][1] = pair[1];
+          }
+          if (p.grad_cells && active) {
+            const float* of_c = p.grad_cells + (d * N + now.first + at.row + j) * H + at.unit;
+            const Pair<float> pair = load_pair(of_c, at.units, whole);
+            dc[j][0] += pair[0];
+            dc[j][1] += pair[1];
           }
         }
         float of_row[2][Gr];
@@ -146,9 +163,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
           }
           float c_prev = 0, h = 0;
           if constexpr (Cell::kHasCell) {
-            c_prev = in.c_prev[j][u];
+            c_prev = begins ? 0.0f : in.c_prev[j][u];
           } else {
-            h = in.h[j][u];
+            h = Cell::kSplit && begins ? 0.0f : in.h[j][u];
           }
           float dpre[G], drec = 0, dc_prev = 0, dh_prev = 0;
           cell_backward<Kind, M>(relu, saved, c_prev, c[j][u], h, h, dh + in.grad_y[j][u], dc[j][u], dpre, drec,
@@ -156,10 +173,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 #pragma unroll
           for (int gate = 0; gate < G; ++gate) of_row[u][gate] = active ? dpre[gate] : 0.0f;
           if constexpr (Cell::kSplit) of_row[u][G] = active ? drec : 0.0f;
-          carried[j][u] = active ? dh_prev : dh;
-          if (active) {
-            dc[j][u] = dc_prev;
-            c[j][u] = c_prev;
+          carried[j][u] = begins ? 0.0f : active ? dh_prev : dh;
+          if (active) dc[j][u] = begins ? 0.0f : dc_prev;
+          if constexpr (Cell::kHasCell) {
+            if (active) c[j][u] = in.c_prev[j][u];
           }
         }
         has_c[j] = active;
@@ -176,11 +193,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
         exchange.publish();
       }
 
+      begun = in.begins;
+
       // Behind the publication: nobody waits for these.
       if (i + 1 < T_steps) in = read(schedule.at(T_steps - 2 - i), schedule.at(T_steps - 3 - i));
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        if (at.row + j < now.count) {
+        if (lane_rows.run(now, j)) {
           T* row = static_cast<T*>(p.dgates) + (d * N + now.first + at.row + j) * Gr * H + at.unit;
 #pragma unroll
           for (int k = 0; k < Gr; ++k) {

@@ -6,7 +6,7 @@
 // else stays where it is: weights, c, a GRU's h and the biases in registers, h in shared memory or the L2 cache.
 //
 // Registers: the weights (tiles.h); for each gate four sums, four values of gx, on their way since the step before,
-// h and c. Biases are in shared memory.
+// h and c, the rows' lengths. Biases are in shared memory.
 #pragma once
 #include "products.cuh"
 
@@ -29,7 +29,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const bool relu = p.shape.cell == CellKind::kRnnRelu, whole = cut.whole_pairs;
   Position at = Position::of<Exchange>(p.shape, cut);
   const int d = at.direction;
-  const Schedule schedule{p.row_offsets, p.batch_sizes, T_steps, B, at.direction};
+  const Schedule schedule{p.row_offsets, T_steps, B, at.direction};
+  const LaneRows lane_rows(p.lengths, T_steps, B, at.row);
   const int cta_units = Exchange::cta_tiles(cut) * kTileUnits;
   uint32_t* rest = shared + front_words(Gr, cta_units);
   Exchange exchange(cut, shared, rest, at.replica);
@@ -52,11 +53,14 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   // A lane's values: of rows at.row + j and units at.unit + u, as [j][u].
   float h[2][2] = {}, c[2][2] = {};
   Pair<T> gx[G][2];
-  const auto load_gx = [&](const StepOf& step) {
+  int begins = 0;  // which of the rows begin a new sequence
+  // What the step needs besides the product, a step ahead.
+  const auto load_inputs = [&](const StepOf& step) {
+    begins = lane_rows.begin(p.resets, step, B, at.row, at.direction);
     const T* rows = static_cast<const T*>(p.gx) + (d * N + step.first + at.row) * p.gx_stride + at.unit;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const int units = at.row + j < step.count ? at.units : 0;
+      const int units = lane_rows.run(step, j) ? at.units : 0;
 #pragma unroll
       for (int gate = 0; gate < G; ++gate) {
         gx[gate][j] = load_pair(rows + j * p.gx_stride + gate * H, units, whole);
@@ -84,7 +88,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     load_state(p.h0, h);
     if constexpr (Cell::kHasCell) load_state(p.c0, c);
     publish(0, {pair_of<T>(h[0][0], h[0][1]), pair_of<T>(h[1][0], h[1][1])});
-    load_gx(now);
+    load_inputs(now);
   }
 
   for (int s = 0; s < T_steps; ++s) {
@@ -95,10 +99,20 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     products.sum(operand, exchange.parts(), at, cut, sums);
 
     if (at.finishes) {
+      if (begins) {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {  // unit r/2 of row r%2
+          if (begins >> (r & 1) & 1) {
+            h[r & 1][r >> 1] = c[r & 1][r >> 1] = 0;
+#pragma unroll
+            for (int gate = 0; gate < G; ++gate) sums[gate][r] = 0;
+          }
+        }
+      }
       float saved[2][2][S ? S : 1];
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const bool active = at.row + j < now.count;
+        const bool active = lane_rows.run(now, j);
 #pragma unroll
         for (int u = 0; u < 2; ++u) {
           float pre[G], rec = 0;
@@ -124,10 +138,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       if (s + 1 < T_steps) publish(s + 1, output);
 
       // Behind the publication: nobody waits for these.
-      load_gx(schedule.at(s + 1));
+      load_inputs(schedule.at(s + 1));
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        if (at.row + j < now.count) {
+        if (lane_rows.run(now, j)) {
           const int64_t row = now.first + at.row + j, in_direction = d * N + row;
           store_pair(static_cast<T*>(p.y) + (row * D + d) * H + at.unit, output[j], at.units, whole);
           if constexpr (S > 0) {

@@ -52,25 +52,54 @@ __device__ __forceinline__ void store_pair(T* p, const Pair<T>& pair, int count,
   if (count > 1) store(p + 1, pair[1]);
 }
 
-// The rows of one step in a direction's own time: `count` from row `first` of the direction's N. None outside
-// of 0 <= s < T.
+// Step t, at which batch row b is row first + b of the direction's N. No row runs at t = -1.
 struct StepOf {
   int64_t first;
-  int count;
+  int t;
 };
 
+// The steps in a direction's own time: -1 outside of 0 <= s < T.
 struct Schedule {
   const int64_t* row_offsets;
-  const int64_t* batch_sizes;
   int T;
   int64_t B;
   int direction;
 
   __device__ __forceinline__ StepOf at(int s) const {
-    if (s < 0 || s >= T) return {0, 0};
-    const int64_t t = direction ? T - 1 - s : s;
-    if (batch_sizes) return {row_offsets[t], static_cast<int>(batch_sizes[t])};
-    return {t * B, static_cast<int>(B)};
+    if (s < 0 || s >= T) return {0, -1};
+    const int t = direction ? T - 1 - s : s;
+    return {row_offsets ? row_offsets[t] : t * B, t};
+  }
+};
+
+// A lane's two rows, at.row + j. Row j runs at the steps below lengths[j], in both directions; one that does not
+// exist has length 0.
+struct LaneRows {
+  int lengths[2];
+
+  __device__ __forceinline__ LaneRows(const int64_t* of_rows, int T, int64_t B, int row) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      lengths[j] = row + j >= B ? 0 : of_rows ? static_cast<int>(of_rows[row + j]) : T;
+    }
+  }
+  __device__ __forceinline__ bool run(const StepOf& step, int j) const {
+    return static_cast<unsigned>(step.t) < static_cast<unsigned>(lengths[j]);
+  }
+  // Bit j: row j begins a new sequence at this step of the direction's own time, so that nothing of its state
+  // before comes in. resets (T,B) is set where no state passes between t-1 and t, in either direction; a step that
+  // a row does not take resets nothing.
+  __device__ __forceinline__ int begin(const uint8_t* resets, const StepOf& step, int64_t B, int row,
+                                       int direction) const {
+    int found = 0;
+    if (resets) {
+      const int t = step.t + direction;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        if (static_cast<unsigned>(t) < static_cast<unsigned>(lengths[j]) && resets[t * B + row + j]) found |= 1 << j;
+      }
+    }
+    return found;
   }
 };
 

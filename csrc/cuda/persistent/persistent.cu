@@ -73,6 +73,7 @@ int persistent_backward(const PersistentBackward& p, const PersistentGeometry& g
                                      {p.grad_y, element, p.grad_y_stride},
                                      {p.grad_hn, element, H},
                                      {p.grad_cn, element, H},
+                                     {p.grad_cells, sizeof(float), H},
                                      {p.dgates, element, H},
                                      {p.dh0, element, H},
                                      {p.dc0, element, H}},

@@ -80,9 +80,13 @@ PersistentGeometry geometry(CellKind cell, Precision precision, Tier tier, int64
 
 // Both passes. Every pointer is device memory, aligned to its elements; strides count elements and may be odd.
 //
-// Packed sequences: row_offsets (T+1) and batch_sizes (T) as device int64, as LayerShape's but uploaded (the
-// kernels do not look at the host pointers in `shape`, the launch takes N from them); both null for a padded
-// sequence, whose row of step t and batch row b is t*B + b. Padded: N = T*B; packed: N = sum(batch_sizes).
+// Rows of different lengths: batch row b runs at the steps t < lengths[b], 0 to T, in both directions; `lengths` (B)
+// is device int64, null where all run T steps. Packed sequences have row_offsets (T+1) too, LayerShape's but on the
+// device (the kernels do not look at the host pointers in `shape`, the launch takes N from them): row b of step t is
+// row_offsets[t] + b. Without them it is t*B + b, and rows beyond their length are neither read nor written.
+//
+// resets (T,B) is nonzero where the state of a row does not pass between the steps t-1 and t, in either direction:
+// a new sequence begins there with a state of zero, forward at step 0 too. Not with packed sequences.
 //
 // Grid tier: the launch zeroes the flags in `workspace` itself; a workspace may be reused by the next call on the
 // same stream. Results are the same bits in every run.
@@ -97,7 +101,8 @@ struct PersistentForward {
   LayerShape shape;
   Precision precision = Precision::kFloat32;
   const int64_t* row_offsets = nullptr;
-  const int64_t* batch_sizes = nullptr;
+  const int64_t* lengths = nullptr;
+  const uint8_t* resets = nullptr;
 
   const void* gx = nullptr;                  // (D,N,G*H) T: x W_ih^T, no bias; directions N*gx_stride apart
   int64_t gx_stride = 0;                     // from row to row; >= G*H
@@ -123,7 +128,8 @@ struct PersistentBackward {
   LayerShape shape;
   Precision precision = Precision::kFloat32;
   const int64_t* row_offsets = nullptr;
-  const int64_t* batch_sizes = nullptr;
+  const int64_t* lengths = nullptr;
+  const uint8_t* resets = nullptr;
 
   const void* w_hh[2] = {nullptr, nullptr};  // (G*H,H) T of each direction
   int64_t w_hh_stride[2] = {0, 0};
@@ -136,6 +142,9 @@ struct PersistentBackward {
   int64_t grad_y_stride = 0;      // from row to row
   const void* grad_hn = nullptr;  // (D,B,H) T, or null: zero
   const void* grad_cn = nullptr;  // (D,B,H) T, or null: zero; LSTM
+  // (D,N,H), of every step's c, or null: zero; LSTM. Read where it is needed, not ahead: whoever asks for it waits
+  // for memory at every step, and nobody else has registers taken.
+  const float* grad_cells = nullptr;
 
   void* dgates = nullptr;  // (D,N,Gr*H) T out, GRU in the order n, r, z, rec. May be gates (where saved)
   void* dh0 = nullptr;     // (D,B,H) T out; null: not needed
