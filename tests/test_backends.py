@@ -79,7 +79,7 @@ def test_cudnn_follows_autocast_as_torch_does():
         assert [t.dtype for t in flat(ours(x))] == [t.dtype for t in flat(theirs(x))]
 
 
-@pytest.mark.parametrize("backend", ["stepwise", "one_cta", "grid"])
+@pytest.mark.parametrize("backend", ["stepwise", "one_cta", "cluster", "grid"])
 def test_the_cpu_has_no_tiers(backend):
     """One clear error, from modules and cells alike."""
     message = f"backend='{backend}': a tier of the CUDA kernels, and the input is on the CPU"

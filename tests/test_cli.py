@@ -254,10 +254,11 @@ def test_verify_json_and_the_gpus_options(tmp_path):
 def test_verify_asks_a_tier_only_for_what_it_takes():
     """On paper: the persistent tiers leave out float64 and projections, and each leaves out some sizes."""
     gpu = _gpus.find("H100")
-    auto, one_cta, grid, stepwise = verification.cuda_targets("cuda", gpu=gpu)
-    assert [t.name for t in (auto, one_cta, grid, stepwise)] == [
+    auto, one_cta, cluster, grid, stepwise = verification.cuda_targets("cuda", gpu=gpu)
+    assert [t.name for t in (auto, one_cta, cluster, grid, stepwise)] == [
         "cuda auto",
         "cuda one_cta",
+        "cuda cluster",
         "cuda grid",
         "cuda stepwise",
     ]
@@ -271,6 +272,7 @@ def test_verify_asks_a_tier_only_for_what_it_takes():
             assert sizes
             assert len(sizes) < len(verification.CUDA_SIZES)
             assert any(grid.takes(check, s) for s in verification.CUDA_SIZES)
+            assert any(cluster.takes(check, s) for s in verification.CUDA_SIZES)
 
 
 def test_verify_compares_tensorfloat_as_tensorfloat(monkeypatch):

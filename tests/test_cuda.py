@@ -74,7 +74,7 @@ def test_layer(case):
     assert ratio <= 1, what
 
 
-TIERS = ("one_cta", "grid", "stepwise")
+TIERS = ("one_cta", "cluster", "grid", "stepwise")
 
 
 def takes(case: Case) -> bool:
@@ -294,11 +294,13 @@ def test_autocast():
             assert_close(g, w, dtype, slack=TORCH_SLACK[dtype])
 
 
-@pytest.mark.parametrize("tier", ["stepwise", "one_cta", "grid"])
+@pytest.mark.parametrize("tier", ["stepwise", "one_cta", "cluster", "grid"])
 def test_tensorfloat_is_the_callers_choice(tier):
     """With the op's option products round to 10 bits, without it they do not, whatever cuda.matmul says."""
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("this GPU has no TF32")
+    if tier == "cluster" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("this GPU has no thread block clusters")
     exact = Case("lstm", T=6, B=16, IN=256, H=64, dtype=torch.float32, tier="stepwise")
     coarse = replace(exact, tier=tier, tf32=True)
     p, want = on_gpu(exact), expected(exact, problem(exact))

@@ -309,6 +309,51 @@ FAULTS = {
     "backward: the state before a reset is that step's": Fault(
         "backward.cuh", "begins ? 0.0f : in.c_prev[j][u]", "in.c_prev[j][u]"
     ),
+    "cluster: a CTA pushes nothing to itself": Fault("kernel.cuh", "n < cut.peers", "n + 1 < cut.peers"),
+    "race: a CTA stores its own tiles and pushes them to the others": Fault(
+        "kernel.cuh",
+        "push(peer_address(data, peer), words, peer_address(bar, peer))",
+        "peer != rank ? push(peer_address(data, peer), words, peer_address(bar, peer))"
+        " : void((memcpy(slot(i) + offset + target * F::kWords, &words, sizeof words),"
+        " emu::mbar(emu::S.cur->blk, bar, emu::Loc::current()).tx -= sizeof words))",
+    ),
+    "cluster: more bytes expected than come": Fault(
+        "kernel.cuh", "static_cast<uint32_t>(cut.operand_words * 4)", "uint32_t(cut.operand_words) * 4 + 8"
+    ),
+    "cluster: fewer bytes expected than come": Fault(
+        "kernel.cuh", "static_cast<uint32_t>(cut.operand_words * 4)", "uint32_t(cut.operand_words) * 4 - 8"
+    ),
+    "cluster: a barrier expects bytes after the last publication": Fault(
+        "kernel.cuh", "i + 2 < publications", "true"
+    ),
+    "race: cluster with one buffer": Fault(
+        "kernel.cuh", "buffers + (i & 1) * cut.operand_words", "buffers + 0 * cut.operand_words"
+    ),
+    "cluster: the other buffer is read": Fault("kernel.cuh", "slot(i)", "slot(i + 1)", "arm(i + 2);"),
+    "cluster: the other buffer's barrier counts": Fault(
+        "kernel.cuh", "barrier(i)", "barrier(i + 1)", " bar = "
+    ),
+    "cluster: warps read before the bytes are there": Fault(
+        "kernel.cuh", "wait_for_phase(barrier(i), (i >> 1) & 1)", "void()"
+    ),
+    "race: one warp of a CTA waits for all": Fault(
+        "kernel.cuh",
+        "wait_for_phase(barrier(i), (i >> 1) & 1)",
+        "threadIdx.x < 32 ? wait_for_phase(barrier(i), i / 2 % 2) : void()",
+    ),
+    "cluster: the phase's parity is the publication's": Fault("kernel.cuh", "(i >> 1) & 1", "i & 1"),
+    "cluster: pushes into CTAs that have not begun": Fault(
+        "kernel.cuh", "cluster_barrier()", "void()", "if (n > 1) arm(1);"
+    ),
+    "cluster: padded tiles are not pushed": Fault(
+        "forward.cuh",
+        "exchange.template write<F>(i, P::offset(cut, at.row_tile, 0, at.unit_tile), at.lane, rows)",
+        "at.unit_tile < cut.unit_tiles"
+        " ? exchange.template write<F>(i, P::offset(cut, at.row_tile, 0, at.unit_tile), at.lane, rows) : void()",
+    ),
+    "cluster: every weight from shared memory is the first tile's": Fault(
+        "products.cuh", "tile - at.first - kTiles", "0 * tile"
+    ),
     "fragments: two words of B change places": Fault(
         "fragments.cuh", "(g >> 2)", "1 - (g >> 2)", "kWords = 2"
     ),

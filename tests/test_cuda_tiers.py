@@ -47,7 +47,7 @@ def cases() -> list[Case]:
     found = []
     types = ((torch.bfloat16, False), (torch.float16, False), (torch.float32, True))
     for n, cell in enumerate(CELLS):
-        for tier in ("one_cta", "grid"):
+        for tier in ("one_cta", "cluster", "grid"):
             for k, (dtype, tf32) in enumerate(types):
                 plain = Case(cell, T=5, B=9, IN=6, H=21, dtype=dtype, tier=tier, tf32=tf32)
                 found.append(replace(plain, D=2, save="recompute" if (n + k) % 2 else "gates"))
@@ -70,14 +70,14 @@ def test_tier(ops, case):
     check(ops, case, ops.guarded if not case.strided else lambda t: t)
 
 
-@pytest.mark.parametrize("first", ["one_cta", "grid", "stepwise"])
+@pytest.mark.parametrize("first", ["one_cta", "cluster", "grid", "stepwise"])
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
 def test_tiers_mix(ops, cell, first):
     """Backward by another tier than forward's: all save the same, so the plan may choose them apart."""
     case = Case(cell, T=4, B=5, IN=3, H=18, D=2, dtype=torch.bfloat16, tier=first)
     p, want = problem(case), expected(case, problem(case))
     saved = forward(ops, case, p)
-    for second in ("one_cta", "grid", "stepwise"):
+    for second in ("one_cta", "cluster", "grid", "stepwise"):
         x, h0, c0, weights = backward(ops, replace(case, tier=second), p, saved)
         lstm = cell == "lstm"
         got = [*saved[: 2 + lstm], x, h0, *([c0] if lstm else []), *weights]
@@ -85,7 +85,7 @@ def test_tiers_mix(ops, cell, first):
         assert ratio <= 1, f"{second}: {what}"
 
 
-@pytest.mark.parametrize("tier", ["one_cta", "grid"])
+@pytest.mark.parametrize("tier", ["one_cta", "cluster", "grid"])
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
 def test_save_modes_agree(ops, cell, tier):
     """Inference saves nothing, and its results are training's."""
@@ -98,7 +98,7 @@ def test_save_modes_agree(ops, cell, tier):
     assert [t.shape for t in runs["nothing"][3:]] == [(0,), (0,)]
 
 
-@pytest.mark.parametrize("tier", ["one_cta", "grid", "stepwise"])
+@pytest.mark.parametrize("tier", ["one_cta", "cluster", "grid", "stepwise"])
 def test_absent_gradients_and_needs(ops, tier):
     """Gradients that are not given count as zero; those that are not asked for come back empty."""
     case = Case("lstm", T=3, B=2, IN=3, H=9, dtype=torch.bfloat16, tier=tier)
@@ -117,7 +117,7 @@ def test_absent_gradients_and_needs(ops, tier):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("tier", ["one_cta", "grid", "stepwise"])
+@pytest.mark.parametrize("tier", ["one_cta", "cluster", "grid", "stepwise"])
 def test_empty_batch(ops, cell, tier):
     """No rows: nothing is launched, weights get gradients of zero, whatever the tier."""
     case = Case(cell, B=0, D=2, dtype=torch.float32, tier=tier)
@@ -135,6 +135,31 @@ def test_auto_is_the_plans_choice(ops, needs):
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("room", [8, 4, 0])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_cluster_without_room_makes_way(ops, cell, room):
+    """The plan's cluster of 16 finds no room: smaller ones, then the grid do the work, to the same tolerance."""
+    case = Case(cell, T=4, B=2, IN=3, H=150, dtype=torch.bfloat16, tier="auto")
+    p = problem(case)
+    want = fused(ops, case, p)
+    found = fused(ops, replace(case, tier="cluster"), p)
+    assert all(torch.equal(a, b) for a, b in zip(want, found, strict=True))  # auto takes the cluster
+    # The launch remembers what it was told of a kernel: shared memory that was not asked about before.
+    smaller = replace(case, H=150 + 16 * (1 + room // 4))
+    p = problem(smaller)
+    ops.room_for_clusters(room)
+    try:
+        for tier in ("auto", "cluster"):
+            ratio, what = worst(smaller, fused(ops, replace(smaller, tier=tier), p), expected(smaller, p))
+            assert ratio <= 1, what
+        if room == 0:
+            grid = fused(ops, replace(smaller, tier="grid"), p)
+            for a, b in zip(fused(ops, smaller, p), grid, strict=True):
+                assert torch.equal(a, b)
+    finally:
+        ops.room_for_clusters(16)
+
+
 def test_a_tier_that_cannot_is_one_error(ops):
     """The tier, the pass and the reason."""
     case = Case("lstm", H=7, dtype=torch.float64, tier="grid")
@@ -146,9 +171,14 @@ def test_a_tier_that_cannot_is_one_error(ops):
     case = Case("gru", H=3000, IN=1, B=1, T=1, dtype=torch.bfloat16, tier="one_cta")
     with pytest.raises(RuntimeError, match="forward pass: the recurrent weights do not fit"):
         forward(ops, case, problem(case))
+    case = Case("lstm", dtype=torch.float32, tier="cluster")
+    with pytest.raises(
+        RuntimeError, match="tier 'cluster' cannot run this layer's forward pass: float32 without"
+    ):
+        forward(ops, case, problem(case))
     case = Case("lstm")
     p = problem(case)
-    for mode in (3, -1, 128):
+    for mode in (3, -1, 256):
         with pytest.raises(RuntimeError, match="mode: expected what to save"):
             ops.rnn_forward(p.x, p.h0, p.c0, p.weights, None, "lstm", True, mode)
 

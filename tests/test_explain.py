@@ -147,11 +147,14 @@ def with_kernels(monkeypatch):
 
 def test_tiers_of_a_gpu(with_kernels):
     """Forward's and backward's tier, why, and the time a step, marked as an estimate."""
-    found = explain((100, 16, 512, 512), device="cuda", dtype=torch.bfloat16, gpu="H100", training=True)
+    found = explain((100, 16, 1024, 1024), device="cuda", dtype=torch.bfloat16, gpu="H100", training=True)
     assert found.kernels == ["grid"]
     text = str(found)
     for part in ("H100", "estimate", "backward", "µs", "flag exchange", "ctas"):
         assert part in text
+    hopper = explain((100, 16, 256, 256), device="cuda", dtype=torch.bfloat16, gpu="H100")
+    assert hopper.kernels == ["cluster"]
+    assert "cluster of SMs" in str(hopper)
     inference = explain((100, 16, 512, 512), device="cuda", dtype=torch.bfloat16, gpu="A100")
     assert "backward" not in str(inference)
     assert explain((100, 16, 64, 64), device="cuda", dtype=torch.float64).kernels == ["stepwise"]

@@ -32,7 +32,12 @@ def plan(H, B=16, T=100, *, cell="lstm", dtype="bfloat16", gpu="H100", tier="aut
     [
         ({"H": 64}, "one_cta"),
         ({"H": 128, "B": 1}, "one_cta"),
-        ({"H": 512}, "grid"),
+        ({"H": 192}, "cluster"),
+        ({"H": 256, "B": 64, "cell": "gru"}, "cluster"),
+        ({"H": 512, "cell": "rnn_tanh", "D": 2}, "cluster"),
+        ({"H": 256, "dtype": "float32", "tf32": True, "gpu": "B200"}, "cluster"),
+        ({"H": 256, "dtype": "float32"}, "grid"),
+        ({"H": 512, "gpu": "A100"}, "grid"),
         ({"H": 1024, "B": 64}, "grid"),
         ({"H": 1024, "B": 16, "gpu": "A100"}, "grid"),
         ({"H": 64, "dtype": "float32", "tf32": True}, "one_cta"),
@@ -45,10 +50,10 @@ def plan(H, B=16, T=100, *, cell="lstm", dtype="bfloat16", gpu="H100", tier="aut
     ],
 )
 def test_dispatch(arguments, tier):
-    """The order of the design: what no persistent kernel does, one SM, the whole GPU, a step at a time."""
+    """The order of the design: what no persistent kernel does, one SM, a cluster, the whole GPU, step by step."""
     found = plan(**arguments)
     assert found["kernel"] == tier
-    assert found["backward"]["kernel"] in (tier, "stepwise")
+    assert found["backward"]["kernel"] in ((tier, "grid") if tier == "cluster" else (tier, "stepwise"))
     assert found["reason"]
     assert found["step_us"] > 0
 
@@ -74,6 +79,11 @@ def test_every_plan_can_run(gpu):
             assert 32 <= one["threads"] <= 1024
             assert one["replicas"] * one["row_tiles"] * 8 >= B
             assert one["ctas"] * one["units_per_cta"] >= D * H
+            assert (one["kernel"] == "cluster") == ("cluster" in one)
+            if one["kernel"] == "cluster":
+                assert device.compute_capability >= 90
+                assert one["cluster"] in (4, 8, 16)
+                assert one["ctas"] == one["cluster"] * one["replicas"] * D
             if one["kernel"] == "grid":
                 assert one["ctas"] <= device.sms  # all of them at once, or they wait for ever
 
@@ -82,10 +92,24 @@ def test_auto_takes_the_fastest_by_estimate():
     """No tier that could be asked for by name has a lower estimate than the one chosen."""
     for H, B in itertools.product((32, 128, 256, 1024, 2048), (1, 16, 128, 512)):
         chosen = plan(H, B)
-        for tier in ("one_cta", "grid", "stepwise"):
+        for tier in ("one_cta", "cluster", "grid", "stepwise"):
+            if tier == "cluster" and plan(H, B, tier="one_cta")["possible"]:
+                continue  # where one SM holds the weights, its neighbours take further rows
             named = plan(H, B, tier=tier)
             if named["possible"]:
                 assert chosen["step_us"] <= named["step_us"]
+
+
+def test_the_cluster_grows_with_the_layer_and_shrinks_with_the_batch():
+    """The size is the model's: large where one layer is alone, small where many rows need many clusters."""
+    sizes = [plan(H, B, tier="cluster")["cluster"] for H, B in ((33, 1), (512, 16), (256, 1000))]
+    assert sizes[0] <= 4
+    assert sizes[1] == 16
+    assert sizes[2] < 16
+    few, many = plan(512, 56, tier="cluster"), plan(512, 64, tier="cluster")
+    assert (few["row_tiles"], many["row_tiles"]) == (1, 2)
+    assert "cluster" in plan(2048, tier="cluster")["reason"]
+    assert "no thread block cluster" in plan(256, tier="cluster", gpu="A100")["reason"]
 
 
 def test_a_tier_by_name():

@@ -15,7 +15,12 @@ from pathlib import Path
 
 RECORD = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "gpu_verification.json"
 #: Kernel families by the names of their tiers, and what runs them in `python -m fastrnn verify`.
-FAMILIES = {"stepwise": "a product and a kernel a step", "one_cta": "one CTA", "grid": "the whole grid"}
+FAMILIES = {
+    "stepwise": "a product and a kernel a step",
+    "one_cta": "one CTA",
+    "cluster": "a thread block cluster",
+    "grid": "the whole grid",
+}
 CELLS = ("lstm", "gru", "rnn")
 
 

@@ -41,7 +41,7 @@ def takes(case: Case, gpu: _gpus.Gpu) -> bool:
 def cases(gpu: _gpus.Gpu) -> list[Case]:
     """Both directions and packed rows in turn; projections; what the GPU's tiers can take of it."""
     found = []
-    for tier in ("stepwise", "one_cta", "grid"):
+    for tier in ("stepwise", "one_cta", "cluster", "grid"):
         for i, cell in enumerate(CELLS):
             for k, (dtype, tf32) in enumerate(TYPES):
                 plain = Case(cell, T=4, B=9, IN=5, H=21, dtype=dtype, tf32=tf32, tier=tier)
