@@ -154,6 +154,7 @@ def mask(case: Case, p: Problem, generator: torch.Generator) -> None:
     if case.reset:
         p.reset = torch.rand(T, B, generator=generator) < 0.3
         p.reset[0 if case.reset == "some" else slice(None)] = True
+        p.reset[1 % T, : B // 2 + 1] = True  # within rows, whatever was drawn
 
 
 def compute_type(dtype: torch.dtype) -> torch.dtype:
@@ -307,7 +308,7 @@ def masked_grid() -> list[Case]:
         for P in (0, 3) if cell == "lstm" else (0,):
             for D in (1, 2):
                 for save in ("gates", "recompute"):
-                    plain = Case(cell, B=5, D=D, P=P, save=save)
+                    plain = Case(cell, B=6, D=D, P=P, save=save)
                     cases += [
                         replace(plain, lengths=LENGTHS),
                         replace(plain, reset="some", bias=False),

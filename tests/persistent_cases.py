@@ -137,6 +137,7 @@ def problem(case: Case, seed: int = 0) -> Problem:
     if case.resets:
         resets = (torch.rand(case.T, B, generator=generator) < 0.3).to(torch.uint8)
         resets[0 if case.resets == "some" else slice(None)] = 1
+        resets[1 % case.T, : B // 2 + 1] = 1  # within rows, whatever was drawn
     made = Problem(
         gx,
         w_hh,

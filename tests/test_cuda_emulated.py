@@ -218,7 +218,7 @@ def test_bad_input_is_one_error(ops):
 
 FAULTS = {
     "forward: the recurrent part's gates in reverse order": Fault(
-        "stepwise.cuh", "pre[g] += rec[g * H]", "pre[g] += rec[(G - 1 - g) * H]"
+        "stepwise.cuh", "begins ? A(0) : rec[g * H]", "rec[(G - 1 - g) * H]"
     ),
     "forward: both directions take the first one's bias": Fault(
         "stepwise.cuh",
@@ -228,10 +228,8 @@ FAULTS = {
     "backward: the GRU's gradients in another order": Fault(
         "stepwise.cuh", "g == Cell::kGates - 1 ? 0 : g + 1", "g == 0 ? Cell::kGates - 1 : g - 1"
     ),
-    "backward: one row too many has a previous step": Fault(
-        "stepwise.cuh",
-        "at.row < pick(p.previous.count, at.direction)",
-        "at.row <= pick(p.previous.count, at.direction)",
+    "backward: every row has a previous step": Fault(
+        "stepwise.cuh", "p.table.runs(pick(p.previous.t, at.direction), at.row)", "true"
     ),
     "recompute: a row's last piece runs past its end": Fault(
         "stepwise.cuh", "at.unit >= shape.H || at.row >= shape.N", "at.unit > shape.H || at.row >= shape.N"
@@ -240,13 +238,16 @@ FAULTS = {
         "ops_cuda_backward.cpp", "layer.rows_at(t - 1)", "layer.rows_at(t)"
     ),
     "lengths: a row runs for a step too many": Fault(
-        "stepwise.h", "t >= 0 && t < length(b)", "t >= 0 && t <= length(b)"
+        "stepwise.cuh",
+        "!p.table.runs(t, at.row)",
+        "t > p.table.length(at.row)",
+        "    forward_kernel(const StepShape",
     ),
     "backward: resets are ignored": Fault(
         "stepwise.cuh", "p.table.ends(t, at.direction, at.row)", "false", "A dh = 0, dc = 0"
     ),
     "backward: a row that waits loses its gradient": Fault(
-        "stepwise.cuh", "static_cast<const A*>(p.dh)[state]", "A(0)", "direct[state] +="
+        "stepwise.cuh", "static_cast<const A*>(p.dh)[state]", "A(0)", "A* const direct"
     ),
     "race: the pieces of a row overlap": Fault(
         "stepwise.cuh",

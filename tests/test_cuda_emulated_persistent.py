@@ -305,7 +305,7 @@ FAULTS = {
         "backward.cuh", "!lane_rows.run(previous, j)", "false", "bool starts ="
     ),
     "backward: the product passes a reset": Fault("backward.cuh", "in.begins", "0", "      begun ="),
-    "backward: a reset is a step late": Fault("backward.cuh", "begins", "false", "carried[j][u] ="),
+    "backward: the gradient of c passes a reset": Fault("backward.cuh", "begins ? 0.0f : dc_prev", "dc_prev"),
     "backward: the state before a reset is that step's": Fault(
         "backward.cuh", "begins ? 0.0f : in.c_prev[j][u]", "in.c_prev[j][u]"
     ),

@@ -53,7 +53,7 @@ class Layer {
   // The rows that are s steps into each direction's own time: step s of the one, step T-1-s of the
   // other. None for s = -1, the initial state.
   StepRows rows_at(int64_t s) const {
-    StepRows rows;
+    StepRows rows = {.t = {-1, -1}};
     if (s < 0) return rows;
     for (int d = 0; d < shape().D; ++d) {
       const int64_t t = d ? shape().T - 1 - s : s;

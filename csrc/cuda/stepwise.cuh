@@ -125,8 +125,7 @@ __global__ void __launch_bounds__(kBlock)
   const int64_t in_direction = pick(p.rows.first, at.direction) + at.row;
   const int64_t row = d * shape.N + in_direction;
   const int64_t output = (in_direction * shape.D + d) * H + u;  // in (N,D*H)
-  const bool has_previous =
-      at.row < pick(p.previous.count, at.direction) && p.table.runs(pick(p.previous.t, at.direction), at.row);
+  const bool has_previous = p.table.runs(pick(p.previous.t, at.direction), at.row);
   const int64_t previous = pick(p.previous.first, at.direction) + at.row;
 
   A saved[S ? S : 1] = {};

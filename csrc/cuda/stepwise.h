@@ -16,8 +16,8 @@
 namespace fastrnn::cuda {
 
 // The rows that a step works on, in each direction: `count` rows from row `first` of the direction's N, which are
-// its batch rows from 0 at the tensors' step `t`. Bidirectional layers do both directions in one launch: step t of
-// one with step T-1-t of the other.
+// its batch rows from 0 at the tensors' step `t`, -1 where there is none. Bidirectional layers do both directions in
+// one launch: step t of one with step T-1-t of the other.
 struct StepRows {
   int64_t t[2] = {0, 0};
   int64_t first[2] = {0, 0};

@@ -34,6 +34,8 @@ def run(library: str, fault: int, module) -> dict:
             return {"error": str(raised), "case": str(case)}
         if not ratio <= found[0]:
             found = (ratio, f"{case}: {what}")
+            if ratio != ratio:  # NaN is the worst of all, and stays
+                break
     return {"worst": found[0], "what": found[1]}
 
 
