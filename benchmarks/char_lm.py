@@ -6,19 +6,29 @@ take turns, step by step, on the same batches: their losses must coincide, their
 Then an SRU and an SRU++ train for as many seconds as fastrnn's model had: bits a character at equal time.
 
     python benchmarks/char_lm.py --cell gru --hidden 512 --steps 400
+
+Under torchrun several processes share the work: each computes its rows of every batch and
+DistributedDataParallel averages the gradients, over gloo on the CPU and NCCL on GPUs, one GPU a process. The
+losses are those of one process. The first one prints and writes.
+
+    torchrun --standalone --nproc-per-node 2 benchmarks/char_lm.py --cell gru --hidden 512
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 try:
     import fastrnn
@@ -75,28 +85,65 @@ class CharModel(nn.Module):
         return self.head(y), (c, [t[:, -WINDOW:] for t in recent])
 
 
+@contextlib.contextmanager
+def processes(options: argparse.Namespace) -> Iterator[None]:
+    """Join the processes that torchrun started: sets options.rank, options.world and, with CUDA, the device.
+
+    Without torchrun there is one, of rank 0. The others are silent.
+    """
+    options.rank, options.world = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if options.batch % options.world:
+        raise SystemExit(
+            f"--batch should be a multiple of the {options.world} processes, got {options.batch}"
+        )
+    if options.world == 1:
+        yield
+        return
+    cuda = torch.device(options.device).type == "cuda"
+    if cuda:
+        options.device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(options.device)
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        with contextlib.ExitStack() as silence:
+            if options.rank:
+                nowhere = silence.enter_context(open(os.devnull, "w"))
+                silence.enter_context(contextlib.redirect_stdout(nowhere))
+                silence.enter_context(contextlib.redirect_stderr(nowhere))
+            yield
+    finally:
+        distributed.destroy_process_group()
+
+
 class Trainer:
-    """One library's model with its optimiser, losses and seconds a step."""
+    """One library's model with its optimiser, losses and seconds a step (means over all processes)."""
 
     def __init__(self, library, cell: str, layers: int, options: argparse.Namespace, vocabulary: int):
         torch.manual_seed(options.seed)
         self.model = CharModel(library, cell, vocabulary, options.hidden, layers)
         self.model.to(options.device)
+        self.world = options.world
+        self.call = self.model if self.world == 1 else DistributedDataParallel(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
         self.losses: list[float] = []
         self.seconds: list[float] = []
 
     def step(self, batch: Tensor) -> None:
-        """One optimiser step on characters (B, T + 1)."""
+        """One optimiser step on characters (B / processes, T + 1)."""
         start = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
-        scores, _ = self.model(batch[:, :-1])
+        scores, _ = self.call(batch[:, :-1])
         loss = nn.functional.cross_entropy(scores.flatten(0, 1), batch[:, 1:].flatten())
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self.losses.append(loss.item())  # waits for a GPU
-        self.seconds.append(time.perf_counter() - start)
+        value = loss.item()  # waits for a GPU
+        figures = torch.tensor([value, time.perf_counter() - start], dtype=torch.float64, device=loss.device)
+        if self.world > 1:
+            distributed.all_reduce(figures)
+        value, seconds = (figures / self.world).tolist()
+        self.losses.append(value)
+        self.seconds.append(seconds)
 
     def tokens_per_second(self, tokens: int) -> float:
         """From the median step: the first ones also build and warm things."""
@@ -112,8 +159,9 @@ class Trainer:
 
 
 def draw(options: argparse.Namespace, data: Tensor, generator: torch.Generator) -> Tensor:
-    """Characters (B, T + 1) from places of the text drawn at random."""
+    """This process's characters (B / processes, T + 1) of a batch from random places of the text."""
     starts = torch.randint(len(data) - options.length - 1, (options.batch,), generator=generator)
+    starts = starts.chunk(options.world)[options.rank]  # the generators are alike everywhere
     return torch.stack([data[s : s + options.length + 1] for s in starts.tolist()]).to(options.device)
 
 
@@ -225,7 +273,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--hidden", type=int, default=256, help="hidden units and embedding size (256)")
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--steps", type=int, default=300, help="optimiser steps of each model (300)")
-    parser.add_argument("--batch", type=int, default=32, help="sequences a step (32)")
+    parser.add_argument("--batch", type=int, default=32, help="sequences a step, of all processes (32)")
     parser.add_argument("--length", type=int, default=100, help="characters of a sequence (100)")
     parser.add_argument("--lr", type=float, default=2e-3, help="Adam's learning rate (0.002)")
     parser.add_argument("--threads", type=int, help="torch's number of threads")
@@ -240,6 +288,12 @@ def main(arguments=None) -> int:
         "--out", type=Path, default=Path("out"), help="folder of the plot and the figures (out)"
     )
     options = parser.parse_args(arguments)
+    with processes(options):
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, race, report and write; 0 where the two loss curves coincide."""
     if options.threads:
         torch.set_num_threads(options.threads)
 
@@ -249,9 +303,10 @@ def main(arguments=None) -> int:
     data = torch.tensor([index[c] for c in text])
     data, held_out = data[:-HELD_OUT], data[-HELD_OUT:]
     threads = "" if options.device != "cpu" else f", threads: {torch.get_num_threads()}"
+    several = "" if options.world == 1 else f", processes: {options.world}"
     title = (
         f"{options.layers}-layer {options.cell.upper()}, H = {options.hidden}, B = {options.batch}, "
-        f"T = {options.length}, {options.device}{threads}"
+        f"T = {options.length}, {options.device}{threads}{several}"
     )
     console.heading(title)
     print(f"{len(text):,} characters of Python's manual, {len(characters)} different ones")
@@ -292,6 +347,8 @@ def main(arguments=None) -> int:
         columns = ["", "steps", "characters/s", "bits a character"]
         console.table(columns, rows, f"After {seconds:.0f} s of training each, on text that none has seen")
 
+    if options.rank:
+        return 0 if same else 1
     options.out.mkdir(parents=True, exist_ok=True)
     stem = options.out / f"char_lm-{options.cell}-{options.hidden}"
     figures = {

@@ -48,7 +48,10 @@ class Masks:
         """The kernels look at the lengths themselves."""
         if self.lengths is None or not self.lengths.numel():
             return
-        low, high = int(self.lengths.min()), int(self.lengths.max())
+        values = self.lengths
+        while torch._C._functorch.is_functorch_wrapped_tensor(values):  # vmap's rows: all of them at once
+            values = torch._C._functorch.get_unwrapped(values)
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high > x.size(0):
             raise RuntimeError(
                 f"lengths: expected 0 to {x.size(0)} (the steps of x), got {low if low < 0 else high}"
@@ -79,6 +82,10 @@ class Masks:
                 by_step = cells.view(directions, *x.shape[:2], hidden).permute(1, 2, 0, 3)
                 self._c.append(by_step.flatten(2).to(y.dtype))
         return y, hn, cn
+
+    def round_outputs(self, dtype: torch.dtype) -> None:
+        """What autocast does to the output, for every step's h."""
+        self._h = [h.to(dtype) for h in self._h]
 
     def states(self, batched: bool, batch_first: bool) -> tuple[Tensor, Tensor | None]:
         """h and, for an LSTM, c of every layer and step, (L, T, B, D*P) and (L, T, B, D*H), laid out as the
@@ -112,13 +119,20 @@ def _lengths(name: str, lengths: object, rows: int, batched: bool) -> Tensor:
         values = [lengths] if isinstance(lengths, int) else lengths
         if not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
             raise TypeError(f"{name}: lengths should be integers, got {lengths!r}")
-        lengths = torch.tensor(values, dtype=torch.int64)
+        try:
+            lengths = torch.tensor(values, dtype=torch.int64)
+        except (ValueError, OverflowError, RuntimeError):  # torch's answer to 2**64 differs by version
+            raise ValueError(f"{name}: lengths should be 64-bit integers, got {lengths!r}") from None
     elif not isinstance(lengths, Tensor):
         raise TypeError(
             f"{name}: lengths should be a Tensor or a list of integers, got {_checks.kind(lengths)}"
         )
     if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
         raise TypeError(f"{name}: lengths should be integers, got {lengths.dtype}")
+    if lengths.is_meta or lengths.layout != torch.strided:
+        raise RuntimeError(
+            f"{name}: lengths should be a dense Tensor with values, got {lengths.layout} on {lengths.device}"
+        )
     if not batched and lengths.dim() == 0:
         lengths = lengths.unsqueeze(0)
     if lengths.shape != (rows,):
@@ -141,6 +155,8 @@ def _reset(name: str, reset: object, x: Tensor, steps: int, rows: int, batched: 
         raise RuntimeError(
             f"{name}: reset should be on the input's device, {x.device}, and is on {reset.device}"
         )
+    if reset.layout != torch.strided:
+        raise RuntimeError(f"{name}: reset should be a dense Tensor, got {reset.layout}")
     reset = reset if reset.dtype == torch.bool else reset != 0
     if not batched:
         return reset.unsqueeze(1)

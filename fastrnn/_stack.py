@@ -132,6 +132,8 @@ def run(
             y, h, c = _layers(stack, x, h, c, weights, rows, batch_sizes, masks)
         if round_to is not None:
             y, h = y.to(round_to), h.to(round_to)
+            if masks is not None:
+                masks.round_outputs(round_to)
     else:
         y, h, c = _layers(stack, x, h, c, weights, rows, batch_sizes, masks)
 

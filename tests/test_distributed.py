@@ -1,7 +1,10 @@
-"""Two gloo processes against one: DDP, DDP with torch.compile, FSDP2 give the whole batch's gradients."""
+"""Two gloo processes against one: DDP, DDP with torch.compile, FSDP2 give the whole batch's gradients, and
+benchmarks/char_lm.py under torchrun the losses of one process."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -91,6 +94,41 @@ def test_two_processes(kind, tmp_path):
     found = torch.load(tmp_path / "gradients.pt")
     for label, p in model.named_parameters():
         assert_close(found[label], p.grad, torch.float32, gradient=True, what=label)
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="torch was built without torch.distributed")
+def test_char_lm_under_torchrun(tmp_path, monkeypatch):
+    """Two processes with half of each batch have the losses of one with all of it, step by step; one of them
+    prints and writes, and at equal time all stop after the same step; a batch that cannot be shared is an
+    error that says so."""
+    script = Path(__file__).resolve().parents[1] / "benchmarks" / "char_lm.py"
+    arguments = ["--hidden", "16", "--steps", "6", "--batch", "4", "--length", "12", "--write", "0"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)]
+    done = subprocess.run(
+        [*launcher, str(script), *arguments, "--threads", "1", "--out", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"processes: {WORLD}" in done.stdout
+    assert done.stdout.count("they coincide") == 1
+
+    spec = importlib.util.spec_from_file_location("char_lm", script)
+    char_lm = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(char_lm)
+    assert char_lm.main([*arguments, "--no-race", "--out", str(tmp_path / "one")]) == 0
+    one, two = (json.loads((tmp_path / kind / "char_lm-lstm-16.json").read_text()) for kind in ("one", "two"))
+    for library, losses in one["losses"].items():
+        assert len(losses) == 6
+        found = torch.tensor(two["losses"][library])
+        assert_close(found, torch.tensor(losses), torch.float32, gradient=True, what=library)
+    assert len(two["equal_time"]) == 3
+
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(SystemExit, match="--batch should be a multiple of the 3 processes, got 4"):
+        char_lm.main(arguments)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from .._stack import Stack, permute, run
 
 # torch's name of a recurrence, kept in every module, and the kernels' name of it.
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+#: fastrnn's own options and their values.
+_OPTIONS = {"save": _checks.SAVE, "backend": _checks.BACKENDS}
 
 
 class RecurrentLayer(nn.RNNBase):
@@ -66,6 +68,12 @@ class RecurrentLayer(nn.RNNBase):
         chunk of memory."""
         if self.backend == "cudnn":
             super().flatten_parameters()
+
+    def __setattr__(self, name: str, value) -> None:
+        # They may be changed at any time, and a wrong one should not wait for forward() to be noticed.
+        if name in _OPTIONS:
+            _checks.one_of(type(self).__name__, name, value, _OPTIONS[name])
+        super().__setattr__(name, value)
 
     def _live_weights(self) -> list[Tensor]:
         """The weights of this call, flat.
@@ -127,6 +135,9 @@ class RecurrentLayer(nn.RNNBase):
 
     def _masks(self, input, lengths, reset, return_all_states: bool) -> Masks | None:
         """The arguments of forward() that only padded batches have, checked; None where there are none."""
+        if not isinstance(return_all_states, bool):
+            got = _checks.kind(return_all_states)
+            raise TypeError(f"{self._name}: return_all_states should be of type bool, got {got}")
         if lengths is None and reset is None and not return_all_states:
             return None
         if isinstance(input, PackedSequence):
