@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch._decomp import register_decomposition
+from torch._decomp import meta_table, register_decomposition
 from torch._higher_order_ops.scan import scan_op
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
@@ -42,6 +42,9 @@ def _decomposition(op: torch._ops.OpOverload) -> Callable:
                 return NotImplemented
             return function(*args, **kwargs)
 
+        # Fake tensors of symbolic sizes would ask the same table. They do not for what is listed as having a
+        # meta function, and then find the operator's fake implementation.
+        meta_table[op] = op
         return register_decomposition(op)(decomposition)
 
     return register
