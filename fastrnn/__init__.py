@@ -5,7 +5,12 @@ checkpoints and numbers. ``fastrnn.functional`` is the stateless interface, ``fa
 recurrences in plain torch.
 """
 
-from . import compat, functional, reference
+from . import (
+    _onnx,  # noqa: F401 - what the operators are in ONNX, for torch.onnx.export to find
+    compat,
+    functional,
+    reference,
+)
 from ._version import __version__
 from ._wavefront import wavefront
 from .convert import convert, revert

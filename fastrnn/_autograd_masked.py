@@ -85,7 +85,11 @@ def layer(
         the compute dtype, if wanted, else None.
     """
     lstm = cell == "lstm"
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights)):
+    if (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_exporting()  # see _autograd.layer
+        and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights))
+    ):
         y, hn, cn, cells = _MaskedLayer.apply(
             x, h0, c0, lengths, reset, cell, bias, _ops.SAVE_MODES[save], tier, *weights
         )

@@ -121,7 +121,7 @@ def scan(
         RuntimeError: from the operator, naming the argument, what was expected and what came; for a drop_mask
             that requires a gradient, as there is none.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not torch.compiler.is_exporting():  # see _autograd.layer
         if drop_mask is not None and drop_mask.requires_grad:
             raise RuntimeError("drop_mask: expected a constant, got a tensor that requires a gradient")
         if any(t is not None and t.requires_grad for t in (u, x, weight_c, bias, c0, v)):

@@ -122,10 +122,16 @@ def batch_sizes_form(batch_sizes: object) -> None:
     """The form of batch_sizes; the kernels look at the values, which for them costs nothing."""
     tensor("packed input", "batch_sizes", batch_sizes)
     if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64 or not batch_sizes.is_cpu:
-        raise RuntimeError(
+        message = (
             "batch_sizes should be a 1-D int64 Tensor on the CPU, got "
             f"{batch_sizes.dim()}-D {batch_sizes.dtype} on {batch_sizes.device}"
         )
+        if torch.compiler.is_exporting():
+            message += (
+                "; torch cannot export a model that packs sequences, as it gives them no batch_sizes while "
+                "it traces: pass the padded batch and lengths= to the layer"
+            )
+        raise RuntimeError(message)
     if batch_sizes.numel() == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN: batch_sizes is empty")
 

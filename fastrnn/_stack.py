@@ -111,7 +111,7 @@ def run(
     if packed and h is not None and torch.compiler.is_compiling():
         rows = h.size(1)  # a graph cannot compare sizes with values: the kernels will
     else:
-        rows = int(batch_sizes[0]) if packed else shape[1]
+        rows = shape[1] if not packed else _first(batch_sizes)
     if h is not None:
         _checks.hidden_size(stack, h, c, rows)
         h, c = permute(h, sorted_indices), permute(c, sorted_indices)
@@ -142,6 +142,15 @@ def run(
     if not batched:
         return y.squeeze(1), h.squeeze(1), (None if c is None else c.squeeze(1))
     return (y.transpose(0, 1) if stack.batch_first else y), h, c
+
+
+def _first(batch_sizes: Tensor) -> int:
+    """The rows of the first step, which for an exported program is a number that it reads when it runs."""
+    if not torch.compiler.is_exporting():
+        return int(batch_sizes[0])
+    rows = batch_sizes[0].item()
+    torch._check(rows >= 0)
+    return rows
 
 
 def permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:

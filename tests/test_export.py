@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,24 +13,25 @@ import torch
 from helpers import CELLS, LAYERS, flat, pair, randn
 from tolerances import assert_close
 from torch.export import Dim
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fastrnn
 
 IN, H = 4, 6
 OPTIONS = {"LSTM": {"num_layers": 2, "bidirectional": True, "proj_size": 3}, "GRU": {"batch_first": True}}
 RUN = """
 import sys, torch, fastrnn
 folder = sys.argv[1]
-kind = sys.argv[2]
-program = (torch.export.load(f"{folder}/program.pt2").module() if kind == "export"
-           else torch._inductor.aoti_load_package(f"{folder}/package.pt2"))
+program = torch.export.load(f"{folder}/program.pt2").module()
 for i, x in enumerate(torch.load(f"{folder}/inputs.pt")):
     torch.save(program(x), f"{folder}/output{i}.pt")
 """
 
 
-def _fresh_process(folder: Path, kind: str) -> None:
+def _fresh_process(folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
-        [sys.executable, "-c", RUN, str(folder), kind], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", RUN, str(folder)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 
@@ -72,17 +74,85 @@ def test_saved_and_run_elsewhere(tmp_path):
     inputs = _inputs("LSTM")
     torch.export.save(_exported(module.eval(), inputs[0]), tmp_path / "program.pt2")
     torch.save(inputs, tmp_path / "inputs.pt")
-    _fresh_process(tmp_path, "export")
+    _fresh_process(tmp_path)
     _check(module, tmp_path, inputs)
 
 
-def test_aot_inductor_package(tmp_path):
-    """A package compiled ahead of time for the CPU, run in a fresh process that only imports fastrnn."""
-    module, _ = pair("GRU", IN, H, batch_first=True)
-    inputs = _inputs("GRU")
-    with torch.no_grad():
-        program = _exported(module.eval(), inputs[0])
-        torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "package.pt2"))
-    torch.save(inputs, tmp_path / "inputs.pt")
-    _fresh_process(tmp_path, "aoti")
-    _check(module, tmp_path, inputs)
+class _Packs(torch.nn.Module):
+    """A layer on a batch that is packed already, as tensors."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, data, batch_sizes, hx):
+        output, state = self.layer(PackedSequence(data, batch_sizes), hx)
+        return output.data, state
+
+
+def test_packed_rows():
+    """Packed rows and batch sizes of any number, hx included; a state for other rows is an error when run."""
+    module = _Packs(pair("GRU", IN, H, num_layers=2, bidirectional=True)[0].eval())
+
+    def inputs(lengths):
+        packed = pack_padded_sequence(randn(lengths[0], len(lengths), IN), lengths)
+        return packed.data, packed.batch_sizes, randn(4, len(lengths), H)
+
+    shapes = ({0: Dim.DYNAMIC}, {0: Dim.DYNAMIC}, {1: Dim.DYNAMIC})
+    program = torch.export.export(module, inputs([5, 4, 2]), dynamic_shapes=shapes).module()
+    for lengths in ([9, 9, 3, 1], [1]):
+        for a, b in zip(program(*inputs(lengths)), module(*inputs(lengths)), strict=True):
+            assert_close(a, b.detach(), torch.float32)
+    with pytest.raises(RuntimeError, match="h0"):
+        program(*inputs([5, 4])[:2], randn(4, 3, H))
+
+
+def test_packing_inside():
+    """torch has no batch sizes for a model that packs while it is traced: the error says what to do."""
+
+    class Packing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = fastrnn.GRU(IN, H)
+
+        def forward(self, x, lengths):
+            return self.layer(pack_padded_sequence(x, lengths))[1]
+
+    with pytest.raises(RuntimeError, match="lengths="):
+        torch.export.export(Packing(), (randn(5, 3, IN), torch.tensor([5, 4, 2])))
+
+
+def test_nothing_kept():
+    """An exported program, which has no gradients, does not store the gates that they would be made of."""
+    modules = [fastrnn.LSTM(IN, H), fastrnn.SRU(IN, H)]
+    assert all(p.requires_grad for module in modules for p in module.parameters())
+    modes = [
+        node.args[-1]
+        for module in modules
+        for node in _exported(module, randn(5, 3, IN)).graph.nodes
+        if str(node.target).startswith("fastrnn.")
+    ]
+    assert modes == [0, False, False]
+
+
+RECORD = "\nrecorded.append((torch.as_tensor(x), torch.as_tensor(y)))\n"
+
+
+def test_the_page(tmp_path, monkeypatch):
+    """Every block of docs/export.md: those that export here, those that load in a fresh process that knows
+    nothing of the model; their outputs are the model's."""
+    pytest.importorskip("onnxruntime")
+    page = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
+    model, *blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exports, loads = blocks[0::2], blocks[1::2]
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "page"}
+    exec(compile("\n".join([model, *exports]), "docs/export.md", "exec"), namespace)
+    script = "recorded = []\n" + RECORD.join([*loads, "torch.save(recorded, 'recorded.pt')"])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    recorded = torch.load("recorded.pt")
+    assert len(recorded) == 3
+    for x, y in recorded:
+        assert_close(y, namespace["model"](x).detach(), torch.float32)
