@@ -24,6 +24,7 @@ from .modules import (
     SRUppProjectedLinear,
 )
 from .patch import patch
+from .streaming import Streamer
 
 __all__ = [
     "GRU",
@@ -38,6 +39,7 @@ __all__ = [
     "SRUppAttention",
     "SRUppCell",
     "SRUppProjectedLinear",
+    "Streamer",
     "__version__",
     "compat",
     "convert",
