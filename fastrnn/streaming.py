@@ -47,10 +47,10 @@ class Streamer:
     ``refresh()`` takes them anew: every result is that of this one set of weights. It keeps copies of its
     own, so nothing that happens to the layer can reach them. Where a layer's weights are seen to have
     changed, a call raises RuntimeError in place of a result from the old ones: in-place changes (an
-    optimiser's step, ``load_state_dict``), replaced parameters, ``layer.to(...)``, ``.data = ...``. torch does
-    not count what is written into ``.data``, by NumPy or by another process, and to look at every
-    weight would cost as much as the step itself: after such a change the streamer goes on with the weights it
-    has, until ``refresh()``, and so does a compiled one after any change. ``layer.step()`` reads the layer's
+    optimiser's step, ``load_state_dict``), replaced parameters, ``layer.to(...)``, ``.data = ...``. Torch
+    does not count what is written into ``.data``, by NumPy or by another process, and to look at every weight
+    would cost as much as the step itself: after such a change the streamer goes on with the weights it has,
+    until ``refresh()``, and so does a compiled one after any change. ``layer.step()`` reads the layer's
     weights at every call instead, and always follows them.
 
     **Gradients.** A streamer has none, and its results require none; it refuses inputs that require some
