@@ -79,6 +79,23 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
       "Tensor cells, str cell, bool bias, int mode) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
 
+  // Streams: a step or a few at a time, with weights that were packed once. On the CPU, of layers in one
+  // direction; nothing here has gradients.
+  //
+  // rnn_pack     one layer's weights as the instruction set in use reads them: bytes for rnn_stream alone
+  // rnn_stream   a stack of layers over x (T, B, I), or a step (B, I); h0 (L, B, Hout), c0 (L, B, H) for an
+  //              LSTM alone; packed: of each layer by rnn_pack. y (T, B, Hout), or (B, Hout), of the last
+  //              layer; hn, cn like h0 and c0
+  m.def("rnn_pack(Tensor[] weights, str cell, bool bias) -> Tensor");
+  m.def("rnn_stream(Tensor x, Tensor h0, Tensor? c0, Tensor[] packed) -> (Tensor y, Tensor hn, Tensor cn)");
+
+  // One step of an SRU layer with the product that gives u, by kernels for a few rows; no gradients. x (B, I);
+  // weight (O*K, I), the K rows of a feature next to each other; skip (B, O) is sru_forward's x; weight_c,
+  // bias (2*O,), the rest as there. h (B, O), c (B, O).
+  m.def(
+      "sru_step(Tensor x, Tensor weight, Tensor? skip, Tensor weight_c, Tensor bias, Tensor c0, bool use_tanh, "
+      "float scale) -> (Tensor h, Tensor c)");
+
   // The CPU instruction set in use, those this machine can run (comma-separated), and a switch for
   // tests; it applies to calls that start afterwards.
   m.def("cpu_isa() -> str");

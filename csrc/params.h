@@ -82,11 +82,12 @@ struct ForwardParams {
   const void* h0 = nullptr;  // (D,B,Hout)
   const void* c0 = nullptr;  // (D,B,H), LSTM
   DirectionWeights weights[2];
-  void* y = nullptr;      // (N, D*Hout)
-  void* hn = nullptr;     // (D,B,Hout)
-  void* cn = nullptr;     // (D,B,H), LSTM
-  void* gates = nullptr;  // (D,N,saved*H), layer dtype; null unless save is kGates
-  void* cells = nullptr;  // (D,N,H), compute dtype; null unless an LSTM saves
+  const void* packed = nullptr;  // the weights of the one direction as KernelTable::pack left them, or null
+  void* y = nullptr;             // (N, D*Hout)
+  void* hn = nullptr;            // (D,B,Hout)
+  void* cn = nullptr;            // (D,B,H), LSTM
+  void* gates = nullptr;         // (D,N,saved*H), layer dtype; null unless save is kGates
+  void* cells = nullptr;         // (D,N,H), compute dtype; null unless an LSTM saves
 };
 
 // Gradients of the weights are written in the compute dtype (float for half types).

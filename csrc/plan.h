@@ -21,6 +21,7 @@ struct CpuPlan {
   const char* reason = "";
 };
 
-CpuPlan plan_cpu(const LayerShape& shape, const CpuMachine& machine);
+// packed: the weights lie packed already (rnn_pack), so that no number of rows is too small to use them so.
+CpuPlan plan_cpu(const LayerShape& shape, const CpuMachine& machine, bool packed = false);
 
 }  // namespace fastrnn

@@ -47,6 +47,17 @@ struct ScanInputs {
   const void* drop_mask = nullptr;    // (B,O) on the highway difference, or null
 };
 
+// u = x W^T of a few rows, for a single step: W (O*K,I) has the K rows of a feature next to each other, u
+// (B,K,O) the features.
+struct GateProductParams {
+  Dtype dtype = Dtype::kFloat;
+  int64_t B = 0, I = 0, O = 0;
+  int K = 3;
+  Rows x;                        // (B,I), rows at row_stride
+  const void* weight = nullptr;  // contiguous
+  void* u = nullptr;             // contiguous, in the layer's type
+};
+
 struct ScanForwardParams {
   ScanInputs in;
   void* h = nullptr;      // (N,O)

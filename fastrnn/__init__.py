@@ -30,6 +30,7 @@ from .modules import (
     SRUppProjectedLinear,
 )
 from .patch import patch
+from .streaming import Streamer
 
 __all__ = [
     "GRU",
@@ -44,6 +45,7 @@ __all__ = [
     "SRUppAttention",
     "SRUppCell",
     "SRUppProjectedLinear",
+    "Streamer",
     "__version__",
     "compat",
     "convert",

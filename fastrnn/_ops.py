@@ -35,6 +35,9 @@ masked_forward = torch.ops.fastrnn.rnn_masked_forward.default
 masked_backward = torch.ops.fastrnn.rnn_masked_backward.default
 sru_forward = torch.ops.fastrnn.sru_forward.default
 sru_backward = torch.ops.fastrnn.sru_backward.default
+sru_step = torch.ops.fastrnn.sru_step.default
+pack = torch.ops.fastrnn.rnn_pack.default
+stream = torch.ops.fastrnn.rnn_stream.default
 
 
 def build_info() -> dict:
@@ -193,3 +196,16 @@ def _(
         like(c0, needs & 8),
         like(v, needs & 16),
     )
+
+
+@torch.library.register_fake("fastrnn::sru_step")
+def _(x, weight, skip, weight_c, bias, c0, use_tanh, scale):
+    _same_device(x, weight, skip, weight_c, bias, c0)
+    return x.new_empty(c0.shape), x.new_empty(c0.shape)
+
+
+@torch.library.register_fake("fastrnn::rnn_stream")
+def _(x, h0, c0, packed):
+    _same_device(x, h0, c0)
+    y = x.new_empty((*x.shape[:-1], h0.shape[-1]))
+    return y, x.new_empty(h0.shape), x.new_empty((0,) if c0 is None else c0.shape)

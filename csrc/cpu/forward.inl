@@ -11,7 +11,8 @@
 // Costs a step: 2*B*G*H*Hout flops; reads the packed recurrent weights once a row tile.
 #pragma once
 #include "../plan.h"
-#include "operand.inl"
+#include "few_rows.inl"
+#include "packed.inl"
 #include "team.h"
 
 namespace fastrnn {
@@ -25,22 +26,23 @@ class Forward {
   using C = CellOf<VectorMath<T>>;
   static constexpr int W = S::W;
   static constexpr int G = C::kGates;
-  static constexpr int kUnits = G == 1 ? kRnnUnits : 1;  // blocks of units a gate panel
   static constexpr bool kKeepsState = Operand::kRounds && C::kSplit;
   static constexpr int kDirectRows = 4;  // rows at once where weights are not packed
 
  public:
+  using Weights = PackedWeights<T, CellOf, Operand>;
+
   Forward(const ForwardParams& params, const CpuPlan& plan, char* workspace)
       : p_(params),
         s_(params.shape),
         plan_(plan),
         grid_{params.shape.D, plan.batch_groups, plan.unit_groups},
-        units_{s_.H, kUnits},
-        outputs_{s_.out_size(), kPanelVectors} {
+        units_(Weights::units_of(s_)),
+        outputs_(Weights::outputs_of(s_)) {
     arena_.base = workspace;
     // A panel that is used once is packed into a small buffer right before, so that the packed weights
     // never travel through memory; with several batch groups each would repeat the packing.
-    const bool alone = !plan_.direct && plan_.batch_groups == 1;
+    const bool alone = !plan_.direct && !p_.packed && plan_.batch_groups == 1;
     input_just_in_time_ = alone && plan_.forward_chunk >= s_.T;
     state_just_in_time_ = alone && s_.T == 1;
     lay_out();
@@ -55,12 +57,7 @@ class Forward {
   int workers() const { return grid_.workers(); }
 
  private:
-  struct Direction {
-    E* w_ih;      // gate panels
-    E* w_hh;      // gate panels
-    E* w_hr;      // gate panels with one gate
-    T* bias;      // [block][G][W], what gx starts from
-    T* bias_rec;  // [block][W], what a split gate's recurrent part starts from
+  struct Direction : Weights {
     Barrier* barrier;
   };
   struct Group {
@@ -78,8 +75,7 @@ class Forward {
   };
   static constexpr int kMaxDirections = 2;
 
-  // Elements of a block of units in a gate panel.
-  static int64_t panel_size(int64_t K) { return G * W * Operand::depth(K); }
+  static int64_t panel_size(int64_t K) { return Weights::panel_size(K); }
 
   // ---- memory ---------------------------------------------------------------------------------
 
@@ -92,13 +88,11 @@ class Forward {
     for (int d = 0; d < s_.D; ++d) {
       Direction& dir = directions_[d];
       dir.barrier = barriers_ + d;
-      if (!plan_.direct) {
-        dir.w_ih = arena_.take<E>(input_just_in_time_ ? 0 : blocks * panel_size(s_.I));
-        dir.w_hh = arena_.take<E>(state_just_in_time_ ? 0 : blocks * panel_size(s_.out_size()));
+      if (p_.packed) {
+        dir.read(p_.packed, s_);
+      } else {
+        dir.lay_out(arena_, s_, !plan_.direct && !input_just_in_time_, !plan_.direct && !state_just_in_time_);
       }
-      if (s_.P) dir.w_hr = arena_.take<E>(out_blocks * W * Operand::depth(s_.H));
-      dir.bias = arena_.take<T>(blocks * G * W);
-      dir.bias_rec = arena_.take<T>(C::kSplit ? blocks * W : 0);
     }
     groups_ = arena_.take<Group>(grid_.directions * grid_.batch_groups);
     workers_ = arena_.take<Worker>(grid_.workers());
@@ -120,7 +114,8 @@ class Forward {
       worker.gx = arena_.take<T>(plan_.direct ? 0 : own_blocks * G * W * chunk_rows_);
       worker.x = arena_.take<E>(ceil_div(s_.I, W) * W * chunk_rows_);
       worker.slots = arena_.take<int64_t>(plan_.forward_chunk);
-      worker.panel = arena_.take<E>(input_just_in_time_ ? kUnits * panel_size(max_of(s_.I, s_.out_size())) : 0);
+      worker.panel =
+          arena_.take<E>(input_just_in_time_ ? Weights::kUnits * panel_size(max_of(s_.I, s_.out_size())) : 0);
       if (arena_.base) workers_[r] = worker;
     }
     if (arena_.base) {
@@ -197,27 +192,7 @@ class Forward {
   void prepare(int rank) {
     const int d = grid_.direction(rank), share = rank % grid_.workers_a_direction();
     const int shares = grid_.workers_a_direction();
-    const DirectionWeights& weights = p_.weights[d];
-    const Direction& dir = directions_[d];
-    for (int64_t panel = share; panel < units_.count(); panel += shares) {
-      const int64_t first = units_.first_block(panel);
-      if (!plan_.direct && !input_just_in_time_) {
-        Operand::pack(weights.w_ih, s_.I, s_.dtype, G, units_, panel, s_.I, dir.w_ih + first * panel_size(s_.I));
-      }
-      if (!plan_.direct && !state_just_in_time_) {
-        Operand::pack(weights.w_hh, s_.out_size(), s_.dtype, G, units_, panel, s_.out_size(),
-                      dir.w_hh + first * panel_size(s_.out_size()));
-      }
-      for (int u = 0; u < units_.blocks_of(panel); ++u) {
-        pack_gate_bias<T, C>(weights, s_, units_, first + u, dir.bias, dir.bias_rec);
-      }
-    }
-    if (s_.P) {
-      for (int64_t panel = share; panel < outputs_.count(); panel += shares) {
-        Operand::pack(weights.w_hr, s_.H, s_.dtype, 1, outputs_, panel, s_.H,
-                      dir.w_hr + outputs_.first_block(panel) * W * Operand::depth(s_.H));
-      }
-    }
+    if (!p_.packed) directions_[d].pack(p_.weights[d], s_, share, shares);
     const Group& group = groups_[grid_.group(rank)];
     const int b = grid_.batch_group(rank);
     if (grid_.unit_group(rank) == 0) {
@@ -462,36 +437,6 @@ class Forward {
 
   // ---- too few rows to repay packing ------------------------------------------------------------
 
-  // Four rows of a natural weight times MR rows of a blocked operand, by dot products along K:
-  // sums[j][m] += weight[first + j] . a[m]. Reads each weight once, where it lies.
-  template <int MR>
-  FASTRNN_INLINE void dot_rows(V (&sums)[4][MR], const void* weight, int64_t first, int count, int64_t K, const E* a,
-                               int64_t block_stride) {
-    int64_t k = 0;
-    if (count == 4 && size_of(s_.dtype) == sizeof(T)) {  // whole vectors of the compute type, streamed
-      const T* w = static_cast<const T*>(weight) + first * K;
-      for (; k + W <= K; k += W, a += block_stride, w += W) {
-        V row[MR];
-#pragma GCC unroll 4
-        for (int m = 0; m < MR; ++m) row[m] = Operand::load(a + m * W);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
-          const V weights = S::load(w + j * K);
-          __builtin_prefetch(w + (j + 4) * K);
-#pragma GCC unroll 4
-          for (int m = 0; m < MR; ++m) sums[j][m] += weights * row[m];
-        }
-      }
-    }
-    for (; k < K; k += W, a += block_stride) {
-      const int n = static_cast<int>(min_of<int64_t>(W, K - k));
-      for (int j = 0; j < count; ++j) {
-        const V weights = load_as<T>(weight, (first + j) * K + k, n, s_.dtype);
-        for (int m = 0; m < MR; ++m) sums[j][m] += weights * Operand::load(a + m * W);
-      }
-    }
-  }
-
   template <int MR>
   void direct_gates(int rank, int64_t s, int64_t panel, int units, int64_t row, T* tile, T* gx) {
     const int d = grid_.direction(rank);
@@ -508,9 +453,9 @@ class Forward {
           const int count = min_of(4, lanes - j);
           const int64_t weight_row = g * s_.H + block * W + j;
           V input[4][MR] = {}, recurrent[4][MR] = {};
-          dot_rows<MR>(input, p_.weights[d].w_ih, weight_row, count, s_.I, x, chunk_rows_ * W);
-          dot_rows<MR>(split ? recurrent : input, p_.weights[d].w_hh, weight_row, count, s_.out_size(), h,
-                       group_rows_ * W);
+          dot_rows<T, Operand, MR>(input, p_.weights[d].w_ih, weight_row, count, s_.I, s_.dtype, x, chunk_rows_ * W);
+          dot_rows<T, Operand, MR>(split ? recurrent : input, p_.weights[d].w_hh, weight_row, count, s_.out_size(),
+                                   s_.dtype, h, group_rows_ * W);
           for (int q = 0; q < count; ++q) {
             const T bias = dir.bias[(block * G + g) * W + j + q];
             for (int m = 0; m < MR; ++m) {

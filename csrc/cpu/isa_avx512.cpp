@@ -20,6 +20,8 @@ static constexpr KernelTable make_dot_table() {
   KernelTable table = make_table("avx512_bf16", dot_runs_here, &kAvx512Bf16Scan);
   table.forward_workspace = dot_workspace;
   table.forward = run_dot;
+  table.packed_bytes = dot_packed_bytes;
+  table.pack = dot_pack;
   return table;
 }
 const KernelTable kAvx512Bf16Kernels = make_dot_table();

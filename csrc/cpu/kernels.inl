@@ -54,6 +54,23 @@ void run_kernel(const Params& params, const CpuPlan& plan, char* workspace, cons
 template <class T, template <class> class Cell>
 using PlainForward = Forward<T, Cell, NaturalOperand<T>>;
 
+// The weights of a layer as one of the Forwards reads them.
+template <template <class, template <class> class> class Kernel>
+size_t packed_bytes_of(const LayerShape& shape) {
+  size_t bytes = 0;
+  with_kernel(shape, [&]<class T, template <class> class Cell>() { bytes = Kernel<T, Cell>::Weights::bytes(shape); });
+  return bytes;
+}
+
+template <template <class, template <class> class> class Kernel>
+void pack_weights(const LayerShape& shape, const DirectionWeights& weights, char* to) {
+  with_kernel(shape, [&]<class T, template <class> class Cell>() {
+    typename Kernel<T, Cell>::Weights packed;
+    packed.read(to, shape);
+    packed.pack(weights, shape, 0, 1);
+  });
+}
+
 #ifdef FASTRNN_HAS_BF16_DOT
 template <class T>
 struct DotOperand {
@@ -77,6 +94,13 @@ void run_dot(const ForwardParams& params, const CpuPlan& plan, char* workspace, 
   uses_dot(params, plan) ? run_kernel<DotForward>(params, plan, workspace, parallel)
                          : run_kernel<PlainForward>(params, plan, workspace, parallel);
 }
+size_t dot_packed_bytes(const LayerShape& shape) {
+  return shape.dtype == Dtype::kBFloat16 ? packed_bytes_of<DotForward>(shape) : packed_bytes_of<PlainForward>(shape);
+}
+void dot_pack(const LayerShape& shape, const DirectionWeights& weights, char* to) {
+  shape.dtype == Dtype::kBFloat16 ? pack_weights<DotForward>(shape, weights, to)
+                                  : pack_weights<PlainForward>(shape, weights, to);
+}
 #endif
 
 int lanes(Dtype dtype) { return dtype == Dtype::kDouble ? Simd<double>::W : Simd<float>::W; }
@@ -88,8 +112,12 @@ constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const Sc
           tile_rows(kPanelVectors),
           workspace_of<PlainForward, ForwardParams>,
           run_kernel<PlainForward, ForwardParams>,
+          packed_bytes_of<PlainForward>,
+          pack_weights<PlainForward>,
           workspace_of<Backward, BackwardParams>,
           run_kernel<Backward, BackwardParams>,
+          gate_product_workspace,
+          gate_product,
           fma_loop,
           read_loop,
           scan};

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import heatmap, targets
+from . import heatmap, overhead, targets
 from .cases import Case
 from .contenders import KEYS, NAMES
 from .document import Bullets, Document, Heading, Image, Table, Text, Verbatim
@@ -147,6 +147,27 @@ def scaling_table(run: dict) -> Table:
     return Table(["", "1 thread, ms", f"{n} threads, ms", "ratio"], rows)
 
 
+#: What overhead_table is called.
+OVERHEAD = "A call of a module above its operator, µs"
+
+
+def overhead_table(run: dict) -> Table:
+    """A module's call, its operator and the difference, of fastrnn and of torch.nn."""
+    rows = []
+    for line in run["overhead"]:
+        row = [line["name"], str(line["threads"])]
+        for library in ("fastrnn", "torch"):
+            times = line.get(library)
+            if times is None:
+                row += ["–"] * 3
+                continue
+            spans = (times["call_s"], times["operator_s"], overhead.above(line, library))
+            row += [f"{s * 1e6:.1f}" for s in spans]
+        rows.append(row)
+    columns = [f"{name} {what}" for name in ("fastrnn", "torch.nn") for what in ("call", "operator", "above")]
+    return Table(["", "threads", *columns], rows)
+
+
 def memory_table(run: dict) -> Table:
     entries: dict[Case, dict[str, str]] = {}
     for m in run["memory"]:
@@ -213,6 +234,8 @@ def _method(run: dict) -> list[str]:
         "differs is left out.",
         "The limit is the longer of the arithmetic at the best measured rate and the recurrent weights, once "
         "a step, at the measured bandwidth for that many bytes.",
+        f"Overhead: one step of one row, {overhead.SIZE} inputs and hidden units, inference; operators get "
+        "their tensors ready, and their time includes torch's dispatcher.",
         "Peak memory is the growth of the resident size over three training steps, each contender in a "
         "process of its own.",
     ]
@@ -227,7 +250,7 @@ def build(run: dict, images: Sequence[Image] = (), notes: str = "") -> Document:
         if lines:
             document.add(Heading(f"Targets, {targets.plural(threads, 'thread')}"), target_table(lines))
     if run["absolute_targets"]:
-        document.add(Heading("Latency, scaling, memory"), absolute_table(run["absolute_targets"]))
+        document.add(Heading("Latency, overhead, scaling, memory"), absolute_table(run["absolute_targets"]))
     if planes := heatmap.planes(run["results"]):
         document.add(Heading("On the GPU, times faster than torch.nn"), heatmap.summary(planes))
         document.add(*map(heatmap.table, planes))
@@ -247,6 +270,8 @@ def build(run: dict, images: Sequence[Image] = (), notes: str = "") -> Document:
             document.add(Heading(f"{group} over hidden sizes, ms", 3), result_table(results))
     if run["scaling"]:
         document.add(Heading("Threads"), scaling_table(run))
+    if run.get("overhead"):  # runs from before it was measured have none
+        document.add(Heading(OVERHEAD), overhead_table(run))
     if run["memory"]:
         document.add(Heading("Peak memory of a training step"), memory_table(run))
     document.add(Heading("Limits of the machine"), limits_table(run))

@@ -29,6 +29,7 @@ class Plan:
         threads: numbers of threads, each with a worker process of its own.
         budget_s: seconds of timing on one number of threads; every contender still gets min_rounds, or three
             where the run is in a hurry.
+        overhead: whether to time calls of modules against their operators (overhead.py).
         scaling_cases: run on one thread and on all of them. memory_cases: whose peak memory is measured.
     """
 
@@ -43,6 +44,7 @@ class Plan:
     limits_s: float = 2.0
     min_rounds: int = MIN_ROUNDS
     hurry: bool = False
+    overhead: bool = False
 
     @property
     def steps(self) -> int:
@@ -62,6 +64,7 @@ def _run_worker(plan: Plan, threads: int, handle: Callable[[dict], None]) -> Non
         "limits_s": plan.limits_s,
         "min_rounds": plan.min_rounds,
         "hurry": plan.hurry,
+        "overhead": plan.overhead,
     }
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
@@ -120,6 +123,7 @@ def run(plan: Plan, progress: Progress = lambda title, step: None) -> dict:
         "limits": [],
         "results": [],
         "scaling": [],
+        "overhead": [],
     }
 
     def handle(event: dict) -> None:
@@ -128,6 +132,8 @@ def run(plan: Plan, progress: Progress = lambda title, step: None) -> dict:
             progress(event["title"], 0)
         elif kind == "limits":
             out["limits"].append(event)
+        elif kind == "overhead":
+            out["overhead"].append(event)
         else:
             out["results" if kind == "result" else kind].append(event)
             progress("", 1)

@@ -9,9 +9,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from . import overhead
 from .cases import CELL_SHAPES, SHAPES, SRU_CELLS, SRU_SHAPES, Case
 
 LATENCY_S = 60e-6
+OVERHEAD_S = 40e-6
 SCALING = 1.7
 MEMORY = 1.0
 
@@ -144,7 +146,7 @@ def evaluate(results: Sequence[dict], threads: int) -> list[dict]:
 
 
 def evaluate_absolute(run: dict) -> list[dict]:
-    """Latency of one step, scaling over threads, peak memory: name, reached, limit and met."""
+    """Latency of a step, overhead of a call, scaling over threads, peak memory: name, reached, limit, met."""
     lines = []
     for result in run["results"]:
         case = Case(**result["case"])
@@ -159,6 +161,17 @@ def evaluate_absolute(run: dict) -> list[dict]:
                         "met": seconds < LATENCY_S,
                     }
                 )
+    for threads in dict.fromkeys(line["threads"] for line in run.get("overhead", ())):
+        mine = [line for line in run["overhead"] if line["threads"] == threads]
+        worst = max(mine, key=overhead.above)
+        lines.append(
+            {
+                "name": f"A module's call above its operator, T=1 B=1, {plural(threads, 'thread')}",
+                "reached": f"{overhead.above(worst) * 1e6:.1f} µs at worst ({worst['name']})",
+                "limit": f"<= {OVERHEAD_S * 1e6:.0f} µs",
+                "met": overhead.above(worst) <= OVERHEAD_S,
+            }
+        )
     if scaling := run.get("scaling"):
         worst = min(scaling, key=lambda s: s["ratio"])
         case = Case(**worst["case"])

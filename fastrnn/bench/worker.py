@@ -1,7 +1,8 @@
 """One process of a benchmark run: it times all cases on one number of threads.
 
 The request is one JSON object on stdin; every event is one line of JSON on the original stdout:
-    {"event": "limits", …}   {"event": "start", "title": …}   {"event": "result", …}   {"event": "scaling", …}
+    {"event": "limits", …}   {"event": "start", "title": …}   {"event": "overhead", …}
+    {"event": "result", …}   {"event": "scaling", …}
 Libraries that print do so on stderr.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from . import limits
+from . import limits, overhead
 from .cases import SRU_CELLS, Case
 from .contenders import AGREEMENT, NAMES, Unsupported, build, disagreement, standard
 from .problem import Problem
@@ -104,6 +105,11 @@ def work(request: dict, emit: Emit) -> None:
         set_precision(dtype)
         measured[dtype] = limits.measure(dtype, cases[0].device, threads, request["limits_s"])
         emit("limits", threads=threads, **measured[dtype].to_dict())
+
+    if request["overhead"]:
+        emit("start", title="calls of modules")
+        for line in overhead.measure(threads):
+            emit("overhead", **line)
 
     deadline = time.perf_counter() + request["budget_s"]
     remaining = len(cases) + len(scaling)

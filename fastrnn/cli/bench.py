@@ -67,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget", type=float, metavar="S", help="seconds of timing for each number of threads"
     )
     parser.add_argument("--rounds", type=positive, metavar="N", help="rounds at least (default 7)")
-    parser.add_argument("--no-extras", action="store_true", help="neither thread scaling nor peak memory")
+    parser.add_argument(
+        "--no-extras", action="store_true", help="neither thread scaling nor peak memory nor overhead"
+    )
     target = parser.add_mutually_exclusive_group()
     target.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write (default out/bench-<date>-…)"
@@ -133,6 +135,7 @@ def make_plan(options: argparse.Namespace):
         contenders=keys,
         scaling_cases=[c for c in plain if (c.T, c.B, c.H) in preset.scaling_shapes] if extras else [],
         memory_cases=_memory_cases(preset, chosen) if extras else [],
+        overhead=extras,
         memory_contenders=memory.CONTENDERS if options.full else ("torch", "fastrnn"),
         budget_s=budget_s,
         hurry=name == "quick" and options.rounds is None,
@@ -181,9 +184,12 @@ def show(run: dict) -> None:
         if lines:
             shown = report.target_table(lines)
             console.table(shown.columns, shown.rows, f"Targets, {targets.plural(threads, 'thread')}")
+    if run.get("overhead"):
+        shown = report.overhead_table(run)
+        console.table(shown.columns, shown.rows, report.OVERHEAD)
     if run["absolute_targets"]:
         shown = report.absolute_table(run["absolute_targets"])
-        console.table(shown.columns, shown.rows, "Latency, scaling, memory")
+        console.table(shown.columns, shown.rows, "Latency, overhead, scaling, memory")
 
 
 def run_models(options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from .. import _checks
 from .._masked import Masks
 from .._masked import read as read_masks
 from .._stack import Stack, permute, run
+from ..streaming import Streamer
 
 # torch's name of a recurrence, kept in every module, and the kernels' name of it.
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
@@ -108,8 +109,16 @@ class RecurrentLayer(nn.RNNBase):
 
     def _run(self, input: Tensor | PackedSequence, hx, masks: Masks | None = None) -> tuple:
         """Output, h_n and c_n (None unless LSTM) for whatever forward() was given."""
-        weights = self._live_weights()
-        stack = Stack(
+        stack, weights = self._stack(), self._live_weights()
+        if not isinstance(input, PackedSequence):
+            return run(stack, input, hx, weights, masks=masks)
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        y, h, c = run(stack, data, hx, weights, batch_sizes, sorted_indices)
+        output = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
+        return output, permute(h, unsorted_indices), permute(c, unsorted_indices)
+
+    def _stack(self) -> Stack:
+        return Stack(
             self._name,
             _CELLS[self.mode],
             self.input_size,
@@ -126,12 +135,44 @@ class RecurrentLayer(nn.RNNBase):
             self.save,
             self.backend,
         )
-        if not isinstance(input, PackedSequence):
-            return run(stack, input, hx, weights, masks=masks)
-        data, batch_sizes, sorted_indices, unsorted_indices = input
-        y, h, c = run(stack, data, hx, weights, batch_sizes, sorted_indices)
-        output = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
-        return output, permute(h, unsorted_indices), permute(c, unsorted_indices)
+
+    def step(self, input: Tensor, hx=None) -> tuple:
+        """One time step: ``forward()`` on a sequence of one, for loops written by hand.
+
+        Everything forward() does, gradients, hooks and torch.compile included, with the layer's weights as
+        they are at this call. Where the weights stay the same over many steps of inference,
+        :meth:`streamer` is faster. A sequence taken step by step gives the numbers of one call, to rounding.
+
+        Args:
+            input: (B, I), or (I,) for a single sequence; ``batch_first`` makes no difference.
+            hx: the state as forward() takes and returns it: h (L, B, H), for an LSTM (h, c) with h (L, B, P);
+                without B for a single sequence. Zeros by default.
+
+        Returns:
+            output (B, P), or (P,), of the last layer, and the new state.
+
+        Raises:
+            ValueError: an input of other dimensions, or of another dtype than the weights.
+            RuntimeError: a bidirectional layer; sizes or devices that do not fit.
+        """
+        if self.bidirectional:
+            raise RuntimeError(
+                f"{self._name}: step() needs a layer in one direction, got bidirectional=True: the reverse "
+                "direction begins at the end of the sequence"
+            )
+        dims = _checks.tensor(self._name, "input", input).dim()
+        if dims not in (1, 2):
+            raise ValueError(
+                f"{self._name}: Expected the input of a step to be 1D or 2D, got {dims}D instead"
+            )
+        time = 1 if self.batch_first and dims == 2 else 0
+        output, state = self(input.unsqueeze(time), hx)
+        return output.squeeze(time), state
+
+    def streamer(self) -> Streamer:
+        """This layer for inference a step or a chunk at a time, on weights packed now, once: see
+        :class:`fastrnn.Streamer`, which says what becomes of changes to the weights."""
+        return Streamer(self)
 
     def _masks(self, input, lengths, reset, return_all_states: bool) -> Masks | None:
         """The arguments of forward() that only padded batches have, checked; None where there are none."""

@@ -204,6 +204,41 @@ class SRU(nn.Module):
             x = x.transpose(0, 1)
         return x, stack_result(self, states)
 
+    def step(self, input: Tensor, c0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One time step: ``forward()`` on a sequence of one, with gradients, hooks and all.
+
+        On the CPU a step of up to four rows without gradients is one kernel a layer, which reads the weights
+        where they are: there is nothing to prepare, and no ``streamer()``.
+
+        Args:
+            input: (B, I), or (I,) for a single sequence; ``batch_first`` makes no difference.
+            c0: the state as forward() takes and returns it, (layers, B, H), or (layers, H) for a single
+                sequence; zeros by default.
+
+        Returns:
+            h (B, H) or (H,), and c like c0.
+
+        Raises:
+            RuntimeError: a bidirectional layer; ValueError and RuntimeError as forward().
+        """
+        name = type(self).__name__
+        if self.bidirectional:
+            raise RuntimeError(
+                f"{name}: step() needs a layer in one direction, got bidirectional=True: the reverse "
+                "direction begins at the end of the sequence"
+            )
+        _checks_sru.dims(name, _checks.tensor(name, "input", input), (1, 2), "(B, I) or (I,) for a step")
+        single = input.dim() == 1
+        if single:
+            input = input.unsqueeze(0)
+            if c0 is not None:
+                _checks_sru.shape(name, "c0", c0, (self.num_layers, self.output_size))
+                c0 = c0.unsqueeze(1)
+        time = 1 if self.batch_first else 0
+        h, c = self(input.unsqueeze(time), c0)
+        h = h.squeeze(time)
+        return (h.squeeze(0), c.squeeze(1)) if single else (h, c)
+
 
 # What SRU and SRUpp do alike before and after their layers.
 
@@ -244,7 +279,7 @@ def stack_states(stack: nn.Module, name: str, c0: Tensor | None, batch: int) -> 
 
 def stack_result(stack: nn.Module, states: list[Tensor]) -> Tensor:
     """c of all layers, in the shape that was asked for."""
-    c = torch.stack(states)
+    c = torch.stack(states) if len(states) > 1 else states[0].unsqueeze(0)
     if not stack.nn_rnn_compatible_return:
         return c
     c = c.unflatten(2, (stack.num_directions, stack.hidden_size)).transpose(1, 2)

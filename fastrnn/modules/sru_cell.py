@@ -215,6 +215,15 @@ class SRUCell(nn.Module):
         if self.training and self.dropout > 0:
             drop_mask = self.get_dropout_mask_((batch, self.output_size), self.dropout)
 
+        if packing is None and mask_pad is None and drop_mask is None and not autocast:
+            skip, scale = self._skip(residual)
+            linear, others = self.transform_module, (skip, self.weight_c, self.bias, c0)
+            if _sru.takes_step(linear, x, others, self.backend):
+                h, c = _sru.step(linear, x, *others, self.activation_type == 1, scale)
+                if norm is not None and self.normalize_after:
+                    h = norm(h)
+                return (h.squeeze(0) if single else h), c
+
         u, v = self._transform(x, packing, mask_pad, **attention)
         weight_c = self.weight_c.view(2, self.output_size)
         if v is not None and v.dim() == 1:
