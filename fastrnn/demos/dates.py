@@ -38,8 +38,9 @@ FORMATS: tuple[Callable[[datetime.date], str], ...] = (
     lambda d: f"{d.year}, {MONTHS[d.month - 1]} {d.day}",
 )
 
-SOURCE = " ,./0123456789ADFJMNOSTWabcdefghilmnoprstuvyABCEGLPRUVYh"
-SOURCE = "".join(sorted(set(SOURCE)))
+#: Every character that they use; the target's are followed by its begin and its end.
+_WORDS = "".join((*MONTHS, *DAYS, "of", "st", "nd", "rd", "th"))
+SOURCE = " ,./0123456789" + "".join(sorted({*_WORDS, *_WORDS.upper()}))
 TARGET = "-0123456789"
 BOS, EOS = len(TARGET), len(TARGET) + 1
 
@@ -48,14 +49,19 @@ FIRST, LAST = datetime.date(1900, 1, 1).toordinal(), datetime.date(2099, 12, 31)
 HELD_OUT = 10
 
 
-def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
+def _source(texts: list[str]) -> tuple[Tensor, Tensor]:
     """Sources as (S, B) tokens, padded with token 0, and their lengths (B,)."""
     lengths = torch.tensor([len(text) for text in texts])
     longest = int(lengths.max())
     return torch.tensor([[SOURCE.index(c) for c in text.ljust(longest)] for text in texts]).t(), lengths
 
 
-def decode(tokens: Tensor) -> list[str]:
+def _target(dates: list[str]) -> Tensor:
+    """Targets as (T, B) tokens."""
+    return torch.tensor([[*map(TARGET.index, date), EOS] for date in dates]).t()
+
+
+def _text(tokens: Tensor) -> list[str]:
     """Targets from tokens (T, B), each up to its end."""
     symbols = [*TARGET, "?", ""]
     return ["".join(symbols[i] for i in row).rstrip() for row in tokens.t().tolist()]
@@ -86,10 +92,8 @@ class Demo(Base):
     @staticmethod
     def _draw(generator: torch.Generator, rows: int, held_out: bool) -> tuple[list[str], list[str]]:
         """Dates of the one kind or the other, as people write them and in ISO 8601."""
-        if held_out:
-            days = torch.randint((LAST - FIRST) // HELD_OUT, (rows,), generator=generator) * HELD_OUT
-        else:
-            days = torch.randint((LAST - FIRST) // HELD_OUT, (rows,), generator=generator) * HELD_OUT
+        days = torch.randint((LAST - FIRST) // HELD_OUT, (rows,), generator=generator) * HELD_OUT
+        if not held_out:
             days += torch.randint(1, HELD_OUT, (rows,), generator=generator)
         formats = torch.randint(len(FORMATS), (rows,), generator=generator)
         dates = [datetime.date.fromordinal(FIRST + day) for day in days.tolist()]
@@ -98,31 +102,33 @@ class Demo(Base):
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
         texts, dates = self._draw(self.generator, self.rows, False)
-        source, lengths = encode(texts)
-        target = torch.tensor([[*map(TARGET.index, date), EOS] for date in dates]).t()
-        return source, target, lengths
+        source, lengths = _source(texts)
+        return source, _target(dates), lengths
 
     def loss(self, source: Tensor, target: Tensor, lengths: Tensor) -> Tensor:
         return -self.model.log_prob(source, target, lengths).mean() / len(target)
 
     def score(self) -> dict[str, float]:
         """On 500 dates that were held out: how many are right to the last digit, by greedy and by beam search
-        with 4 beams, and how much more probable the beam's answers are, in nats a date."""
+        with 4 beams; how much more probable the beam's answers are, and how improbable the right ones, in
+        nats a date."""
         texts, dates = self._draw(torch.Generator().manual_seed(1), 500, True)
-        source, lengths = encode(texts)
+        source, lengths = _source(texts)
         greedy = self.model.generate(source, lengths, max_length=12)
         beam = self.model.generate(source, lengths, beam_size=4, max_length=12)
 
         def exact(found) -> float:
-            pairs = zip(decode(found.tokens[:, :, 0]), dates, strict=True)
+            pairs = zip(_text(found.tokens[:, :, 0]), dates, strict=True)
             return sum(text == date for text, date in pairs) / len(dates)
 
         gain = (beam.log_probs[:, 0] - greedy.log_probs[:, 0]).mean().item()
-        return {"exact": exact(greedy), "beam_exact": exact(beam), "beam_gain": gain}
+        with torch.no_grad():
+            nats = -self.model.log_prob(source, _target(dates), lengths).mean().item()
+        return {"exact": exact(greedy), "beam_exact": exact(beam), "beam_gain": gain, "nats": nats}
 
     def sample(self) -> str:
         texts, dates = self._draw(torch.Generator().manual_seed(2), 8, True)
-        found = decode(self.model.generate(*encode(texts), beam_size=4, max_length=12).tokens[:, :, 0])
+        found = _text(self.model.generate(*_source(texts), beam_size=4, max_length=12).tokens[:, :, 0])
         lines = []
         for text, date, answer in zip(texts, dates, found, strict=True):
             lines.append(f"{text:>28} -> {answer}" + ("" if answer == date else f"  wrong: {date}"))
@@ -136,13 +142,13 @@ class Demo(Base):
         texts = [FORMATS[4](datetime.date(1987, 5, 3)), FORMATS[6](datetime.date(2031, 12, 24))]
         figure = Figure(figsize=(11, 5.2), layout="constrained")
         for axes, text in zip(figure.subplots(1, 2), texts, strict=True):
-            source, lengths = encode([text])
+            source, lengths = _source([text])
             tokens = self.model.generate(source, lengths, max_length=12).tokens[:, :, 0]
             _, weights = self.model(source, tokens, lengths, return_attention=True)
-            image = axes.imshow(weights[:, 0], cmap="viridis", vmin=0, vmax=1, aspect="auto")
+            image = axes.imshow(weights[:, 0].tolist(), cmap="viridis", vmin=0, vmax=1, aspect="auto")
             axes.set_xticks(range(len(text)), ["␣" if c == " " else c for c in text])
             symbols = [*TARGET, "bos", "end"]
             axes.set_yticks(range(len(tokens)), [symbols[i] for i in tokens[:, 0].tolist()])
-            axes.set(title=f"{text}  →  {decode(tokens)[0]}", xlabel="read", ylabel="written")
+            axes.set(title=f"{text}  →  {_text(tokens)[0]}", xlabel="read", ylabel="written")
         figure.colorbar(image, ax=figure.axes, label="attention")
         figure.savefig(path, dpi=120)

@@ -62,7 +62,7 @@ def area(corners: Tensor) -> float:
 
 class Demo(Base):
     title = "PointerNetwork: the convex hull of 5 to 10 points"
-    steps, quick_steps = 4000, 200
+    steps, quick_steps = 3000, 150
     targets = {"exact": (">=", 0.7), "valid": (">=", 0.98), "area": (">=", 0.98)}  # noqa: RUF012
     quick_targets = {"corners": (">=", 0.6)}  # noqa: RUF012
     learning_rate = 3e-3

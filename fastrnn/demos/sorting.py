@@ -87,7 +87,7 @@ class Demo(Base):
         weights = self.model(x, tokens).softmax(2)[:, 0]
         figure = Figure(figsize=(6.4, 5.6), layout="constrained")
         axes = figure.subplots()
-        image = axes.imshow(weights, cmap="viridis", vmin=0, vmax=1)
+        image = axes.imshow(weights.tolist(), cmap="viridis", vmin=0, vmax=1)
         axes.set_xticks(range(COUNT + 1), ["end", *(f"{n:.2f}" for n in numbers[:, 0].tolist())])
         written = ["end" if i == 0 else f"{numbers[i - 1, 0]:.2f}" for i in tokens[:, 0].tolist()]
         axes.set_yticks(range(len(tokens)), written)

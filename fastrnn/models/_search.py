@@ -15,8 +15,8 @@ class Hypotheses(NamedTuple):
     tokens: (T, B, K) int64; the end symbol and everything after it is ``end``.
     lengths: (B, K) int64, tokens before the end symbol; T where it never came.
     scores: (B, K), by which they are sorted: log_probs over the length penalty.
-    log_probs: (B, K), natural logarithm, the end symbol's included; -inf for a sequence that does not exist,
-        where there are fewer than K.
+    log_probs: (B, K), natural logarithm, the end symbol's included; -inf, with a length of 0, in the last
+        places where there are fewer than K sequences.
     """
 
     tokens: Tensor
@@ -93,17 +93,19 @@ def beam_search(
         total = candidates.flatten(1).gather(1, best)
         parent, token = best // scores.size(2), best % scores.size(2)
 
-        token = torch.where(total > -torch.inf, token, end)
         history = torch.cat([history.gather(2, parent.expand(len(history), -1, -1)), token.unsqueeze(0)])
         lengths = lengths.gather(1, parent) + (token != end)
         finished = (token == end) & (total > -torch.inf)
         state = tuple(s.index_select(1, (first + parent).flatten()) for s in state)
         if bool((finished | (total == -torch.inf)).all()):
             break
-    normalised = total / ((5 + lengths + finished) / 6) ** length_penalty
-    normalised, order = normalised.sort(dim=1, descending=True, stable=True)
+    exists = total > -torch.inf
+    lengths = lengths * exists
+    history = history.masked_fill(~exists, end)
+    scores = total / ((5 + lengths + finished) / 6) ** length_penalty
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
     tokens = history.gather(2, order.expand(len(history), -1, -1))
-    return Hypotheses(tokens, lengths.gather(1, order), normalised, total.gather(1, order))
+    return Hypotheses(tokens, lengths.gather(1, order), scores, total.gather(1, order))
 
 
 def sequence_log_prob(scores: Tensor, tokens: Tensor, end: int) -> Tensor:

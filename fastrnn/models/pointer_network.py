@@ -121,14 +121,12 @@ class PointerNetwork(nn.Module):
             TypeError: targets or lengths that are not integers.
         """
         x, keys, open_, state = self._encode(x, lengths, allowed)
-        target = check_tokens("PointerNetwork", "target", target, keys.size(1), len(keys))
-        before = torch.cat([torch.zeros_like(target[:1]), target[:-1]])
+        target = check_tokens("PointerNetwork", "target", target, keys.size(1), keys.size(0))
+        before = nn.functional.pad(target, (0, 0, 1, 0))[:-1]
         scores, _ = self._decode(x, keys, before, state)
-        open_ = open_.expand(len(target), -1, -1)
+        open_ = open_.expand(target.size(0), -1, -1)
         if not self.repeats:
-            been = nn.functional.one_hot(before, keys.size(1)).cumsum(0) > 0
-            been[..., 0] = False
-            open_ = open_ & ~been
+            open_ = open_ & ~(_chosen(before, keys.size(1)).cumsum(0) > 0)
         if target.is_cpu and not torch.compiler.is_compiling():
             wrong = ~open_.gather(2, target.unsqueeze(2)).squeeze(2)
             if wrong.any():
@@ -162,7 +160,8 @@ class PointerNetwork(nn.Module):
         max_length: int | None = None,
         length_penalty: float = 0.0,
     ) -> Hypotheses:
-        """Point: greedy search, or beam search with ``beam_size`` > 1.
+        """Point: greedy search, or beam search with ``beam_size`` > 1; without
+        gradients. Call eval() before if there is dropout.
 
         Args:
             x, lengths, allowed: as in forward().
@@ -185,9 +184,7 @@ class PointerNetwork(nn.Module):
         def step(tokens, state):
             *state, open_ = state
             if not self.repeats:
-                been = nn.functional.one_hot(tokens, keys.size(1)).bool()
-                been[:, 0] = False
-                open_ = open_ & ~been
+                open_ = open_ & ~_chosen(tokens, keys.size(1))
             scores, state = self._decode(x, keys, tokens.unsqueeze(0), tuple(state))
             return scores.squeeze(0).masked_fill(~open_[0], -torch.inf), (*state, open_)
 
@@ -200,3 +197,9 @@ class PointerNetwork(nn.Module):
             max_length=max_length,
             length_penalty=length_penalty,
         )
+
+
+def _chosen(tokens: Tensor, size: int) -> Tensor:
+    """(..., size) bool, true at the position that a token (...) names, unless that is 0, which stays open."""
+    positions = torch.arange(size, device=tokens.device)
+    return (tokens.unsqueeze(-1) == positions) & (positions > 0)

@@ -141,7 +141,7 @@ class Seq2Seq(nn.Module):
         state, memory = self._encode(source, lengths)
         target = check_tokens("Seq2Seq", "target", target, self.output.out_features, source.size(1))
         start = target.new_full((1, target.size(1)), self.bos)
-        scores, weights, _ = self._decode(torch.cat([start, target[:-1]]), state, memory)
+        scores, weights, _ = self._decode(torch.cat([start, target])[:-1], state, memory)
         return (scores, weights) if return_attention else scores
 
     def log_prob(
@@ -161,7 +161,8 @@ class Seq2Seq(nn.Module):
         max_length: int = 100,
         length_penalty: float = 0.0,
     ) -> Hypotheses:
-        """Write a target for every source: greedy search, or beam search with ``beam_size`` > 1.
+        """Write a target for every source: greedy search, or beam search with ``beam_size`` > 1; without
+        gradients. Call eval() before if there is dropout.
 
         Args:
             source, lengths: as in forward().
