@@ -10,7 +10,9 @@ import importlib
 from .demo import Demo, missed
 
 #: Name on the command line -> module of this package.
-NAMES: dict[str, str] = {}
+NAMES: dict[str, str] = {
+    "frames": "frames",
+}
 
 
 def load(name: str) -> type[Demo]:

@@ -5,5 +5,7 @@ them on tasks that show what they are good for.
 """
 
 from .conv_lstm import ConvLSTM, ConvLSTMCell
+from .memory_network import MemoryNetwork
+from .ntm import NeuralTuringMachine, NTMState
 
-__all__ = ["ConvLSTM", "ConvLSTMCell"]
+__all__ = ["ConvLSTM", "ConvLSTMCell", "MemoryNetwork", "NTMState", "NeuralTuringMachine"]
