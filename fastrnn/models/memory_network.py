@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -62,7 +64,11 @@ class MemoryNetwork(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        for name, value in {"vocabulary": vocabulary - 1, "embedding_size": embedding_size, "hops": hops}.items():
+        for name, value in {
+            "vocabulary": vocabulary - 1,
+            "embedding_size": embedding_size,
+            "hops": hops,
+        }.items():
             if value < 1:
                 least, got = (2, value + 1) if name == "vocabulary" else (1, value)
                 raise ValueError(f"MemoryNetwork: {name} should be at least {least}, got {got}")
@@ -102,7 +108,7 @@ class MemoryNetwork(nn.Module):
         age = present.flip(1).cumsum(1).flip(1) - present.long()
         memories = [encoder(story, age) for encoder in self.encoders]
         attention = []
-        for memory, output in zip(memories[:-1], memories[1:], strict=True):
+        for memory, output in pairwise(memories):
             p = (memory @ u.unsqueeze(-1)).squeeze(-1)
             if not self.linear:
                 p = p.masked_fill(~present, torch.finfo(p.dtype).min).softmax(-1)
@@ -169,7 +175,11 @@ class SentenceEncoder(nn.Module):
             return self.gru(embedded.transpose(0, 1), lengths=count)[1].squeeze(0)
         # l is the sum of a part that is the same for all k and one that grows with k: two weighted sums.
         size = embedded.size(-1)
-        share = torch.arange(1, words.size(1) + 1, device=words.device) / count.clamp(min=1).unsqueeze(1)
-        weights = torch.stack([1 - share, 1 - 2 * share], 1).to(embedded.dtype)
-        constant, growing = (weights @ embedded).unbind(1)
-        return constant - growing * torch.arange(1, size + 1, device=words.device) / size
+        share = self._count(words.size(1)) / count.clamp(min=1).unsqueeze(1)
+        constant, growing = (torch.stack([1 - share, 1 - 2 * share], 1) @ embedded).unbind(1)
+        return constant - growing * (self._count(size) / size)
+
+    def _count(self, end: int) -> Tensor:
+        """1, 2 ... end."""
+        weight = self.embedding.weight
+        return torch.arange(1, end + 1, dtype=weight.dtype, device=weight.device)

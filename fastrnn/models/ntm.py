@@ -52,8 +52,8 @@ class NeuralTuringMachine(nn.Module):
         M_t(i) = M_{t-1}(i) \textstyle\prod_v (1 - w_t^v(i)\, e_t^v) + \sum_v w_t^v(i)\, a_t^v
 
     The output is a linear function of h_t and r_t. Memory begins at 1e-6 everywhere (M. Collier, J. Beel:
-    Implementing neural Turing machines, ICANN 2018, arXiv:1807.08518); its slots are alike then, and all heads
-    begin at the first one.
+    Implementing neural Turing machines, ICANN 2018, arXiv:1807.08518); its slots are alike then, and all
+    heads begin at the first one.
 
     Args:
         input_size: I. output_size: O. hidden_size: H of the controller.
@@ -95,7 +95,9 @@ class NeuralTuringMachine(nn.Module):
             if value < 1:
                 raise ValueError(f"NeuralTuringMachine: {name} should be at least 1, got {value}")
         if controller not in CONTROLLERS:
-            raise ValueError(f"NeuralTuringMachine: controller should be one of {CONTROLLERS}, got {controller!r}")
+            raise ValueError(
+                f"NeuralTuringMachine: controller should be one of {CONTROLLERS}, got {controller!r}"
+            )
         if not 0 <= 2 * shift_range + 1 <= memory_slots:
             raise ValueError(
                 f"NeuralTuringMachine: shift_range should be 0 to {(memory_slots - 1) // 2} for "
@@ -217,7 +219,13 @@ class NeuralTuringMachine(nn.Module):
 
 
 def address(
-    memory: Tensor, previous: Tensor, key: Tensor, strength: Tensor, gate: Tensor, shift: Tensor, sharpness: Tensor
+    memory: Tensor,
+    previous: Tensor,
+    key: Tensor,
+    strength: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    sharpness: Tensor,
 ) -> Tensor:
     """The weightings (B, heads, N) that follow from the heads' raw outputs, (B, heads, ...) each."""
     # An empty memory has no direction: 1e-6 under the roots keeps the cosine and its gradient finite.

@@ -36,10 +36,7 @@ def _plain(model: NeuralTuringMachine, x, state: NTMState, lengths):
                 key, strength, gate = raw[:W], F.softplus(raw[W]), raw[W + 1].sigmoid()
                 shift, sharpness = raw[W + 2 : W + 3 + 2 * S].softmax(0), 1 + F.softplus(raw[-1])
                 cosines = torch.stack(
-                    [
-                        key @ slot / (((key @ key + 1e-6) * (slot @ slot + 1e-6)).sqrt())
-                        for slot in memory
-                    ]
+                    [key @ slot / (((key @ key + 1e-6) * (slot @ slot + 1e-6)).sqrt()) for slot in memory]
                 )
                 w = gate * (strength * cosines).softmax(0) + (1 - gate) * before
                 w = torch.stack(
@@ -87,8 +84,8 @@ class _Call(nn.Module):
     ],
 )
 def test_equations(controller, options):
-    """Protects addressing, reading, writing, several heads, each controller, and lengths with a zero: outputs,
-    the whole state and every gradient in float64 equal a plain loop over rows, heads and slots."""
+    """Protects addressing, reading, writing, several heads, each controller, and lengths with a zero:
+    outputs, the whole state and every gradient in float64 equal a plain loop over rows, heads and slots."""
     model = NeuralTuringMachine(3, 2, 4, controller=controller, **SIZES, **options, dtype=torch.float64)
     first = model.initial_state(3)
     given = [
@@ -103,7 +100,7 @@ def test_equations(controller, options):
 
 
 def test_derivatives():
-    """Protects the derivative of the addressing where it is delicate: an empty memory and heads at one slot."""
+    """Protects the derivative of the addressing where it is delicate: empty memory, heads at one slot."""
     model = NeuralTuringMachine(2, 1, 3, controller="feedforward", **SIZES, dtype=torch.float64)
     x = randn(2, 1, 2, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: model(x)[0], (x,))
