@@ -15,6 +15,9 @@ NAMES: dict[str, str] = {
     "sorting": "sorting",
     "hull": "hull",
     "seasonal": "seasonal",
+    "copy": "copying",
+    "frames": "frames",
+    "stories": "stories",
 }
 
 
