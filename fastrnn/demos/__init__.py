@@ -11,7 +11,9 @@ from .demo import Demo, missed
 
 #: Name on the command line -> module of this package.
 NAMES: dict[str, str] = {
+    "digits": "digits",
     "seasonal": "seasonal",
+    "text": "text",
 }
 
 

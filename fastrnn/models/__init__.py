@@ -4,6 +4,8 @@ Each is a plain ``torch.nn.Module`` to read beside its paper, to train and to ch
 them on tasks that show what they are good for.
 """
 
+from .cnn_bilstm import CNNBiLSTM
 from .forecaster import Forecaster
+from .language_model import LanguageModel
 
-__all__ = ["Forecaster"]
+__all__ = ["CNNBiLSTM", "Forecaster", "LanguageModel"]
