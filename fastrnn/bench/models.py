@@ -29,9 +29,9 @@ AGREEMENT = 1e-3
 WORK = ("forward", "training step")
 METHOD = (
     "The same model from the same seed, once with fastrnn's layers inside and once with torch.nn's (packed "
-    "sequences where rows differ in length), on the same batch of its demonstration. Forward: the loss, in "
-    "inference mode. Training step: loss, backward, clipping of the gradients, Adam. Medians of interleaved "
-    "rounds; loss and gradients of the two were compared before."
+    "sequences where rows differ in length), on the same batch of its demonstration. Forward: the loss, "
+    "without gradients. Training step: loss, backward, clipping of the gradients, Adam. Medians of "
+    "interleaved rounds; loss and gradients of the two were compared before."
 )
 
 
@@ -80,7 +80,7 @@ def contender(key: str, demo: demos.Demo, batch: tuple[Tensor, ...], work: str) 
     model = demo.model
     if work == "forward":
 
-        @torch.inference_mode()
+        @torch.no_grad()  # a state carried on must serve a training step later
         def forward() -> Tensor:
             return demo.loss(*batch)
 

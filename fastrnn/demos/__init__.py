@@ -14,10 +14,12 @@ NAMES: dict[str, str] = {
     "dates": "dates",
     "sorting": "sorting",
     "hull": "hull",
-    "seasonal": "seasonal",
     "copy": "copying",
     "frames": "frames",
     "stories": "stories",
+    "digits": "digits",
+    "seasonal": "seasonal",
+    "text": "text",
 }
 
 

@@ -4,11 +4,24 @@ Each is a plain ``torch.nn.Module`` to read beside its paper, to train and to ch
 them on tasks that show what they are good for.
 """
 
+from .cnn_bilstm import CNNBiLSTM
 from .conv_lstm import ConvLSTM, ConvLSTMCell
 from .forecaster import Forecaster
+from .language_model import LanguageModel
 from .memory_network import MemoryNetwork
 from .ntm import NeuralTuringMachine, NTMState
 from .pointer_network import PointerNetwork
 from .seq2seq import Seq2Seq
 
-__all__ = ["ConvLSTM", "ConvLSTMCell", "Forecaster", "MemoryNetwork", "NTMState", "NeuralTuringMachine", "PointerNetwork", "Seq2Seq"]
+__all__ = [
+    "CNNBiLSTM",
+    "ConvLSTM",
+    "ConvLSTMCell",
+    "Forecaster",
+    "LanguageModel",
+    "MemoryNetwork",
+    "NTMState",
+    "NeuralTuringMachine",
+    "PointerNetwork",
+    "Seq2Seq",
+]

@@ -1,0 +1,237 @@
+"""A recurrent language model: embedding, any of fastrnn's layers, tied softmax; training and generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..modules import SRU, SRUpp
+from . import _inputs
+
+#: What a layer carries from one chunk to the next: a tensor, or tensors in tuples and lists.
+State = Tensor | tuple | list | None
+
+
+class LanguageModel(nn.Module):
+    r"""Scores of the next token of each sequence.
+
+    .. math::
+        y_t, s_t = \mathrm{RNN}(E[w_t], s_{t-1}), \qquad
+        \log p(w_{t+1} | w_1 ... w_t) = \mathrm{logsoftmax}(E P y_t + b)
+
+    The output uses the embedding E (V, I) again: O. Press and L. Wolf, "Using the Output Embedding to Improve
+    Language Models", EACL 2017 (arXiv:1608.05859). P (I, H) is there where the layer's output has another
+    size than the embedding. Truncated backpropagation through time is ``loss`` on chunk after chunk with the
+    state carried on: T. Mikolov et al., "Extensions of Recurrent Neural Network Language Model", ICASSP 2011.
+
+    Args:
+        rnn: a layer of fastrnn or fastrnn.models, (T, B, I) and one direction: LSTM, GRU, RNN, SRU, SRUpp,
+            MogrifierLSTM. SRUpp attends to the ``memory`` last steps before a chunk.
+        vocabulary: V, tokens.
+        tied: whether the output uses the embedding; else it has a matrix (V, H) of its own.
+        dropout: probability, on the embeddings and on the layer's output, in training mode.
+        memory: M, steps that an SRUpp remembers from chunk to chunk, 0 for none.
+
+    Raises:
+        ValueError: a size below 1, a layer with ``batch_first`` or two directions.
+    """
+
+    def __init__(
+        self, rnn: nn.Module, vocabulary: int, *, tied: bool = True, dropout: float = 0.0, memory: int = 128
+    ) -> None:
+        super().__init__()
+        name = "LanguageModel"
+        for option in ("batch_first", "bidirectional"):
+            if getattr(rnn, option, False):
+                raise ValueError(f"{name}: rnn should have {option}=False")
+        self.vocabulary = _inputs.size(name, "vocabulary", vocabulary)
+        self.memory = _inputs.size(name, "memory", memory, least=0)
+        features = rnn.input_size
+        outputs = getattr(rnn, "output_size", 0) or getattr(rnn, "proj_size", 0) or rnn.hidden_size
+        self.embedding = nn.Embedding(vocabulary, features)
+        self.drop = nn.Dropout(dropout)
+        self.rnn = rnn
+        projected = tied and outputs != features
+        self.projection = nn.Linear(outputs, features, bias=False) if projected else nn.Identity()
+        self.head = nn.Linear(features if tied else outputs, vocabulary)
+        if tied:
+            # A softmax over scores of size one, whatever the layer's size; the layer sees inputs of size one.
+            nn.init.normal_(self.embedding.weight, std=features**-0.5)
+            self.head.weight = self.embedding.weight
+        nn.init.zeros_(self.head.bias)
+        self.scale = features**0.5 if tied else 1.0
+
+    def forward(
+        self, tokens: Tensor, state: State = None, *, lengths: Tensor | Sequence[int] | None = None
+    ) -> tuple[Tensor, State]:
+        """Scores of every next token.
+
+        Args:
+            tokens: (T, B), int64 or int32. state: what an earlier call returned; None to begin.
+            lengths: (B,), 1 to T, how many steps of each row there are. Scores beyond are to be ignored; the
+                state is that of a row's last step. Not with SRUpp.
+
+        Returns:
+            scores (T, B, V), unnormalised log probabilities, and the state, the layer's own.
+
+        Raises:
+            ValueError: an empty batch, tokens out of range, lengths that do not fit. TypeError: other types.
+        """
+        _inputs.tokens("LanguageModel", "tokens", tokens, self.vocabulary, ("T", "B"))
+        if lengths is not None:
+            lengths = _inputs.row_lengths("LanguageModel", lengths, tokens.size(1), tokens.size(0))
+        y, state = self._layer(self.drop(self.embedding(tokens) * self.scale), state, lengths)
+        return self.head(self.projection(self.drop(y))), state
+
+    def _layer(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """The layer's output and state, whatever it calls its arguments."""
+        if isinstance(self.rnn, SRUpp):
+            if lengths is not None:
+                raise ValueError("LanguageModel: lengths should be None with SRUpp, pad no rows")
+            c, past = (None, None) if state is None else state
+            y, c, saved = self.rnn(x, c, memory=past, is_causal=True)
+            recent = saved["saved_inputs"]
+            if past is not None:
+                recent = [torch.cat(pair) for pair in zip(past, recent, strict=True)]
+            return y, (c, [t[t.size(0) - min(t.size(0), self.memory) :] for t in recent])
+        if lengths is None:
+            return self.rnn(x, state)
+        if isinstance(self.rnn, SRU):
+            steps = torch.arange(x.size(0), device=x.device)[:, None]
+            return self.rnn(x, state, mask_pad=steps >= lengths.to(x.device))
+        return self.rnn(x, state, lengths=lengths)
+
+    def loss(
+        self, tokens: Tensor, state: State = None, *, lengths: Tensor | Sequence[int] | None = None
+    ) -> tuple[Tensor, State]:
+        """The mean cross-entropy, in nats, of every token but the first given those before it in its row.
+
+        Args:
+            tokens: (T + 1, B): the last step is target alone. state, lengths: as in ``forward``, lengths of
+                the T steps that are read.
+
+        Returns:
+            The loss and the state, detached: gradients do not reach back into the chunk before.
+        """
+        _inputs.tokens("LanguageModel", "tokens", tokens, self.vocabulary, ("T + 1", "B"))
+        if tokens.size(0) < 2:
+            raise ValueError(
+                "LanguageModel: tokens should have two steps or more, one to read and one to guess"
+            )
+        scores, state = self(tokens[:-1], state, lengths=lengths)
+        target = tokens[1:].long()
+        if lengths is not None:
+            lengths = torch.as_tensor(lengths, device=target.device)
+            steps = torch.arange(target.size(0), device=target.device)[:, None]
+            target = target.masked_fill(steps >= lengths, -100)
+        return nn.functional.cross_entropy(scores.flatten(0, 1), target.flatten()), detach(state)
+
+    def _step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Scores (B, V) after one more token (B,)."""
+        scores, state = self(tokens[None], state)
+        return scores[0], state
+
+    @torch.no_grad()
+    def stream(
+        self,
+        prompt: Tensor,
+        count: int,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        state: State = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield up to ``count`` tokens (B,) after the prompt, each as soon as it is drawn.
+
+        Args:
+            prompt: (T, B). lengths: (B,), of each row's prompt. state: what came before the prompt.
+            temperature, top_k, top_p: see :func:`probabilities`; temperature 0 takes the best token.
+            eos: the token that ends a row; after it the row goes on with ``eos``, and when every row has
+                ended, the stream does.
+            generator: of the random numbers, on the model's device.
+
+        Dropout follows the module's mode, as everywhere: call ``eval()`` first.
+
+        Raises:
+            ValueError, TypeError: on the first step, for what does not fit.
+        """
+        name = "LanguageModel"
+        _inputs.size(name, "count", count)
+        if eos is not None and not (isinstance(eos, int) and 0 <= eos < self.vocabulary):
+            raise ValueError(f"{name}: eos should be from 0 to {self.vocabulary - 1}, got {eos!r}")
+        scores, state = self(prompt, state, lengths=lengths)
+        if lengths is None:
+            scores = scores[-1]
+        else:
+            last = torch.as_tensor(lengths, device=scores.device) - 1
+            scores = scores[last, torch.arange(prompt.size(1), device=scores.device)]
+        ended = torch.zeros(prompt.size(1), dtype=torch.bool, device=scores.device)
+        for number in range(count):
+            chances = probabilities(scores, temperature=temperature, top_k=top_k, top_p=top_p)
+            tokens = torch.multinomial(chances, 1, generator=generator)[:, 0]
+            if eos is not None:
+                tokens = tokens.masked_fill(ended, eos)
+                ended = tokens == eos
+            yield tokens
+            if number + 1 == count or (eos is not None and bool(ended.all())):
+                return
+            scores, state = self._step(tokens, state)
+
+    def generate(self, prompt: Tensor, count: int, **options) -> Tensor:
+        """What :meth:`stream` yields with the same arguments, as one tensor (N, B), N <= ``count``."""
+        return torch.stack(list(self.stream(prompt, count, **options)))
+
+
+def probabilities(
+    scores: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
+    """What to draw a token from, (B, V), rows that add up to 1.
+
+    Args:
+        scores: (B, V), unnormalised log probabilities.
+        temperature: divides the scores; below 1 the likely become likelier, 0 leaves the best alone.
+        top_k: keep the k best tokens. top_p: of those, keep the fewest that hold a share p of the probability
+            (nucleus sampling: Holtzman et al., "The Curious Case of Neural Text Degeneration", ICLR 2020,
+            arXiv:1904.09751).
+    """
+    name = "LanguageModel"
+    scores = _inputs.shaped(name, "scores", scores, "B", "V")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"{name}: temperature should be 0 or more, got {temperature!r}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"{name}: top_p should be above 0 and at most 1, got {top_p!r}")
+    if temperature == 0:
+        top_k, temperature = 1, 1.0
+    ordered, order = scores.float().sort(dim=-1, descending=True, stable=True)
+    # The best score becomes 0 before the division: nothing overflows however cold it is.
+    ordered = (ordered - ordered[:, :1]) / temperature
+    if top_k is not None:
+        ordered[:, _inputs.size(name, "top_k", top_k) :] = -torch.inf
+    chances = ordered.softmax(-1)
+    if top_p is not None:
+        before = chances.cumsum(-1) - chances
+        before[:, 0] = 0
+        chances = chances.masked_fill(before >= top_p, 0)
+        chances = chances / chances.sum(-1, keepdim=True)
+    return torch.empty_like(chances).scatter_(-1, order, chances)
+
+
+def detach(state: State) -> State:
+    """The same state without its history."""
+    if isinstance(state, Tensor):
+        return state.detach()
+    return None if state is None else type(state)(detach(part) for part in state)
+
+
+def chunks(tokens: Tensor, steps: int) -> Iterator[Tensor]:
+    """Cut long rows (N, B) into chunks (steps + 1, B) for :meth:`LanguageModel.loss`; each begins with the
+    last token of the one before, which was a target there. What is left over at the end is dropped."""
+    _inputs.size("chunks", "steps", steps)
+    for begin in range(0, tokens.size(0) - steps, steps):
+        yield tokens[begin : begin + steps + 1]
