@@ -331,7 +331,8 @@ FAULTS = {
         "forward.cuh",
         "exchange.template write<F>(i, P::offset(cut, at.row_tile, 0, at.unit_tile), at.lane, rows)",
         "at.unit_tile < cut.unit_tiles"
-        " ? exchange.template write<F>(i, P::offset(cut, at.row_tile, 0, at.unit_tile), at.lane, rows) : void()",
+        " ? exchange.template write<F>(i, P::offset(cut, at.row_tile, 0, at.unit_tile), at.lane, rows)"
+        " : void()",
     ),
     "cluster: every weight from shared memory is the first tile's": Fault(
         "products.cuh", "tile - at.first - kTiles", "0 * tile"
