@@ -11,8 +11,9 @@ w_ih (G*H, I or D*P), w_hh (G*H, P), then b_ih, b_hh (G*H,) if ``bias``, then w_
 
 ``backend``: "auto" takes the fused kernels wherever they cover dtype and device, and ``fastrnn.reference``
 elsewhere (complex numbers, for one); "fused" raises instead; "reference" asks for plain torch. "cudnn" is
-torch's own layer: cuDNN on a GPU, torch's native one on the CPU. "stepwise", "one_cta", "cluster" and "grid" hold the
-fused kernels to one tier on a GPU, and raise where it cannot take the layer; see ``fastrnn.explain``.
+torch's own layer: cuDNN on a GPU, torch's native one on the CPU. "stepwise", "one_cta", "cluster" and "grid"
+hold the fused kernels to one tier on a GPU, and raise where it cannot take the layer; see
+``fastrnn.explain``.
 
 ``save``: what training keeps. "gates" stores each step's gates, "recompute" computes them again in backward.
 """

@@ -81,7 +81,7 @@ def cases() -> list[Case]:
         for i, (size, H) in enumerate(CLUSTERS):
             precision = ("bfloat16", "float16", "tf32")[(i + CELLS.index(cell)) % 3]
             out.append(Case(cell, precision, "cluster", T=3, B=9, H=H, D=1 + i % 2, cluster=size, sms=18))
-    # Weights that wait in shared memory; one warp a tile of units, which meets no barrier of its CTA.
+    # Weights that wait in shared memory; four tiles of units a CTA; one warp a tile, which meets no barrier.
     out.append(Case("lstm", "tf32", "cluster", T=3, B=3, H=133, D=1))
     out.append(Case("gru", "float16", "cluster", T=3, B=2, H=210, D=1))
     out.append(Case("lstm", "bfloat16", "cluster", T=3, B=2, H=150, D=1, cluster=4, sizes=(2, 1, 1)))
@@ -349,7 +349,8 @@ FAULTS = {
         "forward.cuh",
         "exchange.template write<F>(i, P::offset(cut, at.row_tile, 0, at.unit_tile), at.lane, rows)",
         "at.unit_tile < cut.unit_tiles"
-        " ? exchange.template write<F>(i, P::offset(cut, at.row_tile, 0, at.unit_tile), at.lane, rows) : void()",
+        " ? exchange.template write<F>(i, P::offset(cut, at.row_tile, 0, at.unit_tile), at.lane, rows)"
+        " : void()",
     ),
     "cluster: every weight from shared memory is the first tile's": Fault(
         "products.cuh", "tile - at.first - kTiles", "0 * tile"

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from emu.build import selftest
 
-RIGHT = ("block sum", "warp sum", "ring", "count")
+RIGHT = ("block sum", "warp sum", "ring", "ring of vectors", "count")
 #: What is wrong -> what the report says.
 WRONG = {
     "no barrier": "RACE: ",

@@ -138,7 +138,7 @@ def test_auto_is_the_plans_choice(ops, needs):
 @pytest.mark.parametrize("room", [8, 4, 0])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_a_cluster_without_room_makes_way(ops, cell, room):
-    """The plan's cluster of 16 finds no room: smaller ones, then the grid do the work, to the same tolerance."""
+    """The plan's cluster of 16 finds no room: smaller ones, then the grid do the work."""
     case = Case(cell, T=4, B=2, IN=3, H=150, dtype=torch.bfloat16, tier="auto")
     p = problem(case)
     want = fused(ops, case, p)

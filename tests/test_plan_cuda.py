@@ -50,7 +50,7 @@ def plan(H, B=16, T=100, *, cell="lstm", dtype="bfloat16", gpu="H100", tier="aut
     ],
 )
 def test_dispatch(arguments, tier):
-    """The order of the design: what no persistent kernel does, one SM, a cluster, the whole GPU, step by step."""
+    """The order of the design: what no persistent kernel does, an SM, a cluster, the whole GPU, steps."""
     found = plan(**arguments)
     assert found["kernel"] == tier
     assert found["backward"]["kernel"] in ((tier, "grid") if tier == "cluster" else (tier, "stepwise"))

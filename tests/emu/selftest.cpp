@@ -38,8 +38,8 @@ void warp_sum(const float* in, float* out) {
   if (t % 32 == 0) out[blockIdx.x * (kThreads / 32) + t / 32] = v;
 }
 
-// Every block of a cluster sends its rank to its right neighbour, and waits for its left one's.
-template <int expected_bytes, bool armed>
+// Every block of a cluster sends its rank, `words` times, to its right neighbour, and waits for its left one's.
+template <int expected_bytes, bool armed, int words = 1>
 void ring(uint32_t* out) {
   SMEM_DYN(uint32_t, memory);
   const uint32_t data = emu::to_shared(memory), bar = data + 64;
@@ -51,10 +51,14 @@ void ring(uint32_t* out) {
   emu::cluster_wait(here);
   if (threadIdx.x == 0) {
     if (armed) emu::mbar_arrive(bar, expected_bytes, here);
-    emu::st_async(emu::mapa(data, next, here), &rank, 4, emu::mapa(bar, next, here), here);
+    const uint32_t value[4] = {rank, rank, rank, rank};
+    emu::st_async(emu::mapa(data, next, here), value, 4 * words, emu::mapa(bar, next, here), here);
   }
   emu::mbar_wait(bar, 0, here);
-  if (threadIdx.x == 0) out[blockIdx.x] = memory[0];
+  if (threadIdx.x == 0) out[blockIdx.x] = memory[words - 1];
+  emu::cluster_arrive(here);
+  emu::cluster_wait(here);
+  if (words == 1 || rank == 0) return;  // the others' next barrier does without who has left
   emu::cluster_arrive(here);
   emu::cluster_wait(here);
 }
@@ -121,6 +125,7 @@ void run(const std::string& name) {
   if (name == "warp sum") return run_sums(warp_sum<kNone>, kBlocks * kThreads / 32);
   if (name == "a lane stays out") return run_sums(warp_sum<kLane>, kBlocks * kThreads / 32);
   if (name == "ring") return run_ring(ring<4, true>);
+  if (name == "ring of vectors") return run_ring(ring<16, true, 4>);
   if (name == "too many bytes expected") return run_ring(ring<8, true>);
   if (name == "too few bytes expected") return run_ring(ring<0, true>);
   if (name == "not armed") return run_ring(ring<4, false>);

@@ -152,6 +152,96 @@ double exchange_us(cudaStream_t stream, int blocks) {
   return gave_up.host()[0] ? -1 : us / steps;
 }
 
+__device__ void set_lane(uint2& v, uint32_t value) { v = make_uint2(value, ~value); }
+__device__ void set_lane(uint4& v, uint32_t value) { v = make_uint4(value, ~value, value + 1, value - 1); }
+
+// Every warp pushes its words to all CTAs of its cluster and waits for theirs, as the cluster tier does once a step.
+// `barrier_only`: a barrier of the cluster instead.
+template <class Words>
+__global__ void cluster_exchange(int ctas, int steps, bool barrier_only, uint32_t* wrong) {
+  if constexpr (!kHasClusters) return;
+  __shared__ __align__(16) Words received[2][16][32];
+  __shared__ __align__(8) uint64_t barriers[2];
+  const int lane = static_cast<int>(threadIdx.x), rank = static_cast<int>(blockIdx.x) % ctas;
+  const auto barrier = [&](int i) { return shared_address(&barriers[i & 1]); };
+  const auto arm = [&](int i) {
+    if (lane == 0 && i < steps && !barrier_only) barrier_expect(barrier(i), ctas * 32 * sizeof(Words));
+  };
+  if (lane == 0) {
+    barrier_init(barrier(0));
+    barrier_init(barrier(1));
+    barrier_init_fence();
+  }
+  arm(0);
+  arm(1);
+  cluster_barrier();
+  for (int i = 0; i < steps; ++i) {
+    if (barrier_only) {
+      cluster_barrier();
+      continue;
+    }
+    Words mine;
+    set_lane(mine, static_cast<uint32_t>((i * 16 + rank) * 32 + lane));
+    const uint32_t data = shared_address(&received[i & 1][rank][lane]);
+    for (int n = 1; n <= ctas; ++n) {
+      const int peer = (rank + n) % ctas;
+      push(peer_address(data, peer), mine, peer_address(barrier(i), peer));
+    }
+    wait_for_phase(barrier(i), (i >> 1) & 1);
+    arm(i + 2);
+    for (int peer = 0; peer < ctas; ++peer) {
+      Words want;
+      set_lane(want, static_cast<uint32_t>((i * 16 + peer) * 32 + lane));
+      const Words got = received[i & 1][peer][lane];
+      if (got.x != want.x || got.y != want.y) atomicAdd(wrong, 1);
+    }
+    __syncwarp();  // the warp has read everything when it pushes again
+  }
+  cluster_barrier();
+}
+
+struct ClusterTimes {
+  int active = 0;  // clusters of this size that the device runs at once, an SM a CTA
+  double barrier_us = 0, push8_us = 0, push16_us = 0;
+  uint32_t wrong = 0;  // words that were not what a peer pushed
+};
+ClusterTimes cluster_times(cudaStream_t stream, int ctas) {
+  const int steps = 2000, an_sm = 120 << 10;  // bytes of shared memory that leave no room for a second CTA
+  ClusterTimes times;
+  cudaLaunchAttribute size = {};
+  size.id = cudaLaunchAttributeClusterDimension;
+  size.val.clusterDim.x = static_cast<unsigned>(ctas);
+  size.val.clusterDim.y = size.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(ctas));
+  config.blockDim = dim3(32);
+  config.stream = stream;
+  config.attrs = &size;
+  config.numAttrs = 1;
+  const Buffer<uint32_t> wrong(1);
+  const auto run = [&](auto kernel, bool barrier_only) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "non-portable size");
+    return least_us(stream,
+                    [&] {
+                      check(cudaLaunchKernelEx(&config, kernel, ctas, steps, barrier_only, wrong.data), "cluster");
+                    }) /
+           steps;
+  };
+  config.dynamicSmemBytes = an_sm;
+  const auto kernel = cluster_exchange<uint2>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, an_sm), "shared memory");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "non-portable size");
+  if (cudaOccupancyMaxActiveClusters(&times.active, kernel, &config) != cudaSuccess) times.active = 0;
+  cudaGetLastError();
+  if (times.active == 0) return times;
+  config.dynamicSmemBytes = 0;
+  times.barrier_us = run(cluster_exchange<uint2>, true);
+  times.push8_us = run(cluster_exchange<uint2>, false);
+  times.push16_us = run(cluster_exchange<uint4>, false);
+  times.wrong = wrong.host()[0];
+  return times;
+}
+
 // ---- instructions -------------------------------------------------------------------------------------
 
 enum Kind { kBf16, kF16, kTf32 };
@@ -289,6 +379,17 @@ int main() {
     const double us = exchange_us(stream, blocks);
     ok = ok && us > 0;
     std::printf("%s\"%d\": %.3f", separator, blocks, us);
+    separator = ", ";
+  }
+  std::printf("},\n \"clusters\": {");
+  separator = "";
+  for (int ctas : {4, 8, 16}) {
+    if (device.major < 9) break;
+    const ClusterTimes times = cluster_times(stream, ctas);
+    ok = ok && times.wrong == 0;
+    std::printf("%s\"%d\": {\"active\": %d, \"barrier_us\": %.3f, \"push8_us\": %.3f, \"push16_us\": %.3f, ",
+                separator, ctas, times.active, times.barrier_us, times.push8_us, times.push16_us);
+    std::printf("\"wrong\": %u}", times.wrong);
     separator = ", ";
   }
   const double bf16 = mma_error(kBf16), f16 = mma_error(kF16), tf32 = mma_error(kTf32);

@@ -2,7 +2,7 @@
 //
 // A step takes the gradient of its h (grad_y, the later step's gates' gradient times the weights, and what passed the
 // product by) through the cell, and publishes the gates' gradient for the product of the step before it in time.
-// Per step and CTA as in forward: one barrier, or one flag and two barriers. Read: the saved values and grad_y,
+// Per step and CTA as in forward: barriers, a flag or the peers' bytes. Read: the saved values and grad_y,
 // prefetched a step ahead. Written: dgates.
 #pragma once
 #include "products.cuh"

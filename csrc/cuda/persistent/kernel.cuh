@@ -188,6 +188,10 @@ struct Grid {
 // that do at the __syncthreads of the sums. Hence every warp that reads also pushes or meets one that does, padded
 // tiles are pushed like others, and a CTA's own tiles go the same way as its peers'. By the same argument no warp
 // misses a phase of a barrier, and the parts of the sums of i are read when those of i+1 are written.
+//
+// A CTA receives for 8 rows and a step, half types: forward 16*H bytes; backward, which gathers the gates' gradient
+// as the loop has it, 16*H a gate: 64*H for an LSTM, 48*H, 16*H. (CTAs that kept rows of the weights and scattered
+// float parts of dh would receive 32*H, whatever cell and type, but sum and publish in another order than the loop.)
 struct Cluster {
   static constexpr Tier kTier = Tier::kCluster;
   static constexpr bool kSplitsK = true, kKeepsInShared = true, kCompiled = kHasClusters;

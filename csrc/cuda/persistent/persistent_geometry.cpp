@@ -78,7 +78,8 @@ PersistentGeometry grid(PersistentGeometry g, const CudaDevice& device) {
 // Clusters do not wait for each other, so any number may be launched, and runs as SMs become free. As many as the
 // device holds at once share the rows first; then each takes more tiles of rows; then there are more clusters.
 PersistentGeometry cluster(PersistentGeometry g, const CudaDevice& device, int ctas) {
-  if (ctas < 1 || ctas > device.max_cluster || ctas > device.sms) return refused(g, "the device has no thread block cluster of this size");
+  if (ctas < 1 || ctas > device.max_cluster || ctas > device.sms)
+    return refused(g, "the device has no thread block cluster of this size");
   if (g.precision == Precision::kFloat32) return refused(g, "float32 without TensorFloat-32: no kernel for clusters");
   const int64_t cta_tiles = ceil_div(g.unit_tiles, ctas);
   if (cta_tiles > kMaxWarps) return refused(g, "the cluster has too few CTAs for the units");

@@ -106,11 +106,12 @@ __device__ __forceinline__ uint32_t peer_address(uint32_t address, int rank) {
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
   return there;
 }
-// Both halves: what any thread of the cluster did before is there for every thread after it. All threads of a CTA.
+// Both halves: what any thread of the cluster did before is there for every thread after it. All threads of all CTAs
+// that have not exited.
 __device__ __forceinline__ void cluster_barrier() {
   asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::
+      "barrier.cluster.arrive.release;\n"
+      "barrier.cluster.wait.acquire;" ::
           : "memory");
 }
 

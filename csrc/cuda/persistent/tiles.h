@@ -24,7 +24,7 @@ constexpr int max_tiles(CellKind cell, Precision precision, Tier tier) {
     case CellKind::kLstm:
       return half ? 8 : precision == Precision::kFloat32 && tier == Tier::kGrid ? 3 : 4;
     case CellKind::kGru:
-      return half ? (tier == Tier::kOneCta ? 8 : 12) : (tier == Tier::kOneCta ? 6 : 5);
+      return half ? (tier == Tier::kOneCta ? 8 : tier == Tier::kCluster ? 10 : 12) : (tier == Tier::kOneCta ? 6 : 5);
     default:
       return half ? (tier == Tier::kOneCta ? 8 : 16) : 8;
   }
