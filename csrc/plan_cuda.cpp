@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "plan_table.h"
+
 namespace fastrnn {
 namespace {
 
@@ -12,9 +14,9 @@ using cuda::Pass;
 using cuda::PersistentGeometry;
 using cuda::Precision;
 
-// Microseconds a time step, by tier. Estimates for an H100 from published latencies (a flag exchange through
-// the L2 of about 1 us, a kernel launch of 2.4) and the kernels' instruction counts; nothing here is measured.
-// A measurement replaces a number in this table, and nothing else.
+// The model: microseconds a time step, by tier. Estimates for an H100 from published latencies (a flag exchange
+// through the L2 of about 1 us, a kernel launch of 2.4) and the kernels' instruction counts; nothing here is
+// measured. It carries the timings of plan_table.inl to other GPUs and shapes, and serves where there are none.
 struct StepCosts {
   // A CTA: fixed part, and a part for each unit whose products a warp issues; the second grows with the
   // matrix instructions a product takes.
@@ -57,30 +59,66 @@ double persistent_us(const LayerShape& s, const PersistentGeometry& g, const Cud
     us = cost.grid_exchange + cost.grid_tile * g.n_tiles * s.H / 1024;
   }
   if (g.pass == Pass::kBackward) us *= kBackward;
-  return us + kPersistentStart / s.T;
+  return us + kPersistentStart / std::max<int64_t>(1, s.T);
 }
 
-CudaPlan stepwise(const LayerShape& s, Precision precision, const CudaDevice& device, const char* reason) {
+PersistentGeometry geometry_of(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
+                               CudaTier tier) {
+  const auto kind = tier == CudaTier::kOneCta ? cuda::Tier::kOneCta : cuda::Tier::kGrid;
+  return cuda::geometry(s.cell, precision, kind, s.H, s.B, s.D, pass, device);
+}
+
+// A plan's time: the table's at the point next to the layer, times what the model makes of the difference. At a
+// point of the table, on its GPU, that is the timing itself.
+void set_step_us(CudaPlan& plan, const LayerShape& s, Pass pass, const CudaDevice& device, const PlanTable& table) {
+  const auto model = [&](const LayerShape& shape, const PersistentGeometry& g, const CudaDevice& on) {
+    return plan.tier == CudaTier::kStepwise ? stepwise_us(shape, plan.precision, on) : persistent_us(shape, g, on);
+  };
+  plan.step_us = plan.model_us = model(s, plan.geometry, device);
+  if (table.batches.empty() || s.dtype == Dtype::kDouble) return;
+  bool point = false;
+  LayerShape there = s;
+  const double timed = table_us(table, plan.tier, s.cell, plan.precision, pass, there.H, there.B, point);
+  if (!(timed > 0)) return;
+  there.T = table.steps;
+  there.D = 1;
+  there.P = 0;
+  const bool persistent = plan.tier != CudaTier::kStepwise;
+  const PersistentGeometry g =
+      persistent ? geometry_of(there, plan.precision, pass, table.device, plan.tier) : PersistentGeometry{};
+  if (persistent && !g.fits) return;
+  plan.step_us = timed * plan.model_us / model(there, g, table.device);
+  if (!table.measured) return;
+  const bool same_gpu =
+      device.compute_capability == table.device.compute_capability && device.sms == table.device.sms;
+  const bool within = there.B == s.B && there.H == s.H && s.D == 1 && s.P == 0;
+  plan.source = !same_gpu || !within          ? StepSource::kScaled
+                : point && s.T == table.steps ? StepSource::kMeasured
+                                              : StepSource::kInterpolated;
+}
+
+CudaPlan stepwise(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
+                  const PlanTable& table, const char* reason) {
   CudaPlan plan;
   plan.tier = CudaTier::kStepwise;
   plan.precision = precision;
-  plan.step_us = stepwise_us(s, precision, device);
+  set_step_us(plan, s, pass, device, table);
   plan.reason = reason;
   return plan;
 }
 
-CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device, CudaTier tier) {
-  const auto kind = tier == CudaTier::kOneCta ? cuda::Tier::kOneCta : cuda::Tier::kGrid;
+CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
+                    const PlanTable& table, CudaTier tier) {
   CudaPlan plan;
   plan.tier = tier;
   plan.precision = precision;
-  plan.geometry = cuda::geometry(s.cell, precision, kind, s.H, s.B, s.D, pass, device);
+  plan.geometry = geometry_of(s, precision, pass, device, tier);
   plan.possible = plan.geometry.fits;
   if (!plan.possible) {
     plan.reason = plan.geometry.reason;
     return plan;
   }
-  plan.step_us = persistent_us(s, plan.geometry, device);
+  set_step_us(plan, s, pass, device, table);
   plan.reason = tier == CudaTier::kOneCta
                     ? "the recurrent weights stay in one SM's registers: nothing leaves it"
                     : "the recurrent weights stay in the GPU's registers: one flag exchange a step";
@@ -106,10 +144,14 @@ Precision cuda_precision(Dtype dtype, bool tf32) {
                                           : Precision::kFloat32;
 }
 
-CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& device, CudaTier wanted) {
+CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& device, CudaTier wanted,
+                   const PlanTable& table) {
   const Precision precision = cuda_precision(s.dtype, tf32);
   const char* never = only_stepwise(s);
-  if (wanted == CudaTier::kStepwise) return stepwise(s, precision, device, "asked for by name");
+  const auto a_step_at_a_time = [&](const char* reason) {
+    return stepwise(s, precision, pass, device, table, reason);
+  };
+  if (wanted == CudaTier::kStepwise) return a_step_at_a_time("asked for by name");
   if (wanted != CudaTier::kAuto) {
     CudaPlan plan;
     if (never) {
@@ -118,18 +160,17 @@ CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& 
       plan.possible = s.B == 0;  // nothing to launch
       plan.reason = never;
     } else {
-      plan = persistent(s, precision, pass, device, wanted);
+      plan = persistent(s, precision, pass, device, table, wanted);
     }
     return plan;
   }
-  if (never) return stepwise(s, precision, device, never);
-  if (s.T < kFewSteps) return stepwise(s, precision, device, "few steps: they do not repay loading the weights");
+  if (never) return a_step_at_a_time(never);
+  if (s.T < kFewSteps) return a_step_at_a_time("few steps: they do not repay loading the weights");
 
-  const CudaPlan one = persistent(s, precision, pass, device, CudaTier::kOneCta);
-  const CudaPlan grid = persistent(s, precision, pass, device, CudaTier::kGrid);
-  CudaPlan best = stepwise(s, precision, device, "");
-  best.reason = one.possible || grid.possible ? "a large batch: the products fill the GPU, a step at a time"
-                                              : grid.geometry.reason;
+  const CudaPlan one = persistent(s, precision, pass, device, table, CudaTier::kOneCta);
+  const CudaPlan grid = persistent(s, precision, pass, device, table, CudaTier::kGrid);
+  CudaPlan best = a_step_at_a_time("");
+  best.reason = one.possible || grid.possible ? "a step at a time is faster here" : grid.geometry.reason;
   for (const CudaPlan* plan : {&grid, &one}) {
     if (plan->possible && plan->step_us < best.step_us) best = *plan;
   }
