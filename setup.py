@@ -166,7 +166,7 @@ def cuda_library():
     nvcc += [flag for arch in cuda_archs(CUDA_HOME) for flag in gencode(arch)]
     return Extension(
         "fastrnn.libfastrnn_cuda",
-        sources("csrc/cuda/**/*.cpp", "csrc/cuda/**/*.cu", "csrc/plan_cuda.cpp"),
+        sources("csrc/cuda/**/*.cpp", "csrc/cuda/**/*.cu", "csrc/plan_cuda.cpp", "csrc/plan_table.cpp"),
         include_dirs=[CSRC, *include_paths("cuda")],
         library_dirs=library_paths("cuda"),
         # The runtime is linked in: the pip wheels have no libcudart.so to link to, and the library

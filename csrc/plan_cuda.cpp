@@ -6,6 +6,7 @@
 #include <initializer_list>
 
 #include "cuda/persistent/tiles.h"
+#include "plan_table.h"
 
 namespace fastrnn {
 namespace {
@@ -15,9 +16,9 @@ using cuda::Pass;
 using cuda::PersistentGeometry;
 using cuda::Precision;
 
-// Microseconds a time step, by tier. Estimates for an H100 from published latencies (a flag exchange through
-// the L2 of about 1 us, a kernel launch of 2.4) and the kernels' instruction counts; nothing here is measured.
-// A measurement replaces a number in this table, and nothing else.
+// The model: microseconds a time step, by tier. Estimates for an H100 from published latencies (a flag exchange
+// through the L2 of about 1 us, a kernel launch of 2.4) and the kernels' instruction counts; nothing here is
+// measured. It carries the timings of plan_table.inl to other GPUs and shapes, and serves where there are none.
 struct StepCosts {
   // A CTA: fixed part, and a part for each unit whose products a warp issues; the second grows with the
   // matrix instructions a product takes.
@@ -70,57 +71,92 @@ double cluster_us(const LayerShape& s, const PersistentGeometry& g, const CudaDe
 double persistent_us(const LayerShape& s, const PersistentGeometry& g, const CudaDevice& device) {
   const StepCosts& cost = costs_of(g.precision);
   double us = 0;
-  if (g.tier == cuda::Tier::kCluster) return cluster_us(s, g, device) + kPersistentStart / s.T;
-  if (g.tier == cuda::Tier::kOneCta) {
+  if (g.tier == cuda::Tier::kCluster) {
+    us = cluster_us(s, g, device);
+  } else if (g.tier == cuda::Tier::kOneCta) {
     const int waves = (g.ctas + device.sms - 1) / std::max(1, device.sms);
     us = waves * (cost.cta_fixed + cost.cta_unit * s.H);
   } else {
     us = cost.grid_exchange + cost.grid_tile * g.n_tiles * s.H / 1024;
   }
-  if (g.pass == Pass::kBackward) us *= kBackward;
-  return us + kPersistentStart / s.T;
+  if (g.pass == Pass::kBackward && g.tier != cuda::Tier::kCluster) us *= kBackward;
+  return us + kPersistentStart / std::max<int64_t>(1, s.T);
 }
 
-CudaPlan stepwise(const LayerShape& s, Precision precision, const CudaDevice& device, const char* reason) {
+// How a tier cuts a layer. Of clusters the smallest that is the fastest by the model; where none takes the layer, the
+// largest one's reason.
+PersistentGeometry geometry_of(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
+                               CudaTier tier) {
+  const auto of = [&](cuda::Tier kind, int cluster) {
+    return cuda::geometry(s.cell, precision, kind, s.H, s.B, s.D, pass, device, cluster);
+  };
+  if (tier != CudaTier::kCluster) return of(tier == CudaTier::kOneCta ? cuda::Tier::kOneCta : cuda::Tier::kGrid, 0);
+  PersistentGeometry best = of(cuda::Tier::kCluster, 4);
+  for (int ctas : {8, 16}) {
+    const PersistentGeometry larger = of(cuda::Tier::kCluster, ctas);
+    const bool better = best.fits ? larger.fits && persistent_us(s, larger, device) < persistent_us(s, best, device)
+                                  : larger.fits || ctas <= device.max_cluster;
+    if (better) best = larger;
+  }
+  return best;
+}
+
+// A plan's time: the table's at the point next to the layer, times what the model makes of the difference. At a
+// point of the table, on its GPU, that is the timing itself.
+void set_step_us(CudaPlan& plan, const LayerShape& s, Pass pass, const CudaDevice& device, const PlanTable& table) {
+  const auto model = [&](const LayerShape& shape, const PersistentGeometry& g, const CudaDevice& on) {
+    return plan.tier == CudaTier::kStepwise ? stepwise_us(shape, plan.precision, on) : persistent_us(shape, g, on);
+  };
+  plan.step_us = plan.model_us = model(s, plan.geometry, device);
+  if (table.batches.empty() || s.dtype == Dtype::kDouble) return;
+  bool point = false;
+  LayerShape there = s;
+  const double timed = table_us(table, plan.tier, s.cell, plan.precision, pass, there.H, there.B, point);
+  if (!(timed > 0)) return;
+  there.T = table.steps;
+  there.D = 1;
+  there.P = 0;
+  const bool persistent = plan.tier != CudaTier::kStepwise;
+  const PersistentGeometry g =
+      persistent ? geometry_of(there, plan.precision, pass, table.device, plan.tier) : PersistentGeometry{};
+  if (persistent && !g.fits) return;
+  plan.step_us = timed * plan.model_us / model(there, g, table.device);
+  if (!table.measured) return;
+  const bool same_gpu =
+      device.compute_capability == table.device.compute_capability && device.sms == table.device.sms;
+  const bool within = there.B == s.B && there.H == s.H && s.D == 1 && s.P == 0;
+  plan.source = !same_gpu || !within          ? StepSource::kScaled
+                : point && s.T == table.steps ? StepSource::kMeasured
+                                              : StepSource::kInterpolated;
+}
+
+CudaPlan stepwise(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
+                  const PlanTable& table, const char* reason) {
   CudaPlan plan;
   plan.tier = CudaTier::kStepwise;
   plan.precision = precision;
-  plan.step_us = stepwise_us(s, precision, device);
+  set_step_us(plan, s, pass, device, table);
   plan.reason = reason;
   return plan;
 }
 
-CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device, CudaTier tier,
-                    int cluster = 0) {
-  const auto kind = tier == CudaTier::kOneCta    ? cuda::Tier::kOneCta
-                    : tier == CudaTier::kCluster ? cuda::Tier::kCluster
-                                                 : cuda::Tier::kGrid;
+CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
+                    const PlanTable& table, CudaTier tier) {
   CudaPlan plan;
   plan.tier = tier;
   plan.precision = precision;
-  plan.geometry = cuda::geometry(s.cell, precision, kind, s.H, s.B, s.D, pass, device, cluster);
+  plan.geometry = geometry_of(s, precision, pass, device, tier);
   plan.possible = plan.geometry.fits;
   if (!plan.possible) {
     plan.reason = plan.geometry.reason;
     return plan;
   }
-  plan.step_us = persistent_us(s, plan.geometry, device);
+  set_step_us(plan, s, pass, device, table);
   plan.reason = tier == CudaTier::kOneCta ? "the recurrent weights stay in one SM's registers: nothing leaves it"
                 : tier == CudaTier::kCluster
                     ? "the recurrent weights stay in a cluster of SMs: they push h to each other, past the L2 cache"
                     : "the recurrent weights stay in the GPU's registers: one flag exchange a step";
   return plan;
-}
-
-// The smallest cluster that is the fastest by estimate; where none takes the layer, the largest one's reason.
-CudaPlan clustered(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device) {
-  CudaPlan best = persistent(s, precision, pass, device, CudaTier::kCluster, 4);
-  for (int ctas : {8, 16}) {
-    const CudaPlan larger = persistent(s, precision, pass, device, CudaTier::kCluster, ctas);
-    const bool better = larger.possible && larger.step_us < best.step_us;
-    if (!best.possible ? larger.possible || ctas <= device.max_cluster : better) best = larger;
-  }
-  return best;
 }
 
 // Why no persistent tier is worth asking, null where one may be.
@@ -142,10 +178,14 @@ Precision cuda_precision(Dtype dtype, bool tf32) {
                                           : Precision::kFloat32;
 }
 
-CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& device, CudaTier wanted) {
+CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& device, CudaTier wanted,
+                   const PlanTable& table) {
   const Precision precision = cuda_precision(s.dtype, tf32);
   const char* never = only_stepwise(s);
-  if (wanted == CudaTier::kStepwise) return stepwise(s, precision, device, "asked for by name");
+  const auto a_step_at_a_time = [&](const char* reason) {
+    return stepwise(s, precision, pass, device, table, reason);
+  };
+  if (wanted == CudaTier::kStepwise) return a_step_at_a_time("asked for by name");
   if (wanted != CudaTier::kAuto) {
     CudaPlan plan;
     if (never) {
@@ -154,24 +194,22 @@ CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& 
       plan.possible = s.B == 0;  // nothing to launch
       plan.reason = never;
     } else {
-      plan = wanted == CudaTier::kCluster ? clustered(s, precision, pass, device)
-                                          : persistent(s, precision, pass, device, wanted);
+      plan = persistent(s, precision, pass, device, table, wanted);
     }
     return plan;
   }
-  if (never) return stepwise(s, precision, device, never);
-  if (s.T < kFewSteps) return stepwise(s, precision, device, "few steps: they do not repay loading the weights");
+  if (never) return a_step_at_a_time(never);
+  if (s.T < kFewSteps) return a_step_at_a_time("few steps: they do not repay loading the weights");
 
-  const CudaPlan one = persistent(s, precision, pass, device, CudaTier::kOneCta);
-  const CudaPlan grid = persistent(s, precision, pass, device, CudaTier::kGrid);
+  const CudaPlan one = persistent(s, precision, pass, device, table, CudaTier::kOneCta);
+  const CudaPlan grid = persistent(s, precision, pass, device, table, CudaTier::kGrid);
   // A cluster has nothing to offer where one SM holds the weights: its SMs take further rows instead.
   CudaPlan cluster;
   cluster.possible = false;
-  if (!one.possible) cluster = clustered(s, precision, pass, device);
-  CudaPlan best = stepwise(s, precision, device, "");
-  best.reason = one.possible || cluster.possible || grid.possible
-                    ? "a large batch: the products fill the GPU, a step at a time"
-                    : grid.geometry.reason;
+  if (!one.possible) cluster = persistent(s, precision, pass, device, table, CudaTier::kCluster);
+  CudaPlan best = a_step_at_a_time("");
+  best.reason =
+      one.possible || cluster.possible || grid.possible ? "a step at a time is faster here" : grid.geometry.reason;
   for (const CudaPlan* plan : std::initializer_list<const CudaPlan*>{&grid, &cluster, &one}) {
     if (plan->possible && plan->step_us < best.step_us) best = *plan;
   }

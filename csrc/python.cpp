@@ -9,6 +9,7 @@
 
 #include "plan.h"
 #include "plan_cuda.h"
+#include "plan_table.h"
 
 #ifndef FASTRNN_VERSION
 #define FASTRNN_VERSION "unknown"
@@ -72,7 +73,10 @@ py::dict cuda_pass(const CudaPlan& chosen) {
   out["reason"] = chosen.reason;
   if (!chosen.possible) return out;
   out["precision"] = precisions[static_cast<int>(chosen.precision)];
+  static const char* const sources[] = {"model", "scaled", "interpolated", "measured"};
   out["step_us"] = chosen.step_us;
+  out["source"] = sources[static_cast<int>(chosen.source)];
+  out["model_us"] = chosen.model_us;
   if (chosen.tier == CudaTier::kStepwise) return out;
   const cuda::PersistentGeometry& g = chosen.geometry;
   out["ctas"] = g.ctas;
@@ -98,9 +102,38 @@ cuda::CudaDevice cuda_device(const py::dict& gpu) {
   return device;
 }
 
+// As benchmarks/plan_table.py makes it: {"measured", "provenance", "gpu", "steps", "batches", "rows"}, a row (tier,
+// cell, precision, pass, H, microseconds a batch).
+PlanTable table_of(const py::dict& from) {
+  PlanTable table;
+  table.measured = py::cast<bool>(from["measured"]);
+  table.provenance = py::cast<std::string>(from["provenance"]);
+  table.device = cuda_device(py::cast<py::dict>(from["gpu"]));
+  table.steps = py::cast<int64_t>(from["steps"]);
+  table.batches = py::cast<std::vector<int64_t>>(from["batches"]);
+  for (const py::handle& row : from["rows"]) {
+    using Row = std::tuple<std::string, std::string, std::string, std::string, int64_t, std::vector<double>>;
+    const auto [tier, cell, precision, pass, H, us] = py::cast<Row>(row);
+    table.rows.push_back(
+        {one_of<CudaTier>("tier", tier, kTiers),
+         one_of<CellKind>("cell", cell,
+                          {{"lstm", CellKind::kLstm}, {"gru", CellKind::kGru}, {"rnn", CellKind::kRnnTanh}}),
+         one_of<cuda::Precision>("precision", precision,
+                                 {{"float32", cuda::Precision::kFloat32},
+                                  {"tf32", cuda::Precision::kTf32},
+                                  {"bfloat16", cuda::Precision::kBFloat16},
+                                  {"float16", cuda::Precision::kHalf}}),
+         one_of<cuda::Pass>("pass", pass, {{"forward", cuda::Pass::kForward}, {"backward", cuda::Pass::kBackward}}),
+         H, us});
+    if (us.size() != table.batches.size()) throw py::value_error("rows: expected a time for each of the batches");
+  }
+  return table;
+}
+
 py::dict plan(const std::string& device, const std::string& cell, int64_t T, int64_t B, int64_t I, int64_t H,
               int64_t P, int directions, const std::string& dtype, bool training, bool packed, int threads,
-              int vector_bytes, const std::optional<py::dict>& gpu, bool tf32, const std::string& tier) {
+              int vector_bytes, const std::optional<py::dict>& gpu, bool tf32, const std::string& tier,
+              const std::optional<py::dict>& table) {
   LayerShape shape;
   shape.cell = one_of<CellKind>("cell", cell,
                                 {{"lstm", CellKind::kLstm},
@@ -154,10 +187,12 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
     if (!gpu) throw py::value_error("gpu: expected the properties of a device");
     const cuda::CudaDevice properties = cuda_device(*gpu);
     const CudaTier wanted = one_of<CudaTier>("tier", tier, kTiers);
-    for (const auto& [key, value] : cuda_pass(plan_cuda(shape, tf32, cuda::Pass::kForward, properties, wanted))) {
-      result[key] = value;
-    }
-    if (training) result["backward"] = cuda_pass(plan_cuda(shape, tf32, cuda::Pass::kBackward, properties, wanted));
+    const std::optional<PlanTable> given = table ? std::optional(table_of(*table)) : std::nullopt;
+    const auto pass = [&](cuda::Pass which) {
+      return cuda_pass(plan_cuda(shape, tf32, which, properties, wanted, given ? *given : plan_table()));
+    };
+    for (const auto& [key, value] : pass(cuda::Pass::kForward)) result[key] = value;
+    if (training) result["backward"] = pass(cuda::Pass::kBackward);
   } else {
     throw py::value_error("device: expected 'cpu' or 'cuda', got '" + device + "'");
   }
@@ -182,5 +217,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P") = 0, py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("training") = false,
         py::arg("packed") = false, py::arg("threads") = 1, py::arg("vector_bytes") = 64, py::arg("gpu") = py::none(),
-        py::arg("tf32") = false, py::arg("tier") = "auto");
+        py::arg("tf32") = false, py::arg("tier") = "auto", py::arg("table") = py::none());
+  m.def("plan_table_provenance", [] { return plan_table().provenance; });
 }

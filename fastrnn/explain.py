@@ -159,6 +159,15 @@ def _floor(plan: dict, T: int, dtype: str, threads: int, training: bool) -> tupl
     return max((arithmetic, "arithmetic"), (reading, "reading the weights"))
 
 
+#: What a plan's source of its time means, see StepSource in csrc/plan_cuda.h.
+_SOURCES = {
+    "model": "estimate",
+    "scaled": "scaled from measurements of other shapes or on another GPU",
+    "interpolated": "between measurements",
+    "measured": "measured",
+}
+
+
 def _cuda_lines(plan: dict) -> list[str]:
     """What a plan for a GPU says of its passes; taken out of it."""
     lines = []
@@ -172,7 +181,13 @@ def _cuda_lines(plan: dict) -> list[str]:
         if not possible:
             lines.append("           cannot run: an error")
         else:
-            lines.append(f"  {'step':8s} about {us:.2f} µs in {one.pop('precision')} (estimate)")
+            source, model_us = one.pop("source"), one.pop("model_us")
+            how = (
+                _SOURCES[source]
+                if source == "model"
+                else f"{_SOURCES[source]}; the model says {model_us:.2f}"
+            )
+            lines.append(f"  {'step':8s} about {us:.2f} µs in {one.pop('precision')} ({how})")
     return lines
 
 
@@ -322,7 +337,9 @@ def explain(
         wanted = backend if backend in _checks.TIERS else "auto"
         tf32 = _autograd.rnn_tf32() if tf32 is None else tf32
         on_gpu = {"gpu": chosen_gpu.properties(), "tf32": tf32, "tier": wanted}
-        notes.append(f"planned for {chosen_gpu.name}; times a step are estimates, not measurements")
+        table = _C.plan_table_provenance()
+        from_where = "estimates, not measurements" if table.startswith("estimated") else f"by {table}"
+        notes.append(f"planned for {chosen_gpu.name}; times a step are {from_where}")
     threads = torch.get_num_threads() if threads is None else threads
     directions = 2 if bidirectional else 1
     name = str(dtype).removeprefix("torch.")

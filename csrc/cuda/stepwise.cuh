@@ -125,6 +125,18 @@ __global__ void __launch_bounds__(kBlock)
   const int64_t in_direction = pick(p.rows.first, at.direction) + at.row;
   const int64_t row = d * shape.N + in_direction;
   const int64_t output = (in_direction * shape.D + d) * H + u;  // in (N,D*H)
+  A dh = 0, dc = 0;
+  const bool ends = p.table.ends(t, at.direction, at.row);
+  if (!ends || p.dh_is_whole) dh = static_cast<const A*>(p.dh)[state];
+  if (!ends) {
+    if (direct) dh += direct[state];
+    if constexpr (Cell::kHasCell) dc = static_cast<const A*>(p.dc)[state];
+  }
+  if (p.grad_y) dh += load(static_cast<const T*>(p.grad_y) + output);
+  if constexpr (Cell::kHasCell) {
+    if (p.grad_cells) dc += static_cast<const A*>(p.grad_cells)[row * H + u];
+  }
+
   const bool has_previous = p.table.runs(pick(p.previous.t, at.direction), at.row);
   const int64_t previous = pick(p.previous.first, at.direction) + at.row;
 
@@ -149,18 +161,6 @@ __global__ void __launch_bounds__(kBlock)
     }
   } else {
     h = load(static_cast<const T*>(p.y) + output);
-  }
-
-  A dh = 0, dc = 0;
-  const bool ends = p.table.ends(t, at.direction, at.row);
-  if (!ends || p.dh_is_whole) dh = static_cast<const A*>(p.dh)[state];
-  if (!ends) {
-    if (direct) dh += direct[state];
-    if constexpr (Cell::kHasCell) dc = static_cast<const A*>(p.dc)[state];
-  }
-  if (p.grad_y) dh += load(static_cast<const T*>(p.grad_y) + output);
-  if constexpr (Cell::kHasCell) {
-    if (p.grad_cells) dc += static_cast<const A*>(p.grad_cells)[row * H + u];
   }
 
   A dpre[G], drec = 0, dc_prev = 0, dh_prev = 0;

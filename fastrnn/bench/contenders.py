@@ -16,6 +16,8 @@ from .timing import Contender
 
 #: In the order of tables and plots. The first is what everything else is compared with.
 KEYS = ("fastrnn", "torch", "sru", "onnxruntime", "openvino", "jax", "reference")
+#: fastrnn held to one tier of its CUDA kernels: for the table that its plan chooses by, not for comparisons.
+TIERS = ("one_cta", "cluster", "grid", "stepwise")
 PEERS = ("onnxruntime", "openvino", "jax")
 NAMES = {
     "fastrnn": "fastrnn",
@@ -138,18 +140,22 @@ def torch_nn(problem: Problem) -> Contender:
     return torch_contender("torch", label, problem, module.parameters(), lambda x: _run(module, problem, x))
 
 
-def fused(problem: Problem) -> Contender:
+def fused(problem: Problem, key: str = "fastrnn") -> Contender:
+    """fastrnn's layer; with a tier for a key, by that tier alone."""
     import fastrnn
 
     case = problem.case
     name = case.cell.upper() + ("Cell" if case.path == "cells" else "")
     options = module_options(case)
+    if key in TIERS:
+        if case.path != "layers" or case.cell in SRU_CELLS or not case.device.startswith("cuda"):
+            raise Unsupported("layers on a GPU only")
+        options["backend"] = key
     module = getattr(fastrnn, name)(case.I, case.H, device=case.device, dtype=problem.x.dtype, **options)
     module.load_state_dict(problem.module.state_dict())
     module.train(case.training)
-    return torch_contender(
-        "fastrnn", "fastrnn", problem, module.parameters(), lambda x: _run(module, problem, x)
-    )
+    label = f"fastrnn ({key})" if key in TIERS else "fastrnn"
+    return torch_contender(key, label, problem, module.parameters(), lambda x: _run(module, problem, x))
 
 
 def reference(problem: Problem) -> Contender:
@@ -181,8 +187,10 @@ def reference(problem: Problem) -> Contender:
 
 def build(key: str, problem: Problem, threads: int) -> Contender:
     """Make a contender for this case. Unsupported where it does not do it, ValueError for another key."""
-    if key not in KEYS:
-        raise ValueError(f"unknown contender {key!r}: expected one of {', '.join(KEYS)}")
+    if key not in (*KEYS, *TIERS):
+        raise ValueError(f"unknown contender {key!r}: expected one of {', '.join((*KEYS, *TIERS))}")
+    if key in TIERS:
+        return fused(problem, key)
     if key == "sru" or problem.case.cell in SRU_CELLS:
         from . import sru
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .. import _gpus
 from . import peers
 
 
@@ -115,6 +116,7 @@ def devices() -> list[dict]:
                 "memory_bytes": p.total_memory,
                 "multiprocessors": p.multi_processor_count,
                 "driver": version,
+                "properties": _gpus.find(device=f"cuda:{index}").properties(),
             }
         )
     return found

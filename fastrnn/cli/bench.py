@@ -68,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rounds", type=positive, metavar="N", help="rounds at least (default 7)")
     parser.add_argument(
+        "--tiers", action="store_true", help="on a GPU: each tier of the kernels too, for the plan's table"
+    )
+    parser.add_argument(
         "--no-extras", action="store_true", help="neither thread scaling nor peak memory nor overhead"
     )
     target = parser.add_mutually_exclusive_group()
@@ -124,6 +127,10 @@ def make_plan(options: argparse.Namespace):
     ]
     if options.device != "cpu" and not options.contender:
         keys = ["fastrnn", "torch"]  # the reference waits for every kernel
+    if options.tiers:
+        if options.device == "cpu":
+            raise SystemExit("--tiers is about a GPU: add --device cuda")
+        keys = [*keys, *contenders.TIERS]
     extras = not (options.no_extras or options.shape or options.device != "cpu")
     plain = [c for c in chosen if c.path == "layers" and not c.sweep and c.dtype == "float32"]
     return Plan(

@@ -56,7 +56,12 @@ def library(
     With `race` the kernels run under the happens-before check. `faults` are planted all at once, each behind
     a switch that the op `configure` sets (number 1 is the first one).
     """
-    own = [ROOT / "csrc" / "plan_cuda.cpp", EMU / "emu_ops.cpp", EMU / "emu_persistent.cpp"]
+    own = [
+        ROOT / "csrc" / "plan_cuda.cpp",
+        ROOT / "csrc" / "plan_table.cpp",
+        EMU / "emu_ops.cpp",
+        EMU / "emu_persistent.cpp",
+    ]
     sources = [*sorted((CUDA / folder).rglob("*.cpp")), *sorted((CUDA / folder).rglob("*.cu")), *own]
     folder = OUT / name
     include = [f"-I{p}" for p in (ROOT / "csrc", EMU, TORCH / "include")]

@@ -6,7 +6,8 @@ Parts, each of which can run alone; all by default, together under ten minutes o
     check    build for this GPU, the CUDA tests, compute-sanitizer's memcheck, racecheck and synccheck over
              small shapes of every kernel
     measure  latencies and instructions (latency.cu), `python -m fastrnn verify` over every tier
-    sweep    the benchmark against cuDNN, `python -m fastrnn bench --device cuda --quick`
+    sweep    the benchmark against cuDNN, `python -m fastrnn bench --device cuda --quick --tiers`; also what
+             benchmarks/plan_table.py makes the plan's table of
 
 Options: --out FOLDER (default gpu-check-out, or $OUT), --record (enter what was verified into
 benchmarks/results/gpu_verification.json). A part writes <part>.log and <part>.json: machine, versions,
@@ -101,7 +102,7 @@ def steps(part: str, out: Path, capability: tuple[int, int]) -> list[Step]:
             ),
         ]
     folder = out / "sweep"
-    bench = [python, "-m", "fastrnn", "bench", "--device", "cuda", "--quick", "--out", str(folder)]
+    bench = [python, "-m", "fastrnn", "bench", "--device", "cuda", "--quick", "--tiers", "--out", str(folder)]
     return [Step("bench", bench, result=folder / "results.json")]
 
 
