@@ -85,6 +85,10 @@ def test_sru_errors():
         layer.step(torch.zeros(1, 5))
     with pytest.raises(ValueError, match=r"c0 should have size \[1, 4\]"):
         layer.step(torch.zeros(4), torch.zeros(1, 1, 4))
+    # A transform module of another size: K = 4 where the layer has 3 is no step of the kernel's.
+    own = fastrnn.SRU(4, 4, 1, transform_module=torch.nn.Linear(4, 16, bias=False), has_skip_term=False)
+    with torch.no_grad(), pytest.raises(ValueError, match="transform_module should return U"):
+        own.step(torch.zeros(1, 4))
     x, weight, gate = torch.zeros(2, 4), torch.zeros(12, 4), torch.zeros(8)
     for match, call in {
         "x: expected shape": lambda: _ops.sru_step(x[0], weight, None, gate, gate, x, False, 1.0),
