@@ -141,9 +141,11 @@ def scan(u: Tensor, x: Tensor | None, weight_c: Tensor, bias: Tensor, c0: Tensor
 _FEW_ROWS = 4
 
 
-def takes_step(module: nn.Module, x: Tensor, others: tuple[Tensor | None, ...], backend: str) -> bool:
+def takes_step(
+    module: nn.Module, outputs: int, x: Tensor, others: tuple[Tensor | None, ...], backend: str
+) -> bool:
     """Whether ``step`` may compute a layer over x (L, B, I): one step of few rows, on the CPU, of a plain
-    linear map, and no gradients wanted of x, of the weight or of the others."""
+    linear map to O*K outputs, and no gradients wanted of x, of the weight or of the others."""
     return (
         type(module) is nn.Linear
         and x.is_cpu
@@ -151,6 +153,7 @@ def takes_step(module: nn.Module, x: Tensor, others: tuple[Tensor | None, ...], 
         and 0 < x.size(1) <= _FEW_ROWS
         and backend != "reference"
         and module.bias is None
+        and module.out_features == outputs
         and not hooked(module)
         and not torch.compiler.is_compiling()
         and not (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from . import _autograd, _checks, _ops
 from ._sru import hooked
-from ._stack import Stack, run
+from ._stack import Stack, autocasting, run
 
 if TYPE_CHECKING:
     from .modules._base import RecurrentLayer
@@ -191,7 +192,8 @@ def _run(taken: _Taken, x: Tensor, hx) -> tuple:
     _refuse_gradients(stack.name, x, h, c)
     if not taken.packed:
         single = x.dim() == 2
-        with torch.no_grad():
+        plain = torch.autocast(x.device.type, enabled=False) if autocasting(x) else nullcontext()
+        with torch.no_grad(), plain:
             y, h, c = run(stack, x.unsqueeze(0) if single else x, hx, taken.weights)
         return (y.squeeze(0) if single else y), ((h, c) if lstm else h)
 

@@ -19,6 +19,7 @@ import sru_cases
 import torch
 from layer_cases import CELLS, DTYPES, PACKED, Case, problem, worst
 
+import fastrnn
 from fastrnn import _autograd_masked, _ops
 from fastrnn.reference_masked import masked_layer
 
@@ -130,6 +131,27 @@ def bad_masks() -> Iterator[tuple[str, tuple]]:
     yield "reset", (p.x, *rest, None, torch.zeros(1, 1, dtype=torch.bool), "lstm", True, 1)
 
 
+@torch.no_grad()
+def streams(label: str) -> Iterator[tuple[str, bool]]:
+    """Packed weights, in steps and chunks, and the SRU's step of few rows, against the ordinary kernels."""
+    options = (("LSTM", {"proj_size": 3}), ("LSTM", {}), ("GRU", {"bias": False}), ("RNN", {}))
+    for T, B, inputs, hidden in ((1, 1, 1, 17), (1, 4, 33, 31), (3, 5, 8, 100), (2, 70, 3, 5)):
+        for (name, extra), dtype in zip(options, DTYPES, strict=True):
+            layer = getattr(fastrnn, name)(inputs, hidden, num_layers=2, dtype=dtype, **extra)
+            x = torch.randn(T, B, inputs).to(dtype)
+            close = torch.allclose(layer.streamer()(x)[0].float(), layer(x)[0].float(), atol=2e-2)
+            yield f"{label} stream {name} {T, B, inputs, hidden} {dtype}", close
+    for rows, inputs, features in ((1, 1, 1), (3, 33, 33), (4, 16, 19), (7, 5, 64)):
+        for dtype in DTYPES:
+            k = 3 if inputs == features else 4
+            x, c0 = torch.randn(rows, inputs).to(dtype), torch.randn(rows, features).to(dtype)
+            weight, gates = torch.randn(features * k, inputs).to(dtype), torch.randn(2 * features).to(dtype)
+            h, _ = _ops.sru_step(x, weight, x if k == 3 else None, gates, gates, c0, True, 1.0)
+            expected, _ = fastrnn.functional.sru(x[None], c0, weight, gates, gates, use_tanh=True)
+            close = torch.allclose(h.float(), expected[0].float(), atol=8e-2)
+            yield f"{label} SRU step {rows, inputs, features} {dtype}", close
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a third of the shapes")
@@ -177,7 +199,7 @@ def main() -> int:
             scan(sru_cases.Case(L=40, O=70, sizes=(30, 30, 17, 2), dtype=F32), label)
             for case in threaded():
                 layer(case, label)
-            for what, ok in masked(label):
+            for what, ok in (*masked(label), *streams(label)):
                 check(what, ok)
         print(f"{isa}: {time.monotonic() - start:.0f} s", flush=True)
     bad = [(_ops.forward, *b) for b in bad_arguments()] + [(_ops.masked_forward, *b) for b in bad_masks()]

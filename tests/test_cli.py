@@ -265,8 +265,9 @@ def test_verify_asks_a_tier_only_for_what_it_takes():
     for check in verification.checks(dtypes=(*verification.DTYPES, verification.TF32)):
         sizes = [s for s in verification.CUDA_SIZES if one_cta.takes(check, s)]
         assert all(auto.takes(check, s) for s in verification.CUDA_SIZES)
-        assert all(stepwise.takes(check, s) == (check.cell != "sru") for s in verification.CUDA_SIZES)
-        if check.dtype == "float64" or check.path == "proj" or check.cell == "sru":
+        scan = check.cell in verification.SCANS
+        assert all(stepwise.takes(check, s) != scan for s in verification.CUDA_SIZES)
+        if check.dtype == "float64" or check.path == "proj" or scan:
             assert not sizes
         elif check.dtype != "float32":
             assert sizes
@@ -306,8 +307,9 @@ def test_verify_covers_everything():
         *((p, d) for p in ("layers", "packed", "proj") for d in (1, 2)),
         ("cells", 1),
     }
-    sru = {(c.path, c.directions) for c in everything if c.cell == "sru"}
-    assert sru == {(p, d) for p in ("layers", "packed") for d in (1, 2)}
+    for cell in verification.SCANS:
+        found = {(c.path, c.directions) for c in everything if c.cell == cell}
+        assert found == {(p, d) for p in ("layers", "packed") for d in (1, 2)}
 
 
 def test_verify_checks_the_sru(capsys):
@@ -316,6 +318,24 @@ def test_verify_checks_the_sru(capsys):
     out = capsys.readouterr().out
     for text in (*_ops.available_cpu_isas(), "sru layers, bidirectional", "sru packed", "0 over"):
         assert text in out
+
+
+def test_verify_checks_srupp(monkeypatch):
+    """SRU++ is verified, and judged by what its kernels add to the error of torch's own operations: a scan
+    that is wrong by a part in fifty fails, in a half type too."""
+    from fastrnn import _autograd_sru
+
+    isa = _ops.available_cpu_isas()[:1]
+    wanted = verification.checks(["srupp"], ["float32", "bfloat16"], ["packed"])
+    assert all(outcome.ok for outcome in verification.verify(wanted, isa))
+    genuine = _autograd_sru.scan
+
+    def broken(*args, **options):
+        h, c = genuine(*args, **options)
+        return h * 1.02, c
+
+    monkeypatch.setattr(_autograd_sru, "scan", broken)
+    assert not any(outcome.ok for outcome in verification.verify(wanted, isa))
 
 
 def test_distance_sees_nan_and_shapes():

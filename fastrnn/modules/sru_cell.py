@@ -215,10 +215,11 @@ class SRUCell(nn.Module):
         if self.training and self.dropout > 0:
             drop_mask = self.get_dropout_mask_((batch, self.output_size), self.dropout)
 
+        skip, scale = self._skip(residual)
         if packing is None and mask_pad is None and drop_mask is None and not autocast:
-            skip, scale = self._skip(residual)
             linear, others = self.transform_module, (skip, self.weight_c, self.bias, c0)
-            if _sru.takes_step(linear, x, others, self.backend):
+            outputs = self.output_size * self.num_matrices
+            if _sru.takes_step(linear, outputs, x, others, self.backend):
                 h, c = _sru.step(linear, x, *others, self.activation_type == 1, scale)
                 if norm is not None and self.normalize_after:
                     h = norm(h)
@@ -232,7 +233,6 @@ class SRUCell(nn.Module):
             # Where the package adds V, it reads V and weight_c with the two gates of a unit side by side.
             weight_c = self.weight_c.view(self.output_size, 2).t()
         bias = self.bias.view(2, self.output_size)
-        skip, scale = self._skip(residual)
         if autocast:
             to = _sru.amp_dtype(u, self.amp_recurrence_fp16)
             u, skip, weight_c, bias, c0, v, drop_mask = (

@@ -1,0 +1,25 @@
+"""What the tests of streaming share: tolerances, comparisons, a walk through a sequence."""
+
+import torch
+
+#: Rounding of one step's state, which the following steps carry on.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 4e-2, torch.float16: 4e-3}
+
+
+def flat(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
+def close(actual, expected, tolerance=1e-12):
+    for a, e in zip(flat(actual), flat(expected), strict=True):
+        assert (a.shape, a.dtype) == (e.shape, e.dtype)
+        torch.testing.assert_close(a, e, rtol=0, atol=tolerance)
+
+
+def walk(step, x, state, time):
+    """Output and state of a sequence, step by step."""
+    outputs = []
+    for x_t in x.unbind(time):
+        y, state = step(x_t, state)
+        outputs.append(y)
+    return torch.stack(outputs, time), state
