@@ -14,6 +14,7 @@ NAMES: dict[str, str] = {
     "dates": "dates",
     "sorting": "sorting",
     "hull": "hull",
+    "seasonal": "seasonal",
 }
 
 

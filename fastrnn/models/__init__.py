@@ -4,7 +4,9 @@ Each is a plain ``torch.nn.Module`` to read beside its paper, to train and to ch
 them on tasks that show what they are good for.
 """
 
+from .conv_lstm import ConvLSTM, ConvLSTMCell
+from .forecaster import Forecaster
 from .pointer_network import PointerNetwork
 from .seq2seq import Seq2Seq
 
-__all__ = ["PointerNetwork", "Seq2Seq"]
+__all__ = ["ConvLSTM", "ConvLSTMCell", "Forecaster", "PointerNetwork", "Seq2Seq"]
