@@ -158,7 +158,7 @@ def test_state_dict():
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_revert(cell):
-    """With torch.nn's layers in the places of fastrnn's the model is the same: what the benchmark compares."""
+    """With torch.nn's layers in place of fastrnn's the model is the same: what the benchmark compares."""
     model, (source, target) = _model(cell=cell, num_layers=2), _batch()
     expected = model(source, target), model.generate(source, max_length=5).log_probs
     fastrnn.revert(model)
