@@ -43,7 +43,8 @@ class PointerNetwork(nn.Module):
         repeats: whether an element may be pointed to more than once.
 
     Raises:
-        ValueError: an option with another value than these, an odd hidden_size with two directions.
+        ValueError: an option with another value than these, a size below 1, an odd hidden_size with two
+            directions.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class PointerNetwork(nn.Module):
     ) -> None:
         super().__init__()
         name = "PointerNetwork"
-        self.input_size, self.repeats = input_size, repeats
+        self.input_size, self.repeats = _inputs.size(name, "input_size", input_size), repeats
         self.encoder = Recurrence(name, cell, input_size, hidden_size, num_layers, bidirectional, dropout)
         self.decoder = Recurrence(name, cell, input_size, hidden_size, num_layers, False, dropout)
         self.pointer = Attention("additive", hidden_size, hidden_size, hidden_size)

@@ -53,8 +53,8 @@ class Seq2Seq(nn.Module):
         attention: "additive", "multiplicative" or None.
 
     Raises:
-        ValueError: an option with another value than these, an odd hidden_size with two directions, bos or
-            eos beyond the target's tokens.
+        ValueError: an option with another value than these, a size below 1, an odd hidden_size with two
+            directions, bos or eos beyond the target's tokens.
     """
 
     def __init__(
@@ -73,6 +73,8 @@ class Seq2Seq(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        _inputs.size("Seq2Seq", "source_size", source_size)
+        _inputs.size("Seq2Seq", "target_size", target_size)
         for argument, token in (("bos", bos), ("eos", eos)):
             if not 0 <= token < target_size:
                 raise ValueError(f"Seq2Seq: {argument} should be 0 to {target_size - 1}, got {token}")

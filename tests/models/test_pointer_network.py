@@ -210,6 +210,8 @@ def test_errors():
         (lambda: model.generate(x, beam_size=0), ValueError, "beam_size should be .* at least 1, got 0"),
         (lambda: model.generate(x, max_length=0), ValueError, "max_length should be .* at least 1, got 0"),
         (lambda: _model(cell="rnn"), ValueError, "cell should be 'lstm', 'gru' or 'sru', got 'rnn'"),
+        (lambda: PointerNetwork(0, 4), ValueError, "input_size should be an integer >= 1, got 0"),
+        (lambda: PointerNetwork(2, 0), ValueError, "hidden_size should be an integer >= 1, got 0"),
         (lambda: PointerNetwork(2, 5, bidirectional=True), ValueError, "hidden_size should be even .* got 5"),
     ):
         with pytest.raises(error, match=message):

@@ -234,6 +234,7 @@ def test_errors():
         (lambda: _model(cell="rnn"), ValueError, "cell should be 'lstm', 'gru' or 'sru', got 'rnn'"),
         (lambda: _model(attention="dot"), ValueError, "attention should be .* got 'dot'"),
         (lambda: Seq2Seq(4, 4, 4, bos=4, eos=0), ValueError, "bos should be 0 to 3, got 4"),
+        (lambda: Seq2Seq(0, 4, 4, bos=1, eos=0), ValueError, "source_size should be an integer >= 1, got 0"),
         (lambda: Seq2Seq(4, 4, 5, bos=1, eos=0), ValueError, "hidden_size should be even .* got 5"),
     ):
         with pytest.raises(error, match=message):
