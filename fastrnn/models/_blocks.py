@@ -1,14 +1,13 @@
-"""What encoders and decoders are made of: a fused layer with one kind of state, attention, checks."""
+"""What encoders and decoders are made of: a fused layer with one kind of state, and attention."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .. import _checks, _masked
+from .. import _checks
 from ..modules import GRU, LSTM, SRU
+from ._inputs import size as at_least_one
 
 CELLS = {"lstm": LSTM, "gru": GRU, "sru": SRU}
 
@@ -31,6 +30,7 @@ class Recurrence(nn.Module):
     ) -> None:
         super().__init__()
         _checks.one_of(name, "cell", cell, tuple(CELLS))
+        at_least_one(name, "hidden_size", hidden_size)
         if bidirectional and hidden_size % 2:
             raise ValueError(f"{name}: hidden_size should be even for two directions, got {hidden_size}")
         self.layers = CELLS[cell](
@@ -47,13 +47,14 @@ class Recurrence(nn.Module):
         """x (T, B, I) to the output (T, B, H), zero beyond a row's length, and the last state."""
         layers = self.layers
         if isinstance(layers, SRU):
-            pads = None if lengths is None else ~valid_steps(x, lengths)
+            pads = None if lengths is None else ~steps_within(lengths, x.size(0), x.device)
             y, c = layers(x, None if state is None else state[0], mask_pad=pads)
             return y, (c,)
-        if state is not None and isinstance(layers, GRU):
+        if state is not None and layers.mode == "GRU":
             state = state[0]
-        y, last = layers(x, state, lengths=lengths)
-        last = last if isinstance(layers, LSTM) else (last,)
+        # torch.nn's layers, which fastrnn.revert() may have put here, know no lengths.
+        y, last = layers(x, state) if lengths is None else layers(x, state, lengths=lengths)
+        last = (last,) if layers.mode == "GRU" else last
         if layers.bidirectional:
             last = tuple(s.unflatten(0, (layers.num_layers, 2)).transpose(1, 2).flatten(2) for s in last)
         return y, last
@@ -92,43 +93,6 @@ class Attention(nn.Module):
         return scores.transpose(0, 1)
 
 
-def valid_steps(x: Tensor, lengths: Tensor) -> Tensor:
-    """(T, B) bool, whether a step of x (T, B, ...) is within its row's length."""
-    return torch.arange(x.size(0), device=x.device).unsqueeze(1) < lengths.to(x.device)
-
-
-def read_lengths(name: str, x: Tensor, lengths: Tensor | Sequence[int] | None) -> Tensor | None:
-    """lengths of the rows of x, (T, B) or (T, B, I), 1 to T, as a tensor (B,) on the CPU.
-
-    A graph under torch.compile or torch.export cannot look at the values; the kernels will.
-    """
-    if lengths is None:
-        return None
-    lengths = _masked.read(name, x.unsqueeze(2) if x.dim() == 2 else x, lengths, None, False, False).lengths
-    if not torch.compiler.is_compiling():
-        low, high = int(lengths.min()), int(lengths.max())
-        if low < 1 or high > x.size(0):
-            got = low if low < 1 else high
-            raise ValueError(f"{name}: lengths should be 1 to {x.size(0)}, the steps given, got {got}")
-    return lengths
-
-
-def check_tokens(name: str, argument: str, tokens: Tensor, size: int, rows: int | None = None) -> Tensor:
-    """Integers (T, B) of 0 to size-1, of a batch of `rows`; as int64.
-
-    Values are looked at on the CPU, outside of graphs: a GPU would have to be waited for.
-    """
-    _checks.tensor(name, argument, tokens)
-    if tokens.dtype == torch.bool or tokens.is_floating_point() or tokens.is_complex():
-        raise TypeError(f"{name}: {argument} should hold integers, got {tokens.dtype}")
-    if tokens.dim() != 2 or (tokens.size(0) == 0 or tokens.size(1) == 0):
-        shape = list(tokens.shape)
-        raise ValueError(f"{name}: {argument} should be (steps, batch), at least one of each, got {shape}")
-    if rows is not None and tokens.size(1) != rows:
-        raise ValueError(f"{name}: {argument} should have {rows} rows, got {tokens.size(1)}")
-    if tokens.is_cpu and not torch.compiler.is_compiling():
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= size:
-            got = low if low < 0 else high
-            raise ValueError(f"{name}: {argument} should hold tokens of 0 to {size - 1}, got {got}")
-    return tokens.long()
+def steps_within(lengths: Tensor, steps: int, device: torch.device) -> Tensor:
+    """(T, B) bool, whether a step is within its row's length."""
+    return torch.arange(steps, device=device).unsqueeze(1) < lengths.to(device)

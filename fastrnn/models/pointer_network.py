@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .. import _checks
-from ._blocks import Attention, Recurrence, check_tokens, read_lengths, valid_steps
+from . import _inputs
+from ._blocks import Attention, Recurrence, steps_within
 from ._search import Hypotheses, beam_search, check_search, sequence_log_prob
 
 __all__ = ["PointerNetwork"]
@@ -43,7 +43,8 @@ class PointerNetwork(nn.Module):
         repeats: whether an element may be pointed to more than once.
 
     Raises:
-        ValueError: an option with another value than these, an odd hidden_size with two directions.
+        ValueError: an option with another value than these, a size below 1, an odd hidden_size with two
+            directions.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class PointerNetwork(nn.Module):
     ) -> None:
         super().__init__()
         name = "PointerNetwork"
-        self.input_size, self.repeats = input_size, repeats
+        self.input_size, self.repeats = _inputs.size(name, "input_size", input_size), repeats
         self.encoder = Recurrence(name, cell, input_size, hidden_size, num_layers, bidirectional, dropout)
         self.decoder = Recurrence(name, cell, input_size, hidden_size, num_layers, False, dropout)
         self.pointer = Attention("additive", hidden_size, hidden_size, hidden_size)
@@ -68,25 +69,21 @@ class PointerNetwork(nn.Module):
 
     def _encode(self, x: Tensor, lengths, allowed) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
         """Elements with x_0 (B, S+1, I), keys with e_0's (B, S+1, H), which may be pointed to, d_0."""
-        _checks.tensor("PointerNetwork", "x", x)
-        if x.dim() != 3 or x.size(2) != self.input_size or x.size(0) == 0 or x.size(1) == 0:
-            raise ValueError(
-                f"PointerNetwork: x should be (elements, batch, {self.input_size}), at least one element and "
-                f"one row, got {list(x.shape)}"
-            )
-        lengths = read_lengths("PointerNetwork", x, lengths)
-        open_ = x.new_ones(x.shape[:2], dtype=torch.bool) if lengths is None else valid_steps(x, lengths)
+        name = "PointerNetwork"
+        _inputs.shaped(name, "x", x, "S", "B", self.input_size)
+        steps, rows, _ = x.shape
+        open_ = x.new_ones((steps, rows), dtype=torch.bool)
+        if lengths is not None:
+            lengths = _inputs.row_lengths(name, lengths, rows, steps)
+            open_ = steps_within(lengths, steps, x.device)
         if allowed is not None:
-            _checks.tensor("PointerNetwork", "allowed", allowed)
-            if allowed.dtype != torch.bool or allowed.shape != open_.shape:
-                expected, got = list(open_.shape), f"{allowed.dtype} of size {list(allowed.shape)}"
-                raise ValueError(
-                    f"PointerNetwork: allowed should be a bool tensor of size {expected}, got {got}"
-                )
+            _inputs.shaped(name, "allowed", allowed, steps, rows)
+            if allowed.dtype != torch.bool:
+                raise TypeError(f"{name}: allowed should be bool, got {allowed.dtype}")
             open_ = open_ & allowed
         e, state = self.encoder(x, lengths=lengths)
-        e = torch.cat([self.end.expand(1, x.size(1), -1), e])
-        x = torch.cat([self.start.expand(1, x.size(1), -1), x])
+        e = torch.cat([self.end.expand(1, rows, -1), e])
+        x = torch.cat([self.start.expand(1, rows, -1), x])
         open_ = nn.functional.pad(open_.t(), (1, 0), value=True)
         return x.transpose(0, 1), self.pointer.keys(e), open_, state
 
@@ -121,7 +118,7 @@ class PointerNetwork(nn.Module):
             TypeError: targets or lengths that are not integers.
         """
         x, keys, open_, state = self._encode(x, lengths, allowed)
-        target = check_tokens("PointerNetwork", "target", target, keys.size(1), keys.size(0))
+        target = _inputs.tokens("PointerNetwork", "target", target, keys.size(1), ("T", keys.size(0))).long()
         before = nn.functional.pad(target, (0, 0, 1, 0))[:-1]
         scores, _ = self._decode(x, keys, before, state)
         open_ = open_.expand(target.size(0), -1, -1)

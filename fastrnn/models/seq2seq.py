@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from ._blocks import Attention, Recurrence, check_tokens, read_lengths, valid_steps
+from . import _inputs
+from ._blocks import Attention, Recurrence, steps_within
 from ._search import Hypotheses, beam_search, check_search, sequence_log_prob
 
 __all__ = ["Seq2Seq"]
@@ -52,8 +53,8 @@ class Seq2Seq(nn.Module):
         attention: "additive", "multiplicative" or None.
 
     Raises:
-        ValueError: an option with another value than these, an odd hidden_size with two directions, bos or
-            eos beyond the target's tokens.
+        ValueError: an option with another value than these, a size below 1, an odd hidden_size with two
+            directions, bos or eos beyond the target's tokens.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class Seq2Seq(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        _inputs.size("Seq2Seq", "source_size", source_size)
+        _inputs.size("Seq2Seq", "target_size", target_size)
         for argument, token in (("bos", bos), ("eos", eos)):
             if not 0 <= token < target_size:
                 raise ValueError(f"Seq2Seq: {argument} should be 0 to {target_size - 1}, got {token}")
@@ -92,14 +95,16 @@ class Seq2Seq(nn.Module):
     def _encode(self, source: Tensor, lengths) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The decoder's first state, and what attention reads: memory and keys (B, S, H), and which of the
         steps there are, (B, S)."""
-        source = check_tokens("Seq2Seq", "source", source, self.source_embedding.num_embeddings)
-        lengths = read_lengths("Seq2Seq", source, lengths)
+        _inputs.tokens("Seq2Seq", "source", source, self.source_embedding.num_embeddings, ("S", "B"))
+        steps, rows = source.shape
+        if lengths is not None:
+            lengths = _inputs.row_lengths("Seq2Seq", lengths, rows, steps)
         memory, state = self.encoder(self.source_embedding(source), lengths=lengths)
         if self.attention is None:
             return state, ()
         valid = source.new_ones(source.shape, dtype=torch.bool)
         if lengths is not None:
-            valid = valid_steps(source, lengths)
+            valid = steps_within(lengths, steps, source.device)
         return state, (memory.transpose(0, 1), self.attention.keys(memory), valid.t())
 
     def _decode(self, tokens: Tensor, state: tuple[Tensor, ...], memory: tuple[Tensor, ...]):
@@ -139,7 +144,7 @@ class Seq2Seq(nn.Module):
             TypeError: tokens or lengths that are not integers.
         """
         state, memory = self._encode(source, lengths)
-        target = check_tokens("Seq2Seq", "target", target, self.output.out_features, source.size(1))
+        _inputs.tokens("Seq2Seq", "target", target, self.output.out_features, ("T", source.size(1)))
         start = target.new_full((1, target.size(1)), self.bos)
         scores, weights, _ = self._decode(torch.cat([start, target])[:-1], state, memory)
         return (scores, weights) if return_attention else scores

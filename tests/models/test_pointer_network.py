@@ -183,24 +183,35 @@ def test_errors():
     wrong = TARGETS.clone()
     wrong[3, 1] = 4
     for call, error, message in (
-        (lambda: model(x, TARGETS + 3), ValueError, "target should hold tokens of 0 to 5, got 8"),
-        (lambda: model(x, TARGETS.float()), TypeError, "target should hold integers, got torch.float32"),
-        (lambda: model(x, TARGETS[:, :2]), ValueError, "target should have 3 rows, got 2"),
+        (lambda: model(x, TARGETS + 3), ValueError, "target should be from 0 to 5, got 8"),
+        (lambda: model(x, TARGETS.float()), TypeError, "target should be int64 or int32, got torch.float32"),
+        (lambda: model(x, TARGETS[:, :2]), ValueError, r"target should be of size \(T, 3\), got \[4, 2\]"),
         (lambda: model(x, TARGETS, [2, 5, 1]), ValueError, r"target\[1, 0\] = 3 points to padding"),
         (lambda: model(x, wrong), ValueError, r"target\[3, 1\] = 4 .* for the second time"),
-        (lambda: model(x[0], TARGETS), ValueError, r"x should be \(elements, batch, 2\).* got \[3, 2\]"),
-        (lambda: model(x[:, :0], TARGETS), ValueError, r"x should be .* at least one element and one row"),
-        (lambda: model(x[..., :1], TARGETS), ValueError, r"x should be .* got \[5, 3, 1\]"),
-        (lambda: model(x, TARGETS, [1, 6, 1]), ValueError, "lengths should be 1 to 5.* got 6"),
-        (lambda: model(x, TARGETS, [1, 1]), ValueError, "lengths should have one number for each of the 3"),
+        (lambda: model(x[0], TARGETS), ValueError, r"x should be of size \(S, B, 2\), got \[3, 2\]"),
+        (
+            lambda: model(x[:, :0], TARGETS),
+            ValueError,
+            r"x should be of size \(S, B, 2\), none .* 0, got \[5, 0, 2\]",
+        ),
+        (lambda: model(x[..., :1], TARGETS), ValueError, r"x should be of size \(S, B, 2\), got \[5, 3, 1\]"),
+        (lambda: model(x, TARGETS, [1, 6, 1]), ValueError, "lengths should be from 1 to 5.* got 6"),
+        (lambda: model(x, TARGETS, [1, 1]), ValueError, r"lengths should be of size \(3,\), got \[2\]"),
         (
             lambda: model.generate(x, allowed=x > 0),
             ValueError,
-            r"allowed should be a bool tensor of size \[5, 3\]",
+            r"allowed should be of size \(5, 3\), got \[5, 3, 2\]",
+        ),
+        (
+            lambda: model.generate(x, allowed=x[..., 0]),
+            TypeError,
+            "allowed should be bool, got torch.float64",
         ),
         (lambda: model.generate(x, beam_size=0), ValueError, "beam_size should be .* at least 1, got 0"),
         (lambda: model.generate(x, max_length=0), ValueError, "max_length should be .* at least 1, got 0"),
         (lambda: _model(cell="rnn"), ValueError, "cell should be 'lstm', 'gru' or 'sru', got 'rnn'"),
+        (lambda: PointerNetwork(0, 4), ValueError, "input_size should be an integer >= 1, got 0"),
+        (lambda: PointerNetwork(2, 0), ValueError, "hidden_size should be an integer >= 1, got 0"),
         (lambda: PointerNetwork(2, 5, bidirectional=True), ValueError, "hidden_size should be even .* got 5"),
     ):
         with pytest.raises(error, match=message):

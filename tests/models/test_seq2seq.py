@@ -156,6 +156,17 @@ def test_state_dict():
     assert torch.equal(other(*batch, LENGTHS), model(*batch, LENGTHS))
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_revert(cell):
+    """With torch.nn's layers in place of fastrnn's the model is the same: what the benchmark compares."""
+    model, (source, target) = _model(cell=cell, num_layers=2), _batch()
+    expected = model(source, target), model.generate(source, max_length=5).log_probs
+    fastrnn.revert(model)
+    assert isinstance(model.decoder.layers, (nn.LSTM, nn.GRU))
+    torch.testing.assert_close(model(source, target.int()), expected[0])
+    torch.testing.assert_close(model.generate(source.int(), max_length=5).log_probs, expected[1])
+
+
 @pytest.mark.parametrize("options", [{}, {"cell": "sru", "attention": "multiplicative"}], ids=str)
 def test_compile(options):
     """Training is one graph for all sizes, with eager mode's gradients. (What AOTAutograd makes of a layer's
@@ -188,23 +199,31 @@ def test_errors():
     """One clear error for every wrong argument."""
     model, (source, target) = _model(), _batch()
     for call, error, message in (
-        (lambda: model(source + 9, target), ValueError, "source should hold tokens of 0 to 8, got"),
-        (lambda: model(source, target - 9), ValueError, "target should hold tokens of 0 to 6, got -"),
-        (lambda: model(source.double(), target), TypeError, "source should hold integers, got torch.float64"),
-        (lambda: model(source, target[:, :2]), ValueError, "target should have 3 rows, got 2"),
+        (lambda: model(source + 9, target), ValueError, "source should be from 0 to 8, got"),
+        (lambda: model(source, target - 9), ValueError, "target should be from 0 to 6, got -"),
+        (
+            lambda: model(source.double(), target),
+            TypeError,
+            "source should be int64 or int32, got torch.float64",
+        ),
+        (
+            lambda: model(source, target[:, :2]),
+            ValueError,
+            r"target should be of size \(T, 3\), got \[5, 2\]",
+        ),
         (
             lambda: model(source[:, :0], target),
             ValueError,
-            r"source should be \(steps, batch\), at least one",
+            r"source should be of size \(S, B\), none .* 0, got \[7, 0\]",
         ),
-        (lambda: model(source[0], target), ValueError, r"source should be \(steps, batch\).* got \[3\]"),
+        (lambda: model(source[0], target), ValueError, r"source should be of size \(S, B\), got \[3\]"),
         (
             lambda: model(source, target, [1, 2]),
             ValueError,
-            "lengths should have one number for each of the 3",
+            r"lengths should be of size \(3,\), got \[2\]",
         ),
-        (lambda: model(source, target, [1, 0, 2]), ValueError, "lengths should be 1 to 7.* got 0"),
-        (lambda: model(source, target, [1, 8, 2]), ValueError, "lengths should be 1 to 7.* got 8"),
+        (lambda: model(source, target, [1, 0, 2]), ValueError, "lengths should be from 1 to 7.* got 0"),
+        (lambda: model(source, target, [1, 8, 2]), ValueError, "lengths should be from 1 to 7.* got 8"),
         (lambda: model.generate(source, beam_size=0), ValueError, "beam_size should be .* at least 1, got 0"),
         (
             lambda: model.generate(source, max_length=0),
@@ -215,6 +234,7 @@ def test_errors():
         (lambda: _model(cell="rnn"), ValueError, "cell should be 'lstm', 'gru' or 'sru', got 'rnn'"),
         (lambda: _model(attention="dot"), ValueError, "attention should be .* got 'dot'"),
         (lambda: Seq2Seq(4, 4, 4, bos=4, eos=0), ValueError, "bos should be 0 to 3, got 4"),
+        (lambda: Seq2Seq(0, 4, 4, bos=1, eos=0), ValueError, "source_size should be an integer >= 1, got 0"),
         (lambda: Seq2Seq(4, 4, 5, bos=1, eos=0), ValueError, "hidden_size should be even .* got 5"),
     ):
         with pytest.raises(error, match=message):
