@@ -34,7 +34,7 @@ def sequences(length: int, rows: int, generator: torch.Generator) -> tuple[Tenso
 class LongShortTermMemory(nn.Module):
     """The rival: fastrnn.LSTM and a linear layer."""
 
-    def __init__(self, hidden: int = 118) -> None:
+    def __init__(self, hidden: int = 119) -> None:
         super().__init__()
         self.layer, self.output = LSTM(BITS + 1, hidden), nn.Linear(hidden, BITS)
 

@@ -129,7 +129,8 @@ def test_frame_of_one_pixel_is_an_lstm():
 
 
 def test_steps_and_rows():
-    """Protects stepping with the cell, batch_first, and a row's independence of its neighbours."""
+    """Protects stepping with the cell, batch_first, and a row's independence of its neighbours and of
+    its padding, even of NaNs there."""
     model = ConvLSTM(2, 3, peephole=True, batch_first=True)
     x = randn(3, 4, 2, 5, 6)
     y, (h, c) = model(x)
@@ -139,10 +140,12 @@ def test_steps_and_rows():
         assert_close(state[0], y[:, t], torch.float32)
     assert_close(h[0], state[0], torch.float32)
     assert_close(c[0], state[1], torch.float32)
-    padded = torch.cat([x[1:2], randn(1, 3, 2, 5, 6)], 1)
+    padded = torch.cat([x[1:2], torch.full((1, 3, 2, 5, 6), torch.nan)], 1)
     again, _ = model(torch.cat([padded, randn(1, 7, 2, 5, 6)]), lengths=[4, 7])
     assert_close(again[0, :4], y[1], torch.float32)
     assert not again[0, 4:].any()
+    again.sum().backward()
+    assert all(w.grad.isfinite().all() for w in model.parameters())
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -207,7 +210,12 @@ def test_saving_compiling_and_exporting(tmp_path):
         (
             lambda: ConvLSTM(2, 3)(randn(3, 1, 2, 5, 5), (randn(1, 1, 3, 5, 5), randn(1, 1, 3, 4, 5))),
             ValueError,
-            r"expected c_0 of size \[1, 1, 3, 5, 5\], got \[1, 1, 3, 4, 5\]",
+            r"expected c of size \[1, 1, 3, 5, 5\], got \[1, 1, 3, 4, 5\]",
+        ),
+        (
+            lambda: ConvLSTM(2, 3)(randn(3, 1, 2, 5, 5), randn(1, 1, 3, 5, 5)),
+            TypeError,
+            r"hx should be a tuple of two tensors, h and c, got a Tensor of size \[1, 1, 3, 5, 5\]",
         ),
         (lambda: ConvLSTM(2, 3)(randn(3, 1, 2, 5, 5), lengths=[4]), RuntimeError, "expected 0 to 3, got 4"),
         (lambda: ConvLSTM(2, 3)(randn(3, 1, 2, 5, 5), lengths=[1, 2]), ValueError, "lengths should have one"),

@@ -124,7 +124,7 @@ def test_no_nan(scale):
 
 def test_continuing_and_rows():
     """Protects carrying the state from piece to piece, batch_first, and a row's independence of its
-    neighbours and of its padding."""
+    neighbours and of its padding, even of NaNs there."""
     model = NeuralTuringMachine(3, 2, 6, **SIZES, batch_first=True)
     x = randn(3, 6, 3)
     y, state = model(x)
@@ -132,10 +132,13 @@ def test_continuing_and_rows():
     second, last = model(x[:, 4:], middle)
     assert_close(torch.cat([first, second], 1), y, torch.float32)
     assert_close(last.memory, state.memory, torch.float32)
-    alone, _, weightings = model(torch.cat([x[1:2], randn(1, 6, 3)]), lengths=[4, 6], return_weightings=True)
+    padded = torch.cat([torch.cat([x[1:2, :4], torch.full((1, 2, 3), torch.nan)], 1), randn(1, 6, 3)])
+    alone, _, weightings = model(padded, lengths=[4, 6], return_weightings=True)
     assert_close(alone[0, :4], y[1, :4], torch.float32)
     assert not alone[0, 4:].any()
     assert weightings.shape == (2, 6, 2, 5)
+    alone.sum().backward()
+    assert all(w.grad.isfinite().all() for w in model.parameters())
 
 
 def test_saving_compiling_and_exporting(tmp_path):
@@ -184,14 +187,14 @@ def test_saving_compiling_and_exporting(tmp_path):
         (
             lambda: NeuralTuringMachine(3, 2)(randn(4, 2, 3), NeuralTuringMachine(3, 2).initial_state(3)),
             ValueError,
-            r"state's memory of size \[2, 128, 20\], got \[3, 128, 20\]",
+            r"of sizes \[\[2, 128, 20\], .* got \[\[3, 128, 20\]",
         ),
         (
             lambda: NeuralTuringMachine(3, 2)(
                 randn(4, 2, 3), NeuralTuringMachine(3, 2, controller="gru").initial_state(2)
             ),
             ValueError,
-            "state of 2 controller tensors, got 1",
+            "weightings and controller of sizes",
         ),
     ],
 )
