@@ -137,10 +137,13 @@ def test_saving_compiling_and_exporting(sentence, tmp_path):
     any_size = torch.export.Dim.DYNAMIC
     shapes = ({0: any_size, 1: any_size, 2: any_size}, {0: any_size, 1: any_size})
     exported = torch.export.export(model, small, dynamic_shapes=shapes).module()
+    graphs = []
     for words in (small, large):
         assert_close(compiled(*words), model(*words), torch.float32)
         assert_close(exported(*words), model(*words), torch.float32)
-    assert counter.frame_count == 1
+        graphs.append(counter.frame_count)
+    # With dynamic=True torch compiles a first time in vain where it meets a float, nn.Embedding.norm_type.
+    assert graphs[0] == graphs[1]
     torch._dynamo.reset()
 
 
