@@ -3,11 +3,13 @@
 #
 #   PYTHON=python3   the interpreter that makes the environment, 3.10 or newer
 #   VENV=.venv       where the environment lies; `VENV=` (empty) installs nothing and uses PYTHON's packages
+#   CLIENTS=.venv-clients   the same for `make test-clients`
 #   FASTRNN_CUDA, FASTRNN_CUDA_ARCHS, MAX_JOBS: see setup.py
 #   ARGS             more arguments for pytest or for the benchmark
 
 PYTHON ?= python3
 VENV ?= .venv
+CLIENTS ?= .venv-clients
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -40,10 +42,10 @@ $(VENV)/.stamp-%: requirements/%.txt requirements/test.txt $(VENV)/.stamp-build
 	@touch $@
 endif
 
-.PHONY: help build test models bench lint format wheel asan gpu-check clean distclean
+.PHONY: help build test test-clients models bench lint format wheel asan gpu-check clean distclean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
 
 # Always asked, never long: ninja compiles what changed, headers included.
 build: $(ENV_TEST)  ## compile the three binaries into fastrnn/
@@ -52,6 +54,17 @@ build: $(ENV_TEST)  ## compile the three binaries into fastrnn/
 test: build  ## lint and test
 	$(PY) -m ruff check .
 	$(PY) -m pytest tests -q $(ARGS)
+
+# An environment and a CPU build of their own: the programs ask for a torch of theirs, and for much else.
+$(CLIENTS)/.stamp: requirements/clients.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "test-clients needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install -q -r $<
+	@touch $@
+
+test-clients: $(CLIENTS)/.stamp  ## real programs (RL, forecasting, privacy, Lightning) with torch.nn and with fastrnn
+	FASTRNN_CUDA=0 $(CLIENTS)/bin/python setup.py -q build --build-base build/clients --build-lib build/clients/lib
+	$(CLIENTS)/bin/pytest -o pythonpath=build/clients/lib tests/clients -q $(ARGS)
 
 models: build  ## train every architecture of fastrnn.models to its full target
 	$(PY) -m pytest tests/models -q --full -rA $(ARGS)
@@ -87,4 +100,4 @@ clean:  ## remove what was built
 	rm -rf build dist *.egg-info fastrnn/*.so
 
 distclean: clean  ## and the environment
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(CLIENTS)

@@ -27,7 +27,9 @@ import torch
 from setuptools import Extension, setup
 
 MIN_TORCH = (2, 11)
-DEFAULT_ARCHS = ["8.0", "8.6", "8.9", "9.0a", "10.0", "12.0"]  # and PTX of the newest, for GPUs to come
+# 8.0 runs on 8.6 and 8.9 too, which would add a third to the time of the build; PTX of the newest is for
+# GPUs to come.
+DEFAULT_ARCHS = ["8.0", "9.0a", "10.0", "12.0"]
 SANITIZE = os.environ.get("FASTRNN_SANITIZE", "0") not in ("", "0")
 CSRC = os.path.abspath("csrc")  # absolute: ninja runs elsewhere
 VERSION = re.search(r'__version__ = "(.+?)"', Path("fastrnn/_version.py").read_text()).group(1)

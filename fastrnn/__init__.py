@@ -7,6 +7,7 @@ recurrences in plain torch.
 
 from . import compat, functional, reference
 from ._version import __version__
+from ._wavefront import wavefront
 from .convert import convert, revert
 from .explain import explain
 from .modules import (
@@ -46,4 +47,5 @@ __all__ = [
     "patch",
     "reference",
     "revert",
+    "wavefront",
 ]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _autograd, _checks, _ops, _torch, reference
+from . import _autograd, _checks, _ops, _torch, _wavefront, reference
 from ._masked import Masks
 
 # What autocast casts; float64 and complex pass through it unchanged.
@@ -185,6 +185,24 @@ def _layers(stack, x, h, c, weights, rows, batch_sizes, masks):
 
     per_layer = len(weights) // stack.num_layers
     dropout = stack.dropout if stack.training else 0.0
+    if (
+        directions == 1
+        and batch_sizes is None
+        and masks is None
+        and not dropout
+        and layer is not reference.layer
+    ):
+        pieces = _wavefront.pieces(stack, x, rows, weights)
+        if pieces > 1:
+            starts = (
+                [(zero_h, zero_c)] * stack.num_layers
+                if h is None
+                else [(h[k : k + 1], None if c is None else c[k : k + 1]) for k in range(stack.num_layers)]
+            )
+            of_layers = [weights[k * per_layer : (k + 1) * per_layer] for k in range(stack.num_layers)]
+            return _wavefront.run(
+                layer, x, starts, of_layers, pieces, cell=cell, bias=bias, batch_sizes=None, save=save
+            )
     last_h, last_c = [], []
     for k in range(stack.num_layers):
         if k and dropout:

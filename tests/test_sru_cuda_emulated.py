@@ -165,13 +165,15 @@ def test_bad_input_is_one_error(ops):
 
 FAULTS = {
     "ring: neighbours' words overlap": Fault(
-        "scan.cuh", "memory + threadIdx.x * kWord", "memory + threadIdx.x * 2"
+        "scan_ring.cuh", "memory + threadIdx.x * kWord", "memory + threadIdx.x * 2"
     ),
-    "ring: the wrong half of a word": Fault("scan.cuh", "(from & 2)", "(2 - (from & 2))"),
-    "ring: the pad of another row": Fault("scan.cuh", "reinterpret_cast<uintptr_t>(from) & 3", "0"),
-    "walk: one column too many": Fault("scan.cuh", "i >= s.B * wide", "i > s.B * wide"),
-    "walk: both directions run forwards": Fault("scan.cuh", "out.reverse(s) != descending", "descending"),
-    "walk: a packed row is as long as the longest": Fault("scan.cuh", "tables.lengths[out.b]", "s.L"),
+    "ring: the wrong half of a word": Fault("scan_ring.cuh", "(from & 2)", "(2 - (from & 2))"),
+    "ring: the pad of another row": Fault("scan_ring.cuh", "reinterpret_cast<uintptr_t>(from) & 3", "0"),
+    "walk: one column too many": Fault("scan_ring.cuh", "i >= s.B * wide", "i > s.B * wide"),
+    "walk: both directions run forwards": Fault(
+        "scan_ring.cuh", "out.reverse(s) != descending", "descending"
+    ),
+    "walk: a packed row is as long as the longest": Fault("scan_ring.cuh", "tables.lengths[out.b]", "s.L"),
     "backward: c of the step itself": Fault(
         "scan.cuh", "ring.fetch_cell(slot, cells + row_ahead.at)", "ring.fetch_cell(slot, cells + row.at)"
     ),

@@ -8,6 +8,7 @@ and plots. The other frameworks take part where they are installed: pip install 
   python -m fastrnn bench --full --save                all shapes on 1 and 2 threads, into benchmarks/results/
   python -m fastrnn bench --cell gru --shape 50,64,512 --mode training --threads 1
   python -m fastrnn bench --device cuda --quick        against cuDNN on a GPU, under three minutes
+  python -m fastrnn bench --models                     whole models, with fastrnn's layers and with torch.nn's
   python -m fastrnn bench --render FOLDER              write a report again, with what FOLDER/notes.md says
 """
 
@@ -41,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true", help="a part of the shapes, under a minute (the default)"
     )
     preset.add_argument("--full", action="store_true", help="everything, on 1 and 2 threads; some 20 minutes")
+    preset.add_argument(
+        "--models",
+        nargs="*",
+        metavar="NAME",
+        help="the models of `fastrnn demo`, all or those named, with either library's layers inside",
+    )
     some = {"nargs": "+", "default": [], "metavar": ""}
     parser.add_argument("--cell", choices=CELLS, help=", ".join(CELLS), **some)
     parser.add_argument("--shape", type=shape, help="T,B,H, any sizes; inputs are as many as H", **some)
@@ -179,6 +186,39 @@ def show(run: dict) -> None:
         console.table(shown.columns, shown.rows, "Latency, scaling, memory")
 
 
+def run_models(options: argparse.Namespace) -> int:
+    """``--models``: the exit status is 1 where a model fails or differs between the two libraries."""
+    from .. import demos
+    from ..bench import machine, models
+    from ..bench.timing import MIN_ROUNDS
+
+    if options.device != "cpu":
+        raise SystemExit(f"--device {options.device}: --models runs on the CPU")
+    names = options.models or list(demos.NAMES)
+    for name in names:
+        try:
+            demos.load(name)
+        except ValueError as error:
+            raise SystemExit(f"--models: {error}") from None
+    threads = options.threads or [min(2, machine.usable_cores())]
+    budget_s = 4.0 * len(names) if options.budget is None else options.budget
+    with console.progress(len(names) * len(threads)) as advance:
+        results = models.run(
+            names, threads, budget_s=budget_s, min_rounds=options.rounds or MIN_ROUNDS, advance=advance
+        )
+    for title, group in models.by_threads(results).items():
+        shown = models.table(group)
+        console.table(shown.columns, shown.rows, f"Models with either library's layers, {title}")
+        for line in models.reasons(group):
+            print(line)
+    name = f"{folder_name('full', machine.cpu_model())}-models"
+    folder = options.out or Path("benchmarks/results" if options.save else "out") / (
+        name if options.save else f"bench-{name}"
+    )
+    print(f"\nreport: {models.write(results, folder).resolve()}")
+    return 1 if any(r.get("skipped", "").startswith("FAILED") for r in results["results"]) else 0
+
+
 def run(options: argparse.Namespace) -> int:
     from ..bench import machine, report
     from ..bench.run import run as run_plan
@@ -192,6 +232,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"report: {report.write(json.loads(source.read_text()), options.render)}")
         return 0
 
+    if options.models is not None:
+        return run_models(options)
     plan = make_plan(options)
     with console.progress(plan.steps) as advance:
         results = run_plan(plan, advance)

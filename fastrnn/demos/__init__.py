@@ -11,8 +11,12 @@ from .demo import Demo, missed
 
 #: Name on the command line -> module of this package.
 NAMES: dict[str, str] = {
-    "copy": "copying",
+    "dates": "dates",
+    "sorting": "sorting",
+    "hull": "hull",
+    "seasonal": "seasonal",
     "frames": "frames",
+    "copy": "copying",
     "stories": "stories",
 }
 

@@ -5,7 +5,19 @@ them on tasks that show what they are good for.
 """
 
 from .conv_lstm import ConvLSTM, ConvLSTMCell
+from .forecaster import Forecaster
 from .memory_network import MemoryNetwork
 from .ntm import NeuralTuringMachine, NTMState
+from .pointer_network import PointerNetwork
+from .seq2seq import Seq2Seq
 
-__all__ = ["ConvLSTM", "ConvLSTMCell", "MemoryNetwork", "NTMState", "NeuralTuringMachine"]
+__all__ = [
+    "ConvLSTM",
+    "ConvLSTMCell",
+    "Forecaster",
+    "MemoryNetwork",
+    "NTMState",
+    "NeuralTuringMachine",
+    "PointerNetwork",
+    "Seq2Seq",
+]

@@ -1,0 +1,63 @@
+"""Checks of what the architectures are given: sizes, lengths, tokens. Each error names model and argument."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+
+
+def size(name: str, argument: str, value: object, least: int = 1) -> int:
+    """A size given to a constructor."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: {argument} should be an integer >= {least}, got {value!r}")
+    return value
+
+
+def shaped(name: str, argument: str, value: object, *shape: int | str) -> Tensor:
+    """A tensor of so many dimensions, none of them empty; numbers must be met, names are for the message."""
+    x = _checks.tensor(name, argument, value)
+    fits = x.dim() == len(shape) and all(
+        n > 0 if isinstance(want, str) else n == want for n, want in zip(x.shape, shape, strict=True)
+    )
+    if not fits:
+        expected = f"({', '.join(map(str, shape))}), none of them 0" if x.numel() == 0 else shape
+        raise ValueError(
+            f"{name}: {argument} should be of size {str(expected).replace(chr(39), '')}, got {list(x.shape)}"
+        )
+    return x
+
+
+def row_lengths(name: str, lengths: Tensor | Sequence[int], rows: int, steps: int) -> Tensor:
+    """Lengths of ``rows`` rows as an int64 tensor (B,), each from 1 to ``steps``; values go unread while a
+    program is being captured."""
+    if not isinstance(lengths, Tensor):
+        lengths = torch.tensor(lengths)
+    if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
+        raise TypeError(f"{name}: lengths should be integers, got {lengths.dtype}")
+    if lengths.dim() != 1 or lengths.size(0) != rows:
+        raise ValueError(f"{name}: lengths should be of size ({rows},), got {list(lengths.shape)}")
+    if not torch.compiler.is_compiling():
+        low, high = int(lengths.min()), int(lengths.max())
+        if low < 1 or high > steps:
+            raise ValueError(
+                f"{name}: lengths should be from 1 to {steps}, the steps, got {low if low < 1 else high}"
+            )
+    return lengths.to(torch.int64)
+
+
+def tokens(name: str, argument: str, value: object, vocabulary: int, dims: tuple[str, ...]) -> Tensor:
+    """Integers from 0 to ``vocabulary`` - 1. Values are read on the CPU alone: a GPU would have to wait."""
+    x = shaped(name, argument, value, *dims)
+    if x.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name}: {argument} should be int64 or int32, got {x.dtype}")
+    if x.is_cpu and not torch.compiler.is_compiling():
+        low, high = int(x.min()), int(x.max())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(
+                f"{name}: {argument} should be from 0 to {vocabulary - 1}, got {low if low < 0 else high}"
+            )
+    return x
