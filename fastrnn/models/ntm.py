@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..modules import GRUCell, LSTMCell
+from ._inputs import size
 from ._lengths import running
 
 __all__ = ["NTMState", "NeuralTuringMachine"]
@@ -92,8 +93,7 @@ class NeuralTuringMachine(nn.Module):
             "write_heads": write_heads,
         }
         for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"NeuralTuringMachine: {name} should be at least 1, got {value}")
+            size("NeuralTuringMachine", name, value)
         if controller not in CONTROLLERS:
             raise ValueError(
                 f"NeuralTuringMachine: controller should be one of {CONTROLLERS}, got {controller!r}"

@@ -171,8 +171,12 @@ def test_saving_compiling_and_exporting(tmp_path):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: NeuralTuringMachine(3, 2, 0), ValueError, "hidden_size should be at least 1, got 0"),
-        (lambda: NeuralTuringMachine(3, 2, read_heads=0), ValueError, "read_heads should be at least 1"),
+        (lambda: NeuralTuringMachine(3, 2, 0), ValueError, "hidden_size should be an integer >= 1, got 0"),
+        (
+            lambda: NeuralTuringMachine(3, 2, read_heads=0),
+            ValueError,
+            "read_heads should be an integer >= 1",
+        ),
         (lambda: NeuralTuringMachine(3, 2, controller="rnn"), ValueError, "controller should be one of"),
         (
             lambda: NeuralTuringMachine(3, 2, memory_slots=4, shift_range=2),
