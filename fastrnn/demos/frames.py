@@ -107,7 +107,7 @@ class Demo(demo.Demo):
         return F.mse_loss(self.model(shown), torch.cat([shown[1:], ahead]))
 
     def score(self) -> dict[str, float]:
-        shown, ahead = _unseen()
+        shown, ahead = _unseen(128)
         rival = Demo(self.seed, FullyConnected)
         rival.train(self.trained)
         error = F.mse_loss(self.predict(shown), ahead)
@@ -122,7 +122,7 @@ class Demo(demo.Demo):
         return self.model(shown)[-AHEAD:]
 
     def sample(self) -> str:
-        shown, ahead = _unseen()
+        shown, ahead = _unseen(1)
         predicted = self.predict(shown)
         lines = [f"the last frame of a film, {AHEAD} frames ahead: predicted, and as it was"]
         for row, true in zip(predicted[-1, 0, 0, ::2], ahead[-1, 0, 0, ::2], strict=True):
@@ -132,7 +132,7 @@ class Demo(demo.Demo):
     def picture(self, path: Path) -> None:
         from matplotlib.figure import Figure
 
-        shown, ahead = _unseen()
+        shown, ahead = _unseen(1)
         predicted, last = self.predict(shown), 3
         nothing = torch.full_like(shown[-last:], torch.nan)
         strips = {
@@ -157,9 +157,9 @@ class Demo(demo.Demo):
         figure.savefig(path)
 
 
-def _unseen() -> tuple[Tensor, Tensor]:
+def _unseen(rows: int) -> tuple[Tensor, Tensor]:
     """Films that no training draws: shown frames and those ahead."""
-    return films(256, torch.Generator().manual_seed(12345)).split([SHOWN, AHEAD])
+    return films(rows, torch.Generator().manual_seed(12345)).split([SHOWN, AHEAD])
 
 
 def _shades(pixels: Tensor) -> str:

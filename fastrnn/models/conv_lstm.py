@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .._checks import kind
 from ._lengths import running
 
 __all__ = ["ConvLSTM", "ConvLSTMCell"]
@@ -82,7 +83,7 @@ class ConvLSTMCell(nn.Module):
         """x (B, C, size...) and the states (h, c), each (B, H, size...) or zeros, to the next (h, c).
 
         Raises:
-            ValueError: sizes that do not fit.
+            ValueError: sizes that do not fit. TypeError: hx that is no pair.
         """
         if x.dim() != self.dims + 2 or x.size(1) != self.input_channels:
             raise ValueError(
@@ -90,14 +91,7 @@ class ConvLSTMCell(nn.Module):
                 f"got {list(x.shape)}"
             )
         size = (x.size(0), self.hidden_channels, *x.shape[2:])
-        if hx is None:
-            hx = (x.new_zeros(size),) * 2
-        for name, state in zip(("h", "c"), hx, strict=True):
-            if state.shape != size:
-                raise ValueError(
-                    f"ConvLSTMCell: expected {name} of size {list(size)}, got {list(state.shape)}"
-                )
-        return self.step(self.input_conv(x), *hx)
+        return self.step(self.input_conv(x), *_states("ConvLSTMCell", hx, x, size))
 
     def step(self, gx: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """The step after the input's convolution, gx (B, 4H, size...), to (h, c)."""
@@ -172,7 +166,7 @@ class ConvLSTM(nn.Module):
 
         Raises:
             ValueError: sizes that do not fit, or a batch without rows or steps.
-            TypeError, RuntimeError: lengths that are no integers, or not from 0 to T.
+            TypeError, RuntimeError: lengths that are no integers, or not from 0 to T; hx that is no pair.
         """
         cell = self.cells[0]
         expected = f"{'(B, T' if self.batch_first else '(T, B'}, {cell.input_channels}, {cell.dims} sizes)"
@@ -180,11 +174,11 @@ class ConvLSTM(nn.Module):
             raise ValueError(f"ConvLSTM: expected input of size {expected}, none empty, got {list(x.shape)}")
         steps, rows = (x.size(1), x.size(0)) if self.batch_first else x.shape[:2]
         mask = running("ConvLSTM", x.transpose(0, 1) if self.batch_first else x, lengths)
+        if mask is not None:  # whatever the padding is, a gradient of zero times it is zero
+            by_frame = mask.mT if self.batch_first else mask
+            x = x.where(by_frame.view(*by_frame.shape, *[1] * (cell.dims + 1)), 0)
         size = (len(self.cells), rows, cell.hidden_channels, *x.shape[3:])
-        for name, state in zip(("h_0", "c_0"), hx or (), strict=False):
-            if state.shape != size:
-                raise ValueError(f"ConvLSTM: expected {name} of size {list(size)}, got {list(state.shape)}")
-        h_0, c_0 = (x.new_zeros(size),) * 2 if hx is None else hx
+        h_0, c_0 = _states("ConvLSTM", hx, x, size)
 
         # Frames lie in one 4-D batch wherever they are joined: of 5-D tensors torch would not keep the
         # channels-last format.
@@ -195,11 +189,8 @@ class ConvLSTM(nn.Module):
             for direction in range(self.directions):
                 k = layer * self.directions + direction
                 gx = self.cells[k].input_conv(frames)
-                gx = (
-                    gx.unflatten(0, (rows, steps)).transpose(0, 1)
-                    if rows_first
-                    else gx.unflatten(0, (steps, rows))
-                )
+                gx = gx.unflatten(0, (rows, steps) if rows_first else (steps, rows))
+                gx = gx.transpose(0, 1) if rows_first else gx
                 y, h, c = _run(self.cells[k], gx, h_0[k], c_0[k], mask, reverse=direction == 1)
                 outputs.append(y)
                 h_n.append(h)
@@ -224,6 +215,18 @@ def _run(cell: ConvLSTMCell, gx: Tensor, h: Tensor, c: Tensor, mask: Tensor | No
             h, c = torch.where(alive, h_next, h), torch.where(alive, c_next, c)
             outputs.append(torch.where(alive, h_next, 0))
     return torch.cat(outputs[:: -1 if reverse else 1]), h, c
+
+
+def _states(name: str, hx: tuple[Tensor, Tensor] | None, x: Tensor, size: tuple[int, ...]):
+    """h and c of that size; zeros like x for None."""
+    if hx is None:
+        return (x.new_zeros(size),) * 2
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+        raise TypeError(f"{name}: hx should be a tuple of two tensors, h and c, got {kind(hx)}")
+    for label, state in zip("hc", hx, strict=True):
+        if state.shape != size:
+            raise ValueError(f"{name}: expected {label} of size {list(size)}, got {list(state.shape)}")
+    return hx
 
 
 def _per_dimension(name: str, value: int | Sequence[int], dims: int) -> tuple[int, ...]:

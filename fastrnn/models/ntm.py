@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..modules import GRUCell, LSTMCell
+from ._inputs import size
 from ._lengths import running
 
 __all__ = ["NTMState", "NeuralTuringMachine"]
@@ -92,8 +93,7 @@ class NeuralTuringMachine(nn.Module):
             "write_heads": write_heads,
         }
         for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"NeuralTuringMachine: {name} should be at least 1, got {value}")
+            size("NeuralTuringMachine", name, value)
         if controller not in CONTROLLERS:
             raise ValueError(
                 f"NeuralTuringMachine: controller should be one of {CONTROLLERS}, got {controller!r}"
@@ -162,9 +162,12 @@ class NeuralTuringMachine(nn.Module):
         if self.batch_first:
             x = x.transpose(0, 1)
         mask = running("NeuralTuringMachine", x, lengths)
+        if mask is not None:
+            x = x.where(mask.unsqueeze(-1), 0)  # whatever the padding is, a gradient of zero times it is zero
         if state is None:
             state = self.initial_state(x.size(1))
-        self._check(state, x.size(1))
+        else:
+            self._check(state, x.size(1))
         outputs, weightings = [], []
         for t in range(x.size(0)):
             y, after = self.step(x[t], state)
@@ -201,21 +204,14 @@ class NeuralTuringMachine(nn.Module):
         return self.output(torch.cat([h, reads], 1)), NTMState(controller, memory, reads, w)
 
     def _check(self, state: NTMState, rows: int) -> None:
-        expected = self.initial_state(0)
-        names = ("memory", "reads", "weightings", *["controller"] * len(expected.controller))
-        if len(state.controller) != len(expected.controller):
+        expected, got = (
+            [list(t.shape) for t in (*s[1:], *s.controller)] for s in (self.initial_state(rows), state)
+        )
+        if got != expected:
             raise ValueError(
-                f"NeuralTuringMachine: expected a state of {len(expected.controller)} controller tensors, "
-                f"got {len(state.controller)}"
+                "NeuralTuringMachine: expected a state with memory, reads, weightings and controller of "
+                f"sizes {expected}, got {got}"
             )
-        for name, t, like in zip(
-            names, (*state[1:], *state.controller), (*expected[1:], *expected.controller), strict=True
-        ):
-            if t.shape != (rows, *like.shape[1:]):
-                raise ValueError(
-                    f"NeuralTuringMachine: expected the state's {name} of size {[rows, *like.shape[1:]]}, "
-                    f"got {list(t.shape)}"
-                )
 
 
 def address(

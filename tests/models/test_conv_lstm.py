@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import assert_same, randn, results
 from tolerances import assert_close
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 import fastrnn
@@ -128,7 +129,8 @@ def test_frame_of_one_pixel_is_an_lstm():
 
 
 def test_steps_and_rows():
-    """Protects stepping with the cell, batch_first, and a row's independence of its neighbours."""
+    """Protects stepping with the cell, batch_first, and a row's independence of its neighbours and of
+    its padding, even of NaNs there."""
     model = ConvLSTM(2, 3, peephole=True, batch_first=True)
     x = randn(3, 4, 2, 5, 6)
     y, (h, c) = model(x)
@@ -138,10 +140,12 @@ def test_steps_and_rows():
         assert_close(state[0], y[:, t], torch.float32)
     assert_close(h[0], state[0], torch.float32)
     assert_close(c[0], state[1], torch.float32)
-    padded = torch.cat([x[1:2], randn(1, 3, 2, 5, 6)], 1)
+    padded = torch.cat([x[1:2], torch.full((1, 3, 2, 5, 6), torch.nan)], 1)
     again, _ = model(torch.cat([padded, randn(1, 7, 2, 5, 6)]), lengths=[4, 7])
     assert_close(again[0, :4], y[1], torch.float32)
     assert not again[0, 4:].any()
+    again.sum().backward()
+    assert all(w.grad.isfinite().all() for w in model.parameters())
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -160,16 +164,18 @@ def test_channels_last_is_kept(dims):
 
 
 def test_saving_compiling_and_exporting(tmp_path):
-    """Protects save and load, one graph for any batch and frame size, and torch.export."""
-    model = ConvLSTM(2, 3, num_layers=2, peephole=True)
+    """Protects save and load, one graph for any batch and frame size with its gradients, and torch.export."""
+    model = ConvLSTM(2, 3, peephole=True)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    other = ConvLSTM(2, 3, num_layers=2, peephole=True)
+    other = ConvLSTM(2, 3, peephole=True)
     other.load_state_dict(torch.load(tmp_path / "weights.pt"))
-    x, larger = randn(3, 2, 2, 5, 6), randn(3, 4, 2, 7, 8)
+    # Sizes differ from each other, or the compiler takes two of them for one and compiles again.
+    x, larger = randn(2, 3, 2, 5, 6), randn(2, 4, 2, 7, 8)
     assert torch.equal(other(x)[0], model(x)[0])
 
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
     dynamic = {1: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC, 4: torch.export.Dim.DYNAMIC}
     exported = torch.export.export(model, (x,), dynamic_shapes=(dynamic,)).module()
     for data in (x, larger):
@@ -177,7 +183,10 @@ def test_saving_compiling_and_exporting(tmp_path):
         got = {label.replace("_orig_mod.", ""): t for label, t in results(compiled, data).items()}
         assert_same(got, expected, torch.float32)
         assert_close(exported(data)[0], expected["y"], torch.float32)
-    assert_close(compiled(x, lengths=torch.tensor([3, 1]))[0], model(x, lengths=[3, 1])[0], torch.float32)
+    assert counter.frame_count == 1
+    with_lengths = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
+    lengths = torch.tensor([2, 0, 1])
+    assert_close(with_lengths(x, lengths=lengths)[0], model(x, lengths=lengths)[0], torch.float32)
     torch._dynamo.reset()
 
 
@@ -201,7 +210,12 @@ def test_saving_compiling_and_exporting(tmp_path):
         (
             lambda: ConvLSTM(2, 3)(randn(3, 1, 2, 5, 5), (randn(1, 1, 3, 5, 5), randn(1, 1, 3, 4, 5))),
             ValueError,
-            r"expected c_0 of size \[1, 1, 3, 5, 5\], got \[1, 1, 3, 4, 5\]",
+            r"expected c of size \[1, 1, 3, 5, 5\], got \[1, 1, 3, 4, 5\]",
+        ),
+        (
+            lambda: ConvLSTM(2, 3)(randn(3, 1, 2, 5, 5), randn(1, 1, 3, 5, 5)),
+            TypeError,
+            r"hx should be a tuple of two tensors, h and c, got a Tensor of size \[1, 1, 3, 5, 5\]",
         ),
         (lambda: ConvLSTM(2, 3)(randn(3, 1, 2, 5, 5), lengths=[4]), RuntimeError, "expected 0 to 3, got 4"),
         (lambda: ConvLSTM(2, 3)(randn(3, 1, 2, 5, 5), lengths=[1, 2]), ValueError, "lengths should have one"),
