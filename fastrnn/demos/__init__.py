@@ -12,6 +12,7 @@ from .demo import Demo, missed
 #: Name on the command line -> module of this package.
 NAMES: dict[str, str] = {
     "digits": "digits",
+    "mogrifier": "mogrifier",
     "seasonal": "seasonal",
     "text": "text",
 }

@@ -7,5 +7,6 @@ them on tasks that show what they are good for.
 from .cnn_bilstm import CNNBiLSTM
 from .forecaster import Forecaster
 from .language_model import LanguageModel
+from .mogrifier import MogrifierLSTM, MogrifierLSTMCell
 
-__all__ = ["CNNBiLSTM", "Forecaster", "LanguageModel"]
+__all__ = ["CNNBiLSTM", "Forecaster", "LanguageModel", "MogrifierLSTM", "MogrifierLSTMCell"]
