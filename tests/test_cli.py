@@ -40,7 +40,7 @@ def test_wrong_arguments_end_with_usage(arguments, capsys):
     assert "usage:" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["info", "bench", "verify"])
+@pytest.mark.parametrize("command", ["info", "bench", "demo", "verify"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

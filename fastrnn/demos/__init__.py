@@ -20,6 +20,7 @@ NAMES: dict[str, str] = {
     "digits": "digits",
     "seasonal": "seasonal",
     "text": "text",
+    "mogrifier": "mogrifier",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -49,10 +49,10 @@ class Demo(demo.Demo):
     targets: ClassVar = {"bits": ("<=", 1.9)}
     quick_targets: ClassVar = {"bits": ("<=", 3.1)}
 
-    def __init__(self, seed: int = 0, rnn: nn.Module | None = None) -> None:
+    def __init__(self, seed: int = 0, layer: Callable[[], nn.Module] = lambda: modules.LSTM(64, 160)) -> None:
         super().__init__(seed)
         self.characters, self.training, self.held_out = corpus()
-        self.model = LanguageModel(rnn or modules.LSTM(64, 160), len(self.characters))
+        self.model = LanguageModel(layer(), len(self.characters))
         self.stream: Iterator[Tensor] = iter(())
         self.state = None
 

@@ -9,6 +9,7 @@ from .conv_lstm import ConvLSTM, ConvLSTMCell
 from .forecaster import Forecaster
 from .language_model import LanguageModel
 from .memory_network import MemoryNetwork
+from .mogrifier import MogrifierLSTM, MogrifierLSTMCell
 from .ntm import NeuralTuringMachine, NTMState
 from .pointer_network import PointerNetwork
 from .seq2seq import Seq2Seq
@@ -20,6 +21,8 @@ __all__ = [
     "Forecaster",
     "LanguageModel",
     "MemoryNetwork",
+    "MogrifierLSTM",
+    "MogrifierLSTMCell",
     "NTMState",
     "NeuralTuringMachine",
     "PointerNetwork",

@@ -24,10 +24,8 @@ def shaped(name: str, argument: str, value: object, *shape: int | str) -> Tensor
         n > 0 if isinstance(want, str) else n == want for n, want in zip(x.shape, shape, strict=True)
     )
     if not fits:
-        expected = f"({', '.join(map(str, shape))}), none of them 0" if x.numel() == 0 else shape
-        raise ValueError(
-            f"{name}: {argument} should be of size {str(expected).replace(chr(39), '')}, got {list(x.shape)}"
-        )
+        expected = f"({', '.join(map(str, shape))})" + (", none of them 0" if x.numel() == 0 else "")
+        raise ValueError(f"{name}: {argument} should be of size {expected}, got {list(x.shape)}")
     return x
 
 

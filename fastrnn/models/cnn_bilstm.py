@@ -1,4 +1,4 @@
-"""Convolutions, a bidirectional recurrent layer and a head: labels along a sequence (CTC), or one for it all."""
+"""Convolutions, a bidirectional recurrent layer, and a head: labels along the way (CTC) or one for it all."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..modules import SRU, SRUpp
 from . import _inputs
+from .sampling import probabilities
 
 #: What a layer carries from one chunk to the next: a tensor, or tensors in tuples and lists.
 State = Tensor | tuple | list | None
@@ -18,13 +19,14 @@ class LanguageModel(nn.Module):
     r"""Scores of the next token of each sequence.
 
     .. math::
-        y_t, s_t = \mathrm{RNN}(E[w_t], s_{t-1}), \qquad
+        y_t, s_t = \mathrm{RNN}(\sqrt{I}\, E[w_t], s_{t-1}), \qquad
         \log p(w_{t+1} | w_1 ... w_t) = \mathrm{logsoftmax}(E P y_t + b)
 
     The output uses the embedding E (V, I) again: O. Press and L. Wolf, "Using the Output Embedding to Improve
     Language Models", EACL 2017 (arXiv:1608.05859). P (I, H) is there where the layer's output has another
-    size than the embedding. Truncated backpropagation through time is ``loss`` on chunk after chunk with the
-    state carried on: T. Mikolov et al., "Extensions of Recurrent Neural Network Language Model", ICASSP 2011.
+    size than the embedding, the root where E is used twice. Truncated backpropagation through time is
+    ``loss`` on chunk after chunk with the state carried on: T. Mikolov et al., "Extensions of Recurrent
+    Neural Network Language Model", ICASSP 2011.
 
     Args:
         rnn: a layer of fastrnn or fastrnn.models, (T, B, I) and one direction: LSTM, GRU, RNN, SRU, SRUpp,
@@ -151,7 +153,8 @@ class LanguageModel(nn.Module):
 
         Args:
             prompt: (T, B). lengths: (B,), of each row's prompt. state: what came before the prompt.
-            temperature, top_k, top_p: see :func:`probabilities`; temperature 0 takes the best token.
+            temperature, top_k, top_p: see :func:`fastrnn.models.sampling.probabilities`; temperature 0 takes
+                the best token.
             eos: the token that ends a row; after it the row goes on with ``eos``, and when every row has
                 ended, the stream does.
             generator: of the random numbers, on the model's device.
@@ -186,40 +189,6 @@ class LanguageModel(nn.Module):
     def generate(self, prompt: Tensor, count: int, **options) -> Tensor:
         """What :meth:`stream` yields with the same arguments, as one tensor (N, B), N <= ``count``."""
         return torch.stack(list(self.stream(prompt, count, **options)))
-
-
-def probabilities(
-    scores: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> Tensor:
-    """What to draw a token from, (B, V), rows that add up to 1.
-
-    Args:
-        scores: (B, V), unnormalised log probabilities.
-        temperature: divides the scores; below 1 the likely become likelier, 0 leaves the best alone.
-        top_k: keep the k best tokens. top_p: of those, keep the fewest that hold a share p of the probability
-            (nucleus sampling: Holtzman et al., "The Curious Case of Neural Text Degeneration", ICLR 2020,
-            arXiv:1904.09751).
-    """
-    name = "LanguageModel"
-    scores = _inputs.shaped(name, "scores", scores, "B", "V")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"{name}: temperature should be 0 or more, got {temperature!r}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"{name}: top_p should be above 0 and at most 1, got {top_p!r}")
-    if temperature == 0:
-        top_k, temperature = 1, 1.0
-    ordered, order = scores.float().sort(dim=-1, descending=True, stable=True)
-    # The best score becomes 0 before the division: nothing overflows however cold it is.
-    ordered = (ordered - ordered[:, :1]) / temperature
-    if top_k is not None:
-        ordered[:, _inputs.size(name, "top_k", top_k) :] = -torch.inf
-    chances = ordered.softmax(-1)
-    if top_p is not None:
-        before = chances.cumsum(-1) - chances
-        before[:, 0] = 0
-        chances = chances.masked_fill(before >= top_p, 0)
-        chances = chances / chances.sum(-1, keepdim=True)
-    return torch.empty_like(chances).scatter_(-1, order, chances)
 
 
 def detach(state: State) -> State:

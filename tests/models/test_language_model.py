@@ -10,7 +10,8 @@ from torch import nn
 
 import fastrnn
 from fastrnn.models import LanguageModel
-from fastrnn.models.language_model import chunks, detach, probabilities
+from fastrnn.models.language_model import chunks, detach
+from fastrnn.models.sampling import probabilities
 
 V, E, H = 11, 6, 8
 LAYERS = {
