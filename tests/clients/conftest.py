@@ -96,7 +96,7 @@ def compare():
 def pytest_terminal_summary(terminalreporter, config):
     if not ROWS:
         return
-    terminalreporter.section("seconds with torch.nn's layers (opacus: its own) and with fastrnn's, one thread")
+    terminalreporter.section("seconds with torch.nn (opacus: its own layers) and fastrnn, one thread")
     titles = ("program", "what", "road", "torch.nn", "fastrnn", "times faster", "largest difference")
     lines = [titles]
     for row in ROWS:
