@@ -42,7 +42,7 @@ def sweep(**changes) -> dict:
                 }
                 case |= {"dtype": "float16", "layers": 1, "directions": 1}
                 largest = {"one_cta": 64, "cluster": 256}
-                tiers = {t: f for t, f in TIMES.items() if H <= largest.get(t, H)}
+                tiers = {t: f for t, f in TIMES.items() if largest.get(t, H) >= H}
                 times = {
                     t: {"median_s": f(H, B) * T * 1e-6 * (3 if training else 1)} for t, f in tiers.items()
                 }
