@@ -129,7 +129,8 @@ def write(table: dict) -> str:
     device += f"{gpu['l2_bytes']}, {str(gpu['cooperative_launch']).lower()}}}"
     lines = [
         f"// {table['provenance']}",
-        "// Written by benchmarks/plan_table.py; microseconds a step. clang-format off",
+        "// Written by benchmarks/plan_table.py; microseconds a step.",
+        "// clang-format off",
         f"{{{str(table['measured']).lower()}, {json.dumps(table['provenance'])}, {device}, {table['steps']},",
         f" {{{', '.join(map(str, table['batches']))}}},",
         " {",

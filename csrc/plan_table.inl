@@ -1,5 +1,6 @@
 // estimated, no device
-// Written by benchmarks/plan_table.py; microseconds a step. clang-format off
+// Written by benchmarks/plan_table.py; microseconds a step.
+// clang-format off
 {false, "estimated, no device", {90, 132, 232448, 52428800, true}, 128,
  {1, 16, 64, 256},
  {
