@@ -130,7 +130,8 @@ def write(table: dict) -> str:
     device += f"cuda::max_cluster_of({gpu['compute_capability']})}}"
     lines = [
         f"// {table['provenance']}",
-        "// Written by benchmarks/plan_table.py; microseconds a step. clang-format off",
+        "// Written by benchmarks/plan_table.py; microseconds a step.",
+        "// clang-format off",
         f"{{{str(table['measured']).lower()}, {json.dumps(table['provenance'])}, {device}, {table['steps']},",
         f" {{{', '.join(map(str, table['batches']))}}},",
         " {",

@@ -338,7 +338,9 @@ def explain(
         tf32 = _autograd.rnn_tf32() if tf32 is None else tf32
         on_gpu = {"gpu": chosen_gpu.properties(), "tf32": tf32, "tier": wanted}
         table = _C.plan_table_provenance()
-        from_where = "estimates, not measurements" if table.startswith("estimated") else f"by {table}"
+        from_where = (
+            "estimates, not measurements" if table.startswith("estimated") else f"from the timings of {table}"
+        )
         notes.append(f"planned for {chosen_gpu.name}; times a step are {from_where}")
     threads = torch.get_num_threads() if threads is None else threads
     directions = 2 if bidirectional else 1

@@ -14,7 +14,7 @@ from dataclasses import replace
 import layer_cases
 import sru_cases
 import torch
-from layer_cases import CELLS, PACKED, Case
+from layer_cases import CELLS, LENGTHS, PACKED, Case
 
 from fastrnn import _C, _gpus
 
@@ -39,7 +39,7 @@ def takes(case: Case, gpu: _gpus.Gpu) -> bool:
 
 
 def cases(gpu: _gpus.Gpu) -> list[Case]:
-    """Both directions and packed rows in turn; projections; what the GPU's tiers can take of it."""
+    """Both directions, packed and masked rows in turn; projections; what the GPU's tiers can take of it."""
     found = []
     for tier in ("stepwise", "one_cta", "cluster", "grid"):
         for i, cell in enumerate(CELLS):
@@ -48,6 +48,10 @@ def cases(gpu: _gpus.Gpu) -> list[Case]:
                 found.append(replace(plain, D=2, save="recompute" if (i + k) % 2 else "gates"))
                 found.append(
                     replace(plain, D=1 + (i + k) % 2, sizes=PACKED, bias=cell == "rnn_relu" or k != 2)
+                )
+                masks = {"lengths": LENGTHS, "reset": "some"}
+                found.append(
+                    replace(plain, D=2 - k % 2, save="gates" if (i + k) % 2 else "recompute", **masks)
                 )
             found.append(Case(cell, T=3, B=20, IN=5, H=100, dtype=torch.bfloat16, tier=tier))
     found += [Case("lstm", P=3, D=D, sizes=PACKED, dtype=dtype) for D in (1, 2) for dtype, _ in TYPES[1:4]]
