@@ -1,12 +1,7 @@
 // estimated, no device
-<<<<<<< HEAD
-// Written by benchmarks/plan_table.py; microseconds a step. clang-format off
-{false, "estimated, no device", {90, 132, 232448, 52428800, true, cuda::max_cluster_of(90)}, 128,
-=======
 // Written by benchmarks/plan_table.py; microseconds a step.
 // clang-format off
-{false, "estimated, no device", {90, 132, 232448, 52428800, true}, 128,
->>>>>>> cudamask
+{false, "estimated, no device", {90, 132, 232448, 52428800, true, cuda::max_cluster_of(90)}, 128,
  {1, 16, 64, 256},
  {
   {kOneCta, kLstm, kFloat32, kForward, 64, {1.114, 1.114, 1.114, 1.114}},
