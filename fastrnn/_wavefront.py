@@ -41,7 +41,8 @@ def wavefront(pieces: int | None) -> Iterator[None]:
     Args:
         pieces: 1 for whole layers one after the other, more for that many pieces, None for what the plan
             says, which is the state without this context: pieces on a GPU where the layers' kernels leave
-            each other room and the plan's times say that it pays.
+            each other room and the plan's times say that it pays. As long as those times are estimates,
+            that is whole layers; ``fastrnn.explain`` names the number of pieces that they would make.
 
     Layers with two directions, packed or masked batches, dropout in training, and compiled graphs run whole
     all the same. The numbers are the same up to rounding in the weights' gradients, whose sums over time are
@@ -69,10 +70,10 @@ def pieces(stack, x: Tensor, rows: int, weights) -> int:
     asked = _asked.get()
     if asked is not None:
         return min(asked, x.size(0))
-    if not x.is_cuda or not _ops.cuda_loaded or stack.backend not in ("auto", "fused"):
+    if not x.is_cuda or not _ops.cuda_loaded or stack.backend not in ("auto", "fused") or not measured():
         return 1
     training = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights))
-    return _planned(
+    return planned(
         stack.cell,
         stack.num_layers,
         x.size(0),
@@ -86,8 +87,14 @@ def pieces(stack, x: Tensor, rows: int, weights) -> int:
     )
 
 
+@functools.cache
+def measured() -> bool:
+    """Whether the plan's times a step come from a GPU."""
+    return not _C.plan_table_provenance().startswith("estimated")
+
+
 @functools.lru_cache(maxsize=4096)
-def _planned(
+def planned(
     cell: str,
     num_layers: int,
     steps: int,

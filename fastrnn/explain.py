@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C, _autograd, _checks, _gpus, _ops, explain_sru
+from . import _C, _autograd, _checks, _gpus, _ops, _wavefront, explain_sru
+from ._explanation import Explanation, LayerPlan
 
 __all__ = ["Explanation", "LayerPlan", "explain"]
 
@@ -24,118 +24,6 @@ ASSUMED = (100, 16)
 
 _VECTOR_BYTES = {"avx512_bf16": 64, "avx512": 64, "avx2": 32, "baseline": 16}
 _MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """What will run one layer, both of its directions.
-
-    Attributes:
-        layer: its number. T, B, I, H, P: steps, rows, inputs, hidden and projected units (P 0 without).
-        kernel: name of the kernel, "reference" where none covers the case.
-        reason: why this one, and why the work is divided as it is.
-        plan: everything else that the planner says: how the work is divided, operations and bytes.
-        floor_s: seconds that this machine needs at least; None unless measured.
-        bound: what sets that floor: "arithmetic" or "reading the weights".
-    """
-
-    layer: int
-    T: int
-    B: int
-    I: int  # noqa: E741
-    H: int
-    P: int
-    directions: int
-    kernel: str
-    reason: str
-    plan: dict = field(default_factory=dict)
-    floor_s: float | None = None
-    bound: str | None = None
-
-    def __str__(self) -> str:
-        projected = f", P={self.P}" if self.P else ""
-        way = ", bidirectional" if self.directions == 2 else ""
-        lines = [f"layer {self.layer}: I={self.I}, H={self.H}{projected}{way}"]
-        lines += [f"  kernel   {self.kernel}", f"  why      {self.reason}"]
-        rest = dict(self.plan)
-        lines += _cuda_lines(rest)
-        if rest:
-            flops, weights = _si(rest.pop("flops"), "FLOP"), _si(rest.pop("weight_bytes"), "B")
-            a_step = _si(rest.pop("step_weight_bytes"), "B")
-            saved = rest.pop("saved_bytes_per_step")
-            recomputed = _si(rest.pop("saved_bytes_per_step_recompute"), "B")
-            lines.append(f"  cost     {flops}; weights {weights}, of which {a_step} read every step")
-            if saved:
-                lines.append(f"  saved    {_si(saved, 'B')} a step for backward, {recomputed} if recomputed")
-        if self.floor_s is not None:
-            lines.append(f"  at best  {_si(self.floor_s, 's')} on this machine, bound by {self.bound}")
-        divided = ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in rest.items())
-        if divided:
-            lines.append(f"  plan     {divided}")
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What `explain` found; print it, or read the fields.
-
-    Attributes:
-        subject: what was asked about. device: "cpu" or "cuda". dtype: "float32" and so on.
-        instruction_set: the one in use, on the CPU. threads: how many the work is divided over.
-        training: whether gradients are counted. layers: a LayerPlan each, first layer first.
-        notes: what had to be assumed, and what else is worth knowing.
-    """
-
-    subject: str
-    device: str
-    dtype: str
-    instruction_set: str | None
-    threads: int
-    training: bool
-    layers: list[LayerPlan]
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def kernels(self) -> list[str]:
-        """The kernel of each layer."""
-        return [layer.kernel for layer in self.layers]
-
-    @property
-    def flops(self) -> float:
-        """Multiplications and additions of all layers; 0 where the reference runs."""
-        return sum(layer.plan.get("flops", 0.0) for layer in self.layers)
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        first = self.layers[0]
-        where = self.device
-        if self.device == "cpu":
-            where += f" ({self.instruction_set}, {self.threads} thread{'s' if self.threads > 1 else ''})"
-        work = "training" if self.training else "inference"
-        head = f"{self.subject}: T={first.T}, B={first.B}, {self.dtype}, {work} on {where}"
-        return "\n".join([head, *map(str, self.layers), *(f"note: {note}" for note in self.notes)])
-
-
-def _si(value: float, unit: str) -> str:
-    """1536 and "B" as "1.54 kB"; small times as "12.3 µs"."""
-    for factor, prefix in (
-        (1e12, "T"),
-        (1e9, "G"),
-        (1e6, "M"),
-        (1e3, "k"),
-        (1.0, ""),
-        (1e-3, "m"),
-        (1e-6, "µ"),
-    ):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g} {prefix}{unit}"
-    return f"{value * 1e9:.3g} n{unit}" if value else f"0 {unit}"
-
-
-def _plain(value) -> str:
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
 @functools.cache
@@ -157,38 +45,6 @@ def _floor(plan: dict, T: int, dtype: str, threads: int, training: bool) -> tupl
     arithmetic = plan["flops"] / peak
     reading = T * plan["step_weight_bytes"] * (2 if training else 1) / read
     return max((arithmetic, "arithmetic"), (reading, "reading the weights"))
-
-
-#: What a plan's source of its time means, see StepSource in csrc/plan_cuda.h.
-_SOURCES = {
-    "model": "estimate",
-    "scaled": "scaled from measurements of other shapes or on another GPU",
-    "interpolated": "between measurements",
-    "measured": "measured",
-}
-
-
-def _cuda_lines(plan: dict) -> list[str]:
-    """What a plan for a GPU says of its passes; taken out of it."""
-    lines = []
-    backward = plan.pop("backward", None)
-    for title, one in (("step", plan), ("backward", backward)):
-        if one is None or "possible" not in one:
-            continue
-        possible, us = one.pop("possible"), one.pop("step_us", None)
-        if one is backward:
-            lines.append(f"  {title:8s} {one['kernel']}: {one['reason']}")
-        if not possible:
-            lines.append("           cannot run: an error")
-        else:
-            source, model_us = one.pop("source"), one.pop("model_us")
-            how = (
-                _SOURCES[source]
-                if source == "model"
-                else f"{_SOURCES[source]}; the model says {model_us:.2f}"
-            )
-            lines.append(f"  {'step':8s} about {us:.2f} µs in {one.pop('precision')} ({how})")
-    return lines
 
 
 def _elsewhere(backend: str, device: str) -> str | None:
@@ -378,6 +234,12 @@ def explain(
                 chosen["floor_s"], chosen["bound"] = _floor(plan, T, name, threads, training)
             layers.append(LayerPlan(number, **shape, **chosen))
         inputs = directions * (proj_size or hidden)
+    dropped = training and getattr(module_or_shape, "dropout", 0.0) > 0
+    whole = num_layers == 1 or bidirectional or masked or packed or dropped
+    if kind == "cuda" and why_not is None and backend in ("auto", "fused") and not whole:
+        notes += _wavefront_notes(
+            cell, num_layers, T, B, hidden, proj_size, name, training, on_gpu["tf32"], chosen_gpu
+        )
     if masked:
         notes.append(
             "masked: the same kernels, forward and backward; operations and bytes are those of rows that all "
@@ -386,6 +248,17 @@ def explain(
     if packed:
         notes.append("packed: operations and bytes are those of rows that all last T steps")
     return Explanation(subject, kind, name, isa, threads, training, layers, notes)
+
+
+def _wavefront_notes(*stack) -> list[str]:
+    """What there is to say of stacked layers that could overlap in time."""
+    pieces = _wavefront.planned(*stack)
+    if pieces == 1:
+        return []
+    text = f"the layers overlap in time as a wavefront of {pieces} pieces"
+    if not _wavefront.measured():
+        text += f" if asked to, with fastrnn.wavefront({pieces}): by themselves not before a GPU was timed"
+    return [text]
 
 
 def _is_sru(value: object) -> bool:

@@ -159,7 +159,7 @@ def test_every_reader_waits_for_its_writer(monkeypatch, layers, pieces):
 
 
 def _planned(num_layers=2, steps=2048, rows=16, hidden=512, dtype="bfloat16", training=False, cell="lstm"):
-    return _wavefront._planned(cell, num_layers, steps, rows, hidden, 0, dtype, training, True, H100)
+    return _wavefront.planned(cell, num_layers, steps, rows, hidden, 0, dtype, training, True, H100)
 
 
 def test_the_plan_cuts_where_it_pays():
@@ -170,6 +170,20 @@ def test_the_plan_cuts_where_it_pays():
     assert _planned(steps=16) == 1  # pieces of a few steps cost more than they bring
     assert _planned(dtype="float64") == 1  # stepwise: no kernel to overlap
     assert _planned(rows=512, hidden=2048) == 1
+
+
+def test_explain_names_the_pieces():
+    """Protects the way to know of it: explain says how many pieces the plan's times ask for, or nothing."""
+    deep = fastrnn.LSTM(512, 512, 2, device="meta", dtype=torch.bfloat16)
+    wanted = f"wavefront of {_planned()} pieces"
+    assert any(wanted in note for note in fastrnn.explain(deep, (2048, 16), device="cuda", gpu="H100").notes)
+    for other in (
+        fastrnn.LSTM(512, 512, 1, device="meta", dtype=torch.bfloat16),
+        fastrnn.LSTM(512, 512, 2, device="meta", dtype=torch.bfloat16, bidirectional=True),
+        fastrnn.LSTM(512, 512, 2, device="meta", dtype=torch.bfloat16, dropout=0.1),
+    ):
+        notes = fastrnn.explain(other, (2048, 16), device="cuda", gpu="H100", training=True).notes
+        assert not any("wavefront" in note for note in notes)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "2", True])
