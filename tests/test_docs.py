@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import distributed, nn
 
+import fastrnn
 from fastrnn import patch
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -22,11 +23,19 @@ class _Trainer:
         model(torch.randn(3, 2, 4))[0].sum().backward()
 
 
-#: The pages, and what each takes for granted.
+def _streaming() -> dict:
+    lstm = fastrnn.LSTM(4, 5)
+    optimizer = torch.optim.SGD(lstm.parameters(), lr=0.1)
+    lstm(torch.randn(3, 4))[0].sum().backward()
+    return {"lstm": lstm, "optimizer": optimizer, "microphone": torch.randn(6, 2, 4)}
+
+
+#: The pages, and what each takes for granted. export.md is run by test_export.py.
 PAGES = {
     "recipes.md": lambda: {},
+    "streaming.md": _streaming,
     "swapping-in.md": lambda: {
-        "fastrnn": __import__("fastrnn"),
+        "fastrnn": fastrnn,
         "model": nn.LSTM(4, 5),
         "trainer": _Trainer(),
     },
