@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from . import heatmap, targets
 from .contenders import KEYS, NAMES
 from .document import Image
-from .report import case_of, group_results, share_of_limit
+from .results import case_of, group_results, share_of_limit
 
 COLORS = {
     "fastrnn": "#0a7d5a",

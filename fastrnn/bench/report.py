@@ -10,6 +10,7 @@ from . import heatmap, overhead, targets
 from .cases import Case
 from .contenders import KEYS, NAMES
 from .document import Bullets, Document, Heading, Image, Table, Text, Verbatim
+from .results import case_of, group_results, share_of_limit
 from .timing import MIN_ROUNDS
 
 #: Load average above which somebody else was at work when a run began.
@@ -26,28 +27,8 @@ def megabytes(count: float) -> str:
     return f"{count / 1e6:.1f}"
 
 
-def case_of(result: dict) -> Case:
-    return Case(**result["case"])
-
-
 def spread(times: dict) -> float:
     return (times["q75_s"] - times["q25_s"]) / 2 / times["median_s"]
-
-
-def group_results(run: dict, threads: int, sweep: bool = False) -> dict[str, list[dict]]:
-    """Results on one number of threads by group, in the order they ran."""
-    groups: dict[str, list[dict]] = {}
-    for result in run["results"]:
-        case = case_of(result)
-        if result["threads"] == threads and case.sweep == sweep:
-            groups.setdefault(case.group, []).append(result)
-    return groups
-
-
-def share_of_limit(result: dict, key: str = "fastrnn") -> float | None:
-    """The floor's share of a contender's time, 1 at the machine's limit."""
-    times = result["contenders"].get(key)
-    return result["floor"]["floor_s"] / times["median_s"] if times else None
 
 
 def result_table(results: Sequence[dict]) -> Table:

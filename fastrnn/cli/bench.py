@@ -166,6 +166,7 @@ def _memory_cases(preset, chosen) -> list:
 def show(run: dict) -> None:
     """The results on the terminal."""
     from ..bench import heatmap, report, targets
+    from ..bench.results import group_results
 
     console.heading("fastrnn benchmark")
     for line in report.machine_lines(run):
@@ -176,7 +177,7 @@ def show(run: dict) -> None:
     for threads in run["threads"]:
         on = targets.plural(threads, "thread")
         for sweep in (False, True):
-            for group, results in report.group_results(run, threads, sweep).items():
+            for group, results in group_results(run, threads, sweep).items():
                 shown = report.result_table(results)
                 title = f"{group}{' over hidden sizes' if sweep else ''}, {on}, ms"
                 console.table(shown.columns, shown.rows, title)
@@ -234,6 +235,7 @@ def run_models(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     from ..bench import machine, report
+    from ..bench.results import case_of
     from ..bench.run import run as run_plan
 
     if options.render:
@@ -260,6 +262,6 @@ def run(options: argparse.Namespace) -> int:
         print("no plots: matplotlib is not installed")
     missing = [r for r in results["results"] if "fastrnn" not in r["contenders"]]
     for r in missing:
-        print(f"FAILED {report.case_of(r).title}: fastrnn {r['skipped']['fastrnn']}")
+        print(f"FAILED {case_of(r).title}: fastrnn {r['skipped']['fastrnn']}")
     print(f"\nreport: {page.resolve()}")
     return 1 if missing else 0
