@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from emu.build import OUT, ROOT, digest, find_nvcc
+from emu.build import OUT, ROOT, digest, find_cuda_tool
 
 from fastrnn import _checks, _gpus
 
@@ -153,7 +153,7 @@ def test_the_record_that_is_kept():
         assert record.table(kept).count("not yet run on a GPU") == len(kept["families"])
 
 
-@pytest.mark.skipif(find_nvcc() is None, reason="no nvcc here")
+@pytest.mark.skipif(find_cuda_tool("nvcc") is None, reason="no nvcc here")
 def test_latency_program_compiles():
     """The program that measures latencies and checks the instructions is kept compiling, for Hopper."""
     source = FOLDER / "latency.cu"
@@ -161,7 +161,7 @@ def test_latency_program_compiles():
     if not stamp.exists():
         stamp.parent.mkdir(parents=True, exist_ok=True)
         flags = ["-O1", "-std=c++20", f"-I{ROOT / 'csrc'}", "-arch=sm_90a", "-cubin"]
-        command = [find_nvcc(), *flags, source, "-o", stamp.with_suffix(".cubin")]
+        command = [find_cuda_tool("nvcc"), *flags, source, "-o", stamp.with_suffix(".cubin")]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
         stamp.write_text("")

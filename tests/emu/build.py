@@ -130,16 +130,16 @@ def write(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def find_nvcc() -> Path | None:
-    """CUDA_HOME's compiler, the pip wheel's beside torch, the one on the PATH, the system's."""
+def find_cuda_tool(name: str) -> Path | None:
+    """nvcc or what lies beside it: CUDA_HOME's, the pip wheel's beside torch, the PATH's, the system's."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     folders = [Path(home)] if home else []
     if torch.version.cuda:
         folders.append(TORCH.parent / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}")
-    on_path = shutil.which("nvcc")
+    on_path = shutil.which(name)
     folders += [Path(on_path).resolve().parents[1]] if on_path else []
     folders.append(Path("/usr/local/cuda"))
-    return next((f / "bin" / "nvcc" for f in folders if (f / "bin" / "nvcc").exists()), None)
+    return next((f / "bin" / name for f in folders if (f / "bin" / name).exists()), None)
 
 
 def digest(*parts: str) -> str:
