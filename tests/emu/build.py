@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -101,9 +102,12 @@ def selftest() -> Path:
 
 def compile_and_link(folder: Path, edges: list[str], before: str, after: str) -> None:
     rules = RULES.format(cxx=os.environ.get("CXX", "g++"), before=before, after=after)
-    write(folder / "build.ninja", rules + "".join(edges))
     ninja = shutil.which("ninja") or str(Path(sys.executable).with_name("ninja"))
-    done = subprocess.run([ninja, "-C", str(folder)], capture_output=True, text=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:  # tests in other processes ask for the same library
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write(folder / "build.ninja", rules + "".join(edges))
+        done = subprocess.run([ninja, "-C", str(folder)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{folder} does not compile:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
 
