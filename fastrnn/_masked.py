@@ -1,7 +1,7 @@
 """Padded batches whose rows differ: lengths, resets, and the states of every step.
 
-What ``lengths``, ``reset``, ``done`` and ``return_all_states`` of the layers mean, their checks, and the function that
-computes a layer with them. The body of the layers is in ``_stack``.
+What ``lengths``, ``reset``, ``done`` and ``return_all_states`` of the layers mean, their checks, and the
+function that computes a layer with them. The body of the layers is in ``_stack``.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Masks:
         if backend not in ("auto", "reference"):
             what = "torch.func's transforms or forward-mode AD" if looked_into else f"{x.dtype} on {x.device}"
             raise RuntimeError(
-                f"backend={backend!r}: it does not cover lengths, reset, done or return_all_states with {what}; "
-                "use backend='auto' or 'reference'"
+                f"backend={backend!r}: it does not cover lengths, reset, done or return_all_states with "
+                f"{what}; use backend='auto' or 'reference'"
             )
         self._check_values(x)
         return functools.partial(self._call, None)

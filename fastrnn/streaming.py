@@ -75,7 +75,7 @@ class Streamer:
     """
 
     def __init__(self, layer: RecurrentLayer) -> None:
-        if not hasattr(layer, "_live_weights"):  # its class imports this module
+        if not hasattr(layer, "streamer"):  # its class imports this module
             raise TypeError(
                 f"Streamer: layer should be a fastrnn.LSTM, GRU or RNN, got {_checks.kind(layer)}; "
                 "fastrnn.convert() makes one of torch.nn's"

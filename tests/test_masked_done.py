@@ -27,7 +27,7 @@ def _module(name: str, **options):
 @given(st.data())
 def test_against_reset_and_chunk_by_chunk(data):
     """done is reset one step later: outputs, states of every step and gradients are the same, but for last
-    states of zeros where a row's last step is done. So a rollout cut anywhere gives the outputs of one call."""
+    states of zeros where a row's last step is done. So a rollout in two calls gives the outputs of one."""
     module = _module(
         data.draw(st.sampled_from(LAYERS)), backend=data.draw(st.sampled_from(["auto", "reference"]))
     )
@@ -77,7 +77,7 @@ def test_two_directions(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layouts(name):
-    """batch_first, one sequence, integers, no rows, compiled in one graph, exported, and per-sample gradients."""
+    """batch_first, one sequence, integers, no rows, one compiled graph, exported, and per-sample gradients."""
     module = _module(name)
     expected = flat(module(X, done=DONE))
     for got in (

@@ -227,6 +227,7 @@ def test_streamer_of_weights_that_are_plain_attributes():
         stream.refresh()
 
 
+@torch.no_grad()
 def test_copies_and_pickles():
     """A layer that has a streamer is copied and pickled without it; a streamer takes its layer along."""
     layer = make("LSTM")
