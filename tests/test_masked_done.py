@@ -77,7 +77,7 @@ def test_two_directions(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layouts(name):
-    """batch_first, one sequence, integers, no rows, one compiled graph, exported, and per-sample gradients."""
+    """batch_first, one sequence, integers, no rows, one compiled graph, exported, per-sample gradients."""
     module = _module(name)
     expected = flat(module(X, done=DONE))
     for got in (
