@@ -53,6 +53,17 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def differentiable(*grads: torch.Tensor | None) -> bool:
+    """Whether a backward pass must be made of torch's own operations: create_graph=True wants gradients that
+    can be differentiated again, is_grads_batched=True (and jacobian(vectorize=True)) a batch of them at once.
+    """
+    if torch.is_grad_enabled():
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
+
+
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, h0, c0, batch_sizes, cell, bias, save, tier, *weights):
@@ -70,7 +81,7 @@ class _Layer(torch.autograd.Function):
         if grad_y is None and grad_hn is None and grad_cn is None:
             return (None,) * (8 + len(weights))
         wanted = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # create_graph=True: gradients that can be differentiated again
+        if differentiable(grad_y, grad_hn, grad_cn):
             grads = reference.gradients(
                 (grad_y, grad_hn, grad_cn),
                 x,

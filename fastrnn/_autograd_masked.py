@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from . import _ops, reference
-from ._autograd import _NEED_C0, _NEED_H0, _NEED_WEIGHTS, _NEED_X, _cuda_mode
+from ._autograd import _NEED_C0, _NEED_H0, _NEED_WEIGHTS, _NEED_X, _cuda_mode, differentiable
 from .reference_masked import masked_layer
 
 
@@ -30,7 +30,7 @@ class _MaskedLayer(torch.autograd.Function):
         if all(g is None for g in grads):
             return (None,) * (9 + len(weights))
         wanted = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # create_graph=True: gradients that can be differentiated again
+        if differentiable(*grads):
             found = reference.gradients(
                 grads,
                 x,

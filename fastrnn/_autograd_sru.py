@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _ops, reference
+from ._autograd import differentiable
 
 _NEED_U, _NEED_X, _NEED_WEIGHTS, _NEED_C0, _NEED_V = 1, 2, 4, 8, 16
 
@@ -45,7 +46,7 @@ class _Scan(torch.autograd.Function):
         *inputs, mask_pad, drop_mask, batch_sizes, cells = ctx.saved_tensors
         use_tanh, scale, bidirectional = ctx.options
         wanted = ctx.needs_input_grad[:6]
-        if torch.is_grad_enabled():  # create_graph=True: gradients that can be differentiated again
+        if differentiable(grad_h, grad_c):
             grads = reference.sru_scan_gradients(
                 (grad_h, grad_c),
                 *inputs,

@@ -26,12 +26,25 @@ def size(name: str, argument: str, value: object, positive: bool = True) -> int:
     return value
 
 
+def number(name: str, argument: str, value: object) -> float:
+    """A number that initial values depend on."""
+    if value is None or isinstance(value, (str, list, tuple)):
+        raise TypeError(f"{name}: {argument} should be a number, got {kind(value)}")
+    return float(value)
+
+
 def probability(name: str, argument: str, value: object) -> float:
     """A dropout probability, 0 <= p <= 1."""
-    number = float(value)
-    if isinstance(value, bool) or not 0 <= number <= 1:
+    found = number(name, argument, value)
+    if isinstance(value, bool) or not 0 <= found <= 1:
         raise ValueError(f"{name}: {argument} should be a probability between 0 and 1, got {value!r}")
-    return number
+    return found
+
+
+def transform_module(name: str, value: object) -> None:
+    """A module, or None for the linear map."""
+    if value is not None and not isinstance(value, torch.nn.Module):
+        raise TypeError(f"{name}: transform_module should be a torch.nn.Module, got {kind(value)}")
 
 
 def dims(name: str, x: Tensor, allowed: tuple[int, ...], form: str) -> None:

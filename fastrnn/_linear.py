@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._autograd import transformed
+from ._autograd import differentiable, transformed
 
 #: Below so many multiplications the Python around the product costs more than oneDNN gains.
 _WORTHWHILE = 1 << 21
@@ -34,9 +34,10 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        # create_graph=True wants products that can be differentiated again.
-        product = F.linear if torch.is_grad_enabled() else _product
-        rows, grad_rows = x.flatten(0, -2), grad.flatten(0, -2)
+        product = F.linear if differentiable(grad) else _product
+        rows, grad_rows = (
+            t.reshape(-1, t.size(-1)) for t in (x, grad)
+        )  # flatten takes no batch of gradients
         return (
             product(grad, weight.t()) if ctx.needs_input_grad[0] else None,
             # Transposed, because oneDNN is faster this way round: 25 ms in place of 29 at the shape above.

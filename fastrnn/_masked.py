@@ -1,7 +1,7 @@
 """Padded batches whose rows differ: lengths, resets, and the states of every step.
 
-What ``lengths``, ``reset`` and ``return_all_states`` of the layers mean, their checks, and the function that
-computes a layer with them. The body of the layers is in ``_stack``.
+What ``lengths``, ``reset``, ``done`` and ``return_all_states`` of the layers mean, their checks, and the
+function that computes a layer with them. The body of the layers is in ``_stack``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ class Masks:
     """What a call asks for beyond input and hx, and, once the layers have run, the states that it wanted.
 
     lengths: (B,) int64 on the CPU, or None. reset: (T, B) bool on the input's device, or None.
+    ended: (B,) bool on the input's device, rows whose sequence is over after their last step, or None.
     keep_states: whether ``states()`` will be asked for.
     """
 
-    def __init__(self, lengths: Tensor | None, reset: Tensor | None, keep_states: bool) -> None:
-        self.lengths, self.reset, self.keep_states = lengths, reset, keep_states
+    def __init__(
+        self, lengths: Tensor | None, reset: Tensor | None, ended: Tensor | None, keep_states: bool
+    ) -> None:
+        self.lengths, self.reset, self.ended, self.keep_states = lengths, reset, ended, keep_states
         self._h: list[Tensor] = []
         self._c: list[Tensor] = []
 
@@ -38,8 +41,8 @@ class Masks:
         if backend not in ("auto", "reference"):
             what = "torch.func's transforms or forward-mode AD" if looked_into else f"{x.dtype} on {x.device}"
             raise RuntimeError(
-                f"backend={backend!r}: it does not cover lengths, reset or return_all_states with {what}; "
-                "use backend='auto' or 'reference'"
+                f"backend={backend!r}: it does not cover lengths, reset, done or return_all_states with "
+                f"{what}; use backend='auto' or 'reference'"
             )
         self._check_values(x)
         return functools.partial(self._call, None)
@@ -75,6 +78,8 @@ class Masks:
                 save=save,
                 keep_cells=self.keep_states,
             )
+        if self.ended is not None:
+            hn, cn = self._over(hn), (None if cn is None else self._over(cn))
         if self.keep_states:
             self._h.append(y)
             if cells is not None:
@@ -82,6 +87,13 @@ class Masks:
                 by_step = cells.view(directions, *x.shape[:2], hidden).permute(1, 2, 0, 3)
                 self._c.append(by_step.flatten(2).to(y.dtype))
         return y, hn, cn
+
+    def _over(self, state: Tensor) -> Tensor:
+        """A last state (D, B, .) with zeros for the next call to begin with, in the forward direction."""
+        over = self.ended.view(1, -1, 1)
+        if state.size(0) == 2:
+            over = torch.cat([over, torch.zeros_like(over)])
+        return state.masked_fill(over, 0)
 
     def round_outputs(self, dtype: torch.dtype) -> None:
         """What autocast does to the output, for every step's h."""
@@ -98,11 +110,11 @@ class Masks:
         return h, c
 
 
-def read(name: str, input: object, lengths, reset, keep_states: bool, batch_first: bool) -> Masks:
+def read(name: str, input: object, lengths, reset, done, keep_states: bool, batch_first: bool) -> Masks:
     """Check the arguments against the input. lengths: integers in a tensor on any device, or in a list."""
     x = _checks.tensor(name, "input", input)
     if x.dim() not in (2, 3):  # the layers say what is wrong with it
-        return Masks(None, None, keep_states)
+        return Masks(None, None, None, keep_states)
     batched = x.dim() == 3
     steps, rows = (x.shape[1], x.shape[0]) if batched and batch_first else (x.shape[0], x.shape[1])
     if not batched:
@@ -110,8 +122,22 @@ def read(name: str, input: object, lengths, reset, keep_states: bool, batch_firs
     if lengths is not None:
         lengths = _lengths(name, lengths, rows, batched)
     if reset is not None:
-        reset = _reset(name, reset, x, steps, rows, batched, batch_first)
-    return Masks(lengths, reset, keep_states)
+        reset = _mask(name, "reset", reset, x, steps, rows, batched, batch_first)
+    ended = None
+    if done is not None and steps > 0:
+        done = _mask(name, "done", done, x, steps, rows, batched, batch_first)
+        begins = torch.cat([torch.zeros_like(done[:1]), done[:-1]])
+        reset, ended = (begins if reset is None else reset | begins), _at_the_end(done, lengths)
+    return Masks(lengths, reset, ended, keep_states)
+
+
+def _at_the_end(done: Tensor, lengths: Tensor | None) -> Tensor:
+    """done (T, B) at each row's last step; False for rows without one."""
+    if lengths is None:
+        return done[-1]
+    lengths = lengths.to(done.device)
+    last = (lengths - 1).clamp(0, done.size(0) - 1)  # the kernels will say what is wrong with others
+    return done.gather(0, last.unsqueeze(0)).squeeze(0) & (lengths > 0)
 
 
 def _lengths(name: str, lengths: object, rows: int, batched: bool) -> Tensor:
@@ -143,21 +169,24 @@ def _lengths(name: str, lengths: object, rows: int, batched: bool) -> Tensor:
     return lengths.to(device="cpu", dtype=torch.int64)
 
 
-def _reset(name: str, reset: object, x: Tensor, steps: int, rows: int, batched: bool, batch_first: bool):
-    if not isinstance(reset, Tensor):
-        raise TypeError(f"{name}: reset should be a Tensor, got {_checks.kind(reset)}")
-    if reset.is_floating_point() or reset.is_complex():
-        raise TypeError(f"{name}: reset should be a mask of bool or integers, got {reset.dtype}")
+def _mask(
+    name: str, argument: str, mask: object, x: Tensor, steps: int, rows: int, batched: bool, batch_first: bool
+) -> Tensor:
+    """reset or done as (T, B) bool."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name}: {argument} should be a Tensor, got {_checks.kind(mask)}")
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(f"{name}: {argument} should be a mask of bool or integers, got {mask.dtype}")
     expected = (steps,) if not batched else (rows, steps) if batch_first else (steps, rows)
-    if reset.shape != expected:
-        raise ValueError(f"{name}: reset should have size {list(expected)}, got {list(reset.shape)}")
-    if reset.device != x.device:
+    if mask.shape != expected:
+        raise ValueError(f"{name}: {argument} should have size {list(expected)}, got {list(mask.shape)}")
+    if mask.device != x.device:
         raise RuntimeError(
-            f"{name}: reset should be on the input's device, {x.device}, and is on {reset.device}"
+            f"{name}: {argument} should be on the input's device, {x.device}, and is on {mask.device}"
         )
-    if reset.layout != torch.strided:
-        raise RuntimeError(f"{name}: reset should be a dense Tensor, got {reset.layout}")
-    reset = reset if reset.dtype == torch.bool else reset != 0
+    if mask.layout != torch.strided:
+        raise RuntimeError(f"{name}: {argument} should be a dense Tensor, got {mask.layout}")
+    mask = mask if mask.dtype == torch.bool else mask != 0
     if not batched:
-        return reset.unsqueeze(1)
-    return reset.transpose(0, 1) if batch_first else reset
+        return mask.unsqueeze(1)
+    return mask.transpose(0, 1) if batch_first else mask

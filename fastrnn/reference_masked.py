@@ -51,6 +51,8 @@ def masked_layer(
     running = cut = None
     if lengths is not None:
         running = torch.arange(steps, device=x.device).unsqueeze(1) < lengths.to(x.device)
+        # What is in the padding, NaN too, reaches no gradient.
+        x = x.masked_fill(~running.unsqueeze(2), 0)
     if reset is not None:
         cut = reset.to(device=x.device, dtype=torch.bool)
 

@@ -70,10 +70,16 @@ class Streamer:
             weight_norm is one).
 
     Raises:
+        TypeError: anything else than such a layer; ``fastrnn.SRU.step()`` needs no streamer.
         RuntimeError: a layer in two directions, one with hooks, or one whose sizes do not fit together.
     """
 
     def __init__(self, layer: RecurrentLayer) -> None:
+        if not hasattr(layer, "streamer"):  # its class imports this module
+            raise TypeError(
+                f"Streamer: layer should be a fastrnn.LSTM, GRU or RNN, got {_checks.kind(layer)}; "
+                "fastrnn.convert() makes one of torch.nn's"
+            )
         self.layer = layer
         self.refresh()
 
@@ -198,6 +204,8 @@ def _run(taken: _Taken, x: Tensor, hx) -> tuple:
         return (y.squeeze(0) if single else y), ((h, c) if lstm else h)
 
     features, rows = x.shape[-1], x.shape[-2]
+    if not x.is_cpu:
+        _checks.same_kind(x, [("parameter", taken.weights[0])])
     if x.dtype != taken.dtype:
         _checks.input_dtype(x.dtype, taken.dtype)
     if features != stack.input_size:
@@ -229,12 +237,21 @@ def _refuse_gradients(name: str, *tensors: Tensor | None) -> None:
 
 
 def _sources(layer: RecurrentLayer) -> list[tuple[dict, str, Tensor, int | None, int]]:
-    """Every parameter and buffer that the layer's weights come from, those of parametrizations included:
-    where it is kept, its version (inference tensors have none) and its address, which module.to() changes."""
+    """Every parameter and buffer that the layer's weights come from, those of parametrizations included, and
+    weights that are plain attributes, as weight drop makes them: where it is kept, its version (inference
+    tensors have none) and its address, which module.to() changes."""
     found = []
     for module in layer.modules():
-        for holder in (module._parameters, module._buffers):
-            for name, tensor in holder.items():
+        plain = {}
+        if module is layer:
+            plain = {name: None for name in layer._flat_weights_names if name in vars(layer)}
+        for holder, names in (
+            (module._parameters, module._parameters),
+            (module._buffers, module._buffers),
+            (vars(module), plain),
+        ):
+            for name in names:
+                tensor = holder[name]
                 if tensor is not None:
                     version = None if tensor.is_inference() else tensor._version
                     found.append((holder, name, tensor, version, tensor.data_ptr()))

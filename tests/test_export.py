@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -77,6 +78,22 @@ def test_saved_and_run_elsewhere(tmp_path):
     torch.save(inputs, tmp_path / "inputs.pt")
     _fresh_process(tmp_path)
     _check(module, tmp_path, inputs)
+
+
+@pytest.mark.parametrize(
+    "build", [fastrnn.SRU, functools.partial(fastrnn.SRUpp, proj_size=4)], ids=["SRU", "SRUpp"]
+)
+def test_sru_saved_and_run_elsewhere(tmp_path, build):
+    """As the layers of torch.nn: a program of SRU or SRU++ is saved, and runs in a fresh process."""
+    module = build(IN, H, bidirectional=True, layer_norm=True, rescale=True).eval()
+    inputs = _inputs("SRU")
+    torch.export.save(_exported(module, inputs[0]), tmp_path / "program.pt2")
+    torch.save(inputs, tmp_path / "inputs.pt")
+    _fresh_process(tmp_path)
+    for i, x in enumerate(inputs):
+        got, expected = torch.load(tmp_path / f"output{i}.pt"), module(x)
+        for a, b in zip(got[:2], expected[:2], strict=True):
+            assert_close(a, b.detach(), torch.float32)
 
 
 class _Packs(torch.nn.Module):

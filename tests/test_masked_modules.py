@@ -174,6 +174,28 @@ def test_per_sample_gradients(name):
         run(weights, x, LENGTHS + 1, RESET)
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_is_in_the_padding(name, backend):
+    """NaN beyond a row's length reaches no output and no gradient: in backward, in double backward, which
+    takes the reference, and in torch.func."""
+    module = _module(name, backend=backend)
+    x = randn(5, 3, IN, dtype=DOUBLE)
+    x[torch.arange(5).unsqueeze(1) >= LENGTHS] = torch.nan
+    x.requires_grad_()
+    weights = dict(module.named_parameters())
+
+    def loss(weights):
+        return sum(t.pow(2).sum() for t in flat(functional_call(module, weights, (x,), {"lengths": LENGTHS})))
+
+    inputs = (x, *weights.values())
+    first = torch.autograd.grad(loss(weights), inputs)
+    again = torch.autograd.grad(loss(weights), inputs, create_graph=True)
+    second = torch.autograd.grad(sum(g.pow(2).sum() for g in again), inputs)
+    for found in (first, again, second, grad(loss)(weights).values()):
+        assert not any(g.isnan().any() for g in found)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_modes(name):
     """inference_mode and no_grad give the same numbers; checkpointing the same gradients; deterministic

@@ -274,6 +274,30 @@ def test_double_backward(name):
         assert_close(a, b, torch.float64, gradient=True, slack=10)
 
 
+@pytest.mark.parametrize("name", [*LAYERS, *CELLS, "SRU", "masked", "large SRU"])
+def test_batches_of_gradients(name):
+    """is_grads_batched=True, and with it jacobian(vectorize=True): a batch of gradients in one backward pass
+    equals one pass for each."""
+    torch.manual_seed(0)
+    if name == "large SRU":  # whose products have a backward pass of their own
+        module, x = fastrnn.SRU(300, 400, 1), randn(20, 16, 300)
+    else:
+        module = getattr(fastrnn, "GRU" if name == "masked" else name)(IN, H, dtype=torch.float64)
+        x = X[0] if name in CELLS else X
+    found = flat(module(x, **({"lengths": [5, 0, 2]} if name == "masked" else {})))
+    y, parameters = found[0].flatten()[:4], list(module.parameters())
+    batch = torch.autograd.grad(
+        y, parameters, torch.eye(4, dtype=y.dtype), retain_graph=True, is_grads_batched=True
+    )
+    for i in range(4):
+        each = torch.autograd.grad(y[i], parameters, retain_graph=True)
+        torch.testing.assert_close([g[i] for g in batch], list(each), rtol=1e-4, atol=1e-6)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda x: flat(module(x))[0].flatten()[:2], x, vectorize=True
+    )
+    assert jacobian.shape == (2, *x.shape)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_float32_training_step(name):
     """float32, where torch's LSTM is oneDNN's: one step's gradients at a size of everyday use."""

@@ -40,6 +40,11 @@ ERRORS = {
     ),
 }
 PLUS_ERRORS = {
+    "memory's dtype": (
+        lambda m, x: m(x, memory=[torch.zeros(2, B, IN), None]),
+        ValueError,
+        "memory should have the input's dtype torch.float64, got torch.float32",
+    ),
     "memory type": (lambda m, x: m(x, memory=x), ValueError, "memory should be a list"),
     "memory length": (lambda m, x: m(x, memory=[x]), ValueError, "one entry a layer, 2, got 1"),
     "memory size": (
@@ -90,6 +95,16 @@ def test_attention_errors(call, kind, message):
         (lambda: fastrnn.SRU(3, 3, projection_size=[1]), ValueError, "one entry a layer, 2, got 1"),
         (lambda: fastrnn.SRU(3, 3, projection_size=-1), ValueError, "projection_size should be zero or more"),
         (lambda: fastrnn.SRU(3, 3, backend="fast"), ValueError, "backend should be 'auto'"),
+        (lambda: fastrnn.SRU(3, 3, backend="cudnn"), ValueError, "'fused' or 'reference', got 'cudnn'"),
+        (lambda: fastrnn.SRU(3, 3, dropout=None), TypeError, "dropout should be a number, got NoneType"),
+        (lambda: fastrnn.SRU(3, 3, highway_bias="-1"), TypeError, "highway_bias should be a number, got str"),
+        (
+            lambda: fastrnn.SRU(3, 3, weight_c_init="1"),
+            TypeError,
+            "weight_c_init should be a number, got str",
+        ),
+        (lambda: fastrnn.SRU(3, 3, 1, transform_module=3), TypeError, "should be a torch.nn.Module, got int"),
+        (lambda: fastrnn.SRUpp(3, 3, 4, dropout=None), TypeError, "dropout should be a number, got NoneType"),
         (lambda: fastrnn.SRU(3, 3, init="2"), ValueError, "init should be '3.0' or '2.6'"),
         (
             lambda: fastrnn.SRU(3, 3, custom_m=nn.Linear(3, 9), transform_module=nn.Linear(3, 9)),

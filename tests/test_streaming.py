@@ -212,6 +212,22 @@ def test_streamer_of_reparametrized_weights():
 
 
 @torch.no_grad()
+def test_streamer_of_weights_that_are_plain_attributes():
+    """Weight drop puts a tensor where the parameter was: another one in its place is seen, as is an edit."""
+    layer = make("GRU")
+    weight = layer.weight_hh_l0.detach()
+    del layer.weight_hh_l0
+    layer.weight_hh_l0 = weight * 2
+    stream, x, h = layer.streamer(), torch.ones(1, 7).double(), torch.ones(1, 1, 33).double()
+    for change in (lambda: setattr(layer, "weight_hh_l0", weight * 3), lambda: layer.weight_hh_l0.mul_(2)):
+        close(stream.step(x, h)[0], layer.step(x, h)[0], 1e-12)
+        change()
+        with pytest.raises(RuntimeError, match="weight_hh_l0 has changed"):
+            stream.step(x, h)
+        stream.refresh()
+
+
+@torch.no_grad()
 def test_copies_and_pickles():
     """A layer that has a streamer is copied and pickled without it; a streamer takes its layer along."""
     layer = make("LSTM")
@@ -359,6 +375,11 @@ def test_errors_name_what_is_wrong():
             step(x, (state[0][:, :2], state[1]))
         with pytest.raises(TypeError, match="input should be a Tensor, got a list"):
             step([1.0])
+    for other in (nn.LSTM(7, 33), fastrnn.SRU(7, 33), fastrnn.LSTMCell(7, 33), None):
+        with pytest.raises(TypeError, match=r"layer should be a fastrnn\.LSTM, GRU or RNN, got"):
+            fastrnn.Streamer(other)
+    with pytest.raises(RuntimeError, match="found input tensor at meta and parameter tensor at cpu"):
+        stream.step(x.to("meta"))
     with pytest.raises(ValueError, match="2D or 3D, got 1D"):
         stream(x[0])
     with pytest.raises(RuntimeError, match="sequence length larger than 0"):

@@ -174,19 +174,19 @@ class RecurrentLayer(nn.RNNBase):
         :class:`fastrnn.Streamer`, which says what becomes of changes to the weights."""
         return Streamer(self)
 
-    def _masks(self, input, lengths, reset, return_all_states: bool) -> Masks | None:
+    def _masks(self, input, lengths, reset, done, return_all_states: bool) -> Masks | None:
         """The arguments of forward() that only padded batches have, checked; None where there are none."""
         if not isinstance(return_all_states, bool):
             got = _checks.kind(return_all_states)
             raise TypeError(f"{self._name}: return_all_states should be of type bool, got {got}")
-        if lengths is None and reset is None and not return_all_states:
+        if lengths is None and reset is None and done is None and not return_all_states:
             return None
         if isinstance(input, PackedSequence):
             raise ValueError(
-                f"{self._name}: lengths, reset and return_all_states belong to padded input, got a "
+                f"{self._name}: lengths, reset, done and return_all_states belong to padded input, got a "
                 "PackedSequence; pass what it was packed from, and its lengths"
             )
-        return read_masks(self._name, input, lengths, reset, return_all_states, self.batch_first)
+        return read_masks(self._name, input, lengths, reset, done, return_all_states, self.batch_first)
 
     def extra_repr(self) -> str:
         """torch's, with fastrnn's own options where they are not the default."""

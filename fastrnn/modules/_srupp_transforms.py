@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .. import _checks_sru, _sru
 from .._attention import attention
+from .._stack import autocasting
 
 __all__ = ["SRUppAttention", "SRUppProjectedLinear"]
 
@@ -163,6 +164,7 @@ class SRUppAttention(nn.Module):
                 _checks_sru.shape(name, "memory", memory, ("M", batch, self.in_features))
             past = memory.size(0)
             _checks_sru.shape(name, "memory", memory, (past, batch, self.in_features))
+            _checks_sru.like_input(name, input, [("memory", memory)], autocasting(input))
             remembered = _sru.product(self.linear1, memory)
             if norm is not None and not self.normalize_after:
                 remembered = norm(remembered)

@@ -46,10 +46,11 @@ class GRU(RecurrentLayer):
         *,
         lengths: Tensor | Sequence[int] | None = None,
         reset: Tensor | None = None,
+        done: Tensor | None = None,
         return_all_states: bool = False,
     ) -> tuple:
         """Run the layers: as :meth:`fastrnn.LSTM.forward`, with one state h (L*D, B, H) in and out."""
-        masks = self._masks(input, lengths, reset, return_all_states)
+        masks = self._masks(input, lengths, reset, done, return_all_states)
         y, h, _ = self._run(input, hx, masks)
         if return_all_states:
             return y, h, masks.states(input.dim() == 3, self.batch_first)[0]

@@ -59,6 +59,7 @@ class LSTM(RecurrentLayer):
         *,
         lengths: Tensor | Sequence[int] | None = None,
         reset: Tensor | None = None,
+        done: Tensor | None = None,
         return_all_states: bool = False,
     ) -> tuple:
         """Run the layers.
@@ -72,7 +73,11 @@ class LSTM(RecurrentLayer):
                 without sorting or copying.
             reset: (T, B), laid out like the input; bool or integers. Where it is true a new sequence begins,
                 with a state of zeros: the state of step t-1 does not reach step t, nor that of t the step
-                t-1 in the reverse direction. Reinforcement learning's "done", one step later.
+                t-1 in the reverse direction. What reinforcement learning calls "episode starts".
+            done: the same from the other side, as environments tell it: (T, B) like reset, and where it is
+                true a sequence ends with step t. So done[t] is reset[t+1], and where done is true at a row's
+                last step, its h_n and c_n are zeros (in the forward direction), for the next call to begin
+                with. Together with reset, either of them cuts.
             return_all_states: return the states of every step as well.
 
         Returns:
@@ -82,11 +87,11 @@ class LSTM(RecurrentLayer):
 
         Raises:
             ValueError: an input with the wrong number of dimensions or another dtype than the weights;
-                lengths or reset of another size, or with a PackedSequence.
-            TypeError: lengths or reset of another type.
+                lengths, reset or done of another size, or with a PackedSequence.
+            TypeError: lengths, reset or done of another type.
             RuntimeError: sizes that do not fit, T = 0, lengths beyond T, tensors on different devices.
         """
-        masks = self._masks(input, lengths, reset, return_all_states)
+        masks = self._masks(input, lengths, reset, done, return_all_states)
         y, h, c = self._run(input, hx, masks)
         if return_all_states:
             return y, (h, c), masks.states(input.dim() == 3, self.batch_first)

@@ -15,6 +15,8 @@ from .._stack import autocasting
 __all__ = ["SRUCell"]
 
 INITS = ("3.0", "2.6")
+#: One kernel runs the scan wherever there is one, so there are no tiers to choose among.
+BACKENDS = ("auto", "fused", "reference")
 
 
 class SRUCell(nn.Module):
@@ -65,7 +67,11 @@ class SRUCell(nn.Module):
         name = type(self).__name__
         transform_module = one_name(name, transform_module=transform_module, custom_m=custom_m)
         _checks.one_of(name, "init", init, INITS)
-        _checks.one_of(name, "backend", backend, _checks.BACKENDS)
+        _checks.one_of(name, "backend", backend, BACKENDS)
+        _checks_sru.transform_module(name, transform_module)
+        _checks_sru.number(name, "highway_bias", highway_bias)
+        if weight_c_init is not None:
+            _checks_sru.number(name, "weight_c_init", weight_c_init)
         self.input_size = _checks_sru.size(name, "input_size", input_size)
         self.hidden_size = _checks_sru.size(name, "hidden_size", hidden_size)
         self.output_size = hidden_size * 2 if bidirectional else hidden_size

@@ -143,6 +143,7 @@ class SRUpp(nn.Module):
                 f"{attention_every_n_layers} and {attention_last_n_layers}"
             )
         super().__init__()
+        _checks_sru.probability(name, "dropout", dropout)
         kind = {"device": device, "dtype": dtype}
         self.input_size = _checks_sru.size(name, "input_size", input_size)
         self.hidden_size = _checks_sru.size(name, "hidden_size", hidden_size)
