@@ -158,7 +158,7 @@ def _ask(story=STORY, question=QUESTION, **options):
         (lambda: MemoryNetwork(1), ValueError, "vocabulary should be an integer >= 2, got 1"),
         (lambda: MemoryNetwork(5, hops=0), ValueError, "hops should be an integer >= 1, got 0"),
         (lambda: MemoryNetwork(5, memory_size=0), ValueError, "memory_size should be an integer >= 1, got 0"),
-        (lambda: MemoryNetwork(5, sentence="lstm"), ValueError, "sentence should be one of"),
+        (lambda: MemoryNetwork(5, sentence="lstm"), ValueError, "sentence should be 'position', 'bag' or"),
         (lambda: _ask(STORY.float()), TypeError, "story should be int64 or int32, got torch.float32"),
         (lambda: _ask(STORY[0]), ValueError, r"story should be of size \(B, N, J\), got \[4, 4\]"),
         (lambda: _ask(STORY[:0], QUESTION[:0]), ValueError, r"none of them 0, got \[0, 4, 4\]"),
