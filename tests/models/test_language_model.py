@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fastrnn
-from fastrnn.models import LanguageModel
+from fastrnn.models import LanguageModel, language_model
 from fastrnn.models.language_model import chunks, detach
 from fastrnn.models.sampling import probabilities
 
@@ -120,6 +120,36 @@ def test_greedy_generation_is_the_step_by_step_reference(layer):
     assert ours.generate(prompt, 6, temperature=0).tolist() == text[4:].tolist()
 
 
+@pytest.mark.parametrize("layer", ["LSTM", "LSTM projected", "GRU", "RNN"])
+def test_long_generation_runs_on_packed_weights(layer, monkeypatch):
+    """Protects the speed of long texts and their numbers: some steps on, the layer is a streamer, whose
+    scores are the layer's; one that drops, has a hook or would follow autocast stays a layer."""
+    ours, prompt = model(layer).float(), words(4)
+    expected = ours.generate(prompt, 12, temperature=0)
+    taken = []
+
+    def streamer(layer):
+        taken.append(layer)
+        return fastrnn.Streamer(layer)
+
+    monkeypatch.setattr(language_model, "PACK_AFTER", 3)
+    monkeypatch.setattr(type(ours.rnn), "streamer", streamer)
+    assert ours.generate(prompt, 12, temperature=0).tolist() == expected.tolist()
+    assert taken == [ours.rnn]
+    with torch.no_grad():
+        state = ours(prompt)[1]
+        streamed, after = ours._step(prompt[0], state, fastrnn.Streamer(ours.rnn))
+        plain, after_plain = ours._step(prompt[0], state, None)
+    torch.testing.assert_close((streamed, after), (plain, after_plain))
+
+    with torch.autocast("cpu"):
+        assert ours._streamer() is None
+    with ours.rnn.register_forward_hook(lambda *_: None):
+        assert ours._streamer() is None
+    ours.rnn.num_layers, ours.rnn.dropout = 2, 0.5
+    assert ours.train()._streamer() is None
+
+
 def test_sampled_generation_is_the_step_by_step_reference():
     """Protects the random path: the same generator, tokens drawn from the re-read text's probabilities."""
     ours, text = model(), words(4)
@@ -226,7 +256,7 @@ def test_wrong_input_is_named():
         (lambda: ours(good, lengths=[9, 0, 1]), ValueError, "lengths should be from 1 to 9"),
         (lambda: ours.loss(good[:1]), ValueError, "two steps"),
         (lambda: ours.generate(good, 0), ValueError, "count"),
-        (lambda: ours.generate(good, 2, eos=V), ValueError, "eos should be from 0 to 10, got 11"),
+        (lambda: ours.generate(good, 2, eos=V), ValueError, "eos should be an integer from 0 to 10, got 11"),
         (lambda: ours.generate(good, 2, temperature=-1), ValueError, "temperature"),
         (lambda: ours.generate(good, 2, temperature=math.nan), ValueError, "temperature"),
         (lambda: ours.generate(good, 2, top_k=0), ValueError, "top_k"),
