@@ -229,7 +229,7 @@ def test_state_dict_compile_and_export():
     again.load_state_dict(ours.state_dict())
     assert again.head.weight is again.embedding.weight
     torch.testing.assert_close(again(tokens)[0], ours(tokens)[0], rtol=0, atol=0)
-    compiled = torch.compile(ours, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(ours, fullgraph=True, dynamic=True, backend="eager")
     for steps, rows in ((9, 3), (5, 4)):
         chunk = words(steps, rows)
         torch.testing.assert_close(compiled(chunk)[0], ours(chunk)[0])

@@ -7,7 +7,7 @@ import torch
 from helpers import assert_same, results
 from tolerances import assert_close
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounter
 
 import fastrnn
 from fastrnn.models import MemoryNetwork
@@ -132,7 +132,7 @@ def test_saving_compiling_and_exporting(sentence, tmp_path):
     assert torch.equal(other(*small), model(*small))
 
     torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounter()
     compiled = torch.compile(model, fullgraph=True, dynamic=sentence == "position", backend=counter)
     any_size = torch.export.Dim.DYNAMIC
     shapes = ({0: any_size, 1: any_size, 2: any_size}, {0: any_size, 1: any_size})

@@ -7,7 +7,7 @@ import torch
 from helpers import assert_same, randn, results
 from tolerances import assert_close
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from fastrnn.models import NeuralTuringMachine, NTMState
@@ -151,7 +151,7 @@ def test_saving_compiling_and_exporting(tmp_path):
     assert torch.equal(other(x)[0], model(x)[0])
 
     torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounter()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
     exported = torch.export.export(model, (x,), dynamic_shapes=({1: torch.export.Dim.DYNAMIC},)).module()
     for data in (x, larger):
