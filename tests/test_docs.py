@@ -24,6 +24,7 @@ class _Trainer:
 
 #: The pages, and what each takes for granted.
 PAGES = {
+    "models.md": lambda: {},
     "recipes.md": lambda: {},
     "swapping-in.md": lambda: {
         "fastrnn": __import__("fastrnn"),
