@@ -114,8 +114,7 @@ class LanguageModel(nn.Module):
         if lengths is None:
             return self.rnn(x, state)
         if isinstance(self.rnn, SRU):
-            steps = torch.arange(x.size(0), device=x.device)[:, None]
-            return self.rnn(x, state, mask_pad=steps >= lengths.to(x.device))
+            return self.rnn(x, state, mask_pad=~_inputs.steps_within(lengths, x.size(0), x.device))
         return self.rnn(x, state, lengths=lengths)
 
     def loss(
@@ -138,9 +137,8 @@ class LanguageModel(nn.Module):
         scores, state = self(tokens[:-1], state, lengths=lengths)
         target = tokens[1:].long()
         if lengths is not None:
-            lengths = torch.as_tensor(lengths, device=target.device)
-            steps = torch.arange(target.size(0), device=target.device)[:, None]
-            target = target.masked_fill(steps >= lengths, -100)
+            read = _inputs.steps_within(torch.as_tensor(lengths), len(target), target.device)
+            target = target.masked_fill(~read, -100)
         return nn.functional.cross_entropy(scores.flatten(0, 1), target.flatten()), detach(state)
 
     def _streamer(self) -> Streamer | None:

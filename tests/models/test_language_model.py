@@ -142,6 +142,14 @@ def test_long_generation_runs_on_packed_weights(layer, monkeypatch):
         plain, after_plain = ours._step(prompt[0], state, None)
     torch.testing.assert_close((streamed, after), (plain, after_plain))
 
+    stream = ours.stream(prompt, 12)
+    for _ in range(5):
+        next(stream)
+    with torch.no_grad():
+        ours.rnn.weight_hh_l0 += 1
+    with pytest.raises(RuntimeError, match="weight_hh_l0 has changed"):
+        next(stream)
+
     with torch.autocast("cpu"):
         assert ours._streamer() is None
     with ours.rnn.register_forward_hook(lambda *_: None):
