@@ -69,7 +69,7 @@ test-clients: $(CLIENTS)/.stamp  ## real programs (RL, forecasting, privacy, Lig
 	$(CLIENTS)/bin/pytest -o pythonpath=build/clients/lib tests/clients -q $(ARGS)
 
 models: build  ## train every architecture of fastrnn.models to its full target
-	$(PY) -m pytest tests/models -q --full -rA $(ARGS)
+	$(PY) -m pytest tests/models -q --full $(ARGS)
 
 bench: $(ENV_BENCH) build  ## quick benchmark against torch.nn and what else is installed, with a report
 	$(PY) -m fastrnn bench --quick $(ARGS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -22,4 +24,10 @@ def pytest_addoption(parser):
         "--full",
         action="store_true",
         help="train every model to its full target (tests/models), see make models",
+    )
+    parser.addoption(
+        "--results",
+        type=Path,
+        metavar="FOLDER",
+        help="with --full: write what the models reached into a folder",
     )

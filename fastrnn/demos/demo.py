@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +30,16 @@ class Demo(abc.ABC):
         title: one line for the list of demos.
         steps: training steps of the full run, whose score ``targets`` judge.
         quick_steps: those of the quick run, a few seconds.
-        targets: name of a figure of ``score()`` -> (">=" or "<=", bound) after the full run.
-        quick_targets: the same after the quick run.
+        targets: name of a figure of ``score()`` or ``compare()`` -> (">=" or "<=", bound) after the full run.
+        quick_targets: the same of ``score()`` after the quick run.
+        seed: as given. trained: steps so far.
     """
 
     title: str
     steps: int
     quick_steps: int
-    targets: dict[str, tuple[str, float]]
-    quick_targets: dict[str, tuple[str, float]]
+    targets: ClassVar[dict[str, tuple[str, float]]]
+    quick_targets: ClassVar[dict[str, tuple[str, float]]]
 
     learning_rate = 1e-3
     #: Largest norm of all gradients together, see ``torch.nn.utils.clip_grad_norm_``.
@@ -47,6 +49,7 @@ class Demo(abc.ABC):
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
+        self.seed, self.trained = seed, 0
         self.generator = torch.Generator().manual_seed(seed)
 
     @abc.abstractmethod
@@ -60,6 +63,10 @@ class Demo(abc.ABC):
     @abc.abstractmethod
     def score(self) -> dict[str, float]:
         """Figures on data that training never saw; the same data in every call."""
+
+    def compare(self) -> dict[str, float]:
+        """More figures like those of ``score()``, beside rivals which this trains for as many steps first."""
+        return {}
 
     @abc.abstractmethod
     def sample(self) -> str:
@@ -96,6 +103,7 @@ class Demo(abc.ABC):
             optimizer.step()
             losses.append(loss.item())
             report(step, losses[-1])
+        self.trained += len(losses)
         self.model.eval()
         return losses
 

@@ -92,13 +92,7 @@ class Demo(demo.Demo):
 
     def __init__(self, seed: int = 0, model: Callable[[], nn.Module] = Forecaster) -> None:
         super().__init__(seed)
-        self.seed, self.trained = seed, 0
         self.model = model()
-
-    def train(self, steps: int, *args, **kwargs) -> list[float]:
-        losses = super().train(steps, *args, **kwargs)
-        self.trained += len(losses)
-        return losses
 
     def batch(self) -> tuple[Tensor, ...]:
         return films(self.rows, self.generator).split([SHOWN, AHEAD])
@@ -108,13 +102,15 @@ class Demo(demo.Demo):
 
     def score(self) -> dict[str, float]:
         shown, ahead = _unseen(128)
+        copying = F.mse_loss(shown[-1:].expand_as(ahead), ahead)
+        return {"times_copying": (F.mse_loss(self.predict(shown), ahead) / copying).item()}
+
+    def compare(self) -> dict[str, float]:
         rival = Demo(self.seed, FullyConnected)
         rival.train(self.trained)
-        error = F.mse_loss(self.predict(shown), ahead)
-        return {
-            "times_copying": (error / F.mse_loss(shown[-1:].expand_as(ahead), ahead)).item(),
-            "times_fully_connected": (error / F.mse_loss(rival.predict(shown), ahead)).item(),
-        }
+        shown, ahead = _unseen(128)
+        error, rivals = (F.mse_loss(demo.predict(shown), ahead) for demo in (self, rival))
+        return {"times_fully_connected": (error / rivals).item()}
 
     @torch.no_grad()
     def predict(self, shown: Tensor) -> Tensor:

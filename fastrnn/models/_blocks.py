@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .. import _checks
 from ..modules import GRU, LSTM, SRU
-from ._inputs import size as at_least_one
+from . import _inputs
 
 CELLS = {"lstm": LSTM, "gru": GRU, "sru": SRU}
 
@@ -30,7 +30,7 @@ class Recurrence(nn.Module):
     ) -> None:
         super().__init__()
         _checks.one_of(name, "cell", cell, tuple(CELLS))
-        at_least_one(name, "hidden_size", hidden_size)
+        _inputs.size(name, "hidden_size", hidden_size)
         if bidirectional and hidden_size % 2:
             raise ValueError(f"{name}: hidden_size should be even for two directions, got {hidden_size}")
         self.layers = CELLS[cell](
@@ -47,7 +47,7 @@ class Recurrence(nn.Module):
         """x (T, B, I) to the output (T, B, H), zero beyond a row's length, and the last state."""
         layers = self.layers
         if isinstance(layers, SRU):
-            pads = None if lengths is None else ~steps_within(lengths, x.size(0), x.device)
+            pads = None if lengths is None else ~_inputs.steps_within(lengths, x.size(0), x.device)
             y, c = layers(x, None if state is None else state[0], mask_pad=pads)
             return y, (c,)
         if state is not None and layers.mode == "GRU":
@@ -91,8 +91,3 @@ class Attention(nn.Module):
         else:
             scores = queries @ keys.transpose(1, 2)
         return scores.transpose(0, 1)
-
-
-def steps_within(lengths: Tensor, steps: int, device: torch.device) -> Tensor:
-    """(T, B) bool, whether a step is within its row's length."""
-    return torch.arange(steps, device=device).unsqueeze(1) < lengths.to(device)

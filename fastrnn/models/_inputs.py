@@ -1,4 +1,7 @@
-"""Checks of what the architectures are given: sizes, lengths, tokens. Each error names model and argument."""
+"""What the architectures accept: sizes, tensors, lengths, tokens. Each error names model and argument.
+
+Values are looked at in eager mode alone: a program that is being captured has none.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,16 @@ def shaped(name: str, argument: str, value: object, *shape: int | str) -> Tensor
     return x
 
 
-def row_lengths(name: str, lengths: Tensor | Sequence[int], rows: int, steps: int) -> Tensor:
-    """Lengths of ``rows`` rows as an int64 tensor (B,), each from 1 to ``steps``; values go unread while a
-    program is being captured."""
+def lstm_state(name: str, hx: object, *shape: int) -> tuple[Tensor, Tensor]:
+    """The state (h, c) of a layer with an LSTM's states, both of that size."""
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+        raise TypeError(f"{name}: hx should be a tuple (h_0, c_0), got {_checks.kind(hx)}")
+    h, c = hx
+    return shaped(name, "hx[0]", h, *shape), shaped(name, "hx[1]", c, *shape)
+
+
+def row_lengths(name: str, lengths: Tensor | Sequence[int], rows: int, steps: int, least: int = 1) -> Tensor:
+    """Lengths of ``rows`` rows as an int64 tensor (B,), each from ``least`` to ``steps``."""
     if not isinstance(lengths, Tensor):
         lengths = torch.tensor(lengths)
     if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
@@ -40,11 +50,24 @@ def row_lengths(name: str, lengths: Tensor | Sequence[int], rows: int, steps: in
         raise ValueError(f"{name}: lengths should be of size ({rows},), got {list(lengths.shape)}")
     if not torch.compiler.is_compiling():
         low, high = int(lengths.min()), int(lengths.max())
-        if low < 1 or high > steps:
+        if low < least or high > steps:
             raise ValueError(
-                f"{name}: lengths should be from 1 to {steps}, the steps, got {low if low < 1 else high}"
+                f"{name}: lengths should be from {least} to {steps}, the steps, got "
+                f"{low if low < least else high}"
             )
     return lengths.to(torch.int64)
+
+
+def steps_within(lengths: Tensor, steps: int, device: torch.device) -> Tensor:
+    """(T, B) bool, whether a step is within its row's length."""
+    return torch.arange(steps, device=device).unsqueeze(1) < lengths.to(device)
+
+
+def token(name: str, argument: str, value: object, vocabulary: int) -> int:
+    """One token given as a number: the begin or the end of a sequence."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocabulary:
+        raise ValueError(f"{name}: {argument} should be an integer from 0 to {vocabulary - 1}, got {value!r}")
+    return value
 
 
 def tokens(name: str, argument: str, value: object, vocabulary: int, dims: tuple[str, ...]) -> Tensor:

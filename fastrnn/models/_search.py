@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _inputs
+
 
 class Hypotheses(NamedTuple):
     """What a search found, for B rows K sequences each, the best first.
@@ -30,11 +32,10 @@ State = tuple[Tensor, ...]
 
 def check_search(name: str, beam_size: int, max_length: int, length_penalty: float) -> None:
     """ValueError for a search that finds nothing."""
-    for argument, value in (("beam_size", beam_size), ("max_length", max_length)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: {argument} should be an integer of at least 1, got {value!r}")
+    _inputs.size(name, "beam_size", beam_size)
+    _inputs.size(name, "max_length", max_length)
     if not 0 <= length_penalty < float("inf"):
-        raise ValueError(f"{name}: length_penalty should be a number of at least 0, got {length_penalty!r}")
+        raise ValueError(f"{name}: length_penalty should be a number >= 0, got {length_penalty!r}")
 
 
 @torch.no_grad()

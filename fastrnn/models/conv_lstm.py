@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .._checks import kind
-from ._lengths import running
+from . import _inputs
 
 __all__ = ["ConvLSTM", "ConvLSTMCell"]
+
+#: The dimensions of a frame, for messages; a layer of fewer has the last ones.
+FRAME = ("depth", "height", "width")
 
 
 class ConvLSTMCell(nn.Module):
@@ -58,10 +60,8 @@ class ConvLSTMCell(nn.Module):
         super().__init__()
         if dims not in (1, 2, 3):
             raise ValueError(f"ConvLSTM: dims should be 1, 2 or 3, got {dims!r}")
-        if input_channels < 1 or hidden_channels < 1:
-            raise ValueError(
-                f"ConvLSTM: channels should be positive, got {input_channels} and {hidden_channels}"
-            )
+        _inputs.size("ConvLSTM", "input_channels", input_channels)
+        _inputs.size("ConvLSTM", "hidden_channels", hidden_channels)
         kernel = _per_dimension("kernel_size", kernel_size, dims)
         dilation = _per_dimension("dilation", dilation, dims)
         if any(k % 2 == 0 for k in kernel):
@@ -85,11 +85,7 @@ class ConvLSTMCell(nn.Module):
         Raises:
             ValueError: sizes that do not fit. TypeError: hx that is no pair.
         """
-        if x.dim() != self.dims + 2 or x.size(1) != self.input_channels:
-            raise ValueError(
-                f"ConvLSTMCell: expected input of size (B, {self.input_channels}, {self.dims} sizes), "
-                f"got {list(x.shape)}"
-            )
+        _inputs.shaped("ConvLSTMCell", "x", x, "B", self.input_channels, *FRAME[-self.dims :])
         size = (x.size(0), self.hidden_channels, *x.shape[2:])
         return self.step(self.input_conv(x), *_states("ConvLSTMCell", hx, x, size))
 
@@ -135,9 +131,8 @@ class ConvLSTM(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"ConvLSTM: num_layers should be at least 1, got {num_layers}")
-        self.num_layers, self.batch_first = num_layers, batch_first
+        self.num_layers = _inputs.size("ConvLSTM", "num_layers", num_layers)
+        self.batch_first = batch_first
         self.directions = 2 if bidirectional else 1
         options = {"dims": dims, "dilation": dilation, "bias": bias, "peephole": peephole}
         self.cells = nn.ModuleList(
@@ -165,16 +160,18 @@ class ConvLSTM(nn.Module):
             output (T, B, D*H, size...), laid out like x, and (h_n, c_n) like hx.
 
         Raises:
-            ValueError: sizes that do not fit, or a batch without rows or steps.
-            TypeError, RuntimeError: lengths that are no integers, or not from 0 to T; hx that is no pair.
+            ValueError: sizes or lengths that do not fit, an empty batch.
+            TypeError: lengths that are no integers, hx that is no pair.
         """
         cell = self.cells[0]
-        expected = f"{'(B, T' if self.batch_first else '(T, B'}, {cell.input_channels}, {cell.dims} sizes)"
-        if x.dim() != cell.dims + 3 or x.size(2) != cell.input_channels or x.size(0) < 1 or x.size(1) < 1:
-            raise ValueError(f"ConvLSTM: expected input of size {expected}, none empty, got {list(x.shape)}")
+        first = ("B", "T") if self.batch_first else ("T", "B")
+        _inputs.shaped("ConvLSTM", "x", x, *first, cell.input_channels, *FRAME[-cell.dims :])
         steps, rows = (x.size(1), x.size(0)) if self.batch_first else x.shape[:2]
-        mask = running("ConvLSTM", x.transpose(0, 1) if self.batch_first else x, lengths)
-        if mask is not None:  # whatever the padding is, a gradient of zero times it is zero
+        mask = None
+        if lengths is not None:
+            lengths = _inputs.row_lengths("ConvLSTM", lengths, rows, steps, least=0)
+            mask = _inputs.steps_within(lengths, steps, x.device)
+            # Whatever the padding is, a gradient of zero times it is zero.
             by_frame = mask.mT if self.batch_first else mask
             x = x.where(by_frame.view(*by_frame.shape, *[1] * (cell.dims + 1)), 0)
         size = (len(self.cells), rows, cell.hidden_channels, *x.shape[3:])
@@ -221,12 +218,7 @@ def _states(name: str, hx: tuple[Tensor, Tensor] | None, x: Tensor, size: tuple[
     """h and c of that size; zeros like x for None."""
     if hx is None:
         return (x.new_zeros(size),) * 2
-    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
-        raise TypeError(f"{name}: hx should be a tuple of two tensors, h and c, got {kind(hx)}")
-    for label, state in zip("hc", hx, strict=True):
-        if state.shape != size:
-            raise ValueError(f"{name}: expected {label} of size {list(size)}, got {list(state.shape)}")
-    return hx
+    return _inputs.lstm_state(name, hx, *size)
 
 
 def _per_dimension(name: str, value: int | Sequence[int], dims: int) -> tuple[int, ...]:

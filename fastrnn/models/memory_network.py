@@ -7,8 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from .. import _checks
 from ..modules import GRU
-from ._inputs import size, tokens
+from . import _inputs
 
 __all__ = ["MemoryNetwork"]
 
@@ -65,13 +66,12 @@ class MemoryNetwork(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        size("MemoryNetwork", "vocabulary", vocabulary, 2)
-        size("MemoryNetwork", "embedding_size", embedding_size)
-        size("MemoryNetwork", "hops", hops)
+        _inputs.size("MemoryNetwork", "vocabulary", vocabulary, 2)
+        _inputs.size("MemoryNetwork", "embedding_size", embedding_size)
+        _inputs.size("MemoryNetwork", "hops", hops)
         if memory_size is not None:
-            size("MemoryNetwork", "memory_size", memory_size)
-        if sentence not in SENTENCES:
-            raise ValueError(f"MemoryNetwork: sentence should be one of {SENTENCES}, got {sentence!r}")
+            _inputs.size("MemoryNetwork", "memory_size", memory_size)
+        _checks.one_of("MemoryNetwork", "sentence", sentence, SENTENCES)
         self.vocabulary, self.hops, self.memory_size = vocabulary, hops, memory_size
         self.linear = False
         options = {"device": device, "dtype": dtype}
@@ -115,8 +115,8 @@ class MemoryNetwork(nn.Module):
         return (logits, torch.stack(attention, 1)) if return_attention else logits
 
     def _check(self, story: Tensor, question: Tensor) -> None:
-        tokens("MemoryNetwork", "story", story, self.vocabulary, ("B", "N", "J"))
-        tokens("MemoryNetwork", "question", question, self.vocabulary, ("B", "Q"))
+        _inputs.tokens("MemoryNetwork", "story", story, self.vocabulary, ("B", "N", "J"))
+        _inputs.tokens("MemoryNetwork", "question", question, self.vocabulary, ("B", "Q"))
         if story.size(0) != question.size(0):
             raise ValueError(
                 f"MemoryNetwork: story and question should have as many rows, got {story.size(0)} and "

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .. import _checks
 from ..modules import LSTMCell
 from . import _inputs
 
@@ -119,13 +118,11 @@ class MogrifierLSTM(nn.Module):
         if hx is None:
             h0 = c0 = x.new_zeros(self.num_layers, B, self.hidden_size)
         else:
-            h0, c0 = _checks.pair("LSTM", hx)
-            for label, t in (("hx[0]", h0), ("hx[1]", c0)):
-                _inputs.shaped(_NAME, label, t, self.num_layers, B, self.hidden_size)
+            h0, c0 = _inputs.lstm_state(_NAME, hx, self.num_layers, B, self.hidden_size)
         valid = None
         if lengths is not None:
-            lengths = _inputs.row_lengths(_NAME, lengths, B, T).to(x.device)
-            valid = (torch.arange(T, device=x.device)[:, None] < lengths)[..., None]
+            lengths = _inputs.row_lengths(_NAME, lengths, B, T)
+            valid = _inputs.steps_within(lengths, T, x.device)[..., None]
         finals = []
         for k, cell in enumerate(self.cells):
             state, outputs = (h0[k], c0[k]), []

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import _checks
 from ..modules import GRUCell, LSTMCell
-from ._inputs import size
-from ._lengths import running
+from . import _inputs
 
 __all__ = ["NTMState", "NeuralTuringMachine"]
 
@@ -93,11 +93,8 @@ class NeuralTuringMachine(nn.Module):
             "write_heads": write_heads,
         }
         for name, value in sizes.items():
-            size("NeuralTuringMachine", name, value)
-        if controller not in CONTROLLERS:
-            raise ValueError(
-                f"NeuralTuringMachine: controller should be one of {CONTROLLERS}, got {controller!r}"
-            )
+            _inputs.size("NeuralTuringMachine", name, value)
+        _checks.one_of("NeuralTuringMachine", "controller", controller, CONTROLLERS)
         if not 0 <= 2 * shift_range + 1 <= memory_slots:
             raise ValueError(
                 f"NeuralTuringMachine: shift_range should be 0 to {(memory_slots - 1) // 2} for "
@@ -150,19 +147,17 @@ class NeuralTuringMachine(nn.Module):
             also the weightings of every step, (T, B, R + V, N), or (B, T, ...).
 
         Raises:
-            ValueError: sizes that do not fit, or a batch without rows or steps.
-            TypeError, RuntimeError: lengths that are no integers, or not from 0 to T.
+            ValueError: sizes or lengths that do not fit, an empty batch.
+            TypeError: lengths that are no integers.
         """
-        if x.dim() != 3 or x.size(2) != self.input_size or x.size(0) < 1 or x.size(1) < 1:
-            first = "B, T" if self.batch_first else "T, B"
-            raise ValueError(
-                f"NeuralTuringMachine: expected input of size ({first}, {self.input_size}), none empty, "
-                f"got {list(x.shape)}"
-            )
+        first = ("B", "T") if self.batch_first else ("T", "B")
+        _inputs.shaped("NeuralTuringMachine", "x", x, *first, self.input_size)
         if self.batch_first:
             x = x.transpose(0, 1)
-        mask = running("NeuralTuringMachine", x, lengths)
-        if mask is not None:
+        mask = None
+        if lengths is not None:
+            lengths = _inputs.row_lengths("NeuralTuringMachine", lengths, x.size(1), x.size(0), least=0)
+            mask = _inputs.steps_within(lengths, x.size(0), x.device)
             x = x.where(mask.unsqueeze(-1), 0)  # whatever the padding is, a gradient of zero times it is zero
         if state is None:
             state = self.initial_state(x.size(1))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _inputs
-from ._blocks import Attention, Recurrence, steps_within
+from ._blocks import Attention, Recurrence
 from ._search import Hypotheses, beam_search, check_search, sequence_log_prob
 
 __all__ = ["PointerNetwork"]
@@ -75,7 +75,7 @@ class PointerNetwork(nn.Module):
         open_ = x.new_ones((steps, rows), dtype=torch.bool)
         if lengths is not None:
             lengths = _inputs.row_lengths(name, lengths, rows, steps)
-            open_ = steps_within(lengths, steps, x.device)
+            open_ = _inputs.steps_within(lengths, steps, x.device)
         if allowed is not None:
             _inputs.shaped(name, "allowed", allowed, steps, rows)
             if allowed.dtype != torch.bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import _checks
 from . import _inputs
-from ._blocks import Attention, Recurrence, steps_within
+from ._blocks import Attention, Recurrence
 from ._search import Hypotheses, beam_search, check_search, sequence_log_prob
 
 __all__ = ["Seq2Seq"]
@@ -75,12 +75,10 @@ class Seq2Seq(nn.Module):
         super().__init__()
         _inputs.size("Seq2Seq", "source_size", source_size)
         _inputs.size("Seq2Seq", "target_size", target_size)
-        for argument, token in (("bos", bos), ("eos", eos)):
-            if not 0 <= token < target_size:
-                raise ValueError(f"Seq2Seq: {argument} should be 0 to {target_size - 1}, got {token}")
         if attention is not None:
             _checks.one_of("Seq2Seq", "attention", attention, Attention.KINDS)
-        self.bos, self.eos = bos, eos
+        self.bos = _inputs.token("Seq2Seq", "bos", bos, target_size)
+        self.eos = _inputs.token("Seq2Seq", "eos", eos, target_size)
         features = hidden_size if embedding_size is None else embedding_size
         self.source_embedding = nn.Embedding(source_size, features)
         self.target_embedding = nn.Embedding(target_size, features)
@@ -104,7 +102,7 @@ class Seq2Seq(nn.Module):
             return state, ()
         valid = source.new_ones(source.shape, dtype=torch.bool)
         if lengths is not None:
-            valid = steps_within(lengths, steps, source.device)
+            valid = _inputs.steps_within(lengths, steps, source.device)
         return state, (memory.transpose(0, 1), self.attention.keys(memory), valid.t())
 
     def _decode(self, tokens: Tensor, state: tuple[Tensor, ...], memory: tuple[Tensor, ...]):

@@ -129,7 +129,7 @@ def test_state_dict_compile_and_export():
     again.load_state_dict(ours.state_dict())
     expected = ours(x)
     torch.testing.assert_close(again(x), expected, rtol=0, atol=0)
-    compiled = torch.compile(ours, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(ours, fullgraph=True, dynamic=True, backend="eager")
     for rows in (B, 4):
         x2 = data(2, rows)
         torch.testing.assert_close(compiled(x2), ours(x2))
@@ -146,7 +146,7 @@ def test_wrong_input_is_named():
         (lambda: ours(x[..., :2]), ValueError, "x should"),
         (lambda: ours(x, (h[:1], c)), ValueError, r"hx\[0\] should be of size \(2, 3, 6\), got \[1, 3, 6\]"),
         (lambda: ours(x, (h, c[:, :2])), ValueError, r"hx\[1\]"),
-        (lambda: ours(x, h), TypeError, "two hidden states"),
+        (lambda: ours(x, h), TypeError, "hx should be a tuple \\(h_0, c_0\\), got a Tensor"),
         (lambda: ours(x, lengths=[5, 6, 1]), ValueError, "lengths should be from 1 to 5"),
         (lambda: model(rounds=-1), ValueError, "rounds"),
         (lambda: model(rank=0), ValueError, "rank"),
@@ -156,7 +156,7 @@ def test_wrong_input_is_named():
             call()
 
 
-def test_no_worse_than_an_lstm(request, record_property):
+def test_no_worse_than_an_lstm(request, record_figures):
     """Protects what the paper says and the README repeats: after as many steps, with no more weights, no more
     bits a character than an LSTM, in the mean of three seeds."""
     if not request.config.getoption("--full"):
@@ -169,7 +169,11 @@ def test_no_worse_than_an_lstm(request, record_property):
             demo.train(300)
             found.append(demo.score()["bits"])
             weights[name] = sum(p.numel() for p in demo.model.parameters())
-        record_property(name, found)
-        print(name, *(f"{b:.3f}" for b in found), f"mean={sum(found) / 3:.3f} weights={weights[name]}")
+    mean = {name: sum(found) / 3 for name, found in bits.items()}
+    figures = {f"{name}, seed {seed}": b for name, found in bits.items() for seed, b in enumerate(found)}
+    figures |= {f"{name}, mean": b for name, b in mean.items()}
+    record_figures(
+        "mogrifier and text, 300 steps", figures, {"mogrifier, mean": ("<=", round(mean["text"], 3))}
+    )
     assert 0.98 * weights["text"] <= weights["mogrifier"] <= weights["text"]
-    assert sum(bits["mogrifier"]) <= sum(bits["text"])
+    assert mean["mogrifier"] <= mean["text"]
