@@ -26,8 +26,9 @@ assert isinstance(LIMITS["tf32"], Tolerance)
 
 @dataclass(frozen=True)
 class Case:
-    """One layer, without its input projection unless `inputs` says of how many features. With `sizes` (batch_sizes) it is packed, T and B follow.
+    """One layer, without its input projection unless `inputs` says of how many features.
 
+    With `sizes` (batch_sizes) it is packed, T and B follow.
     lengths: of the rows of a padded batch, repeated to B of them. resets: where sequences begin again, "some"
     at random with all of step 0, or "all". Cells then have a gradient of their own.
     """

@@ -85,7 +85,7 @@ def cases() -> list[Case]:
     out.append(Case("gru", "float16", "cluster", T=3, B=2, H=210, D=1))
     out.append(Case("lstm", "bfloat16", "cluster", T=3, B=2, H=150, D=1, cluster=4, sizes=(2, 1, 1)))
     out.append(Case("rnn_relu", "bfloat16", "cluster", T=4, B=9, H=200, D=1))
-    # x's part made by the kernel: steps of one row, of a few and of full tiles in a product; a padded tile of units.
+    # x's part made by the kernel: steps of one row, of a few and of full tiles in a product; padded units.
     for i, cell in enumerate(CELLS):
         for j, precision in enumerate(PRECISIONS):
             tier = TIERS[(i + j) % 3] if (i + j) % 3 < 2 or precision != "float32" else "one CTA"
@@ -310,6 +310,13 @@ FAULTS = {
     ),
     "forward: the next step's gx is this one's": Fault(
         "forward.cuh", "schedule.at(s + 1)", "now", "nobody waits"
+    ),
+    "projection: a row's later steps are taken for its first": Fault("projection.cuh", "i / rows", "0"),
+    "projection: both directions by the first one's weights": Fault(
+        "projection.cuh", "p.w_ih[d]", "p.w_ih[0]"
+    ),
+    "projection: rows that have ended are made too": Fault(
+        "projection.cuh", "p.lengths ? p.lengths[column.row] : p.shape.T", "p.shape.T"
     ),
     "backward: a row that has not begun passes its gradient on": Fault(
         "backward.cuh", "active ? dh_prev : dh", "dh_prev"
