@@ -147,7 +147,7 @@ CudaPlan stepwise(const LayerShape& s, Precision precision, Pass pass, const Cud
 // so that costs less than a launch where x is narrow and there are few steps; 8 rows are one product, 1 row's steps
 // an eighth.
 bool projects(const LayerShape& s, const PersistentGeometry& g, const CudaDevice& device) {
-  if (g.pass == Pass::kBackward || s.I > cuda::kMaxProjected || g.ctas > device.sms) return false;
+  if (g.pass == Pass::kBackward || s.I < 1 || s.I > cuda::kMaxProjected || g.ctas > device.sms) return false;
   const double slower = g.precision == Precision::kFloat32 ? 6 : g.precision == Precision::kTf32 ? 2 : 1;
   const int64_t steps_a_product = std::max<int64_t>(1, cuda::kTileRows / s.B);
   const double products = static_cast<double>(s.T) / static_cast<double>(steps_a_product);

@@ -45,7 +45,6 @@ bool launch(const Layer& layer, const CudaPlan& plan, const ForwardSequence& s) 
   const std::optional<Tensor> c0 = s.c0 ? std::optional(as_contiguous(*s.c0)) : std::nullopt;
   p.gx = s.gx.data_ptr();
   p.gx_stride = s.gx.size(2);
-  // `keep` lives to the end of the launch, as the copies must.
   const auto kept = [&](const Tensor& t) {
     keep.push_back(t);
     return t.data_ptr();

@@ -107,7 +107,8 @@ struct PersistentForward {
   const int64_t* lengths = nullptr;
   const uint8_t* resets = nullptr;
 
-  // Either gx is there, or x and w_ih are and the launch makes gx of them: I up to kMaxProjected.
+  // Where x is null gx is read. Else the kernel fills gx from x and w_ih before its first step: I up to
+  // kMaxProjected. What it costs beside the launch that is saved: projects() in plan_cuda.cpp.
   void* gx = nullptr;                        // (D,N,G*H) T: x W_ih^T, no bias; directions N*gx_stride apart
   int64_t gx_stride = 0;                     // from row to row; >= G*H
   const void* x = nullptr;                   // (N,I) T, or null
