@@ -39,6 +39,9 @@ constexpr double kClusterFixed = 0.17, kPush = 0.004, kReceived = 50e3, kSharedR
 constexpr double kStepwiseLaunches = 9.0;
 // The same before the first step of a persistent tier: weights into registers, the launch.
 constexpr double kPersistentStart = 12.0;
+// The product with W_ih as a launch of its own, a direction; and inside the kernel: fixed part of the products of
+// 8 rows, and a part for each 16 of I and gate.
+constexpr double kProductLaunch = 6.0, kProjectFixed = 0.06, kProjectTile = 0.008;
 // What a GPU with so many SMs multiplies a microsecond, for the stepwise tier's large products.
 constexpr int kReferenceSms = 132;
 double stepwise_flops(Dtype dtype, Precision precision) {
@@ -140,6 +143,18 @@ CudaPlan stepwise(const LayerShape& s, Precision precision, Pass pass, const Cud
   return plan;
 }
 
+// Whether a forward kernel should make x's part of the gates itself. It takes the rows of each CTA one after another,
+// so that costs less than a launch where x is narrow and there are few steps; 8 rows are one product, 1 row's steps
+// an eighth.
+bool projects(const LayerShape& s, const PersistentGeometry& g, const CudaDevice& device) {
+  if (g.pass == Pass::kBackward || s.I < 1 || s.I > cuda::kMaxProjected || g.ctas > device.sms) return false;
+  const double slower = g.precision == Precision::kFloat32 ? 6 : g.precision == Precision::kTf32 ? 2 : 1;
+  const int64_t steps_a_product = std::max<int64_t>(1, cuda::kTileRows / s.B);
+  const double products = static_cast<double>(s.T) / static_cast<double>(steps_a_product);
+  const double tiles = static_cast<double>((s.I + cuda::kTileUnits - 1) / cuda::kTileUnits) * gates_of(s.cell);
+  return products * (kProjectFixed + kProjectTile * slower * tiles) < kProductLaunch * s.D;
+}
+
 CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
                     const PlanTable& table, CudaTier tier) {
   CudaPlan plan;
@@ -151,6 +166,7 @@ CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const C
     plan.reason = plan.geometry.reason;
     return plan;
   }
+  plan.projects = projects(s, plan.geometry, device);
   set_step_us(plan, s, pass, device, table);
   plan.reason = tier == CudaTier::kOneCta ? "the recurrent weights stay in one SM's registers: nothing leaves it"
                 : tier == CudaTier::kCluster

@@ -21,6 +21,7 @@ struct CudaPlan {
   bool possible = true;  // false: a tier was asked for that cannot take the layer, reason says why
   cuda::Precision precision = cuda::Precision::kFloat32;
   cuda::PersistentGeometry geometry;  // of a persistent tier
+  bool projects = false;              // the forward kernel makes x's part of the gates itself: no product before it
   double step_us = 0;                 // microseconds a step, see plan_cuda.cpp
   StepSource source = StepSource::kModel;
   double model_us = 0;  // what the model alone says

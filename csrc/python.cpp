@@ -79,6 +79,7 @@ py::dict cuda_pass(const CudaPlan& chosen) {
   out["model_us"] = chosen.model_us;
   if (chosen.tier == CudaTier::kStepwise) return out;
   const cuda::PersistentGeometry& g = chosen.geometry;
+  if (g.pass == cuda::Pass::kForward) out["input_projection"] = chosen.projects ? "in the kernel" : "before it";
   out["ctas"] = g.ctas;
   if (g.tier == cuda::Tier::kCluster) out["cluster"] = g.ctas_per_replica;
   out["replicas"] = g.replicas;

@@ -26,8 +26,9 @@ assert isinstance(LIMITS["tf32"], Tolerance)
 
 @dataclass(frozen=True)
 class Case:
-    """One layer without its input projection. With `sizes` (batch_sizes) it is packed, T and B follow.
+    """One layer, without its input projection unless `inputs` says of how many features.
 
+    With `sizes` (batch_sizes) it is packed, T and B follow.
     lengths: of the rows of a padded batch, repeated to B of them. resets: where sequences begin again, "some"
     at random with all of step 0, or "all". Cells then have a gradient of their own.
     """
@@ -47,6 +48,7 @@ class Case:
     cluster: int = 4  # CTAs, of the cluster tier
     lengths: tuple[int, ...] | None = None
     resets: str = ""
+    inputs: int = 0
 
     def __str__(self) -> str:
         """A test's id."""
@@ -57,6 +59,7 @@ class Case:
         if self.lengths is not None:
             shape += "lengths" + "".join(map(str, self.lengths))
         shape += f"reset{self.resets}" * bool(self.resets)
+        shape += f"I{self.inputs}" * bool(self.inputs)
         more = ["nobias"] * (not self.bias) + ["strided"] * self.strided + ["absent"] * self.absent
         return "-".join([self.cell, self.precision, tier, shape, *more])
 
@@ -77,7 +80,7 @@ class Case:
 class Problem:
     """A case's tensors. Absent ones are empty."""
 
-    gx: Tensor  # (D,N,G*H)
+    gx: Tensor  # (D,N,G*H); float64 where the kernel makes it of x
     w_hh: list[Tensor]
     b_ih: list[Tensor]
     b_hh: list[Tensor]
@@ -90,6 +93,8 @@ class Problem:
     grad_hn: Tensor
     grad_cn: Tensor
     grad_cells: Tensor  # (D,N,H) float
+    x: Tensor  # (N,I)
+    w_ih: list[Tensor]  # (G*H,I)
 
     def running(self, T: int) -> Tensor:
         """(T*B, 1): the rows of a padded batch that are within their length."""
@@ -116,7 +121,13 @@ def problem(case: Case, seed: int = 0) -> Problem:
     N, B = sum(sizes), sizes[0]
     # relu's derivative jumps at 0: the bias decides the sign, not a rounding.
     steady = case.cell == "rnn_relu"
+    none = torch.empty(0, dtype=case.dtype)
     gx = draw(D, N, G * H, scale=0.3 if steady else 1.0)
+    x, w_ih = none, []
+    if case.inputs:
+        x, scale = draw(N, case.inputs), case.inputs**-0.5 * (0.3 if steady else 1.0)
+        w_ih = [draw(G * H, case.inputs, scale=scale) for _ in range(D)]
+        gx = torch.stack([x.double() @ w.double().T for w in w_ih])
     w_hh = [draw(G * H, H, scale=H**-0.5 * (0.2 if steady else 1.0)) for _ in range(D)]
     b_ih, b_hh = ([draw(G * H, scale=0.5) for _ in range(D)] for _ in range(2))
     if steady:
@@ -125,7 +136,7 @@ def problem(case: Case, seed: int = 0) -> Problem:
         b_ih, b_hh = [torch.zeros_like(b) for b in b_ih], [torch.zeros_like(b) for b in b_hh]
         if steady:
             gx = gx + 1.1 * gx.sign()
-    state, none = (D, B, H), torch.empty(0, dtype=case.dtype)
+    state = (D, B, H)
     table = [0]
     for n in sizes:
         table.append(table[-1] + n)
@@ -152,29 +163,19 @@ def problem(case: Case, seed: int = 0) -> Problem:
         none if case.absent else draw(*state),
         draw(*state) if lstm and not case.absent else none,
         draw(D, N, H).float() if lstm and case.masked else torch.empty(0),
+        x,
+        w_ih,
     )
     if case.masked:  # beyond its length a row is not read
         padding = ~made.running(case.T)
         made.gx = made.gx.masked_fill(padding, torch.nan)
+        made.x = made.x.masked_fill(padding, torch.nan) if case.inputs else none
         made.grad_y = made.grad_y.masked_fill(padding, torch.nan)
         made.grad_cells = made.grad_cells.masked_fill(padding, torch.nan)
     if case.strided:
         made.gx, made.grad_y = wider(made.gx), wider(made.grad_y)
-        made.w_hh = [wider(w) for w in w_hh]
+        made.w_hh, made.w_ih = ([wider(w) for w in of] for of in (w_hh, w_ih))
     return made
-
-
-def combined_bias(case: Case, p: Problem) -> Tensor:
-    """(D,Gr*H) float, as csrc/cuda/stepwise.h's combine_bias makes it."""
-    if not case.bias:
-        return torch.empty(0)
-    rows = []
-    for b_ih, b_hh in zip(p.b_ih, p.b_hh, strict=True):
-        total = b_ih.float() + b_hh.float()
-        if case.cell == "gru":
-            total = torch.cat([total[: 2 * case.H], b_ih[2 * case.H :].float(), b_hh[2 * case.H :].float()])
-        rows.append(total)
-    return torch.stack(rows)
 
 
 def names(case: Case) -> list[str]:
@@ -226,9 +227,12 @@ def expected(case: Case, p: Problem) -> list[Tensor]:
 def forward(ops, case: Case, p: Problem, save: bool = True, in_place: bool = False):
     """(y, hn, cn, gates, cells, error) of the kernel."""
     precision, tier = PRECISIONS.index(case.precision), TIERS.index(case.tier)
-    bias = ops.guarded(combined_bias(case, p)) if case.bias else torch.empty(0)
+    biases = [b for of_direction in zip(p.b_ih, p.b_hh, strict=True) for b in of_direction] * case.bias
+    gx = p.gx
+    if case.inputs:
+        gx = ops.guarded(torch.full_like(wider(gx) if case.strided else gx, torch.nan, dtype=case.dtype))
     at = (p.offsets, p.lengths, p.resets, len(case.batch_sizes), case.cell, precision, tier, case.cluster)
-    return ops.persistent_forward(p.gx, p.w_hh, bias, p.h0, p.c0, *at, save, in_place, case.sms)
+    return ops.persistent_forward(gx, p.w_hh, biases, p.x, p.w_ih, p.h0, p.c0, *at, save, in_place, case.sms)
 
 
 def backward(ops, case: Case, p: Problem, saved, need_state: bool = True, in_place: bool = False):

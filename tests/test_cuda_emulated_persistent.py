@@ -19,7 +19,6 @@ from persistent_cases import (
     Case,
     backward,
     check,
-    combined_bias,
     expected,
     forward,
     fused,
@@ -86,6 +85,22 @@ def cases() -> list[Case]:
     out.append(Case("gru", "float16", "cluster", T=3, B=2, H=210, D=1))
     out.append(Case("lstm", "bfloat16", "cluster", T=3, B=2, H=150, D=1, cluster=4, sizes=(2, 1, 1)))
     out.append(Case("rnn_relu", "bfloat16", "cluster", T=4, B=9, H=200, D=1))
+    # x's part made by the kernel: steps of one row, of a few and of full tiles in a product; padded units.
+    for i, cell in enumerate(CELLS):
+        for j, precision in enumerate(PRECISIONS):
+            tier = TIERS[(i + j) % 3] if (i + j) % 3 < 2 or precision != "float32" else "one CTA"
+            plain = Case(cell, precision, tier)
+            out += [
+                replace(plain, T=37, B=1, H=7, D=1, inputs=1),
+                replace(plain, T=11, B=3, H=18, inputs=33),
+                replace(plain, T=1, B=2, H=20, inputs=64, bias=False, absent=True)
+                if cell != "rnn_relu"
+                else replace(plain, T=2, B=9, inputs=16),
+                replace(plain, sizes=PACKED, H=20, inputs=7, strided=True),
+                replace(plain, B=10, lengths=(3, 0, 5, 1), resets="some", inputs=10),
+            ]
+    out.append(Case("gru", "float16", "grid", T=4, B=34, H=20, sms=8, inputs=5))
+    out.append(Case("lstm", "bfloat16", "cluster", T=9, B=1, H=70, D=1, inputs=48))
     return out
 
 
@@ -266,7 +281,6 @@ def test_more_steps_than_16_bits_count(ops):
     second = forward(ops, half, replace(p, gx=p.gx[:, 35000:].contiguous(), h0=first[1]), save=False)
     assert torch.equal(y, torch.cat([first[0], second[0]]))
     assert torch.equal(hn, second[1])
-    assert combined_bias(case, p).shape == (1, 1)
 
 
 FAULTS = {
@@ -292,10 +306,17 @@ FAULTS = {
         "bool run(",
     ),
     "forward: both directions take the first one's bias": Fault(
-        "forward.cuh", "p.bias[(d * Gr + gate) * H + unit]", "p.bias[gate * H + unit]"
+        "forward.cuh", "p.b_ih[d]", "p.b_ih[0]", "if (of_input)"
     ),
     "forward: the next step's gx is this one's": Fault(
         "forward.cuh", "schedule.at(s + 1)", "now", "nobody waits"
+    ),
+    "projection: a row's later steps are taken for its first": Fault("projection.cuh", "i / rows", "0"),
+    "projection: both directions by the first one's weights": Fault(
+        "projection.cuh", "p.w_ih[d]", "p.w_ih[0]"
+    ),
+    "projection: rows that have ended are made too": Fault(
+        "projection.cuh", "p.lengths ? p.lengths[column.row] : p.shape.T", "p.shape.T"
     ),
     "backward: a row that has not begun passes its gradient on": Fault(
         "backward.cuh", "active ? dh_prev : dh", "dh_prev"

@@ -55,6 +55,8 @@ def cases() -> list[Case]:
                 ragged = replace(plain, T=4, D=2 - k % 2, lengths=LENGTHS if k < 2 else None, reset="some")
                 found.append(replace(ragged, save="gates" if (n + k) % 2 else "recompute", strided=k == 1))
             found.append(replace(plain, D=2, lengths=(0,), dtype=torch.float16, tf32=False))
+            # Wider than the kernels project themselves.
+            found.append(replace(plain, IN=66, D=2, sizes=PACKED))
             found.append(
                 Case(
                     cell, T=2, B=1, IN=1, H=8, dtype=torch.bfloat16, tier=tier, strided=True, save="recompute"

@@ -152,6 +152,9 @@ def test_tiers_of_a_gpu(with_kernels):
     text = str(found)
     for part in ("H100", "estimate", "backward", "µs", "flag exchange", "ctas"):
         assert part in text
+    assert "input projection before it" in text
+    narrow = explain((100, 1, 16, 64), device="cuda", dtype=torch.bfloat16, gpu="H100")
+    assert "input projection in the kernel" in str(narrow)
     hopper = explain((100, 16, 256, 256), device="cuda", dtype=torch.bfloat16, gpu="H100")
     assert hopper.kernels == ["cluster"]
     assert "cluster of SMs" in str(hopper)

@@ -112,6 +112,33 @@ def test_the_cluster_grows_with_the_layer_and_shrinks_with_the_batch():
     assert "no thread block cluster" in plan(256, tier="cluster", gpu="A100")["reason"]
 
 
+def test_narrow_inputs_of_short_sequences_are_projected_in_the_kernel():
+    """One launch where it is the shorter way: few steps and features. The forward pass alone projects."""
+
+    def projection(T, B, features, **options):
+        shape = {
+            "cell": "lstm",
+            "T": T,
+            "B": B,
+            "I": features,
+            "H": 64,
+            "P": 0,
+            "directions": 1,
+            "dtype": "bfloat16",
+        }
+        gpu = _gpus.find("H100").properties()
+        found = _C.plan(device="cuda", **shape, training=True, gpu=gpu, **options)
+        assert "input_projection" not in found["backward"]
+        return found.get("input_projection")
+
+    assert projection(100, 1, 16) == projection(200, 1, 64) == projection(40, 16, 16) == "in the kernel"
+    assert projection(100, 1, 65) == "before it"  # more than the kernel takes
+    assert projection(1000, 1, 16) == projection(100, 16, 16) == "before it"  # a launch costs less
+    assert projection(40, 8 * 132, 16) == "in the kernel"
+    assert projection(40, 8 * 132 + 1, 16) == "before it"  # CTAs that come one after another
+    assert projection(40, 1, 16, tier="stepwise") is None
+
+
 def test_a_tier_by_name():
     """Stepwise takes everything; a persistent tier that cannot says so, and says why."""
     assert plan(64, tier="stepwise")["kernel"] == "stepwise"

@@ -109,6 +109,8 @@ class Layer {
   const Tensor& x() const { return rows_; }  // (N,I)
   const Tensor& w_ih(int d) const { return weight(d, 0); }
   const Tensor& w_hh(int d) const { return weight(d, 1); }
+  const Tensor& b_ih(int d) const { return weight(d, 2); }
+  const Tensor& b_hh(int d) const { return weight(d, 3); }
   const Tensor& w_hr(int d) const { return weight(d, shape().bias ? 4 : 2); }
 
   // One weight of all directions as one (D,rows,columns) stack, for the products of the steps: no copy
@@ -122,7 +124,7 @@ class Layer {
     const int64_t width = recurrent_gates * shape().H;
     Tensor out = make_compute({shape().D, width});
     for (int d = 0; d < shape().D; ++d) {
-      const Tensor b_ih = as_contiguous(weight(d, 2)), b_hh = as_contiguous(weight(d, 3));
+      const Tensor b_ih = as_contiguous(this->b_ih(d)), b_hh = as_contiguous(this->b_hh(d));
       check_cuda(combine_bias(step_shape(), b_ih.data_ptr(), b_hh.data_ptr(),
                               view(out, {width}, {1}, d * width).data_ptr(), stream));
     }
@@ -224,9 +226,8 @@ inline CudaPlan plan_pass(const Layer& layer, Pass pass, CudaTier wanted) {
 struct ForwardSequence {
   Tensor h0;  // (D,B,Hout), any strides
   std::optional<Tensor> c0;
-  Tensor gx;                   // (D,N,.): x's part of the gates in the first G*H columns
-  std::optional<Tensor> bias;  // as made by combined_bias
-  Tensor y, hn, cn;            // results; cn (0,) unless LSTM
+  Tensor gx;         // (D,N,.): x's part of the gates in the first G*H columns, or room for it
+  Tensor y, hn, cn;  // results; cn (0,) unless LSTM
   bool save_gates, save_cells;
   Tensor gates, cells;  // (0,) where not saved; gates may be gx
 };

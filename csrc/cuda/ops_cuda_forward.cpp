@@ -1,4 +1,5 @@
-// Forward pass of a layer: one GEMM for the input's part of all gates, then the time loop. That of the stepwise
+// Forward pass of a layer: one GEMM for the input's part of all gates, unless the time loop's kernel makes that too,
+// then the time loop. That of the stepwise
 // tier is here: a GEMM and a pointwise kernel a step (with a projection one more of each).
 #include "ops_cuda.h"
 #include "ops_cuda_persistent.h"
@@ -38,7 +39,8 @@ void run_stepwise(const Layer& layer, const ForwardSequence& s) {
   step.gx = s.gx.data_ptr();
   step.gx_stride = s.gx.size(2);
   step.rec = rec.data_ptr();
-  step.bias = data(s.bias);
+  const std::optional<Tensor> bias = layer.combined_bias();
+  step.bias = data(bias);
   if (gru) step.h_state = h_state.data_ptr();
   if (lstm) step.c = c.data_ptr();
   step.h = m.data_ptr();
@@ -75,7 +77,6 @@ Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor
   ForwardSequence s{.h0 = h0,
                     .c0 = c0,
                     .gx = layer.make({0}),
-                    .bias = std::nullopt,
                     .y = layer.make(layer.output_sizes()),
                     .hn = layer.make({D, B, shape.out_size()}),
                     .cn = lstm ? layer.make({D, B, H}) : layer.make({0}),
@@ -87,17 +88,22 @@ Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor
   if (s.save_cells) s.cells = layer.make_compute({D, N, H});
   if (B > 0) {
     s.gx = s.save_gates ? s.gates : layer.make({D, N, G * H});
-    for (int d = 0; d < D; ++d) {
-      multiply(columns(slice(s.gx, d), 0, G * H), layer.x(), transposed(layer.w_ih(d)), layer.tf32);
-    }
-    s.bias = layer.combined_bias();
+    const auto project = [&] {
+      for (int d = 0; d < D; ++d) {
+        multiply(columns(slice(s.gx, d), 0, G * H), layer.x(), transposed(layer.w_ih(d)), layer.tf32);
+      }
+    };
+    if (!plan.projects) project();
     // Beyond the rows' lengths the loops write nothing. x's part of the gates, where it lies in them, is not read
     // there.
     layer.clear_padding(s.y, 1);
     if (s.save_gates) layer.clear_padding(s.gates, D);
     if (s.save_cells) layer.clear_padding(s.cells, D);
     const bool persistent = plan.tier != CudaTier::kStepwise && shape.T > 0;
-    if (!persistent || !run_persistent(layer, plan, s)) run_stepwise(layer, s);
+    if (!persistent || !run_persistent(layer, plan, s)) {
+      if (plan.projects) project();
+      run_stepwise(layer, s);
+    }
   }
   return {s.y, s.hn, s.cn, s.gates, s.cells};
 }

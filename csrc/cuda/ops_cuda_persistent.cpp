@@ -45,7 +45,22 @@ bool launch(const Layer& layer, const CudaPlan& plan, const ForwardSequence& s) 
   const std::optional<Tensor> c0 = s.c0 ? std::optional(as_contiguous(*s.c0)) : std::nullopt;
   p.gx = s.gx.data_ptr();
   p.gx_stride = s.gx.size(2);
-  p.bias = static_cast<const float*>(data(s.bias));
+  const auto kept = [&](const Tensor& t) {
+    keep.push_back(t);
+    return t.data_ptr();
+  };
+  for (int d = 0; d < layer.shape().D; ++d) {
+    if (layer.shape().bias) {
+      p.b_ih[d] = kept(as_contiguous(layer.b_ih(d)));
+      p.b_hh[d] = kept(as_contiguous(layer.b_hh(d)));
+    }
+    if (plan.projects) {
+      const Tensor w_ih = with_contiguous_rows(layer.w_ih(d));
+      p.w_ih[d] = kept(w_ih);
+      p.w_ih_stride[d] = w_ih.stride(0);
+    }
+  }
+  if (plan.projects) p.x = layer.x().data_ptr();
   p.h0 = h0.data_ptr();
   p.c0 = data(c0);
   p.y = s.y.data_ptr();
@@ -88,7 +103,9 @@ bool run(const Layer& layer, CudaPlan plan, Pass pass, const Sequence& s) {
     if (launch(layer, plan, s)) return true;
     if (plan.tier != CudaTier::kCluster) return false;
     device.max_cluster = plan.geometry.ctas_per_replica / 2;
+    const bool projects = plan.projects;  // or gx is there already
     plan = plan_cuda(layer.shape(), layer.tf32, pass, device);
+    plan.projects = projects;
   }
   return false;
 }

@@ -76,13 +76,15 @@ int64_t error_of(const Tensor& workspace) {
   return workspace.numel() ? *static_cast<uint32_t*>(workspace.data_ptr()) : 0;
 }
 
-// gx (D,N,G*H), rows of any stride, no bias; w_hh (G*H,H) a direction; bias (D,Gr*H) float, row_offsets,
-// lengths and resets or empty. in_place: the gates are saved where gx is. Returns y, hn, cn, gates, cells, the
+// gx (D,N,G*H), rows of any stride, no bias; w_hh (G*H,H) a direction; biases: b_ih and b_hh (G*H) of each direction,
+// or none; row_offsets, lengths and resets or empty. With w_ih (G*H,I) a direction and x (N,I) the kernel fills gx.
+// in_place: the gates are saved where gx is. Returns y, hn, cn, gates, cells, the
 // workspace's error word.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, int64_t> persistent_forward(
-    const Tensor& gx, const std::vector<Tensor>& w_hh, const Tensor& bias, const Tensor& h0, const Tensor& c0,
-    const Tensor& offsets, const Tensor& lengths, const Tensor& resets, int64_t T, const std::string& cell,
-    int64_t precision, int64_t tier, int64_t cluster, bool save, bool in_place, int64_t sms) {
+    const Tensor& gx, const std::vector<Tensor>& w_hh, const std::vector<Tensor>& biases, const Tensor& x,
+    const std::vector<Tensor>& w_ih, const Tensor& h0, const Tensor& c0, const Tensor& offsets, const Tensor& lengths,
+    const Tensor& resets, int64_t T, const std::string& cell, int64_t precision, int64_t tier, int64_t cluster,
+    bool save, bool in_place, int64_t sms) {
   using namespace fastrnn::cuda;
   const fastrnn::LayerShape shape = shape_of(h0, T, offsets, cell);
   const bool lstm = shape.cell == CellKind::kLstm;
@@ -99,7 +101,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, int64_t> persistent_forward(
   p.gx = gx.data_ptr();
   p.gx_stride = gx.stride(1);
   STD_TORCH_CHECK(D == 1 || gx.stride(0) == N * gx.stride(1), "gx: expected directions N rows apart");
-  p.bias = static_cast<const float*>(data(bias));
+  p.x = data(x);
+  p.shape.I = x.numel() ? x.size(1) : 0;
+  for (int64_t d = 0; d < D; ++d) {
+    if (!biases.empty()) {
+      p.b_ih[d] = biases[2 * d].data_ptr();
+      p.b_hh[d] = biases[2 * d + 1].data_ptr();
+    }
+    if (!w_ih.empty()) {
+      p.w_ih[d] = w_ih[d].data_ptr();
+      p.w_ih_stride[d] = w_ih[d].stride(0);
+    }
+  }
   p.h0 = h0.data_ptr();
   p.c0 = data(c0);
   p.y = y.data_ptr();
@@ -175,7 +188,8 @@ std::tuple<std::vector<int64_t>, std::string> persistent_geometry(const std::str
 
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTRNN_NAMESPACE, m) {
   m.def(
-      "persistent_forward(Tensor gx, Tensor[] w_hh, Tensor bias, Tensor h0, Tensor c0, Tensor row_offsets, "
+      "persistent_forward(Tensor gx, Tensor[] w_hh, Tensor[] biases, Tensor x, Tensor[] w_ih, Tensor h0, Tensor c0, "
+      "Tensor row_offsets, "
       "Tensor lengths, Tensor resets, int T, str cell, int precision, int tier, int cluster, bool save, bool "
       "in_place, int sms) "
       "-> (Tensor "

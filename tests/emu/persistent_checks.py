@@ -20,6 +20,9 @@ def check_cases() -> list[Case]:
     # Two replicas of three tiles of rows; more tiles of K than warps.
     cases.append(Case("lstm", "float16", "grid", T=3, B=34, H=20, D=1, sms=4))
     cases.append(Case("gru", "tf32", "grid", T=3, B=2, H=133, D=1))
+    # x's part of the gates by the kernel.
+    cases.append(Case("gru", "float16", "one CTA", T=7, B=3, H=18, inputs=33))
+    cases.append(Case("lstm", "tf32", "grid", H=9, sizes=(4, 2, 2, 1), inputs=5))
     return cases
 
 

@@ -1,14 +1,15 @@
 // The forward kernel of the persistent tiers; persistent.h holds its contract.
 //
-// Per step and CTA: one barrier (one CTA), one flag of the L2 cache and two barriers (grid), or the peers' bytes and
-// one barrier (cluster); the products of its tiles, and for a lane 4 units and rows of pointwise work. Read: gx.
-// Written: y, and what is saved. Everything else stays where it is: weights, c, a GRU's h and the biases in
-// registers, h in shared memory or the L2 cache.
+// Where x is narrow, x's part of the gates is made first (projection.cuh). Then per step and CTA: one barrier (one
+// CTA), one flag of the L2 cache and two barriers (grid), or the peers' bytes and one barrier (cluster); the products
+// of its tiles, and for a lane 4 units and rows of pointwise work. Read: gx. Written: y, and what is saved.
+// Everything else stays where it is: weights, c, a GRU's h and the biases in registers, h in shared memory or the L2
+// cache.
 //
 // Registers: the weights (tiles.h); for each gate four sums, four values of gx, on their way since the step before,
 // h and c, the rows' lengths. Biases are in shared memory.
 #pragma once
-#include "products.cuh"
+#include "projection.cuh"
 
 namespace fastrnn::cuda {
 
@@ -41,9 +42,18 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   for (int i = static_cast<int>(threadIdx.x); i < Gr * cta_units; i += static_cast<int>(blockDim.x)) {
     const int gate = i / cta_units;
     const int unit = cta_unit + (i - gate * cta_units);
-    bias[i] = p.bias && unit < H ? p.bias[(d * Gr + gate) * H + unit] : 0.0f;
+    // Of a GRU's last gate the recurrent part's bias is apart, behind the others.
+    const bool of_input = gate < G, of_recurrence = !Cell::kSplit || gate != G - 1;
+    float sum = 0;
+    if (p.b_ih[d] && unit < H) {
+      if (of_input) sum += load(static_cast<const T*>(p.b_ih[d]) + gate * H + unit);
+      if (of_recurrence) sum += load(static_cast<const T*>(p.b_hh[d]) + (of_input ? gate : G - 1) * H + unit);
+    }
+    bias[i] = sum;
   }
   bias += at.unit - cta_unit;  // this lane's pair of gate 0
+
+  if (p.x && at.finishes) project_inputs<F, G>(p, at, cut);
 
   Products<F, Exchange, Pass::kForward, G, kTiles> products;
   products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at, cut,

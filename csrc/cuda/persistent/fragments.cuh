@@ -53,6 +53,10 @@ struct HalfFragments {
   static __device__ __forceinline__ void load_weights(uint32_t (&a)[kRegisters], int lane, Element element) {
     load_half_weights<T>(a, lane, element);
   }
+  // What a lane multiplies of row lane>>2: its values 2*c and the next, 2*c + 8 and the next.
+  static __device__ __forceinline__ Words words(const Pair<Type>& low, const Pair<Type>& high) {
+    return make_uint2(low.raw, high.raw);
+  }
   static __device__ __forceinline__ void write(uint32_t* tile, int lane, const Pair<Type> (&rows)[2]) {
     const int g = lane >> 2, c = lane & 3;
 #pragma unroll
@@ -92,6 +96,10 @@ struct FloatFragments {
   template <class Element>
   static __device__ __forceinline__ void load_weights(uint32_t (&a)[kRegisters], int lane, Element element) {
     load_float_weights<rounded>(a, lane, element);
+  }
+  static __device__ __forceinline__ Words words(const Pair<Type>& low, const Pair<Type>& high) {
+    const uint2 first = words_of_row(low), second = words_of_row(high);
+    return make_uint4(first.x, first.y, second.x, second.y);
   }
   static __device__ __forceinline__ void write(uint32_t* tile, int lane, const Pair<Type> (&rows)[2]) {
     const int g = lane >> 2, c = lane & 3;

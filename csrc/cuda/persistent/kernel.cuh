@@ -28,7 +28,8 @@ struct Cut {
   int tile_slots;                   // tiles of units in an operand: unit_tiles, or more where CTAs share them
   int cta_tiles, k_split, k_tiles;  // cluster tier: tiles of units a CTA; see PersistentGeometry
   int peers, kept_offset;           // and where its weights in shared memory begin: words behind the biases
-  bool whole_pairs;                 // every row of every tensor starts at a multiple of a pair
+  bool whole_pairs;                 // every row of every tensor starts at a multiple of a pair,
+  bool whole_x;                     // and every row of x
   uint32_t* error;                  // grid tier: the workspace's first word,
   uint32_t* flags;                  // then a flag a replica, a line each,
   uint32_t* operands;               // then its two buffers of operand_words

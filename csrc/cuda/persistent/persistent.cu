@@ -57,6 +57,10 @@ int persistent_forward(const PersistentForward& p, const PersistentGeometry& g, 
                                      {p.gates, element, H},
                                      {p.cells, sizeof(float), H}},
                                     H);
+  if (p.x) {
+    if (p.shape.I < 1 || p.shape.I > kMaxProjected) return cudaErrorInvalidValue;
+    cut.whole_x = pairs_are_whole({{p.x, element, p.shape.I}}, p.shape.I);
+  }
   return with_kind(p.shape.cell, [&]<class Kind>() { return launch_forward<Kind>(p, g, cut, stream); });
 }
 

@@ -26,6 +26,9 @@ enum class Precision : int {
   kBFloat16 = 2,  // layers of bfloat16
   kHalf = 3,      // layers of half
 };
+// Input features up to which the forward kernel can make x's part of the gates itself.
+constexpr int64_t kMaxProjected = 64;
+
 enum class Tier : int { kOneCta = 0, kGrid = 1, kCluster = 2 };
 enum class Pass : int { kForward = 0, kBackward = 1 };
 
@@ -104,11 +107,17 @@ struct PersistentForward {
   const int64_t* lengths = nullptr;
   const uint8_t* resets = nullptr;
 
-  const void* gx = nullptr;                  // (D,N,G*H) T: x W_ih^T, no bias; directions N*gx_stride apart
+  // Where x is null gx is read. Else the kernel fills gx from x and w_ih before its first step: I up to
+  // kMaxProjected. What it costs beside the launch that is saved: projects() in plan_cuda.cpp.
+  void* gx = nullptr;                        // (D,N,G*H) T: x W_ih^T, no bias; directions N*gx_stride apart
   int64_t gx_stride = 0;                     // from row to row; >= G*H
+  const void* x = nullptr;                   // (N,I) T, or null
+  const void* w_ih[2] = {nullptr, nullptr};  // (G*H,I) T of each direction
+  int64_t w_ih_stride[2] = {0, 0};           // from row to row
   const void* w_hh[2] = {nullptr, nullptr};  // (G*H,H) T of each direction
   int64_t w_hh_stride[2] = {0, 0};           // from row to row
-  const float* bias = nullptr;               // (D,Gr*H) as made by combine_bias, or null
+  const void* b_ih[2] = {nullptr, nullptr};  // (G*H) T of each direction, or null
+  const void* b_hh[2] = {nullptr, nullptr};  // likewise, null where b_ih is
   const void* h0 = nullptr;                  // (D,B,H) T
   const void* c0 = nullptr;                  // (D,B,H) T, LSTM
 

@@ -13,8 +13,9 @@
 namespace fastrnn::cuda {
 
 constexpr int kTileUnits = 16;
-constexpr int kTileRows = 8;   // batch rows of a product
-constexpr int kGridWarps = 8;  // of a CTA in the grid tier: each takes an eighth of K
+constexpr int kTileRows = 8;                             // batch rows of a product
+constexpr int kInputTiles = kMaxProjected / kTileUnits;  // of K, where the forward kernel multiplies x
+constexpr int kGridWarps = 8;                            // of a CTA in the grid tier: each takes an eighth of K
 constexpr int kMaxThreads = 256;
 constexpr int kMaxWarps = kMaxThreads / 32;
 
