@@ -5,13 +5,13 @@
 #   VENV=.venv       where the environment lies; `VENV=` (empty) installs nothing and uses PYTHON's packages
 #   CLIENTS=.venv-clients   the same for `make test-clients`
 #   FASTRNN_CUDA, FASTRNN_CUDA_ARCHS, MAX_JOBS: see setup.py
-#   WORKERS=2        processes that share the tests, a file at a time
+#   WORKERS=2        processes that share the tests, a file at a time; `WORKERS=` runs them in one, without xdist
 #   ARGS             more arguments for pytest or for the benchmark
 
 PYTHON ?= python3
 VENV ?= .venv
 CLIENTS ?= .venv-clients
-WORKERS ?= 2
+WORKERS ?= $(if $(strip $(VENV)),2)
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -55,7 +55,7 @@ build: $(ENV_TEST)  ## compile the three binaries into fastrnn/
 
 test: build  ## lint and test
 	$(PY) -m ruff check .
-	$(PY) -m pytest tests -q -n $(WORKERS) --dist loadfile $(ARGS)
+	$(PY) -m pytest tests -q $(if $(WORKERS),-n $(WORKERS) --dist loadfile) $(ARGS)
 
 # An environment and a CPU build of their own: the programs ask for a torch of theirs, and for much else.
 $(CLIENTS)/.stamp: requirements/clients.txt
