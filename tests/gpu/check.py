@@ -57,6 +57,15 @@ def find_tool(name: str) -> str | None:
     return next(filter(None, found), None)
 
 
+#: What of the tests a GPU is needed for.
+GPU_TESTS = [
+    "tests/test_cuda.py",
+    "tests/test_sru_cuda.py",
+    "tests/test_wavefront.py",
+    "tests/test_torch_compile.py::test_reduce_overhead",
+]
+
+
 def architecture(capability: tuple[int, int]) -> str:
     """As FASTRNN_CUDA_ARCHS writes it; Hopper's own instructions have an architecture of their own."""
     number = f"{capability[0]}.{capability[1]}"
@@ -71,7 +80,7 @@ def steps(part: str, out: Path, capability: tuple[int, int]) -> list[Step]:
         quietly = ["-q", "-rs", "--durations=5"]
         found = [
             Step("build", [python, "setup.py", "-q", "build_ext", "--inplace"], build),
-            Step("tests", [python, "-m", "pytest", "tests/test_cuda.py", "tests/test_sru_cuda.py", *quietly]),
+            Step("tests", [python, "-m", "pytest", *GPU_TESTS, *quietly]),
         ]
         sanitizer = find_tool("compute-sanitizer")
         for tool in ("memcheck", "racecheck", "synccheck"):
