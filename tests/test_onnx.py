@@ -235,3 +235,15 @@ def test_packed_sequences():
             Exception, match=f"ONNX has no packed sequences: pass the padded batch and {instead}"
         ):
             _export(Packed(layer), (packed.data, packed.batch_sizes), None)
+
+
+def test_no_decomposition_outside_of_an_export():
+    """torch.compile refuses, where CI is set, operators with a decomposition that it does not use."""
+    operators = [
+        torch.ops.fastrnn.rnn_forward,
+        torch.ops.fastrnn.rnn_masked_forward,
+        torch.ops.fastrnn.sru_forward,
+    ]
+    known = torch._decomp.get_decompositions([*operators, *(op.default for op in operators)])
+    assert known == {}
+    assert operators[0].default not in torch._decomp.decomposition_table
