@@ -16,6 +16,19 @@
 
 namespace fastrnn {
 
+constexpr size_t kHugePage = 2 << 20;
+
+// Asks the system to back the huge pages that lie in this memory as such when they are first touched. A wish:
+// nothing depends on it.
+inline void wish_for_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
+#ifdef __linux__
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(memory);
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t last = (begin + bytes) / kHugePage * kHugePage;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 class Scratch {
  public:
   explicit Scratch(size_t bytes) {
@@ -46,7 +59,6 @@ class Scratch {
 #ifdef __linux__
   static constexpr size_t kMapped = 256 << 10;  // below this malloc has the memory at hand
   static constexpr size_t kKept = 32 << 20;
-  static constexpr size_t kHugePage = 2 << 20;
 
   void map(size_t bytes) {
     char* const kept = spare().exchange(nullptr, std::memory_order_acquire);
@@ -79,7 +91,7 @@ class Scratch {
     if (first > address) munmap(raw, first - address);
     if (address + kHugePage > first) munmap(reinterpret_cast<void*>(first + size), address + kHugePage - first);
     char* const mapping = reinterpret_cast<char*>(first);
-    madvise(mapping, size, MADV_HUGEPAGE);  // a wish: nothing depends on it
+    wish_for_huge_pages(mapping, size);
     *reinterpret_cast<size_t*>(mapping) = size;
     return mapping;
   }
