@@ -7,6 +7,19 @@
 
 namespace fastrnn::cuda {
 
+// Lets a kernel have so many bytes of dynamic shared memory a block; it has no other. Always the device's most: the
+// limit belongs to the kernel, not to a launch, and another thread may be about to launch it with more.
+inline int allow_shared(const void* kernel, int64_t bytes) {
+  constexpr int64_t kPlain = 48 << 10;  // what a block has without asking
+  if (bytes <= kPlain) return cudaSuccess;
+  int device = 0, most = 0;
+  int error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess && bytes > most) error = cudaErrorInvalidValue;
+  return error == cudaSuccess ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most)
+                              : error;
+}
+
 // A one-dimensional grid with `shared` bytes of dynamic shared memory a block; no blocks is no launch.
 // Returns a cudaError_t as int.
 template <class... Params, class... Args>
@@ -14,11 +27,8 @@ int launch_shared(void (*kernel)(Params...), int64_t blocks, int threads, int64_
                   Args... args) {
   if (blocks == 0) return cudaSuccess;
   if (blocks > std::numeric_limits<int>::max()) return cudaErrorInvalidValue;
-  if (shared > 48 << 10) {  // what a block has without asking
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (error != cudaSuccess) return static_cast<int>(error);
-  }
+  const int error = allow_shared(reinterpret_cast<const void*>(kernel), shared);
+  if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));

@@ -198,13 +198,13 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, K*) {
   return 0;
 }
 inline cudaError_t cudaGetLastError() { return 0; }
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return 0;
 }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = emu::opt.sms;
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? emu::opt.sms : 227 << 10;
   return 0;
 }
 template <class K>

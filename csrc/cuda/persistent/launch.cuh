@@ -7,6 +7,7 @@
 #include <mutex>
 #include <tuple>
 
+#include "../launch.h"
 #include "kernel.cuh"
 
 namespace fastrnn::cuda {
@@ -51,13 +52,6 @@ inline Cut cut_of(const PersistentGeometry& g, const LayerShape& shape, void* wo
   return cut;
 }
 
-inline int set_shared_bytes(const void* kernel, int64_t bytes) {
-  // What a block has without asking.
-  constexpr int64_t kPlain = 48 << 10;
-  if (bytes <= kPlain) return cudaSuccess;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-}
-
 // cudaErrorCooperativeLaunchTooLarge unless the grid fits the device at once.
 inline int check_occupancy(const void* kernel, const PersistentGeometry& g) {
   int device = 0, sms = 0, ctas_per_sm = 0;
@@ -100,7 +94,7 @@ int launch_persistent(void (*kernel)(Params, Cut), const Params& p, const Persis
                       void* stream) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const void* function = reinterpret_cast<const void*>(kernel);
-  int error = set_shared_bytes(function, g.shared_bytes);
+  int error = allow_shared(function, g.shared_bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute = {};
   cudaLaunchConfig_t config = {};
