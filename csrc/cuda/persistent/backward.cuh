@@ -31,12 +31,6 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   uint32_t* rest = shared + front_words(0, 0);
   Exchange exchange(cut, shared, rest, at.replica);
 
-  using P = Products<F, Exchange, Pass::kBackward, G, kTiles>;
-  P products;
-  products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at, cut,
-                        reinterpret_cast<float*>(rest));
-  if (!exchange.begin(p.dh0 ? T_steps : T_steps - 1)) return;
-
   // Addresses of this lane's pair in row `row` of the direction's N, and of batch row `row`.
   const auto in_output = [&](const void* base, int64_t row) {
     return static_cast<const T*>(base) + (row * D + d) * H + at.unit;
@@ -109,6 +103,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     }
     in = read(now, schedule.at(T_steps - 2));
   }
+  using P = Products<F, Exchange, Pass::kBackward, G, kTiles>;
+  P products;
+  products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at, cut, rest);
+  if (!exchange.begin(p.dh0 ? T_steps : T_steps - 1)) return;
 
   // Gradient of h through the product, of publication i; nothing reaches the last step, nor a row from the later
   // one where it begins a new sequence.

@@ -42,11 +42,8 @@ constexpr int words_of(Precision precision) {
 
 // A CTA's dynamic shared memory: 16 bytes for the failure word, forward's biases [Gr][units of the CTA], then one
 // CTA: the two buffers of the operand; grid: the parts of the sums; cluster, whose two barriers are the first 16
-// bytes: both, and then the weights that have no registers. Before the first step the part behind the biases holds
-// the weights on their way to the registers, a tile a warp.
+// bytes: both, and then the weights that have no registers.
 FASTRNN_HD constexpr int front_words(int bias_gates, int units_per_cta) { return 4 + bias_gates * units_per_cta; }
-
-constexpr int64_t kStageBytes = kTileUnits * kTileUnits * 4;  // a warp
 
 constexpr int kLineBytes = 128;  // a flag has a line of the L2 cache to itself
 
@@ -74,7 +71,7 @@ inline int64_t cluster_operand_bytes(const PersistentGeometry& g) {
 inline int64_t cluster_exchange_bytes(const PersistentGeometry& g) {
   const int warps = g.threads / 32, sums = g.pass == Pass::kForward ? gates_of(g.cell) : 1;
   const int64_t parts = g.k_split == 1 ? 0 : g.n_tiles * parts_bytes(warps, sums);
-  return std::max(2 * cluster_operand_bytes(g) + parts, warps * kStageBytes);
+  return 2 * cluster_operand_bytes(g) + parts;
 }
 
 }  // namespace fastrnn::cuda
