@@ -85,10 +85,20 @@ def cases() -> list[Case]:
     out.append(Case("gru", "float16", "cluster", T=3, B=2, H=210, D=1))
     out.append(Case("lstm", "bfloat16", "cluster", T=3, B=2, H=150, D=1, cluster=4, sizes=(2, 1, 1)))
     out.append(Case("rnn_relu", "bfloat16", "cluster", T=4, B=9, H=200, D=1))
-    # Backward in a cluster: several outputs a warp, an odd number of them; weights in shared memory, a CTA with
+    # Weights from shared memory, more tiles than are loaded at once; loaded by 4, by pairs and one by one.
+    for precision, H in (("bfloat16", 260), ("float16", 258), ("bfloat16", 259)):
+        out.append(Case("lstm", precision, "cluster", T=2, B=2, H=H, D=1))
+    # Rows of weights that begin at a multiple of 4 elements, of 2, of none, whatever H is.
+    for i, cell in enumerate(CELLS[:3]):
+        for j, precision in enumerate(PRECISIONS):
+            tier = TIERS[(i + j) % (3 if precision != "float32" else 2)]
+            for shift in (4, 2, 1):
+                out.append(
+                    Case(cell, precision, tier, T=2, B=2, H=36, D=1, inputs=8 * (tier != "grid"), shift=shift)
+                )
+    # Backward in a cluster: several outputs a warp, an odd number of them; weights in shared memory, a CTA of
     # fewer tiles than the others; two tiles of rows, the second one of a single row.
     large = {"T": 3, "H": 260, "D": 1, "sms": 8}
-    out.append(Case("lstm", "float16", "cluster", B=2, **large))
     out.append(Case("gru", "bfloat16", "cluster", B=3, lengths=(3, 0, 1), **large))
     out.append(Case("rnn_tanh", "tf32", "cluster", B=2, resets="some", **large))
     out.append(Case("lstm", "bfloat16", "cluster", B=9, lengths=(3, 1), resets="some", cluster=8, **large))
@@ -329,8 +339,20 @@ FAULTS = {
     "race: the sums do not wait for their parts": Fault(
         "products.cuh", "__syncthreads()", "void()", "float4* part ="
     ),
-    "race: a warp's weights overwrite the exchange": Fault(
-        "products.cuh", "__syncthreads()", "void()", "forget(a[i][gate][r])"
+    "weights: loads go on beyond the layer": Fault(
+        "weights.cuh", "row + r < row_end && column + i < column_end", "true"
+    ),
+    "weights: rows of a block change places": Fault(
+        "weights.cuh", "words + r * kRowWords", "words + (r ^ 1) * kRowWords"
+    ),
+    "weights: every load takes as many elements as it can": Fault(
+        "persistent.cu",
+        "elements_at_once(p.w_hh, p.w_hh_stride, p.shape.D, element, H)",
+        "4",
+        "{p.cells, sizeof(float), H}},",
+    ),
+    "weights: a chunk of tiles overwrites the one before": Fault(
+        "products.cuh", "(first + i) * kKeptWords", "i * kKeptWords"
     ),
     "forward: a row that has ended goes on": Fault(
         "forward.cuh", "lane_rows.run(now, j)", "true", "bool active ="

@@ -36,9 +36,6 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const Schedule schedule{p.row_offsets, T_steps, B, at.direction};
   const LaneRows lane_rows(p.lengths, T_steps, B, at.row);
   Product product(cut, shared, at);
-  product.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at);
-  const int publications = p.dh0 ? T_steps : T_steps - 1;
-  if (!product.begin(publications)) return;
 
   // Addresses of this lane's pair in row `row` of the direction's N, and of batch row `row`.
   const auto in_output = [&](const void* base, int64_t row) {
@@ -112,6 +109,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     }
     in = read(now, schedule.at(T_steps - 2));
   }
+  product.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at);
+  const int publications = p.dh0 ? T_steps : T_steps - 1;
+  if (!product.begin(publications)) return;
 
   // Gradient of h through the product, of publication i; nothing reaches the last step, nor a row from the later
   // one where it begins a new sequence.

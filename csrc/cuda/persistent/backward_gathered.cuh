@@ -31,7 +31,7 @@ struct GatheredProduct {
   }
 
   __device__ __forceinline__ void load_weights(const T* w, int64_t stride, int H, const Position& at) {
-    products.load_weights(w, stride, H, at, cut, reinterpret_cast<float*>(rest));
+    products.load_weights(w, stride, H, at, cut, rest);
   }
   __device__ __forceinline__ bool begin(int n) { return exchange.begin(n); }
   __device__ __forceinline__ void end() { exchange.end(); }

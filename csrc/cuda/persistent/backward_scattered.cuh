@@ -31,11 +31,14 @@ template <class F, int kGates, int kGroups>
 struct ScatteredProduct {
   using T = typename F::Type;
   using Words = typename F::Words;
+  using Weights = TiledWeights<F, Pass::kBackward>;
   static constexpr int kTileWords = 32 * F::kWords;
   static constexpr int kOutputs = kOutputsTogether;
   static constexpr int kChains = 2;  // sums of an output that form apart: no product waits for the one before it
   static constexpr int kKeptWords = kGates * kOutputs * F::kRegisters * 32;  // of a group
-  using Group = uint32_t[kGates][kOutputs][F::kRegisters];
+  struct Group {
+    uint32_t words[kGates][kOutputs][F::kRegisters];
+  };
   using Sums = float[kOutputs][kChains][4];
 
   const Cut& cut;
@@ -44,7 +47,7 @@ struct ScatteredProduct {
   int rank;       // of the CTA
   int own_tiles;  // of units
   int groups;     // of the warp
-  Group a[kGroups];
+  Group a[kGroups] = {};
   uint32_t* kept;  // this lane's words of the warp's groups beyond those
 
   __device__ __forceinline__ ScatteredProduct(const Cut& cut, uint32_t* shared, const Position& at)
@@ -77,60 +80,81 @@ struct ScatteredProduct {
     return tile < cut.unit_tiles ? tile : tile - cut.unit_tiles;
   }
 
-  // w (kGates*H,H), rows `stride` apart. All threads of the CTA call it. It leaves the part of shared memory that
-  // becomes the exchange's behind the barrier in begin().
+  // w (kGates*H,H), rows `stride` apart. As many loads in flight at once as there are registers: Products.
   __device__ __forceinline__ void load_weights(const T* w, int64_t stride, int H, const Position& at) {
-    float* stage = reinterpret_cast<float*>(rest) + at.warp * kTileUnits * kTileUnits;
-    Position of = at;  // whose unit_tile is the output's
-    int first = kOutputs * at.warp, own_tile = 0;
-    const auto load_group = [&](auto store) {
+    if (own_tiles == 0) return;
+    const Weights weights = {w, stride, H, at.lane};
+    with_elements_at_once<Weights>(cut.weights_at_once, [&]<int kAtOnce>() {
+      constexpr bool kWhole = kAtOnce * sizeof(T) >= 4;  // registers arrive whole
+      const int before = kept_groups(cut.unit_tiles, own_tiles, warps(), kGroups, at.warp);
+      kept = rest + cut.kept_offset + before * kKeptWords + at.lane * 4;
+      constexpr int kRoom = (kWhole ? 96 : 48) / (kGates * kOutputs * F::kRegisters);
+      constexpr int kChunk = kRoom < 1 ? 1 : kRoom < 8 ? kRoom : 8;
+#pragma unroll 1
+      for (int from = kGroups; from < groups; from += kChunk) {
+        Group words[kChunk];
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) load_group<kAtOnce>(weights, words[i], from + i, at);
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) {
+          arrange(words[i]);
+          uint32_t* to = kept + (from + i - kGroups) * kKeptWords;
+          if (from + i < groups) {
+            for_fours(words[i], [&](const uint32_t* four, int offset) {
+              *reinterpret_cast<uint4*>(to + offset) = make_uint4(four[0], four[1], four[2], four[3]);
+            });
+          }
+        }
+      }
+      if constexpr (kWhole) {
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) load_group<kAtOnce>(weights, a[group], group, at);
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) arrange(a[group]);
+      } else {
+        // Halves take whole registers on their way, and there is no room for all: a group at a time.
+#pragma unroll 1
+        for (int group = 0; group < kGroups; ++group) {
+          Group words = {};
+          load_group<kAtOnce>(weights, words, group, at);
+          arrange(words);
+#pragma unroll
+          for (int i = 0; i < kGroups; ++i) {
+            if (i == group) a[i] = words;
+          }
+        }
+      }
+    });
+  }
+  // Zero where the warp has no such group, and where an odd number of outputs leaves a pair with one.
+  template <int kAtOnce>
+  __device__ __forceinline__ void load_group(const Weights& weights, Group& group, int number,
+                                             const Position& at) const {
+    const int first = kOutputs * (at.warp + number / own_tiles * warps()), own_tile = number % own_tiles;
+    const int H = static_cast<int>(weights.rows);
+#pragma unroll
+    for (int o = 0; o < kOutputs; ++o) {
+      const int tile = first + o < cut.unit_tiles ? output_tile(first + o) : cut.unit_tiles;
 #pragma unroll
       for (int gate = 0; gate < kGates; ++gate) {
-#pragma unroll
-        for (int o = 0; o < kOutputs; ++o) {
-          // An odd number of outputs leaves a pair with one: its weights are zero, and it is not pushed.
-          of.unit_tile = first + o < cut.unit_tiles ? output_tile(first + o) : cut.unit_tiles;
-          const T* of_gate = w + static_cast<int64_t>(gate) * H * stride;
-          Products<F, Cluster, Pass::kBackward, kGates, 1>::stage_tile(of_gate, stride, H, of, at.cta_tile + own_tile,
-                                                                       stage);
-          uint32_t words[F::kRegisters];
-          F::load_weights(words, at.lane, [&](int unit, int k) { return stage[unit * kTileUnits + k]; });
-          store(gate, o, words);
-        }
+        weights.template load<kAtOnce>(group.words[gate][o], gate, tile, at.cta_tile + own_tile, H, H);
       }
-      if (++own_tile == own_tiles) {
-        own_tile = 0;
-        first += kOutputs * warps();
-      }
-    };
-#pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
-      if (group < groups) {
-        load_group([&](int gate, int o, const uint32_t (&words)[F::kRegisters]) {
-#pragma unroll
-          for (int r = 0; r < F::kRegisters; ++r) {
-            a[group][gate][o][r] = words[r];
-            forget(a[group][gate][o][r]);  // as Products does
-          }
-        });
-      }
-    }
-    const int before = kept_groups(cut.unit_tiles, own_tiles, warps(), kGroups, at.warp);
-    kept = rest + cut.kept_offset + before * kKeptWords + at.lane * 4;
-#pragma unroll 1
-    for (int group = kGroups; group < groups; ++group) {
-      uint32_t* to = kept + (group - kGroups) * kKeptWords;
-      load_group([&](int gate, int o, const uint32_t (&words)[F::kRegisters]) {
-#pragma unroll
-        for (int r = 0; r < F::kRegisters; r += 4) {
-          *reinterpret_cast<uint4*>(to + kept_offset(gate, o, r)) =
-              make_uint4(words[r], words[r + 1], words[r + 2], words[r + 3]);
-        }
-      });
     }
   }
-  static __device__ __forceinline__ int kept_offset(int gate, int o, int r) {
-    return ((gate * kOutputs + o) * F::kRegisters + r) * 32;
+  static __device__ __forceinline__ void arrange(Group& group) {
+#pragma unroll
+    for (int gate = 0; gate < kGates; ++gate) {
+#pragma unroll
+      for (int o = 0; o < kOutputs; ++o) Weights::arrange(group.words[gate][o]);
+    }
+  }
+  // f(a register, its offset in a lane's words in shared memory) of every fourth register of a group.
+  template <class AGroup, class Body>
+  static __device__ __forceinline__ void for_fours(AGroup& group, Body f) {
+#pragma unroll
+    for (int n = 0; n < kGates * kOutputs * F::kRegisters; n += 4) {
+      f(&group.words[n / F::kRegisters / kOutputs][n / F::kRegisters % kOutputs][n % F::kRegisters], n * 32);
+    }
   }
 
   // False for a CTA without units, which has nothing to do.
@@ -200,20 +224,10 @@ struct ScatteredProduct {
       for (int group = kGroups; group < groups; ++group) {
         const uint32_t* from = kept + (group - kGroups) * kKeptWords;
         Group weights;
-#pragma unroll
-        for (int gate = 0; gate < kGates; ++gate) {
-#pragma unroll
-          for (int o = 0; o < kOutputs; ++o) {
-#pragma unroll
-            for (int r = 0; r < F::kRegisters; r += 4) {
-              const uint4 four = *reinterpret_cast<const uint4*>(from + kept_offset(gate, o, r));
-              weights[gate][o][r] = four.x;
-              weights[gate][o][r + 1] = four.y;
-              weights[gate][o][r + 2] = four.z;
-              weights[gate][o][r + 3] = four.w;
-            }
-          }
-        }
+        for_fours(weights, [&](uint32_t* four, int offset) {
+          const uint4 v = *reinterpret_cast<const uint4*>(from + offset);
+          four[0] = v.x, four[1] = v.y, four[2] = v.z, four[3] = v.w;
+        });
         multiply(sums, weights, b, 0);
         next();
       }
@@ -221,13 +235,13 @@ struct ScatteredProduct {
   }
 
   // One group: both outputs meet the same operand. `chain`: of the first gate.
-  static __device__ __forceinline__ void multiply(Sums& sums, const Group& weights, const uint32_t* operand,
+  static __device__ __forceinline__ void multiply(Sums& sums, const Group& group, const uint32_t* operand,
                                                   int chain) {
 #pragma unroll
     for (int gate = 0; gate < kGates; ++gate) {
       const Words b = *reinterpret_cast<const Words*>(operand + gate * kTileWords);
 #pragma unroll
-      for (int o = 0; o < kOutputs; ++o) F::multiply(sums[o][(chain + gate) & 1], weights[gate][o], b);
+      for (int o = 0; o < kOutputs; ++o) F::multiply(sums[o][(chain + gate) & 1], group.words[gate][o], b);
     }
   }
 

@@ -32,6 +32,8 @@ struct Cut {
   int owner_factor;                 // and which CTA has a tile of units: tile * owner_factor >> 16
   bool whole_pairs;                 // every row of every tensor starts at a multiple of a pair,
   bool whole_x;                     // and every row of x
+  int weights_at_once;              // elements of w_hh that a load takes: 4, 2 or 1,
+  int inputs_at_once;               // and of w_ih
   uint32_t* error;                  // grid tier: the workspace's first word,
   uint32_t* flags;                  // then a flag a replica, a line each,
   uint32_t* operands;               // then its two buffers of operand_words

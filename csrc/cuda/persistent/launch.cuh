@@ -24,6 +24,21 @@ inline bool pairs_are_whole(std::initializer_list<PairedTensor> tensors, int64_t
          });
 }
 
+// Neighbouring elements that one load may take of matrices of whole rows: 4, 2 or 1. A row's beginnings are multiples
+// of so many, and no load reaches beyond the row's `columns`.
+inline int elements_at_once(const void* const* data, const int64_t* strides, int count, size_t element,
+                            int64_t columns) {
+  int at_once = 4;
+  const auto fits = [&](int i) {
+    return reinterpret_cast<uintptr_t>(data[i]) % (at_once * element) == 0 && strides[i] % at_once == 0 &&
+           columns % at_once == 0;
+  };
+  for (int i = 0; i < count; ++i) {
+    while (at_once > 1 && !fits(i)) at_once /= 2;
+  }
+  return at_once;
+}
+
 inline Cut cut_of(const PersistentGeometry& g, const LayerShape& shape, void* workspace, uint32_t spin_limit) {
   Cut cut = {};
   cut.N = shape.rows();

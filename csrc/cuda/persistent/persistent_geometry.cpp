@@ -35,7 +35,7 @@ PersistentGeometry one_cta(PersistentGeometry g, const CudaDevice& device) {
   g.n_tiles = 1;
   g.threads = g.unit_tiles * 32;
   const int64_t buffers = 2 * operand_words(g.unit_tiles, 1, operand_gates_of(g), g.precision) * 4;
-  g.shared_bytes = front_bytes(g) + std::max(buffers, g.unit_tiles * kStageBytes);
+  g.shared_bytes = front_bytes(g) + buffers;
   const int64_t replicas = ceil_div(g.B, kTileRows);
   if (replicas * g.D > kMaxCtas) return refused(g, "the batch is too large for a grid");
   if (g.shared_bytes > device.shared_bytes_per_block_optin) {
@@ -68,7 +68,7 @@ PersistentGeometry grid(PersistentGeometry g, const CudaDevice& device) {
   g.n_tiles = static_cast<int>(n_tiles);
   g.replicas = static_cast<int>(ceil_div(g.B, n_tiles * kTileRows));
   g.ctas = g.ctas_per_replica * g.replicas * g.D;
-  g.shared_bytes = front_bytes(g) + std::max(n_tiles * per_tile, kGridWarps * kStageBytes);
+  g.shared_bytes = front_bytes(g) + n_tiles * per_tile;
   const int all = g.replicas * g.D;
   g.workspace_bytes =
       flags_bytes(all) + all * 2 * operand_words(g.unit_tiles, g.n_tiles, operand_gates_of(g), g.precision) * 4;

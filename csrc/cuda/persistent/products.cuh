@@ -1,6 +1,7 @@
 // The products of a step: the weights that a warp keeps in registers, and the sums it makes with them.
 #pragma once
 #include "kernel.cuh"
+#include "weights.cuh"
 
 namespace fastrnn::cuda {
 
@@ -24,59 +25,82 @@ struct Products {
 
   static constexpr int kKeptWords = kGates * F::kRegisters * 32;  // of a tile
 
-  uint32_t a[kTiles][kGates][F::kRegisters];
+  uint32_t a[kTiles][kGates][F::kRegisters] = {};
   uint32_t* kept;  // this lane's words of the warp's tiles in shared memory
 
-  // w (kGates*H,H), rows `stride` apart. Forward multiplies by its rows, backward by its columns. All threads of the
-  // CTA call it. A tile at a time goes through the warp's part of shared memory, [warp][256]: the loads are
-  // coalesced, and no addresses wait in registers while the weights fill them.
-  __device__ __forceinline__ void load_weights(const typename F::Type* w, int64_t stride, int H, const Position& at,
-                                               const Cut& cut, float* shared) {
-    float* stage = shared + at.warp * kTileUnits * kTileUnits;
+  // All gates of one tile.
+  template <int kAtOnce>
+  static __device__ __forceinline__ void load_tile(const TiledWeights<F, pass>& weights,
+                                                   uint32_t (&words)[kGates][F::kRegisters], const Position& at,
+                                                   int tile, int H, int k_end) {
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-#pragma unroll
-      for (int gate = 0; gate < kGates; ++gate) {
-        stage_tile(w + static_cast<int64_t>(gate) * H * stride, stride, H, at, at.first + i * kStride, stage);
-        F::load_weights(a[i][gate], at.lane, [&](int unit, int k) { return stage[unit * kTileUnits + k]; });
-        // Or the compiler keeps the halves apart, in twice the registers, and joins them again at every step.
-#pragma unroll
-        for (int r = 0; r < F::kRegisters; ++r) forget(a[i][gate][r]);
-      }
+    for (int gate = 0; gate < kGates; ++gate) {
+      weights.template load<kAtOnce>(words[gate], gate, at.unit_tile, tile, H, k_end);
     }
-    if constexpr (Exchange::kKeepsInShared) {
-      const int tiles = cut.k_tiles > kTiles ? cut.k_tiles - kTiles : 0;
-      kept = reinterpret_cast<uint32_t*>(shared) + cut.kept_offset + at.warp * tiles * kKeptWords + at.lane * 4;
-#pragma unroll 1
-      for (int i = 0; i < tiles; ++i) {
-#pragma unroll 1
-        for (int gate = 0; gate < kGates; ++gate) {
-          stage_tile(w + static_cast<int64_t>(gate) * H * stride, stride, H, at, at.first + kTiles + i, stage);
-          uint32_t words[F::kRegisters];
-          F::load_weights(words, at.lane, [&](int unit, int k) { return stage[unit * kTileUnits + k]; });
-          uint32_t* to = kept + (i * kGates + gate) * F::kRegisters * 32;
+  }
+  static __device__ __forceinline__ void arrange(uint32_t (&words)[kGates][F::kRegisters]) {
 #pragma unroll
-          for (int r = 0; r < F::kRegisters; ++r) to[r / 4 * 128 + r % 4] = words[r];
-        }
-      }
-    }
-    __syncthreads();  // from here on the memory is the exchange's
+    for (int gate = 0; gate < kGates; ++gate) TiledWeights<F, pass>::arrange(words[gate]);
   }
 
-  // One gate's tile of w for the warp's units and tile `k_tile` of K to `stage`, [unit][k], by all lanes.
-  static __device__ __forceinline__ void stage_tile(const typename F::Type* w, int64_t stride, int H,
-                                                    const Position& at, int k_tile, float* stage) {
-    constexpr bool kForward = pass == Pass::kForward;
-    const int u_base = at.unit_tile * kTileUnits, k_base = k_tile * kTileUnits;
-    __syncwarp();  // all lanes have read the tile before
+  // w (kGates*H,H), rows `stride` apart. Forward multiplies by its rows, backward by its columns. The loads for the
+  // registers are in flight all at once, those for shared memory as many as there are registers, so that memory
+  // answers once for the former and once a chunk for the latter.
+  __device__ __forceinline__ void load_weights(const typename F::Type* w, int64_t stride, int H, const Position& at,
+                                               const Cut& cut, uint32_t* shared) {
+    const TiledWeights<F, pass> weights = {w, stride, H, at.lane};
+    const int k_end = H < at.end * kTileUnits ? H : at.end * kTileUnits;
+    with_elements_at_once<TiledWeights<F, pass>>(cut.weights_at_once, [&]<int kAtOnce>() {
+      constexpr bool kWhole = kAtOnce * sizeof(typename F::Type) >= 4;  // registers arrive whole
+      if constexpr (Exchange::kKeepsInShared) {
+        const int tiles = cut.k_tiles > kTiles ? cut.k_tiles - kTiles : 0;
+        kept = shared + cut.kept_offset + at.warp * tiles * kKeptWords + at.lane * 4;
+        // As many tiles at once as there are free registers, until those for the step come.
+        constexpr int kRoom = (kWhole ? 96 : 48) / (kGates * F::kRegisters), kChunk = kRoom < 8 ? kRoom : 8;
 #pragma unroll 1
-    for (int e = at.lane; e < kTileUnits * kTileUnits; e += 32) {
-      const int column = e & (kTileUnits - 1), row = e / kTileUnits;  // of this tile of w
-      const int r = (kForward ? u_base : k_base) + row, c = (kForward ? k_base : u_base) + column;
-      stage[kForward ? e : column * kTileUnits + row] =
-          r < H && c < H ? load(w + static_cast<int64_t>(r) * stride + c) : 0.0f;
-    }
-    __syncwarp();
+        for (int first = 0; first < tiles; first += kChunk) {
+          uint32_t words[kChunk][kGates][F::kRegisters];
+#pragma unroll
+          for (int i = 0; i < kChunk; ++i) {
+            load_tile<kAtOnce>(weights, words[i], at, at.first + kTiles + first + i, H, k_end);
+          }
+#pragma unroll
+          for (int i = 0; i < kChunk; ++i) {
+            arrange(words[i]);
+#pragma unroll
+            for (int n = 0; n < kGates * F::kRegisters; n += 4) {
+              const uint32_t* four = &words[i][n / F::kRegisters][n % F::kRegisters];
+              if (first + i < tiles) {
+                *reinterpret_cast<uint4*>(kept + (first + i) * kKeptWords + n * 32) =
+                    make_uint4(four[0], four[1], four[2], four[3]);
+              }
+            }
+          }
+        }
+      }
+      if constexpr (kWhole) {
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) load_tile<kAtOnce>(weights, a[i], at, at.first + i * kStride, H, k_end);
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) arrange(a[i]);
+      } else {
+        // Halves take whole registers on their way, and there is no room for all: a tile at a time.
+#pragma unroll 1
+        for (int tile = 0; tile < kTiles; ++tile) {
+          uint32_t words[kGates][F::kRegisters];
+          load_tile<kAtOnce>(weights, words, at, at.first + tile * kStride, H, k_end);
+          arrange(words);
+#pragma unroll
+          for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+            for (int gate = 0; gate < kGates; ++gate) {
+#pragma unroll
+              for (int r = 0; r < F::kRegisters; ++r) a[i][gate][r] = i == tile ? words[gate][r] : a[i][gate][r];
+            }
+          }
+        }
+      }
+    });
   }
 
   // Where in an operand the words for tile `tile` of K, one gate and one tile of rows begin.

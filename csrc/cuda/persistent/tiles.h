@@ -75,11 +75,8 @@ constexpr int words_of(Precision precision) {
 
 // A CTA's dynamic shared memory: 16 bytes for the failure word, forward's biases [Gr][units of the CTA], then one
 // CTA: the two buffers of the operand; grid: the parts of the sums; cluster, whose two barriers are the first 16
-// bytes: both, backward the two buffers of the parts first, and then the weights that have no registers. Before the
-// first step the part behind the biases holds the weights on their way to the registers, a tile a warp.
+// bytes: both, backward the two buffers of the parts first, and then the weights that have no registers.
 FASTRNN_HD constexpr int front_words(int bias_gates, int units_per_cta) { return 4 + bias_gates * units_per_cta; }
-
-constexpr int64_t kStageBytes = kTileUnits * kTileUnits * 4;  // a warp
 
 constexpr int kLineBytes = 128;  // a flag has a line of the L2 cache to itself
 
@@ -114,7 +111,7 @@ inline int64_t cluster_exchange_bytes(const PersistentGeometry& g) {
   const int64_t sums = g.pass == Pass::kBackward ? 2 * cluster_received_bytes(g)
                        : g.k_split == 1          ? 0
                                                  : g.n_tiles * parts_bytes(warps, gates_of(g.cell));
-  return std::max(2 * cluster_operand_bytes(g) + sums, warps * kStageBytes);
+  return 2 * cluster_operand_bytes(g) + sums;
 }
 // Cluster: bytes of the weights that have no registers.
 inline int64_t cluster_kept_bytes(const PersistentGeometry& g) {
