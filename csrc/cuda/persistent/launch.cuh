@@ -54,9 +54,13 @@ inline Cut cut_of(const PersistentGeometry& g, const LayerShape& shape, void* wo
     cut.peers = g.peers;
     cut.tile_slots = g.peers * cut.cta_tiles;
     cut.kept_offset = static_cast<int>(cluster_exchange_bytes(g) / 4);
+    cut.slot_words = static_cast<int>(cluster_received_bytes(g) / 4);
+    cut.owner_factor = (1 << 16) / cut.cta_tiles + 1;
+    cut.operand_words = cluster_operand_bytes(g) / 4;
+  } else {
+    cut.operand_words =
+        operand_words(cut.tile_slots, g.n_tiles, g.pass == Pass::kForward ? 1 : gates_of(g.cell), g.precision);
   }
-  cut.operand_words =
-      operand_words(cut.tile_slots, g.n_tiles, g.pass == Pass::kForward ? 1 : gates_of(g.cell), g.precision);
   cut.spin_limit = spin_limit ? spin_limit : kSpinLimit;
   if (workspace) {
     cut.error = static_cast<uint32_t*>(workspace);

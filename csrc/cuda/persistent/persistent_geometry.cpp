@@ -20,7 +20,8 @@ int64_t front_bytes(const PersistentGeometry& g) {
   return front_words(bias_gates, g.units_per_cta) * 4;
 }
 
-// Sums that a tile of units has. Backward adds up the gates in registers before they meet in shared memory.
+// Sums that a tile of units has, but for clusters. Backward adds up the gates in registers before they meet in shared
+// memory.
 int sums_of(const PersistentGeometry& g) { return g.pass == Pass::kForward ? gates_of(g.cell) : 1; }
 int operand_gates_of(const PersistentGeometry& g) { return g.pass == Pass::kForward ? 1 : gates_of(g.cell); }
 
@@ -75,6 +76,27 @@ PersistentGeometry grid(PersistentGeometry g, const CudaDevice& device) {
   return g;
 }
 
+// Warps that share a tile's products: one each of an SM's four schedulers at least, enough registers for the weights,
+// and a finishing warp a tile of rows; as far as there are warps and tiles of K. Returns the most tiles of rows.
+int64_t cluster_forward(PersistentGeometry& g, int64_t cta_tiles, int64_t wanted) {
+  const int in_registers = max_tiles(g.cell, g.precision, g.tier);
+  const int64_t most = std::min<int64_t>(kMaxWarps / cta_tiles, g.unit_tiles);
+  int64_t split = std::max({ceil_div(4, cta_tiles), ceil_div(g.unit_tiles, in_registers), std::min(wanted, most)});
+  split = std::min(split, most);
+  g.k_split = static_cast<int>(split);
+  g.k_tiles = static_cast<int>(ceil_div(g.unit_tiles, split));
+  g.threads = static_cast<int>(cta_tiles * split) * 32;
+  return std::min(wanted, split);
+}
+
+// A finishing warp for each of the CTA's own tiles of units and rows; and as many warps as there are pairs of
+// outputs.
+void cluster_backward(PersistentGeometry& g, int64_t cta_tiles) {
+  g.k_split = g.n_tiles;
+  const int64_t pairs = ceil_div(g.unit_tiles, kOutputsTogether);
+  g.threads = static_cast<int>(std::max(cta_tiles * g.n_tiles, std::min<int64_t>(pairs, kMaxWarps))) * 32;
+}
+
 // Clusters do not wait for each other, so any number may be launched, and runs as SMs become free. As many as the
 // device holds at once share the rows first; then each takes more tiles of rows; then there are more clusters.
 PersistentGeometry cluster(PersistentGeometry g, const CudaDevice& device, int ctas) {
@@ -88,21 +110,12 @@ PersistentGeometry cluster(PersistentGeometry g, const CudaDevice& device, int c
   g.peers = static_cast<int>(ceil_div(g.unit_tiles, cta_tiles));
   const int64_t room = std::max(1, clusters_at_once(device, ctas) / g.D);
   const int64_t wanted = ceil_div(g.B, room * kTileRows);
+  const int64_t most =
+      g.pass == Pass::kForward ? cluster_forward(g, cta_tiles, wanted) : std::min(wanted, kMaxWarps / cta_tiles);
 
-  // Warps that share a tile's products: one each of an SM's four schedulers at least, enough registers for the
-  // weights, and a finishing warp a tile of rows; as far as there are warps and tiles of K.
-  const int in_registers = max_tiles(g.cell, g.precision, g.tier);
-  const int64_t most = std::min<int64_t>(kMaxWarps / cta_tiles, g.unit_tiles);
-  int64_t split = std::max({ceil_div(4, cta_tiles), ceil_div(g.unit_tiles, in_registers), std::min(wanted, most)});
-  split = std::min(split, most);
-  g.k_split = static_cast<int>(split);
-  g.k_tiles = static_cast<int>(ceil_div(g.unit_tiles, split));
-  const int warps = static_cast<int>(cta_tiles * split);
-  g.threads = warps * 32;
-
-  const int64_t kept = warps * std::max(0, g.k_tiles - in_registers) * kept_bytes(g.cell, g.precision);
-  for (g.n_tiles = static_cast<int>(std::min(wanted, split)); g.n_tiles > 0; --g.n_tiles) {
-    g.shared_bytes = front_bytes(g) + cluster_exchange_bytes(g) + kept;
+  for (g.n_tiles = static_cast<int>(most); g.n_tiles > 0; --g.n_tiles) {
+    if (g.pass == Pass::kBackward) cluster_backward(g, cta_tiles);
+    g.shared_bytes = front_bytes(g) + cluster_exchange_bytes(g) + cluster_kept_bytes(g);
     if (g.shared_bytes <= device.shared_bytes_per_block_optin) break;
   }
   if (g.n_tiles == 0)
