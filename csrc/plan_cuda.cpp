@@ -38,8 +38,10 @@ constexpr double kBackward = 1.4;                              // a backward ste
 constexpr double kClusterFixed = 0.17, kPush = 0.004, kPart = 0.005, kReceived = 50e3, kSharedRead = 217e3;
 // A product and a kernel a step, each launched by the host; with a projection two of each.
 constexpr double kStepwiseLaunches = 9.0;
-// The same before the first step of a persistent tier: weights into registers, the launch.
-constexpr double kPersistentStart = 12.0;
+// Before the first step of a persistent tier: a launch (2.4), code that no cache has yet, and one answer of memory (0.8)
+// for weights, state, inputs and biases, which are asked for together; the weights' bytes come as kReceived. The grid's
+// flags are cleared by a launch of their own before it.
+constexpr double kPersistentStart = 4.5, kGridFlags = 2.5;
 // The product with W_ih as a launch of its own, a direction; and inside the kernel: fixed part of the products of
 // 8 rows, and a part for each 16 of I and gate.
 constexpr double kProductLaunch = 6.0, kProjectFixed = 0.06, kProjectTile = 0.008;
@@ -77,6 +79,11 @@ double cluster_us(const LayerShape& s, const PersistentGeometry& g, const CudaDe
   return us * ((clusters + at_once - 1) / at_once);
 }
 
+double start_us(const LayerShape& s, const PersistentGeometry& g) {
+  const double weights = static_cast<double>(gates_of(s.cell) * s.H * g.units_per_cta) * size_of(s.dtype);
+  return kPersistentStart + weights / kReceived + (g.tier == cuda::Tier::kGrid ? kGridFlags : 0);
+}
+
 double persistent_us(const LayerShape& s, const PersistentGeometry& g, const CudaDevice& device) {
   const StepCosts& cost = costs_of(g.precision);
   double us = 0;
@@ -89,7 +96,7 @@ double persistent_us(const LayerShape& s, const PersistentGeometry& g, const Cud
     us = cost.grid_exchange + cost.grid_tile * g.n_tiles * s.H / 1024;
   }
   if (g.pass == Pass::kBackward && g.tier != cuda::Tier::kCluster) us *= kBackward;
-  return us + kPersistentStart / std::max<int64_t>(1, s.T);
+  return us + start_us(s, g) / std::max<int64_t>(1, s.T);
 }
 
 // How a tier cuts a layer. Of clusters the smallest that is the fastest by the model; where none takes the layer, the

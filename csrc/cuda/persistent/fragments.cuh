@@ -81,7 +81,8 @@ struct FloatFragments {
   static constexpr int kWords = 4, kRegisters = 8;
   using Words = uint4;
 
-  // Two products of 8 values of K: register 4*q + r holds k = 4*c + 2*(r>>1) + q of unit 2*g + (r&1).
+  // Two products of 8 values of K: register 4*q + r holds k = 4*c + 2*q + (r>>1) of unit 2*g + (r&1). So a product's
+  // two words of B are neighbours, as its instruction wants them.
   template <bool transposed>
   static __device__ __forceinline__ void arrange(uint32_t (&a)[kRegisters]) {
     uint32_t block[kRegisters];
@@ -89,7 +90,7 @@ struct FloatFragments {
     for (int i = 0; i < kRegisters; ++i) block[i] = a[i];
 #pragma unroll
     for (int i = 0; i < kRegisters; ++i) {
-      const int k = 2 * (i >> 1 & 1) + (i >> 2), unit = i & 1;
+      const int k = 2 * (i >> 2) + (i >> 1 & 1), unit = i & 1;
       const uint32_t w = block[transposed ? 2 * k + unit : 4 * unit + k];
       a[i] = rounded ? to_tf32(__uint_as_float(w)) : w;
     }
@@ -122,8 +123,8 @@ template <>
 struct Fragments<Precision::kTf32> : FloatFragments<true> {
   static constexpr Precision kPrecision = Precision::kTf32;
   static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[8], uint4 b) {
-    mma_tf32(sum, a, b.x, b.z);
-    mma_tf32(sum, a + 4, b.y, b.w);
+    mma_tf32(sum, a, b.x, b.y);
+    mma_tf32(sum, a + 4, b.z, b.w);
   }
 };
 
@@ -140,7 +141,7 @@ struct Fragments<Precision::kFloat32> : FloatFragments<false> {
     low = to_tf32(v - __uint_as_float(high));
   }
   static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[8], uint4 b) {
-    const uint32_t words[4] = {b.x, b.z, b.y, b.w};
+    const uint32_t words[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
       uint32_t a_high[4], a_low[4], b_high[2], b_low[2];

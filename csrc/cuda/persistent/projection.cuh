@@ -9,8 +9,8 @@
 
 namespace fastrnn::cuda {
 
-// All lanes of a finishing warp call it, and then gx is there for them. A gate at a time: its weights
-// are few registers, and the code is short.
+// All lanes of a finishing warp call it, and then gx is there for them. A gate at a time: its weights are few registers,
+// and the code is short; the next gate's are on their way meanwhile.
 template <class F, int kGates>
 __device__ __forceinline__ void project_inputs(const PersistentForward& p, const Position& at, const Cut& cut) {
   using T = typename F::Type;
@@ -42,17 +42,29 @@ __device__ __forceinline__ void project_inputs(const PersistentForward& p, const
 
   using Weights = TiledWeights<F, Pass::kForward>;
   const Weights weights = {static_cast<const T*>(p.w_ih[d]), p.w_ih_stride[d], H, at.lane};
+  uint32_t next[kInputTiles][F::kRegisters];
+  // By pairs: what is loaded by four the compiler puts in order again at every product.
+  const auto load_next = [&](int gate) {
+#pragma unroll
+    for (int tile = 0; tile < kInputTiles; ++tile) {
+      if (cut.inputs_at_once > 1) {
+        weights.template load<2>(next[tile], gate, at.unit_tile, tile, static_cast<int>(H), I);
+      } else {
+        weights.template load<1>(next[tile], gate, at.unit_tile, tile, static_cast<int>(H), I);
+      }
+    }
+  };
+  load_next(0);
 #pragma unroll 1
   for (int gate = 0; gate < kGates; ++gate) {
     uint32_t a[kInputTiles][F::kRegisters];
-    with_elements_at_once<Weights>(cut.inputs_at_once, [&]<int kAtOnce>() {
 #pragma unroll
-      for (int tile = 0; tile < kInputTiles; ++tile) {
-        weights.template load<kAtOnce>(a[tile], gate, at.unit_tile, tile, static_cast<int>(H), I);
-      }
+    for (int tile = 0; tile < kInputTiles; ++tile) {
 #pragma unroll
-      for (int tile = 0; tile < kInputTiles; ++tile) Weights::arrange(a[tile]);
-    });
+      for (int r = 0; r < F::kRegisters; ++r) a[tile][r] = next[tile][r];
+      Weights::arrange(a[tile]);
+    }
+    if (gate + 1 < kGates) load_next(gate + 1);
 #pragma unroll 1
     for (int64_t t = 0; t < p.shape.T; t += steps * kAtOnce) {
       typename F::Words x[kAtOnce][kInputTiles];
