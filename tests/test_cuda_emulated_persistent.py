@@ -364,7 +364,7 @@ FAULTS = {
         "bool run(",
     ),
     "forward: both directions take the first one's bias": Fault(
-        "forward.cuh", "p.b_ih[d]", "p.b_ih[0]", "if (of_input)"
+        "forward.cuh", "p.b_ih[d]", "p.b_ih[0]", "of_input[n] ="
     ),
     "forward: the next step's gx is this one's": Fault(
         "forward.cuh", "schedule.at(s + 1)", "now", "nobody waits"
@@ -487,7 +487,7 @@ FAULTS = {
         "backward_scattered.cuh", "before * kKeptWords", "0 * before"
     ),
     "fragments: two words of B change places": Fault(
-        "fragments.cuh", "(g >> 2)", "1 - (g >> 2)", "kWords = 2"
+        "fragments.cuh", "(g & 1)", "1 - (g & 1)", "kWords = 2"
     ),
 }
 
