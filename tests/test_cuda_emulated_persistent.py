@@ -88,6 +88,8 @@ def cases() -> list[Case]:
     # Weights from shared memory, more tiles than are loaded at once; loaded by 4, by pairs and one by one.
     for precision, H in (("bfloat16", 260), ("float16", 258), ("bfloat16", 259)):
         out.append(Case("lstm", precision, "cluster", T=2, B=2, H=H, D=1))
+    # Three tiles of units a CTA, whose warps are three, three and two: as large as registers and shared memory allow.
+    out.append(Case("lstm", "bfloat16", "cluster", T=2, B=1, H=768, D=1, cluster=16))
     # Rows of weights that begin at a multiple of 4 elements, of 2, of none, whatever H is.
     for i, cell in enumerate(CELLS[:3]):
         for j, precision in enumerate(PRECISIONS):
@@ -299,12 +301,15 @@ def test_geometry_of_clusters(ops):
         assert gru["shared"] > 100 << 10  # weights too
     assert numbers(ops, "lstm", "tf32", "cluster", 256, cluster=16)["threads"] == 128
     assert numbers(ops, "lstm", "bfloat16", "cluster", 384, cluster=16)["peers"] == 12
-    # Backward: all warps where there are outputs for them, 32 units each; what cuDNN's hard case needs.
-    of_backward = [
-        numbers(ops, "lstm", half, "cluster", 768, B=16, cluster=16, backward=True)
+    # cuDNN's hard case: all warps forward, of which three tiles of units share eight; backward all warps where
+    # there are outputs for them, 32 units each.
+    hard = [
+        numbers(ops, "lstm", half, "cluster", 768, B=16, cluster=16, backward=back)
         for half in ("bfloat16", "float16")
+        for back in (False, True)
     ]
-    assert [(g["threads"], g["n_tiles"], g["replicas"]) for g in of_backward] == [(256, 1, 2)] * 2
+    assert [(g["threads"], g["n_tiles"], g["replicas"]) for g in hard] == [(256, 1, 2)] * 4
+    assert "shared memory of a cluster" in numbers(ops, "lstm", "bfloat16", "cluster", 784, cluster=16)
     assert numbers(ops, "lstm", "tf32", "cluster", 160, cluster=16, backward=True)["threads"] == 160
     rows = numbers(ops, "lstm", "bfloat16", "cluster", 512, B=1000, cluster=16, backward=True)
     assert (rows["n_tiles"], rows["threads"]) == (4, 256)
@@ -353,6 +358,14 @@ FAULTS = {
     ),
     "weights: a chunk of tiles overwrites the one before": Fault(
         "products.cuh", "(first + i) * kKeptWords", "i * kKeptWords"
+    ),
+    "weights: all warps of a CTA keep as many tiles in shared memory": Fault(
+        "products.cuh",
+        "at.warp < before ? at.warp * tiles : before * fewer + (at.warp - before) * tiles",
+        "at.warp * tiles",
+    ),
+    "cluster: a tile of units with a warp more is split as the others": Fault(
+        "kernel.cuh", "part_tiles(cut.unit_tiles, at.split)", "part_tiles(cut.unit_tiles, cut.k_split)"
     ),
     "forward: a row that has ended goes on": Fault(
         "forward.cuh", "lane_rows.run(now, j)", "true", "bool active ="

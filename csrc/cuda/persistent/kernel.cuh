@@ -25,19 +25,19 @@ namespace fastrnn::cuda {
 struct Cut {
   int64_t N;
   int unit_tiles, ctas_per_replica, replicas, n_tiles;
-  int tile_slots;                   // tiles of units in an operand: unit_tiles, or more where CTAs share them
-  int cta_tiles, k_split, k_tiles;  // cluster tier: tiles of units a CTA; see PersistentGeometry
-  int peers, kept_offset;           // and where its weights in shared memory begin: words behind the biases
-  int slot_words;                   // cluster tier's backward: what a CTA receives in a step,
-  int owner_factor;                 // and which CTA has a tile of units: tile * owner_factor >> 16
-  bool whole_pairs;                 // every row of every tensor starts at a multiple of a pair,
-  bool whole_x;                     // and every row of x
-  int weights_at_once;              // elements of w_hh that a load takes: 4, 2 or 1,
-  int inputs_at_once;               // and of w_ih
-  uint32_t* error;                  // grid tier: the workspace's first word,
-  uint32_t* flags;                  // then a flag a replica, a line each,
-  uint32_t* operands;               // then its two buffers of operand_words
-  int64_t operand_words;            // of a buffer
+  int tile_slots;                  // tiles of units in an operand: unit_tiles, or more where CTAs share them
+  int cta_tiles, k_split, k_more;  // cluster tier: tiles of units a CTA; see PersistentGeometry
+  int peers, kept_offset;          // and where its weights in shared memory begin: words behind the biases
+  int slot_words;                  // cluster tier's backward: what a CTA receives in a step,
+  int owner_factor;                // and which CTA has a tile of units: tile * owner_factor >> 16
+  bool whole_pairs;                // every row of every tensor starts at a multiple of a pair,
+  bool whole_x;                    // and every row of x
+  int weights_at_once;             // elements of w_hh that a load takes: 4, 2 or 1,
+  int inputs_at_once;              // and of w_ih
+  uint32_t* error;                 // grid tier: the workspace's first word,
+  uint32_t* flags;                 // then a flag a replica, a line each,
+  uint32_t* operands;              // then its two buffers of operand_words
+  int64_t operand_words;           // of a buffer
   uint32_t spin_limit;
 };
 
@@ -293,6 +293,7 @@ struct Position {
   int replica;     // of all directions'
   int unit_tile;   // of the warp's products and sums
   int cta_tile;    // the first one of its CTA
+  int split;       // warps that share the products of its tile of units
   int first, end;  // tiles of K that the warp multiplies: first, first + Exchange::kStride, ... below end
   int row_tile;    // that the warp finishes, in its replica
   bool finishes;   // whether it does
@@ -317,12 +318,24 @@ struct Position {
     const int cta = static_cast<int>(blockIdx.x);
     at.replica = cta / cut.ctas_per_replica;
     at.direction = at.replica / cut.replicas;
-    const int split = Exchange::k_split(cut), of_tile = at.warp / split, part = at.warp - of_tile * split;
+    at.split = Exchange::k_split(cut);
+    int of_tile = at.warp / at.split, part = at.warp - of_tile * at.split;
+    if (Exchange::kTier == Tier::kCluster && cut.k_more) {
+      const int before = cut.k_more * (at.split + 1);  // warps of the tiles that have one more
+      const bool more = at.warp < before;
+      of_tile = more ? at.warp / (at.split + 1) : cut.k_more + (at.warp - before) / at.split;
+      part = more ? at.warp - of_tile * (at.split + 1) : (at.warp - before) % at.split;
+      at.split += more;
+    }
     at.cta_tile = (cta - at.replica * cut.ctas_per_replica) * Exchange::cta_tiles(cut);
     at.unit_tile = at.cta_tile + of_tile;
-    at.first = Exchange::kTier == Tier::kCluster ? part * cut.k_tiles : part;
+    at.first = part;
     at.end = cut.unit_tiles;
-    if (Exchange::kTier == Tier::kCluster && at.first + cut.k_tiles < at.end) at.end = at.first + cut.k_tiles;
+    if (Exchange::kTier == Tier::kCluster) {
+      const int tiles = part_tiles(cut.unit_tiles, at.split);
+      at.first = part * tiles;
+      if (at.first + tiles < at.end) at.end = at.first + tiles;
+    }
     at.row_tile = part;
     at.finishes = at.row_tile < cut.n_tiles;
     at.unit = at.unit_tile * kTileUnits + 2 * (at.lane >> 2);

@@ -50,7 +50,7 @@ inline Cut cut_of(const PersistentGeometry& g, const LayerShape& shape, void* wo
   if (g.tier == Tier::kCluster) {
     cut.cta_tiles = g.units_per_cta / kTileUnits;
     cut.k_split = g.k_split;
-    cut.k_tiles = g.k_tiles;
+    cut.k_more = g.k_more;
     cut.peers = g.peers;
     cut.tile_slots = g.peers * cut.cta_tiles;
     cut.kept_offset = static_cast<int>(cluster_exchange_bytes(g) / 4);

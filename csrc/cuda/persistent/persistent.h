@@ -68,7 +68,7 @@ struct PersistentGeometry {
   int ctas = 0;                 // ctas_per_replica * replicas * D: the grid
   int units_per_cta = 0;        // of ctas_per_replica * units_per_cta >= H
   int k_split = 0;              // warps that share a tile of units: its products by K; cluster, backward: its rows
-  int k_tiles = 0;              // cluster, forward: tiles of K of such a part
+  int k_more = 0;               // cluster, forward: the first so many of a CTA's tiles of units have a warp more
   int peers = 0;                // cluster: CTAs of a cluster that have units; the others leave at once
   int n_tiles = 0;              // tiles of 8 rows a replica
   int threads = 0;              // a CTA

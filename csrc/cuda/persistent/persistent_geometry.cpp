@@ -84,8 +84,9 @@ int64_t cluster_forward(PersistentGeometry& g, int64_t cta_tiles, int64_t wanted
   int64_t split = std::max({ceil_div(4, cta_tiles), ceil_div(g.unit_tiles, in_registers), std::min(wanted, most)});
   split = std::min(split, most);
   g.k_split = static_cast<int>(split);
-  g.k_tiles = static_cast<int>(ceil_div(g.unit_tiles, split));
-  g.threads = static_cast<int>(cta_tiles * split) * 32;
+  // Three tiles of units: two have three warps then, one has two.
+  if (split == most && split > 1 && split < g.unit_tiles) g.k_more = static_cast<int>(kMaxWarps - cta_tiles * split);
+  g.threads = static_cast<int>(cta_tiles * split + g.k_more) * 32;
   return std::min(wanted, split);
 }
 

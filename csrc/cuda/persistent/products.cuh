@@ -53,8 +53,12 @@ struct Products {
     with_elements_at_once<TiledWeights<F, pass>>(cut.weights_at_once, [&]<int kAtOnce>() {
       constexpr bool kWhole = kAtOnce * sizeof(typename F::Type) >= 4;  // registers arrive whole
       if constexpr (Exchange::kKeepsInShared) {
-        const int tiles = cut.k_tiles > kTiles ? cut.k_tiles - kTiles : 0;
-        kept = shared + cut.kept_offset + at.warp * tiles * kKeptWords + at.lane * 4;
+        const int tiles = kept_tiles(cut.unit_tiles, at.split, kTiles);
+        // Where the first tiles of units have a warp more, its warps keep fewer.
+        const int before = cut.k_more * (cut.k_split + 1),
+                  fewer = kept_tiles(cut.unit_tiles, cut.k_split + 1, kTiles);
+        const int kept_before = at.warp < before ? at.warp * tiles : before * fewer + (at.warp - before) * tiles;
+        kept = shared + cut.kept_offset + kept_before * kKeptWords + at.lane * 4;
         // As many tiles at once as there are free registers, until those for the step come.
         constexpr int kRoom = (kWhole ? 96 : 48) / (kGates * F::kRegisters), kChunk = kRoom < 8 ? kRoom : 8;
 #pragma unroll 1
@@ -184,10 +188,9 @@ struct Products {
     if constexpr (!Exchange::kSplitsK) {
       multiply(operand, 0, at, cut, sums);
     } else {
-      const int split = Exchange::k_split(cut);
       for (int n = 0; n < cut.n_tiles; ++n) {
         multiply(operand, n, at, cut, sums);
-        if (Exchange::kTier == Tier::kCluster && split == 1) return;  // and there is one tile of rows
+        if (Exchange::kTier == Tier::kCluster && at.split == 1) return;  // and there is one tile of rows
         float4* part = parts + (at.warp * cut.n_tiles + n) * kSums * 32 + at.lane;
 #pragma unroll
         for (int s = 0; s < kSums; ++s) part[s * 32] = make_float4(sums[s][0], sums[s][1], sums[s][2], sums[s][3]);
@@ -199,7 +202,7 @@ struct Products {
 #pragma unroll
         for (int r = 0; r < 4; ++r) sums[s][r] = 0;
 #pragma unroll 2
-        for (int w = at.warp - at.row_tile; w < at.warp - at.row_tile + split; ++w) {
+        for (int w = at.warp - at.row_tile; w < at.warp - at.row_tile + at.split; ++w) {
           const float4 v = parts[((w * cut.n_tiles + at.row_tile) * kSums + s) * 32 + at.lane];
           sums[s][0] += v.x;
           sums[s][1] += v.y;

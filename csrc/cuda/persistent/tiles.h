@@ -68,6 +68,14 @@ FASTRNN_HD constexpr int kept_groups(int unit_tiles, int own_tiles, int warps, i
   return kept;
 }
 
+// The cluster tier's forward: `split` warps have a part of K each, of so many tiles, of which those that have no
+// registers wait in shared memory.
+FASTRNN_HD constexpr int part_tiles(int unit_tiles, int split) { return (unit_tiles + split - 1) / split; }
+FASTRNN_HD constexpr int kept_tiles(int unit_tiles, int split, int in_registers) {
+  const int tiles = part_tiles(unit_tiles, split);
+  return tiles > in_registers ? tiles - in_registers : 0;
+}
+
 // 32-bit words that a tile's 16 values of 8 rows take in a lane.
 constexpr int words_of(Precision precision) {
   return precision == Precision::kBFloat16 || precision == Precision::kHalf ? 2 : 4;
@@ -117,7 +125,13 @@ inline int64_t cluster_exchange_bytes(const PersistentGeometry& g) {
 inline int64_t cluster_kept_bytes(const PersistentGeometry& g) {
   const int warps = g.threads / 32;
   if (g.pass == Pass::kForward) {
-    return warps * std::max(0, g.k_tiles - max_tiles(g.cell, g.precision, g.tier)) * kept_bytes(g.cell, g.precision);
+    const int tiles = g.units_per_cta / kTileUnits, in_registers = max_tiles(g.cell, g.precision, g.tier);
+    int64_t kept = 0;
+    for (int tile = 0; tile < tiles; ++tile) {
+      const int split = g.k_split + (tile < g.k_more);
+      kept += split * kept_tiles(g.unit_tiles, split, in_registers);
+    }
+    return kept * kept_bytes(g.cell, g.precision);
   }
   return kOutputsTogether * kept_bytes(g.cell, g.precision) *
          kept_groups(g.unit_tiles, g.units_per_cta / kTileUnits, warps, max_groups(g.cell, g.precision), warps);
