@@ -460,9 +460,9 @@ FAULTS = {
     ),
     "race: a CTA stores its own part and pushes the others": Fault(
         "backward_scattered.cuh",
-        "push(peer_address(base + to * 4, owner), words, peer_address(bar, owner))",
-        "owner != rank ? push(peer_address(base + to * 4, owner), words, peer_address(bar, owner))"
-        " : void((memcpy(slots(i) + to, &words, sizeof words),"
+        "push(peer_address(to, owner), words, peer_address(bar, owner))",
+        "owner != rank ? push(peer_address(to, owner), words, peer_address(bar, owner))"
+        " : void((memcpy(emu::at(emu::S.cur->blk, to, 16, emu::Loc::current()), &words, sizeof words),"
         " emu::mbar(emu::S.cur->blk, bar, emu::Loc::current()).tx -= sizeof words,"
         " emu::mbar_check(emu::mbar(emu::S.cur->blk, bar, emu::Loc::current()), emu::Loc::current())))",
     ),
@@ -473,10 +473,10 @@ FAULTS = {
         "backward_scattered.cuh", "cut.peers * own_tiles", "(cut.peers - 1) * own_tiles"
     ),
     "scattered: more bytes expected than come": Fault(
-        "backward_scattered.cuh", "32 * sizeof(float4)", "32 * 16 + 16"
+        "backward_scattered.cuh", "kSlotBytes", "32 * 16 + 16", "barriers.bytes ="
     ),
     "scattered: fewer bytes expected than come": Fault(
-        "backward_scattered.cuh", "32 * sizeof(float4)", "32 * 16 - 16"
+        "backward_scattered.cuh", "kSlotBytes", "32 * 16 - 16", "barriers.bytes ="
     ),
     "scattered: the phase after next is waited for": Fault(
         "backward_scattered.cuh", "barriers.wait(i)", "barriers.wait(i + 2)"
@@ -491,7 +491,7 @@ FAULTS = {
         "backward_scattered.cuh", "left < cut.cta_tiles ? left : cut.cta_tiles", "cut.cta_tiles"
     ),
     "scattered: a pair's missing output is pushed too": Fault(
-        "backward_scattered.cuh", "first + o < cut.unit_tiles", "true", "shared_address(slots(i))"
+        "backward_scattered.cuh", "first + o < cut.unit_tiles", "true", "o == 0 || "
     ),
     "scattered: every group from shared memory is the first one": Fault(
         "backward_scattered.cuh", "(group - kGroups) * kKeptWords", "0 * group", "void publish(int i"

@@ -35,6 +35,7 @@ struct ScatteredProduct {
   static constexpr int kTileWords = 32 * F::kWords;
   static constexpr int kOutputs = kOutputsTogether;
   static constexpr int kChains = 2;  // sums of an output that form apart: no product waits for the one before it
+  static constexpr int kSlotBytes = 32 * 16;
   static constexpr int kKeptWords = kGates * kOutputs * F::kRegisters * 32;  // of a group
   struct Group {
     uint32_t words[kGates][kOutputs][F::kRegisters];
@@ -56,7 +57,7 @@ struct ScatteredProduct {
     own_tiles = own_tiles_of(at, cut);
     groups = groups_of(cut.unit_tiles, own_tiles, warps(), at.warp);
     barriers.barriers = shared;
-    barriers.bytes = static_cast<uint32_t>(cut.peers * own_tiles * cut.n_tiles) * 32 * sizeof(float4);
+    barriers.bytes = static_cast<uint32_t>(cut.peers * own_tiles * cut.n_tiles) * kSlotBytes;
   }
 
   // Fewer in the last CTA that has any, none behind it.
@@ -165,8 +166,9 @@ struct ScatteredProduct {
   __device__ __forceinline__ void end() { barriers.end(); }
 
   __device__ __forceinline__ uint32_t* slots(int i) const { return rest + (i & 1) * cut.slot_words; }
+  // Bytes from the slots' begin to a lane's.
   __device__ __forceinline__ int slot(int own_tile, int row_tile, int sender, int lane) const {
-    return (((own_tile * cut.n_tiles + row_tile) * cut.peers + sender) * 32 + lane) * 4;
+    return ((own_tile * cut.n_tiles + row_tile) * cut.peers + sender) * kSlotBytes + lane * 16;
   }
   __device__ __forceinline__ uint32_t* operand(int i) const {
     return rest + 2 * cut.slot_words + (i & 1) * static_cast<int>(cut.operand_words);
@@ -178,12 +180,12 @@ struct ScatteredProduct {
   __device__ __forceinline__ void take(int i, const Position& at, float (&through)[4]) {
     if (!at.finishes) return;
     barriers.wait(i);
-    const uint32_t* parts = slots(i) + slot(at.unit_tile - at.cta_tile, at.row_tile, 0, at.lane);
+    const uint32_t* parts = slots(i) + slot(at.unit_tile - at.cta_tile, at.row_tile, 0, at.lane) / 4;
 #pragma unroll
     for (int r = 0; r < 4; ++r) through[r] = 0;
 #pragma unroll 4
     for (int sender = 0; sender < cut.peers; ++sender) {
-      const float4 part = *reinterpret_cast<const float4*>(parts + sender * 32 * 4);
+      const float4 part = *reinterpret_cast<const float4*>(parts + sender * (kSlotBytes / 4));
       through[0] += part.x;
       through[1] += part.y;
       through[2] += part.z;
@@ -202,12 +204,13 @@ struct ScatteredProduct {
     for (int row_tile = 0; row_tile < cut.n_tiles; ++row_tile) {
       const uint32_t* const of_rows = operand(i) + offset(row_tile, 0) + at.lane * F::kWords;
       const uint32_t* b = of_rows;
+      const uint32_t here = shared_address(slots(i)) + slot(0, row_tile, rank, at.lane), bar = barriers.address(i);
       int first = kOutputs * at.warp, own_tile = 0;
       Sums sums = {};
       const auto next = [&] {
         b += kGates * kTileWords;
         if (++own_tile == own_tiles) {
-          push_outputs(i, row_tile, first, sums, at);
+          push_outputs(here, bar, first, sums);
           b = of_rows;
           own_tile = 0;
           first += kOutputs * warps();
@@ -245,17 +248,18 @@ struct ScatteredProduct {
     }
   }
 
-  // Both outputs' sums to the CTAs that have their units; they begin again at zero.
-  __device__ __forceinline__ void push_outputs(int i, int row_tile, int first, Sums& sums, const Position& at) const {
-    const uint32_t bar = barriers.address(i), base = shared_address(slots(i));
+  // Both outputs' sums to the CTAs that have their units; they begin again at zero. `here`: this lane's slot, as if
+  // the outputs' tiles were all in one CTA.
+  __device__ __forceinline__ void push_outputs(uint32_t here, uint32_t bar, int first, Sums& sums) const {
+    const int tile_bytes = cut.n_tiles * cut.peers * kSlotBytes;
 #pragma unroll
     for (int o = 0; o < kOutputs; ++o) {
-      if (first + o < cut.unit_tiles) {
+      if (o == 0 || first + o < cut.unit_tiles) {
         const int tile = output_tile(first + o), owner = tile * cut.owner_factor >> 16;
-        const int to = slot(tile - owner * cut.cta_tiles, row_tile, rank, at.lane);
+        const uint32_t to = here + (tile - owner * cut.cta_tiles) * tile_bytes;
         const auto sum = [&](int r) { return __float_as_uint(sums[o][0][r] + sums[o][1][r]); };
         const uint4 words = make_uint4(sum(0), sum(1), sum(2), sum(3));
-        push(peer_address(base + to * 4, owner), words, peer_address(bar, owner));
+        push(peer_address(to, owner), words, peer_address(bar, owner));
       }
 #pragma unroll
       for (int r = 0; r < 4; ++r) sums[o][0][r] = sums[o][1][r] = 0;
