@@ -118,15 +118,15 @@ struct Products {
     float chains[kChains][4] = {};
 #pragma unroll
     for (int operand_gate = 0; operand_gate < kOperandGates; ++operand_gate) {
+      // From here on the tiles' distances are constants: an address each would take two registers.
+      const uint32_t* const first = operand + offset(cut, row_tile, operand_gate, at.first) + at.lane * F::kWords;
 #pragma unroll
       for (int group = 0; group < kTiles; group += kGroup) {
         Words b[kGroup];
 #pragma unroll
         for (int i = group; i < group + kGroup && i < kTiles; ++i) {
-          const int tile = at.first + i * kStride;
-          if (tile < at.end) {
-            b[i - group] = Exchange::template read<Words>(operand + offset(cut, row_tile, operand_gate, tile) +
-                                                          at.lane * F::kWords);
+          if (at.first + i * kStride < at.end) {
+            b[i - group] = Exchange::template read<Words>(first + i * kStride * kTileWords);
           }
         }
 #pragma unroll
