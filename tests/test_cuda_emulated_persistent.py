@@ -494,7 +494,7 @@ FAULTS = {
         "backward_scattered.cuh", "first + o < cut.unit_tiles", "true", "o == 0 || "
     ),
     "scattered: every group from shared memory is the first one": Fault(
-        "backward_scattered.cuh", "(group - kGroups) * kKeptWords", "0 * group", "void publish(int i"
+        "backward_scattered.cuh", "kKeptWords", "0", "first < cut.unit_tiles; from += "
     ),
     "scattered: two warps' weights share a place": Fault(
         "backward_scattered.cuh", "before * kKeptWords", "0 * before"

@@ -47,7 +47,6 @@ struct ScatteredProduct {
   ClusterBarriers barriers;
   int rank;       // of the CTA
   int own_tiles;  // of units
-  int groups;     // of the warp
   Group a[kGroups] = {};
   uint32_t* kept;  // this lane's words of the warp's groups beyond those
 
@@ -55,7 +54,6 @@ struct ScatteredProduct {
       : cut(cut), rest(shared + front_words(0, 0)) {
     rank = static_cast<int>(blockIdx.x) - at.replica * cut.ctas_per_replica;
     own_tiles = own_tiles_of(at, cut);
-    groups = groups_of(cut.unit_tiles, own_tiles, warps(), at.warp);
     barriers.barriers = shared;
     barriers.bytes = static_cast<uint32_t>(cut.peers * own_tiles * cut.n_tiles) * kSlotBytes;
   }
@@ -85,6 +83,7 @@ struct ScatteredProduct {
   __device__ __forceinline__ void load_weights(const T* w, int64_t stride, int H, const Position& at) {
     if (own_tiles == 0) return;
     const Weights weights = {w, stride, H, at.lane};
+    const int groups = groups_of(cut.unit_tiles, own_tiles, warps(), at.warp);
     with_elements_at_once<Weights>(cut.weights_at_once, [&]<int kAtOnce>() {
       constexpr bool kWhole = kAtOnce * sizeof(T) >= 4;  // registers arrive whole
       const int before = kept_groups(cut.unit_tiles, own_tiles, warps(), kGroups, at.warp);
@@ -202,8 +201,7 @@ struct ScatteredProduct {
   __device__ __forceinline__ void publish(int i, const Position& at) {
     __syncthreads();  // all of the CTA's tiles of i are there
     for (int row_tile = 0; row_tile < cut.n_tiles; ++row_tile) {
-      const uint32_t* const of_rows = operand(i) + offset(row_tile, 0) + at.lane * F::kWords;
-      const uint32_t* b = of_rows;
+      const uint32_t* b = operand(i) + offset(row_tile, 0) + at.lane * F::kWords;
       const uint32_t here = shared_address(slots(i)) + slot(0, row_tile, rank, at.lane), bar = barriers.address(i);
       int first = kOutputs * at.warp, own_tile = 0;
       Sums sums = {};
@@ -211,21 +209,20 @@ struct ScatteredProduct {
         b += kGates * kTileWords;
         if (++own_tile == own_tiles) {
           push_outputs(here, bar, first, sums);
-          b = of_rows;
+          b -= own_tiles * kGates * kTileWords;
           own_tile = 0;
           first += kOutputs * warps();
         }
       };
 #pragma unroll
       for (int group = 0; group < kGroups; ++group) {
-        if (group < groups) {
+        if (first < cut.unit_tiles) {
           multiply(sums, a[group], b, group);
           next();
         }
       }
 #pragma unroll 1
-      for (int group = kGroups; group < groups; ++group) {
-        const uint32_t* from = kept + (group - kGroups) * kKeptWords;
+      for (const uint32_t* from = kept; first < cut.unit_tiles; from += kKeptWords) {
         Group weights;
         for_fours(weights, [&](uint32_t* four, int offset) {
           const uint4 v = *reinterpret_cast<const uint4*>(from + offset);
