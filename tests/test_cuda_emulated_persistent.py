@@ -359,10 +359,10 @@ FAULTS = {
     "weights: a chunk of tiles overwrites the one before": Fault(
         "products.cuh", "(first + i) * kKeptWords", "i * kKeptWords"
     ),
-    "weights: all warps of a CTA keep as many tiles in shared memory": Fault(
+    "weights: all warps of a CTA are given the room of those that keep fewest": Fault(
         "products.cuh",
         "at.warp < before ? at.warp * tiles : before * fewer + (at.warp - before) * tiles",
-        "at.warp * tiles",
+        "at.warp * fewer",
     ),
     "cluster: a tile of units with a warp more is split as the others": Fault(
         "kernel.cuh", "part_tiles(cut.unit_tiles, at.split)", "part_tiles(cut.unit_tiles, cut.k_split)"

@@ -199,7 +199,7 @@ struct ClusterBarriers {
       if (n > 0) arm(0);
       if (n > 1) arm(1);
     }
-    cluster_barrier();  // from here on every CTA is there, with its barriers, and through with its staged weights
+    cluster_barrier();  // from here on every CTA is there, with its barriers
   }
   // Every publication has been waited for, so nothing is on its way any more. This barrier says it to the hardware:
   // no CTA's memory goes before all its peers are through.

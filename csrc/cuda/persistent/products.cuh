@@ -112,10 +112,11 @@ struct Products {
     return (static_cast<int64_t>(row_tile * kOperandGates + gate) * cut.tile_slots + tile) * kTileWords;
   }
 
-  // This warp's products for one tile of rows.
-  __device__ __forceinline__ void multiply(const uint32_t* operand, int row_tile, const Position& at, const Cut& cut,
-                                           float (&sums)[kSums][4]) const {
-    float chains[kChains][4] = {};
+  using Chains = float[kChains][4];
+
+  // This warp's products for one tile of rows, by the weights in registers,
+  __device__ __forceinline__ void multiply_registers(const uint32_t* operand, int row_tile, const Position& at,
+                                                     const Cut& cut, Chains& chains) const {
 #pragma unroll
     for (int operand_gate = 0; operand_gate < kOperandGates; ++operand_gate) {
       // From here on the tiles' distances are constants: an address each would take two registers.
@@ -142,26 +143,49 @@ struct Products {
         }
       }
     }
-    if constexpr (Exchange::kKeepsInShared) {
+  }
+  // and by those in shared memory.
+  __device__ __forceinline__ void multiply_kept(const uint32_t* operand, int row_tile, const Position& at,
+                                                const Cut& cut, Chains& chains) const {
 #pragma unroll 1
-      for (int tile = at.first + kTiles; tile < at.end; ++tile) {
-        const uint32_t* weights = kept + (tile - at.first - kTiles) * kKeptWords;
-        Words b = {};
+    for (int tile = at.first + kTiles; tile < at.end; ++tile) {
+      const uint32_t* weights = kept + (tile - at.first - kTiles) * kKeptWords;
+      Words b = {};
 #pragma unroll
-        for (int gate = 0; gate < kGates; ++gate) {
-          if (gate < kOperandGates) {
-            b = Exchange::template read<Words>(operand + offset(cut, row_tile, gate, tile) + at.lane * F::kWords);
-          }
-          uint32_t w[F::kRegisters];
+      for (int gate = 0; gate < kGates; ++gate) {
+        if (gate < kOperandGates) {
+          b = Exchange::template read<Words>(operand + offset(cut, row_tile, gate, tile) + at.lane * F::kWords);
+        }
+        uint32_t w[F::kRegisters];
 #pragma unroll
-          for (int r = 0; r < F::kRegisters; r += 4) {
-            const uint4 four = *reinterpret_cast<const uint4*>(weights + (gate * F::kRegisters + r) * 32);
-            w[r] = four.x;
-            w[r + 1] = four.y;
-            w[r + 2] = four.z;
-            w[r + 3] = four.w;
-          }
-          F::multiply(chains[gate], w, b);
+        for (int r = 0; r < F::kRegisters; r += 4) {
+          const uint4 four = *reinterpret_cast<const uint4*>(weights + (gate * F::kRegisters + r) * 32);
+          w[r] = four.x;
+          w[r + 1] = four.y;
+          w[r + 2] = four.z;
+          w[r + 3] = four.w;
+        }
+        F::multiply(chains[gate], w, b);
+      }
+    }
+  }
+
+  // This warp's products for one tile of rows.
+  __device__ __forceinline__ void multiply(const uint32_t* operand, int row_tile, const Position& at, const Cut& cut,
+                                           float (&sums)[kSums][4]) const {
+    Chains chains = {};
+    if constexpr (!Exchange::kKeepsInShared) {
+      multiply_registers(operand, row_tile, at, cut, chains);
+    } else {
+      // One of the two warps that a scheduler has begins with shared memory, so that the one's reads and the other's
+      // products take the same time.
+      const int shared_first = at.warp >> 2 & 1;
+#pragma unroll 1
+      for (int half = 0; half < 2; ++half) {
+        if (half == shared_first) {
+          multiply_registers(operand, row_tile, at, cut, chains);
+        } else {
+          multiply_kept(operand, row_tile, at, cut, chains);
         }
       }
     }
