@@ -23,7 +23,7 @@ CELLS = ("lstm", "gru", "rnn")
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 PASSES = ("forward", "backward")
 #: Where the model is written down: few points, as it is smooth.
-HIDDEN, BATCHES, STEPS = (64, 128, 256, 512, 1024, 2048), (1, 16, 64, 256), 128
+HIDDEN, BATCHES, STEPS = (64, 128, 256, 512, 768, 1024, 2048), (1, 16, 64, 256), 128
 
 
 def _table(points: dict, *, measured: bool, provenance: str, gpu: dict, steps: int) -> dict:

@@ -32,13 +32,16 @@ constexpr StepCosts kHalfTypes = {0.06, 0.0027, 0.60, 0.20, 0.0045};
 constexpr StepCosts kTf32 = {0.06, 0.0054, 0.60, 0.40, 0.0090};
 constexpr StepCosts kFloat32 = {0.06, 0.0150, 0.60, 1.10, 0};  // three TF32 products each, and their splits
 constexpr double kBackward = 1.4;                              // a backward step's share of a forward one's
-// A cluster: the cell and a push that arrives; the push of a tile to one peer; what an SM receives from its peers,
-// and what it reads of its own shared memory (128 bytes a clock), in bytes a microsecond.
-constexpr double kClusterFixed = 0.17, kPush = 0.004, kReceived = 50e3, kSharedRead = 217e3;
+// A cluster: the cell and a push that arrives; the push of a tile to one peer; a peer's part of a sum, read and added
+// (backward); what an SM receives from its peers, and what it reads of its own shared memory (128 bytes a clock), in
+// bytes a microsecond.
+constexpr double kClusterFixed = 0.17, kPush = 0.004, kPart = 0.005, kReceived = 50e3, kSharedRead = 217e3;
 // A product and a kernel a step, each launched by the host; with a projection two of each.
 constexpr double kStepwiseLaunches = 9.0;
-// The same before the first step of a persistent tier: weights into registers, the launch.
-constexpr double kPersistentStart = 12.0;
+// Before the first step of a persistent tier: a launch (2.4), code that no cache has yet, and one answer of memory (0.8)
+// for weights, state, inputs and biases, which are asked for together; the weights' bytes come as kReceived. The grid's
+// flags are cleared by a launch of their own before it.
+constexpr double kPersistentStart = 4.5, kGridFlags = 2.5;
 // The product with W_ih as a launch of its own, a direction; and inside the kernel: fixed part of the products of
 // 8 rows, and a part for each 16 of I and gate.
 constexpr double kProductLaunch = 6.0, kProjectFixed = 0.06, kProjectTile = 0.008;
@@ -62,13 +65,23 @@ double stepwise_us(const LayerShape& s, Precision precision, const CudaDevice& d
 double cluster_us(const LayerShape& s, const PersistentGeometry& g, const CudaDevice& device) {
   const int gates = gates_of(s.cell), cta_tiles = g.units_per_cta / cuda::kTileUnits;
   const double products = double(cta_tiles) * g.unit_tiles * gates * g.n_tiles / 4;
-  const double kept = std::max(0, g.k_tiles - cuda::max_tiles(s.cell, g.precision, g.tier)) * (g.threads / 32.0) *
-                      cuda::kept_bytes(s.cell, g.precision) * g.n_tiles;
-  double us = kClusterFixed + costs_of(g.precision).cluster_product * products + kept / kSharedRead;
-  if (g.pass == Pass::kBackward) us *= kBackward;
-  us += kPush * g.peers * (g.pass == Pass::kForward ? 1 : gates) + cuda::cluster_operand_bytes(g) / kReceived;
+  const double kept = static_cast<double>(cuda::cluster_kept_bytes(g)) * g.n_tiles;
+  double us = costs_of(g.precision).cluster_product * products + kept / kSharedRead +
+              cuda::cluster_received_bytes(g) / kReceived;
+  if (g.pass == Pass::kForward) {
+    us += kClusterFixed + kPush * g.peers;  // a finishing warp's, in a row
+  } else {
+    // The products are as many as forward's. Every warp pushes its own outputs, behind their products.
+    const int outputs = cuda::groups_of(g.unit_tiles, 1, g.threads / 32, 0) * cuda::kOutputsTogether;
+    us += kBackward * kClusterFixed + kPart * g.peers + kPush * outputs * g.n_tiles;
+  }
   const int at_once = cuda::clusters_at_once(device, g.ctas_per_replica), clusters = g.replicas * g.D;
   return us * ((clusters + at_once - 1) / at_once);
+}
+
+double start_us(const LayerShape& s, const PersistentGeometry& g) {
+  const double weights = static_cast<double>(gates_of(s.cell) * s.H * g.units_per_cta) * size_of(s.dtype);
+  return kPersistentStart + weights / kReceived + (g.tier == cuda::Tier::kGrid ? kGridFlags : 0);
 }
 
 double persistent_us(const LayerShape& s, const PersistentGeometry& g, const CudaDevice& device) {
@@ -83,7 +96,7 @@ double persistent_us(const LayerShape& s, const PersistentGeometry& g, const Cud
     us = cost.grid_exchange + cost.grid_tile * g.n_tiles * s.H / 1024;
   }
   if (g.pass == Pass::kBackward && g.tier != cuda::Tier::kCluster) us *= kBackward;
-  return us + kPersistentStart / std::max<int64_t>(1, s.T);
+  return us + start_us(s, g) / std::max<int64_t>(1, s.T);
 }
 
 // How a tier cuts a layer. Of clusters the smallest that is the fastest by the model; where none takes the layer, the

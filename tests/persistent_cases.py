@@ -49,6 +49,7 @@ class Case:
     lengths: tuple[int, ...] | None = None
     resets: str = ""
     inputs: int = 0
+    shift: int = 0  # elements by which the rows of the weights begin later, and lie further apart
 
     def __str__(self) -> str:
         """A test's id."""
@@ -61,6 +62,7 @@ class Case:
         shape += f"reset{self.resets}" * bool(self.resets)
         shape += f"I{self.inputs}" * bool(self.inputs)
         more = ["nobias"] * (not self.bias) + ["strided"] * self.strided + ["absent"] * self.absent
+        more += [f"shift{self.shift}"] * bool(self.shift)
         return "-".join([self.cell, self.precision, tier, shape, *more])
 
     @property
@@ -108,6 +110,13 @@ def wider(t: Tensor) -> Tensor:
     rows = torch.full((*t.shape[:-1], t.shape[-1] + 3 - t.shape[-1] % 2), torch.nan, dtype=t.dtype)
     rows[..., 1 : 1 + t.shape[-1]] = t
     return rows[..., 1 : 1 + t.shape[-1]]
+
+
+def shifted(t: Tensor, by: int) -> Tensor:
+    """The same values in rows that begin `by` elements later and lie as much further apart; NaN between them."""
+    rows = torch.full((t.shape[0], t.shape[1] + by), torch.nan, dtype=t.dtype)
+    rows[:, by:] = t
+    return rows[:, by:]
 
 
 def problem(case: Case, seed: int = 0) -> Problem:
@@ -172,6 +181,8 @@ def problem(case: Case, seed: int = 0) -> Problem:
         made.x = made.x.masked_fill(padding, torch.nan) if case.inputs else none
         made.grad_y = made.grad_y.masked_fill(padding, torch.nan)
         made.grad_cells = made.grad_cells.masked_fill(padding, torch.nan)
+    if case.shift:
+        made.w_hh, made.w_ih = ([shifted(w, case.shift) for w in of] for of in (w_hh, w_ih))
     if case.strided:
         made.gx, made.grad_y = wider(made.gx), wider(made.grad_y)
         made.w_hh, made.w_ih = ([wider(w) for w in of] for of in (w_hh, w_ih))

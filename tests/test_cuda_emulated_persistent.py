@@ -27,7 +27,7 @@ from persistent_cases import (
 )
 
 PACKED = (9, 4, 4, 2, 1)
-#: CTAs of a cluster and units: CTAs with several tiles and one too many, with one, and without any.
+#: CTAs of a cluster and units: CTAs with several tiles and one too few, with one, and without any.
 CLUSTERS = ((4, 70), (8, 120), (8, 33), (16, 245), (16, 100))
 H100 = {"sms": 132, "shared_bytes": 227 << 10, "compute_capability": 90, "cooperative": True}
 A100 = {"sms": 108, "shared_bytes": 163 << 10, "compute_capability": 80, "cooperative": True}
@@ -85,6 +85,31 @@ def cases() -> list[Case]:
     out.append(Case("gru", "float16", "cluster", T=3, B=2, H=210, D=1))
     out.append(Case("lstm", "bfloat16", "cluster", T=3, B=2, H=150, D=1, cluster=4, sizes=(2, 1, 1)))
     out.append(Case("rnn_relu", "bfloat16", "cluster", T=4, B=9, H=200, D=1))
+    # Weights from shared memory, more tiles than are loaded at once; loaded by 4, by pairs and one by one.
+    for precision, H in (("bfloat16", 260), ("float16", 258), ("bfloat16", 259)):
+        out.append(Case("lstm", precision, "cluster", T=2, B=2, H=H, D=1))
+    # Three tiles of units a CTA, whose warps are three, three and two: as large as registers and shared memory allow.
+    out.append(Case("lstm", "bfloat16", "cluster", T=2, B=1, H=768, D=1, cluster=16))
+    # Rows of weights that begin at a multiple of 4 elements, of 2, of none, whatever H is.
+    for i, cell in enumerate(CELLS[:3]):
+        for j, precision in enumerate(PRECISIONS):
+            tier = TIERS[(i + j) % (3 if precision != "float32" else 2)]
+            for shift in (4, 2, 1):
+                out.append(
+                    Case(cell, precision, tier, T=2, B=2, H=36, D=1, inputs=8 * (tier != "grid"), shift=shift)
+                )
+    # Backward in a cluster: several outputs a warp, an odd number of them; weights in shared memory, a CTA of
+    # fewer tiles than the others; two tiles of rows, the second one of a single row.
+    large = {"T": 3, "H": 260, "D": 1, "sms": 8}
+    out.append(Case("gru", "bfloat16", "cluster", B=3, lengths=(3, 0, 1), **large))
+    out.append(Case("rnn_tanh", "tf32", "cluster", B=2, resets="some", **large))
+    out.append(Case("lstm", "bfloat16", "cluster", B=9, lengths=(3, 1), resets="some", cluster=8, **large))
+    out.append(Case("gru", "tf32", "cluster", sizes=(9, 3), cluster=8, **large))
+    out.append(Case("rnn_relu", "float16", "cluster", B=9, cluster=16, **large | {"sms": 16}))
+    for i, cell in enumerate(CELLS):
+        for j, size in enumerate((4, 8, 16)):
+            precision = ("bfloat16", "float16", "tf32")[(i + j) % 3]
+            out.append(Case(cell, precision, "cluster", T=3, B=17, H=85, cluster=size, sms=size))
     # x's part made by the kernel: steps of one row, of a few and of full tiles in a product; padded units.
     for i, cell in enumerate(CELLS):
         for j, precision in enumerate(PRECISIONS):
@@ -124,6 +149,20 @@ def test_every_schedule_gives_the_same_bits(ops, cell, tier):
         want = want or got
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True)), seed
     assert worst(case, want, expected(case, p))[0] <= 1
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_every_schedule_adds_up_the_peers_in_order(ops, cell):
+    """Four CTAs' parts of two tiles of rows, one CTA's with fewer tiles of units, in any order of arrival."""
+    case = Case(cell, "float16", "cluster", T=4, B=9, H=100, D=1, sms=4)
+    p = problem(case)
+    ops.configure(0)
+    saved = forward(ops, case, p)
+    want = backward(ops, case, p, saved)
+    for seed in range(1, 16):
+        ops.configure(seed)
+        got = backward(ops, case, p, saved)
+        assert all(torch.equal(a, b) for a, b in zip(got[:3], want[:3], strict=True)), seed
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -219,8 +258,8 @@ def test_geometry_stays_within_the_device(ops, device, backward):
                                 assert g["ctas_a_replica"] == 8
                                 assert g["peers"] <= 8
                                 assert g["n_tiles"] <= g["k_split"]  # a finishing warp each
-                                assert g["threads"] // 32 % g["k_split"] == 0
                                 assert g["threads"] // 32 // g["k_split"] * 16 * g["peers"] >= H
+                                assert backward or g["threads"] // 32 % g["k_split"] == 0
                             elif tier == "grid":
                                 assert g["ctas_a_replica"] * 16 >= H
                                 assert g["ctas"] <= device["sms"]
@@ -258,10 +297,22 @@ def test_geometry_of_clusters(ops):
             for size, H in ((4, 256), (8, 256), (16, 512)):
                 g = numbers(ops, cell, "bfloat16", "cluster", H, cluster=size, backward=back)
                 assert (g["ctas"], g["peers"]) == (size, size)
-        assert numbers(ops, "lstm", "tf32", "cluster", 256, cluster=16, backward=back)["threads"] == 128
         gru = numbers(ops, "gru", "float16", "cluster", 768, cluster=16, backward=back)
         assert gru["shared"] > 100 << 10  # weights too
+    assert numbers(ops, "lstm", "tf32", "cluster", 256, cluster=16)["threads"] == 128
     assert numbers(ops, "lstm", "bfloat16", "cluster", 384, cluster=16)["peers"] == 12
+    # cuDNN's hard case: all warps forward, of which three tiles of units share eight; backward all warps where
+    # there are outputs for them, 32 units each.
+    hard = [
+        numbers(ops, "lstm", half, "cluster", 768, B=16, cluster=16, backward=back)
+        for half in ("bfloat16", "float16")
+        for back in (False, True)
+    ]
+    assert [(g["threads"], g["n_tiles"], g["replicas"]) for g in hard] == [(256, 1, 2)] * 4
+    assert "shared memory of a cluster" in numbers(ops, "lstm", "bfloat16", "cluster", 784, cluster=16)
+    assert numbers(ops, "lstm", "tf32", "cluster", 160, cluster=16, backward=True)["threads"] == 160
+    rows = numbers(ops, "lstm", "bfloat16", "cluster", 512, B=1000, cluster=16, backward=True)
+    assert (rows["n_tiles"], rows["threads"]) == (4, 256)
     few, many = (numbers(ops, "lstm", "bfloat16", "cluster", 512, B=B, cluster=16) for B in (56, 1000))
     assert (few["n_tiles"], few["replicas"]) == (1, 7)
     assert (many["n_tiles"], many["replicas"]) == (4, 32)  # they run as SMs become free
@@ -293,8 +344,28 @@ FAULTS = {
     "race: the sums do not wait for their parts": Fault(
         "products.cuh", "__syncthreads()", "void()", "float4* part ="
     ),
-    "race: a warp's weights overwrite the exchange": Fault(
-        "products.cuh", "__syncthreads()", "void()", "forget(a[i][gate][r])"
+    "weights: loads go on beyond the layer": Fault(
+        "weights.cuh", "row + r < row_end && column + i < column_end", "true"
+    ),
+    "weights: rows of a block change places": Fault(
+        "weights.cuh", "words + r * kRowWords", "words + (r ^ 1) * kRowWords"
+    ),
+    "weights: every load takes as many elements as it can": Fault(
+        "persistent.cu",
+        "elements_at_once(p.w_hh, p.w_hh_stride, p.shape.D, element, H)",
+        "4",
+        "{p.cells, sizeof(float), H}},",
+    ),
+    "weights: a chunk of tiles overwrites the one before": Fault(
+        "products.cuh", "(first + i) * kKeptWords", "i * kKeptWords"
+    ),
+    "weights: all warps of a CTA are given the room of those that keep fewest": Fault(
+        "products.cuh",
+        "at.warp < before ? at.warp * tiles : before * fewer + (at.warp - before) * tiles",
+        "at.warp * fewer",
+    ),
+    "cluster: a tile of units with a warp more is split as the others": Fault(
+        "kernel.cuh", "part_tiles(cut.unit_tiles, at.split)", "part_tiles(cut.unit_tiles, cut.k_split)"
     ),
     "forward: a row that has ended goes on": Fault(
         "forward.cuh", "lane_rows.run(now, j)", "true", "bool active ="
@@ -306,7 +377,7 @@ FAULTS = {
         "bool run(",
     ),
     "forward: both directions take the first one's bias": Fault(
-        "forward.cuh", "p.b_ih[d]", "p.b_ih[0]", "if (of_input)"
+        "forward.cuh", "p.b_ih[d]", "p.b_ih[0]", "of_input[n] ="
     ),
     "forward: the next step's gx is this one's": Fault(
         "forward.cuh", "schedule.at(s + 1)", "now", "nobody waits"
@@ -350,17 +421,17 @@ FAULTS = {
     "race: cluster with one buffer": Fault(
         "kernel.cuh", "buffers + (i & 1) * cut.operand_words", "buffers + 0 * cut.operand_words"
     ),
-    "cluster: the other buffer is read": Fault("kernel.cuh", "slot(i)", "slot(i + 1)", "arm(i + 2);"),
+    "cluster: the other buffer is read": Fault("kernel.cuh", "slot(i)", "slot(i + 1)", "barriers.wait(i);"),
     "cluster: the other buffer's barrier counts": Fault(
-        "kernel.cuh", "barrier(i)", "barrier(i + 1)", " bar = "
+        "kernel.cuh", "barriers.address(i)", "barriers.address(i + 1)", " bar = "
     ),
     "cluster: warps read before the bytes are there": Fault(
-        "kernel.cuh", "wait_for_phase(barrier(i), (i >> 1) & 1)", "void()"
+        "kernel.cuh", "wait_for_phase(address(i), (i >> 1) & 1)", "void()"
     ),
     "race: one warp of a CTA waits for all": Fault(
         "kernel.cuh",
-        "wait_for_phase(barrier(i), (i >> 1) & 1)",
-        "threadIdx.x < 32 ? wait_for_phase(barrier(i), i / 2 % 2) : void()",
+        "wait_for_phase(address(i), (i >> 1) & 1)",
+        "threadIdx.x < 32 ? wait_for_phase(address(i), i / 2 % 2) : void()",
     ),
     "cluster: the phase's parity is the publication's": Fault("kernel.cuh", "(i >> 1) & 1", "i & 1"),
     "cluster: pushes into CTAs that have not begun": Fault(
@@ -376,9 +447,59 @@ FAULTS = {
     "cluster: every weight from shared memory is the first tile's": Fault(
         "products.cuh", "tile - at.first - kTiles", "0 * tile"
     ),
-    "fragments: two words of B change places": Fault(
-        "fragments.cuh", "(g >> 2)", "1 - (g >> 2)", "kWords = 2"
+    "race: the products do not wait for the gates' gradient": Fault(
+        "backward_scattered.cuh", "__syncthreads()", "void()", "void publish(int i"
     ),
+    "race: one buffer for the gates' gradient": Fault(
+        "backward_scattered.cuh",
+        "(i & 1) * static_cast<int>(cut.operand_words)",
+        "0 * static_cast<int>(cut.operand_words)",
+    ),
+    "race: one buffer for the peers' parts": Fault(
+        "backward_scattered.cuh", "(i & 1) * cut.slot_words", "0 * cut.slot_words"
+    ),
+    "race: a CTA stores its own part and pushes the others": Fault(
+        "backward_scattered.cuh",
+        "push(peer_address(to, owner), words, peer_address(bar, owner))",
+        "owner != rank ? push(peer_address(to, owner), words, peer_address(bar, owner))"
+        " : void((memcpy(emu::at(emu::S.cur->blk, to, 16, emu::Loc::current()), &words, sizeof words),"
+        " emu::mbar(emu::S.cur->blk, bar, emu::Loc::current()).tx -= sizeof words,"
+        " emu::mbar_check(emu::mbar(emu::S.cur->blk, bar, emu::Loc::current()), emu::Loc::current())))",
+    ),
+    "race: the parts are added up before they are there": Fault(
+        "backward_scattered.cuh", "barriers.wait(i)", "void()"
+    ),
+    "race: the sum does not wait for one of the peers": Fault(
+        "backward_scattered.cuh", "cut.peers * own_tiles", "(cut.peers - 1) * own_tiles"
+    ),
+    "scattered: more bytes expected than come": Fault(
+        "backward_scattered.cuh", "kSlotBytes", "32 * 16 + 16", "barriers.bytes ="
+    ),
+    "scattered: fewer bytes expected than come": Fault(
+        "backward_scattered.cuh", "kSlotBytes", "32 * 16 - 16", "barriers.bytes ="
+    ),
+    "scattered: the phase after next is waited for": Fault(
+        "backward_scattered.cuh", "barriers.wait(i)", "barriers.wait(i + 2)"
+    ),
+    "scattered: the other buffer's barrier counts": Fault(
+        "backward_scattered.cuh", "barriers.address(i)", "barriers.address(i + 1)"
+    ),
+    "scattered: one peer's part is not added": Fault(
+        "backward_scattered.cuh", "sender < cut.peers", "sender + 1 < cut.peers"
+    ),
+    "scattered: a CTA with fewer tiles waits for the parts of all": Fault(
+        "backward_scattered.cuh", "left < cut.cta_tiles ? left : cut.cta_tiles", "cut.cta_tiles"
+    ),
+    "scattered: a pair's missing output is pushed too": Fault(
+        "backward_scattered.cuh", "first + o < cut.unit_tiles", "true", "o == 0 || "
+    ),
+    "scattered: every group from shared memory is the first one": Fault(
+        "backward_scattered.cuh", "kKeptWords", "0", "first < cut.unit_tiles; from += "
+    ),
+    "scattered: two warps' weights share a place": Fault(
+        "backward_scattered.cuh", "before * kKeptWords", "0 * before"
+    ),
+    "fragments: two words of B change places": Fault("fragments.cuh", "(g & 1)", "1 - (g & 1)", "kWords = 2"),
 }
 
 

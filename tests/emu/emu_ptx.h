@@ -58,6 +58,14 @@ inline void mma_tf32(float (&d)[4], const uint32_t* a, uint32_t b0, uint32_t b1,
 }
 inline uint32_t to_tf32(float v) { return v != v ? 0x7fffe000u : (__float_as_uint(v) + 0x1000u) & 0xffffe000u; }
 
+template <class Vector>
+Vector load_vector(const Vector* p, EMU_LOC) {
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(Vector)) {
+    emu::fail(emu::fmt("misaligned load of %zu bytes from %p", sizeof(Vector), (const void*)p), &loc);
+  }
+  return *p;
+}
+
 // As wrong as PTX allows: a systematic error of half the size that it states.
 inline float tanh_approx(float v) { return std::tanh(v) * (1.0f + 0x1p-12f); }
 inline float flushed(float v) { return std::fabs(v) < 0x1p-126f ? std::copysign(0.0f, v) : v; }

@@ -2,40 +2,40 @@
 //
 // A step takes the gradient of its h (grad_y, the later step's gates' gradient times the weights, and what passed the
 // product by) through the cell, and publishes the gates' gradient for the product of the step before it in time.
-// Per step and CTA as in forward: barriers, a flag or the peers' bytes. Read: the saved values and grad_y,
-// prefetched a step ahead. Written: dgates.
+// Where the product is made, before the exchange or behind it: backward_gathered.cuh, backward_scattered.cuh. Per
+// step and CTA as in forward: barriers, a flag or the peers' bytes. Read: the saved values and grad_y, prefetched a
+// step ahead. Written: dgates.
 #pragma once
-#include "products.cuh"
+#include "backward_gathered.cuh"
+#include "backward_scattered.cuh"
 
 namespace fastrnn::cuda {
+
+template <class Kind, Precision precision, class Exchange, int kGates>
+using BackwardProduct = std::conditional_t<
+    Exchange::kTier == Tier::kCluster,
+    ScatteredProduct<Fragments<precision>, kGates, kMaxGroups<Kind::kKind, precision>>,
+    GatheredProduct<Fragments<precision>, Exchange, kGates, kMaxTiles<Kind::kKind, precision, Exchange::kTier>>>;
 
 template <class Kind, Precision precision, class Exchange>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     persistent_backward_kernel(const PersistentBackward p, const Cut cut) {
-  using F = Fragments<precision>;
-  using T = typename F::Type;
+  using T = typename Fragments<precision>::Type;
   using M = MathOf<precision>;
   using Cell = typename Kind::template Of<M>;
   constexpr int G = Cell::kGates, S = Cell::kSaved, Gr = G + Cell::kSplit;
-  constexpr int kTiles = kMaxTiles<Kind::kKind, precision, Exchange::kTier>;
+  using Product = BackwardProduct<Kind, precision, Exchange, G>;
   if constexpr (!Exchange::kCompiled) return;
   SMEM_DYN(uint32_t, shared);
 
   const int64_t H = p.shape.H, B = p.shape.B, D = p.shape.D, N = cut.N;
   const int T_steps = static_cast<int>(p.shape.T);
   const bool relu = p.shape.cell == CellKind::kRnnRelu, whole = cut.whole_pairs;
-  Position at = Position::of<Exchange>(p.shape, cut);
+  Position at = Product::place(p.shape, cut);
   const int d = at.direction;
   const Schedule schedule{p.row_offsets, T_steps, B, at.direction};
   const LaneRows lane_rows(p.lengths, T_steps, B, at.row);
-  uint32_t* rest = shared + front_words(0, 0);
-  Exchange exchange(cut, shared, rest, at.replica);
-
-  using P = Products<F, Exchange, Pass::kBackward, G, kTiles>;
-  P products;
-  products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at, cut,
-                        reinterpret_cast<float*>(rest));
-  if (!exchange.begin(p.dh0 ? T_steps : T_steps - 1)) return;
+  Product product(cut, shared, at);
 
   // Addresses of this lane's pair in row `row` of the direction's N, and of batch row `row`.
   const auto in_output = [&](const void* base, int64_t row) {
@@ -109,22 +109,20 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     }
     in = read(now, schedule.at(T_steps - 2));
   }
+  product.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at);
+  const int publications = p.dh0 ? T_steps : T_steps - 1;
+  if (!product.begin(publications)) return;
 
   // Gradient of h through the product, of publication i; nothing reaches the last step, nor a row from the later
   // one where it begins a new sequence.
-  float through[1][4] = {};
+  float through[4] = {};
   int begun = 0;  // `begins` of the step before
-  const auto multiply = [&](int i) {
-    const uint32_t* operand = exchange.wait(i);
-    products.sum(operand, exchange.parts(), at, cut, through);
-    if (exchange.failed) {
-#pragma unroll
-      for (int r = 0; r < 4; ++r) through[0][r] = __uint_as_float(0x7fffffffu);
-    }
+  const auto take = [&](int i) {
+    product.take(i, at, through);
     if (begun) {
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        if (begun >> (r & 1) & 1) through[0][r] = 0;
+        if (begun >> (r & 1) & 1) through[r] = 0;
       }
     }
   };
@@ -132,10 +130,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   for (int i = 0; i < T_steps; ++i) {  // step T-1-i of the direction's own time
     at.forget_addresses(H);
 
-    if (i > 0) multiply(i - 1);
+    if (i > 0) take(i - 1);
 
+    Pair<T> dgates[Gr][2];
     if (at.finishes) {
-      Pair<T> dgates[Gr][2];
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const bool active = lane_rows.run(now, j), begins = in.begins >> j & 1;
@@ -155,7 +153,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
         float of_row[2][Gr];
 #pragma unroll
         for (int u = 0; u < 2; ++u) {
-          const float dh = carried[j][u] + through[0][2 * u + j];
+          const float dh = carried[j][u] + through[2 * u + j];
           float saved[S ? S : 1] = {};
           if constexpr (S > 0) {
 #pragma unroll
@@ -183,16 +181,17 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 #pragma unroll
         for (int k = 0; k < Gr; ++k) dgates[k][j] = pair_of<T>(of_row[0][k], of_row[1][k]);
       }
-      if (i + 1 < T_steps || p.dh0) {
+      if (i < publications) {
         // The recurrent gates in torch's order: a GRU's last one has its recurrent part's gradient.
 #pragma unroll
         for (int gate = 0; gate < G; ++gate) {
-          const int from = Cell::kSplit && gate == G - 1 ? G : gate;
-          exchange.template write<F>(i, P::offset(cut, at.row_tile, gate, at.unit_tile), at.lane, dgates[from]);
+          product.write(i, gate, at, dgates[Cell::kSplit && gate == G - 1 ? G : gate]);
         }
-        exchange.publish();
       }
+    }
+    if (i < publications) product.publish(i, at);
 
+    if (at.finishes) {
       begun = in.begins;
 
       // Behind the publication: nobody waits for these.
@@ -212,8 +211,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     now = schedule.at(T_steps - 2 - i);
   }
 
-  if (p.dh0) multiply(T_steps - 1);
-  exchange.end();
+  if (p.dh0) take(T_steps - 1);
+  product.end();
   if (!at.finishes) return;
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
@@ -221,7 +220,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       const int64_t state = (d * B + at.row + j) * H + at.unit;
       if (p.dh0) {
         store_pair(static_cast<T*>(p.dh0) + state,
-                   pair_of<T>(carried[j][0] + through[0][j], carried[j][1] + through[0][2 + j]), at.units, whole);
+                   pair_of<T>(carried[j][0] + through[j], carried[j][1] + through[2 + j]), at.units, whole);
       }
       if constexpr (Cell::kHasCell) {
         if (p.dc0) store_pair(static_cast<T*>(p.dc0) + state, pair_of<T>(dc[j][0], dc[j][1]), at.units, whole);

@@ -32,33 +32,11 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int d = at.direction;
   const Schedule schedule{p.row_offsets, T_steps, B, at.direction};
   const LaneRows lane_rows(p.lengths, T_steps, B, at.row);
-  const int cta_units = Exchange::cta_tiles(cut) * kTileUnits;
+  const int cta_units = Exchange::cta_tiles(cut) * kTileUnits, cta_unit = at.cta_tile * kTileUnits;
   uint32_t* rest = shared + front_words(Gr, cta_units);
   Exchange exchange(cut, shared, rest, at.replica);
 
-  // The biases of the CTA's units; the barrier behind the weights comes before the first use.
-  float* bias = reinterpret_cast<float*>(shared + 4);
-  const int cta_unit = at.cta_tile * kTileUnits;
-  for (int i = static_cast<int>(threadIdx.x); i < Gr * cta_units; i += static_cast<int>(blockDim.x)) {
-    const int gate = i / cta_units;
-    const int unit = cta_unit + (i - gate * cta_units);
-    // Of a GRU's last gate the recurrent part's bias is apart, behind the others.
-    const bool of_input = gate < G, of_recurrence = !Cell::kSplit || gate != G - 1;
-    float sum = 0;
-    if (p.b_ih[d] && unit < H) {
-      if (of_input) sum += load(static_cast<const T*>(p.b_ih[d]) + gate * H + unit);
-      if (of_recurrence) sum += load(static_cast<const T*>(p.b_hh[d]) + (of_input ? gate : G - 1) * H + unit);
-    }
-    bias[i] = sum;
-  }
-  bias += at.unit - cta_unit;  // this lane's pair of gate 0
-
   if (p.x && at.finishes) project_inputs<F, G>(p, at, cut);
-
-  Products<F, Exchange, Pass::kForward, G, kTiles> products;
-  products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at, cut,
-                        reinterpret_cast<float*>(rest));
-  if (!exchange.begin(T_steps)) return;
 
   // A lane's values: of rows at.row + j and units at.unit + u, as [j][u].
   float h[2][2] = {}, c[2][2] = {};
@@ -66,7 +44,6 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   int begins = 0;  // which of the rows begin a new sequence
   // What the step needs besides the product, a step ahead.
   const auto load_inputs = [&](const StepOf& step) {
-    begins = lane_rows.begin(p.resets, step, B, at.row, at.direction);
     const T* rows = static_cast<const T*>(p.gx) + (d * N + step.first + at.row) * p.gx_stride + at.unit;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
@@ -76,16 +53,58 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
         gx[gate][j] = load_pair(rows + j * p.gx_stride + gate * H, units, whole);
       }
     }
+    begins = lane_rows.begin(p.resets, step, B, at.row, at.direction);
   };
-  const auto load_state = [&](const void* from, float (&state)[2][2]) {
+  const auto load_state = [&](const void* from, Pair<T>(&state)[2]) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const T* row = static_cast<const T*>(from) + (d * B + at.row + j) * H + at.unit;
-      const Pair<T> pair = load_pair(row, at.row + j < B ? at.units : 0, whole);
-      state[j][0] = pair[0];
-      state[j][1] = pair[1];
+      state[j] = load_pair(row, at.row + j < B ? at.units : 0, whole);
     }
   };
+  // What the first step needs of memory: all of it is on its way before anything waits. The biases first, of the
+  // CTA's units, a tile of which has a warp at least; the exchange's first barrier comes before their use.
+  constexpr int kBiases = (Gr + 1) / 2;
+  T of_input[kBiases] = {}, of_recurrence[kBiases] = {};
+  if (p.b_ih[d]) {
+#pragma unroll
+    for (int n = 0; n < kBiases; ++n) {
+      const int i = static_cast<int>(threadIdx.x + n * blockDim.x), gate = i / cta_units;
+      const int64_t unit = cta_unit + (i - gate * cta_units);
+      // Of a GRU's last gate the recurrent part's bias is apart, behind the others.
+      const bool there = gate < Gr && unit < H, split = Cell::kSplit && gate >= G - 1;
+      if (there && gate < G) of_input[n] = static_cast<const T*>(p.b_ih[d])[gate * H + unit];
+      if (there && (!split || gate == G)) {
+        of_recurrence[n] = static_cast<const T*>(p.b_hh[d])[(split ? G - 1 : gate) * H + unit];
+      }
+    }
+  }
+  StepOf now = schedule.at(0);
+  Pair<T> h0[2] = {}, c0[2] = {};
+  if (at.finishes) {
+    load_state(p.h0, h0);
+    if constexpr (Cell::kHasCell) load_state(p.c0, c0);
+    load_inputs(now);
+  }
+  Products<F, Exchange, Pass::kForward, G, kTiles> products;
+  products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at, cut, rest);
+
+  float* bias = reinterpret_cast<float*>(shared + 4);
+#pragma unroll
+  for (int n = 0; n < kBiases; ++n) {
+    const int i = static_cast<int>(threadIdx.x + n * blockDim.x);
+    if (i < Gr * cta_units) bias[i] = load(&of_input[n]) + load(&of_recurrence[n]);
+  }
+  bias += at.unit - cta_unit;  // this lane's pair of gate 0
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      h[j][u] = h0[j][u];
+      c[j][u] = c0[j][u];
+    }
+  }
+
   // This warp's tile of publication i.
   const auto publish = [&](int i, const Pair<T>(&rows)[2]) {
     using P = decltype(products);
@@ -93,13 +112,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     exchange.publish();
   };
 
-  StepOf now = schedule.at(0);
-  if (at.finishes) {
-    load_state(p.h0, h);
-    if constexpr (Cell::kHasCell) load_state(p.c0, c);
-    publish(0, {pair_of<T>(h[0][0], h[0][1]), pair_of<T>(h[1][0], h[1][1])});
-    load_inputs(now);
-  }
+  if (!exchange.begin(T_steps)) return;
+  if (at.finishes) publish(0, h0);
 
   for (int s = 0; s < T_steps; ++s) {
     at.forget_addresses(H);

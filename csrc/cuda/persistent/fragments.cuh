@@ -6,38 +6,18 @@
 // Row i of A, so of S, is unit 2*(i%8) + i/8 of its tile: a lane's sums sum[2*p + j] then are those of the
 // neighbouring units 2*g + p (p < 2) in rows 2*c + j (j < 2), which it loads and stores as pairs.
 //
+// K is in the order of the units, but a lane's values of it are the four neighbours 4*c to 4*c + 3, of A as of B: a
+// sum knows no order. So what a lane holds of A is a block of the matrix (weights.cuh), and its words of B are those
+// of two neighbouring pairs.
+//
 // B of a tile lies in memory as [lane][kWords], so that a lane reads its words at once; write() puts a lane's
-// own four values of a tile there, where K's order is that of the units.
+// own four values of a tile there.
 #pragma once
 #include "memory.cuh"
 #include "ptx.cuh"
 #include "tiles.h"
 
 namespace fastrnn::cuda {
-
-// A's registers. element(unit, k) is the weight of a unit and a k of their tiles, zero beyond the layer.
-// Two values a register, k = 2*c + 8*(r>>1) and the next.
-template <class T, class Element>
-__device__ __forceinline__ void load_half_weights(uint32_t (&a)[4], int lane, Element element) {
-  const int g = lane >> 2, c = lane & 3;
-#pragma unroll
-  for (int r = 0; r < 4; ++r) {
-    const int unit = 2 * g + (r & 1), k = 2 * c + 8 * (r >> 1);
-    a[r] = pair_of<T>(element(unit, k), element(unit, k + 1)).raw;
-  }
-}
-// Two products of 8 values of K: register 4*q + r holds k = 2*(c + 4*(r>>1)) + q, so that the words of a lane
-// are those of neighbouring units.
-template <bool rounded, class Element>
-__device__ __forceinline__ void load_float_weights(uint32_t (&a)[8], int lane, Element element) {
-  const int g = lane >> 2, c = lane & 3;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int q = i >> 2, r = i & 3;
-    const float w = element(2 * g + (r & 1), 2 * (c + 4 * (r >> 1)) + q);
-    a[i] = rounded ? to_tf32(w) : __float_as_uint(w);
-  }
-}
 
 template <Precision precision>
 struct Fragments;
@@ -49,11 +29,19 @@ struct HalfFragments {
   static constexpr int kWords = 2, kRegisters = 4;
   using Words = uint2;
 
-  template <class Element>
-  static __device__ __forceinline__ void load_weights(uint32_t (&a)[kRegisters], int lane, Element element) {
-    load_half_weights<T>(a, lane, element);
+  // A's registers in place of a lane's block of weights: register r has two values of unit 2*g + (r&1), of
+  // k = 4*c + 2*(r>>1) and the next. Transposed, the block's rows are the k.
+  template <bool transposed>
+  static __device__ __forceinline__ void arrange(uint32_t (&a)[kRegisters]) {
+    const uint32_t block[4] = {a[0], a[1], a[2], a[3]};
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      const uint32_t k0 = block[2 * pair], k1 = block[2 * pair + 1];
+      a[2 * pair] = transposed ? (k0 & 0xffffu) | k1 << 16 : block[pair];
+      a[2 * pair + 1] = transposed ? k0 >> 16 | (k1 & 0xffff0000u) : block[2 + pair];
+    }
   }
-  // What a lane multiplies of row lane>>2: its values 2*c and the next, 2*c + 8 and the next.
+  // What a lane multiplies of row lane>>2: its values 4*c and the next, 4*c + 2 and the next.
   static __device__ __forceinline__ Words words(const Pair<Type>& low, const Pair<Type>& high) {
     return make_uint2(low.raw, high.raw);
   }
@@ -61,14 +49,14 @@ struct HalfFragments {
     const int g = lane >> 2, c = lane & 3;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      tile[((2 * c + j) * 4 + (g & 3)) * kWords + (g >> 2)] = rows[j].raw;
+      tile[((2 * c + j) * 4 + (g >> 1)) * kWords + (g & 1)] = rows[j].raw;
     }
   }
   // The same over the lanes: each gets the words of one lane, `target`, whole. All lanes call it.
   static __device__ __forceinline__ Words gather(int lane, const Pair<Type> (&rows)[2], int& target) {
-    const int g = lane >> 2, c = lane & 3, j = g >> 2;
-    target = (2 * c + j) * 4 + (g & 3);
-    const uint32_t other = __shfl_xor_sync(~0u, j ? rows[0].raw : rows[1].raw, 16);
+    const int g = lane >> 2, c = lane & 3, j = g & 1;
+    target = (2 * c + j) * 4 + (g >> 1);
+    const uint32_t other = __shfl_xor_sync(~0u, j ? rows[0].raw : rows[1].raw, 4);
     return j ? make_uint2(other, rows[1].raw) : make_uint2(rows[0].raw, other);
   }
 };
@@ -93,9 +81,19 @@ struct FloatFragments {
   static constexpr int kWords = 4, kRegisters = 8;
   using Words = uint4;
 
-  template <class Element>
-  static __device__ __forceinline__ void load_weights(uint32_t (&a)[kRegisters], int lane, Element element) {
-    load_float_weights<rounded>(a, lane, element);
+  // Two products of 8 values of K: register 4*q + r holds k = 4*c + 2*q + (r>>1) of unit 2*g + (r&1). So a product's
+  // two words of B are neighbours, as its instruction wants them.
+  template <bool transposed>
+  static __device__ __forceinline__ void arrange(uint32_t (&a)[kRegisters]) {
+    uint32_t block[kRegisters];
+#pragma unroll
+    for (int i = 0; i < kRegisters; ++i) block[i] = a[i];
+#pragma unroll
+    for (int i = 0; i < kRegisters; ++i) {
+      const int k = 2 * (i >> 2) + (i >> 1 & 1), unit = i & 1;
+      const uint32_t w = block[transposed ? 2 * k + unit : 4 * unit + k];
+      a[i] = rounded ? to_tf32(__uint_as_float(w)) : w;
+    }
   }
   static __device__ __forceinline__ Words words(const Pair<Type>& low, const Pair<Type>& high) {
     const uint2 first = words_of_row(low), second = words_of_row(high);
@@ -105,15 +103,15 @@ struct FloatFragments {
     const int g = lane >> 2, c = lane & 3;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      *reinterpret_cast<uint2*>(tile + ((2 * c + j) * 4 + (g & 3)) * kWords + 2 * (g >> 2)) = words_of_row(rows[j]);
+      *reinterpret_cast<uint2*>(tile + ((2 * c + j) * 4 + (g >> 1)) * kWords + 2 * (g & 1)) = words_of_row(rows[j]);
     }
   }
   static __device__ __forceinline__ Words gather(int lane, const Pair<Type> (&rows)[2], int& target) {
-    const int g = lane >> 2, c = lane & 3, j = g >> 2;
-    target = (2 * c + j) * 4 + (g & 3);
+    const int g = lane >> 2, c = lane & 3, j = g & 1;
+    target = (2 * c + j) * 4 + (g >> 1);
     const uint2 first = words_of_row(rows[0]), second = words_of_row(rows[1]);
-    const uint32_t x = __shfl_xor_sync(~0u, j ? first.x : second.x, 16);
-    const uint32_t y = __shfl_xor_sync(~0u, j ? first.y : second.y, 16);
+    const uint32_t x = __shfl_xor_sync(~0u, j ? first.x : second.x, 4);
+    const uint32_t y = __shfl_xor_sync(~0u, j ? first.y : second.y, 4);
     return j ? make_uint4(x, y, second.x, second.y) : make_uint4(first.x, first.y, x, y);
   }
   static __device__ __forceinline__ uint2 words_of_row(const Pair<Type>& row) {
@@ -125,8 +123,8 @@ template <>
 struct Fragments<Precision::kTf32> : FloatFragments<true> {
   static constexpr Precision kPrecision = Precision::kTf32;
   static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[8], uint4 b) {
-    mma_tf32(sum, a, b.x, b.z);
-    mma_tf32(sum, a + 4, b.y, b.w);
+    mma_tf32(sum, a, b.x, b.y);
+    mma_tf32(sum, a + 4, b.z, b.w);
   }
 };
 
@@ -143,7 +141,7 @@ struct Fragments<Precision::kFloat32> : FloatFragments<false> {
     low = to_tf32(v - __uint_as_float(high));
   }
   static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[8], uint4 b) {
-    const uint32_t words[4] = {b.x, b.z, b.y, b.w};
+    const uint32_t words[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
       uint32_t a_high[4], a_low[4], b_high[2], b_low[2];

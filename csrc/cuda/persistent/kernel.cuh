@@ -2,7 +2,7 @@
 // its warp keeps in registers, and the three ways in which the warps exchange the operand of the next step.
 //
 // An exchange holds publications 0, 1, 2, ... of an operand (forward: h of every step, backward: the gates' gradient
-// of every step) in two buffers, publication i in buffer i%2:
+// of every step; a cluster's backward has an exchange of its own) in two buffers, publication i in buffer i%2:
 //     begin(n)     before the first: there will be n of them
 //     write(i,..)  puts one of this warp's tiles into publication i
 //     publish()    this warp's tiles of the publication in turn are written
@@ -25,15 +25,19 @@ namespace fastrnn::cuda {
 struct Cut {
   int64_t N;
   int unit_tiles, ctas_per_replica, replicas, n_tiles;
-  int tile_slots;                   // tiles of units in an operand: unit_tiles, or more where CTAs share them
-  int cta_tiles, k_split, k_tiles;  // cluster tier: tiles of units a CTA; see PersistentGeometry
-  int peers, kept_offset;           // and where its weights in shared memory begin: words behind the biases
-  bool whole_pairs;                 // every row of every tensor starts at a multiple of a pair,
-  bool whole_x;                     // and every row of x
-  uint32_t* error;                  // grid tier: the workspace's first word,
-  uint32_t* flags;                  // then a flag a replica, a line each,
-  uint32_t* operands;               // then its two buffers of operand_words
-  int64_t operand_words;            // of a buffer
+  int tile_slots;                  // tiles of units in an operand: unit_tiles, or more where CTAs share them
+  int cta_tiles, k_split, k_more;  // cluster tier: tiles of units a CTA; see PersistentGeometry
+  int peers, kept_offset;          // and where its weights in shared memory begin: words behind the biases
+  int slot_words;                  // cluster tier's backward: what a CTA receives in a step,
+  int owner_factor;                // and which CTA has a tile of units: tile * owner_factor >> 16
+  bool whole_pairs;                // every row of every tensor starts at a multiple of a pair,
+  bool whole_x;                    // and every row of x
+  int weights_at_once;             // elements of w_hh that a load takes: 4, 2 or 1,
+  int inputs_at_once;              // and of w_ih
+  uint32_t* error;                 // grid tier: the workspace's first word,
+  uint32_t* flags;                 // then a flag a replica, a line each,
+  uint32_t* operands;              // then its two buffers of operand_words
+  int64_t operand_words;           // of a buffer
   uint32_t spin_limit;
 };
 
@@ -178,6 +182,39 @@ struct Grid {
   }
 };
 
+// The two barriers (mbarriers) of a CTA in a cluster. Publication i counts its bytes in at barrier i%2 as they
+// arrive.
+struct ClusterBarriers {
+  uint32_t* barriers;  // 8 bytes each
+  uint32_t bytes;      // of a publication, as far as this CTA receives it
+  int publications = 0;
+
+  // All threads of the CTA; `takes_part` is false where nothing will come.
+  __device__ __forceinline__ void begin(int n, bool takes_part) {
+    publications = n;
+    if (takes_part && threadIdx.x == 0) {
+      barrier_init(address(0));
+      barrier_init(address(1));
+      barrier_init_fence();
+      if (n > 0) arm(0);
+      if (n > 1) arm(1);
+    }
+    cluster_barrier();  // from here on every CTA is there, with its barriers
+  }
+  // Every publication has been waited for, so nothing is on its way any more. This barrier says it to the hardware:
+  // no CTA's memory goes before all its peers are through.
+  __device__ __forceinline__ void end() { cluster_barrier(); }
+
+  __device__ __forceinline__ uint32_t address(int i) const { return shared_address(barriers + 2 * (i & 1)); }
+  // Publication i will arrive. Only where one follows: a barrier that waits for bytes that never come is broken.
+  __device__ __forceinline__ void arm(int i) { barrier_expect(address(i), bytes); }
+  // By every publication's readers, the CTA's first thread among them.
+  __device__ __forceinline__ void wait(int i) {
+    wait_for_phase(address(i), (i >> 1) & 1);
+    if (threadIdx.x == 0 && i + 2 < publications) arm(i + 2);
+  }
+};
+
 // A direction's weights in the CTAs of a thread block cluster, `cta_tiles` tiles of units each; the warps of a tile
 // share its products by K. Every CTA has both buffers whole in its own shared memory: a finishing warp pushes its
 // tiles to all of them, its own included, and the bytes count themselves in at a barrier (mbarrier) of the buffer.
@@ -190,9 +227,8 @@ struct Grid {
 // tiles are pushed like others, and a CTA's own tiles go the same way as its peers'. By the same argument no warp
 // misses a phase of a barrier, and the parts of the sums of i are read when those of i+1 are written.
 //
-// A CTA receives for 8 rows and a step, half types: forward 16*H bytes; backward, which gathers the gates' gradient
-// as the loop has it, 16*H a gate: 64*H for an LSTM, 48*H, 16*H. (CTAs that kept rows of the weights and scattered
-// float parts of dh would receive 32*H, whatever cell and type, but sum and publish in another order than the loop.)
+// A CTA receives for 8 rows and a step, half types: 16*H bytes. That is forward. Backward would receive as much for
+// every gate, so it has an exchange of its own: backward_scattered.cuh.
 struct Cluster {
   static constexpr Tier kTier = Tier::kCluster;
   static constexpr bool kSplitsK = true, kKeepsInShared = true, kCompiled = kHasClusters;
@@ -201,38 +237,23 @@ struct Cluster {
   static __device__ __forceinline__ int k_split(const Cut& cut) { return cut.k_split; }
 
   const Cut& cut;
-  uint32_t *barriers, *buffers;  // two barriers of 8 bytes, two buffers
-  int rank, publications = 0;
+  ClusterBarriers barriers;
+  uint32_t* buffers;
+  int rank;
 
   __device__ __forceinline__ Cluster(const Cut& cut, uint32_t* shared, uint32_t* rest, int replica)
       : cut(cut),
-        barriers(shared),
+        barriers{shared, static_cast<uint32_t>(cut.operand_words * 4)},
         buffers(rest),
         rank(static_cast<int>(blockIdx.x) - replica * cut.ctas_per_replica) {}
 
   // False for a CTA without units, which has nothing to do.
   __device__ __forceinline__ bool begin(int n) {
-    publications = n;
-    const bool takes_part = rank < cut.peers;
-    if (takes_part && threadIdx.x == 0) {
-      barrier_init(barrier(0));
-      barrier_init(barrier(1));
-      barrier_init_fence();
-      if (n > 0) arm(0);
-      if (n > 1) arm(1);
-    }
-    cluster_barrier();  // from here on every CTA is there, with its barriers, and through with its staged weights
-    return takes_part;
+    barriers.begin(n, rank < cut.peers);
+    return rank < cut.peers;
   }
-  // Every publication has been waited for, so nothing is on its way any more. This barrier says it to the hardware:
-  // no CTA's memory goes before all its peers are through.
-  __device__ __forceinline__ void end() { cluster_barrier(); }
+  __device__ __forceinline__ void end() { barriers.end(); }
 
-  __device__ __forceinline__ uint32_t barrier(int i) const { return shared_address(barriers + 2 * (i & 1)); }
-  // Publication i will arrive. Only where one follows: a barrier that waits for bytes that never come is broken.
-  __device__ __forceinline__ void arm(int i) {
-    barrier_expect(barrier(i), static_cast<uint32_t>(cut.operand_words * 4));
-  }
   __device__ __forceinline__ float4* parts() const {
     return reinterpret_cast<float4*>(buffers + 2 * cut.operand_words);
   }
@@ -243,7 +264,7 @@ struct Cluster {
   __device__ __forceinline__ void write(int i, int64_t offset, int lane, const Rows& rows) const {
     int target;
     const typename F::Words words = F::gather(lane, rows, target);
-    const uint32_t data = shared_address(slot(i) + offset + target * F::kWords), bar = barrier(i);
+    const uint32_t data = shared_address(slot(i) + offset + target * F::kWords), bar = barriers.address(i);
     int peer = rank;
 #pragma unroll 4
     for (int n = 0; n < cut.peers; ++n) {
@@ -253,8 +274,7 @@ struct Cluster {
   }
   __device__ __forceinline__ void publish() {}
   __device__ __forceinline__ const uint32_t* wait(int i) {
-    wait_for_phase(barrier(i), (i >> 1) & 1);
-    if (threadIdx.x == 0 && i + 2 < publications) arm(i + 2);
+    barriers.wait(i);
     return slot(i);
   }
 
@@ -273,6 +293,7 @@ struct Position {
   int replica;     // of all directions'
   int unit_tile;   // of the warp's products and sums
   int cta_tile;    // the first one of its CTA
+  int split;       // warps that share the products of its tile of units
   int first, end;  // tiles of K that the warp multiplies: first, first + Exchange::kStride, ... below end
   int row_tile;    // that the warp finishes, in its replica
   bool finishes;   // whether it does
@@ -297,12 +318,24 @@ struct Position {
     const int cta = static_cast<int>(blockIdx.x);
     at.replica = cta / cut.ctas_per_replica;
     at.direction = at.replica / cut.replicas;
-    const int split = Exchange::k_split(cut), of_tile = at.warp / split, part = at.warp - of_tile * split;
+    at.split = Exchange::k_split(cut);
+    int of_tile = at.warp / at.split, part = at.warp - of_tile * at.split;
+    if (Exchange::kTier == Tier::kCluster && cut.k_more) {
+      const int before = cut.k_more * (at.split + 1);  // warps of the tiles that have one more
+      const bool more = at.warp < before;
+      of_tile = more ? at.warp / (at.split + 1) : cut.k_more + (at.warp - before) / at.split;
+      part = more ? at.warp - of_tile * (at.split + 1) : (at.warp - before) % at.split;
+      at.split += more;
+    }
     at.cta_tile = (cta - at.replica * cut.ctas_per_replica) * Exchange::cta_tiles(cut);
     at.unit_tile = at.cta_tile + of_tile;
-    at.first = Exchange::kTier == Tier::kCluster ? part * cut.k_tiles : part;
+    at.first = part;
     at.end = cut.unit_tiles;
-    if (Exchange::kTier == Tier::kCluster && at.first + cut.k_tiles < at.end) at.end = at.first + cut.k_tiles;
+    if (Exchange::kTier == Tier::kCluster) {
+      const int tiles = part_tiles(cut.unit_tiles, at.split);
+      at.first = part * tiles;
+      if (at.first + tiles < at.end) at.end = at.first + tiles;
+    }
     at.row_tile = part;
     at.finishes = at.row_tile < cut.n_tiles;
     at.unit = at.unit_tile * kTileUnits + 2 * (at.lane >> 2);

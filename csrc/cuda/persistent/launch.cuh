@@ -25,6 +25,21 @@ inline bool pairs_are_whole(std::initializer_list<PairedTensor> tensors, int64_t
          });
 }
 
+// Neighbouring elements that one load may take of matrices of whole rows: 4, 2 or 1. A row's beginnings are multiples
+// of so many, and no load reaches beyond the row's `columns`.
+inline int elements_at_once(const void* const* data, const int64_t* strides, int count, size_t element,
+                            int64_t columns) {
+  int at_once = 4;
+  const auto fits = [&](int i) {
+    return reinterpret_cast<uintptr_t>(data[i]) % (at_once * element) == 0 && strides[i] % at_once == 0 &&
+           columns % at_once == 0;
+  };
+  for (int i = 0; i < count; ++i) {
+    while (at_once > 1 && !fits(i)) at_once /= 2;
+  }
+  return at_once;
+}
+
 inline Cut cut_of(const PersistentGeometry& g, const LayerShape& shape, void* workspace, uint32_t spin_limit) {
   Cut cut = {};
   cut.N = shape.rows();
@@ -36,13 +51,17 @@ inline Cut cut_of(const PersistentGeometry& g, const LayerShape& shape, void* wo
   if (g.tier == Tier::kCluster) {
     cut.cta_tiles = g.units_per_cta / kTileUnits;
     cut.k_split = g.k_split;
-    cut.k_tiles = g.k_tiles;
+    cut.k_more = g.k_more;
     cut.peers = g.peers;
     cut.tile_slots = g.peers * cut.cta_tiles;
     cut.kept_offset = static_cast<int>(cluster_exchange_bytes(g) / 4);
+    cut.slot_words = static_cast<int>(cluster_received_bytes(g) / 4);
+    cut.owner_factor = (1 << 16) / cut.cta_tiles + 1;
+    cut.operand_words = cluster_operand_bytes(g) / 4;
+  } else {
+    cut.operand_words =
+        operand_words(cut.tile_slots, g.n_tiles, g.pass == Pass::kForward ? 1 : gates_of(g.cell), g.precision);
   }
-  cut.operand_words =
-      operand_words(cut.tile_slots, g.n_tiles, g.pass == Pass::kForward ? 1 : gates_of(g.cell), g.precision);
   cut.spin_limit = spin_limit ? spin_limit : kSpinLimit;
   if (workspace) {
     cut.error = static_cast<uint32_t*>(workspace);

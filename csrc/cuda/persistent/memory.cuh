@@ -35,7 +35,7 @@ template <class T>
 __device__ __forceinline__ Pair<T> load_pair(const T* p, int count, bool whole) {
   Pair<T> pair;
   if (whole && count == 2) {
-    pair.raw = *reinterpret_cast<const typename Pair<T>::Raw*>(p);
+    pair.raw = load_vector(reinterpret_cast<const typename Pair<T>::Raw*>(p));
   } else {
     const float first = count > 0 ? load(p) : 0.0f, second = count > 1 ? load(p + 1) : 0.0f;
     pair = pair_of<T>(first, second);

@@ -57,9 +57,11 @@ int persistent_forward(const PersistentForward& p, const PersistentGeometry& g, 
                                      {p.gates, element, H},
                                      {p.cells, sizeof(float), H}},
                                     H);
+  cut.weights_at_once = elements_at_once(p.w_hh, p.w_hh_stride, p.shape.D, element, H);
   if (p.x) {
     if (p.shape.I < 1 || p.shape.I > kMaxProjected) return cudaErrorInvalidValue;
     cut.whole_x = pairs_are_whole({{p.x, element, p.shape.I}}, p.shape.I);
+    cut.inputs_at_once = elements_at_once(p.w_ih, p.w_ih_stride, p.shape.D, element, p.shape.I);
   }
   return with_kind(p.shape.cell, [&]<class Kind>() { return launch_forward<Kind>(p, g, cut, stream); });
 }
@@ -82,6 +84,7 @@ int persistent_backward(const PersistentBackward& p, const PersistentGeometry& g
                                      {p.dh0, element, H},
                                      {p.dc0, element, H}},
                                     H);
+  cut.weights_at_once = elements_at_once(p.w_hh, p.w_hh_stride, p.shape.D, element, H);
   return with_kind(p.shape.cell, [&]<class Kind>() { return launch_backward<Kind>(p, g, cut, stream); });
 }
 

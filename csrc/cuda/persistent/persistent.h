@@ -4,8 +4,9 @@
 //   one CTA   a CTA holds all recurrent weights of a direction and takes 8 rows of the batch through all
 //             steps; nothing leaves the SM but results. H to 128 for half types.
 //   cluster   a replica is a thread block cluster of 4, 8 or 16 CTAs, which hold the weights of a direction
-//             together and push every step's values into each other's shared memory. From compute capability
-//             9.0 on; not for kFloat32. What the registers cannot hold of the weights waits in shared memory.
+//             together and push into each other's shared memory what every step makes: forward its h, backward
+//             parts of the gradient of h. From compute capability 9.0 on; not for kFloat32. What the registers
+//             cannot hold of the weights waits in shared memory.
 //   grid      a replica of H/16 CTAs, one an SM, holds the weights of a direction, 16 units each, and takes up
 //             to 64 rows; its CTAs meet once a step at a flag in the L2 cache. Directions and further rows
 //             are further replicas. Needs a cooperative launch.
@@ -66,8 +67,8 @@ struct PersistentGeometry {
   int replicas = 0;             // of one direction, each for its own rows
   int ctas = 0;                 // ctas_per_replica * replicas * D: the grid
   int units_per_cta = 0;        // of ctas_per_replica * units_per_cta >= H
-  int k_split = 0;              // warps that share a tile of units' products, each a part of K
-  int k_tiles = 0;              // cluster: tiles of K of such a part
+  int k_split = 0;              // warps that share a tile of units: its products by K; cluster, backward: its rows
+  int k_more = 0;               // cluster, forward: the first so many of a CTA's tiles of units have a warp more
   int peers = 0;                // cluster: CTAs of a cluster that have units; the others leave at once
   int n_tiles = 0;              // tiles of 8 rows a replica
   int threads = 0;              // a CTA

@@ -20,7 +20,8 @@ int64_t front_bytes(const PersistentGeometry& g) {
   return front_words(bias_gates, g.units_per_cta) * 4;
 }
 
-// Sums that a tile of units has. Backward adds up the gates in registers before they meet in shared memory.
+// Sums that a tile of units has, but for clusters. Backward adds up the gates in registers before they meet in shared
+// memory.
 int sums_of(const PersistentGeometry& g) { return g.pass == Pass::kForward ? gates_of(g.cell) : 1; }
 int operand_gates_of(const PersistentGeometry& g) { return g.pass == Pass::kForward ? 1 : gates_of(g.cell); }
 
@@ -34,7 +35,7 @@ PersistentGeometry one_cta(PersistentGeometry g, const CudaDevice& device) {
   g.n_tiles = 1;
   g.threads = g.unit_tiles * 32;
   const int64_t buffers = 2 * operand_words(g.unit_tiles, 1, operand_gates_of(g), g.precision) * 4;
-  g.shared_bytes = front_bytes(g) + std::max(buffers, g.unit_tiles * kStageBytes);
+  g.shared_bytes = front_bytes(g) + buffers;
   const int64_t replicas = ceil_div(g.B, kTileRows);
   if (replicas * g.D > kMaxCtas) return refused(g, "the batch is too large for a grid");
   if (g.shared_bytes > device.shared_bytes_per_block_optin) {
@@ -67,12 +68,34 @@ PersistentGeometry grid(PersistentGeometry g, const CudaDevice& device) {
   g.n_tiles = static_cast<int>(n_tiles);
   g.replicas = static_cast<int>(ceil_div(g.B, n_tiles * kTileRows));
   g.ctas = g.ctas_per_replica * g.replicas * g.D;
-  g.shared_bytes = front_bytes(g) + std::max(n_tiles * per_tile, kGridWarps * kStageBytes);
+  g.shared_bytes = front_bytes(g) + n_tiles * per_tile;
   const int all = g.replicas * g.D;
   g.workspace_bytes =
       flags_bytes(all) + all * 2 * operand_words(g.unit_tiles, g.n_tiles, operand_gates_of(g), g.precision) * 4;
   g.fits = true;
   return g;
+}
+
+// Warps that share a tile's products: one each of an SM's four schedulers at least, enough registers for the weights,
+// and a finishing warp a tile of rows; as far as there are warps and tiles of K. Returns the most tiles of rows.
+int64_t cluster_forward(PersistentGeometry& g, int64_t cta_tiles, int64_t wanted) {
+  const int in_registers = max_tiles(g.cell, g.precision, g.tier);
+  const int64_t most = std::min<int64_t>(kMaxWarps / cta_tiles, g.unit_tiles);
+  int64_t split = std::max({ceil_div(4, cta_tiles), ceil_div(g.unit_tiles, in_registers), std::min(wanted, most)});
+  split = std::min(split, most);
+  g.k_split = static_cast<int>(split);
+  // Three tiles of units: two have three warps then, one has two.
+  if (split == most && split > 1 && split < g.unit_tiles) g.k_more = static_cast<int>(kMaxWarps - cta_tiles * split);
+  g.threads = static_cast<int>(cta_tiles * split + g.k_more) * 32;
+  return std::min(wanted, split);
+}
+
+// A finishing warp for each of the CTA's own tiles of units and rows; and as many warps as there are pairs of
+// outputs.
+void cluster_backward(PersistentGeometry& g, int64_t cta_tiles) {
+  g.k_split = g.n_tiles;
+  const int64_t pairs = ceil_div(g.unit_tiles, kOutputsTogether);
+  g.threads = static_cast<int>(std::max(cta_tiles * g.n_tiles, std::min<int64_t>(pairs, kMaxWarps))) * 32;
 }
 
 // Clusters do not wait for each other, so any number may be launched, and runs as SMs become free. As many as the
@@ -88,21 +111,12 @@ PersistentGeometry cluster(PersistentGeometry g, const CudaDevice& device, int c
   g.peers = static_cast<int>(ceil_div(g.unit_tiles, cta_tiles));
   const int64_t room = std::max(1, clusters_at_once(device, ctas) / g.D);
   const int64_t wanted = ceil_div(g.B, room * kTileRows);
+  const int64_t most =
+      g.pass == Pass::kForward ? cluster_forward(g, cta_tiles, wanted) : std::min(wanted, kMaxWarps / cta_tiles);
 
-  // Warps that share a tile's products: one each of an SM's four schedulers at least, enough registers for the
-  // weights, and a finishing warp a tile of rows; as far as there are warps and tiles of K.
-  const int in_registers = max_tiles(g.cell, g.precision, g.tier);
-  const int64_t most = std::min<int64_t>(kMaxWarps / cta_tiles, g.unit_tiles);
-  int64_t split = std::max({ceil_div(4, cta_tiles), ceil_div(g.unit_tiles, in_registers), std::min(wanted, most)});
-  split = std::min(split, most);
-  g.k_split = static_cast<int>(split);
-  g.k_tiles = static_cast<int>(ceil_div(g.unit_tiles, split));
-  const int warps = static_cast<int>(cta_tiles * split);
-  g.threads = warps * 32;
-
-  const int64_t kept = warps * std::max(0, g.k_tiles - in_registers) * kept_bytes(g.cell, g.precision);
-  for (g.n_tiles = static_cast<int>(std::min(wanted, split)); g.n_tiles > 0; --g.n_tiles) {
-    g.shared_bytes = front_bytes(g) + cluster_exchange_bytes(g) + kept;
+  for (g.n_tiles = static_cast<int>(most); g.n_tiles > 0; --g.n_tiles) {
+    if (g.pass == Pass::kBackward) cluster_backward(g, cta_tiles);
+    g.shared_bytes = front_bytes(g) + cluster_exchange_bytes(g) + cluster_kept_bytes(g);
     if (g.shared_bytes <= device.shared_bytes_per_block_optin) break;
   }
   if (g.n_tiles == 0)

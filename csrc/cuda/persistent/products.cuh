@@ -1,6 +1,7 @@
 // The products of a step: the weights that a warp keeps in registers, and the sums it makes with them.
 #pragma once
 #include "kernel.cuh"
+#include "weights.cuh"
 
 namespace fastrnn::cuda {
 
@@ -24,59 +25,86 @@ struct Products {
 
   static constexpr int kKeptWords = kGates * F::kRegisters * 32;  // of a tile
 
-  uint32_t a[kTiles][kGates][F::kRegisters];
+  uint32_t a[kTiles][kGates][F::kRegisters] = {};
   uint32_t* kept;  // this lane's words of the warp's tiles in shared memory
 
-  // w (kGates*H,H), rows `stride` apart. Forward multiplies by its rows, backward by its columns. All threads of the
-  // CTA call it. A tile at a time goes through the warp's part of shared memory, [warp][256]: the loads are
-  // coalesced, and no addresses wait in registers while the weights fill them.
-  __device__ __forceinline__ void load_weights(const typename F::Type* w, int64_t stride, int H, const Position& at,
-                                               const Cut& cut, float* shared) {
-    float* stage = shared + at.warp * kTileUnits * kTileUnits;
+  // All gates of one tile.
+  template <int kAtOnce>
+  static __device__ __forceinline__ void load_tile(const TiledWeights<F, pass>& weights,
+                                                   uint32_t (&words)[kGates][F::kRegisters], const Position& at,
+                                                   int tile, int H, int k_end) {
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-#pragma unroll
-      for (int gate = 0; gate < kGates; ++gate) {
-        stage_tile(w + static_cast<int64_t>(gate) * H * stride, stride, H, at, at.first + i * kStride, stage);
-        F::load_weights(a[i][gate], at.lane, [&](int unit, int k) { return stage[unit * kTileUnits + k]; });
-        // Or the compiler keeps the halves apart, in twice the registers, and joins them again at every step.
-#pragma unroll
-        for (int r = 0; r < F::kRegisters; ++r) forget(a[i][gate][r]);
-      }
+    for (int gate = 0; gate < kGates; ++gate) {
+      weights.template load<kAtOnce>(words[gate], gate, at.unit_tile, tile, H, k_end);
     }
-    if constexpr (Exchange::kKeepsInShared) {
-      const int tiles = cut.k_tiles > kTiles ? cut.k_tiles - kTiles : 0;
-      kept = reinterpret_cast<uint32_t*>(shared) + cut.kept_offset + at.warp * tiles * kKeptWords + at.lane * 4;
-#pragma unroll 1
-      for (int i = 0; i < tiles; ++i) {
-#pragma unroll 1
-        for (int gate = 0; gate < kGates; ++gate) {
-          stage_tile(w + static_cast<int64_t>(gate) * H * stride, stride, H, at, at.first + kTiles + i, stage);
-          uint32_t words[F::kRegisters];
-          F::load_weights(words, at.lane, [&](int unit, int k) { return stage[unit * kTileUnits + k]; });
-          uint32_t* to = kept + (i * kGates + gate) * F::kRegisters * 32;
+  }
+  static __device__ __forceinline__ void arrange(uint32_t (&words)[kGates][F::kRegisters]) {
 #pragma unroll
-          for (int r = 0; r < F::kRegisters; ++r) to[r / 4 * 128 + r % 4] = words[r];
-        }
-      }
-    }
-    __syncthreads();  // from here on the memory is the exchange's
+    for (int gate = 0; gate < kGates; ++gate) TiledWeights<F, pass>::arrange(words[gate]);
   }
 
-  // One gate's tile of w for the warp's units and tile `k_tile` of K to `stage`, [unit][k], by all lanes.
-  static __device__ __forceinline__ void stage_tile(const typename F::Type* w, int64_t stride, int H,
-                                                    const Position& at, int k_tile, float* stage) {
-    constexpr bool kForward = pass == Pass::kForward;
-    const int u_base = at.unit_tile * kTileUnits, k_base = k_tile * kTileUnits;
-    __syncwarp();  // all lanes have read the tile before
+  // w (kGates*H,H), rows `stride` apart. Forward multiplies by its rows, backward by its columns. The loads for the
+  // registers are in flight all at once, those for shared memory as many as there are registers, so that memory
+  // answers once for the former and once a chunk for the latter.
+  __device__ __forceinline__ void load_weights(const typename F::Type* w, int64_t stride, int H, const Position& at,
+                                               const Cut& cut, uint32_t* shared) {
+    const TiledWeights<F, pass> weights = {w, stride, H, at.lane};
+    const int k_end = H < at.end * kTileUnits ? H : at.end * kTileUnits;
+    with_elements_at_once<TiledWeights<F, pass>>(cut.weights_at_once, [&]<int kAtOnce>() {
+      constexpr bool kWhole = kAtOnce * sizeof(typename F::Type) >= 4;  // registers arrive whole
+      if constexpr (Exchange::kKeepsInShared) {
+        const int tiles = kept_tiles(cut.unit_tiles, at.split, kTiles);
+        // Where the first tiles of units have a warp more, its warps keep fewer.
+        const int before = cut.k_more * (cut.k_split + 1),
+                  fewer = kept_tiles(cut.unit_tiles, cut.k_split + 1, kTiles);
+        const int kept_before = at.warp < before ? at.warp * tiles : before * fewer + (at.warp - before) * tiles;
+        kept = shared + cut.kept_offset + kept_before * kKeptWords + at.lane * 4;
+        // As many tiles at once as there are free registers, until those for the step come.
+        constexpr int kRoom = (kWhole ? 96 : 48) / (kGates * F::kRegisters), kChunk = kRoom < 8 ? kRoom : 8;
 #pragma unroll 1
-    for (int e = at.lane; e < kTileUnits * kTileUnits; e += 32) {
-      const int column = e & (kTileUnits - 1), row = e / kTileUnits;  // of this tile of w
-      const int r = (kForward ? u_base : k_base) + row, c = (kForward ? k_base : u_base) + column;
-      stage[kForward ? e : column * kTileUnits + row] =
-          r < H && c < H ? load(w + static_cast<int64_t>(r) * stride + c) : 0.0f;
-    }
-    __syncwarp();
+        for (int first = 0; first < tiles; first += kChunk) {
+          uint32_t words[kChunk][kGates][F::kRegisters];
+#pragma unroll
+          for (int i = 0; i < kChunk; ++i) {
+            load_tile<kAtOnce>(weights, words[i], at, at.first + kTiles + first + i, H, k_end);
+          }
+#pragma unroll
+          for (int i = 0; i < kChunk; ++i) {
+            arrange(words[i]);
+#pragma unroll
+            for (int n = 0; n < kGates * F::kRegisters; n += 4) {
+              const uint32_t* four = &words[i][n / F::kRegisters][n % F::kRegisters];
+              if (first + i < tiles) {
+                *reinterpret_cast<uint4*>(kept + (first + i) * kKeptWords + n * 32) =
+                    make_uint4(four[0], four[1], four[2], four[3]);
+              }
+            }
+          }
+        }
+      }
+      if constexpr (kWhole) {
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) load_tile<kAtOnce>(weights, a[i], at, at.first + i * kStride, H, k_end);
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) arrange(a[i]);
+      } else {
+        // Halves take whole registers on their way, and there is no room for all: a tile at a time.
+#pragma unroll 1
+        for (int tile = 0; tile < kTiles; ++tile) {
+          uint32_t words[kGates][F::kRegisters];
+          load_tile<kAtOnce>(weights, words, at, at.first + tile * kStride, H, k_end);
+          arrange(words);
+#pragma unroll
+          for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+            for (int gate = 0; gate < kGates; ++gate) {
+#pragma unroll
+              for (int r = 0; r < F::kRegisters; ++r) a[i][gate][r] = i == tile ? words[gate][r] : a[i][gate][r];
+            }
+          }
+        }
+      }
+    });
   }
 
   // Where in an operand the words for tile `tile` of K, one gate and one tile of rows begin.
@@ -84,21 +112,22 @@ struct Products {
     return (static_cast<int64_t>(row_tile * kOperandGates + gate) * cut.tile_slots + tile) * kTileWords;
   }
 
-  // This warp's products for one tile of rows.
-  __device__ __forceinline__ void multiply(const uint32_t* operand, int row_tile, const Position& at, const Cut& cut,
-                                           float (&sums)[kSums][4]) const {
-    float chains[kChains][4] = {};
+  using Chains = float[kChains][4];
+
+  // This warp's products for one tile of rows, by the weights in registers,
+  __device__ __forceinline__ void multiply_registers(const uint32_t* operand, int row_tile, const Position& at,
+                                                     const Cut& cut, Chains& chains) const {
 #pragma unroll
     for (int operand_gate = 0; operand_gate < kOperandGates; ++operand_gate) {
+      // From here on the tiles' distances are constants: an address each would take two registers.
+      const uint32_t* const first = operand + offset(cut, row_tile, operand_gate, at.first) + at.lane * F::kWords;
 #pragma unroll
       for (int group = 0; group < kTiles; group += kGroup) {
         Words b[kGroup];
 #pragma unroll
         for (int i = group; i < group + kGroup && i < kTiles; ++i) {
-          const int tile = at.first + i * kStride;
-          if (tile < at.end) {
-            b[i - group] = Exchange::template read<Words>(operand + offset(cut, row_tile, operand_gate, tile) +
-                                                          at.lane * F::kWords);
+          if (at.first + i * kStride < at.end) {
+            b[i - group] = Exchange::template read<Words>(first + i * kStride * kTileWords);
           }
         }
 #pragma unroll
@@ -114,26 +143,49 @@ struct Products {
         }
       }
     }
-    if constexpr (Exchange::kKeepsInShared) {
+  }
+  // and by those in shared memory.
+  __device__ __forceinline__ void multiply_kept(const uint32_t* operand, int row_tile, const Position& at,
+                                                const Cut& cut, Chains& chains) const {
 #pragma unroll 1
-      for (int tile = at.first + kTiles; tile < at.end; ++tile) {
-        const uint32_t* weights = kept + (tile - at.first - kTiles) * kKeptWords;
-        Words b = {};
+    for (int tile = at.first + kTiles; tile < at.end; ++tile) {
+      const uint32_t* weights = kept + (tile - at.first - kTiles) * kKeptWords;
+      Words b = {};
 #pragma unroll
-        for (int gate = 0; gate < kGates; ++gate) {
-          if (gate < kOperandGates) {
-            b = Exchange::template read<Words>(operand + offset(cut, row_tile, gate, tile) + at.lane * F::kWords);
-          }
-          uint32_t w[F::kRegisters];
+      for (int gate = 0; gate < kGates; ++gate) {
+        if (gate < kOperandGates) {
+          b = Exchange::template read<Words>(operand + offset(cut, row_tile, gate, tile) + at.lane * F::kWords);
+        }
+        uint32_t w[F::kRegisters];
 #pragma unroll
-          for (int r = 0; r < F::kRegisters; r += 4) {
-            const uint4 four = *reinterpret_cast<const uint4*>(weights + (gate * F::kRegisters + r) * 32);
-            w[r] = four.x;
-            w[r + 1] = four.y;
-            w[r + 2] = four.z;
-            w[r + 3] = four.w;
-          }
-          F::multiply(chains[gate], w, b);
+        for (int r = 0; r < F::kRegisters; r += 4) {
+          const uint4 four = *reinterpret_cast<const uint4*>(weights + (gate * F::kRegisters + r) * 32);
+          w[r] = four.x;
+          w[r + 1] = four.y;
+          w[r + 2] = four.z;
+          w[r + 3] = four.w;
+        }
+        F::multiply(chains[gate], w, b);
+      }
+    }
+  }
+
+  // This warp's products for one tile of rows.
+  __device__ __forceinline__ void multiply(const uint32_t* operand, int row_tile, const Position& at, const Cut& cut,
+                                           float (&sums)[kSums][4]) const {
+    Chains chains = {};
+    if constexpr (!Exchange::kKeepsInShared) {
+      multiply_registers(operand, row_tile, at, cut, chains);
+    } else {
+      // One of the two warps that a scheduler has begins with shared memory, so that the one's reads and the other's
+      // products take the same time.
+      const int shared_first = at.warp >> 2 & 1;
+#pragma unroll 1
+      for (int half = 0; half < 2; ++half) {
+        if (half == shared_first) {
+          multiply_registers(operand, row_tile, at, cut, chains);
+        } else {
+          multiply_kept(operand, row_tile, at, cut, chains);
         }
       }
     }
@@ -160,10 +212,9 @@ struct Products {
     if constexpr (!Exchange::kSplitsK) {
       multiply(operand, 0, at, cut, sums);
     } else {
-      const int split = Exchange::k_split(cut);
       for (int n = 0; n < cut.n_tiles; ++n) {
         multiply(operand, n, at, cut, sums);
-        if (Exchange::kTier == Tier::kCluster && split == 1) return;  // and there is one tile of rows
+        if (Exchange::kTier == Tier::kCluster && at.split == 1) return;  // and there is one tile of rows
         float4* part = parts + (at.warp * cut.n_tiles + n) * kSums * 32 + at.lane;
 #pragma unroll
         for (int s = 0; s < kSums; ++s) part[s * 32] = make_float4(sums[s][0], sums[s][1], sums[s][2], sums[s][3]);
@@ -175,7 +226,7 @@ struct Products {
 #pragma unroll
         for (int r = 0; r < 4; ++r) sums[s][r] = 0;
 #pragma unroll 2
-        for (int w = at.warp - at.row_tile; w < at.warp - at.row_tile + split; ++w) {
+        for (int w = at.warp - at.row_tile; w < at.warp - at.row_tile + at.split; ++w) {
           const float4 v = parts[((w * cut.n_tiles + at.row_tile) * kSums + s) * 32 + at.lane];
           sums[s][0] += v.x;
           sums[s][1] += v.y;

@@ -9,8 +9,8 @@
 
 namespace fastrnn::cuda {
 
-// All lanes of a finishing warp call it; gx is there for them behind the next barrier. A gate at a time: its weights
-// are few registers, and the code is short.
+// All lanes of a finishing warp call it, and then gx is there for them. A gate at a time: its weights are few registers,
+// and the code is short; the next gate's are on their way meanwhile.
 template <class F, int kGates>
 __device__ __forceinline__ void project_inputs(const PersistentForward& p, const Position& at, const Cut& cut) {
   using T = typename F::Type;
@@ -40,29 +40,43 @@ __device__ __forceinline__ void project_inputs(const PersistentForward& p, const
   };
   const Column in = column(at.lane >> 2), out[2] = {column(2 * c), column(2 * c + 1)};
 
+  using Weights = TiledWeights<F, Pass::kForward>;
+  const Weights weights = {static_cast<const T*>(p.w_ih[d]), p.w_ih_stride[d], H, at.lane};
+  uint32_t next[kInputTiles][F::kRegisters];
+  // By pairs: what is loaded by four the compiler puts in order again at every product.
+  const auto load_next = [&](int gate) {
+#pragma unroll
+    for (int tile = 0; tile < kInputTiles; ++tile) {
+      if (cut.inputs_at_once > 1) {
+        weights.template load<2>(next[tile], gate, at.unit_tile, tile, static_cast<int>(H), I);
+      } else {
+        weights.template load<1>(next[tile], gate, at.unit_tile, tile, static_cast<int>(H), I);
+      }
+    }
+  };
+  load_next(0);
 #pragma unroll 1
   for (int gate = 0; gate < kGates; ++gate) {
-    const T* w = static_cast<const T*>(p.w_ih[d]) + gate * H * p.w_ih_stride[d];
     uint32_t a[kInputTiles][F::kRegisters];
 #pragma unroll
     for (int tile = 0; tile < kInputTiles; ++tile) {
-      F::load_weights(a[tile], at.lane, [&](int of_tile, int k_of_tile) {
-        const int unit = at.unit_tile * kTileUnits + of_tile, k = tile * kTileUnits + k_of_tile;
-        return unit < H && k < I ? load(w + unit * p.w_ih_stride[d] + k) : 0.0f;
-      });
+#pragma unroll
+      for (int r = 0; r < F::kRegisters; ++r) a[tile][r] = next[tile][r];
+      Weights::arrange(a[tile]);
     }
+    if (gate + 1 < kGates) load_next(gate + 1);
 #pragma unroll 1
     for (int64_t t = 0; t < p.shape.T; t += steps * kAtOnce) {
       typename F::Words x[kAtOnce][kInputTiles];
 #pragma unroll
       for (int n = 0; n < kAtOnce; ++n) {
         const int64_t row = row_at(t + n * steps, in);
-        const T* from = static_cast<const T*>(p.x) + row * I + 2 * c;
+        const T* from = static_cast<const T*>(p.x) + row * I + 4 * c;
 #pragma unroll
         for (int tile = 0; tile < kInputTiles; ++tile) {
-          const int k = tile * kTileUnits, there = row < 0 ? 0 : I - k - 2 * c;
+          const int k = tile * kTileUnits, there = row < 0 ? 0 : I - k - 4 * c;
           x[n][tile] = F::words(load_pair(from + k, there < 2 ? there : 2, cut.whole_x),
-                                load_pair(from + k + 8, there < 10 ? there - 8 : 2, cut.whole_x));
+                                load_pair(from + k + 2, there < 4 ? there - 2 : 2, cut.whole_x));
         }
       }
 #pragma unroll
@@ -81,6 +95,7 @@ __device__ __forceinline__ void project_inputs(const PersistentForward& p, const
       }
     }
   }
+  __syncwarp();  // a lane reads what others made
 }
 
 }  // namespace fastrnn::cuda

@@ -34,6 +34,12 @@ __device__ __forceinline__ uint32_t to_tf32(float v) {
   return r & 0xffffe000u;  // PTX leaves them unspecified
 }
 
+// A load of several elements at once, whose address is a multiple of its size: the emulator's says so if not.
+template <class Vector>
+__device__ __forceinline__ Vector load_vector(const Vector* p) {
+  return *p;
+}
+
 // Relative error to 2^-11.
 __device__ __forceinline__ float tanh_approx(float v) {
   float r;
