@@ -36,7 +36,7 @@ def test_steps_of_every_part(tmp_path, monkeypatch):
     assert set(check.TIERS) == set(_checks.TIERS)
     assert names["smoke"] == ["build", *(f"smoke {tier}" for tier in (*check.TIERS, "scan"))]
     tools = [f"{tool}{what}" for tool in ("memcheck", "racecheck", "synccheck") for what in ("", " cluster")]
-    tests = [f"tests {tier}" for tier in (*check.TIERS, "others")]
+    tests = [f"tests {tier}" for tier in (*check.TIERS, "scan", "others")]
     assert names["check"] == [*names["smoke"], *tests, *tools]
     assert names["measure"] == ["compile latency", "latency", "verify"]
     assert names["sweep"] == ["bench"]

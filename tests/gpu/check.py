@@ -69,10 +69,9 @@ def find_tool(name: str) -> str | None:
     return next(filter(None, found), None)
 
 
-#: What of the tests a GPU is needed for, beside test_cuda.py's of the tiers.
+#: What of the tests a GPU is needed for, beside those of the tiers and of the scan.
 OTHER_TESTS = [
     "tests/test_cuda.py",
-    "tests/test_sru_cuda.py",
     "tests/test_wavefront.py",
     "tests/test_torch_compile.py::test_reduce_overhead",
 ]
@@ -89,9 +88,10 @@ def smoke_steps(out: Path) -> list[Step]:
 
 
 def suite_steps(out: Path) -> list[Step]:
-    """The CUDA tests of each tier by name, then all others."""
+    """The CUDA tests of each tier by name, the scan's, then all others."""
     options = ["-q", "-rs", "--tb=short", "--maxfail=25", "--durations=5", "-o", "faulthandler_timeout=45"]
     chosen = [(tier, ["tests/test_cuda.py", "-k", f"{tier} and not mix"]) for tier in TIERS]
+    chosen.append(("scan", ["tests/test_sru_cuda.py"]))
     chosen.append(("others", [*OTHER_TESTS, "-k", f"mix or not ({' or '.join(TIERS)})"]))
     found = []
     for name, arguments in chosen:
