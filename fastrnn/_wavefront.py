@@ -168,8 +168,13 @@ def _run_pieces(layer, values: list, states: list, weights: list, streams: list 
     streams: one for each layer; work queued on ``main`` before comes before theirs, and after them all what
     it is given next. None on the CPU: the same calls in the same order.
     """
-    for stream in streams or ():
+    for k, stream in enumerate(streams or ()):
         stream.wait_stream(main)
+        # Made on `main`, which waits for the forward pass below. But backward reads them on this stream again
+        # and then lets go of them, and nothing on `main` waits for that: their memory has to.
+        for tensor in (*states[k], *weights[k], *(values if k == 0 else ())):
+            if tensor is not None:
+                tensor.record_stream(stream)
     for wave in range(len(values) + len(weights) - 1):
         # From the top, so that a layer waits for the piece it takes and not for the next one too.
         for k in reversed(range(len(weights))):
@@ -183,8 +188,7 @@ def _run_pieces(layer, values: list, states: list, weights: list, streams: list 
                 streams[k].wait_stream(streams[k - 1])
             with torch.cuda.stream(streams[k]):
                 values[j], *states[k] = layer(values[j], *states[k], weights[k])
-            # Made on this layer's stream and read last on another: its memory waits for that one. What comes
-            # from `main` is freed there, behind the waiting below.
+            # Made on this layer's stream and read last on another: its memory waits for that one.
             values[j].record_stream(streams[k + 1] if k + 1 < len(weights) else main)
             for state in states[k]:
                 if state is not None:

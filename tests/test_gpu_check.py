@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from emu.build import OUT, ROOT, digest, find_cuda_tool
+from emu.build import NAMESPACE, OUT, ROOT, digest, find_cuda_tool, library
 
 from fastrnn import _checks, _gpus
 
@@ -25,21 +25,26 @@ def load(name: str):
     return module
 
 
-check, record, small_cases = load("check"), load("record"), load("small_cases")
+check, record, small_cases, smoke = (load(n) for n in ("check", "record", "small_cases", "smoke"))
 
 
 def test_steps_of_every_part(tmp_path, monkeypatch):
     """Each part's commands: scripts that exist, the GPU's own architecture, absent tools as absent."""
     monkeypatch.delenv("FASTRNN_CUDA_ARCHS", raising=False)
-    names = {part: [s.name for s in check.steps(part, tmp_path, (9, 0))] for part in check.PARTS}
-    assert names["check"] == ["build", "tests", "memcheck", "racecheck", "synccheck"]
+    parts = ("smoke", *check.PARTS)
+    names = {part: [s.name for s in check.steps(part, tmp_path, (9, 0))] for part in parts}
+    assert set(check.TIERS) == set(_checks.TIERS)
+    assert names["smoke"] == ["build", *(f"smoke {tier}" for tier in (*check.TIERS, "scan"))]
+    tools = [f"{tool}{what}" for tool in ("memcheck", "racecheck", "synccheck") for what in ("", " cluster")]
+    tests = [f"tests {tier}" for tier in (*check.TIERS, "scan", "others")]
+    assert names["check"] == [*names["smoke"], *tests, *tools]
     assert names["measure"] == ["compile latency", "latency", "verify"]
     assert names["sweep"] == ["bench"]
     assert check.steps("check", tmp_path, (9, 0))[0].environment["FASTRNN_CUDA_ARCHS"] == "9.0a"
     assert check.steps("check", tmp_path, (8, 6))[0].environment["FASTRNN_CUDA_ARCHS"] == "8.6"
     monkeypatch.setattr(check, "find_tool", lambda name: None)
-    assert check.steps("check", tmp_path, (9, 0))[2].command is None
-    for part in check.PARTS:
+    assert {s.name for s in check.steps("check", tmp_path, (9, 0)) if s.command is None} == set(tools)
+    for part in parts:
         for step in check.steps(part, tmp_path, (9, 0)):
             for word in step.command or ():
                 assert not word.endswith((".py", ".cu")) or (ROOT / word).exists(), word
@@ -56,6 +61,10 @@ def test_a_part_writes_its_log_and_json(tmp_path, monkeypatch):
             check.Step("absent", None),
             check.Step("broken", [sys.executable, "-c", "raise SystemExit(3)"]),
             check.Step("environment", ["sh", "-c", 'test "$ASKED" = for'], {"ASKED": "for"}),
+            check.Step("half", [sys.executable, "-c", write.replace("[7]", "[7")], result=result),
+            check.Step("hangs", ["sleep", "60"], limit_s=1),
+            check.Step("after it", ["true"], after="hangs"),
+            check.Step("after another", ["true"], after="broken"),
             check.Step("build", ["false"]),
             check.Step("never", ["true"]),
         ]
@@ -69,13 +78,72 @@ def test_a_part_writes_its_log_and_json(tmp_path, monkeypatch):
         "absent": "absent",
         "broken": "failed",
         "environment": "ok",
+        "half": "ok",
+        "hangs": "failed",
+        "after it": "skipped",
+        "after another": "ok",
         "build": "failed",
     }
+    assert "broken" in document["steps"]["half"]["result"]
+    assert [name for name, step in document["steps"].items() if step.get("hung")] == ["hangs"]
     assert document["steps"]["first"]["result"] == [7]
     assert document["steps"]["broken"]["exit"] == 3
     assert document["ok"] is False
     assert document["versions"]["torch"] == torch.__version__
     assert "hello" in (tmp_path / "check.log").read_text()
+
+
+def test_pytests_outcomes_are_taken(tmp_path):
+    """How many tests there were, and which failed, from the file that pytest writes; in the summary too."""
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\ndef test_a(): pass\ndef test_b(): raise ValueError\ndef test_c(): pytest.skip('no')\n"
+    )
+    result = tmp_path / "tests.xml"
+    command = [sys.executable, "-m", "pytest", "-q", str(tmp_path / "test_it.py"), f"--junit-xml={result}"]
+    step = check.run_step(check.Step("tests", command, result=result), lambda text: None)
+    assert step["status"] == "failed"
+    assert step["result"] == {"tests": 3, "skipped": 1, "failed": ["test_b"]}
+    assert check.summary(step) == "failed: 1 of 3 tests failed"
+
+
+@pytest.fixture
+def ops():
+    """The operators on an emulated H100."""
+    torch.ops.load_library(str(library()))
+    found, gpu = getattr(torch.ops, NAMESPACE), _gpus.KNOWN["H100"]
+    found.device(gpu.compute_capability, gpu.sms, gpu.shared_bytes_per_block)
+    yield found
+    found.device(0, 0, 0)  # none, as other tests have it
+
+
+@pytest.mark.parametrize("tier", smoke.TIERS)
+def test_smoke_of_every_tier(ops, tier):
+    """Each kernel family's lines: every cell and type, all right; wrong numbers, an error and a lost device
+    are told apart, each by its name."""
+    reports = []
+    chosen = list(smoke.runs(ops, tier, lambda t: t))
+    if tier != "scan":
+        cells = {name.split()[1] for name, _ in chosen}
+        assert cells == set(smoke.CELLS)
+        assert len(chosen) == len(smoke.CELLS) * 2 * (3 if tier == "cluster" else 4)
+    chosen = chosen[2:6]
+    found = smoke.smoke(chosen, lambda: None, lambda: True, lambda outcomes: reports.append(dict(outcomes)))
+    assert found == dict.fromkeys((name for name, _ in chosen), "ok")
+    assert [list(r.values())[-1] for r in reports] == ["running", "ok"] * len(chosen)
+
+    def wrong():
+        names, tolerance, got, want = chosen[0][1]()
+        return names, tolerance, [got[0] + 1, got[1] * torch.nan, *got[2:]], want
+
+    def breaks():
+        raise RuntimeError("CUDA error: an illegal memory access\nand more")
+
+    last = [("wrong", wrong), ("breaks", breaks), ("never", breaks)]
+    found = smoke.smoke(iter(last), lambda: None, lambda: len(reports) < 11, lambda o: reports.append(o))
+    assert found["wrong"].startswith("wrong: ")
+    assert "nan times its tolerance" in found["wrong"]
+    assert found["breaks"] == "RuntimeError: CUDA error: an illegal memory access"
+    assert "never" not in found
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -86,7 +154,7 @@ def test_a_missing_gpu_is_one_clear_error():
     assert (done.returncode, done.stderr) == (1, "gpu-check: torch sees no GPU\n")
     wrong = subprocess.run([*script, "everything"], capture_output=True, text=True)
     assert wrong.returncode == 2
-    assert "part: expected check, measure, sweep, got everything" in wrong.stderr
+    assert "part: expected smoke, check, measure, sweep, got everything" in wrong.stderr
 
 
 def test_small_cases_meet_every_kernel():
@@ -104,6 +172,16 @@ def test_small_cases_meet_every_kernel():
     assert any(c.dtype == torch.float64 for c in found)
 
 
+def test_small_scans_end_at_words():
+    """What the scan copies by words ends with one, so that memcheck has nothing to say; rows may be odd."""
+    found = small_cases.scans()
+    for case in found:
+        p = small_cases.sru_cases.problem(case)
+        copied = [p.inputs["u"], p.inputs["x"], p.inputs["v"], p.mask_pad, p.cotangents[0]]
+        assert all(t is None or t.numel() * t.element_size() % 4 == 0 for t in copied), case
+    assert any(c.O % 2 and c.dtype == torch.bfloat16 for c in found)
+
+
 def a_document(gpu: str, commit: str | None, ok: bool) -> dict:
     """As check.json and measure.json in one."""
     outcomes = [
@@ -111,7 +189,8 @@ def a_document(gpu: str, commit: str | None, ok: bool) -> dict:
         for cell in ("lstm", "rnn_tanh", "rnn_relu")
     ]
     steps = {
-        "tests": {"status": "ok"},
+        "tests grid": {"status": "ok"},
+        "tests cluster": {"status": "failed"},
         "memcheck": {"status": "absent"},
         "verify": {"status": "ok", "result": {"outcomes": outcomes}},
     }
@@ -128,6 +207,7 @@ def test_record(tmp_path):
     assert [(r["gpu"], r["commit"]) for r in found["grid", "lstm"]] == [("A100", "aaa"), ("H100", "bbb")]
     assert found["grid", "lstm"][0]["checks"] == {"tests": "ok", "verify": "ok"}
     assert "verify" not in found["grid", "gru"][0]["checks"]
+    assert found["cluster", "gru"][0]["checks"] == {"tests": "failed"}
     record.enter(a_document("H100", "ccc", ok=False), path)
     text = record.table(record.load(path))
     assert "**failed: verify**" in text

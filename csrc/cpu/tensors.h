@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../params.h"
+#include "../stable_abi.h"
 #include "scratch.h"
 #include "team.h"
 

@@ -15,6 +15,12 @@ inline float bf16_value(uint32_t word, int e) { return __uint_as_float(e ? word 
 inline float f16_value(uint32_t word, int e) { return __half2float({static_cast<uint16_t>(word >> 16 * e)}); }
 inline float tf32_value(uint32_t word, int) { return __uint_as_float(word & 0xffffe000u); }
 
+// What a tensor core makes of an exact sum: float, cut off towards zero.
+inline float cut_off(double sum) {
+  const float nearest = static_cast<float>(sum);
+  return std::fabs(static_cast<double>(nearest)) > std::fabs(sum) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
 // D (16x8) += A (16xK) B (Kx8) of a warp from PTX's fragments, with P values a register. lane = 4*g + c.
 // A register r: row g + 8*(r&1), k = P*c + (r>>1)*K/2 on; B register r: k = P*c + r*K/2 on, column g;
 // D register r: row g + 8*(r>>1), column 2*c + (r&1).
@@ -33,9 +39,15 @@ void mma_of_warp(void** lanes, uint32_t) {
       for (int e = 0; e < P; ++e) B[P * c + r * (K / 2) + e][g] = value(m.b[r], e);
     }
   }
+  // PTX leaves the order and the rounding of the sum open. Ampere's tensor cores add half of K at a time, exactly
+  // but for the last bit, which they cut off: errors that grow with the number of products, unlike rounding's.
   for (int i = 0; i < 16; ++i) {
-    for (int k = 0; k < K; ++k) {
-      for (int j = 0; j < 8; ++j) D[i][j] += A[i][k] * B[k][j];
+    for (int half = 0; half < K; half += K / 2) {
+      double sums[8] = {};
+      for (int k = half; k < half + K / 2; ++k) {
+        for (int j = 0; j < 8; ++j) sums[j] += static_cast<double>(A[i][k]) * B[k][j];
+      }
+      for (int j = 0; j < 8; ++j) D[i][j] = cut_off(D[i][j] + sums[j]);
     }
   }
   for (int lane = 0; lane < 32; ++lane) {

@@ -3,16 +3,19 @@
     python tests/gpu/check.py [part ...]
 
 Parts, each of which can run alone; all by default, together under ten minutes on an H100 with 16 cores:
-    check    build for this GPU, the CUDA tests, compute-sanitizer's memcheck, racecheck and synccheck over
-             small shapes of every kernel
+    check    build for this GPU; each tier's kernels once (smoke.py), in a process of its own, so that what
+             hangs or crashes in one hides nothing of the others; the CUDA tests, by tier; compute-sanitizer's
+             memcheck, racecheck and synccheck over small shapes of every kernel
     measure  latencies and instructions (latency.cu), `python -m fastrnn verify` over every tier
     sweep    the benchmark against cuDNN, `python -m fastrnn bench --device cuda --quick --tiers`; also what
              benchmarks/plan_table.py makes the plan's table of
 
+And one for the first contact with a kind of GPU: `smoke`, the build and smoke.py, a minute.
+
 Options: --out FOLDER (default gpu-check-out, or $OUT), --record (enter what was verified into
 benchmarks/results/gpu_verification.json). A part writes <part>.log and <part>.json: machine, versions,
-commit, and of every step its status ("ok", "failed", "absent"), seconds and results. Exit status 1 where a
-step failed.
+commit, and of every step its status ("ok", "failed", "absent", "skipped"), seconds and results. Where the
+kernels of a tier hang its other steps are skipped. Exit status 1 where a step failed or was skipped.
 """
 
 from __future__ import annotations
@@ -23,16 +26,20 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree import ElementTree
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PARTS = ("check", "measure", "sweep")
+TIERS = ("stepwise", "one_cta", "cluster", "grid")
 #: A step that takes longer hangs.
 LIMIT_S = 420
+SMOKE_LIMIT_S = 60
 
 
 @dataclass
@@ -41,29 +48,74 @@ class Step:
 
     Attributes:
         command: None where what it needs is not here.
-        result: a JSON file that it leaves, taken into the part's.
+        result: a JSON file that it leaves, or pytest's XML, taken into the part's.
+        limit_s: after so many seconds it is ended.
+        after: the name of a step; where that one hung, this one would too.
     """
 
     name: str
     command: Sequence[str] | None
     environment: dict[str, str] = field(default_factory=dict)
     result: Path | None = None
+    limit_s: int = LIMIT_S
+    after: str = ""
 
 
 def find_tool(name: str) -> str | None:
-    """nvcc or compute-sanitizer: on the PATH, in CUDA_HOME, in the system's CUDA."""
-    folders = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    """nvcc or compute-sanitizer: on the PATH, in CUDA_HOME, in torch's pip wheels, in the system's CUDA."""
+    wheels = sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*"))
+    folders = [os.environ.get("CUDA_HOME"), *wheels, "/usr/local/cuda"]
     found = [shutil.which(name), *(shutil.which(str(Path(f, "bin", name))) for f in folders if f)]
     return next(filter(None, found), None)
 
 
-#: What of the tests a GPU is needed for.
-GPU_TESTS = [
+#: What of the tests a GPU is needed for, beside those of the tiers and of the scan.
+OTHER_TESTS = [
     "tests/test_cuda.py",
-    "tests/test_sru_cuda.py",
     "tests/test_wavefront.py",
     "tests/test_torch_compile.py::test_reduce_overhead",
 ]
+
+
+def smoke_steps(out: Path) -> list[Step]:
+    """A step for each tier and the scan."""
+    found = []
+    for tier in (*TIERS, "scan"):
+        result = out / f"smoke-{tier}.json"
+        command = [sys.executable, str(HERE / "smoke.py"), tier, "--json", str(result)]
+        found.append(Step(f"smoke {tier}", command, result=result, limit_s=SMOKE_LIMIT_S))
+    return found
+
+
+def suite_steps(out: Path) -> list[Step]:
+    """The CUDA tests of each tier by name, the scan's, then all others."""
+    options = ["-q", "-rs", "--tb=short", "--maxfail=25", "--durations=5", "-o", "faulthandler_timeout=45"]
+    chosen = [(tier, ["tests/test_cuda.py", "-k", f"{tier} and not mix"]) for tier in TIERS]
+    chosen.append(("scan", ["tests/test_sru_cuda.py"]))
+    chosen.append(("others", [*OTHER_TESTS, "-k", f"mix or not ({' or '.join(TIERS)})"]))
+    found = []
+    for name, arguments in chosen:
+        result = out / f"tests-{name}.xml"
+        command = [sys.executable, "-m", "pytest", *arguments, *options, f"--junit-xml={result}"]
+        found.append(Step(f"tests {name}", command, result=result, limit_s=240, after=f"smoke {name}"))
+    return found
+
+
+def sanitizer_steps() -> list[Step]:
+    """Each tool over every kernel but the clusters', then those, whose order is kept by the bytes that peers
+    push: racecheck may know nothing of them."""
+    sanitizer = find_tool("compute-sanitizer")
+    # cuBLAS' own kernels are left out. torch's caching allocator would hide accesses beyond a tensor.
+    options = ["--error-exitcode", "9", "--print-limit", "20", "--kernel-name", "kernel_substring=fastrnn"]
+    program, uncached = str(HERE / "small_cases.py"), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    found = []
+    for tool in ("memcheck", "racecheck", "synccheck"):
+        command = [sanitizer, "--tool", tool, *options, sys.executable, program]
+        for name, which in ((tool, "--but"), (f"{tool} cluster", "--only")):
+            step = Step(name, [*command, which, "cluster"] if sanitizer else None, uncached, limit_s=240)
+            step.after = "smoke cluster" * (which == "--only")
+            found.append(step)
+    return found
 
 
 def architecture(capability: tuple[int, int]) -> str:
@@ -75,21 +127,11 @@ def architecture(capability: tuple[int, int]) -> str:
 def steps(part: str, out: Path, capability: tuple[int, int]) -> list[Step]:
     """What a part runs, in order."""
     python, arch = sys.executable, architecture(capability)
-    if part == "check":
+    if part in ("smoke", "check"):
         build = {"FASTRNN_CUDA": "1", "FASTRNN_CUDA_ARCHS": os.environ.get("FASTRNN_CUDA_ARCHS", arch)}
-        quietly = ["-q", "-rs", "--durations=5"]
-        found = [
-            Step("build", [python, "setup.py", "-q", "build_ext", "--inplace"], build),
-            Step("tests", [python, "-m", "pytest", *GPU_TESTS, *quietly]),
-        ]
-        sanitizer = find_tool("compute-sanitizer")
-        for tool in ("memcheck", "racecheck", "synccheck"):
-            # cuBLAS' own kernels are left out. torch's caching allocator would hide accesses beyond a tensor.
-            command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--kernel-name"]
-            command += ["kernel_substring=fastrnn", python, str(HERE / "small_cases.py")]
-            uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-            found.append(Step(tool, command if sanitizer else None, uncached))
-        return found
+        compile_ = Step("build", [python, "setup.py", "-q", "build_ext", "--inplace"], build)
+        start = [compile_, *smoke_steps(out)]
+        return start if part == "smoke" else [*start, *suite_steps(out), *sanitizer_steps()]
     if part == "measure":
         nvcc, program, latency = find_tool("nvcc"), out / "latency", out / "latency.json"
         target = arch.replace(".", "")
@@ -115,8 +157,25 @@ def steps(part: str, out: Path, capability: tuple[int, int]) -> list[Step]:
     return [Step("bench", bench, result=folder / "results.json")]
 
 
+def taken(result: Path) -> object:
+    """What a step left: JSON, or of pytest's XML how many tests there were and which of them failed."""
+    try:
+        if result.suffix != ".xml":
+            return json.loads(result.read_text())
+        tests = list(ElementTree.parse(result).getroot().iter("testcase"))
+    except (ValueError, ElementTree.ParseError) as error:  # it was ended while it wrote
+        return f"{result.name} is broken: {error}"
+    failed = [t.get("name") for t in tests if t.find("failure") is not None or t.find("error") is not None]
+    skipped = sum(t.find("skipped") is not None for t in tests)
+    return {"tests": len(tests), "skipped": skipped, "failed": failed}
+
+
 def run_step(step: Step, log: Callable[[str], None]) -> dict:
-    """Run a step, passing on what it prints: {"status", "seconds"} and, where it leaves one, "result"."""
+    """Run a step, passing on what it prints.
+
+    Returns {"status", "seconds"}, "exit" where that is not 0, "hung" where the step ran into its limit, and
+    what it left as "result".
+    """
     log(f"== {step.name}\n")
     if step.command is None:
         log("what it needs is not here\n")
@@ -126,20 +185,23 @@ def run_step(step: Step, log: Callable[[str], None]) -> dict:
         os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | step.environment
     )
     # Through the shell's timeout, so that a hanging kernel ends the step and not the whole check.
-    command = ["timeout", "--kill-after=10", str(LIMIT_S), *step.command]
+    command = ["timeout", "--kill-after=10", str(step.limit_s), *step.command]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         for line in process.stdout:
             log(line)
-    outcome = {
+    outcome: dict = {
         "status": "failed" if process.returncode else "ok",
         "seconds": round(time.monotonic() - start, 1),
     }
     if process.returncode:
         outcome["exit"] = process.returncode
+        if outcome["seconds"] >= step.limit_s:
+            outcome["hung"] = True
+            log(f"== {step.name} was ended after {step.limit_s} s\n")
     if step.result is not None and step.result.exists():
-        outcome["result"] = json.loads(step.result.read_text())
+        outcome["result"] = taken(step.result)
         step.result.unlink()
     return outcome
 
@@ -163,10 +225,15 @@ def run_part(part: str, out: Path, capability: tuple[int, int]) -> dict:
             file.flush()
 
         for step in steps(part, out, capability):
+            if document["steps"].get(step.after, {}).get("hung"):
+                log(f"== {step.name}\nleft out, as {step.after} hung\n")
+                document["steps"][step.name] = {"status": "skipped", "seconds": 0.0}
+                continue
             outcome = document["steps"][step.name] = run_step(step, log)
+            (out / f"{part}.json").write_text(json.dumps(document, indent=1) + "\n")  # whatever comes next
             if step.name == "build" and outcome["status"] == "failed":
                 break
-    document["ok"] = all(s["status"] != "failed" for s in document["steps"].values())
+    document["ok"] = all(s["status"] in ("ok", "absent") for s in document["steps"].values())
     try:
         document |= facts()
     except ImportError as error:  # nothing was built
@@ -175,16 +242,27 @@ def run_part(part: str, out: Path, capability: tuple[int, int]) -> dict:
     return document
 
 
+def summary(step: dict) -> str:
+    """A step's status in a word or a few."""
+    text, result = step["status"] + ", hung" * step.get("hung", False), step.get("result")
+    if isinstance(result, dict) and "tests" in result:
+        text += f": {len(result['failed'])} of {result['tests']} tests failed" * bool(result["failed"])
+    elif isinstance(result, dict) and text != "ok":
+        wrong = [name for name, outcome in result.items() if isinstance(outcome, str) and outcome != "ok"]
+        text += f": {len(wrong)} of {len(result)}, {wrong[0]}" * bool(wrong)
+    return text
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="part", help=", ".join(PARTS))
+    parser.add_argument("parts", nargs="*", metavar="part", help=", ".join(("smoke", *PARTS)))
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu-check-out")))
     parser.add_argument("--record", action="store_true", help="enter what was verified into the record")
     options = parser.parse_args()
-    if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"part: expected {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    if unknown := set(options.parts) - {"smoke", *PARTS}:
+        parser.error(f"part: expected smoke, {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     import torch
 
     if not torch.cuda.is_available():
@@ -198,7 +276,7 @@ def main() -> int:
     documents = [run_part(p, out, torch.cuda.get_device_capability()) for p in options.parts or PARTS]
     for document in documents:
         for name, step in document["steps"].items():
-            print(f"{document['part']:8s} {name:16s} {step['status']:7s} {step['seconds']:6.1f} s")
+            print(f"{document['part']:8s} {name:18s} {summary(step):44s} {step['seconds']:6.1f} s")
     if options.record:
         import record
 

@@ -43,8 +43,9 @@ def outcomes(document: dict, family: str, cell: str) -> dict[str, str]:
     found = {}
     steps = document["steps"]
     for name in ("tests", "memcheck", "racecheck", "synccheck"):
-        if steps.get(name, {}).get("status") in ("ok", "failed"):
-            found[name] = steps[name]["status"]
+        step = steps.get(f"{name} {family}", steps.get(name, {}))
+        if step.get("status") in ("ok", "failed"):
+            found[name] = step["status"]
     for outcome in steps.get("verify", {}).get("result", {}).get("outcomes", ()):
         if outcome["target"].endswith(f" {family}") and outcome["check"]["cell"].partition("_")[0] == cell:
             ok = outcome["ok"] and found.get("verify") != "failed"
