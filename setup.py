@@ -23,10 +23,12 @@ import sysconfig
 from glob import glob
 from pathlib import Path
 
+import setuptools
 import torch
 from setuptools import Extension, setup
 
 MIN_TORCH = (2, 11)
+MIN_SETUPTOOLS = 77  # older ones, such as new environments of Python 3.10 hold, cannot read pyproject.toml
 # 8.0 runs on 8.6 and 8.9 too, which would add a third to the time of the build; PTX of the newest is for
 # GPUs to come.
 DEFAULT_ARCHS = ["8.0", "9.0a", "10.0", "12.0"]
@@ -34,6 +36,11 @@ SANITIZE = os.environ.get("FASTRNN_SANITIZE", "0") not in ("", "0")
 CSRC = os.path.abspath("csrc")  # absolute: ninja runs elsewhere
 VERSION = re.search(r'__version__ = "(.+?)"', Path("fastrnn/_version.py").read_text()).group(1)
 
+if int(setuptools.__version__.split(".")[0]) < MIN_SETUPTOOLS:
+    raise SystemExit(
+        f"fastrnn needs setuptools >= {MIN_SETUPTOOLS} to build, found {setuptools.__version__}: "
+        "pip install 'setuptools>=77,<82'"
+    )
 if tuple(map(int, torch.__version__.split(".")[:2])) < MIN_TORCH:
     raise SystemExit(f"fastrnn needs torch >= {'.'.join(map(str, MIN_TORCH))}, found {torch.__version__}")
 

@@ -32,6 +32,10 @@ class StructureError(TypeError, RuntimeError, AttributeError, IndexError):
     """
 
 
+class ValueOrRuntimeError(ValueError, RuntimeError):
+    """What torch.nn answers with one type here and with the other there."""
+
+
 def one_of(name: str, argument: str, value: str, allowed: tuple[str, ...]) -> None:
     """An option given by name."""
     if value not in allowed:
@@ -42,7 +46,7 @@ def one_of(name: str, argument: str, value: str, allowed: tuple[str, ...]) -> No
 def kind(value: object) -> str:
     """What came, in a word or two, for a message."""
     if isinstance(value, Tensor):
-        return f"a Tensor of size {list(value.shape)}"
+        return "a nested Tensor" if value.is_nested else f"a Tensor of size {list(value.shape)}"
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)} ({', '.join(type(v).__name__ for v in value)})"
     return type(value).__name__
@@ -52,6 +56,24 @@ def tensor(name: str, argument: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise StructureError(f"{name}: {argument} should be a Tensor, got {kind(value)}")
     return value
+
+
+def dense(name: str, input: Tensor) -> Tensor:
+    """An input that is nested, sparse or of oneDNN's layout, as kernels can read it."""
+    if input.is_nested:
+        raise RuntimeError(
+            f"{name}: input should be a dense Tensor, got a nested one; torch.nested.to_padded_tensor pads it"
+        )
+    return input.to_dense()
+
+
+def probability(name: str, p: object) -> float:
+    """A dropout that was changed after construction, or is an argument of a function."""
+    if isinstance(p, bool) or not isinstance(p, (int, float)):
+        raise TypeError(f"{name}: dropout should be a number, got {kind(p)}")
+    if not 0 <= p <= 1:
+        raise ValueOrRuntimeError(f"dropout probability has to be between 0 and 1, but got {p}")
+    return p
 
 
 def pair(name: str, hx: object) -> tuple[Tensor, Tensor]:
@@ -95,7 +117,7 @@ def hidden_size(stack, h: Tensor, c: Tensor | None, rows: int) -> None:
 
 
 def input_dtype(got: torch.dtype, weight: torch.dtype) -> NoReturn:
-    raise ValueError(
+    raise ValueOrRuntimeError(  # an nn.LSTM's packed input is a RuntimeError, all else a ValueError
         f"RNN input dtype ({got}) does not match weight dtype ({weight}). "
         f"Convert input: input.to({weight}), or convert model: model.to({got})"
     )
@@ -149,6 +171,10 @@ def params(
     name: str, cell: str, weights: Sequence[Tensor], bias: bool, num_layers: int, directions: int
 ) -> tuple[int, int, int]:
     """Check a flat list of weights. Returns input_size, hidden_size and proj_size (0 for no projection)."""
+    if isinstance(num_layers, bool) or not isinstance(num_layers, int):
+        raise TypeError(f"{name}: num_layers should be an int, got {kind(num_layers)}")
+    if isinstance(weights, Tensor) or not hasattr(weights, "__getitem__"):
+        raise TypeError(f"{name}: params should be a list of Tensors, got {kind(weights)}")
     gates, states, plain = GATES[cell], num_layers * directions, 4 if bias else 2
     allowed = (plain, plain + 1) if cell == "lstm" else (plain,)
     if states < 1 or len(weights) not in [n * states for n in allowed]:
@@ -193,6 +219,16 @@ def cell_params(name: str, cell: str, weights: Sequence[Tensor], hidden: int) ->
     ):
         if w.shape != expected:
             raise RuntimeError(f"{name}: expected {label} of size {list(expected)}, got {list(w.shape)}")
+
+
+def cell_weights(name: str, weights: Sequence[object]) -> None:
+    """The weights of a cell, where one of them turned out to have no sizes: what is wrong with it."""
+    for label, w, dims in zip(("w_ih", "w_hh", "b_ih", "b_hh"), weights, (2, 2, 1, 1), strict=False):
+        if w is None and dims == 1:
+            continue
+        tensor(name, label, w)
+        if w.dim() != dims:
+            raise StructureError(f"{name}: {label} should have {dims} dimensions, got {kind(w)}")
 
 
 def cell_dims(name: str, x: Tensor, h: Tensor | None, c: Tensor | None) -> None:

@@ -28,9 +28,12 @@ def size(name: str, argument: str, value: object, positive: bool = True) -> int:
 
 def number(name: str, argument: str, value: object) -> float:
     """A number that initial values depend on."""
-    if value is None or isinstance(value, (str, list, tuple)):
-        raise TypeError(f"{name}: {argument} should be a number, got {kind(value)}")
-    return float(value)
+    try:
+        if not isinstance(value, str):
+            return float(value)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several
+        pass
+    raise TypeError(f"{name}: {argument} should be a number, got {kind(value)}")
 
 
 def probability(name: str, argument: str, value: object) -> float:
@@ -52,9 +55,10 @@ def dims(name: str, x: Tensor, allowed: tuple[int, ...], form: str) -> None:
         raise SizeError(f"{name}: input should be {form}, got {x.dim()} dimensions, {list(x.shape)}")
 
 
-def features(name: str, x: Tensor, expected: int) -> None:
-    if x.size(-1) != expected:
-        raise SizeError(f"{name}: input.size(-1) should be input_size = {expected}, got {x.size(-1)}")
+def features(name: str, x: Tensor, expected: int, argument: str = "input_size") -> None:
+    got = x.size(-1) if x.dim() else "a scalar"
+    if got != expected:
+        raise SizeError(f"{name}: input.size(-1) should be {argument} = {expected}, got {got}")
 
 
 def like_input(name: str, x: Tensor, others: list[tuple[str, Tensor | None]], autocast: bool) -> None:

@@ -77,6 +77,8 @@ def run(
     """
     name = stack.name
     dims = _checks.tensor(name, "input", input).dim()
+    if input.layout is not torch.strided or input.is_nested:
+        input = _checks.dense(name, input)
     packed, batched = batch_sizes is not None, True
     if packed:
         _checks.batch_sizes_form(batch_sizes)
@@ -185,7 +187,7 @@ def _layers(stack, x, h, c, weights, rows, batch_sizes, masks):
         return layer(x, h, c, weights, cell=cell, bias=bias, batch_sizes=batch_sizes, save=save)
 
     per_layer = len(weights) // stack.num_layers
-    dropout = stack.dropout if stack.training else 0.0
+    dropout = _checks.probability(stack.name, stack.dropout) if stack.training else 0.0
     if (
         directions == 1
         and batch_sizes is None

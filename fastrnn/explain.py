@@ -168,6 +168,8 @@ def explain(
                 f"this is {type(module).__module__.split('.')[0]}'s module: fastrnn's would run like this"
             )
     else:
+        _whole("num_layers", num_layers, 1)
+        _whole("proj_size", proj_size, 0)
         if isinstance(module_or_shape, (str, bytes)):
             raise TypeError(f"module_or_shape: expected a module or (T, B, I, H), got {module_or_shape!r}")
         try:
@@ -198,7 +200,7 @@ def explain(
             "estimates, not measurements" if table.startswith("estimated") else f"from the timings of {table}"
         )
         notes.append(f"planned for {chosen_gpu.name}; times a step are {from_where}")
-    threads = torch.get_num_threads() if threads is None else threads
+    threads = _whole("threads", torch.get_num_threads() if threads is None else threads, 1)
     directions = 2 if bidirectional else 1
     name = str(dtype).removeprefix("torch.")
     isa = _ops.cpu_isa() if kind == "cpu" else None
@@ -259,6 +261,14 @@ def _wavefront_notes(*stack) -> list[str]:
     if not _wavefront.measured():
         text += f" if asked to, with fastrnn.wavefront({pieces}): by themselves not before a GPU was timed"
     return [text]
+
+
+def _whole(argument: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{argument}: expected an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{argument}: expected at least {least}, got {value}")
+    return value
 
 
 def _is_sru(value: object) -> bool:

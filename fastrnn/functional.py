@@ -203,6 +203,8 @@ def sru(
         h (L, B, O) or (N, O), and the last c (B, O).
     """
     x = _checks.tensor("sru", "input", input)
+    packed = batch_sizes is not None
+    _checks_sru.dims("sru", x, (2,) if packed else (3,), "(N, I)" if packed else "(L, B, I)")
     features = _checks.tensor("sru", "weight_c", weight_c).numel() // 2
     k = 4 if has_skip_term and x.size(-1) != features else 3
     _checks_sru.shape("sru", "weight", weight, (k * features, x.size(-1)))
@@ -266,6 +268,7 @@ def _stack(
     """Check what a module has checked at construction, and derive the sizes from the weights."""
     _checks.one_of(name, "save", save, _checks.SAVE)
     _checks.one_of(name, "backend", backend, _checks.BACKENDS)
+    _checks.probability(name, dropout)
     sizes = _checks.params(name, cell, params, bias, num_layers, 2 if bidirectional else 1)
     return Stack(
         name, cell, *sizes, bias, num_layers, dropout, training, bidirectional, batch_first, save, backend
@@ -275,6 +278,10 @@ def _stack(
 def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend):
     """One step. Returns h and, for the LSTM, c. It takes microseconds, and so must what comes before it."""
     x, h, c = _checks.tensor(name, "input", input), None, None
+    if x.layout is not torch.strided or x.is_nested:
+        x = _checks.dense(name, x)
+    if backend != "auto":
+        _checks.one_of(name, "backend", backend, _checks.BACKENDS)
     if hx is not None:
         h, c = _checks.pair(name, hx) if cell == "lstm" else (_checks.tensor(name, "hidden", hx), None)
     batched = x.dim() == 2
@@ -285,9 +292,13 @@ def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend):
         h, c = (None if s is None else s.unsqueeze(0) for s in (h, c))
 
     rows, features = x.shape
-    hidden_size = w_hh.size(1)
-    if features != w_ih.size(1):
-        raise RuntimeError(f"input has inconsistent input_size: got {features} expected {w_ih.size(1)}")
+    try:
+        input_size, hidden_size = w_ih.size(1), w_hh.size(1)
+    except (AttributeError, IndexError):
+        _checks.cell_weights(name, (w_ih, w_hh, b_ih, b_hh))
+        raise
+    if features != input_size:
+        raise RuntimeError(f"input has inconsistent input_size: got {features} expected {input_size}")
     if h is not None:
         expected = (rows, hidden_size)
         if h.shape != expected:
@@ -295,12 +306,13 @@ def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend):
         if c is not None and c.shape != expected:
             _checks.cell_state(c, expected, 1)
 
-    if b_ih is not None and b_hh is not None:
+    if isinstance(b_ih, Tensor) and isinstance(b_hh, Tensor):
         weights = [w_ih, w_hh, b_ih, b_hh]
     elif b_ih is b_hh:
         weights = [w_ih, w_hh]
     else:
         # torch allows one bias alone.
+        _checks.cell_weights(name, (w_ih, w_hh, b_ih, b_hh))
         other = w_ih.new_zeros(w_ih.size(0))
         weights = [w_ih, w_hh, other if b_ih is None else b_ih, other if b_hh is None else b_hh]
     if backend == "cudnn":  # autocast included

@@ -31,13 +31,44 @@ def test_module_runs():
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nonsense"], ["bench", "--shape", "1,2"], ["bench", "--threads", "0"]]
+    ("arguments", "message"),
+    [
+        ("", "arguments are required"),
+        ("nonsense", "invalid choice: 'nonsense'"),
+        ("bench --shape 1,2", "a shape is T,B,H"),
+        ("bench --threads 0", "must be an integer from 1 to"),
+        ("bench --threads 9999", "must be an integer from 1 to"),
+        ("bench --budget -1", "must be a positive number, got '-1'"),
+        ("bench --budget nan", "must be a positive number, got 'nan'"),
+        ("bench --device tpu", "must be cpu or cuda, got 'tpu'"),
+        ("bench --out README.md/report", "README.md is no folder"),
+        ("verify --device meta", "must be cpu or cuda, got 'meta'"),
+        ("verify --json README.md/outcomes.json", "README.md is no folder"),
+        ("demo dates --out README.md/picture.png", "README.md is no folder"),
+    ],
 )
-def test_wrong_arguments_end_with_usage(arguments, capsys):
+def test_wrong_arguments_end_with_usage(arguments, message, capsys, monkeypatch):
+    """Whatever is wrong with an option is said before any work begins, with the option's name."""
+    monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as stopped:
-        main(arguments)
+        main(arguments.split())
     assert stopped.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "usage:" in err
+    assert message in err
+    if "--" in arguments:
+        assert f"argument {arguments.split()[-2]}: " in err
+
+
+def test_a_folder_that_goes_away_is_one_clear_error(tmp_path, monkeypatch):
+    """What only the file system can say ends the command in a line, without a traceback."""
+
+    def failing(options):
+        (tmp_path / "gone" / "file").write_text("")
+
+    monkeypatch.setattr("fastrnn.cli.info.run", failing)
+    with pytest.raises(SystemExit, match=r"^fastrnn info: .*No such file or directory.*gone"):
+        main(["info"])
 
 
 @pytest.mark.parametrize("command", ["info", "bench", "demo", "verify"])
@@ -163,6 +194,8 @@ def test_bench_refuses_an_empty_selection():
         main(["bench", "--cell", "rnn", "--mode", "packed"])
     with pytest.raises(SystemExit, match="does not exist"):
         main(["bench", "--render", "/nonexistent"])
+    with pytest.raises(SystemExit, match="--cell is about layers"):
+        main(["bench", "--models", "--cell", "lstm"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -238,9 +271,9 @@ def test_verify_reports_what_is_raised_and_restores_the_instruction_set(monkeypa
 def test_verify_json_and_the_gpus_options(tmp_path):
     """The outcomes with tolerances, commit and machine; options of a GPU without one are an error."""
     isa = _ops.available_cpu_isas()[0]
-    file = tmp_path / "verify.json"
+    file = tmp_path / "new" / "verify.json"
     arguments = ["verify", "--cell", "gru", "--dtype", "float64", "--path", "cells", "--isa", isa]
-    assert main([*arguments, "--json", str(file)]) == 0
+    assert main([*arguments, "--json", str(file)]) == 0  # folders that do not exist yet are made
     found = json.loads(file.read_text())
     assert found["ok"] is True
     assert found["outcomes"][0]["check"]["cell"] == "gru"

@@ -132,6 +132,9 @@ def test_to_dict_is_plain_data():
         (((1, 2, 3, 4),), {"cell": "sru9"}, ValueError, "cell"),
         (((0, 2, 3, 4),), {}, ValueError, "T"),
         (((1, 2, 3, 4),), {"threads": 0}, ValueError, "threads"),
+        (((1, 2, 3, 4),), {"threads": 1.5}, TypeError, "threads: expected an int, got 1.5"),
+        (((1, 2, 3, 4),), {"num_layers": 0}, ValueError, "num_layers: expected at least 1, got 0"),
+        (((1, 2, 3, 4),), {"proj_size": "2"}, TypeError, "proj_size: expected an int"),
     ],
 )
 def test_errors_name_the_argument(arguments, options, error, text):

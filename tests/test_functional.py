@@ -126,6 +126,36 @@ X = torch.zeros(T, B, IN)
         (lambda: functional.lstm(X, (X, None), PARAMS), TypeError, r"hx\[1\] should be a Tensor"),
         (lambda: functional.lstm([1], None, PARAMS), TypeError, "input should be a Tensor"),
         (lambda: functional.lstm_cell(X[0], None, *PARAMS[:3], PARAMS[3][1:]), RuntimeError, "b_hh"),
+        (
+            lambda: functional.lstm_cell(X[0], None, None, PARAMS[1]),
+            TypeError,
+            "w_ih should be a Tensor, got",
+        ),
+        (lambda: functional.lstm_cell(X[0], None, PARAMS[0], PARAMS[2]), RuntimeError, "w_hh should have 2"),
+        (
+            lambda: functional.lstm_cell(X[0], None, *PARAMS[:3], 1),
+            TypeError,
+            "b_hh should be a Tensor, got int",
+        ),
+        (
+            lambda: functional.lstm_cell(X[0], None, *PARAMS, backend="c"),
+            ValueError,
+            "backend should be 'auto'",
+        ),
+        (
+            lambda: functional.lstm(X, None, None),
+            TypeError,
+            "params should be a list of Tensors, got NoneType",
+        ),
+        (lambda: functional.lstm(X, None, iter(PARAMS)), TypeError, "params should be a list of Tensors"),
+        (lambda: functional.lstm(X, None, PARAMS, num_layers=None), TypeError, "num_layers should be an int"),
+        (lambda: functional.lstm(X, None, PARAMS, dropout=2), ValueError, "dropout probability has to be"),
+        (lambda: functional.lstm(X, None, PARAMS, dropout=None), TypeError, "dropout should be a number"),
+        (
+            lambda: functional.sru(X[0, 0, 0], None, X, X, X),
+            ValueError,
+            r"input should be \(L, B, I\), got 0",
+        ),
     ],
 )
 def test_errors(call, error, match):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import CELLS, LAYERS
+from helpers import CELLS, LAYERS, flat
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
@@ -68,6 +68,7 @@ LAYER_CASES = {
     "state elsewhere": (X, (2, 2, 4), META, True),
     "float64 state": (X, (2, 2, 4), F64, False),
     "packed, state rows": (PACKED, (2, 3, 4), F32, False),
+    "packed, float64": (PACKED.double(), None, F32, False),
 }
 
 
@@ -214,6 +215,30 @@ def test_a_cells_nonlinearity_is_checked_in_forward():
     cell = fastrnn.RNNCell(3, 4, nonlinearity="x")
     assert repr(cell) == repr(nn.RNNCell(3, 4, nonlinearity="x"))
     with pytest.raises(RuntimeError, match="Unknown nonlinearity: x"):
+        cell(zeros(2, 3))
+
+
+@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+def test_layouts(name):
+    """Sparse inputs count as dense ones (torch's cells take them), nested ones are one clear error."""
+    m = getattr(fastrnn, name)(3, 4)
+    x = torch.ones(5, 3)
+    expected = m(x)
+    for got in (m(x.to_sparse()), m(x.to_sparse_csr()), m(x.to_mkldnn())):
+        assert all(torch.equal(a, b) for a, b in zip(flat(got), flat(expected), strict=True))
+    leaf = x.to_sparse().requires_grad_()
+    flat(m(leaf))[0].sum().backward()
+    assert leaf.grad is not None
+    with pytest.raises(RuntimeError, match="input should be a dense Tensor, got a nested one"):
+        m(torch.nested.nested_tensor([zeros(5, 3), zeros(2, 3)]))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_without_a_weight(name):
+    """A weight that was set to None is named."""
+    cell = getattr(fastrnn, name)(3, 4)
+    cell.weight_hh = None
+    with pytest.raises(TypeError, match=f"{name}: w_hh should be a Tensor, got NoneType"):
         cell(zeros(2, 3))
 
 

@@ -17,6 +17,11 @@ ERRORS = {
     "features": (lambda m: m(randn(L, B, IN + 1, dtype=F64)), RuntimeError, "input_size = 5, got 6"),
     "dtype": (lambda m: m(randn(L, B, IN)), ValueError, "dtype torch.float32, got torch.float64"),
     "no tensor": (lambda m: m([1.0]), TypeError, "input should be a Tensor, got a list"),
+    "nested": (
+        lambda m: m(torch.nested.nested_tensor([randn(2, IN), randn(1, IN)])),
+        RuntimeError,
+        "input should be a dense Tensor, got a nested one",
+    ),
     "c0": (
         lambda m: m(randn(L, B, IN, dtype=F64), randn(2, B, H + 1, dtype=F64)),
         ValueError,
@@ -117,6 +122,12 @@ def test_attention_errors(call, kind, message):
             ValueError,
             "should not both be set",
         ),
+        (lambda: fastrnn.SRU(3, 3, projection_size=None), TypeError, "projection_size should .* NoneType"),
+        (lambda: fastrnn.SRU(3, 3, highway_bias={}), TypeError, "highway_bias should be a number, got dict"),
+        (lambda: fastrnn.SRUpp(3, 3, 4, attention_last_n_layers=None), TypeError, "should be an int, got No"),
+        (lambda: fastrnn.SRUppAttention(3, 2.5, 4), TypeError, "out_features should be an int, got float"),
+        (lambda: fastrnn.SRUppProjectedLinear(3, 9, 0), ValueError, "proj_features should be greater than"),
+        (lambda: fastrnn.SRUppProjectedLinear(3, 9, 4, dropout=2), ValueError, "dropout should be a prob"),
         (lambda: compat.SRU(3, 3, sru_version="1"), ValueError, "sru_version should be"),
     ],
 )
@@ -124,6 +135,30 @@ def test_constructor_errors(build, kind, message):
     """Bad arguments are refused where they are given."""
     with pytest.raises(kind, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("input", "kind", "message"),
+    [
+        (None, TypeError, "input should be a Tensor, got NoneType"),
+        (torch.zeros(L, B, IN + 1), RuntimeError, "in_features = 5, got 6"),
+        (torch.zeros(()), ValueError, "in_features = 5, got a scalar"),
+    ],
+)
+@pytest.mark.parametrize("transform", [fastrnn.SRUppAttention, fastrnn.SRUppProjectedLinear])
+def test_errors_of_transforms_called_alone(transform, input, kind, message):
+    """The transforms of SRU++ are public: what is wrong with their input is theirs to say."""
+    with pytest.raises(kind, match=message):
+        transform(IN, 4 * H, 4)(input)
+
+
+def test_sparse_input():
+    """A sparse input gives what the same numbers give in a dense one."""
+    x = randn(L, B, IN, dtype=F64)
+    for name in ("SRU", "SRUpp"):
+        m = MODELS[name]()
+        assert torch.equal(m(x.to_sparse())[0], m(x)[0])
+    assert torch.equal(m[0](x.to_sparse())[0], m[0](x)[0])
 
 
 def test_transform_module_errors():

@@ -41,3 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except OSError as error:  # a full disk, a folder taken away
+        if error.filename is None:
+            raise
+        raise SystemExit(f"fastrnn {options.command}: {error}") from None

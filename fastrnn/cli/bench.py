@@ -20,6 +20,7 @@ from datetime import date
 from pathlib import Path
 
 from . import console
+from . import options as types
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,13 +59,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="inference, training; layers, packed, proj, cells. A kind that is not named is not filtered",
         **some,
     )
-    parser.add_argument("--threads", type=positive, help="numbers of threads, each a run of its own", **some)
+    parser.add_argument(
+        "--threads", type=types.threads, help="numbers of threads, each a run of its own", **some
+    )
     parser.add_argument(
         "--contender", choices=KEYS, help=f"{', '.join(KEYS)}; torch and fastrnn always run", **some
     )
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--device", type=types.device, default="cpu", help="cpu (default) or cuda")
     parser.add_argument(
-        "--budget", type=float, metavar="S", help="seconds of timing for each number of threads"
+        "--budget", type=types.seconds, metavar="S", help="seconds of timing for each number of threads"
     )
     parser.add_argument("--rounds", type=positive, metavar="N", help="rounds at least (default 7)")
     parser.add_argument(
@@ -75,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     target = parser.add_mutually_exclusive_group()
     target.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder to write (default out/bench-<date>-…)"
+        "--out", type=types.output, metavar="DIR", help="folder to write (default out/bench-<date>-…)"
     )
     target.add_argument(
         "--save", action="store_true", help="write to benchmarks/results/<date>-<cpu> to be kept"
@@ -208,6 +211,9 @@ def run_models(options: argparse.Namespace) -> int:
 
     if options.device != "cpu":
         raise SystemExit(f"--device {options.device}: --models runs on the CPU")
+    for filtered in ("cell", "shape", "dtype", "mode", "contender"):
+        if getattr(options, filtered):
+            raise SystemExit(f"--{filtered} is about layers, not about --models")
     names = options.models or list(demos.NAMES)
     for name in names:
         try:

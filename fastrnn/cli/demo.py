@@ -11,28 +11,19 @@ Prints how far it came on data that it never saw and a sample of what it learned
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from pathlib import Path
 
 from . import console
+from . import options as types
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    def seconds(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
-        return value
-
     parser.add_argument("name", nargs="?", metavar="NAME", help="which one; the list where it is left out")
     parser.add_argument("--list", action="store_true", help="the list of demonstrations")
-    parser.add_argument("--seconds", type=seconds, default=60.0, metavar="S", help="of training (60)")
+    parser.add_argument("--seconds", type=types.seconds, default=60.0, metavar="S", help="of training (60)")
     parser.add_argument("--seed", type=int, default=0, help="of initial values and training data (0)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the picture (out/demo-NAME.png)")
+    parser.add_argument("--out", type=types.output, metavar="FILE", help="the picture (out/demo-NAME.png)")
 
 
 def train(demo, seconds: float) -> list[float]:

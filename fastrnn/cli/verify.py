@@ -10,9 +10,9 @@ import argparse
 import json
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 from . import console
+from . import options as types
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=dtypes, help=", ".join(dtypes), **some)
     parser.add_argument("--path", choices=paths, help=", ".join(paths), **some)
     parser.add_argument("--isa", help="instruction sets; by default all that can run here", **some)
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--device", type=types.device, default="cpu", help="cpu (default) or cuda")
     tiers = ("auto", *_checks.TIERS)
     parser.add_argument("--tier", choices=tiers, help=f"of a GPU: {', '.join(tiers)}; by default all", **some)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome there too")
+    parser.add_argument("--json", type=types.output, metavar="FILE", help="write every outcome there too")
 
 
 def _pair(output: float, gradient: float) -> str:
@@ -88,6 +88,7 @@ def write_json(outcomes, options: argparse.Namespace, seconds: float) -> None:
             asdict(o) | {"ok": o.ok, "tolerance": {**o.check.tolerance._asdict()}} for o in outcomes
         ],
     }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(document, indent=1) + "\n")
 
 

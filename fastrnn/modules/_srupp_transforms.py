@@ -5,11 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import _checks_sru, _sru
+from .. import _checks, _checks_sru, _sru
 from .._attention import attention
 from .._stack import autocasting
 
 __all__ = ["SRUppAttention", "SRUppProjectedLinear"]
+
+
+def _sizes(name: str, in_features: int, out_features: int, proj_features: int) -> None:
+    _checks_sru.size(name, "in_features", in_features)
+    _checks_sru.size(name, "out_features", out_features)
+    _checks_sru.size(name, "proj_features", proj_features)
 
 
 class SRUppProjectedLinear(nn.Module):
@@ -35,10 +41,11 @@ class SRUppProjectedLinear(nn.Module):
     ) -> None:
         super().__init__()
         kind = {"device": device, "dtype": dtype}
+        _sizes(type(self).__name__, in_features, out_features, proj_features)
         self.in_features = in_features
         self.out_features = out_features
         self.proj_features = proj_features
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(_checks_sru.probability(type(self).__name__, "dropout", dropout))
         self.linear1 = nn.Linear(in_features, proj_features, bias=False, **kind)
         self.linear2 = nn.Linear(proj_features, out_features, bias=False, **kind)
         self.layer_norm: nn.Module | None = nn.LayerNorm(proj_features, **kind) if layer_norm else None
@@ -64,6 +71,8 @@ class SRUppProjectedLinear(nn.Module):
 
     def forward(self, input: Tensor, *_, **__) -> Tensor:
         """(L, B, I) to (L, B, O*K). The arguments of :class:`SRUppAttention`'s are accepted and ignored."""
+        name = type(self).__name__
+        _checks_sru.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
         return _sru.product(self.linear2, self.features(input))
 
 
@@ -104,7 +113,7 @@ class SRUppAttention(nn.Module):
         super().__init__()
         kind = {"device": device, "dtype": dtype}
         name = type(self).__name__
-        _checks_sru.size(name, "proj_features", proj_features)
+        _sizes(name, in_features, out_features, proj_features)
         if proj_features % _checks_sru.size(name, "num_heads", num_heads) != 0:
             raise ValueError(
                 f"{name}: proj_features should be divisible by num_heads = {num_heads}, got {proj_features}"
@@ -113,9 +122,9 @@ class SRUppAttention(nn.Module):
         self.out_features = out_features
         self.proj_features = proj_features
         self.num_heads = num_heads
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(_checks_sru.probability(name, "dropout", dropout))
         self.attn_dropout = _checks_sru.probability(name, "attn_dropout", attn_dropout)
-        self.rezero_init_alpha = float(rezero_init_alpha)
+        self.rezero_init_alpha = _checks_sru.number(name, "rezero_init_alpha", rezero_init_alpha)
         self.linear1 = nn.Linear(in_features, proj_features, bias=False, **kind)
         self.linear2 = nn.Linear(proj_features, proj_features * 2, bias=False, **kind)
         self.linear3 = nn.Linear(proj_features, out_features, bias=False, **kind)
@@ -235,6 +244,9 @@ class SRUppAttention(nn.Module):
         Returns:
             (L, B, O*K). Where a query may see no key, attention contributes 0.
         """
+        name = type(self).__name__
+        _checks_sru.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
+        _checks_sru.dims(name, input, (3,), "(L, B, I)")
         masks = {"mask_pad": mask_pad, "attn_mask": attn_mask, "is_causal": is_causal}
         found = self.features(input, memory=memory, memory_mask_pad=memory_mask_pad, **masks)
         return _sru.product(self.linear3, found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ __all__ = ["SRU"]
 
 def per_layer(name: str, argument: str, value: object, num_layers: int) -> list:
     """One value a layer, from a sequence of them."""
+    if not isinstance(value, Iterable):
+        raise TypeError(
+            f"{name}: {argument} should be one for all layers or a list, got {_checks.kind(value)}"
+        )
     values = list(value)
     if len(values) != num_layers:
         raise ValueError(f"{name}: {argument} should have one entry a layer, {num_layers}, got {len(values)}")
@@ -109,7 +113,7 @@ class SRU(nn.Module):
         self.dropout = dropout
         self.rnn_dropout = rnn_dropout
         self.projection_size = projection_size
-        self.bidirectional = bidirectional
+        self.bidirectional = bool(bidirectional)
         self.use_layer_norm = layer_norm
         self.has_skip_term = has_skip_term
         self.num_directions = 2 if bidirectional else 1
@@ -251,6 +255,8 @@ def stack_input(stack: nn.Module, name: str, input, mask_pad):
             raise ValueError(f"{name}: mask_pad should be None for a PackedSequence, which has no pads")
         return input, int(input.batch_sizes[0]), None
     x = _checks.tensor(name, "input", input)
+    if x.layout is not torch.strided or x.is_nested:
+        x = _checks.dense(name, x)
     _checks_sru.dims(name, x, (3,), "(B, L, I)" if stack.batch_first else "(L, B, I)")
     _checks_sru.features(name, x, stack.input_size)
     if mask_pad is not None:

@@ -77,7 +77,7 @@ class SRUCell(nn.Module):
         self.output_size = hidden_size * 2 if bidirectional else hidden_size
         self.dropout = _checks_sru.probability(name, "dropout", dropout)
         self.rnn_dropout = _checks_sru.probability(name, "rnn_dropout", rnn_dropout)
-        self.bidirectional = bidirectional
+        self.bidirectional = bool(bidirectional)
         self.has_skip_term = has_skip_term
         self.highway_bias = highway_bias
         self.v1 = v1
@@ -196,6 +196,8 @@ class SRUCell(nn.Module):
             batch, steps = packing.batch, (x.size(0),)
         else:
             x = _checks.tensor(name, "input", input)
+            if x.layout is not torch.strided or x.is_nested:
+                x = _checks.dense(name, x)
             _checks_sru.dims(name, x, (2, 3), "(L, B, I) or (B, I)")
             single = x.dim() == 2
             x = x.unsqueeze(0) if single else x

@@ -152,12 +152,14 @@ class SRUpp(nn.Module):
         self.num_layers = _checks_sru.size(name, "num_layers", num_layers)
         self.num_heads = num_heads
         self.dropout = dropout
-        self.bidirectional = bidirectional
+        self.bidirectional = bool(bidirectional)
         self.use_layer_norm = layer_norm
         self.num_directions = 2 if bidirectional else 1
         self.nn_rnn_compatible_return = nn_rnn_compatible_return
         self.batch_first = batch_first
         _checks_sru.size(name, "attention_every_n_layers", attention_every_n_layers)
+        if attention_last_n_layers != -1:
+            _checks_sru.size(name, "attention_last_n_layers", attention_last_n_layers, positive=False)
 
         self.input_to_hidden: nn.Module | None = None
         first_size = input_size

@@ -1,0 +1,45 @@
+"""Types of command-line options: what they accept, and what they say to everything else."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+from pathlib import Path
+
+
+def seconds(text: str) -> float:
+    """A positive time."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return value
+
+
+def threads(text: str) -> int:
+    """As many as there are processors, and two anywhere: more would measure how they wait for each other."""
+    most = max(2, os.cpu_count() or 1)
+    if not text.isdigit() or not 1 <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"must be an integer from 1 to {most} on this machine, got {text!r}")
+    return int(text)
+
+
+def device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"must be cpu or cuda, got {text!r}")
+    return text
+
+
+def output(text: str) -> Path:
+    """A file or folder to write. Whether that can be done is known before an hour's work, not after it."""
+    path = Path(text)
+    folder = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if folder != path.absolute() and not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: {folder} is no folder")
+    if not os.access(folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: no permission for {folder}")
+    return path

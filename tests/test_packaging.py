@@ -1,0 +1,56 @@
+"""What is handed out: the source distribution has all that a build needs, and says what the package is."""
+
+from __future__ import annotations
+
+import email
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import fastrnn
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory) -> tarfile.TarFile:
+    """An archive made from the sources, with nothing left beside them."""
+    folder = tmp_path_factory.mktemp("sdist")
+    made = subprocess.run(
+        [sys.executable, "setup.py", "-q", "egg_info", "-e", str(folder), "sdist", "-d", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "FASTRNN_CUDA": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    return tarfile.open(next(folder.glob("*.tar.gz")))
+
+
+def test_sdist_is_enough_to_build(sdist):
+    """Every source of the package and its kernels, the marker of typed packages, and no half of the tests."""
+    names = {name.partition("/")[2] for name in sdist.getnames()}
+    for folder, suffixes in (("csrc", (".h", ".cpp", ".cu", ".cuh", ".inl")), ("fastrnn", (".py",))):
+        files = [p for p in (ROOT / folder).rglob("*") if p.suffix in suffixes]
+        assert files
+        assert {p.relative_to(ROOT).as_posix() for p in files} <= names
+    assert {"fastrnn/py.typed", "LICENSE", "README.md", "pyproject.toml", "setup.py"} <= names
+    assert not any(name.startswith("tests") or name.endswith((".so", ".o")) for name in names)
+
+
+def test_metadata(sdist):
+    """torch is all that a user needs, each extra has its packages, and the version is the package's."""
+    file = next(n for n in sdist.getnames() if n.count("/") == 1 and n.endswith("/PKG-INFO"))
+    found = email.message_from_bytes(sdist.extractfile(file).read())
+    assert (found["Name"], found["Version"]) == ("fastrnn", fastrnn.__version__)
+    assert found["License-Expression"] == "BSD-3-Clause"
+    assert found["Requires-Python"] == ">=3.10"
+    required = found.get_all("Requires-Dist")
+    assert [r for r in required if "extra" not in r] == ["torch>=2.11"]
+    assert set(found.get_all("Provides-Extra")) == {"bench", "test", "sru", "dev"}
+    assert {"openvino", "onnxruntime", "jax"} <= {r.partition(";")[0] for r in required if '"bench"' in r}
