@@ -24,15 +24,6 @@ ISAS = _ops.available_cpu_isas()
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 
-@pytest.fixture(params=ISAS)
-def isa(request):
-    """Each instruction set that runs here, and afterwards the one before."""
-    before = _ops.cpu_isa()
-    _ops.set_cpu_isa(request.param)
-    yield request.param
-    _ops.set_cpu_isa(before)
-
-
 @pytest.fixture
 def threads():
     """Sets the number of threads, and afterwards the one before."""

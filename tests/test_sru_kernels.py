@@ -17,21 +17,12 @@ from sru_cases import ALL, INPUTS, Case, backward, expected, forward, fused, gri
 from tolerances import TOLERANCES, error
 from torch import Tensor
 
-from fastrnn import _ops, reference
+from fastrnn import reference
 from fastrnn._autograd_sru import scan
 
 OPS = torch.ops.fastrnn
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 FULL = Case(D=2, v=True, pad=True, drop=True, tanh=True)
-
-
-@pytest.fixture(params=_ops.available_cpu_isas())
-def isa(request):
-    """Each instruction set that runs here, and afterwards the one before."""
-    before = _ops.cpu_isa()
-    _ops.set_cpu_isa(request.param)
-    yield request.param
-    _ops.set_cpu_isa(before)
 
 
 @pytest.fixture
