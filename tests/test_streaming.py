@@ -3,10 +3,10 @@
 import copy
 import io
 import pickle
-import threading
 
 import pytest
 import torch
+from helpers import at_once
 from streaming_cases import TOLERANCE, close, flat, walk
 from torch import nn
 
@@ -244,20 +244,13 @@ def test_many_threads_on_one_streamer():
     stream = layer.streamer()
     inputs = [torch.randn(30, 2, 16) for _ in range(4)]
     expected = [layer(x)[0] for x in inputs]
-    results = [None] * len(inputs)
 
-    def run(i):
+    def work(i):
         with torch.no_grad():
-            results[i] = walk(stream.step, inputs[i], None, 0)[0]
+            close(walk(stream.step, inputs[i], None, 0)[0], expected[i], 5e-6)
             stream.refresh()
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(inputs))]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    for got, wanted in zip(results, expected, strict=True):
-        close(got, wanted, 5e-6)
+    at_once(len(inputs), work, times=3)
 
 
 @torch.no_grad()
