@@ -30,6 +30,14 @@ def isa(request):
     _ops.set_cpu_isa(before)
 
 
+@pytest.fixture
+def threads():
+    """Sets the number of threads, and afterwards the one before."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--full",

@@ -24,14 +24,6 @@ ISAS = _ops.available_cpu_isas()
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 
-@pytest.fixture
-def threads():
-    """Sets the number of threads, and afterwards the one before."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @cache
 def _problem(case: Case) -> Problem:
     return problem(case)

@@ -25,14 +25,6 @@ F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float1
 FULL = Case(D=2, v=True, pad=True, drop=True, tanh=True)
 
 
-@pytest.fixture
-def threads():
-    """Sets the number of threads, and afterwards the one before."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def _leaves(p) -> dict[str, Tensor | None]:
     return {n: t if t is None else t.detach().requires_grad_() for n, t in p.inputs.items()}
 
