@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastrnn import _ops
+
 
 @pytest.fixture(autouse=True)
 def _same_start():
@@ -17,6 +19,23 @@ def _same_start():
     """
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture(params=_ops.available_cpu_isas())
+def isa(request):
+    """The name of each instruction set that runs here, in use for the test; afterwards the one before."""
+    before = _ops.cpu_isa()
+    _ops.set_cpu_isa(request.param)
+    yield request.param
+    _ops.set_cpu_isa(before)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads, and afterwards the one before."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def pytest_addoption(parser):

@@ -1,6 +1,10 @@
-"""What the tests of modules share: pairs of modules with the same weights, and all results of one call."""
+"""What the tests of modules share: pairs of modules with the same weights, all results of one call, calls
+from several threads."""
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Callable
 
 import torch
 from tolerances import TORCH_SLACK, assert_close
@@ -109,3 +113,24 @@ def kernels_called(call) -> int:
     with _Spy() as spy:
         call()
     return spy.calls
+
+
+def at_once(count: int, work: Callable[[int], object], times: int = 10) -> None:
+    """work(i) in `count` threads that begin together, so many times in each; the first failure is raised."""
+    failures, barrier = [], threading.Barrier(count)
+
+    def run(i: int) -> None:
+        try:
+            barrier.wait()
+            for _ in range(times):
+                work(i)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from tolerances import TOLERANCES, error
+from tolerances import TOLERANCES, worst_of
 from torch import Tensor
 
 from fastrnn import reference
@@ -292,16 +292,7 @@ def within_lengths(case: Case, p: Problem, tensors: list[Tensor]) -> tuple[list[
 
 def worst(case: Case, got: list[Tensor], want: list[Tensor]) -> tuple[float, str]:
     """The largest error in units of its tolerance, and where it is."""
-    found = (0.0, "")
-    for name, g, w in zip(names(case), got, want, strict=True):
-        assert g.shape == w.shape, f"{name}: shape {tuple(g.shape)}, not {tuple(w.shape)}"
-        limit = LIMITS[case.precision][name.startswith("grad")]
-        ratio = error(g, w) / limit
-        if not ratio <= found[0]:
-            found = (ratio, f"{name}: error {ratio * limit:.2e}, tolerance {limit:.0e}")
-            if ratio != ratio:
-                break
-    return found
+    return worst_of(names(case), got, want, LIMITS[case.precision])
 
 
 def check(ops, case: Case, seed: int = 0) -> None:

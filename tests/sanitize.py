@@ -152,6 +152,18 @@ def streams(label: str) -> Iterator[tuple[str, bool]]:
             yield f"{label} SRU step {rows, inputs, features} {dtype}", close
 
 
+def bad_packed() -> Iterator[tuple[str, tuple]]:
+    """Packed weights that were cut off, or whose header says more than there is."""
+    p = problem(Case("lstm", B=3, dtype=F32))
+    packed = _ops.pack(list(p.weights), "lstm", True)
+    cases = {"a byte short": packed[:-1], "header alone": packed[:128]}
+    for i, (name, value) in enumerate((("I", 11), ("H", 15), ("P", 6))):
+        cases[f"{name} = {value}"] = forged = packed.clone()
+        forged[48:72].view(torch.int64)[i] = value
+    for what, forged in cases.items():
+        yield f"packed, {what}", (p.x, p.h0, p.c0, [forged])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a third of the shapes")
@@ -203,6 +215,7 @@ def main() -> int:
                 check(what, ok)
         print(f"{isa}: {time.monotonic() - start:.0f} s", flush=True)
     bad = [(_ops.forward, *b) for b in bad_arguments()] + [(_ops.masked_forward, *b) for b in bad_masks()]
+    bad += [(_ops.stream, *b) for b in bad_packed()]
     for op, what, arguments in bad:
         try:
             op(*arguments)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from layer_cases import DTYPES, PACKED, spread
-from tolerances import TOLERANCES, error
+from tolerances import TOLERANCES, worst_of
 from torch import Tensor
 
 from fastrnn import reference
@@ -145,17 +145,7 @@ def fused(ops, case: Case, p: Problem) -> list[Tensor]:
 
 def worst(case: Case, got: list[Tensor], want: list[Tensor]) -> tuple[float, str]:
     """The largest error in units of its tolerance, and where it is. Shapes and dtypes have to be right."""
-    found = (0.0, "")
-    for name, g, w in zip(names(case), got, want, strict=True):
-        assert g.shape == w.shape, f"{name}: shape {tuple(g.shape)}, not {tuple(w.shape)}"
-        assert g.dtype == case.dtype, f"{name}: {g.dtype}, not {case.dtype}"
-        limit = TOLERANCES[case.dtype][name.startswith("grad")]
-        ratio = error(g.cpu(), w) / limit
-        if not ratio <= found[0]:  # NaN is the worst of all, and stays
-            found = (ratio, f"{name}: error {ratio * limit:.2e}, tolerance {limit:.0e}")
-            if ratio != ratio:
-                break
-    return found
+    return worst_of(names(case), got, want, TOLERANCES[case.dtype], case.dtype)
 
 
 def check(ops, case: Case, move: Callable[[Tensor], Tensor] = lambda t: t, seed: int = 0) -> None:

@@ -36,7 +36,8 @@ def test_measured_lines(monkeypatch):
     times the cases."""
     monkeypatch.setattr(overhead, "MODULES", ("RNNCell", "SRU"))
     events = []
-    request = {"threads": torch.get_num_threads(), "cases": [], "scaling": [], "overhead": True}
+    request = {"threads": torch.get_num_threads(), "cases": [], "scaling": []}
+    request |= {"overhead": True, "scan": False}
     request |= {"contenders": ["fastrnn"], "budget_s": 0.1, "limits_s": 0.1, "min_rounds": 1, "hurry": True}
     monkeypatch.setattr(overhead, "interleave", fast_interleave(overhead.interleave))
     worker.work(request, lambda event, **fields: events.append((event, fields)))

@@ -7,7 +7,6 @@ import torch
 from layer_cases import Case, expected, problem, worst
 from torch import Tensor
 
-from fastrnn import _ops
 from fastrnn._autograd import layer
 
 # Elements between two neighbours: 8.6 GB of float32, of which a few pages are touched.
@@ -21,14 +20,6 @@ def wide():
         return torch.empty(FAR + 64, dtype=torch.float32)
     except RuntimeError as error:
         pytest.skip(f"this machine promises no memory that it may not have: {error}")
-
-
-@pytest.fixture(params=_ops.available_cpu_isas())
-def isa(request):
-    before = _ops.cpu_isa()
-    _ops.set_cpu_isa(request.param)
-    yield
-    _ops.set_cpu_isa(before)
 
 
 def _placed(buffer: Tensor, values: Tensor, strides: tuple[int, ...]) -> Tensor:

@@ -24,23 +24,6 @@ ISAS = _ops.available_cpu_isas()
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 
-@pytest.fixture(params=ISAS)
-def isa(request):
-    """Each instruction set that runs here, and afterwards the one before."""
-    before = _ops.cpu_isa()
-    _ops.set_cpu_isa(request.param)
-    yield request.param
-    _ops.set_cpu_isa(before)
-
-
-@pytest.fixture
-def threads():
-    """Sets the number of threads, and afterwards the one before."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @cache
 def _problem(case: Case) -> Problem:
     return problem(case)
@@ -414,6 +397,26 @@ def test_saturated_gates(isa, cell, dtype, scale):
             assert a.isfinite().all(), name
         else:
             assert_close(a, b, dtype, what=name)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+def test_closed_gates_and_infinities(isa, dtype):
+    """A gate that is closed for good is exactly 0, so that an infinity behind it gives NaN as in torch, and
+    not what the smallest number that is left of the gate lets through."""
+    case = Case("lstm", 2, 3, 1, 9, dtype=dtype)
+    p = _problem(case)
+    weights = [w.clone() for w in p.weights]
+    weights[2][9:18] = -1e4  # the forget gate's bias
+    for c0 in (p.c0, torch.full_like(p.c0, float("inf"))):
+        _, _, cn, *_ = _run(case, replace(p, c0=c0, weights=weights))
+        assert cn.isnan().all() if c0.isinf().all() else cn.isfinite().all()
+
+    case = Case("gru", 1, 3, 1, 9, dtype=dtype)
+    p = _problem(case)
+    weights = [w.clone() for w in p.weights]
+    weights[2][:9] = -1e4  # the reset gate's bias
+    weights[3][18:] = float("inf")  # what it closes off
+    assert _run(case, replace(p, weights=weights))[0].isnan().all()
 
 
 def test_threads_of_python(threads):

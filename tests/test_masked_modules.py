@@ -6,11 +6,9 @@ The kernels behind them, one layer at a time, are in test_masked.py.
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
-from helpers import LAYERS, flat, pair, randn
+from helpers import LAYERS, at_once, flat, pair, randn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import TOLERANCES, assert_close, error
@@ -264,22 +262,11 @@ def test_threads():
         return [*out, *torch.autograd.grad(sum(t.square().sum() for t in out), leaf)]
 
     expected = [run(*job) for job in jobs]
-    failures, barrier = [], threading.Barrier(len(jobs))
 
     def work(i):
-        try:
-            barrier.wait()
-            for _ in range(10):
-                assert all(torch.equal(a, b) for a, b in zip(run(*jobs[i]), expected[i], strict=True))
-        except BaseException as e:
-            failures.append(e)
+        assert all(torch.equal(a, b) for a, b in zip(run(*jobs[i]), expected[i], strict=True))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not failures, failures[0]
+    at_once(len(jobs), work)
 
 
 @pytest.mark.parametrize("name", LAYERS)

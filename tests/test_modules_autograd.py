@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
-from helpers import CELLS, LAYERS, assert_same, compare, flat, pair, randn, results
+from helpers import CELLS, LAYERS, assert_same, at_once, compare, flat, pair, randn, results
 from tolerances import TORCH_SLACK, assert_close
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
@@ -202,23 +200,12 @@ def test_one_module_in_many_threads(name):
         return [*out, *torch.autograd.grad(sum(t.pow(2).sum() for t in out), list(module.parameters()))]
 
     expected = [gradients(x) for x in inputs]
-    failures, barrier = [], threading.Barrier(len(inputs))
 
     def work(i):
-        try:
-            barrier.wait()
-            for _ in range(10):
-                for a, b in zip(gradients(inputs[i]), expected[i], strict=True):
-                    assert_close(a, b, torch.float64, gradient=True)
-        except BaseException as error:
-            failures.append(error)
+        for a, b in zip(gradients(inputs[i]), expected[i], strict=True):
+            assert_close(a, b, torch.float64, gradient=True)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not failures, failures[0]
+    at_once(len(inputs), work)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
-from helpers import CELLS, LAYERS, flat, kernels_called, randn, results
+from helpers import CELLS, LAYERS, at_once, flat, kernels_called, randn, results
 from tolerances import TORCH_SLACK, assert_close
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
@@ -155,24 +153,13 @@ def test_other_patches_survive():
 
 def test_threads():
     """Threads that begin and end blocks at any time always find one open inside theirs."""
-    failures, barrier = [], threading.Barrier(6)
     modules = [nn.LSTM(IN, H) for _ in range(6)]
     x = randn(5, 3, IN)
     expected = [m(x)[0].detach() for m in modules]
 
     def work(i):
-        try:
-            barrier.wait()
-            for _ in range(20):
-                with fastrnn.patch():
-                    assert kernels_called(lambda: modules[i](x)) == 1
-                torch.testing.assert_close(modules[i](x)[0], expected[i])
-        except BaseException as error:
-            failures.append(error)
+        with fastrnn.patch():
+            assert kernels_called(lambda: modules[i](x)) == 1
+        torch.testing.assert_close(modules[i](x)[0], expected[i])
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not failures, failures[0]
+    at_once(6, work, times=20)

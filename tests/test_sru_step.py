@@ -8,15 +8,6 @@ import fastrnn
 from fastrnn import _ops
 
 
-@pytest.fixture(params=_ops.available_cpu_isas())
-def isa(request):
-    """Every instruction set that this machine can run, in turn."""
-    before = _ops.cpu_isa()
-    _ops.set_cpu_isa(request.param)
-    yield request.param
-    _ops.set_cpu_isa(before)
-
-
 @pytest.mark.parametrize(
     "options",
     [

@@ -3,15 +3,14 @@
 import copy
 import io
 import pickle
-import threading
 
 import pytest
 import torch
+from helpers import at_once
 from streaming_cases import TOLERANCE, close, flat, walk
 from torch import nn
 
 import fastrnn
-from fastrnn import _ops
 
 LAYERS = {"LSTM": fastrnn.LSTM, "GRU": fastrnn.GRU, "RNN": fastrnn.RNN}
 CASES = [
@@ -22,15 +21,6 @@ CASES = [
     ("RNN", {"num_layers": 2, "batch_first": True}),
     ("RNN", {"nonlinearity": "relu", "bias": False}),
 ]
-
-
-@pytest.fixture(params=_ops.available_cpu_isas())
-def isa(request):
-    """Every instruction set that this machine can run, in turn."""
-    before = _ops.cpu_isa()
-    _ops.set_cpu_isa(request.param)
-    yield request.param
-    _ops.set_cpu_isa(before)
 
 
 def make(name="LSTM", inputs=7, hidden=33, dtype=torch.float64, **options):
@@ -254,20 +244,13 @@ def test_many_threads_on_one_streamer():
     stream = layer.streamer()
     inputs = [torch.randn(30, 2, 16) for _ in range(4)]
     expected = [layer(x)[0] for x in inputs]
-    results = [None] * len(inputs)
 
-    def run(i):
+    def work(i):
         with torch.no_grad():
-            results[i] = walk(stream.step, inputs[i], None, 0)[0]
+            close(walk(stream.step, inputs[i], None, 0)[0], expected[i], 5e-6)
             stream.refresh()
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(inputs))]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    for got, wanted in zip(results, expected, strict=True):
-        close(got, wanted, 5e-6)
+    at_once(len(inputs), work, times=3)
 
 
 @torch.no_grad()
@@ -352,7 +335,7 @@ def test_step_compiles_and_exports():
 
 
 def test_errors_name_what_is_wrong():
-    """Whatever a user can pass wrongly to step(), a streamer or the raw operators gets its own error."""
+    """Whatever a user can pass wrongly to step() or a streamer gets its own error."""
     both = fastrnn.LSTM(7, 33, bidirectional=True)
     for call in (lambda: both.step(torch.zeros(1, 7)), both.streamer):
         with pytest.raises(RuntimeError, match="one direction, got bidirectional=True"):
@@ -388,41 +371,3 @@ def test_errors_name_what_is_wrong():
         stream.step(x.clone().requires_grad_(), state)
     with pytest.raises(RuntimeError, match=r"torch\.func"):
         torch.func.vmap(lambda x: stream.step(x)[0])(x[None])
-
-    weights = [w.detach() for w in layer._flat_weights]
-    packed = _ops.pack(weights, "lstm", True)
-    h, c = state
-    for match, call in {
-        "w_ih, w_hh": lambda: _ops.pack(weights[:1], "lstm", True),
-        r"weights\[2\] \(b_ih\)": lambda: _ops.pack([*weights[:2], weights[2][1:], weights[3]], "lstm", True),
-        "expected 'lstm'": lambda: _ops.pack(weights, "cell", True),
-        "at least one layer": lambda: _ops.stream(x, h, c, []),
-        r"packed\[0\]: expected what rnn_pack returned": lambda: _ops.stream(x, h, c, [packed[:-1]]),
-        r"packed\[0\]: .*, float32": lambda: _ops.stream(x, h, c, [weights[0]]),
-        r"packed\[1\]: expected a layer": lambda: _ops.stream(
-            x, h.repeat(2, 1, 1), c.repeat(2, 1, 1), [packed] * 2
-        ),
-        "expected 7 features, got 6": lambda: _ops.stream(x[:, :6], h, c, [packed]),
-        "x: expected the dtype": lambda: _ops.stream(x.double(), h, c, [packed]),
-        r"h0: expected shape \(1, 3, 33\)": lambda: _ops.stream(x, h[:, :2], c, [packed]),
-        "c0: expected a tensor": lambda: _ops.stream(x, h, None, [packed]),
-    }.items():
-        with pytest.raises(RuntimeError, match=match):
-            call()
-
-
-def test_packed_for_another_instruction_set():
-    """Packed weights are laid out for one instruction set; under another they are refused, never misread."""
-    isas = _ops.available_cpu_isas()
-    layer = make("GRU")
-    stream = layer.streamer()
-    before = _ops.cpu_isa()
-    try:
-        for other in isas:
-            _ops.set_cpu_isa(other)
-            if other != before:
-                with pytest.raises(RuntimeError, match=f"packed for {other}"):
-                    stream.step(torch.zeros(2, 7, dtype=torch.float64))
-    finally:
-        _ops.set_cpu_isa(before)
-    stream.step(torch.zeros(2, 7, dtype=torch.float64))

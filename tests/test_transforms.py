@@ -4,11 +4,10 @@ here or there. First derivatives and plain cases are in test_modules_autograd.py
 from __future__ import annotations
 
 import contextlib
-import threading
 
 import pytest
 import torch
-from helpers import CELLS, LAYERS, flat, pair, randn
+from helpers import CELLS, LAYERS, at_once, flat, pair, randn
 from tolerances import assert_close
 from torch import nn
 from torch.func import functional_call, grad, jacfwd, jacrev, stack_module_state, vmap
@@ -246,19 +245,4 @@ def test_threads_with_modes_of_their_own(name):
 
     jobs = [second, per_sample, inference] * 2
     expected = [job().clone() for job in jobs]
-    failures, barrier = [], threading.Barrier(len(jobs))
-
-    def work(i):
-        try:
-            barrier.wait()
-            for _ in range(5):
-                assert_close(jobs[i](), expected[i], DOUBLE, gradient=True)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not failures, failures[0]
+    at_once(len(jobs), lambda i: assert_close(jobs[i](), expected[i], DOUBLE, gradient=True), times=5)

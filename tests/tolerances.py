@@ -6,6 +6,8 @@ one, while gradients of weights grow with the number of rows and steps they sum 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -57,3 +59,28 @@ def assert_close(
     limit = TOLERANCES[dtype][gradient] * slack
     got = error(actual, expected)
     assert got <= limit, f"{what}: error {got:.2e} over the tolerance {limit:.2e} of {dtype}"
+
+
+def worst_of(
+    names: Sequence[str],
+    got: Sequence[Tensor],
+    want: Sequence[Tensor],
+    tolerance: tuple[float, float],
+    dtype: torch.dtype | None = None,
+) -> tuple[float, str]:
+    """The largest error in units of its tolerance, and where it is. Shapes have to be right, and dtypes where
+    one is given.
+
+    tolerance: of results, and of those whose name begins with "grad".
+    """
+    found = (0.0, "")
+    for name, g, w in zip(names, got, want, strict=True):
+        assert g.shape == w.shape, f"{name}: shape {tuple(g.shape)}, not {tuple(w.shape)}"
+        assert dtype in (None, g.dtype), f"{name}: {g.dtype}, not {dtype}"
+        limit = tolerance[name.startswith("grad")]
+        ratio = error(g.cpu(), w) / limit
+        if not ratio <= found[0]:  # NaN is the worst of all, and stays
+            found = (ratio, f"{name}: error {ratio * limit:.2e}, tolerance {limit:.0e}")
+            if ratio != ratio:
+                break
+    return found

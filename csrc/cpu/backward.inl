@@ -333,7 +333,7 @@ class Backward {
     if constexpr (C::kHasCell) store(units_, group.dc, p_.grad_c0);
   }
 
-  // ---- one step -------------------------------------------------------------------------------
+  // ---- where things lie -------------------------------------------------------------------------
 
   // Fills what a chunk row needs to find its neighbours in natural tensors.
   Slot slot_at(int d, int64_t t, int64_t b) const {
@@ -361,60 +361,6 @@ class Backward {
     return slot;
   }
 
-  void pointwise(int rank, const Chunk& chunk, int64_t s) {
-    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-    const Direction& dir = directions_[d];
-    const Group& group = groups_[grid_.group(rank)];
-    const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
-    const Range blocks = own_blocks(units_, rank);
-    const int64_t element = static_cast<int64_t>(size_of(s_.dtype));
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t row_b = b + i * grid_.batch_groups;
-      const Slot slot = slot_at(d, t, row_b);
-      if (grid_.unit_group(rank) == 0) dir.slots[slot0 + i] = slot;
-      const char* dy = p_.grad_y.data && !s_.P ? static_cast<const char*>(p_.grad_y.data) +
-                                                     (row_start(s_, p_.grad_y, t, row_b) + d * s_.H) * element
-                                               : nullptr;
-      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-        const int lanes = units_.lanes(block);
-        const int64_t at = (block * group_rows_ + i) * W, unit = block * W;
-        V saved[C::kSaved ? C::kSaved : 1], c{}, c_prev{}, h{}, h_prev{}, dc{}, dpre[G], drec, dc_prev, dh_prev;
-        if constexpr (C::kSaved > 0) {
-#pragma GCC unroll 4
-          for (int k = 0; k < C::kSaved; ++k) {
-            saved[k] = recompute_ ? S::load(dir.gates + ((slot0 + i) * C::kSaved + k) * row_length() + unit)
-                                  : load_as<T>(p_.gates, ((d * s_.rows() + slot.row) * C::kSaved + k) * s_.H + unit,
-                                               lanes, s_.dtype);
-          }
-        } else {
-          h = load_as<T>(p_.y, (slot.row * s_.D + d) * s_.H + unit, lanes, s_.dtype);
-        }
-        if constexpr (C::kSplit) h_prev = load_as<T>(slot.h_prev, unit, lanes, s_.dtype);
-        if constexpr (C::kHasCell) {
-          c = S::load_n(static_cast<const T*>(p_.cells) + (d * s_.rows() + slot.row) * s_.H + unit, lanes);
-          c_prev = S::load_n(slot.c_prev + unit, lanes);
-          dc = S::load(group.dc + at);
-          if (p_.grad_cells) {
-            dc += S::load_n(static_cast<const T*>(p_.grad_cells) + (d * s_.rows() + slot.row) * s_.H + unit, lanes);
-          }
-          if (s_.P && p_.need_weights) {
-            S::store(dir.m + (slot0 + i) * row_length() + unit, saved[C::kSaved - 1] * VectorMath<T>::tanh(c));
-          }
-        }
-        V dh = S::load((s_.P ? group.dm : group.dh) + at);
-        if (dy) dh += load_as<T>(dy, unit, lanes, s_.dtype);
-        C::backward(saved, c_prev, c, h_prev, h, dh, dc, dpre, drec, dc_prev, dh_prev);
-        T* out = dir.dg + (block * chunk_rows_ + slot0 + i) * W;
-        const int64_t gate_stride = units_.blocks() * chunk_rows_ * W;
-#pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) S::store(out + g * gate_stride, dpre[g]);
-        if constexpr (C::kSplit) S::store(out + G * gate_stride, drec);
-        if constexpr (C::kHasCell) S::store(group.dc + at, slot.cut ? V{} : dc_prev);
-        if (!s_.P) S::store(group.dh + at, dh_prev);
-      }
-    }
-  }
-
   // A panel of a right operand: rows of `ld` elements, H of them a gate.
   struct Panel {
     const T* data;
@@ -434,16 +380,6 @@ class Backward {
     return {packed + first * W * K, columns.blocks_of(panel) * W};
   }
 
-  // tile += sum over gates [g0, g1) of dg * weight, for `rows` chunk rows from `slot` on.
-  void add_gates(T* tile, int rows, int vectors, const Direction& dir, int64_t slot, Panel panel, int g0, int g1,
-                 bool recurrent, PanelPrefetch& ahead) const {
-    for (int g = g0; g < g1; ++g) {
-      const int column = recurrent ? recurrent_column(g) : g;
-      multiply<T>(rows, vectors, tile, dir.dg + (column * units_.blocks() * chunk_rows_ + slot) * W, chunk_rows_ * W,
-                  panel.data + (g - panel.first_gate) * s_.H * panel.ld, panel.ld, s_.H, ahead.slice(s_.H));
-    }
-  }
-
   // What to prefetch while gates [g, g + pass) of `panel` are at work: the panel's next gates, then
   // the next panel's first (packed panels follow one another in memory).
   PanelPrefetch next_gates(const Panels<T>& columns, Panel panel, int vectors, int g, int pass) const {
@@ -458,242 +394,28 @@ class Backward {
     return static_cast<int>(min_of<int64_t>(G, max_of<int64_t>(1, kPanelBytes / gate)));
   }
 
-  // dh_{t-1} = (its direct part) + dg_t W_hh
-  void propagate(int rank, const Chunk& chunk, int64_t s) {
-    if (s == 0 && !p_.grad_h0) return;
-    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-    const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
-    const Direction& dir = directions_[d];
-    const Range own = own_panels(outputs_, rank);
-    for (int64_t i = own.begin; i < own.end; ++i) {
-      const int64_t p = s & 1 ? own.begin + own.end - 1 - i : i;  // to and fro, as in the forward pass
-      const int vectors = outputs_.blocks_of(p), pass = gates_a_pass(vectors);
-      const Panel panel = panel_of(outputs_, p, dir.w_hh, p_.weights[d].w_hh, G * s_.H);
-      for (int g = 0; g < G; g += pass) {
-        PanelPrefetch ahead = next_gates(outputs_, panel, vectors, g, pass);
-        for_tiles(tile_rows(vectors), 0, n, [&](int64_t row, int height) {
-          T* dh = groups_[grid_.group(rank)].dh + (outputs_.first_block(p) * group_rows_ + row) * W;
-          const bool from_zero = s_.P && g == 0;  // with a projection, dh went into dm and is spent
-          alignas(64) T tile[kTileSize * W];
-          for (int v = 0; v < vectors; ++v) {
-            for (int m = 0; m < height; ++m) {
-              S::store(tile + (m * vectors + v) * W, from_zero ? V{} : S::load(dh + (v * group_rows_ + m) * W));
-            }
-          }
-          add_gates(tile, height, vectors, dir, slot0 + row, panel, g, min_of(G, g + pass), true, ahead);
-          store_blocked(tile, height, vectors, dh);
-        });
-      }
-    }
-    if (s_.resets) stop_at_resets(rank, slot0, n);
-  }
+  // ---- backward_step.inl ------------------------------------------------------------------------
 
-  // No gradient leaves a sequence through its beginning; dc has stopped in pointwise().
-  void stop_at_resets(int rank, int64_t slot0, int64_t rows) {
-    const Range blocks = own_blocks(outputs_, rank);
-    for (int64_t i = 0; i < rows; ++i) {
-      if (!directions_[grid_.direction(rank)].slots[slot0 + i].cut) continue;
-      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-        S::store(groups_[grid_.group(rank)].dh + (block * group_rows_ + i) * W, V{});
-      }
-    }
-  }
+  void pointwise(int rank, const Chunk& chunk, int64_t s);
+  void add_gates(T* tile, int rows, int vectors, const Direction& dir, int64_t slot, Panel panel, int g0, int g1,
+                 bool recurrent, PanelPrefetch& ahead) const;
+  void propagate(int rank, const Chunk& chunk, int64_t s);
+  void stop_at_resets(int rank, int64_t slot0, int64_t rows);
+  void store_blocked(const T* tile, int rows, int vectors, T* to) const;
+  void gather_output_gradient(int rank, const Chunk& chunk, int64_t s);
+  void project_back(int rank, const Chunk& chunk, int64_t s);
 
-  // A tile into a group's blocked buffer.
-  void store_blocked(const T* tile, int rows, int vectors, T* to) const {
-    for (int v = 0; v < vectors; ++v) {
-      for (int m = 0; m < rows; ++m) S::store(to + (v * group_rows_ + m) * W, S::load(tile + (m * vectors + v) * W));
-    }
-  }
+  // ---- backward_recompute.inl -------------------------------------------------------------------
 
-  // ---- projection (LSTM with proj_size) ---------------------------------------------------------
+  void pack_gates(int rank);
+  void recompute_gates(int rank, const Chunk& chunk);
+  void recompute_tile(int rank, int64_t block, int64_t row, int height);
 
-  // The whole gradient of the projected output at this step: from later steps and from grad_y.
-  void gather_output_gradient(int rank, const Chunk& chunk, int64_t s) {
-    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-    const Direction& dir = directions_[d];
-    const Group& group = groups_[grid_.group(rank)];
-    const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
-    const Range blocks = own_blocks(outputs_, rank);
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      for (int64_t i = 0; i < n; ++i) {
-        V dh = S::load(group.dh + (block * group_rows_ + i) * W);
-        if (p_.grad_y.data) {
-          const int64_t at = row_start(s_, p_.grad_y, t, b + i * grid_.batch_groups) + d * s_.P + block * W;
-          dh += load_as<T>(p_.grad_y.data, at, outputs_.lanes(block), s_.dtype);
-        }
-        S::store(dir.dh_out + (block * chunk_rows_ + slot0 + i) * W, dh);
-      }
-    }
-  }
+  // ---- backward_chunk.inl -----------------------------------------------------------------------
 
-  // dm = dh W_hr
-  void project_back(int rank, const Chunk& chunk, int64_t s) {
-    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-    const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
-    const Range own = own_panels(units_, rank);
-    for (int64_t p = own.begin; p < own.end; ++p) {
-      const int vectors = units_.blocks_of(p);
-      const Panel panel = panel_of(units_, p, directions_[d].w_hr, p_.weights[d].w_hr, s_.P);
-      for_tiles(tile_rows(vectors), 0, n, [&](int64_t row, int height) {
-        alignas(64) T tile[kTileSize * W] = {};
-        multiply<T>(height, vectors, tile, directions_[d].dh_out + (slot0 + row) * W, chunk_rows_ * W, panel.data,
-                    panel.ld, s_.P);
-        store_blocked(tile, height, vectors,
-                      groups_[grid_.group(rank)].dm + (units_.first_block(p) * group_rows_ + row) * W);
-      });
-    }
-  }
-
-  // ---- recompute mode ---------------------------------------------------------------------------
-
-  void pack_gates(int rank) {
-    const int d = grid_.direction(rank), shares = grid_.workers_a_direction();
-    const DirectionWeights& weights = p_.weights[d];
-    const Direction& dir = directions_[d];
-    const Panels<T> gates{s_.H, 1};
-    for (int64_t block = share(rank); block < gates.count(); block += shares) {
-      pack_gate_panel<T>(weights.w_ih, s_.I, s_.dtype, G, gates, block, s_.I, dir.gate_w_ih + block * G * W * s_.I);
-      pack_gate_panel<T>(weights.w_hh, s_.out_size(), s_.dtype, G, gates, block, s_.out_size(),
-                         dir.gate_w_hh + block * G * W * s_.out_size());
-      pack_gate_bias<T, C>(weights, s_, gates, block, dir.bias, dir.bias_rec);
-    }
-  }
-
-  // The chunk's gates for this worker's rows and units, as forward computed them, from x and the
-  // saved states: no step waits for another.
-  void recompute_gates(int rank, const Chunk& chunk) {
-    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-    const Worker& worker = workers_[rank];
-    int64_t rows = 0;
-    for (int64_t s = chunk.s_begin; s < chunk.s_end; ++s) {
-      const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
-      for (int64_t i = 0; i < n; ++i, ++rows) {
-        const Slot slot = slot_at(d, t, b + i * grid_.batch_groups);
-        worker.own_slots[rows] = slot0 + i;
-        directions_[d].slots[slot0 + i] = slot;  // every unit group writes the same
-        block_row<T, NaturalOperand<T>>(slot.x, s_.I, s_.dtype, worker.x, own_rows_, rows);
-        block_row<T, NaturalOperand<T>>(slot.h_prev, s_.out_size(), s_.dtype, worker.h, own_rows_, rows);
-      }
-    }
-    const Range blocks = own_blocks(units_, rank);
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      for_tiles(tile_rows(G), 0, rows, [&](int64_t row, int height) { recompute_tile(rank, block, row, height); });
-    }
-  }
-
-  void recompute_tile(int rank, int64_t block, int64_t row, int height) {
-    const Direction& dir = directions_[grid_.direction(rank)];
-    const Worker& worker = workers_[rank];
-    alignas(64) T input[kTileSize * W], tile[kTileSize * W];
-    for (int m = 0; m < height; ++m) {
-      for (int g = 0; g < G; ++g) S::store(input + (m * G + g) * W, S::load(dir.bias + (block * G + g) * W));
-    }
-    multiply<T>(height, G, input, worker.x + row * W, own_rows_ * W, dir.gate_w_ih + block * G * W * s_.I, G * W,
-                s_.I);
-    for (int m = 0; m < height; ++m) {
-      for (int g = 0; g < G; ++g) {
-        const bool split = C::kSplit && g == G - 1;
-        S::store(tile + (m * G + g) * W, S::load(split ? dir.bias_rec + block * W : input + (m * G + g) * W));
-      }
-    }
-    multiply<T>(height, G, tile, worker.h + row * W, own_rows_ * W, dir.gate_w_hh + block * G * W * s_.out_size(),
-                G * W, s_.out_size());
-    for (int m = 0; m < height; ++m) {
-      const int64_t slot = worker.own_slots[row + m];
-      V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, c_prev{}, c, h;
-      for (int g = 0; g < G; ++g) pre[g] = S::load(tile + (m * G + g) * W);
-      if constexpr (C::kSplit) {
-        rec = pre[G - 1];
-        pre[G - 1] = S::load(input + (m * G + G - 1) * W);
-      }
-      if constexpr (C::kHasCell) c_prev = S::load_n(dir.slots[slot].c_prev + block * W, units_.lanes(block));
-      C::forward(pre, rec, V{}, c_prev, saved, c, h);  // h_prev only enters h, which is not used
-      for (int k = 0; k < C::kSaved; ++k) {
-        S::store(dir.gates + (slot * C::kSaved + k) * row_length() + block * W, saved[k]);
-      }
-    }
-  }
-
-  // ---- a whole chunk at once --------------------------------------------------------------------
-
-  void finish_chunk(int rank, const Chunk& chunk) {
-    const int d = grid_.direction(rank);
-    const Direction& dir = directions_[d];
-    if (p_.grad_x[d]) input_gradient(rank, chunk);
-    if (!p_.need_weights) return;
-    const WeightGradients& grads = p_.grad_weights[d];
-    const int64_t blocks = units_.blocks();
-    const Range gate_blocks = share_of(rank, G * blocks);
-    const auto input_row = [&](int64_t slot) { return dir.slots[slot].x; };
-    const auto state_row = [&](int64_t slot) { return dir.slots[slot].h_prev; };
-    const auto gates = [&](int64_t i) { return i; };
-    const auto recurrent_gates = [&](int64_t i) {
-      return recurrent_column(static_cast<int>(i / blocks)) * blocks + i % blocks;
-    };
-    WeightGradient<T> gradient{chunk.rows, chunk_rows_, chunk.first, s_.dtype, workers_[rank].panel};
-    gradient.add(dir.dg, units_, gate_blocks.begin, gate_blocks.end, gates, inputs_, input_row,
-                 static_cast<T*>(grads.w_ih));
-    gradient.add(dir.dg, units_, gate_blocks.begin, gate_blocks.end, recurrent_gates, outputs_, state_row,
-                 static_cast<T*>(grads.w_hh));
-    if (s_.bias) {
-      gradient.add_bias(dir.dg, units_, gate_blocks.begin, gate_blocks.end, gates, static_cast<T*>(grads.b_ih));
-      gradient.add_bias(dir.dg, units_, gate_blocks.begin, gate_blocks.end, recurrent_gates,
-                        static_cast<T*>(grads.b_hh));
-    }
-    if (s_.P) {
-      const Range own = share_of(rank, outputs_.blocks());
-      const auto hidden_row = [&](int64_t slot) {
-        return reinterpret_cast<const char*>(dir.m + slot * row_length());
-      };
-      gradient.right_dtype = sizeof(T) == 8 ? Dtype::kDouble : Dtype::kFloat;
-      gradient.add(dir.dh_out, outputs_, own.begin, own.end, gates, units_, hidden_row, static_cast<T*>(grads.w_hr));
-    }
-  }
-
-  // Gates [g0, g1) of a panel of W_ih. Every chunk packs it again, into a buffer that stays in the L2
-  // cache: a thousand rows repay that, and the whole of the packed weight would be as large as itself.
-  Panel input_panel(int rank, int64_t p, int g0, int g1) const {
-    const void* weight = p_.weights[grid_.direction(rank)].w_ih;
-    if (natural(inputs_, p)) {
-      return {static_cast<const T*>(weight) + inputs_.first_block(p) * W, s_.I};
-    }
-    const char* rows = static_cast<const char*>(weight) + g0 * s_.H * s_.I * static_cast<int64_t>(size_of(s_.dtype));
-    T* packed = workers_[rank].w_ih;
-    pack_row_panel<T>(rows, s_.I, s_.dtype, inputs_, p, (g1 - g0) * s_.H, packed);
-    return {packed, inputs_.blocks_of(p) * W, g0};
-  }
-
-  // grad_x = dg W_ih for this worker's share of the chunk's rows.
-  void input_gradient(int rank, const Chunk& chunk) {
-    const int d = grid_.direction(rank);
-    const Direction& dir = directions_[d];
-    const Range rows = share_of(rank, chunk.rows);
-    for (int64_t p = 0; p < inputs_.count(); ++p) {
-      const int vectors = inputs_.blocks_of(p), pass = gates_a_pass(vectors);
-      const int64_t first = inputs_.first_block(p);
-      for (int g = 0; g < G; g += pass) {
-        const Panel panel = input_panel(rank, p, g, min_of(G, g + pass));
-        PanelPrefetch ahead;  // the panel lies in the cache already
-        for_tiles(tile_rows(vectors), rows.begin, rows.end, [&](int64_t slot, int height) {
-          // Over several passes the sums wait in this worker's own buffer.
-          T* tile = workers_[rank].tile + (slot - rows.begin) * kPanelVectors * W;
-          if (g == 0) {
-            for (int i = 0; i < height * vectors; ++i) S::store(tile + i * W, V{});
-          }
-          add_gates(tile, height, vectors, dir, slot, panel, g, min_of(G, g + pass), false, ahead);
-          if (g + pass < G) return;
-          for (int m = 0; m < height; ++m) {
-            const int64_t to = dir.slots[slot + m].row * s_.I + first * W;
-            for (int v = 0; v < vectors; ++v) {
-              store_as<T>(p_.grad_x[d], to + v * W, S::load(tile + (m * vectors + v) * W), inputs_.lanes(first + v),
-                          s_.dtype);
-            }
-          }
-        });
-      }
-    }
-  }
+  void finish_chunk(int rank, const Chunk& chunk);
+  Panel input_panel(int rank, int64_t p, int g0, int g1) const;
+  void input_gradient(int rank, const Chunk& chunk);
 
   const BackwardParams& p_;
   const LayerShape& s_;
@@ -715,3 +437,8 @@ class Backward {
 
 }  // namespace
 }  // namespace fastrnn
+
+// The member functions that are only declared above.
+#include "backward_chunk.inl"
+#include "backward_recompute.inl"
+#include "backward_step.inl"

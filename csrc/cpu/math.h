@@ -52,7 +52,11 @@ struct VectorMath<float> {
 #endif
   }
 
-  static FASTRNN_INLINE V sigmoid(V x) { return reciprocal(set(1) + exp(-x)); }
+  // 0 where exp(-x) is clamped, and not what is left of it there: 0 * inf is NaN in a closed gate too.
+  static FASTRNN_INLINE V sigmoid(V x) {
+    const V s = reciprocal(set(1) + exp(-x));
+    return x < set(-88) ? V{} : s;
+  }
 
   // Rational minimax approximation, degree 13 over 6, on [-7.9, 7.9]; beyond it tanh rounds to +-1.
   static FASTRNN_INLINE V tanh(V x) {
@@ -112,7 +116,8 @@ struct VectorMath<double> {
   static FASTRNN_INLINE V sigmoid(V x) {
     V scale, tail;
     exp_parts(clamp(-x, -708.0, 708.0), scale, tail);
-    return set(1) / (set(1) + (scale + scale * tail));
+    const V s = set(1) / (set(1) + (scale + scale * tail));
+    return x < set(-708) ? V{} : s;  // as in float
   }
 
   // e / (e + 2) with e = exp(2x) - 1, which keeps the relative accuracy at small x.

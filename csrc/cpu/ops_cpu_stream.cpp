@@ -2,7 +2,8 @@
 //
 // The packed weights are a tensor of bytes: a header that says what they are, then the pieces of packed.inl.
 // Every call reads the header, so that no tensor of other weights, of another layer or for another
-// instruction set can be taken for these.
+// instruction set can be taken for these, and takes nothing on trust in it: whatever the bytes say, kernels
+// read no further than the tensor goes.
 #include <cstring>
 #include <optional>
 #include <string>
@@ -19,11 +20,13 @@ namespace {
 struct PackedHeader {
   char magic[8];
   char isa[24];
+  int32_t version;
   CellKind cell;
   Dtype dtype;
   int64_t I, H, P, bytes;  // bytes of the pieces
 };
 constexpr char kMagic[8] = "fastrnn";
+constexpr int32_t kVersion = 1;       // of the header and of the order of the pieces
 constexpr size_t kHeaderBytes = 128;  // keeps the pieces on cache lines
 static_assert(sizeof(PackedHeader) <= kHeaderBytes);
 
@@ -60,6 +63,7 @@ Tensor rnn_pack(std::vector<Tensor> weights, std::string cell, bool bias) {
   PackedHeader header{};
   std::memcpy(header.magic, kMagic, sizeof(kMagic));
   std::strncpy(header.isa, kernels.name, sizeof(header.isa) - 1);
+  header.version = kVersion;
   header.cell = s.cell;
   header.dtype = s.dtype;
   header.I = s.I;
@@ -75,17 +79,59 @@ Tensor rnn_pack(std::vector<Tensor> weights, std::string cell, bool bias) {
   return packed;
 }
 
+// Whether a layer of the header's sizes is one that rnn_pack packs, and its weights fit into so many bytes: what is
+// computed from these sizes cannot overflow then.
+bool plausible(const PackedHeader& header, int64_t bytes) {
+  const int cell = static_cast<int>(header.cell), dtype = static_cast<int>(header.dtype);
+  if (cell < 0 || cell > static_cast<int>(CellKind::kRnnRelu)) return false;
+  if (dtype < 0 || dtype > static_cast<int>(Dtype::kHalf)) return false;
+  const int64_t I = header.I, H = header.H, P = header.P;
+  if (I < 0 || P < 0 || H <= 0 || (P && header.cell != CellKind::kLstm)) return false;
+  return H <= bytes && I <= bytes / H && P <= bytes / H;
+}
+
+LayerShape layer_of(const PackedHeader& header) {
+  LayerShape s;
+  s.cell = header.cell;
+  s.dtype = header.dtype;
+  s.I = header.I;
+  s.H = header.H;
+  s.P = header.P;
+  return s;
+}
+
 // The header of packed[i], for kernels that are in use now.
 PackedHeader read_header(const Tensor& packed, size_t i, const KernelTable& kernels) {
+  constexpr int64_t kBegin = static_cast<int64_t>(kHeaderBytes);
   PackedHeader header{};
   const bool bytes = packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_cpu() &&
-                     packed.is_contiguous() && packed.numel() >= static_cast<int64_t>(kHeaderBytes);
-  if (bytes) std::memcpy(&header, packed.data_ptr(), sizeof(header));
-  check(bytes && !std::memcmp(header.magic, kMagic, sizeof(kMagic)) &&
-            packed.numel() == static_cast<int64_t>(kHeaderBytes) + header.bytes,
-        "packed[", i, "]: expected what rnn_pack returned, got shape ", shape_of(packed), ", ", kind_of(packed));
+                     packed.is_contiguous() && packed.numel() >= kBegin;
+  int64_t stored = 0;  // less than the tensor's own size where its storage was resized
+  if (bytes) STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(packed.get(), &stored));
+  const bool whole = bytes && packed.numel() <= stored - packed.storage_offset();
+  if (whole) std::memcpy(&header, packed.data_ptr(), sizeof(header));
+  if (!whole || std::memcmp(header.magic, kMagic, sizeof(kMagic))) {  // a step has no time to make the texts
+    check(false, "packed[", i, "]: expected what rnn_pack returned, got shape ", shape_of(packed), ", ",
+          kind_of(packed));
+  }
+  check(header.version == kVersion, "packed[", i, "]: expected weights packed by this version of fastrnn, in format ",
+        kVersion, ", got format ", header.version, "; pack them again");
+  header.isa[sizeof(header.isa) - 1] = 0;
+  for (char* c = header.isa; *c; ++c) {
+    if (*c < ' ' || *c > '~') *c = '?';  // printed below
+  }
   check(!std::strcmp(header.isa, kernels.name), "packed[", i, "]: expected weights packed for ", kernels.name,
         ", the instruction set in use, got some for ", header.isa, "; pack them again");
+  const auto misplaced = reinterpret_cast<uintptr_t>(packed.data_ptr()) % alignof(double);
+  check(misplaced == 0, "packed[", i, "]: expected bytes at an address divisible by ", alignof(double), ", got one ",
+        misplaced, " beyond that");
+  const int64_t room = packed.numel() - kBegin;
+  check(plausible(header, room), "packed[", i, "]: expected a header that rnn_pack wrote, got cell ",
+        static_cast<int>(header.cell), ", dtype ", static_cast<int>(header.dtype), ", I = ", header.I,
+        ", H = ", header.H, ", P = ", header.P, " before ", room, " bytes of weights");
+  const auto expected = static_cast<int64_t>(kernels.packed_bytes(layer_of(header)));
+  check(header.bytes == expected && room == expected, "packed[", i, "]: expected ", expected,
+        " bytes of weights after the header, got ", room, ", of which the header counts ", header.bytes);
   return header;
 }
 
@@ -134,13 +180,9 @@ std::tuple<Tensor, Tensor, Tensor> rnn_stream(Tensor x, Tensor h0, std::optional
           " inputs, got one of H = ", header.H, ", P = ", header.P, " with ", header.I, " inputs");
     ForwardParams params;
     LayerShape& s = params.shape;
-    s.cell = first.cell;
-    s.dtype = first.dtype;
+    s = layer_of(header);
     s.T = T;
     s.B = B;
-    s.I = header.I;
-    s.H = H;
-    s.P = first.P;
     const Tensor y = single ? empty({B, out}, dtype) : empty({T, B, out}, dtype);
     if (B > 0) {
       params.x = rows_of(below);

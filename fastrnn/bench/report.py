@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import heatmap, overhead, targets
+from . import heatmap, overhead, scan_rate, targets
 from .cases import Case
 from .contenders import KEYS, NAMES
 from .document import Bullets, Document, Heading, Image, Table, Text, Verbatim
@@ -149,6 +149,20 @@ def overhead_table(run: dict) -> Table:
     return Table(["", "threads", *columns], rows)
 
 
+#: What scan_table is called.
+SCAN = "SRU's recurrence alone"
+
+
+def scan_table(run: dict) -> Table:
+    """Shortest time and best rate of each pass of the scan, and its share of the rate of reading."""
+    rows = []
+    for line in run["scan"]:
+        rates = (line["bytes"] / line["seconds"], line["reading"])
+        row = [line["name"], str(line["threads"]), milliseconds(line["seconds"]), megabytes(line["bytes"])]
+        rows.append([*row, *(f"{rate / 1e9:.1f}" for rate in rates), f"{scan_rate.share(line):.0%}"])
+    return Table(["", "threads", "shortest, ms", "MB moved", "GB/s", "reading, GB/s", "share"], rows)
+
+
 def memory_table(run: dict) -> Table:
     entries: dict[Case, dict[str, str]] = {}
     for m in run["memory"]:
@@ -217,6 +231,8 @@ def _method(run: dict) -> list[str]:
         "a step, at the measured bandwidth for that many bytes.",
         f"Overhead: one step of one row, {overhead.SIZE} inputs and hidden units, inference; operators get "
         "their tensors ready, and their time includes torch's dispatcher.",
+        f"{SCAN}: the operator on T,B,H = {','.join(map(str, scan_rate.SHAPE))}, float32; bytes are those "
+        "that have to move; the shortest time against the best rate of reading 256 MB on as many threads.",
         "Peak memory is the growth of the resident size over three training steps, each contender in a "
         "process of its own.",
     ]
@@ -251,8 +267,10 @@ def build(run: dict, images: Sequence[Image] = (), notes: str = "") -> Document:
             document.add(Heading(f"{group} over hidden sizes, ms", 3), result_table(results))
     if run["scaling"]:
         document.add(Heading("Threads"), scaling_table(run))
-    if run.get("overhead"):  # runs from before it was measured have none
+    if run.get("overhead"):  # runs from before a thing was measured have none of it
         document.add(Heading(OVERHEAD), overhead_table(run))
+    if run.get("scan"):
+        document.add(Heading(SCAN), scan_table(run))
     if run["memory"]:
         document.add(Heading("Peak memory of a training step"), memory_table(run))
     document.add(Heading("Limits of the machine"), limits_table(run))

@@ -30,6 +30,7 @@ class Plan:
         budget_s: seconds of timing on one number of threads; every contender still gets min_rounds, or three
             where the run is in a hurry.
         overhead: whether to time calls of modules against their operators (overhead.py).
+        scan: whether to time SRU's recurrence alone against the rate of reading (scan_rate.py).
         scaling_cases: run on one thread and on all of them. memory_cases: whose peak memory is measured.
     """
 
@@ -45,6 +46,7 @@ class Plan:
     min_rounds: int = MIN_ROUNDS
     hurry: bool = False
     overhead: bool = False
+    scan: bool = False
 
     @property
     def steps(self) -> int:
@@ -65,6 +67,7 @@ def _run_worker(plan: Plan, threads: int, handle: Callable[[dict], None]) -> Non
         "min_rounds": plan.min_rounds,
         "hurry": plan.hurry,
         "overhead": plan.overhead,
+        "scan": plan.scan,
     }
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
@@ -124,16 +127,15 @@ def run(plan: Plan, progress: Progress = lambda title, step: None) -> dict:
         "results": [],
         "scaling": [],
         "overhead": [],
+        "scan": [],
     }
 
     def handle(event: dict) -> None:
         kind = event.pop("event")
         if kind == "start":
             progress(event["title"], 0)
-        elif kind == "limits":
-            out["limits"].append(event)
-        elif kind == "overhead":
-            out["overhead"].append(event)
+        elif kind in ("limits", "overhead", "scan"):
+            out[kind].append(event)
         else:
             out["results" if kind == "result" else kind].append(event)
             progress("", 1)

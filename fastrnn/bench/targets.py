@@ -9,11 +9,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from . import overhead
+from . import overhead, scan_rate
 from .cases import CELL_SHAPES, SHAPES, SRU_CELLS, SRU_SHAPES, Case
 
 LATENCY_S = 60e-6
 OVERHEAD_S = 40e-6
+SCAN = 0.7
 SCALING = 1.7
 MEMORY = 1.0
 
@@ -146,7 +147,10 @@ def evaluate(results: Sequence[dict], threads: int) -> list[dict]:
 
 
 def evaluate_absolute(run: dict) -> list[dict]:
-    """Latency of a step, overhead of a call, scaling over threads, peak memory: name, reached, limit, met."""
+    """Latency of a step, overhead of a call, rate of a scan, scaling over threads, peak memory.
+
+    Each line has name, reached, limit and met.
+    """
     lines = []
     for result in run["results"]:
         case = Case(**result["case"])
@@ -170,6 +174,16 @@ def evaluate_absolute(run: dict) -> list[dict]:
                 "reached": f"{overhead.above(worst) * 1e6:.1f} µs at worst ({worst['name']})",
                 "limit": f"<= {OVERHEAD_S * 1e6:.0f} µs",
                 "met": overhead.above(worst) <= OVERHEAD_S,
+            }
+        )
+    for line in run.get("scan", ()):
+        share = scan_rate.share(line)
+        lines.append(
+            {
+                "name": f"SRU's recurrence alone, {line['name']}, {plural(line['threads'], 'thread')}",
+                "reached": f"{share:.2f} of the rate of reading",
+                "limit": f">= {SCAN}",
+                "met": share >= SCAN,
             }
         )
     if scaling := run.get("scaling"):

@@ -2,7 +2,7 @@
 
 The request is one JSON object on stdin; every event is one line of JSON on the original stdout:
     {"event": "limits", …}   {"event": "start", "title": …}   {"event": "overhead", …}
-    {"event": "result", …}   {"event": "scaling", …}
+    {"event": "scan", …}     {"event": "result", …}  {"event": "scaling", …}
 Libraries that print do so on stderr.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from . import limits, overhead
+from . import limits, overhead, scan_rate
 from .cases import SRU_CELLS, Case
 from .contenders import AGREEMENT, NAMES, Unsupported, build, disagreement, standard
 from .problem import Problem
@@ -110,6 +110,11 @@ def work(request: dict, emit: Emit) -> None:
         emit("start", title="calls of modules")
         for line in overhead.measure(threads):
             emit("overhead", **line)
+
+    if request["scan"]:
+        emit("start", title="SRU's recurrence alone")
+        for line in scan_rate.measure(threads):
+            emit("scan", **line)
 
     deadline = time.perf_counter() + request["budget_s"]
     remaining = len(cases) + len(scaling)

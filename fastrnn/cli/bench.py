@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tiers", action="store_true", help="on a GPU: each tier of the kernels too, for the plan's table"
     )
     parser.add_argument(
-        "--no-extras", action="store_true", help="neither thread scaling nor peak memory nor overhead"
+        "--no-extras", action="store_true", help="neither thread scaling nor peak memory, overhead, scan"
     )
     target = parser.add_mutually_exclusive_group()
     target.add_argument(
@@ -146,6 +146,7 @@ def make_plan(options: argparse.Namespace):
         scaling_cases=[c for c in plain if (c.T, c.B, c.H) in preset.scaling_shapes] if extras else [],
         memory_cases=_memory_cases(preset, chosen) if extras else [],
         overhead=extras,
+        scan=extras and any(c.cell in cases.SRU_CELLS for c in chosen),
         memory_contenders=memory.CONTENDERS if options.full else ("torch", "fastrnn"),
         budget_s=budget_s,
         hurry=name == "quick" and options.rounds is None,
@@ -198,6 +199,9 @@ def show(run: dict) -> None:
     if run.get("overhead"):
         shown = report.overhead_table(run)
         console.table(shown.columns, shown.rows, report.OVERHEAD)
+    if run.get("scan"):
+        shown = report.scan_table(run)
+        console.table(shown.columns, shown.rows, report.SCAN)
     if run["absolute_targets"]:
         shown = report.absolute_table(run["absolute_targets"])
         console.table(shown.columns, shown.rows, "Latency, overhead, scaling, memory")
