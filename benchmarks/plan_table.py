@@ -101,7 +101,8 @@ def _measured(document: dict) -> dict:
         f"commit {run.get('commit')}",
         run["date"][:10],
     ]
-    return _table(points, measured=True, provenance=", ".join(facts), gpu=device["properties"], steps=T)
+    gpu = {name: device["properties"][name] for name in _gpus.find("H100").properties()}
+    return _table(points, measured=True, provenance=", ".join(facts), gpu=gpu, steps=T)
 
 
 def estimates() -> dict:
