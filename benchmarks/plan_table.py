@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 from fastrnn import _C, _gpus
@@ -49,8 +50,17 @@ def measured(document: dict) -> dict:
     """The table of a sweep, results.json or gpu-check's sweep.json.
 
     Raises:
-        ValueError: it times no tier, or not on one GPU with one number of steps.
+        ValueError: it is no sweep, times no tier, or not on one GPU with one number of steps.
     """
+    try:
+        return _measured(document)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"expected a sweep's JSON, as the benchmark writes it; reading it gave {error!r}"
+        ) from error
+
+
+def _measured(document: dict) -> dict:
     run = document.get("steps", {}).get("bench", {}).get("result", document)
     times: dict = {}
     for result in run.get("results", ()):
@@ -63,6 +73,8 @@ def measured(document: dict) -> dict:
                 kind = (tier, case["cell"], case["dtype"])
                 at = (*kind, case["H"], case["B"], case["T"])
                 seconds = result["contenders"][tier]["median_s"]
+                if not 0 < seconds < math.inf or not case["T"] > 0:
+                    raise ValueError(f"expected positive times, got {seconds!r} s of {tier} for {case}")
                 times.setdefault(at, {})["training" if case["training"] else "inference"] = seconds
     steps = {at[5] for at in times}
     devices = run.get("machine", {}).get("devices") or []
@@ -89,7 +101,8 @@ def measured(document: dict) -> dict:
         f"commit {run.get('commit')}",
         run["date"][:10],
     ]
-    return _table(points, measured=True, provenance=", ".join(facts), gpu=device["properties"], steps=T)
+    gpu = {name: device["properties"][name] for name in _gpus.find("H100").properties()}
+    return _table(points, measured=True, provenance=", ".join(facts), gpu=gpu, steps=T)
 
 
 def estimates() -> dict:
@@ -129,7 +142,7 @@ def write(table: dict) -> str:
     device += f"{gpu['l2_bytes']}, {str(gpu['cooperative_launch']).lower()}, "
     device += f"cuda::max_cluster_of({gpu['compute_capability']})}}"
     lines = [
-        f"// {table['provenance']}",
+        f"// {' '.join(table['provenance'].split())}",
         "// Written by benchmarks/plan_table.py; microseconds a step.",
         "// clang-format off",
         f"{{{str(table['measured']).lower()}, {json.dumps(table['provenance'])}, {device}, {table['steps']},",
@@ -151,8 +164,11 @@ def main() -> None:
     source.add_argument("--estimates", action="store_true", help="the model's times, for no device")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    table = estimates() if options.estimates else measured(json.loads(options.sweep.read_text()))
-    options.out.write_text(write(table))
+    try:
+        table = estimates() if options.estimates else measured(json.loads(options.sweep.read_text()))
+        options.out.write_text(write(table))
+    except (OSError, ValueError) as error:
+        parser.error(f"{options.out if options.estimates else options.sweep}: {error}")
     print(f"{options.out}: {len(table['rows'])} rows, {table['provenance']}")
 
 

@@ -202,7 +202,10 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
   const double product = 2.0 * rows * static_cast<double>(G * H * (I + out) + P * H);
   result["flops"] = training ? 3 * product : product;
   result["weight_bytes"] = storage * directions * (G * H * (I + out) + P * H);
-  result["step_weight_bytes"] = element * directions * (G * H * out + P * H);
+  // The CPU multiplies in float at least, a persistent tier keeps its weights.
+  const bool kept = device == "cuda" && py::cast<std::string>(result["kernel"]) != "stepwise";
+  result["step_weight_bytes"] =
+      kept ? int64_t{0} : (device == "cuda" ? storage : element) * directions * (G * H * out + P * H);
   result["saved_bytes_per_step"] =
       training ? directions * B * (storage * (saved_of(shape.cell) * H) + (lstm ? element * H : 0)) : int64_t{0};
   result["saved_bytes_per_step_recompute"] = training ? directions * B * (lstm ? element * H : 0) : int64_t{0};

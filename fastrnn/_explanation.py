@@ -43,7 +43,8 @@ class LayerPlan:
             a_step = _si(rest.pop("step_weight_bytes"), "B")
             saved = rest.pop("saved_bytes_per_step")
             recomputed = _si(rest.pop("saved_bytes_per_step_recompute"), "B")
-            lines.append(f"  cost     {flops}; weights {weights}, of which {a_step} read every step")
+            read = "read once" if a_step.startswith("0 ") else f"of which {a_step} read every step"
+            lines.append(f"  cost     {flops}; weights {weights}, {read}")
             if saved:
                 lines.append(f"  saved    {_si(saved, 'B')} a step for backward, {recomputed} if recomputed")
         if self.floor_s is not None:

@@ -57,7 +57,7 @@ def find(gpu: Gpu | str | None = None, device: torch.device | str | None = None)
     if isinstance(gpu, Gpu):
         return gpu
     if gpu is not None:
-        if gpu not in KNOWN:
+        if not isinstance(gpu, str) or gpu not in KNOWN:
             raise ValueError(f"gpu: expected one of {', '.join(KNOWN)}, got {gpu!r}")
         return KNOWN[gpu]
     if not torch.cuda.is_available():

@@ -48,6 +48,10 @@ def wavefront(pieces: int | None) -> Iterator[None]:
     all the same. The numbers are the same up to rounding in the weights' gradients, whose sums over time are
     cut into pieces.
 
+    It holds for calls on the thread (or asyncio task) that entered it. What torch.utils.checkpoint computes
+    again during backward() comes later, and on a GPU from a thread of autograd's: enter it within the
+    function that is checkpointed, so that both runs are cut alike.
+
     Raises:
         TypeError, ValueError: pieces that is no integer, or below 1.
     """
@@ -56,6 +60,9 @@ def wavefront(pieces: int | None) -> Iterator[None]:
             raise TypeError(f"wavefront: expected an int or None as pieces, got {_checks.kind(pieces)}")
         if pieces < 1:
             raise ValueError(f"wavefront: expected pieces of at least 1, got {pieces}")
+    if torch.compiler.is_compiling():  # layers run whole there
+        yield
+        return
     token = _asked.set(pieces)
     try:
         yield

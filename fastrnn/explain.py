@@ -7,6 +7,7 @@ plan can be asked for shapes that would not fit into memory, and for a GPU on a 
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +22,8 @@ __all__ = ["Explanation", "LayerPlan", "explain"]
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 #: T, B where a module is explained without an input.
 ASSUMED = (100, 16)
+#: Up to here the plan's sums of operations and bytes are exact: steps and rows, units and features.
+_MOST_STEPS, _MOST_UNITS = 2**31 - 1, 2**24
 
 _VECTOR_BYTES = {"avx512_bf16": 64, "avx512": 64, "avx2": 32, "baseline": 16}
 _MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
@@ -67,8 +70,24 @@ def _missing(dtype: torch.dtype, device: str) -> str | None:
     return None
 
 
-def _sizes(input, batch_first: bool) -> tuple[int, int, bool]:
+def _count(argument: str, value: object, least: int, most: int) -> int:
+    """A whole number from ``least`` to ``most``."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{argument}: expected an integer, got {value!r}") from None
+    if not least <= number <= most:
+        bound = f"at least {least}" if number < least else f"at most {most}"
+        raise ValueError(f"{argument}: expected {bound}, got {number}")
+    return number
+
+
+def _sizes(input, batch_first: bool, features: int) -> tuple[int, int, bool]:
     """T, B and whether packed, of an input or a (T, B) pair."""
+    if isinstance(input, (PackedSequence, Tensor)):
+        found = (input.data if isinstance(input, PackedSequence) else input).shape[-1:]
+        if found and found[0] != features:
+            raise ValueError(f"input: expected {features} features, the module's, got {found[0]}")
     if isinstance(input, PackedSequence):
         return len(input.batch_sizes), int(input.batch_sizes[0]), True
     if isinstance(input, Tensor):
@@ -79,7 +98,7 @@ def _sizes(input, batch_first: bool) -> tuple[int, int, bool]:
         T, B = input.shape[:2]
         return (B, T, False) if batch_first else (T, B, False)
     try:
-        T, B = (int(n) for n in input)
+        T, B = (operator.index(n) for n in input)
     except (TypeError, ValueError):
         raise TypeError(f"input: expected a tensor, a PackedSequence or (T, B), got {input!r}") from None
     return T, B, False
@@ -118,30 +137,39 @@ def explain(
         dtype, device: by default the module's, or float32 on the CPU. No GPU is needed to ask about "cuda".
         training: whether gradients will be asked for; by default whether the module is in training mode.
         threads: by default torch.get_num_threads().
-        gpu: for device "cuda", the GPU that is meant, "H100", "A100", "RTX 4090" and so on; by default the
-            one that is here, else an H100.
+        gpu: the GPU that is meant, "H100", "A100", "RTX 4090" and so on, for device "cuda", which it implies;
+            by default the one that is here, else an H100.
         tf32: whether float32 products may round to TensorFloat-32, by default as torch is set.
         backend: by default the module's, or "auto".
         measure: also measure this CPU's limits, a fraction of a second once a process, for the shortest time
             that any kernel could take.
 
     Raises:
-        TypeError: something that is no recurrent module, shape or input.
-        ValueError: sizes below 1, an unknown cell, GPU or backend.
+        TypeError: something that is no recurrent module, shape or input, an option of another type.
+        ValueError: sizes below 1 (B below 0) or beyond any machine, an input that is not the module's, an
+            unknown cell, GPU or backend.
     """
     notes: list[str] = []
     if backend is not None:
         _checks.one_of("explain", "backend", backend, _checks.BACKENDS)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype: expected a torch.dtype, got {dtype!r}")
+    if tf32 is not None and not isinstance(tf32, bool):
+        raise TypeError(f"tf32: expected a bool, got {tf32!r}")
+    if gpu is not None and device is None:
+        device = "cuda"
     sru_layers = None
     if _is_sru(module_or_shape):
         module, sru_layers = module_or_shape, explain_sru.layers_of(module_or_shape)
         dtype, device = dtype or _first_weight(module).dtype, device or _first_weight(module).device
         training = module.training if training is None else training
         backend = backend or getattr(module, "rnn_lst", [module])[0].backend
-        T, B, packed = _sizes(ASSUMED if input is None else input, getattr(module, "batch_first", False))
+        inputs, hidden = module.input_size, module.hidden_size
+        given = ASSUMED if input is None else input
+        T, B, packed = _sizes(given, getattr(module, "batch_first", False), inputs)
         if input is None:
             notes.append(f"no input was given: T={T}, B={B} assumed")
-        subject = f"{type(module).__name__}({module.input_size}, {module.hidden_size})"
+        subject = f"{type(module).__name__}({inputs}, {hidden})"
     elif isinstance(module_or_shape, nn.Module):
         module = module_or_shape
         single = isinstance(module, nn.RNNCellBase)
@@ -155,11 +183,11 @@ def explain(
         inputs, hidden = module.input_size, module.hidden_size
         if single:
             num_layers, bidirectional, proj_size = 1, False, 0
-            T, B = 1, _cell_rows(input)
+            T, B = 1, _cell_rows(input, inputs)
         else:
             num_layers, bidirectional = module.num_layers, module.bidirectional
             proj_size = module.proj_size
-            T, B, packed = _sizes(ASSUMED if input is None else input, module.batch_first)
+            T, B, packed = _sizes(ASSUMED if input is None else input, module.batch_first, inputs)
         if input is None:
             notes.append(f"no input was given: T={T}, B={B} assumed")
         subject = f"{type(module).__name__}({inputs}, {hidden})"
@@ -168,16 +196,22 @@ def explain(
                 f"this is {type(module).__module__.split('.')[0]}'s module: fastrnn's would run like this"
             )
     else:
-        _whole("num_layers", num_layers, 1)
-        _whole("proj_size", proj_size, 0)
         if isinstance(module_or_shape, (str, bytes)):
             raise TypeError(f"module_or_shape: expected a module or (T, B, I, H), got {module_or_shape!r}")
+        if input is not None:
+            raise TypeError(f"input: a shape has T and B, expected None, got {_checks.kind(input)}")
         try:
-            T, B, inputs, hidden = (int(n) for n in module_or_shape)
+            T, B, inputs, hidden = (operator.index(n) for n in module_or_shape)
         except (TypeError, ValueError):
             raise TypeError(
                 f"module_or_shape: expected a module or (T, B, I, H), got {module_or_shape!r}"
             ) from None
+        _count("num_layers", num_layers, 1, 1 << 16)
+        most_projected = hidden - 1 if cell == "lstm" else 0
+        if _count("proj_size", proj_size, 0, _MOST_UNITS) > max(0, most_projected):
+            raise ValueError(
+                f"proj_size: expected less than H={hidden} for an LSTM and 0 for others, got {proj_size}"
+            )
         if cell == "sru":
             sru_layers, D = [], 2 if bidirectional else 1
             for number in range(num_layers):
@@ -187,8 +221,20 @@ def explain(
             raise ValueError(f"cell: expected one of {', '.join(CELLS)}, sru, got {cell!r}")
         subject = f"{cell}({inputs}, {hidden})"
 
+    for argument, size, least, most in (
+        ("T", T, 1, _MOST_STEPS),
+        ("B", B, 0, _MOST_STEPS),
+        ("I", inputs, 1, _MOST_UNITS),
+        ("H", hidden, 1, _MOST_UNITS),
+    ):
+        _count(argument, size, least, most)
+
     dtype, training, backend = dtype or torch.float32, bool(training), backend or "auto"
-    kind = torch.device(device or "cpu").type
+    kind = torch.device("cpu" if device is None else device).type
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected 'cpu' or 'cuda', got {kind!r}")
+    if gpu is not None and kind != "cuda":
+        raise ValueError(f"gpu: expected none for device {kind!r}, got {gpu!r}")
     on_gpu = {}
     if kind == "cuda":
         chosen_gpu = _gpus.find(gpu, device)
@@ -200,11 +246,13 @@ def explain(
             "estimates, not measurements" if table.startswith("estimated") else f"from the timings of {table}"
         )
         notes.append(f"planned for {chosen_gpu.name}; times a step are {from_where}")
-    threads = _whole("threads", torch.get_num_threads() if threads is None else threads, 1)
+    threads = torch.get_num_threads() if threads is None else _count("threads", threads, 1, 1 << 20)
     directions = 2 if bidirectional else 1
     name = str(dtype).removeprefix("torch.")
     isa = _ops.cpu_isa() if kind == "cpu" else None
     why_not = _elsewhere(backend, kind) or _missing(dtype, kind)
+    if why_not and backend == "fused":
+        why_not += ": an error with backend='fused'"
     elsewhere = "cudnn" if backend == "cudnn" else "reference"
 
     if sru_layers is not None:
@@ -263,14 +311,6 @@ def _wavefront_notes(*stack) -> list[str]:
     return [text]
 
 
-def _whole(argument: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{argument}: expected an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{argument}: expected at least {least}, got {value}")
-    return value
-
-
 def _is_sru(value: object) -> bool:
     """Whether this is a module of fastrnn's SRU family."""
     from .modules import SRU, SRUCell, SRUpp
@@ -305,8 +345,17 @@ def _cell_of(module: nn.Module, single: bool) -> str:
     return f"rnn_{getattr(module, 'nonlinearity', 'tanh')}"
 
 
-def _cell_rows(input) -> int:
+def _cell_rows(input, features: int) -> int:
     """Rows of a cell's input."""
+    if input is None:
+        return 1
+    if isinstance(input, Tensor) and input.dim() == 1:
+        input = input.unsqueeze(0)
     if isinstance(input, Tensor):
-        return 1 if input.dim() == 1 else input.size(0)
-    return 1 if input is None else _sizes(input, False)[1]
+        if input.dim() != 2:
+            raise ValueError(f"input: expected 1 or 2 dimensions for a cell, got {input.dim()}")
+        input = input.unsqueeze(0)
+    T, B, _ = _sizes(input, False, features)
+    if T != 1:
+        raise ValueError(f"input: expected one step for a cell, (1, B), got {T}")
+    return B

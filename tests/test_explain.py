@@ -132,12 +132,37 @@ def test_to_dict_is_plain_data():
         (((1, 2, 3, 4),), {"cell": "sru9"}, ValueError, "cell"),
         (((0, 2, 3, 4),), {}, ValueError, "T"),
         (((1, 2, 3, 4),), {"threads": 0}, ValueError, "threads"),
-        (((1, 2, 3, 4),), {"threads": 1.5}, TypeError, "threads: expected an int, got 1.5"),
+        (((1.5, 2, 3, 4),), {}, TypeError, r"\(T, B, I, H\), got \(1.5"),
+        (((2**70, 2, 3, 4),), {}, ValueError, "T: expected at most 2147483647, got 118"),
+        (((1, 2, 3, 2**31),), {"device": "cuda"}, ValueError, "H: expected at most"),
+        (((1, -1, 3, 4),), {"cell": "sru"}, ValueError, "B: expected at least 0, got -1"),
         (((1, 2, 3, 4),), {"num_layers": 0}, ValueError, "num_layers: expected at least 1, got 0"),
-        (((1, 2, 3, 4),), {"proj_size": "2"}, TypeError, "proj_size: expected an int"),
+        (((1, 2, 3, 4),), {"num_layers": "2"}, TypeError, "num_layers: expected an integer, got '2'"),
+        (((1, 2, 3, 4),), {"proj_size": "2"}, TypeError, "proj_size: expected an integer"),
+        (((1, 2, 3, 4),), {"proj_size": 4}, ValueError, "proj_size: expected less than H=4"),
+        (((1, 2, 3, 4),), {"proj_size": 2, "cell": "sru"}, ValueError, "proj_size"),
+        (((1, 2, 3, 4),), {"threads": 2.0}, TypeError, "threads: expected an integer, got 2.0"),
+        (((1, 2, 3, 4),), {"dtype": "float32"}, TypeError, "dtype: expected a torch.dtype, got 'float32'"),
+        (((1, 2, 3, 4),), {"tf32": "no"}, TypeError, "tf32: expected a bool, got 'no'"),
+        (((1, 2, 3, 4),), {"device": "meta"}, ValueError, "device: expected 'cpu' or 'cuda', got 'meta'"),
+        (
+            ((1, 2, 3, 4),),
+            {"device": "cpu", "gpu": "H100"},
+            ValueError,
+            "gpu: expected none for device 'cpu'",
+        ),
+        (((1, 2, 3, 4),), {"gpu": []}, ValueError, r"gpu: expected one of .*, got \[\]"),
+        (((1, 2, 3, 4), (1, 2)), {}, TypeError, "input: a shape has T and B"),
+        ((fastrnn.LSTM(2, 2), torch.zeros(1, 1, 3)), {}, ValueError, "expected 2 features, .* got 3"),
+        ((fastrnn.LSTM(2, 2), (1.5, 2)), {}, TypeError, "input"),
+        ((fastrnn.SRU(2, 2), torch.zeros(1, 1, 3)), {}, ValueError, "expected 2 features, .* got 3"),
+        ((fastrnn.LSTMCell(2, 2), torch.zeros(1, 1, 2)), {}, ValueError, "1 or 2 dimensions for a cell"),
+        ((fastrnn.LSTMCell(2, 2), (5, 2)), {}, ValueError, r"one step for a cell, \(1, B\), got 5"),
     ],
 )
 def test_errors_name_the_argument(arguments, options, error, text):
+    """Protects from an answer to another question than the one that was asked, and from errors of the
+    layers below: 2**62 units overflowed their sums of bytes, half a step was cut off."""
     with pytest.raises(error, match=text):
         explain(*arguments, **options)
 
@@ -173,6 +198,27 @@ def test_tensorfloat_of_a_plan(with_kernels):
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
             assert f"in {precision}" in str(explain(shape, device="cuda"))
         assert f"in {precision}" in str(explain(shape, device="cuda", tf32=allowed))
+
+
+def test_the_weights_that_a_gpu_reads(with_kernels):
+    """Protects the bytes: persistent tiers read their weights once, the other reads those of W_hh as they are
+    stored; forward's is what a name of a GPU alone asks about."""
+    shape = (100, 16, 256, 512)
+    held, stepwise = (
+        explain(shape, gpu="H100", dtype=torch.bfloat16, backend=b) for b in ("auto", "stepwise")
+    )
+    assert held.device == "cuda"
+    assert held.layers[0].plan["step_weight_bytes"] == 0
+    assert "weights 3.15 MB, read once" in str(held)
+    assert stepwise.layers[0].plan["step_weight_bytes"] == 4 * 512 * 512 * 2
+    assert explain(shape).layers[0].plan["step_weight_bytes"] == 4 * 512 * 512 * 4
+
+
+def test_where_fused_is_an_error():
+    """Protects the reader of a plan: backend="fused" raises where the reference would run."""
+    found = explain((2, 2, 3, 4), dtype=torch.complex64, backend="fused")
+    assert "an error with backend='fused'" in found.layers[0].reason
+    assert "error" not in explain((2, 2, 3, 4), dtype=torch.complex64).layers[0].reason
 
 
 def test_backends_in_a_plan(with_kernels):

@@ -188,10 +188,14 @@ def a_document(gpu: str, commit: str | None, ok: bool) -> dict:
         {"target": "cuda grid", "check": {"cell": cell, "dtype": "float16"}, "ok": ok or cell != "rnn_relu"}
         for cell in ("lstm", "rnn_tanh", "rnn_relu")
     ]
+    outcomes.append({"target": "cuda auto", "check": {"cell": "sru", "dtype": "float16"}, "ok": True})
     steps = {
         "tests grid": {"status": "ok"},
         "tests cluster": {"status": "failed"},
+        "tests scan": {"status": "ok"},
+        "tests others": {"status": "ok"},
         "memcheck": {"status": "absent"},
+        "racecheck": {"status": "ok"},
         "verify": {"status": "ok", "result": {"outcomes": outcomes}},
     }
     return {"commit": commit, "machine": {"devices": [{"name": gpu, "driver": "1.2"}]}, "steps": steps}
@@ -205,13 +209,15 @@ def test_record(tmp_path):
     record.enter(a_document("H100", "bbb", ok=True), path)
     found = {(e["family"], e["cell"]): e["runs"] for e in record.load(path)["families"]}
     assert [(r["gpu"], r["commit"]) for r in found["grid", "lstm"]] == [("A100", "aaa"), ("H100", "bbb")]
-    assert found["grid", "lstm"][0]["checks"] == {"tests": "ok", "verify": "ok"}
+    all_of_it = {"tests": "ok", "racecheck": "ok", "verify": "ok"}
+    assert found["grid", "lstm"][0]["checks"] == found["scan", "sru"][0]["checks"] == all_of_it
     assert "verify" not in found["grid", "gru"][0]["checks"]
     assert found["cluster", "gru"][0]["checks"] == {"tests": "failed"}
+    assert found["wavefront", "lstm"][0]["checks"] == {"tests": "ok"}
     record.enter(a_document("H100", "ccc", ok=False), path)
     text = record.table(record.load(path))
     assert "**failed: verify**" in text
-    assert "H100 at ccc: tests, verify" in text
+    assert "H100 at ccc: tests, racecheck, verify" in text
     with pytest.raises(ValueError, match="needs the commit"):
         record.enter(a_document("H100", None, ok=True), path)
     before = path.read_text()
@@ -223,9 +229,9 @@ def test_the_record_that_is_kept():
     """Every family and cell is in it, in the table's order; every run names GPU, commit and checks."""
     kept = record.load()
     assert [(e["family"], e["cell"]) for e in kept["families"]] == [
-        (family, cell) for family in record.FAMILIES for cell in record.CELLS
+        (family, cell) for family, (_, cells) in record.FAMILIES.items() for cell in cells
     ]
-    assert set(record.FAMILIES) == set(_checks.TIERS)
+    assert set(record.FAMILIES) == {*_checks.TIERS, "scan", "wavefront"}
     for entry in kept["families"]:
         for run in entry["runs"]:
             assert all(run[key] for key in ("gpu", "commit", "checks"))

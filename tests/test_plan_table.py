@@ -149,6 +149,55 @@ def test_a_sweep_without_tiers_is_one_error():
         plan_table.measured(mixed)
 
 
+def _without(*path):
+    """A sweep that lacks an entry."""
+    document = sweep()
+    at = document
+    for key in path[:-1]:
+        at = at[key]
+    del at[path[-1]]
+    return document
+
+
+def _timed(seconds):
+    """A sweep with another time of its first case."""
+    document = sweep()
+    document["results"][0]["contenders"]["grid"]["median_s"] = seconds
+    return document
+
+
+@pytest.mark.parametrize(
+    ("document", "text"),
+    [
+        (lambda: [], "expected a sweep's JSON"),
+        (lambda: sweep(results=None), "expected a sweep's JSON"),
+        (lambda: _without("versions"), "'versions'"),
+        (lambda: _without("results", 0, "case"), "'case'"),
+        (lambda: _without("machine", "devices", 0, "properties", "sms"), "'sms'"),
+        (lambda: _timed(float("nan")), "expected positive times, got nan s of grid"),
+        (lambda: _timed(-1.0), "expected positive times, got -1.0 s of grid"),
+        (lambda: _timed(0), "expected positive times"),
+        (lambda: _timed("1"), "expected a sweep's JSON"),
+    ],
+)
+def test_a_broken_sweep_is_one_error(document, text):
+    """Protects the plan: a NaN or a negative time in its table would win or lose every comparison."""
+    with pytest.raises(ValueError, match=text):
+        plan_table.write(plan_table.measured(document()))
+
+
+def test_the_script_says_what_is_wrong(tmp_path, monkeypatch, capsys):
+    """Protects the table in use, and who runs the script from a traceback."""
+    out = tmp_path / "table.inl"
+    (tmp_path / "no.json").write_text("{")
+    for name in ("absent.json", "no.json"):
+        monkeypatch.setattr(sys, "argv", ["plan_table.py", str(tmp_path / name), "--out", str(out)])
+        with pytest.raises(SystemExit, match="2"):
+            plan_table.main()
+        assert name in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_gpu_checks_document_is_a_sweep_too(table):
     """sweep.json holds the same results one level down."""
     assert plan_table.measured({"part": "sweep", "steps": {"bench": {"result": sweep()}}}) == table

@@ -12,8 +12,10 @@ from helpers import CELLS, LAYERS, assert_same, flat, pair, randn, results
 from tolerances import assert_close
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 import fastrnn
 
@@ -210,6 +212,31 @@ def test_weights_that_are_computed():
     parametrizations.weight_norm(ours, "weight_hh_l0")
     compiled, _ = _compiled(ours)
     _same_as_eager(compiled, ours, randn(5, 3, IN))
+
+
+def test_transforms_and_checkpoints_within_a_graph():
+    """Protects per-sample gradients and checkpoints under torch.compile: a module that kept the tensors
+    of a call, wrapped by a transform, could not be traced, nor checkpointed in a graph ever after."""
+    module, x = fastrnn.GRU(IN, H), randn(5, 3, IN)
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+
+    def loss(weights, row):
+        return functional_call(module, weights, (row,))[0].sin().sum()
+
+    each = vmap(grad(loss), (None, 1))
+    expected = each(weights, x)
+    got = torch.compile(each, fullgraph=True, backend="aot_eager")(weights, x)
+    for name, one in expected.items():
+        assert_close(got[name], one, torch.float32)
+
+    def remembered(x):
+        return checkpoint(lambda x: module(x)[0], x, use_reentrant=False)
+
+    x.requires_grad_()
+    compiled = torch.compile(remembered, fullgraph=True, backend="aot_eager")
+    (got,) = torch.autograd.grad(compiled(x).sin().sum(), x)
+    (expected,) = torch.autograd.grad(module(x)[0].sin().sum(), x)
+    assert_close(got, expected, torch.float32)
 
 
 def test_wrong_input():

@@ -6,6 +6,7 @@ import contextlib
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 import fastrnn
 from fastrnn import _gpus, _wavefront
@@ -201,6 +202,33 @@ def test_the_context_ends_after_an_error():
     with pytest.raises(ZeroDivisionError), fastrnn.wavefront(5):
         _ = 1 / 0
     assert _wavefront._asked.get() is None
+
+
+def test_within_a_compiled_function():
+    """Protects one graph: torch.compile takes a function that enters the context, and runs whole layers."""
+    layer, x = fastrnn.LSTM(4, 6, 3), torch.randn(11, 3, 4)
+
+    def cut(x):
+        with fastrnn.wavefront(4):
+            return layer(x)[0]
+
+    compiled = torch.compile(cut, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x)[0])
+
+
+def test_within_a_checkpoint():
+    """Protects the docstring's way to checkpoint: within the function both runs are cut alike, wherever
+    backward() runs."""
+    layer, x = fastrnn.GRU(4, 6, 3), torch.randn(11, 3, 4, requires_grad=True)
+
+    def cut(x):
+        with fastrnn.wavefront(3):
+            return layer(x)[0]
+
+    y = torch.utils.checkpoint.checkpoint(cut, x, use_reentrant=False)
+    (grad,) = torch.autograd.grad(y.sin().sum(), x)
+    (expected,) = torch.autograd.grad(layer(x)[0].sin().sum(), x)
+    torch.testing.assert_close(grad, expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

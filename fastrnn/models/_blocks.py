@@ -31,6 +31,8 @@ class Recurrence(nn.Module):
         super().__init__()
         _checks.one_of(name, "cell", cell, tuple(CELLS))
         _inputs.size(name, "hidden_size", hidden_size)
+        _inputs.size(name, "num_layers", num_layers)
+        _inputs.number(name, "dropout", dropout, 0, 1)
         if bidirectional and hidden_size % 2:
             raise ValueError(f"{name}: hidden_size should be even for two directions, got {hidden_size}")
         self.layers = CELLS[cell](
@@ -47,7 +49,11 @@ class Recurrence(nn.Module):
         """x (T, B, I) to the output (T, B, H), zero beyond a row's length, and the last state."""
         layers = self.layers
         if isinstance(layers, SRU):
-            pads = None if lengths is None else ~_inputs.steps_within(lengths, x.size(0), x.device)
+            pads = None
+            if lengths is not None:
+                pads = ~_inputs.steps_within(lengths, x.size(0), x.device)
+                # Its product takes all steps: whatever the padding is, a gradient of zero times it is zero.
+                x = x.masked_fill(pads.unsqueeze(-1), 0)
             y, c = layers(x, None if state is None else state[0], mask_pad=pads)
             return y, (c,)
         if state is not None and layers.mode == "GRU":

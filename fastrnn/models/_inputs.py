@@ -5,18 +5,37 @@ Values are looked at in eager mode alone: a program that is being captured has n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from .. import _checks
+from .._stack import autocasting
 
 
 def size(name: str, argument: str, value: object, least: int = 1) -> int:
     """A size given to a constructor."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}: {argument} should be an integer >= {least}, got {value!r}")
+    return value
+
+
+def sizes(name: str, argument: str, value: object) -> tuple[int, ...]:
+    """Sizes given to a constructor, one or more."""
+    if not isinstance(value, (tuple, list)) or not value:
+        raise ValueError(f"{name}: {argument} should be a sequence of integers >= 1, got {value!r}")
+    return tuple(size(name, f"{argument}[{i}]", v) for i, v in enumerate(value))
+
+
+def number(name: str, argument: str, value: object, low: float, high: float = math.inf) -> float:
+    """A finite number from ``low`` to ``high``, both included."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not (real and low <= value <= high and abs(value) < math.inf):
+        bounds = f">= {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise ValueError(f"{name}: {argument} should be a number {bounds}, got {value!r}")
     return value
 
 
@@ -32,6 +51,17 @@ def shaped(name: str, argument: str, value: object, *shape: int | str) -> Tensor
     return x
 
 
+def features(name: str, argument: str, value: object, weight: Tensor, *shape: int | str) -> Tensor:
+    """As shaped(), for what meets a weight: of its dtype and device. Autocast takes other dtypes too."""
+    x = shaped(name, argument, value, *shape)
+    if x.device != weight.device or (x.dtype != weight.dtype and not autocasting(x)):
+        raise ValueError(
+            f"{name}: {argument} should be {weight.dtype} on {weight.device}, as the model is, got {x.dtype} "
+            f"on {x.device}"
+        )
+    return x
+
+
 def lstm_state(name: str, hx: object, *shape: int) -> tuple[Tensor, Tensor]:
     """The state (h, c) of a layer with an LSTM's states, both of that size."""
     if not isinstance(hx, (tuple, list)) or len(hx) != 2:
@@ -43,7 +73,12 @@ def lstm_state(name: str, hx: object, *shape: int) -> tuple[Tensor, Tensor]:
 def row_lengths(name: str, lengths: Tensor | Sequence[int], rows: int, steps: int, least: int = 1) -> Tensor:
     """Lengths of ``rows`` rows as an int64 tensor (B,), each from ``least`` to ``steps``."""
     if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(lengths)
+        try:
+            lengths = torch.tensor(lengths)
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # torch's answers differ by version
+            raise TypeError(
+                f"{name}: lengths should be a Tensor or a list of integers, got {lengths!r}"
+            ) from None
     if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
         raise TypeError(f"{name}: lengths should be integers, got {lengths.dtype}")
     if lengths.dim() != 1 or lengths.size(0) != rows:

@@ -34,8 +34,7 @@ def check_search(name: str, beam_size: int, max_length: int, length_penalty: flo
     """ValueError for a search that finds nothing."""
     _inputs.size(name, "beam_size", beam_size)
     _inputs.size(name, "max_length", max_length)
-    if not 0 <= length_penalty < float("inf"):
-        raise ValueError(f"{name}: length_penalty should be a number >= 0, got {length_penalty!r}")
+    _inputs.number(name, "length_penalty", length_penalty, 0)
 
 
 @torch.no_grad()
@@ -110,7 +109,9 @@ def beam_search(
 
 
 def sequence_log_prob(scores: Tensor, tokens: Tensor, end: int) -> Tensor:
-    """log P of the tokens (T, B) up to their first end symbol, included, under the scores (T, B, V); (B,)."""
-    log_probs = scores.log_softmax(-1).gather(2, tokens.unsqueeze(2)).squeeze(2)
+    """log P of the tokens (T, B) up to their first end symbol, included, under the scores (T, B, V); (B,),
+    in float32 at least."""
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    log_probs = scores.log_softmax(-1, dtype=wide).gather(2, tokens.unsqueeze(2)).squeeze(2)
     is_end = (tokens == end).long()
     return log_probs.masked_fill(is_end.cumsum(0) > is_end, 0).sum(0)

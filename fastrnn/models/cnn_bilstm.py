@@ -67,13 +67,21 @@ class CNNBiLSTM(nn.Module):
             raise ValueError(f"{_NAME}: kernel_size should be odd, got {kernel_size}")
         _checks.one_of(_NAME, "cell", cell, ("LSTM", "GRU"))
         _checks.one_of(_NAME, "head", head, ("ctc", "classify"))
+        _inputs.size(_NAME, "hidden_size", hidden_size)
+        _inputs.size(_NAME, "num_layers", num_layers)
+        _inputs.number(_NAME, "dropout", dropout, 0, 1)
+        channels = _inputs.sizes(_NAME, "channels", channels)
         if strides is None:
             strides = [1 if height is None else (2, 1)] * len(channels)
-        if len(strides) != len(channels) or not channels:
+        if not isinstance(strides, (tuple, list)) or len(strides) != len(channels):
             raise ValueError(
-                f"{_NAME}: strides should be as many as channels, and one or more, got {len(strides)} and "
-                f"{len(channels)}"
+                f"{_NAME}: strides should be as many as channels, {len(channels)}, got {strides!r}"
             )
+        for i, stride in enumerate(strides):
+            if height is None:
+                _inputs.size(_NAME, f"strides[{i}]", stride)
+            elif len(_inputs.sizes(_NAME, f"strides[{i}]", stride)) != 2:
+                raise ValueError(f"{_NAME}: strides[{i}] should be (vertical, horizontal), got {stride!r}")
         self.head = head
         conv, before = (nn.Conv1d if height is None else nn.Conv2d), input_size
         self.convolutions = nn.ModuleList()
@@ -105,11 +113,12 @@ class CNNBiLSTM(nn.Module):
         Raises:
             ValueError: sizes or lengths that do not fit, an empty batch. TypeError: lengths of another type.
         """
+        weight = self.convolutions[0].weight
         if self.height is None:
-            _inputs.shaped(_NAME, "x", x, "T", "B", self.input_size)
+            _inputs.features(_NAME, "x", x, weight, "T", "B", self.input_size)
             x = x.permute(1, 2, 0)
         else:
-            _inputs.shaped(_NAME, "x", x, "B", self.input_size, self.height, "T")
+            _inputs.features(_NAME, "x", x, weight, "B", self.input_size, self.height, "T")
         B, T = x.size(0), x.size(-1)
         if lengths is None:
             n = torch.full((B,), T, device=x.device)
@@ -151,6 +160,9 @@ class CNNBiLSTM(nn.Module):
             ValueError: a label out of range, a target that needs more steps than its row has (a label each,
                 and a blank between equal ones).
         """
+        _inputs.shaped(_NAME, "log_probs", log_probs, "T'", "B", self.classes)
+        lengths = _inputs.row_lengths(_NAME, lengths, log_probs.size(1), log_probs.size(0))
+        lengths = lengths.to(log_probs.device)
         _inputs.shaped(_NAME, "targets", targets, log_probs.size(1), "S")
         n = _inputs.row_lengths(_NAME, target_lengths, *targets.shape).to(targets.device)
         used = torch.arange(targets.size(1), device=targets.device) < n[:, None]
@@ -160,8 +172,8 @@ class CNNBiLSTM(nn.Module):
             if int(labels.min()) == 0:
                 raise ValueError(f"{_NAME}: targets should be from 1 to {self.classes - 1}, 0 is the blank")
             needed = n + ((labels[:, 1:] == labels[:, :-1]) & used[:, 1:]).sum(1)
-            if bool((needed > lengths).any()):
-                row = int((needed > lengths).nonzero()[0])
+            if bool((needed > lengths.cpu()).any()):
+                row = int((needed > lengths.cpu()).nonzero()[0])
                 raise ValueError(
                     f"{_NAME}: targets[{row}] needs {int(needed[row])} steps, the row has {int(lengths[row])}"
                 )

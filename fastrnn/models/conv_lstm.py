@@ -85,7 +85,8 @@ class ConvLSTMCell(nn.Module):
         Raises:
             ValueError: sizes that do not fit. TypeError: hx that is no pair.
         """
-        _inputs.shaped("ConvLSTMCell", "x", x, "B", self.input_channels, *FRAME[-self.dims :])
+        frame = ("B", self.input_channels, *FRAME[-self.dims :])
+        _inputs.features("ConvLSTMCell", "x", x, self.input_conv.weight, *frame)
         size = (x.size(0), self.hidden_channels, *x.shape[2:])
         return self.step(self.input_conv(x), *_states("ConvLSTMCell", hx, x, size))
 
@@ -165,7 +166,8 @@ class ConvLSTM(nn.Module):
         """
         cell = self.cells[0]
         first = ("B", "T") if self.batch_first else ("T", "B")
-        _inputs.shaped("ConvLSTM", "x", x, *first, cell.input_channels, *FRAME[-cell.dims :])
+        shape = (*first, cell.input_channels, *FRAME[-cell.dims :])
+        _inputs.features("ConvLSTM", "x", x, cell.input_conv.weight, *shape)
         steps, rows = (x.size(1), x.size(0)) if self.batch_first else x.shape[:2]
         mask = None
         if lengths is not None:
@@ -222,7 +224,7 @@ def _states(name: str, hx: tuple[Tensor, Tensor] | None, x: Tensor, size: tuple[
 
 
 def _per_dimension(name: str, value: int | Sequence[int], dims: int) -> tuple[int, ...]:
-    values = (value,) * dims if isinstance(value, int) else tuple(value)
-    if len(values) != dims or any(not isinstance(v, int) or v < 1 for v in values):
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * dims
+    if len(values) != dims or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in values):
         raise ValueError(f"ConvLSTM: {name} should be {dims} positive numbers, or one, got {value!r}")
     return values

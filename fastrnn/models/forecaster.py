@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -62,14 +63,15 @@ class Forecaster(nn.Module):
         self.horizon = _inputs.size(name, "horizon", horizon)
         self.covariates = _inputs.size(name, "covariates", covariates, least=0)
         self.context_size = _inputs.size(name, "context_size", context_size)
+        _inputs.size(name, "hidden_size", hidden_size)
+        _inputs.size(name, "num_layers", num_layers)
+        _inputs.number(name, "dropout", dropout, 0, 1)
         _checks.one_of(name, "cell", cell, _CELLS)
+        if quantiles is not None and not _ascending(quantiles):
+            raise ValueError(
+                f"{name}: quantiles should ascend between 0 and 1, or be None, got {quantiles!r}"
+            )
         self.quantiles = None if quantiles is None else tuple(quantiles)
-        if self.quantiles is not None:
-            ordered = sorted(set(self.quantiles)) == list(self.quantiles)
-            if not (self.quantiles and ordered and self.quantiles[0] > 0 and self.quantiles[-1] < 1):
-                raise ValueError(
-                    f"{name}: quantiles should ascend between 0 and 1, or be None, got {quantiles!r}"
-                )
         self.cell = cell
         self.encoder = getattr(modules, cell)(
             input_size + covariates, hidden_size, num_layers, dropout=dropout
@@ -106,6 +108,14 @@ class Forecaster(nn.Module):
         T, B, _ = series.shape
         if self.covariates:
             _inputs.shaped(name, "covariates", covariates, T + K, B, self.covariates)
+        if lengths is not None:
+            lengths = _inputs.row_lengths(name, lengths, B, T)
+            # Whatever the padding is, a gradient of zero times it is zero.
+            series = series.where(_inputs.steps_within(lengths, T, series.device)[..., None], 0)
+            if self.covariates:
+                known = _inputs.steps_within(lengths + K, T + K, series.device)
+                covariates = covariates.where(known[..., None], 0)
+        if self.covariates:
             x = torch.cat((series, covariates[:T]), dim=-1)
         elif covariates is not None:
             raise ValueError(f"{name}: covariates should be None, the model was made without, got some")
@@ -114,7 +124,6 @@ class Forecaster(nn.Module):
         if lengths is None:
             h = self.encoder(x)[0]
         else:
-            lengths = _inputs.row_lengths(name, lengths, B, T)
             # Nothing runs backward in time, so an SRU's rows need no masks; the others save the work.
             h = self.encoder(x)[0] if self.cell == "SRU" else self.encoder(x, lengths=lengths)[0]
         if every_step:
@@ -152,7 +161,7 @@ class Forecaster(nn.Module):
             forecast: as ``forward`` returns it. target: the same without Q; see :func:`windows`.
         """
         expected = forecast.shape if self.quantiles is None else forecast.shape[:-1]
-        if target.shape != expected:
+        if _checks.tensor("Forecaster", "target", target).shape != expected:
             raise ValueError(
                 f"Forecaster: target should be of size {list(expected)}, got {list(target.shape)}"
             )
@@ -165,6 +174,13 @@ class Forecaster(nn.Module):
             error = y.unsqueeze(-1) - forecast
             errors = torch.maximum(tau * error, (tau - 1) * error).mean(-1)
         return (errors * known).sum() / known.sum().clamp(min=1)
+
+
+def _ascending(quantiles: object) -> bool:
+    """Whether these are numbers that ascend between 0 and 1, at least one."""
+    if not isinstance(quantiles, (tuple, list)) or not all(isinstance(q, (int, float)) for q in quantiles):
+        return False
+    return bool(quantiles) and all(a < b for a, b in pairwise((0, *quantiles, 1)))
 
 
 def windows(values: Tensor, horizon: int) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from .. import _checks
 from .._sru import hooked
 from ..modules import GRU, LSTM, RNN, SRU, SRUpp
 from ..streaming import Streamer
@@ -43,6 +44,7 @@ class LanguageModel(nn.Module):
 
     Raises:
         ValueError: a size below 1, a layer with ``batch_first`` or two directions.
+        TypeError: anything else than such a layer.
     """
 
     def __init__(
@@ -50,6 +52,14 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         name = "LanguageModel"
+        if (
+            not hasattr(rnn, "input_size")
+            or not hasattr(rnn, "hidden_size")
+            or not hasattr(rnn, "num_layers")
+        ):
+            raise TypeError(
+                f"{name}: rnn should be a layer of fastrnn or fastrnn.models, got {_checks.kind(rnn)}"
+            )
         for option in ("batch_first", "bidirectional"):
             if getattr(rnn, option, False):
                 raise ValueError(f"{name}: rnn should have {option}=False")
@@ -58,7 +68,7 @@ class LanguageModel(nn.Module):
         features = rnn.input_size
         outputs = getattr(rnn, "output_size", 0) or getattr(rnn, "proj_size", 0) or rnn.hidden_size
         self.embedding = nn.Embedding(vocabulary, features)
-        self.drop = nn.Dropout(dropout)
+        self.drop = nn.Dropout(_inputs.number(name, "dropout", dropout, 0, 1))
         self.rnn = rnn
         projected = tied and outputs != features
         self.projection = nn.Linear(outputs, features, bias=False) if projected else nn.Identity()

@@ -26,10 +26,18 @@ class MogrifierLSTMCell(nn.Module):
 
     Parameters: ``gates.{i}`` Q and R in turns, ``gates.{i}.0`` and ``gates.{i}.1`` with a rank, right factor
     first; ``cell`` an LSTMCell's.
+
+    Raises:
+        ValueError: sizes that are too small. From a call: ValueError and TypeError, x or hx that do not fit.
     """
 
     def __init__(self, input_size: int, hidden_size: int, rounds: int = 5, rank: int | None = None) -> None:
         super().__init__()
+        self.input_size = _inputs.size(_NAME, "input_size", input_size)
+        self.hidden_size = _inputs.size(_NAME, "hidden_size", hidden_size)
+        _inputs.size(_NAME, "rounds", rounds, least=0)
+        if rank is not None:
+            _inputs.size(_NAME, "rank", rank)
         sizes = (hidden_size, input_size)
         self.gates = nn.ModuleList()
         for i in range(rounds):
@@ -42,6 +50,11 @@ class MogrifierLSTMCell(nn.Module):
         self.cell = LSTMCell(input_size, hidden_size)
 
     def forward(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        _inputs.features("MogrifierLSTMCell", "x", x, self.cell.weight_ih, "B", self.input_size)
+        return self.step(x, _inputs.lstm_state("MogrifierLSTMCell", hx, x.size(0), self.hidden_size))
+
+    def step(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """forward() without its checks."""
         h, c = hx
         for i, gate in enumerate(self.gates):
             if i % 2 == 0:
@@ -87,7 +100,7 @@ class MogrifierLSTM(nn.Module):
         self.num_layers = _inputs.size(_NAME, "num_layers", num_layers)
         self.rounds = _inputs.size(_NAME, "rounds", rounds, least=0)
         self.rank = None if rank is None else _inputs.size(_NAME, "rank", rank)
-        self.drop = nn.Dropout(dropout)
+        self.drop = nn.Dropout(_inputs.number(_NAME, "dropout", dropout, 0, 1))
         self.cells = nn.ModuleList(
             MogrifierLSTMCell(hidden_size if k else input_size, hidden_size, rounds, rank)
             for k in range(num_layers)
@@ -113,7 +126,7 @@ class MogrifierLSTM(nn.Module):
         Raises:
             ValueError: sizes or lengths that do not fit, an empty batch. TypeError: arguments of other types.
         """
-        _inputs.shaped(_NAME, "x", x, "T", "B", self.input_size)
+        _inputs.features(_NAME, "x", x, self.cells[0].cell.weight_ih, "T", "B", self.input_size)
         T, B, _ = x.shape
         if hx is None:
             h0 = c0 = x.new_zeros(self.num_layers, B, self.hidden_size)
@@ -123,11 +136,12 @@ class MogrifierLSTM(nn.Module):
         if lengths is not None:
             lengths = _inputs.row_lengths(_NAME, lengths, B, T)
             valid = _inputs.steps_within(lengths, T, x.device)[..., None]
+            x = x.where(valid, 0)  # whatever the padding is, a gradient of zero times it is zero
         finals = []
         for k, cell in enumerate(self.cells):
             state, outputs = (h0[k], c0[k]), []
             for t, step in enumerate(x.unbind()):
-                h, c = cell(step, state)
+                h, c = cell.step(step, state)
                 outputs.append(h)
                 if valid is not None:
                     h, c = (torch.where(valid[t], a, b) for a, b in zip((h, c), state, strict=True))

@@ -95,10 +95,10 @@ class NeuralTuringMachine(nn.Module):
         for name, value in sizes.items():
             _inputs.size("NeuralTuringMachine", name, value)
         _checks.one_of("NeuralTuringMachine", "controller", controller, CONTROLLERS)
-        if not 0 <= 2 * shift_range + 1 <= memory_slots:
+        if not isinstance(shift_range, int) or not 0 <= 2 * shift_range + 1 <= memory_slots:
             raise ValueError(
                 f"NeuralTuringMachine: shift_range should be 0 to {(memory_slots - 1) // 2} for "
-                f"{memory_slots} slots, got {shift_range}"
+                f"{memory_slots} slots, got {shift_range!r}"
             )
         self.input_size, self.hidden_size, self.batch_first = input_size, hidden_size, batch_first
         self.memory_slots, self.memory_width = memory_slots, memory_width
@@ -151,7 +151,7 @@ class NeuralTuringMachine(nn.Module):
             TypeError: lengths that are no integers.
         """
         first = ("B", "T") if self.batch_first else ("T", "B")
-        _inputs.shaped("NeuralTuringMachine", "x", x, *first, self.input_size)
+        _inputs.features("NeuralTuringMachine", "x", x, self.output.weight, *first, self.input_size)
         if self.batch_first:
             x = x.transpose(0, 1)
         mask = None
@@ -199,6 +199,11 @@ class NeuralTuringMachine(nn.Module):
         return self.output(torch.cat([h, reads], 1)), NTMState(controller, memory, reads, w)
 
     def _check(self, state: NTMState, rows: int) -> None:
+        if not isinstance(state, NTMState):
+            raise TypeError(
+                f"NeuralTuringMachine: state should be an NTMState, got {_checks.kind(state)}; "
+                "see initial_state()"
+            )
         expected, got = (
             [list(t.shape) for t in (*s[1:], *s.controller)] for s in (self.initial_state(rows), state)
         )
@@ -223,12 +228,15 @@ def address(
     key_norm = (key.square().sum(-1, keepdim=True) + 1e-6).sqrt()
     slot_norm = (memory.square().sum(-1) + 1e-6).sqrt()
     cosine = key @ memory.mT / (key_norm * slot_norm[:, None])
-    w = torch.lerp(previous, (F.softplus(strength) * cosine).softmax(-1), gate.sigmoid())
+    # Half types have no room for the small weights, and autocast mixes them with float32.
+    wide = torch.promote_types(previous.dtype, torch.float32)
+    content = (F.softplus(strength) * cosine).softmax(-1, dtype=wide)
+    w = torch.lerp(previous.to(wide), content, gate.to(wide).sigmoid())
     shifts = shift.size(-1) // 2
-    shift = shift.softmax(-1)
+    shift = shift.softmax(-1, dtype=wide)
     w = sum(w.roll(j, -1) * shift[..., j + shifts, None] for j in range(-shifts, shifts + 1))
     # w**gamma over its sum as a softmax: large gammas of small numbers, and zeros, make no 0/0.
-    return ((1 + F.softplus(sharpness)) * (w + 1e-16).log()).softmax(-1)
+    return ((1 + F.softplus(sharpness)) * (w + 1e-16).log()).softmax(-1, dtype=wide).to(previous.dtype)
 
 
 def _where(alive: Tensor, new: NTMState, old: NTMState) -> NTMState:

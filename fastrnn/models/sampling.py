@@ -22,10 +22,9 @@ def probabilities(
     """
     name = "probabilities"
     scores = _inputs.shaped(name, "scores", scores, "B", "V")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"{name}: temperature should be 0 or more, got {temperature!r}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"{name}: top_p should be above 0 and at most 1, got {top_p!r}")
+    _inputs.number(name, "temperature", temperature, 0)
+    if top_p is not None and _inputs.number(name, "top_p", top_p, 0, 1) == 0:
+        raise ValueError(f"{name}: top_p should be above 0, got {top_p!r}")
     if temperature == 0:
         top_k, temperature = 1, 1.0
     ordered, order = scores.float().sort(dim=-1, descending=True, stable=True)

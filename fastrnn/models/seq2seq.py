@@ -79,7 +79,9 @@ class Seq2Seq(nn.Module):
             _checks.one_of("Seq2Seq", "attention", attention, Attention.KINDS)
         self.bos = _inputs.token("Seq2Seq", "bos", bos, target_size)
         self.eos = _inputs.token("Seq2Seq", "eos", eos, target_size)
-        features = hidden_size if embedding_size is None else embedding_size
+        features = _inputs.size("Seq2Seq", "hidden_size", hidden_size)
+        if embedding_size is not None:
+            features = _inputs.size("Seq2Seq", "embedding_size", embedding_size)
         self.source_embedding = nn.Embedding(source_size, features)
         self.target_embedding = nn.Embedding(target_size, features)
         self.encoder = Recurrence("Seq2Seq", cell, features, hidden_size, num_layers, bidirectional, dropout)

@@ -91,10 +91,12 @@ class RecurrentLayer(nn.RNNBase):
             return flat
 
         current = [getattr(self, name, None) for name in self._flat_weights_names]
-        if torch.compiler.is_exporting():  # stand-ins for the time of the export, not to be kept
-            return current
         refs = self._flat_weight_refs
-        if len(refs) != len(current) or any(
+        if torch.compiler.is_compiling():
+            # Stand-ins for the time of the tracing, not to be kept; within a checkpoint or torch.func's
+            # transforms a graph could not even.
+            flat = current
+        elif len(refs) != len(current) or any(
             w is not None and ref is not None and ref() is not w for w, ref in zip(current, refs, strict=True)
         ):
             self._flat_weights = flat = current

@@ -14,14 +14,17 @@ import sys
 from pathlib import Path
 
 RECORD = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "gpu_verification.json"
-#: Kernel families by the names of their tiers, and what runs them in `python -m fastrnn verify`.
-FAMILIES = {
-    "stepwise": "a product and a kernel a step",
-    "one_cta": "one CTA",
-    "cluster": "a thread block cluster",
-    "grid": "the whole grid",
-}
 CELLS = ("lstm", "gru", "rnn")
+#: Kernel families, first the tiers by their names: what they are, and the cells that they run.
+FAMILIES = {
+    "stepwise": ("a product and a kernel a step", CELLS),
+    "one_cta": ("one CTA", CELLS),
+    "cluster": ("a thread block cluster", CELLS),
+    "grid": ("the whole grid", CELLS),
+    "scan": ("elementwise, one kernel whatever the tier", ("sru", "srupp")),
+    "wavefront": ("stacked layers on streams", CELLS),
+}
+SANITIZERS = ("memcheck", "racecheck", "synccheck")
 
 
 def load(path: Path = RECORD) -> dict:
@@ -32,8 +35,8 @@ def empty() -> dict:
     """A record of nothing: every family and cell, no run."""
     families = [
         {"family": family, "what": what, "cell": cell, "runs": []}
-        for family, what in FAMILIES.items()
-        for cell in CELLS
+        for family, (what, cells) in FAMILIES.items()
+        for cell in cells
     ]
     return {"format": 1, "families": families}
 
@@ -42,12 +45,16 @@ def outcomes(document: dict, family: str, cell: str) -> dict[str, str]:
     """What a part of gpu-check says of a family and a cell: "ok" or "failed" by the name of the check."""
     found = {}
     steps = document["steps"]
-    for name in ("tests", "memcheck", "racecheck", "synccheck"):
-        step = steps.get(f"{name} {family}", steps.get(name, {}))
-        if step.get("status") in ("ok", "failed"):
-            found[name] = step["status"]
+    tests = "others" if family == "wavefront" else family
+    # The sanitizers run single layers, those of the clusters apart from all others.
+    sanitized = () if family == "wavefront" else SANITIZERS
+    names = {"tests": f"tests {tests}"} | {s: f"{s} cluster" if family == "cluster" else s for s in sanitized}
+    for check, name in names.items():
+        if steps.get(name, {}).get("status") in ("ok", "failed"):
+            found[check] = steps[name]["status"]
     for outcome in steps.get("verify", {}).get("result", {}).get("outcomes", ()):
-        if outcome["target"].endswith(f" {family}") and outcome["check"]["cell"].partition("_")[0] == cell:
+        target = "auto" if family == "scan" else family
+        if outcome["target"].endswith(f" {target}") and outcome["check"]["cell"].partition("_")[0] == cell:
             ok = outcome["ok"] and found.get("verify") != "failed"
             found["verify"] = "ok" if ok else "failed"
     return found
