@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -121,8 +122,6 @@ def compiled(problem: Problem, graphs: bool = False) -> Contender:
 
 def forget() -> None:
     """Drop what torch.compile keeps of the cases before: it gives up after a few of one function."""
-    import sys
-
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
 
