@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,17 @@ def _machine(run: dict) -> tuple:
     return run["machine"]["cpu"], *(d["name"] for d in run["machine"]["devices"])
 
 
+def _presets(names: Sequence[str]) -> str:
+    """Their names; all the parts of one preset are that preset."""
+    names = list(dict.fromkeys(names))
+    for name in list(names):
+        if match := re.fullmatch(r"(\w+) \d+/(\d+)", name):
+            every = {f"{match[1]} {k}/{match[2]}" for k in range(1, int(match[2]) + 1)}
+            if every <= set(names):
+                names = [match[1], *(n for n in names if n not in every)]
+    return " + ".join(names)
+
+
 def merge(runs: Sequence[dict]) -> dict:
     """One run of several, of which a later one counts where both have a case: a ratio is from one run.
 
@@ -59,7 +71,7 @@ def merge(runs: Sequence[dict]) -> dict:
     for name in ("scaling", "overhead", "memory"):
         out[name] = [entry for run in timed for entry in run.get(name, ())]
     out["threads"] = sorted({n for run in timed for n in run["threads"]})
-    out["preset"] = " + ".join(dict.fromkeys(r["preset"] for r in timed))
+    out["preset"] = _presets([r["preset"] for r in timed])
     out["commit"] = " and ".join(dict.fromkeys(r["commit"] or "unknown" for r in timed))
     out["seconds"] = sum(r["seconds"] for r in timed)
     out["load"] = max(r["load"] or 0.0 for r in timed)

@@ -1,12 +1,12 @@
 """The least time that a step can take on a GPU, and where the figures come from.
 
-A step cannot end before every SM that has a part of the recurrent weights has read the new h. So it takes the
-longest of
+A step cannot end before every SM that has a part of the recurrent weights has read the new h. So it takes
+the longest of
     exchange     h's way to the other SMs, and then reading it, from shared memory or the L2 cache;
     memory       what the sequence reads and writes in the GPU's memory, a step's share of it;
     arithmetic   at the rate of a matrix product that the run has measured.
 Backward exchanges the gradient of h in the same way. The exchange is that of the cheapest tier that can run
-the case: within an SM shared memory's latency, in a cluster a push into the other SMs' shared memory, over the
+the case: within an SM shared memory's latency, in a cluster a push into other SMs' shared memory, over the
 grid a flag in the L2 cache; a step at a time it is two launches of a graph, and the weights are read anew.
 """
 

@@ -226,15 +226,12 @@ def _memory_cases(preset, chosen) -> list:
 
 def show(run: dict) -> None:
     """The results on the terminal."""
-    from ..bench import heatmap, report, targets
+    from ..bench import cuda_report, heatmap, report, targets
     from ..bench.results import group_results
 
     console.heading("fastrnn benchmark")
     for line in report.machine_lines(run):
         print("  " + line.replace("**", ""))
-    if planes := heatmap.planes(run["results"]):
-        for one in (heatmap.summary(planes), *map(heatmap.table, planes)):
-            console.table(one.columns, one.rows)
     for threads in run["threads"]:
         on = targets.plural(threads, "thread")
         for sweep in (False, True):
@@ -259,6 +256,11 @@ def show(run: dict) -> None:
     if run["absolute_targets"]:
         shown = report.absolute_table(run["absolute_targets"])
         console.table(shown.columns, shown.rows, "Latency, overhead, scaling, memory")
+    if results := cuda_report.on_gpu(run):
+        shown = heatmap.summary(heatmap.planes(results))
+        console.table(shown.columns, shown.rows, "Times faster than torch.nn")
+        for line in cuda_report.losses(results) or ["torch.nn is nowhere faster"]:
+            print("  " + line.replace("**", ""))
 
 
 def run_models(options: argparse.Namespace) -> int:
