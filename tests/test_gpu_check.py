@@ -35,6 +35,7 @@ def test_steps_of_every_part(tmp_path, monkeypatch):
     assert names["check"] == ["build", "tests", "memcheck", "racecheck", "synccheck"]
     assert names["measure"] == ["compile latency", "latency", "verify"]
     assert names["sweep"] == ["bench"]
+    assert [s.name for s in check.steps("peers", tmp_path, (9, 0))] == ["bench"]
     assert check.steps("check", tmp_path, (9, 0))[0].environment["FASTRNN_CUDA_ARCHS"] == "9.0a"
     assert check.steps("check", tmp_path, (8, 6))[0].environment["FASTRNN_CUDA_ARCHS"] == "8.6"
     monkeypatch.setattr(check, "find_tool", lambda name: None)
@@ -43,6 +44,19 @@ def test_steps_of_every_part(tmp_path, monkeypatch):
         for step in check.steps(part, tmp_path, (9, 0)):
             for word in step.command or ():
                 assert not word.endswith((".py", ".cu")) or (ROOT / word).exists(), word
+
+
+def test_benchmarks_end_before_they_are_ended(tmp_path):
+    """The runs of sweep and peers have an end of their own, a minute before `timeout` would kill them; the
+    command is one that the benchmark knows; and a part takes less than ten minutes."""
+    from fastrnn.cli import parser
+
+    for part in ("sweep", "peers"):
+        (step,) = check.steps(part, tmp_path, (9, 0))
+        options = parser().parse_args(step.command[3:])
+        assert options.limit + 60 <= step.limit_s <= 570
+        assert (options.device, options.tiers, options.json_only) == ("cuda", True, True)
+        assert step.result == options.out / "results.json"
 
 
 def test_a_part_writes_its_log_and_json(tmp_path, monkeypatch):
@@ -86,7 +100,7 @@ def test_a_missing_gpu_is_one_clear_error():
     assert (done.returncode, done.stderr) == (1, "gpu-check: torch sees no GPU\n")
     wrong = subprocess.run([*script, "everything"], capture_output=True, text=True)
     assert wrong.returncode == 2
-    assert "part: expected check, measure, sweep, got everything" in wrong.stderr
+    assert "part: expected check, measure, sweep, peers, got everything" in wrong.stderr
 
 
 def test_small_cases_meet_every_kernel():

@@ -68,7 +68,7 @@ def heat_map(planes: Sequence[Plane], title: str) -> Figure:
         ax.set_xlabel("hidden size H")
         ax.set_ylabel("batch B")
         ax.set_title(f"{plane.case.dtype}, {plane.case.work}, T = {plane.case.T}", loc="left")
-    marks = [1 / 16, 1 / 4, 1 / 2, 1, 2, 4, 16]
+    marks = [1 / 4, 1 / 2, 1, 2, 4, 16]
     bar = figure.colorbar(
         shown,
         ax=list(grid.ravel()),

@@ -59,10 +59,10 @@ class Supervisor:
         environment: dict[str, str],
         excluded: dict[Case, dict[str, str]] | None = None,
         silent_s: float = SILENT_S,
-        command: Sequence[str] = COMMAND,
+        command: Sequence[str] = (),
     ):
         self.request, self.handle, self.environment = request, handle, environment
-        self.silent_s, self.command = silent_s, command
+        self.silent_s, self.command = silent_s, command or COMMAND
         self.pending = [Case(**c) for c in request["cases"]]
         self.excluded = {c: dict((excluded or {}).get(c, {})) for c in self.pending}
         self.limits: list[dict] = []

@@ -8,6 +8,8 @@ Parts, each of which can run alone; all by default, together under ten minutes o
     measure  latencies and instructions (latency.cu), `python -m fastrnn verify` over every tier
     sweep    the benchmark against cuDNN, `python -m fastrnn bench --device cuda --quick --tiers`; also what
              benchmarks/plan_table.py makes the plan's table of
+and, only where it is asked for,
+    peers    the same against torch.compile, haste, TorchRL and FlashRNN, which compile for minutes
 
 Options: --out FOLDER (default gpu-check-out, or $OUT), --record (enter what was verified into
 benchmarks/results/gpu_verification.json). A part writes <part>.log and <part>.json: machine, versions,
@@ -18,6 +20,7 @@ step failed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -31,8 +34,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PARTS = ("check", "measure", "sweep")
-#: A step that takes longer hangs.
+ON_DEMAND = ("peers",)
+#: A step that takes longer hangs. The benchmark ends by itself, with what it has, some time before.
 LIMIT_S = 420
+SWEEP_S, PEERS_S, ENDING_S = 330, 510, 60
 
 
 @dataclass
@@ -42,12 +47,14 @@ class Step:
     Attributes:
         command: None where what it needs is not here.
         result: a JSON file that it leaves, taken into the part's.
+        limit_s: seconds that it may take.
     """
 
     name: str
     command: Sequence[str] | None
     environment: dict[str, str] = field(default_factory=dict)
     result: Path | None = None
+    limit_s: int = LIMIT_S
 
 
 def find_tool(name: str) -> str | None:
@@ -110,9 +117,15 @@ def steps(part: str, out: Path, capability: tuple[int, int]) -> list[Step]:
                 result=verified,
             ),
         ]
-    folder = out / "sweep"
-    bench = [python, "-m", "fastrnn", "bench", "--device", "cuda", "--quick", "--tiers", "--out", str(folder)]
-    return [Step("bench", bench, result=folder / "results.json")]
+    folder = out / part
+    what = {"sweep": ["--quick", "--limit", str(SWEEP_S)], "peers": ["--peers", "--limit", str(PEERS_S)]}[
+        part
+    ]
+    bench = [python, "-m", "fastrnn", "bench", "--device", "cuda", *what, "--tiers"]
+    # The report is written from this part's JSON, on any machine: `bench --merge`.
+    bench += ["--json-only", "--out", str(folder)]
+    limit_s = ENDING_S + (SWEEP_S if part == "sweep" else PEERS_S)
+    return [Step("bench", bench, result=folder / "results.json", limit_s=limit_s)]
 
 
 def run_step(step: Step, log: Callable[[str], None]) -> dict:
@@ -126,7 +139,7 @@ def run_step(step: Step, log: Callable[[str], None]) -> dict:
         os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | step.environment
     )
     # Through the shell's timeout, so that a hanging kernel ends the step and not the whole check.
-    command = ["timeout", "--kill-after=10", str(LIMIT_S), *step.command]
+    command = ["timeout", "--kill-after=10", str(step.limit_s), *step.command]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -141,6 +154,8 @@ def run_step(step: Step, log: Callable[[str], None]) -> dict:
     if step.result is not None and step.result.exists():
         outcome["result"] = json.loads(step.result.read_text())
         step.result.unlink()
+        with contextlib.suppress(OSError):  # a folder with nothing else in it
+            step.result.parent.rmdir()
     return outcome
 
 
@@ -179,12 +194,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="part", help=", ".join(PARTS))
+    parser.add_argument("parts", nargs="*", metavar="part", help=", ".join((*PARTS, *ON_DEMAND)))
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu-check-out")))
     parser.add_argument("--record", action="store_true", help="enter what was verified into the record")
     options = parser.parse_args()
-    if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"part: expected {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    if unknown := set(options.parts) - {*PARTS, *ON_DEMAND}:
+        known = ", ".join((*PARTS, *ON_DEMAND))
+        parser.error(f"part: expected {known}, got {', '.join(sorted(unknown))}")
     import torch
 
     if not torch.cuda.is_available():
