@@ -4,9 +4,9 @@
     python benchmarks/plan_table.py --estimates                                     the model's, for no device
 
 The sweep is that of `python -m fastrnn bench --device cuda --tiers`, or several of those merged by
-`bench --merge`, or that of `make gpu-check ARGS=sweep`, whose sweep.json holds it. A tier's time a step is its
-inference over T, the backward pass's what training takes beyond that; both include the products for the input
-and the weights, which are the same for every tier. Build again afterwards.
+`bench --merge`, or that of `make gpu-check ARGS=sweep`, whose sweep.json holds it. A tier's time a step is
+its inference over T, the backward pass's what training takes beyond that; both include the products for the
+input and the weights, which are the same for every tier. Build again afterwards.
 """
 
 from __future__ import annotations

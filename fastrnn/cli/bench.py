@@ -1,8 +1,8 @@
 """Benchmark fastrnn against torch.nn, ONNX Runtime, OpenVINO, JAX and the plain reference on this machine.
 
 Prints the results and writes a folder with report.html (one page with everything), report.md, results.json
-and plots. The other frameworks take part where they are installed: pip install "fastrnn[bench]". Exit status
-1 if fastrnn fails in a case or its numbers differ from torch.nn's.
+and plots. The other frameworks take part where they are installed: pip install "fastrnn[bench]", on a GPU
+"fastrnn[bench-cuda]". Exit status 1 if fastrnn fails in a case or its numbers differ from torch.nn's.
 
   python -m fastrnn bench --quick                      under a minute
   python -m fastrnn bench --full --save                all shapes on 1 and 2 threads, into benchmarks/results/
