@@ -1,6 +1,7 @@
 """The benchmark on a GPU, as far as it can be seen without one: cases, regimes, targets, reports."""
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +21,7 @@ from fastrnn.bench import (
     merge,
     report,
     step_floor,
+    supervisor,
     worker,
 )
 from fastrnn.bench import run as bench_run
@@ -170,6 +172,56 @@ def test_options_of_a_gpu_need_one(option):
     """One clear error, that names the option."""
     with pytest.raises(SystemExit, match=rf"{option[0]} is about a GPU: add --device cuda"):
         bench_command.make_plan(parser().parse_args(["bench", *option]))
+
+
+#: A worker that has the same times for every case, and dies in one of them.
+WORKER = """
+import json, os, sys
+request = json.loads(sys.stdin.readline())
+result = json.loads(os.environ["RESULT"])
+def emit(event, **fields):
+    print(json.dumps({"event": event, **fields}), flush=True)
+if not request["limits"]:
+    emit("limits", threads=1, dtype="float16", flops={"torch.mm": 7e14}, bandwidth=[[1, 2.0]])
+for case, excluded in zip(request["cases"], request["excluded"]):
+    emit("running", key="fastrnn")
+    if case["H"] == 640 and "fastrnn" not in excluded:
+        sys.exit("an illegal memory access")
+    times = {k: v for k, v in result["contenders"].items() if k not in excluded}
+    emit("result", **result | {"case": case, "contenders": times, "skipped": excluded})
+"""
+
+
+def test_a_whole_run(a_gpu, tmp_path, monkeypatch, capsys):
+    """From the command line to the folder: named after the GPU, JSON alone where that is asked for, with every
+    case; a contender that killed its worker is named, and the exit status says that fastrnn failed."""
+    for name, nothing in (("devices", list), ("versions", dict)):  # they ask the GPU
+        monkeypatch.setattr(bench_run.machine, name, nothing)
+    monkeypatch.setattr(supervisor, "COMMAND", (sys.executable, "-c", WORKER))
+    monkeypatch.setenv("RESULT", json.dumps(made_up_result(on_gpu(), 1.0, 2.0)))
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        arguments = (
+            "bench --device cuda --shape 128,16,512 128,16,640 --cell lstm --dtype float16 --json-only"
+        )
+        assert main(arguments.split()) == 1
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    (folder,) = (tmp_path / "out").iterdir()
+    assert folder.name.endswith("-nvidia-h100-80gb-hbm3-quick")
+    assert [p.name for p in folder.iterdir()] == ["results.json"]
+    run = json.loads((folder / "results.json").read_text())
+    assert [(r["case"]["H"], r["case"]["training"]) for r in run["results"]] == [
+        (512, False),
+        (512, True),
+        (640, False),
+        (640, True),
+    ]
+    assert len(run["limits"]) == 1
+    out = capsys.readouterr().out
+    assert "FAILED LSTM inference float16 T=128 B=16 H=640: fastrnn an illegal memory access" in out
+    assert "torch.nn is nowhere faster" in out
 
 
 # Regimes and targets

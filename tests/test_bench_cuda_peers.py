@@ -197,7 +197,7 @@ def test_torchrl(monkeypatch, cell, dtype, training):
 
 @pytest.mark.parametrize(
     ("cell", "training", "dtype", "steps"),
-    [("lstm", True, "float32", 5), ("gru", False, "bfloat16", 32), ("rnn", True, "float32", 7)],
+    [("lstm", True, "bfloat16", 5), ("gru", False, "bfloat16", 32), ("rnn", True, "float32", 7)],
 )
 def test_compiled(monkeypatch, cell, training, dtype, steps):
     """The plain cell, several steps at a time, as many as divide T; one graph of all of them."""

@@ -67,7 +67,7 @@ def supervise(tmp_path, fate, sizes=(8, 16, 24), keys=("torch", "fastrnn", "hast
         "budget_s": 6.0,
     }
     environment = {"FATE": json.dumps(list(fate.items())), "NOTES": str(tmp_path / "notes"), **os.environ}
-    options = {"limit_s": 100.0, "silent_s": 0.5, "command": [sys.executable, "-c", WORKER], **options}
+    options = {"limit_s": 100.0, "silent_s": 0.3, "command": [sys.executable, "-c", WORKER], **options}
     started = time.monotonic()
     Supervisor(request, handle, environment=environment, **options).run()
     seconds = time.monotonic() - started
@@ -110,7 +110,7 @@ def test_a_case_whose_standard_fails_is_dropped(tmp_path):
 def test_the_end_comes_in_time(tmp_path, monkeypatch):
     """A hang at the end of the time does not outlast it; every case is told of."""
     monkeypatch.setattr(supervised, "GRACE_S", 0.1)
-    events, _, seconds = supervise(tmp_path, {(16, "haste"): "hang"}, limit_s=1.0, silent_s=30.0)
+    events, _, seconds = supervise(tmp_path, {(16, "haste"): "hang"}, limit_s=0.6, silent_s=30.0)
     assert seconds < 3
     assert [e["event"] for e in events.values()] == ["result", "dropped", "dropped"]
     assert events[24]["why"] == "out of time"
