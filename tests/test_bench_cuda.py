@@ -193,8 +193,8 @@ for case, excluded in zip(request["cases"], request["excluded"]):
 
 
 def test_a_whole_run(a_gpu, tmp_path, monkeypatch, capsys):
-    """From the command line to the folder: named after the GPU, JSON alone where that is asked for, with every
-    case; a contender that killed its worker is named, and the exit status says that fastrnn failed."""
+    """From the command line to the folder: named after the GPU, JSON alone as it is asked for, with every case;
+    a contender that killed its worker is named, and the exit status says that fastrnn failed."""
     for name, nothing in (("devices", list), ("versions", dict)):  # they ask the GPU
         monkeypatch.setattr(bench_run.machine, name, nothing)
     monkeypatch.setattr(supervisor, "COMMAND", (sys.executable, "-c", WORKER))
@@ -356,6 +356,20 @@ def test_floor_of_a_step():
     assert step_floor.exchange_us("cluster", 4, latency) == (181 / 1755, False)
 
 
+def test_tiers_are_asked_only_where_they_fit():
+    """Forward, and in training backward too; so that a sweep's list of failures is of failures."""
+    fits = {
+        (tier, H): step_floor.passes_of(on_gpu(H=H, training=True), H100, tier) is not None
+        for tier in contenders.TIERS
+        for H in (64, 512, 4096)
+    }
+    assert [fits["one_cta", H] for H in (64, 512, 4096)] == [True, False, False]
+    assert [fits["grid", H] for H in (64, 512, 4096)] == [True, True, False]
+    assert all(fits["stepwise", H] for H in (64, 512, 4096))
+    assert len(step_floor.passes_of(on_gpu(training=True), H100, "stepwise")) == 2
+    assert len(step_floor.passes_of(on_gpu(), H100, "stepwise")) == 1
+
+
 # The report
 
 
@@ -451,6 +465,7 @@ def test_report_of_a_gpu_run(gpu_run, tmp_path):
     case = on_gpu(H=640)
     gpu_run["results"] = [r for r in gpu_run["results"] if r["case"]["dtype"] == "float16"]
     gpu_run["results"] = [r for r in gpu_run["results"] if r["case"]["cell"] == "lstm"]
+    gpu_run["results"][5]["skipped"] = {"grid": "no end after 20 s", "cluster": "layers that fit only"}
     gpu_run["dropped"] = [{"case": case.to_dict(), "threads": 1, "why": "out of time"}]
     page = report.write(gpu_run, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())["machine"]["devices"][0]["driver"] == "1.2"
@@ -466,8 +481,10 @@ def test_report_of_a_gpu_run(gpu_run, tmp_path):
             "published latencies, which",
         ),
         "1 case (out of time): LSTM inference float16 T=128 B=16 H=640",
+        "- fastrnn (grid): no end after 20 s",
     ):
         assert part in text, part
+    assert "layers that fit" not in text
     pictures = sorted(p.name for p in tmp_path.glob("*.png"))
     if pictures:
         assert pictures == ["heat-map-lstm.png", "steps-lstm-float16.png"]

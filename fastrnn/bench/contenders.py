@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .. import _gpus
 from .cases import SRU_CELLS, Case
 from .problem import Problem, module_options
 from .timing import Contender
@@ -182,12 +183,16 @@ def fused(problem: Problem, key: str = "fastrnn") -> Contender:
     """fastrnn's layer; with a tier for a key, by that tier alone."""
     import fastrnn
 
+    from . import step_floor
+
     case = problem.case
     name = case.cell.upper() + ("Cell" if case.path == "cells" else "")
     options = module_options(case)
     if key in TIERS:
         if case.path != "layers" or case.cell in SRU_CELLS or not case.device.startswith("cuda"):
             raise Unsupported("layers on a GPU only")
+        if step_floor.passes_of(case, _gpus.find(device=case.device).properties(), key) is None:
+            raise Unsupported("layers that fit only")
         options["backend"] = key
     module = getattr(fastrnn, name)(case.I, case.H, device=case.device, dtype=problem.x.dtype, **options)
     module.load_state_dict(problem.module.state_dict())

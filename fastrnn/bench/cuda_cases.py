@@ -81,7 +81,7 @@ CUDA_PRESETS = {
         form_cells=("lstm",),
         form_dtypes=("float16",),
         form_shapes=((16, 128), (64, 512), (16, 1024)),
-        budget_s=150.0,
+        budget_s=200.0,
         limit_s=330.0,
     ),
     "full": CudaPreset(

@@ -260,7 +260,12 @@ def build(run: dict, images: Sequence[Image] = (), notes: str = "") -> Document:
     document.add(Heading("Limits of the machine"), limits_table(run))
     document.add(Heading("How it was measured"), Bullets(_method(run)))
     skipped = sorted(
-        {f"{NAMES[k]}: {why}" for r in run["results"] for k, why in r["skipped"].items() if _telling(why)}
+        {
+            f"{NAMES.get(k, f'fastrnn ({k})')}: {why}"
+            for r in run["results"]
+            for k, why in r["skipped"].items()
+            if _telling(why)
+        }
     )
     hurried = [r for r in run["results"] if _rounds(r) < MIN_ROUNDS]
     if hurried:

@@ -82,9 +82,8 @@ def floor(case: Case, gpu: dict, latency: dict | None = None, peak: float | None
     arithmetic_us = flops(case) / case.T / peak * 1e6 if peak else 0.0
     best: Floor | None = None
     for tier in ("one_cta", "cluster", "grid", "stepwise"):
-        plan = _plan(case, gpu, tier)
-        passes = [plan, plan["backward"]] if case.training else [plan]
-        if not all(p["possible"] for p in passes):
+        passes = passes_of(case, gpu, tier)
+        if passes is None:
             continue
         spans, measured = [], []
         for one in passes:
@@ -106,14 +105,18 @@ def _reading_us(case: Case, tier: str, plan: dict, element: int) -> float:
     return h * plan["ctas"] / L2_RATE * 1e6 if tier == "grid" else h / SHARED_RATE * 1e6
 
 
-def _plan(case: Case, gpu: dict, tier: str) -> dict:
-    return _C.plan(
+def passes_of(case: Case, gpu: dict, tier: str) -> list[dict] | None:
+    """The plans of a case's passes on one tier, forward and in training backward; None where it cannot run."""
+    plan = _C.plan(
         device="cuda",
         cell="rnn_tanh" if case.cell == "rnn" else case.cell,
         **{"T": case.T, "B": case.B, "I": case.I, "H": case.H},
         dtype=case.storage,
         training=case.training,
+        directions=case.directions,
         gpu=gpu,
         tf32=case.dtype == "tf32",
         tier=tier,
     )
+    passes = [plan, plan["backward"]] if case.training else [plan]
+    return passes if all(p["possible"] for p in passes) else None

@@ -1,7 +1,7 @@
 """A worker under watch: what runs on a GPU for the first time may hang, or take its process with it.
 
 The worker says whom it is about to run. Where it dies or falls silent, that contender is left out of the
-case, and a new worker goes on from there; whoever has failed in two cases is left out of all the others.
+case, and a new worker goes on from there; whoever has failed in a few cases is left out of all the others.
 Nothing lasts beyond the time that the whole run has: cases that have not run by then are told.
 """
 
@@ -22,14 +22,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from .cases import Case
-from .contenders import NAMES, standard
+from .contenders import NAMES, TIERS, standard
 
 #: Until a worker's first word: it imports torch, and CUDA begins.
 START_S = 120.0
 #: Silence after which something hangs: no sample of a case takes seconds.
-SILENT_S = 30.0
-#: Cases that a contender may fail in before it is left out of the others.
-STRIKES = 2
+SILENT_S = 20.0
+#: Until a process is gone that has no more to say, or is killed.
+END_S = 20.0
+#: Cases that a contender may fail in before it is left out of the others; fastrnn itself and its tiers, which
+#: the run is about, in a few more.
+STRIKES, OWN_STRIKES = 2, 4
 #: A worker begins no case in the last seconds of its time: a large one takes as long.
 GRACE_S = 8.0
 #: Workers in a row that may die before they have got to any contender.
@@ -116,9 +119,10 @@ class Supervisor:
         else:
             self.excluded[case][key] = reason
             self.strikes[key] += 1
-            if self.strikes[key] >= STRIKES:
+            if self.strikes[key] >= (OWN_STRIKES if key in ("fastrnn", *TIERS) else STRIKES):
+                why = f"failed in {self.strikes[key]} cases before: {reason}"
                 for later in self.pending[1:]:
-                    self.excluded[later].setdefault(key, f"failed in {STRIKES} cases before: {reason}")
+                    self.excluded[later].setdefault(key, why)
 
     def _watch(self, request: dict) -> tuple[str | None, str] | None:
         """One worker: None where it did all it was asked for, else whom it was running and what happened."""
@@ -160,7 +164,10 @@ class Supervisor:
                         continue
                     key, patience = None, self.silent_s
                     self._take(event)
-                code = process.wait()
+                try:
+                    code = process.wait(timeout=END_S)
+                except subprocess.TimeoutExpired:
+                    return key, "its process did not end"
             finally:
                 _end(process)
             if code == 0:
@@ -180,8 +187,10 @@ def _end(process: subprocess.Popen) -> None:
     """Kill a worker and what it has started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    # What waits for a GPU that does not answer may not end at all; its pipe is left to it.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=END_S)
+        process.stdout.close()
 
 
 def _reason(code: int, log: str) -> str:
@@ -189,7 +198,6 @@ def _reason(code: int, log: str) -> str:
     if code < 0:
         return f"its process died of {signal.Signals(-code).name}"
     said = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [
-        line for line in said if re.match(r"[\w.]*(Error|Exception)\b", line)
-    ]  # CUDA's go on with advice
+    # CUDA's errors go on with advice.
+    errors = [line for line in said if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return [f"its process ended with {code}", *said[-1:], *errors[-1:]][-1][:300]
