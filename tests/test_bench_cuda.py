@@ -205,11 +205,14 @@ def test_a_whole_run(a_gpu, tmp_path, monkeypatch, capsys):
         arguments = (
             "bench --device cuda --shape 128,16,512 128,16,640 --cell lstm --dtype float16 --json-only"
         )
+        assert main([*arguments.split(), "--part", "1/2"]) == 0
         assert main(arguments.split()) == 1
     finally:
         signal.signal(signal.SIGTERM, handler)
-    (folder,) = (tmp_path / "out").iterdir()
+    # A part does not overwrite what another has left.
+    folder, part = sorted((tmp_path / "out").iterdir())
     assert folder.name.endswith("-nvidia-h100-80gb-hbm3-quick")
+    assert part.name == f"{folder.name}-part-1-of-2"
     assert [p.name for p in folder.iterdir()] == ["results.json"]
     run = json.loads((folder / "results.json").read_text())
     assert [(r["case"]["H"], r["case"]["training"]) for r in run["results"]] == [

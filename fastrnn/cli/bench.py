@@ -339,6 +339,8 @@ def run(options: argparse.Namespace) -> int:
     gpu = options.device != "cpu"
     processor = gpu_name(options.device) if gpu else machine.cpu_model()
     name = folder_name(re.split(r"[ ,]", plan.preset)[0], processor)
+    if options.part:
+        name += "-part-{}-of-{}".format(*options.part)
     folder = options.out or Path("benchmarks/results" if options.save else "out") / (
         name if options.save else f"bench-{name}"
     )
