@@ -193,8 +193,8 @@ for case, excluded in zip(request["cases"], request["excluded"]):
 
 
 def test_a_whole_run(a_gpu, tmp_path, monkeypatch, capsys):
-    """From the command line to the folder: named after the GPU, JSON alone as it is asked for, with every case;
-    a contender that killed its worker is named, and the exit status says that fastrnn failed."""
+    """From the command line to the folder: named after the GPU, JSON alone as is asked for, with every case; a
+    contender that killed its worker is named, and the exit status says that fastrnn failed."""
     for name, nothing in (("devices", list), ("versions", dict)):  # they ask the GPU
         monkeypatch.setattr(bench_run.machine, name, nothing)
     monkeypatch.setattr(supervisor, "COMMAND", (sys.executable, "-c", WORKER))
@@ -442,12 +442,14 @@ def test_where_cudnn_wins(gpu_run):
     """Every kind of work with a case below even, the worst first, with its range; or that there is none."""
     results = gpu_run["results"]
     results.append(made_up_result(on_gpu("gru", dtype="bfloat16", training=True), 1.0, 0.25))
+    results.append(made_up_result(on_gpu(dtype="float32"), 1.0, 0.75))
     assert cuda_report.losses(results) == [
         "**GRU training bfloat16, T=128**: down to 0.25x (B=16, H=512), in 1 of 1 case, B 16, H 512",
         "**LSTM inference float16, T=128**: down to 0.50x (B=256, H=64), in 2 of 24 cases, B 64 to 256, H 64",
+        "**LSTM inference float32, T=128**: down to 0.75x (B=16, H=512), in 1 of 3 cases, B 16, H 512",
     ]
     text = cuda_report.where_cudnn_wins(results)[0].text
-    assert text == f"In 3 of the {len(results)} cases of this run torch.nn was faster:"
+    assert text == f"In 4 of the {len(results)} cases of this run torch.nn was faster:"
     even = [made_up_result(on_gpu(), 1.0, 1.0)]
     assert "Nowhere: in none of the 1 cases" in cuda_report.where_cudnn_wins(even)[0].text
 

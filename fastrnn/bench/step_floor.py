@@ -106,7 +106,7 @@ def _reading_us(case: Case, tier: str, plan: dict, element: int) -> float:
 
 
 def passes_of(case: Case, gpu: dict, tier: str) -> list[dict] | None:
-    """The plans of a case's passes on one tier, forward and in training backward; None where it cannot run."""
+    """The plans of a case's passes on one tier, in training backward too; None where it cannot run."""
     plan = _C.plan(
         device="cuda",
         cell="rnn_tanh" if case.cell == "rnn" else case.cell,
