@@ -193,7 +193,7 @@ for case, excluded in zip(request["cases"], request["excluded"]):
 
 
 def test_a_whole_run(a_gpu, tmp_path, monkeypatch, capsys):
-    """From the command line to the folder: named after the GPU, JSON alone as is asked for, with every case; a
+    """From the command line to the folder: named after the GPU, JSON alone as asked for, with every case; a
     contender that killed its worker is named, and the exit status says that fastrnn failed."""
     for name, nothing in (("devices", list), ("versions", dict)):  # they ask the GPU
         monkeypatch.setattr(bench_run.machine, name, nothing)

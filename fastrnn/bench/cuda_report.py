@@ -51,8 +51,8 @@ def losses(results: Sequence[dict]) -> list[str]:
         worst_case, worst = min(lost, key=lambda t: t[1])
         dtype = " float32" if worst_case.dtype == "float32" else ""  # groups name the others
         text = (
-            f"**{group}{dtype}, T={T}**: down to {worst:.2f}x (B={worst_case.B}, H={worst_case.H}), in {len(lost)} "
-            f"of {targets.plural(len(timed), 'case')}, B {_span([c.B for c, _ in lost])}, "
+            f"**{group}{dtype}, T={T}**: down to {worst:.2f}x (B={worst_case.B}, H={worst_case.H}), "
+            f"in {len(lost)} of {targets.plural(len(timed), 'case')}, B {_span([c.B for c, _ in lost])}, "
             f"H {_span([c.H for c, _ in lost])}"
         )
         found.append((worst, text))
