@@ -95,7 +95,7 @@ asan: $(ENV_TEST)  ## the CPU kernels under AddressSanitizer and UBSan
 	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so.6)" \
 	$(PY) tests/sanitize.py $(ARGS)
 
-gpu-check: $(ENV_TEST)  ## everything that needs a GPU; ARGS="check", "measure" or "sweep" for a part
+gpu-check: $(ENV_TEST)  ## everything that needs a GPU; ARGS="check", "measure", "sweep" for a part; "peers": others
 	$(PY) tests/gpu/check.py $(ARGS)
 
 clean:  ## remove what was built

@@ -3,10 +3,10 @@
     python benchmarks/plan_table.py benchmarks/results/<date>-<gpu>/results.json    a sweep's timings
     python benchmarks/plan_table.py --estimates                                     the model's, for no device
 
-The sweep is that of `python -m fastrnn bench --device cuda --tiers`, or of `make gpu-check ARGS=sweep`, whose
-sweep.json holds it. A tier's time a step is its inference over T, the backward pass's what training takes
-beyond that; both include the products for the input and the weights, which are the same for every tier.
-Build again afterwards.
+The sweep is that of `python -m fastrnn bench --device cuda --tiers`, or several of those merged by
+`bench --merge`, or that of `make gpu-check ARGS=sweep`, whose sweep.json holds it. A tier's time a step is
+its inference over T, the backward pass's what training takes beyond that; both include the products for the
+input and the weights, which are the same for every tier. Build again afterwards.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 from pathlib import Path
 
 from fastrnn import _C, _gpus
+from fastrnn.bench.cuda_cases import NAMED
 
 OUT = Path(__file__).resolve().parents[1] / "csrc" / "plan_table.inl"
 TIERS = ("one_cta", "grid", "stepwise", "cluster")
@@ -68,6 +69,8 @@ def _measured(document: dict) -> dict:
         plain = case["path"] == "layers" and case["layers"] == case["directions"] == 1
         if not plain or case["cell"] not in CELLS or case["dtype"] not in PRECISIONS:
             continue
+        if (case["T"], case["B"], case["H"]) == (NAMED.T, NAMED.B, NAMED.H):
+            continue  # for comparisons, with steps of its own
         for tier in TIERS:
             if tier in result["contenders"]:
                 kind = (tier, case["cell"], case["dtype"])

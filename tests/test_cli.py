@@ -168,7 +168,7 @@ def test_bench_on_two_threads_with_extras(tmp_path, capsys, plain, monkeypatch):
 def test_bench_fails_where_fastrnn_does(tmp_path, capsys, monkeypatch):
     from fastrnn.bench import run as bench_run
 
-    def fake(plan, progress):
+    def fake(plan, progress, save):
         case = plan.cases[0]
         result = {"case": case.to_dict(), "threads": 1, "contenders": {}, "skipped": {"fastrnn": "differs"}}
         everything = {

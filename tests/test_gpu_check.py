@@ -31,7 +31,7 @@ check, record, small_cases, smoke = (load(n) for n in ("check", "record", "small
 def test_steps_of_every_part(tmp_path, monkeypatch):
     """Each part's commands: scripts that exist, the GPU's own architecture, absent tools as absent."""
     monkeypatch.delenv("FASTRNN_CUDA_ARCHS", raising=False)
-    parts = ("smoke", *check.PARTS)
+    parts = (*check.PARTS, *check.ON_DEMAND)
     names = {part: [s.name for s in check.steps(part, tmp_path, (9, 0))] for part in parts}
     assert set(check.TIERS) == set(_checks.TIERS)
     assert names["smoke"] == ["build", *(f"smoke {tier}" for tier in (*check.TIERS, "scan"))]
@@ -39,7 +39,7 @@ def test_steps_of_every_part(tmp_path, monkeypatch):
     tests = [f"tests {tier}" for tier in (*check.TIERS, "scan", "others")]
     assert names["check"] == [*names["smoke"], *tests, *tools]
     assert names["measure"] == ["compile latency", "latency", "verify"]
-    assert names["sweep"] == ["bench"]
+    assert names["sweep"] == names["peers"] == ["bench"]
     assert check.steps("check", tmp_path, (9, 0))[0].environment["FASTRNN_CUDA_ARCHS"] == "9.0a"
     assert check.steps("check", tmp_path, (8, 6))[0].environment["FASTRNN_CUDA_ARCHS"] == "8.6"
     monkeypatch.setattr(check, "find_tool", lambda name: None)
@@ -48,6 +48,19 @@ def test_steps_of_every_part(tmp_path, monkeypatch):
         for step in check.steps(part, tmp_path, (9, 0)):
             for word in step.command or ():
                 assert not word.endswith((".py", ".cu")) or (ROOT / word).exists(), word
+
+
+def test_benchmarks_end_before_they_are_ended(tmp_path):
+    """The runs of sweep and peers have an end of their own, a minute before `timeout` would kill them; the
+    command is one that the benchmark knows; and a part takes less than ten minutes."""
+    from fastrnn.cli import parser
+
+    for part in ("sweep", "peers"):
+        (step,) = check.steps(part, tmp_path, (9, 0))
+        options = parser().parse_args(step.command[3:])
+        assert options.limit + 60 <= step.limit_s <= 570
+        assert (options.device, options.tiers, options.json_only) == ("cuda", True, True)
+        assert step.result == options.out / "results.json"
 
 
 def test_a_part_writes_its_log_and_json(tmp_path, monkeypatch):
@@ -154,7 +167,7 @@ def test_a_missing_gpu_is_one_clear_error():
     assert (done.returncode, done.stderr) == (1, "gpu-check: torch sees no GPU\n")
     wrong = subprocess.run([*script, "everything"], capture_output=True, text=True)
     assert wrong.returncode == 2
-    assert "part: expected smoke, check, measure, sweep, got everything" in wrong.stderr
+    assert "part: expected check, measure, sweep, smoke, peers, got everything" in wrong.stderr
 
 
 def test_small_cases_meet_every_kernel():

@@ -137,6 +137,15 @@ def test_beyond_the_points_the_model_goes_on(table):
     assert (other["source"], other["step_us"]) == ("model", other["model_us"])
 
 
+def test_the_named_case_is_no_point_of_the_table(table):
+    """It has steps of its own, and is timed with the tiers in the same sweep."""
+    document = sweep()
+    named = {"T": 1024, "B": 16, "I": 768, "H": 768}
+    first = document["results"][0]
+    document["results"].insert(0, first | {"case": first["case"] | named})
+    assert plan_table.measured(document) == table
+
+
 def test_a_sweep_without_tiers_is_one_error():
     """And so is one of several numbers of steps."""
     with pytest.raises(ValueError, match="expected a sweep that times the tiers"):

@@ -1,4 +1,4 @@
-"""fastrnn, torch.nn and the plain reference as contenders; other frameworks are in peers.py."""
+"""fastrnn, torch.nn and the plain reference as contenders; others are in peers.py and cuda_peers.py."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .. import _gpus
 from .cases import SRU_CELLS, Case
 from .problem import Problem, module_options
 from .timing import Contender
 
 #: In the order of tables and plots. The first is what everything else is compared with.
-KEYS = ("fastrnn", "torch", "sru", "onnxruntime", "openvino", "jax", "reference")
+KEYS = (
+    *("fastrnn", "torch", "sru", "onnxruntime", "openvino", "jax"),
+    *("compile", "compile_graphs", "haste", "torchrl", "flashrnn", "flashrnn_step", "flashrnn_triton"),
+    "reference",
+)
 #: fastrnn held to one tier of its CUDA kernels: for the table that its plan chooses by, not for comparisons.
 TIERS = ("one_cta", "cluster", "grid", "stepwise")
 PEERS = ("onnxruntime", "openvino", "jax")
+#: Those of a GPU; all but haste compile at their first call, some for minutes.
+CUDA_PEERS = KEYS[KEYS.index("compile") : KEYS.index("reference")]
 NAMES = {
     "fastrnn": "fastrnn",
     "torch": "torch.nn",
@@ -26,6 +33,13 @@ NAMES = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
     "jax": "JAX",
+    "compile": "torch.compile",
+    "compile_graphs": "torch.compile, CUDA graphs",
+    "haste": "haste",
+    "torchrl": "TorchRL",
+    "flashrnn": "FlashRNN",
+    "flashrnn_step": "FlashRNN, a step at a time",
+    "flashrnn_triton": "FlashRNN, Triton",
     "reference": "reference",
 }
 
@@ -50,7 +64,7 @@ def torch_library(problem: Problem, module: nn.Module | None = None) -> str:
     """The library that does torch.nn's work in this case: looked up in the ops that it runs."""
     module = problem.module if module is None else module
     with _OpNames() as seen, torch.set_grad_enabled(problem.case.training):
-        _run(copy.deepcopy(module), problem, problem.x)
+        _run(own_copy(module), problem, problem.x)
     names = " ".join(seen.names)
     if "cudnn_rnn" in names:
         return "cuDNN"
@@ -61,6 +75,15 @@ def torch_library(problem: Problem, module: nn.Module | None = None) -> str:
     if problem.case.dtype in ("bfloat16", "float16"):
         return "oneDNN a step" if torch.backends.mkldnn.is_available() else "native"
     return "MKL a step" if torch.backends.mkl.is_available() else "BLAS a step"
+
+
+def own_copy(module: nn.Module) -> nn.Module:
+    """A copy with weights of its own, in one piece of memory: cuDNN would gather what lies apart, as a bare
+    copy's weights do, at every call."""
+    copied = copy.deepcopy(module)
+    if isinstance(copied, nn.RNNBase):
+        copied.flatten_parameters()
+    return copied
 
 
 def _run(module: nn.Module, problem: Problem, x: Tensor):
@@ -89,13 +112,22 @@ def torch_contender(
     problem: Problem,
     weights: Iterable[Tensor],
     run: Callable[[Tensor], object],
+    *,
+    gradients: Callable[[], tuple[Tensor, Tensor]] | None = None,
+    batch_first: bool = False,
     **options,
 ) -> Contender:
-    """A contender whose work is run(x), by torch's autograd in training."""
+    """A contender whose work is run(x), by torch's autograd in training. Its output is (T, B, H).
+
+    Args:
+        weights: what is trained; w_ih and w_hh first, unless there are gradients.
+        gradients: those of w_ih and w_hh in torch.nn's layout, where the weights have another.
+        batch_first: run's x is (B, T, I).
+    """
     weights = list(weights)
+    x = problem.x.transpose(0, 1).contiguous() if batch_first else problem.x
 
     if not problem.case.training:
-        x = problem.x
 
         @torch.inference_mode()
         def call():
@@ -106,7 +138,8 @@ def torch_contender(
 
         return Contender(key, label, call, result, sync=_synchronize(problem.case), **options)
 
-    x = problem.x.clone().requires_grad_()
+    x = x.clone().requires_grad_()
+    incoming: list[Tensor] = []
 
     def prepare():
         """What an optimiser leaves behind: no gradients, and weights that count as changed."""
@@ -117,25 +150,31 @@ def torch_contender(
             for w in weights:
                 w.view(-1)[:1].add_(0)
 
+    def backward(y):
+        if not incoming:  # laid out as the output is, so that nobody has to copy it
+            incoming.append(torch.empty_like(y).copy_(problem.grad))
+        y.backward(incoming[0])
+
     def call():
-        _output(run(x)).backward(problem.grad)
+        backward(_output(run(x)))
 
     def result():
         prepare()
         y = _output(run(x))
-        y.backward(problem.grad)
+        backward(y)
+        grad_w_ih, grad_w_hh = (w.grad for w in weights[:2]) if gradients is None else gradients()
         return {
             "y": y.detach(),
-            "grad_x": x.grad.clone(),
-            "grad_w_ih": weights[0].grad.clone(),
-            "grad_w_hh": weights[1].grad.clone(),
+            "grad_x": (x.grad.transpose(0, 1) if batch_first else x.grad).clone(),
+            "grad_w_ih": grad_w_ih.clone(),
+            "grad_w_hh": grad_w_hh.clone(),
         }
 
     return Contender(key, label, call, result, prepare, sync=_synchronize(problem.case), **options)
 
 
 def torch_nn(problem: Problem) -> Contender:
-    module = copy.deepcopy(problem.module)
+    module = own_copy(problem.module)
     label = f"torch.nn ({torch_library(problem)})"
     return torch_contender("torch", label, problem, module.parameters(), lambda x: _run(module, problem, x))
 
@@ -144,12 +183,16 @@ def fused(problem: Problem, key: str = "fastrnn") -> Contender:
     """fastrnn's layer; with a tier for a key, by that tier alone."""
     import fastrnn
 
+    from . import step_floor
+
     case = problem.case
     name = case.cell.upper() + ("Cell" if case.path == "cells" else "")
     options = module_options(case)
     if key in TIERS:
         if case.path != "layers" or case.cell in SRU_CELLS or not case.device.startswith("cuda"):
             raise Unsupported("layers on a GPU only")
+        if step_floor.passes_of(case, _gpus.find(device=case.device).properties(), key) is None:
+            raise Unsupported("layers that fit only")
         options["backend"] = key
     module = getattr(fastrnn, name)(case.I, case.H, device=case.device, dtype=problem.x.dtype, **options)
     module.load_state_dict(problem.module.state_dict())
@@ -201,9 +244,13 @@ def build(key: str, problem: Problem, threads: int) -> Contender:
         return fused(problem)
     if key == "reference":
         return reference(problem)
-    from . import peers
+    from . import cuda_peers, peers
 
     case = problem.case
+    if key in CUDA_PEERS:
+        if not case.device.startswith("cuda"):
+            raise Unsupported("on a GPU only")
+        return cuda_peers.build(key, problem)
     if case.path != "layers" or case.dtype != "float32" or case.device != "cpu":
         raise Unsupported("float32 layers on the CPU only")
     if case.training and key != "jax":

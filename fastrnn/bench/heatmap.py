@@ -15,10 +15,14 @@ EVEN = 1.0
 
 @dataclass
 class Plane:
-    """One kind of work: ratio over torch.nn by (B, H), above 1 where fastrnn is faster."""
+    """One kind of work: ratio over torch.nn by (B, H), above 1 where fastrnn is faster. case: one of it."""
 
-    title: str
+    case: Case
     ratios: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return f"{self.case.group}, T={self.case.T}"
 
     @property
     def batches(self) -> list[int]:
@@ -30,17 +34,22 @@ class Plane:
 
 
 def planes(results: Sequence[dict]) -> list[Plane]:
-    """The results on GPUs by kind of work, in the order they ran. Cases that failed leave a hole."""
-    found: dict[str, Plane] = {}
+    """The results on GPUs by kind of work and steps, in the order they ran. What failed leaves a hole."""
+    found: dict[tuple[str, int], Plane] = {}
     for result in results:
         case = Case(**result["case"])
         if not case.device.startswith("cuda"):
             continue
-        plane = found.setdefault(case.group, Plane(f"{case.group}, T={case.T}"))
+        plane = found.setdefault((case.group, case.T), Plane(case))
         value = targets.ratio(result, targets.TORCH)
         if value is not None:
             plane.ratios[case.B, case.H] = value[0]
     return [plane for plane in found.values() if plane.ratios]
+
+
+def is_map(plane: Plane) -> bool:
+    """Whether it has both sides of a rectangle: other forms of modules are timed in a few places only."""
+    return len(plane.batches) > 1 and len(plane.hidden) > 1 and len(plane.ratios) > 3
 
 
 def table(plane: Plane) -> Table:
@@ -58,19 +67,23 @@ def table(plane: Plane) -> Table:
 
 def summary(found: Sequence[Plane]) -> Table:
     """A line for each plane: geometric mean, worst, best, and in how many cases torch.nn was faster."""
-    rows = []
-    for plane in found:
-        values = list(plane.ratios.values())
-        worst = min(plane.ratios, key=plane.ratios.get)
-        slower = sum(v < EVEN for v in values)
-        rows.append(
-            [
-                plane.title,
-                str(len(values)),
-                f"{targets.geomean(values):.2f}x",
-                f"{plane.ratios[worst]:.2f}x (B={worst[0]}, H={worst[1]})",
-                f"{max(values):.2f}x",
-                f"**{slower}**" if slower else "0",
-            ]
-        )
-    return Table(["", "cases", "geometric mean", "worst", "best", "slower than torch.nn"], rows)
+    rows = [[plane.title, *spread(list(plane.ratios.items()))] for plane in found]
+    return Table(["", *SPREAD], rows)
+
+
+#: Columns of spread().
+SPREAD = ("cases", "geometric mean", "worst", "best", "slower than torch.nn")
+
+
+def spread(ratios: Sequence[tuple[tuple[int, int], float]]) -> list[str]:
+    """Cells of a table about ratios at (B, H)."""
+    values = [value for _, value in ratios]
+    (B, H), worst = min(ratios, key=lambda r: r[1])
+    slower = sum(v < EVEN for v in values)
+    return [
+        str(len(values)),
+        f"{targets.geomean(values):.2f}x",
+        f"{worst:.2f}x (B={B}, H={H})",
+        f"{max(values):.2f}x",
+        f"**{slower}**" if slower else "0",
+    ]

@@ -41,7 +41,9 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    from . import cuda_peers
+
+    return found | cuda_peers.versions()
 
 
 def onnx_model(problem: Problem):

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from . import heatmap, targets
+from . import targets
 from .contenders import KEYS, NAMES
 from .document import Image
 from .results import case_of, group_results, share_of_limit
@@ -25,6 +25,13 @@ COLORS = {
     "onnxruntime": "#3f74b5",
     "openvino": "#8a5bb8",
     "jax": "#b0303a",
+    "compile": "#5b6f9e",
+    "compile_graphs": "#3f74b5",
+    "haste": "#c9a227",
+    "torchrl": "#8a5bb8",
+    "flashrnn": "#b0303a",
+    "flashrnn_step": "#d16a72",
+    "flashrnn_triton": "#7d1f27",
     "reference": "#8d97a1",
 }
 MARKERS = {
@@ -34,6 +41,13 @@ MARKERS = {
     "onnxruntime": "^",
     "openvino": "v",
     "jax": "D",
+    "compile": "v",
+    "compile_graphs": "^",
+    "haste": "P",
+    "torchrl": "X",
+    "flashrnn": "D",
+    "flashrnn_step": "d",
+    "flashrnn_triton": "p",
     "reference": "x",
 }
 _STYLE = {
@@ -72,7 +86,7 @@ def _ticks(low: float, high: float, steps: Sequence[float]) -> list[float]:
     return [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
 
 
-def _log_axis(axis, low: float, high: float, formatter) -> None:
+def log_axis(axis, low: float, high: float, formatter) -> None:
     """Readable ticks on a logarithmic axis, three to eight of them."""
     for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
         ticks = _ticks(low, high, steps)
@@ -152,7 +166,7 @@ def hidden_sizes(run: dict, threads: int, training: bool) -> Figure | None:
             ax.xaxis.set_minor_locator(NullLocator())
             low, high = min(times) / 1.4, max(times) * 1.4
             ax.set_ylim(low, high)
-            _log_axis(ax.yaxis, low, high, _duration)
+            log_axis(ax.yaxis, low, high, _duration)
             ax.grid(True)
             ax.set_title(f"{group}, B = {batch}", loc="left")
     for ax in grid[-1]:
@@ -228,7 +242,7 @@ def ratios(run: dict, threads: int) -> Figure | None:
         ax.set_xscale("log")
         # Values stand beside the panel, where neither bars nor marks can cover them.
         ax.set_xlim(low, high)
-        _log_axis(ax.xaxis, low, high, lambda v, _: f"{v:g}")
+        log_axis(ax.xaxis, low, high, lambda v, _: f"{v:g}")
         for value, position in zip(values, positions, strict=True):
             ax.annotate(
                 f"{value:.2f}x",
@@ -275,39 +289,14 @@ def limit(run: dict, threads: int) -> Figure | None:
     return figure
 
 
-def heat_maps(run: dict) -> Figure | None:
-    """Ratios over torch.nn on a GPU, a panel for each kind of work: B down, H across, green where faster."""
-    planes = [p for p in heatmap.planes(run["results"]) if len(p.ratios) > 1]
-    if not planes:
-        return None
-    columns = min(3, len(planes))
-    rows = math.ceil(len(planes) / columns)
-    figure = Figure(figsize=(4.6 * columns, 2.7 * rows), layout="constrained")
-    for n, plane in enumerate(planes):
-        ax = figure.add_subplot(rows, columns, n + 1)
-        values = np.full((len(plane.batches), len(plane.hidden)), np.nan)
-        for (b, h), value in plane.ratios.items():
-            values[plane.batches.index(b), plane.hidden.index(h)] = value
-        # Logarithmic, white at one: twice as fast is as far from even as half as fast.
-        ax.imshow(np.log2(values), cmap="PRGn", vmin=-3, vmax=3, aspect="auto")
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                ax.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8)
-        ax.set_xticks(range(len(plane.hidden)), [f"{h}" for h in plane.hidden])
-        ax.set_yticks(range(len(plane.batches)), [f"{b}" for b in plane.batches])
-        ax.set_xlabel("H")
-        ax.set_ylabel("B")
-        ax.set_title(plane.title, loc="left", fontsize=9)
-    return figure
-
-
 def draw(run: dict, folder: Path) -> list[Image]:
-    """Draw every plot that the run has data for into folder; of a GPU's, the heat maps alone."""
+    """Draw every plot that the run has data for into folder; of a GPU's, those of cuda_plots.py alone."""
     images = []
     with matplotlib.rc_context(_STYLE):
-        if (figure := heat_maps(run)) is not None:
-            save(figure, folder / "heat-maps.png")
-            return [Image(folder / "heat-maps.png", "Times faster than torch.nn, by batch and hidden size")]
+        if any(case_of(r).device != "cpu" for r in run["results"]):
+            from . import cuda_plots
+
+            return cuda_plots.draw(run, folder)
         for threads in run["threads"]:
             on = targets.plural(threads, "thread")
             wanted = [

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import heatmap, overhead, scan_rate, targets
+from . import cuda_report, overhead, scan_rate, targets
 from .cases import Case
 from .contenders import KEYS, NAMES
 from .document import Bullets, Document, Heading, Image, Table, Text, Verbatim
@@ -224,7 +224,10 @@ def _method(run: dict) -> list[str]:
         "ONNX Runtime, OpenVINO (told to compute in float32) and JAX (a jitted scan, backward included) have "
         "fixed shapes and run as many threads as torch. The reference is a loop over steps in Python.",
         "On a GPU float32 is float32 and tf32 is float32 with TensorFloat-32, for fastrnn and torch.nn; "
-        "calls are launched one after the other and waited for at the end of a sample, as a program would.",
+        "calls are launched one after the other and waited for at the end of a sample, as a program would. "
+        "torch.compile gets the plain cell, several steps at a time; haste, TorchRL and FlashRNN have their "
+        "weights in their own layouts before anything is timed, and TorchRL and FlashRNN are called below "
+        "their modules. Whoever hangs or dies is left out, and named.",
         "Before anything is timed, every contender's output and gradients are compared with torch.nn's; who "
         "differs is left out.",
         "The limit is the longer of the arithmetic at the best measured rate and the recurrent weights, once "
@@ -245,12 +248,11 @@ def build(run: dict, images: Sequence[Image] = (), notes: str = "") -> Document:
     for threads in run["threads"]:
         lines = [line for line in run["targets"] if line["threads"] == threads]
         if lines:
-            document.add(Heading(f"Targets, {targets.plural(threads, 'thread')}"), target_table(lines))
+            on = " against cuDNN" if cuda_report.on_gpu(run) else f", {targets.plural(threads, 'thread')}"
+            document.add(Heading(f"Targets{on}"), target_table(lines))
     if run["absolute_targets"]:
         document.add(Heading("Latency, overhead, scaling, memory"), absolute_table(run["absolute_targets"]))
-    if planes := heatmap.planes(run["results"]):
-        document.add(Heading("On the GPU, times faster than torch.nn"), heatmap.summary(planes))
-        document.add(*map(heatmap.table, planes))
+    document.add(*cuda_report.blocks(run))
     if run["preset"] != "full":
         document.add(
             Text(f"The {run['preset']} preset runs a part of the cases: `--full` decides about targets.")
@@ -276,7 +278,12 @@ def build(run: dict, images: Sequence[Image] = (), notes: str = "") -> Document:
     document.add(Heading("Limits of the machine"), limits_table(run))
     document.add(Heading("How it was measured"), Bullets(_method(run)))
     skipped = sorted(
-        {f"{NAMES[k]}: {why}" for r in run["results"] for k, why in r["skipped"].items() if _telling(why)}
+        {
+            f"{NAMES.get(k, f'fastrnn ({k})')}: {why}"
+            for r in run["results"]
+            for k, why in r["skipped"].items()
+            if _telling(why)
+        }
     )
     hurried = [r for r in run["results"] if _rounds(r) < MIN_ROUNDS]
     if hurried:
@@ -304,14 +311,21 @@ def _rounded(value):
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
+def save(run: dict, folder: Path) -> None:
+    """Write results.json into folder, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "results.json.part"
+    part.write_text(json.dumps(_rounded(run), indent=1) + "\n")
+    part.replace(folder / "results.json")
+
+
 def write(run: dict, folder: Path, notes: str = "") -> Path:
     """Write results.json, plots, report.md and report.html into folder; the path of the HTML page.
 
     notes.md in the folder is taken into the report, so it can be written after the run and the report again.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    save(run, folder)
     run = _rounded(run)  # the report on a stored run is the same report
-    (folder / "results.json").write_text(json.dumps(run, indent=1) + "\n")
     notes_file = folder / "notes.md"
     if not notes and notes_file.exists():
         notes = notes_file.read_text()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
-from . import machine, memory, targets
+from . import cuda_targets, machine, memory, targets
 from .cases import Case
 from .contenders import KEYS
+from .supervisor import Supervisor
 from .timing import MIN_ROUNDS
 
 #: progress(title, step): something new begins; step is 1 where a counted step has just ended, else 0.
@@ -31,6 +33,9 @@ class Plan:
             where the run is in a hurry.
         overhead: whether to time calls of modules against their operators (overhead.py).
         scan: whether to time SRU's recurrence alone against the rate of reading (scan_rate.py).
+        limit_s: seconds for all cases, or None. With it the run is supervised (supervisor.py): nothing that
+            hangs or dies ends it, and cases that it has no time for are told.
+        excluded: contenders that a case is run without, and why; of supervised runs.
         scaling_cases: run on one thread and on all of them. memory_cases: whose peak memory is measured.
     """
 
@@ -47,6 +52,8 @@ class Plan:
     hurry: bool = False
     overhead: bool = False
     scan: bool = False
+    limit_s: float | None = None
+    excluded: dict[Case, dict[str, str]] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -55,9 +62,9 @@ class Plan:
         return each + len(self.memory_cases) * len(self.memory_contenders)
 
 
-def _run_worker(plan: Plan, threads: int, handle: Callable[[dict], None]) -> None:
-    """Run a worker to its end and pass on its events. RuntimeError with what it printed if it fails."""
-    request = {
+def _request(plan: Plan, threads: int) -> dict:
+    """What a worker is asked for."""
+    return {
         "cases": [c.to_dict() for c in plan.cases],
         "scaling": [c.to_dict() for c in plan.scaling_cases],
         "contenders": list(plan.contenders),
@@ -69,6 +76,11 @@ def _run_worker(plan: Plan, threads: int, handle: Callable[[dict], None]) -> Non
         "overhead": plan.overhead,
         "scan": plan.scan,
     }
+
+
+def _run_worker(plan: Plan, threads: int, handle: Callable[[dict], None]) -> None:
+    """Run a worker to its end and pass on its events. RuntimeError with what it printed if it fails."""
+    request = _request(plan, threads)
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "fastrnn.bench.worker"],
@@ -110,9 +122,29 @@ def _measure_memory(plan: Plan, progress: Progress) -> list[dict]:
     return measured
 
 
-def run(plan: Plan, progress: Progress = lambda title, step: None) -> dict:
-    """Run everything. Returns what results.json holds: see report.py for how it is read."""
-    started = time.perf_counter()
+#: Seconds between two states of a run that are kept.
+SAVE_EVERY_S = 10.0
+
+
+def with_targets(out: dict) -> dict:
+    """A run with what follows from its results."""
+    out["targets"] = [line for n in out["threads"] for line in targets.evaluate(out["results"], n)]
+    out["targets"] += [line for n in out["threads"] for line in cuda_targets.evaluate(out["results"], n)]
+    out["absolute_targets"] = targets.evaluate_absolute(out)
+    return out
+
+
+def run(
+    plan: Plan,
+    progress: Progress = lambda title, step: None,
+    save: Callable[[dict], None] = lambda out: None,
+) -> dict:
+    """Run everything. Returns what results.json holds: see report.py for how it is read.
+
+    save: gets the run as it is now and then, so that nothing is lost where the process is killed.
+    A supervised run that is interrupted returns what it has.
+    """
+    started = saved = time.perf_counter()
     out: dict = {
         "format": 1,
         "preset": plan.preset,
@@ -128,9 +160,15 @@ def run(plan: Plan, progress: Progress = lambda title, step: None) -> dict:
         "scaling": [],
         "overhead": [],
         "scan": [],
+        "dropped": [],
+        "memory": [],
     }
 
+    def complete() -> dict:
+        return with_targets(out) | {"seconds": round(time.perf_counter() - started, 1)}
+
     def handle(event: dict) -> None:
+        nonlocal saved
         kind = event.pop("event")
         if kind == "start":
             progress(event["title"], 0)
@@ -139,11 +177,22 @@ def run(plan: Plan, progress: Progress = lambda title, step: None) -> dict:
         else:
             out["results" if kind == "result" else kind].append(event)
             progress("", 1)
+            if time.perf_counter() - saved > SAVE_EVERY_S:
+                saved = time.perf_counter()
+                save(complete())
 
     for threads in plan.threads:
-        _run_worker(plan, threads, handle)
+        if plan.limit_s is None:
+            _run_worker(plan, threads, handle)
+            continue
+        supervisor = Supervisor(
+            _request(plan, threads),
+            handle,
+            limit_s=plan.limit_s,
+            environment=machine.environment(threads),
+            excluded=plan.excluded,
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            supervisor.run()
     out["memory"] = _measure_memory(plan, progress)
-    out["targets"] = [line for n in plan.threads for line in targets.evaluate(out["results"], n)]
-    out["absolute_targets"] = targets.evaluate_absolute(out)
-    out["seconds"] = round(time.perf_counter() - started, 1)
-    return out
+    return complete()

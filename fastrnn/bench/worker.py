@@ -3,6 +3,9 @@
 The request is one JSON object on stdin; every event is one line of JSON on the original stdout:
     {"event": "limits", …}   {"event": "start", "title": …}   {"event": "overhead", …}
     {"event": "scan", …}     {"event": "result", …}  {"event": "scaling", …}
+and, where the request has an end ("limit_s"), for supervisor.py
+    {"event": "running", "key": …}   before each contender's first call and each of its samples
+    {"event": "dropped", …}          a case that there was no time for
 Libraries that print do so on stderr.
 """
 
@@ -13,10 +16,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from . import limits, overhead, scan_rate
+from . import cuda_peers, limits, overhead, scan_rate
 from .cases import SRU_CELLS, Case
 from .contenders import AGREEMENT, NAMES, Unsupported, build, disagreement, standard
 from .problem import Problem
@@ -24,16 +28,40 @@ from .timing import Contender, interleave
 
 Emit = Callable[..., None]
 
+#: Seconds that a contender which compiles may take for its first call, or for a sample that compiles again.
+COMPILING_S = {
+    "compile": 180.0,
+    "compile_graphs": 180.0,
+    "torchrl": 150.0,
+    "flashrnn": 400.0,
+    "flashrnn_step": 200.0,
+    "flashrnn_triton": 150.0,
+}
 
-def make_contenders(case: Case, keys: list[str], threads: int) -> tuple[list[Contender], dict, dict]:
+
+def make_contenders(
+    case: Case,
+    keys: list[str],
+    threads: int,
+    excluded: dict[str, str] | None = None,
+    announce: Callable[[str], None] = lambda key: None,
+) -> tuple[list[Contender], dict, dict]:
     """The contenders that do this case and agree with the standard; {key: difference}; {key: why not}.
 
     The difference of nn.LSTM beside an SRU, which is another function, is None.
+
+    Args:
+        excluded: keys to leave out, and why.
+        announce: told the key of whom is run next.
     """
     problem = Problem(case)
-    made, differences, skipped = [], {}, {}
+    made, differences, skipped = [], {}, dict(excluded or {})
+    announce(standard(case))
     expected = build(standard(case), problem, threads).result()
     for key in keys:
+        if key in skipped:
+            continue
+        announce(key)
         try:
             contender = build(key, problem, threads)
             other = key == "torch" and case.cell in SRU_CELLS
@@ -42,6 +70,8 @@ def make_contenders(case: Case, keys: list[str], threads: int) -> tuple[list[Con
             skipped[key] = str(reason)
             continue
         except Exception as error:  # a failure is a line of the report, not the end of the run
+            if case.device.startswith("cuda"):
+                torch.cuda.synchronize()  # unless it broke CUDA for this process: then this raises
             skipped[key] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             continue
         if difference is not None and difference > AGREEMENT[case.dtype]:
@@ -52,12 +82,24 @@ def make_contenders(case: Case, keys: list[str], threads: int) -> tuple[list[Con
     return made, differences, skipped
 
 
-def time_case(case: Case, keys: list[str], threads: int, **timing) -> dict:
+def time_case(
+    case: Case,
+    keys: list[str],
+    threads: int,
+    excluded: dict[str, str] | None = None,
+    announce: Callable[[str], None] | None = None,
+    **timing,
+) -> dict:
     """Time one case: {"case", "threads", "contenders": {key: times}, "skipped": {key: reason}}.
 
-    timing: budget_s, min_rounds and hurry of interleave().
+    excluded, announce: see make_contenders(). timing: budget_s, min_rounds and hurry of interleave().
     """
-    contenders, differences, skipped = make_contenders(case, keys, threads)
+    contenders, differences, skipped = make_contenders(
+        case, keys, threads, excluded, announce or (lambda key: None)
+    )
+    if announce:
+        for c in contenders:
+            c.enter = partial(announce, c.key)
     timings = interleave(contenders, settle=threads > 1, **timing)
     return {
         "case": case.to_dict(),
@@ -99,8 +141,11 @@ def work(request: dict, emit: Emit) -> None:
     cases = [Case(**c) for c in request["cases"]]
     scaling = [Case(**c) for c in request["scaling"]] if threads > 1 else []
 
-    measured = {}
-    for dtype in dict.fromkeys(c.dtype for c in cases):
+    # What a supervisor adds: when to end, what earlier workers measured, whom they failed with.
+    end = time.perf_counter() + request["limit_s"] if request.get("limit_s") else None
+    measured = {known["dtype"]: limits.Limits(**known) for known in request.get("limits", ())}
+    excluded = request.get("excluded") or [{}] * len(cases)
+    for dtype in dict.fromkeys(c.dtype for c in cases if c.dtype not in measured):
         emit("start", title=f"the machine's limits, {dtype}")
         set_precision(dtype)
         measured[dtype] = limits.measure(dtype, cases[0].device, threads, request["limits_s"])
@@ -116,18 +161,36 @@ def work(request: dict, emit: Emit) -> None:
         for line in scan_rate.measure(threads):
             emit("scan", **line)
 
-    deadline = time.perf_counter() + request["budget_s"]
+    began = time.perf_counter()
+    deadline = began + request["budget_s"]
     remaining = len(cases) + len(scaling)
 
     def timing() -> dict:
         """An equal part of the time that is left, so that quick cases lend theirs to slow ones."""
-        budget_s = max(0.1, (deadline - time.perf_counter()) / remaining)
-        return {"budget_s": budget_s, "min_rounds": request["min_rounds"], "hurry": request["hurry"]}
+        now = time.perf_counter()
+        rounds = request["min_rounds"]
+        if end is not None and remaining < len(cases):
+            a_case = (now - began) / (len(cases) - remaining)
+            if remaining * a_case > end - now:  # fewer rounds before fewer cases
+                rounds = 1
+        return {
+            "budget_s": max(0.1, (deadline - now) / remaining),
+            "min_rounds": rounds,
+            "hurry": request["hurry"],
+        }
 
-    for case in cases:
+    def announce(key: str) -> None:
+        emit("running", key=key, limit_s=COMPILING_S.get(key))
+
+    for case, without in zip(cases, excluded, strict=True):
+        if end is not None and time.perf_counter() > end:
+            emit("dropped", case=case.to_dict(), threads=threads, why="out of time")
+            continue
         emit("start", title=f"{case.title}, threads={threads}")
         set_precision(case.dtype)
-        result = time_case(case, request["contenders"], threads, **timing())
+        cuda_peers.forget()
+        told = {"announce": announce} if end is not None else {}
+        result = time_case(case, request["contenders"], threads, without, **told, **timing())
         emit("result", **result, floor=measured[case.dtype].floor(case))
         remaining -= 1
     for case in scaling:

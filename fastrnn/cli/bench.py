@@ -1,13 +1,16 @@
 """Benchmark fastrnn against torch.nn, ONNX Runtime, OpenVINO, JAX and the plain reference on this machine.
 
 Prints the results and writes a folder with report.html (one page with everything), report.md, results.json
-and plots. The other frameworks take part where they are installed: pip install "fastrnn[bench]". Exit status
-1 if fastrnn fails in a case or its numbers differ from torch.nn's.
+and plots. The other frameworks take part where they are installed: pip install "fastrnn[bench]", on a GPU
+"fastrnn[bench-cuda]". Exit status 1 if fastrnn fails in a case or its numbers differ from torch.nn's.
 
   python -m fastrnn bench --quick                      under a minute
   python -m fastrnn bench --full --save                all shapes on 1 and 2 threads, into benchmarks/results/
   python -m fastrnn bench --cell gru --shape 50,64,512 --mode training --threads 1
-  python -m fastrnn bench --device cuda --quick        against cuDNN on a GPU, under three minutes
+  python -m fastrnn bench --device cuda --quick        against cuDNN on a GPU, under six minutes
+  python -m fastrnn bench --device cuda --full --part 1/6   a part of everything, under ten minutes each
+  python -m fastrnn bench --device cuda --peers        torch.compile, haste, TorchRL, FlashRNN, in a few cases
+  python -m fastrnn bench --merge A B --out DIR        one report of several runs on one machine
   python -m fastrnn bench --models                     whole models, with fastrnn's layers and with torch.nn's
   python -m fastrnn bench --render FOLDER              write a report again, with what FOLDER/notes.md says
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 from datetime import date
 from pathlib import Path
 
@@ -26,10 +30,17 @@ from . import options as types
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ..bench.cases import CELLS, DTYPES, MODES, parse_shape
     from ..bench.contenders import KEYS
+    from ..bench.cuda_cases import parse_part
 
     def shape(text: str):
         try:
             return parse_shape(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    def part(text: str):
+        try:
+            return parse_part(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -43,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true", help="a part of the shapes, under a minute (the default)"
     )
     preset.add_argument("--full", action="store_true", help="everything, on 1 and 2 threads; some 20 minutes")
+    preset.add_argument(
+        "--peers",
+        action="store_true",
+        help="on a GPU: the few cases of contenders that compile at their first call; under ten minutes",
+    )
     preset.add_argument(
         "--models",
         nargs="*",
@@ -69,12 +85,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", type=types.seconds, metavar="S", help="seconds of timing for each number of threads"
     )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        metavar="S",
+        help="on a GPU: seconds for everything; rounds and then cases are left out to keep it",
+    )
+    parser.add_argument(
+        "--part", type=part, metavar="K/N", help="on a GPU: one of N parts of the cases, to be merged"
+    )
     parser.add_argument("--rounds", type=positive, metavar="N", help="rounds at least (default 7)")
     parser.add_argument(
         "--tiers", action="store_true", help="on a GPU: each tier of the kernels too, for the plan's table"
     )
     parser.add_argument(
+        "--json-only", action="store_true", help="write results.json alone; --render makes the report later"
+    )
+    parser.add_argument(
         "--no-extras", action="store_true", help="neither thread scaling nor peak memory, overhead, scan"
+    )
+    parser.add_argument(
+        "--merge",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="no timing: one report of several runs, folders or the JSON of gpu-check; a later one counts",
     )
     target = parser.add_mutually_exclusive_group()
     target.add_argument(
@@ -97,19 +132,19 @@ def folder_name(preset: str, cpu: str) -> str:
 
 def make_plan(options: argparse.Namespace):
     """The run that the options ask for. SystemExit where nothing is left to run."""
-    from ..bench import cases, contenders, cuda_cases, machine, memory
+    from ..bench import cases, contenders, machine, memory
     from ..bench.run import Plan
 
+    if options.device != "cpu":
+        return _cuda_plan(options)
+    for option, given in (
+        ("--dtype tf32", "tf32" in options.dtype),
+        *((f"--{name}", getattr(options, name)) for name in ("peers", "part", "limit", "tiers")),
+    ):
+        if given:
+            raise SystemExit(f"{option} is about a GPU: add --device cuda")
     name = "full" if options.full else "quick"
     preset, select = cases.PRESETS[name], cases.select
-    if options.device != "cpu":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise SystemExit(f"--device {options.device}: torch sees no GPU")
-        preset, select = cuda_cases.CUDA_PRESETS[name], cuda_cases.select
-    elif "tf32" in options.dtype:
-        raise SystemExit("--dtype tf32 is about a GPU: add --device cuda")
     chosen = select(
         preset,
         cells=options.cell,
@@ -123,18 +158,9 @@ def make_plan(options: argparse.Namespace):
     budget_s = preset.budget_s if options.budget is None else options.budget
     cores = machine.usable_cores()
     threads = options.threads or (sorted({1, min(2, cores)}) if options.full else [min(2, cores)])
-    if options.device != "cpu":
-        threads = options.threads[:1] or [cores]
-    keys = [
-        k for k in contenders.KEYS if not options.contender or k in (*options.contender, "fastrnn", "torch")
-    ]
-    if options.device != "cpu" and not options.contender:
-        keys = ["fastrnn", "torch"]  # the reference waits for every kernel
-    if options.tiers:
-        if options.device == "cpu":
-            raise SystemExit("--tiers is about a GPU: add --device cuda")
-        keys = [*keys, *contenders.TIERS]
-    extras = not (options.no_extras or options.shape or options.device != "cpu")
+    wanted = options.contender or [k for k in contenders.KEYS if k not in contenders.CUDA_PEERS]
+    keys = [k for k in contenders.KEYS if k in (*wanted, "fastrnn", "torch")]
+    extras = not (options.no_extras or options.shape)
     plain = [c for c in chosen if c.path == "layers" and not c.sweep and c.dtype == "float32"]
     return Plan(
         preset=name
@@ -155,6 +181,41 @@ def make_plan(options: argparse.Namespace):
     )
 
 
+def _cuda_plan(options: argparse.Namespace):
+    """The run on a GPU: supervised, so that it ends in time with whatever it has."""
+    import torch
+
+    from ..bench import contenders, cuda_cases, machine
+    from ..bench.run import Plan
+
+    if not torch.cuda.is_available():
+        raise SystemExit(f"--device {options.device}: torch sees no GPU")
+    name = "peers" if options.peers else "full" if options.full else "quick"
+    preset, part = cuda_cases.CUDA_PRESETS[name], options.part or (1, 1)
+    filters = {"cells": options.cell, "shapes": options.shape, "dtypes": options.dtype, "modes": options.mode}
+    chosen = cuda_cases.select(preset, **filters, device=options.device, part=part)
+    if not chosen:
+        raise SystemExit("the filters leave nothing to run")
+    # By default nobody that compiles, and not the reference, which waits for every kernel.
+    wanted = options.contender or ([*contenders.CUDA_PEERS, "reference"] if options.peers else ["haste"])
+    keys = [k for k in contenders.KEYS if k in (*wanted, "fastrnn", "torch")]
+    limit_s = cuda_cases.limit_s(preset, part[1]) if options.limit is None else options.limit
+    budget_s = preset.budget_s / part[1] if options.budget is None else options.budget
+    title = name if part[1] == 1 else f"{name} {part[0]}/{part[1]}"
+    return Plan(
+        preset=f"{title}, filtered" if any(filters.values()) else title,
+        cases=chosen,
+        threads=options.threads[:1] or [machine.usable_cores()],
+        contenders=[*keys, *(contenders.TIERS if options.tiers else ())],
+        budget_s=min(budget_s, 0.85 * limit_s),
+        hurry=options.rounds is None,
+        limits_s=1.5,
+        limit_s=limit_s,
+        excluded={} if options.contender else cuda_cases.excluded(preset, chosen),
+        **({"min_rounds": options.rounds} if options.rounds else {}),
+    )
+
+
 def _memory_cases(preset, chosen) -> list:
     """Training of the LSTM and the GRU on the preset's shapes, where training is run at all."""
     from ..bench.cases import Case
@@ -169,15 +230,12 @@ def _memory_cases(preset, chosen) -> list:
 
 def show(run: dict) -> None:
     """The results on the terminal."""
-    from ..bench import heatmap, report, targets
+    from ..bench import cuda_report, heatmap, report, targets
     from ..bench.results import group_results
 
     console.heading("fastrnn benchmark")
     for line in report.machine_lines(run):
         print("  " + line.replace("**", ""))
-    if planes := heatmap.planes(run["results"]):
-        for one in (heatmap.summary(planes), *map(heatmap.table, planes)):
-            console.table(one.columns, one.rows)
     for threads in run["threads"]:
         on = targets.plural(threads, "thread")
         for sweep in (False, True):
@@ -205,6 +263,11 @@ def show(run: dict) -> None:
     if run["absolute_targets"]:
         shown = report.absolute_table(run["absolute_targets"])
         console.table(shown.columns, shown.rows, "Latency, overhead, scaling, memory")
+    if results := cuda_report.on_gpu(run):
+        shown = heatmap.summary(heatmap.planes(results))
+        console.table(shown.columns, shown.rows, "Times faster than torch.nn")
+        for line in cuda_report.losses(results) or ["torch.nn is nowhere faster"]:
+            print("  " + line.replace("**", ""))
 
 
 def run_models(options: argparse.Namespace) -> int:
@@ -243,6 +306,27 @@ def run_models(options: argparse.Namespace) -> int:
     return 1 if any(r.get("skipped", "").startswith("FAILED") for r in results["results"]) else 0
 
 
+def gpu_name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def merge_runs(options: argparse.Namespace) -> int:
+    """``--merge``: one folder of several runs."""
+    from ..bench import merge, report
+
+    if options.out is None:
+        raise SystemExit("--merge: needs --out DIR to write to")
+    try:
+        merged = merge.merge([merge.load(path) for path in options.merge])
+    except ValueError as error:
+        raise SystemExit(f"--merge: {error}") from None
+    show(merged)
+    print(f"\nreport: {report.write(merged, options.out).resolve()}")
+    return 0
+
+
 def run(options: argparse.Namespace) -> int:
     from ..bench import machine, report
     from ..bench.results import case_of
@@ -256,20 +340,32 @@ def run(options: argparse.Namespace) -> int:
             raise SystemExit(f"--render: {source} does not exist")
         print(f"report: {report.write(json.loads(source.read_text()), options.render)}")
         return 0
+    if options.merge:
+        return merge_runs(options)
 
     if options.models is not None:
         return run_models(options)
     plan = make_plan(options)
-    with console.progress(plan.steps) as advance:
-        results = run_plan(plan, advance)
-    show(results)
-    name = folder_name(plan.preset.split(",")[0], machine.cpu_model())
+    gpu = options.device != "cpu"
+    processor = gpu_name(options.device) if gpu else machine.cpu_model()
+    name = folder_name(re.split(r"[ ,]", plan.preset)[0], processor)
+    if options.part:
+        name += "-part-{}-of-{}".format(*options.part)
     folder = options.out or Path("benchmarks/results" if options.save else "out") / (
         name if options.save else f"bench-{name}"
     )
-    page = report.write(results, folder)
-    if not any(folder.glob("*.png")):
+    if gpu:  # what `timeout` sends ends the run with what it has, as Ctrl-C does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with console.progress(plan.steps) as advance:
+        results = run_plan(plan, advance, lambda partial: report.save(partial, folder))
+    report.save(results, folder)
+    show(results)
+    page = folder / "results.json" if options.json_only else report.write(results, folder)
+    if not options.json_only and not any(folder.glob("*.png")):
         print("no plots: matplotlib is not installed")
+    if dropped := results.get("dropped"):
+        first = dropped[0]
+        print(f"{len(dropped)} cases were not timed, the first: {case_of(first).title}: {first['why']}")
     missing = [r for r in results["results"] if "fastrnn" not in r["contenders"]]
     for r in missing:
         print(f"FAILED {case_of(r).title}: fastrnn {r['skipped']['fastrnn']}")

@@ -9,6 +9,8 @@ Parts, each of which can run alone; all by default, together under ten minutes o
     measure  latencies and instructions (latency.cu), `python -m fastrnn verify` over every tier
     sweep    the benchmark against cuDNN, `python -m fastrnn bench --device cuda --quick --tiers`; also what
              benchmarks/plan_table.py makes the plan's table of
+and, only where it is asked for,
+    peers    the same against torch.compile, haste, TorchRL and FlashRNN, which compile for minutes
 
 And one for the first contact with a kind of GPU: `smoke`, the build and smoke.py, a minute.
 
@@ -21,6 +23,7 @@ kernels of a tier hang its other steps are skipped. Exit status 1 where a step f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -36,10 +39,11 @@ from xml.etree import ElementTree
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PARTS = ("check", "measure", "sweep")
+ON_DEMAND = ("smoke", "peers")
 TIERS = ("stepwise", "one_cta", "cluster", "grid")
-#: A step that takes longer hangs.
-LIMIT_S = 420
-SMOKE_LIMIT_S = 60
+#: A step that takes longer hangs. The benchmark ends by itself, with what it has, some time before.
+LIMIT_S, SMOKE_LIMIT_S = 420, 60
+SWEEP_S, PEERS_S, ENDING_S = 330, 510, 60
 
 
 @dataclass
@@ -152,9 +156,15 @@ def steps(part: str, out: Path, capability: tuple[int, int]) -> list[Step]:
                 result=verified,
             ),
         ]
-    folder = out / "sweep"
-    bench = [python, "-m", "fastrnn", "bench", "--device", "cuda", "--quick", "--tiers", "--out", str(folder)]
-    return [Step("bench", bench, result=folder / "results.json")]
+    folder = out / part
+    what = {"sweep": ["--quick", "--limit", str(SWEEP_S)], "peers": ["--peers", "--limit", str(PEERS_S)]}[
+        part
+    ]
+    bench = [python, "-m", "fastrnn", "bench", "--device", "cuda", *what, "--tiers"]
+    # The report is written from this part's JSON, on any machine: `bench --merge`.
+    bench += ["--json-only", "--out", str(folder)]
+    limit_s = ENDING_S + (SWEEP_S if part == "sweep" else PEERS_S)
+    return [Step("bench", bench, result=folder / "results.json", limit_s=limit_s)]
 
 
 def taken(result: Path) -> object:
@@ -203,6 +213,8 @@ def run_step(step: Step, log: Callable[[str], None]) -> dict:
     if step.result is not None and step.result.exists():
         outcome["result"] = taken(step.result)
         step.result.unlink()
+        with contextlib.suppress(OSError):  # a folder with nothing else in it
+            step.result.parent.rmdir()
     return outcome
 
 
@@ -257,12 +269,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="part", help=", ".join(("smoke", *PARTS)))
+    parser.add_argument("parts", nargs="*", metavar="part", help=", ".join((*PARTS, *ON_DEMAND)))
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu-check-out")))
     parser.add_argument("--record", action="store_true", help="enter what was verified into the record")
     options = parser.parse_args()
-    if unknown := set(options.parts) - {"smoke", *PARTS}:
-        parser.error(f"part: expected smoke, {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    if unknown := set(options.parts) - {*PARTS, *ON_DEMAND}:
+        known = ", ".join((*PARTS, *ON_DEMAND))
+        parser.error(f"part: expected {known}, got {', '.join(sorted(unknown))}")
     import torch
 
     if not torch.cuda.is_available():
