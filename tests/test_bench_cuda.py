@@ -399,7 +399,7 @@ def a_run(results, **changes) -> dict:
         "limits": [
             {"threads": 1, "dtype": "float16", "flops": {"torch.mm": 7e14}, "bandwidth": [[65536, 1e12]]}
         ],
-        **{key: [] for key in ("scaling", "memory", "overhead", "dropped")},
+        **{key: [] for key in ("scaling", "memory", "overhead", "scan", "dropped")},
     }
     return bench_run.with_targets(run | changes)
 

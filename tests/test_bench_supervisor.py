@@ -182,7 +182,7 @@ def ask(monkeypatch):
             "scaling": [],
             "contenders": ["fastrnn", "torch"],
             **{"threads": 1, "budget_s": 0.0, "limits_s": 0.1, "min_rounds": 7, "hurry": True},
-            **{"overhead": False, "limits": [known], "limit_s": 60.0},
+            **{"overhead": False, "scan": False, "limits": [known], "limit_s": 60.0},
             **changes,
         }
         events = []

@@ -9,10 +9,9 @@ Parts, each of which can run alone; all by default, together under ten minutes o
     measure  latencies and instructions (latency.cu), `python -m fastrnn verify` over every tier
     sweep    the benchmark against cuDNN, `python -m fastrnn bench --device cuda --quick --tiers`; also what
              benchmarks/plan_table.py makes the plan's table of
-and, only where it is asked for,
-    peers    the same against torch.compile, haste, TorchRL and FlashRNN, which compile for minutes
-
-And one for the first contact with a kind of GPU: `smoke`, the build and smoke.py, a minute.
+and, only where they are asked for,
+    smoke    for the first contact with a kind of GPU: the build and smoke.py, a minute
+    peers    the benchmark against torch.compile, haste, TorchRL and FlashRNN, which compile for minutes
 
 Options: --out FOLDER (default gpu-check-out, or $OUT), --record (enter what was verified into
 benchmarks/results/gpu_verification.json). A part writes <part>.log and <part>.json: machine, versions,
