@@ -207,6 +207,16 @@ def test_the_worker_says_whom_it_runs(ask):
     assert second["skipped"] == {"fastrnn": "hangs"}
 
 
+def test_samples_on_a_gpu_wait_for_no_threads(monkeypatch):
+    """The rest before a sample is for OpenMP's workers; on a GPU it would only cost time."""
+    rests = []
+    monkeypatch.setattr(worker, "make_contenders", lambda *a: ([], {}, {}))
+    monkeypatch.setattr(worker, "interleave", lambda made, settle, **timing: rests.append(settle) or {})
+    for threads, device in ((2, "cpu"), (2, "cuda"), (1, "cpu")):
+        worker.time_case(replace(a_case(8), device=device), ["fastrnn"], threads, budget_s=0.0)
+    assert rests == [True, False, False]
+
+
 def test_rounds_go_before_cases(ask, monkeypatch):
     """Where the time runs short a case has one round; past the end cases are dropped, and told."""
     clock = iter(float(n) for n in range(10**6))  # every look at the clock takes a second
