@@ -38,9 +38,9 @@ constexpr double kBackward = 1.4;                              // a backward ste
 constexpr double kClusterFixed = 0.17, kPush = 0.004, kPart = 0.005, kReceived = 50e3, kSharedRead = 217e3;
 // A product and a kernel a step, each launched by the host; with a projection two of each.
 constexpr double kStepwiseLaunches = 9.0;
-// Before the first step of a persistent tier: a launch (2.4), code that no cache has yet, and one answer of memory (0.8)
-// for weights, state, inputs and biases, which are asked for together; the weights' bytes come as kReceived. The grid's
-// flags are cleared by a launch of their own before it.
+// Before the first step of a persistent tier: a launch (2.4), code that no cache has yet, and one answer of memory
+// (0.8) for weights, state, inputs and biases, which are asked for together; the weights' bytes come as kReceived.
+// The grid's flags are cleared by a launch of their own before it.
 constexpr double kPersistentStart = 4.5, kGridFlags = 2.5;
 // The product with W_ih as a launch of its own, a direction; and inside the kernel: fixed part of the products of
 // 8 rows, and a part for each 16 of I and gate.

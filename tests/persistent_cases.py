@@ -113,7 +113,7 @@ def wider(t: Tensor) -> Tensor:
 
 
 def shifted(t: Tensor, by: int) -> Tensor:
-    """The same values in rows that begin `by` elements later and lie as much further apart; NaN between them."""
+    """The same values in rows that begin `by` elements later and lie as much further apart, NaN between."""
     rows = torch.full((t.shape[0], t.shape[1] + by), torch.nan, dtype=t.dtype)
     rows[:, by:] = t
     return rows[:, by:]

@@ -88,7 +88,7 @@ def cases() -> list[Case]:
     # Weights from shared memory, more tiles than are loaded at once; loaded by 4, by pairs and one by one.
     for precision, H in (("bfloat16", 260), ("float16", 258), ("bfloat16", 259)):
         out.append(Case("lstm", precision, "cluster", T=2, B=2, H=H, D=1))
-    # Three tiles of units a CTA, whose warps are three, three and two: as large as registers and shared memory allow.
+    # Three tiles of units a CTA, whose warps are three, three and two: as large as there is memory for.
     out.append(Case("lstm", "bfloat16", "cluster", T=2, B=1, H=768, D=1, cluster=16))
     # Rows of weights that begin at a multiple of 4 elements, of 2, of none, whatever H is.
     for i, cell in enumerate(CELLS[:3]):
@@ -301,8 +301,8 @@ def test_geometry_of_clusters(ops):
         assert gru["shared"] > 100 << 10  # weights too
     assert numbers(ops, "lstm", "tf32", "cluster", 256, cluster=16)["threads"] == 128
     assert numbers(ops, "lstm", "bfloat16", "cluster", 384, cluster=16)["peers"] == 12
-    # cuDNN's hard case: all warps forward, of which three tiles of units share eight; backward all warps where
-    # there are outputs for them, 32 units each.
+    # cuDNN's hard case: all warps forward, of which three tiles of units share eight; backward all warps
+    # where there are outputs for them, 32 units each.
     hard = [
         numbers(ops, "lstm", half, "cluster", 768, B=16, cluster=16, backward=back)
         for half in ("bfloat16", "float16")

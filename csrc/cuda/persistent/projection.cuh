@@ -9,8 +9,8 @@
 
 namespace fastrnn::cuda {
 
-// All lanes of a finishing warp call it, and then gx is there for them. A gate at a time: its weights are few registers,
-// and the code is short; the next gate's are on their way meanwhile.
+// All lanes of a finishing warp call it, and then gx is there for them. A gate at a time: its weights are few
+// registers, and the code is short; the next gate's are on their way meanwhile.
 template <class F, int kGates>
 __device__ __forceinline__ void project_inputs(const PersistentForward& p, const Position& at, const Cut& cut) {
   using T = typename F::Type;
