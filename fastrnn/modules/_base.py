@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import weakref
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _checks
+from .. import _autograd, _checks
 from .._masked import Masks
 from .._masked import read as read_masks
 from .._stack import Stack, permute, run
@@ -91,7 +90,7 @@ class RecurrentLayer(nn.RNNBase):
             return flat
 
         current = [getattr(self, name, None) for name in self._flat_weights_names]
-        if torch.compiler.is_exporting():  # stand-ins for the time of the export, not to be kept
+        if _autograd.exporting():  # stand-ins for the time of the export, not to be kept
             return current
         refs = self._flat_weight_refs
         if len(refs) != len(current) or any(
