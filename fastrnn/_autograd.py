@@ -48,6 +48,12 @@ def tier(backend: str, x: torch.Tensor) -> int:
     return _ops.TIERS[backend]
 
 
+def exporting() -> bool:
+    """Whether torch.export is at work. torch.compiler.is_exporting() says the same, except that torch.compile
+    of torch 2.11 takes it to be always true."""
+    return torch.compiler._is_exporting_flag
+
+
 def transformed() -> bool:
     """Whether torch.func or forward-mode AD is at work, which look into an operation rather than call it."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -150,7 +156,7 @@ def layer(x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates", tie
     # An exported program has no gradients, and need not keep what they would be made of.
     if (
         torch.is_grad_enabled()
-        and not torch.compiler.is_exporting()
+        and not exporting()
         and (
             x.requires_grad
             or h0.requires_grad

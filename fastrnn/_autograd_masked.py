@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from . import _ops, reference
-from ._autograd import _NEED_C0, _NEED_H0, _NEED_WEIGHTS, _NEED_X, _cuda_mode, differentiable
+from ._autograd import _NEED_C0, _NEED_H0, _NEED_WEIGHTS, _NEED_X, _cuda_mode, differentiable, exporting
 from .reference_masked import masked_layer
 
 
@@ -87,7 +87,7 @@ def layer(
     lstm = cell == "lstm"
     if (
         torch.is_grad_enabled()
-        and not torch.compiler.is_exporting()  # see _autograd.layer
+        and not exporting()  # see _autograd.layer
         and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights))
     ):
         y, hn, cn, cells = _MaskedLayer.apply(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _ops, reference
-from ._autograd import differentiable
+from ._autograd import differentiable, exporting
 
 _NEED_U, _NEED_X, _NEED_WEIGHTS, _NEED_C0, _NEED_V = 1, 2, 4, 8, 16
 
@@ -122,7 +122,7 @@ def scan(
         RuntimeError: from the operator, naming the argument, what was expected and what came; for a drop_mask
             that requires a gradient, as there is none.
     """
-    if torch.is_grad_enabled() and not torch.compiler.is_exporting():  # see _autograd.layer
+    if torch.is_grad_enabled() and not exporting():  # see _autograd.layer
         if drop_mask is not None and drop_mask.requires_grad:
             raise RuntimeError("drop_mask: expected a constant, got a tensor that requires a gradient")
         if any(t is not None and t.requires_grad for t in (u, x, weight_c, bias, c0, v)):

@@ -14,6 +14,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from . import _autograd
 from .reference import GATES
 
 SAVE = ("gates", "recompute")
@@ -148,7 +149,7 @@ def batch_sizes_form(batch_sizes: object) -> None:
             "batch_sizes should be a 1-D int64 Tensor on the CPU, got "
             f"{batch_sizes.dim()}-D {batch_sizes.dtype} on {batch_sizes.device}"
         )
-        if torch.compiler.is_exporting():
+        if _autograd.exporting():
             message += (
                 "; torch cannot export a model that packs sequences, as it gives them no batch_sizes while "
                 "it traces: pass the padded batch and lengths= to the layer"

@@ -148,7 +148,7 @@ def run(
 
 def _first(batch_sizes: Tensor) -> int:
     """The rows of the first step, which for an exported program is a number that it reads when it runs."""
-    if not torch.compiler.is_exporting():
+    if not _autograd.exporting():
         return int(batch_sizes[0])
     rows = batch_sizes[0].item()
     torch._check(rows >= 0)

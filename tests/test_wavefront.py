@@ -9,7 +9,7 @@ import torch
 import torch.utils.checkpoint
 
 import fastrnn
-from fastrnn import _gpus, _wavefront
+from fastrnn import _gpus, _ops, _wavefront
 
 H100 = _gpus.KNOWN["H100"]
 LAYERS = {
@@ -173,8 +173,9 @@ def test_the_plan_cuts_where_it_pays():
     assert _planned(rows=512, hidden=2048) == 1
 
 
-def test_explain_names_the_pieces():
+def test_explain_names_the_pieces(monkeypatch):
     """Protects the way to know of it: explain says how many pieces the plan's times ask for, or nothing."""
+    monkeypatch.setattr(_ops, "cuda_loaded", True)  # on paper; a build without CUDA kernels has none to cut
     deep = fastrnn.LSTM(512, 512, 2, device="meta", dtype=torch.bfloat16)
     wanted = f"wavefront of {_planned()} pieces"
     assert any(wanted in note for note in fastrnn.explain(deep, (2048, 16), device="cuda", gpu="H100").notes)

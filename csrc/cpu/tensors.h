@@ -30,9 +30,8 @@ inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
   }
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), code, aoti_torch_device_type_cpu(), 0,
-                                                         &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                  code, aoti_torch_device_type_cpu(), 0, &handle));
   const Tensor tensor(handle);
   const size_t bytes = static_cast<size_t>(tensor.numel()) * tensor.element_size();
   if (bytes >= kAlwaysMapped) wish_for_huge_pages(tensor.data_ptr(), bytes);
@@ -65,7 +64,7 @@ inline const Parallel kTorchThreads{[](int64_t workers, void (*body)(int64_t, in
   if (workers == 1) {
     body(0, 1, context);
   } else {
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, workers, 1, body, context));
+    TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, workers, 1, body, context));
   }
 }};
 

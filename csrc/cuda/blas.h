@@ -90,7 +90,7 @@ class Blas {
 
   void operator()(const Gemm& g, bool tf32) const {
     void* handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&handle));
+    TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&handle));
     // CUBLAS_TF32_TENSOR_OP_MATH, CUBLAS_DEFAULT_MATH
     check(set_math_mode_(handle, tf32 ? 3 : 0), "cublasSetMathMode");
     const float one = 1, beta = g.add ? 1 : 0;

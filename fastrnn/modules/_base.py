@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import weakref
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _checks
+from .. import _autograd, _checks
 from .._masked import Masks
 from .._masked import read as read_masks
 from .._stack import Stack, permute, run

@@ -46,15 +46,15 @@ inline torch::stable::Tensor empty(const std::vector<int64_t>& sizes, torch::hea
 }
 
 inline void mm_out(const torch::stable::Tensor& out, const torch::stable::Tensor& a, const torch::stable::Tensor& b) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
 inline void addmm_out(const torch::stable::Tensor& out, const torch::stable::Tensor& a,
                       const torch::stable::Tensor& b) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
 }
 inline void bmm_out(const torch::stable::Tensor& out, const torch::stable::Tensor& a,
                     const torch::stable::Tensor& b) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_bmm_out(out.get(), a.get(), b.get()));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_bmm_out(out.get(), a.get(), b.get()));
 }
 inline void bmm_out_float(const torch::stable::Tensor& out, const torch::stable::Tensor& a,
                           const torch::stable::Tensor& b) {
