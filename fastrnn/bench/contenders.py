@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .cases import SRU_CELLS, Case
-from .problem import Problem, module_options
+from .problem import Problem, Unsupported, module_options
 from .timing import Contender
 
 #: In the order of tables and plots. The first is what everything else is compared with.
@@ -28,10 +28,6 @@ NAMES = {
     "jax": "JAX",
     "reference": "reference",
 }
-
-
-class Unsupported(Exception):
-    """A contender does not do this case, or is not installed. The message says why."""
 
 
 class _OpNames(TorchDispatchMode):
