@@ -9,16 +9,13 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import functional
-
-if TYPE_CHECKING:
-    from .verification import Check
+from ._verification_check import Check
 
 
 @dataclass

@@ -13,10 +13,12 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import layer_cases
 import sru_cases
 import torch
+from helpers import flat
 from layer_cases import CELLS, DTYPES, PACKED, Case, problem, worst
 
 import fastrnn
@@ -99,15 +101,17 @@ def bad_arguments() -> Iterator[tuple[str, tuple]]:
 
 
 def masked(isa: str) -> Iterator[tuple[str, bool]]:
-    """Lengths and resets: rows that end early, have no step, begin again; both ways of saving."""
-    for cell in CELLS:
+    """Lengths and resets, alone and together: rows that end early, have no step, begin again; both ways of
+    saving."""
+    both = {
+        "lengths": torch.tensor([0, 6, 1, 3, 0, 6, 2, 5, 4]),
+        "reset": torch.arange(54).reshape(6, 9) % 5 == 0,
+    }
+    for cell, what in product(CELLS, ("lengths", "reset", "lengths and reset")):
+        masks = {key: both[key] for key in what.split(" and ")}
         for save in ("gates", "recompute"):
             p = problem(Case(cell, T=6, B=9, H=21, D=2, dtype=F32))
             leaves = [t if t is None else t.clone().requires_grad_() for t in (p.x, p.h0, p.c0)]
-            masks = {
-                "lengths": torch.tensor([0, 6, 1, 3, 0, 6, 2, 5, 4]),
-                "reset": torch.arange(54).reshape(6, 9) % 5 == 0,
-            }
             weights = [w.clone().requires_grad_() for w in p.weights]
             results = []
             for function, kept in (
@@ -119,7 +123,23 @@ def masked(isa: str) -> Iterator[tuple[str, bool]]:
                 loss = sum(t.square().sum() for t in out if t is not None)
                 results.append([*(t for t in out if t is not None), *torch.autograd.grad(loss, inputs)])
             close = all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(*results, strict=True))
-            yield f"{isa} {cell} masked, {save}", close
+            yield f"{isa} {cell} {what}, {save}", close
+
+
+def episodes(label: str) -> Iterator[tuple[str, bool]]:
+    """Layers told where episodes end: done=, with lengths and every step's state, forward and backward."""
+    done = torch.arange(54).reshape(6, 9) % 4 == 1
+    masks = {"done": done, "lengths": torch.tensor([0, 6, 1, 3, 0, 6, 2, 5, 4]), "return_all_states": True}
+    for name, options in (("LSTM", {}), ("LSTM", {"proj_size": 5}), ("GRU", {}), ("RNN", {})):
+        results = []
+        for backend in ("fused", "reference"):
+            torch.manual_seed(0)
+            layer = getattr(fastrnn, name)(5, 21, num_layers=2, backend=backend, **options)
+            out = flat(layer(torch.randn(6, 9, 5), **masks))
+            gradients = torch.autograd.grad(sum(t.square().sum() for t in out), list(layer.parameters()))
+            results.append([*out, *gradients])
+        close = all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(*results, strict=True))
+        yield f"{label} {name} done {options}", close
 
 
 def bad_masks() -> Iterator[tuple[str, tuple]]:
@@ -211,7 +231,7 @@ def main() -> int:
             scan(sru_cases.Case(L=40, O=70, sizes=(30, 30, 17, 2), dtype=F32), label)
             for case in threaded():
                 layer(case, label)
-            for what, ok in (*masked(label), *streams(label)):
+            for what, ok in (*masked(label), *episodes(label), *streams(label)):
                 check(what, ok)
         print(f"{isa}: {time.monotonic() - start:.0f} s", flush=True)
     bad = [(_ops.forward, *b) for b in bad_arguments()] + [(_ops.masked_forward, *b) for b in bad_masks()]

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import _gpus
 from .cases import SRU_CELLS, Case
-from .problem import Problem, module_options
+from .problem import Problem, Unsupported, module_options
 from .timing import Contender
 
 #: In the order of tables and plots. The first is what everything else is compared with.
@@ -42,10 +42,6 @@ NAMES = {
     "flashrnn_triton": "FlashRNN, Triton",
     "reference": "reference",
 }
-
-
-class Unsupported(Exception):
-    """A contender does not do this case, or is not installed. The message says why."""
 
 
 class _OpNames(TorchDispatchMode):

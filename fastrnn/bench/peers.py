@@ -12,8 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from .cases import GATES
-from .contenders import Unsupported
-from .problem import Problem
+from .problem import Problem, Unsupported
 from .timing import Contender
 
 #: What each contender needs to import.

@@ -17,6 +17,10 @@ _MODULES = {
 }
 
 
+class Unsupported(Exception):
+    """A contender does not do this case, or is not installed. The message says why."""
+
+
 class Problem:
     """Weights, input, state and incoming gradient of a case, the same for every contender.
 
@@ -37,9 +41,7 @@ class Problem:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if case.cell in SRU_CELLS:
-                from .sru import module_of
-
-                self.module = module_of(case, "reference").to(device, dtype)
+                self.module = sru_module(case, "reference").to(device, dtype)
             else:
                 self.module = _MODULES[kind, case.cell](case.I, case.H, **options).to(device, dtype)
             self.module.train(case.training)
@@ -102,3 +104,13 @@ def weight_bytes(case: Case) -> tuple[int, int]:
     recurrent = case.layers * D * (GATES[case.cell] * case.H * hidden + case.H * case.P)
     inputs = case.I + (case.layers - 1) * D * hidden
     return size * recurrent, size * D * GATES[case.cell] * case.H * inputs
+
+
+def sru_module(case: Case, backend: str) -> nn.Module:
+    """fastrnn's one-layer module of an SRU case, on any backend."""
+    import fastrnn
+
+    options = {"num_layers": 1, "backend": backend}
+    if case.cell == "srupp":
+        return fastrnn.SRUpp(case.I, case.H, case.P, **options)
+    return fastrnn.SRU(case.I, case.H, **options)

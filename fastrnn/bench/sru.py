@@ -14,20 +14,10 @@ import warnings
 import torch
 from torch import nn
 
-from .cases import SRU_CELLS, Case
-from .contenders import Unsupported, torch_contender, torch_library
-from .problem import Problem
+from .cases import SRU_CELLS
+from .contenders import torch_contender, torch_library
+from .problem import Problem, Unsupported, sru_module
 from .timing import Contender
-
-
-def module_of(case: Case, backend: str) -> nn.Module:
-    """fastrnn's one-layer module of a case, on any backend."""
-    import fastrnn
-
-    options = {"num_layers": 1, "backend": backend}
-    if case.cell == "srupp":
-        return fastrnn.SRUpp(case.I, case.H, case.P, **options)
-    return fastrnn.SRU(case.I, case.H, **options)
 
 
 def package(problem: Problem) -> nn.Module:
@@ -68,7 +58,7 @@ def build(key: str, problem: Problem) -> Contender:
             module = nn.LSTM(case.I, case.H).to(problem.x).train(case.training)
         label = f"nn.LSTM ({torch_library(problem, module)})"
     elif key == "fastrnn":
-        module, label = module_of(case, "auto").to(problem.x), "fastrnn"
+        module, label = sru_module(case, "auto").to(problem.x), "fastrnn"
         module.load_state_dict(problem.module.state_dict())
         module.train(case.training)
     elif key == "reference":
