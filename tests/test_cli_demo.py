@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,32 @@ def test_wrong_seconds(seconds, capsys):
         main(["demo", "seasonal", "--seconds", seconds])
     assert stopped.value.code == 2
     assert "positive number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("--seed", "x", "64-bit integer, got 'x'"),
+        ("--seed", str(2**70), "64-bit integer"),
+        ("--out", "picture.banana", "ends in .png, .pdf, .svg, got 'picture.banana'"),
+        ("--out", "picture", "ends in .png"),
+        ("--out", "folder.png", "got 'folder.png'"),
+    ],
+)
+def test_wrong_options(option, value, text, tmp_path, monkeypatch, capsys):
+    """Protects a minute of training from a picture that cannot be drawn, or is drawn into another file."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder.png").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", "seasonal", option, value])
+    assert text in capsys.readouterr().err
+
+
+def test_a_picture_where_no_folder_can_be(tmp_path):
+    """Protects the same minute: the folder is made before the training."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="--out"):
+        main(["demo", "seasonal", "--out", str(tmp_path / "file" / "picture.png")])
 
 
 def test_wrong_name():

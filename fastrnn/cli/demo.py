@@ -17,13 +17,32 @@ from pathlib import Path
 from . import console
 from . import options as types
 
+#: Of pictures, as matplotlib writes them wherever it is installed.
+FORMATS = (".png", ".pdf", ".svg")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    def seed(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = 2**63
+        if not -(2**63) <= value < 2**63:
+            raise argparse.ArgumentTypeError(f"must be a 64-bit integer, got {text!r}")
+        return value
+
+    def picture(text: str) -> Path:
+        path = types.output(text)
+        if path.suffix.lower() not in FORMATS or path.is_dir():
+            known = ", ".join(FORMATS)
+            raise argparse.ArgumentTypeError(f"must be a file that ends in {known}, got {text!r}")
+        return path
+
     parser.add_argument("name", nargs="?", metavar="NAME", help="which one; the list where it is left out")
     parser.add_argument("--list", action="store_true", help="the list of demonstrations")
     parser.add_argument("--seconds", type=types.seconds, default=60.0, metavar="S", help="of training (60)")
-    parser.add_argument("--seed", type=int, default=0, help="of initial values and training data (0)")
-    parser.add_argument("--out", type=types.output, metavar="FILE", help="the picture (out/demo-NAME.png)")
+    parser.add_argument("--seed", type=seed, default=0, help="of initial values and training data (0)")
+    parser.add_argument("--out", type=picture, metavar="FILE", help="the picture (out/demo-NAME.png)")
 
 
 def train(demo, seconds: float) -> list[float]:
@@ -61,6 +80,12 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise SystemExit(str(error)) from None
 
+    path = options.out or Path("out") / f"demo-{options.name}.png"
+    try:  # before a minute of training is lost
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"--out {path}: {error}") from None
+
     console.heading(kind.title)
     demo = kind(seed=options.seed)
     weights = sum(p.numel() for p in demo.model.parameters())
@@ -74,13 +99,11 @@ def run(options: argparse.Namespace) -> int:
     console.heading("A sample")
     print(demo.sample())
 
-    path = options.out or Path("out") / f"demo-{options.name}.png"
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         print("\nno picture: matplotlib is not installed")
         return 0
-    path.parent.mkdir(parents=True, exist_ok=True)
     demo.picture(path)
     print(f"\npicture: {path.resolve()}")
     return 0

@@ -51,11 +51,7 @@ class MogrifierLSTMCell(nn.Module):
 
     def forward(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         _inputs.features("MogrifierLSTMCell", "x", x, self.cell.weight_ih, "B", self.input_size)
-        return self.step(x, _inputs.lstm_state("MogrifierLSTMCell", hx, x.size(0), self.hidden_size))
-
-    def step(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """forward() without its checks."""
-        h, c = hx
+        h, c = _inputs.lstm_state("MogrifierLSTMCell", hx, x.size(0), self.hidden_size)
         for i, gate in enumerate(self.gates):
             if i % 2 == 0:
                 x = 2 * torch.sigmoid(gate(h)) * x
@@ -141,7 +137,7 @@ class MogrifierLSTM(nn.Module):
         for k, cell in enumerate(self.cells):
             state, outputs = (h0[k], c0[k]), []
             for t, step in enumerate(x.unbind()):
-                h, c = cell.step(step, state)
+                h, c = cell(step, state)
                 outputs.append(h)
                 if valid is not None:
                     h, c = (torch.where(valid[t], a, b) for a, b in zip((h, c), state, strict=True))

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import weakref
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _autograd, _checks
+from .. import _checks
 from .._masked import Masks
 from .._masked import read as read_masks
 from .._stack import Stack, permute, run
