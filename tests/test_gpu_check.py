@@ -31,12 +31,12 @@ check, record, small_cases, smoke = (load(n) for n in ("check", "record", "small
 def test_steps_of_every_part(tmp_path, monkeypatch):
     """Each part's commands: scripts that exist, the GPU's own architecture, absent tools as absent."""
     monkeypatch.delenv("FASTRNN_CUDA_ARCHS", raising=False)
-    parts = ("smoke", *check.PARTS)
+    parts = (*check.PARTS, *check.ON_DEMAND)
     names = {part: [s.name for s in check.steps(part, tmp_path, (9, 0))] for part in parts}
     assert set(check.TIERS) == set(_checks.TIERS)
     assert names["smoke"] == ["build", *(f"smoke {tier}" for tier in (*check.TIERS, "scan"))]
     tools = [f"{tool}{what}" for tool in ("memcheck", "racecheck", "synccheck") for what in ("", " cluster")]
-    tests = [f"tests {tier}" for tier in (*check.TIERS, "scan", "others")]
+    tests = [f"tests {tier}" for tier in (*check.TIERS, "scan", "wavefront", "others")]
     assert names["check"] == [*names["smoke"], *tests, *tools]
     assert names["measure"] == ["compile latency", "latency", "verify"]
     assert names["sweep"] == ["bench"]
@@ -154,7 +154,7 @@ def test_a_missing_gpu_is_one_clear_error():
     assert (done.returncode, done.stderr) == (1, "gpu-check: torch sees no GPU\n")
     wrong = subprocess.run([*script, "everything"], capture_output=True, text=True)
     assert wrong.returncode == 2
-    assert "part: expected smoke, check, measure, sweep, got everything" in wrong.stderr
+    assert "part: expected check, measure, sweep, smoke, got everything" in wrong.stderr
 
 
 def test_small_cases_meet_every_kernel():

@@ -36,6 +36,7 @@ from xml.etree import ElementTree
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PARTS = ("check", "measure", "sweep")
+ON_DEMAND = ("smoke",)
 TIERS = ("stepwise", "one_cta", "cluster", "grid")
 #: A step that takes longer hangs.
 LIMIT_S = 420
@@ -69,12 +70,8 @@ def find_tool(name: str) -> str | None:
     return next(filter(None, found), None)
 
 
-#: What of the tests a GPU is needed for, beside those of the tiers and of the scan.
-OTHER_TESTS = [
-    "tests/test_cuda.py",
-    "tests/test_wavefront.py",
-    "tests/test_torch_compile.py::test_reduce_overhead",
-]
+#: What of the tests a GPU is needed for, beside those of the tiers, the scan and the wavefront.
+OTHER_TESTS = ["tests/test_cuda.py", "tests/test_torch_compile.py::test_reduce_overhead"]
 
 
 def smoke_steps(out: Path) -> list[Step]:
@@ -88,10 +85,10 @@ def smoke_steps(out: Path) -> list[Step]:
 
 
 def suite_steps(out: Path) -> list[Step]:
-    """The CUDA tests of each tier by name, the scan's, then all others."""
+    """The CUDA tests of each tier by name, the scan's, the wavefront's, then all others."""
     options = ["-q", "-rs", "--tb=short", "--maxfail=25", "--durations=5", "-o", "faulthandler_timeout=45"]
     chosen = [(tier, ["tests/test_cuda.py", "-k", f"{tier} and not mix"]) for tier in TIERS]
-    chosen.append(("scan", ["tests/test_sru_cuda.py"]))
+    chosen += [("scan", ["tests/test_sru_cuda.py"]), ("wavefront", ["tests/test_wavefront.py"])]
     chosen.append(("others", [*OTHER_TESTS, "-k", f"mix or not ({' or '.join(TIERS)})"]))
     found = []
     for name, arguments in chosen:
@@ -257,12 +254,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="part", help=", ".join(("smoke", *PARTS)))
+    parser.add_argument("parts", nargs="*", metavar="part", help=", ".join((*PARTS, *ON_DEMAND)))
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu-check-out")))
     parser.add_argument("--record", action="store_true", help="enter what was verified into the record")
     options = parser.parse_args()
-    if unknown := set(options.parts) - {"smoke", *PARTS}:
-        parser.error(f"part: expected smoke, {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    if unknown := set(options.parts) - {*PARTS, *ON_DEMAND}:
+        known = ", ".join((*PARTS, *ON_DEMAND))
+        parser.error(f"part: expected {known}, got {', '.join(sorted(unknown))}")
     import torch
 
     if not torch.cuda.is_available():
