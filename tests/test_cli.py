@@ -268,6 +268,28 @@ def test_verify_reports_what_is_raised_and_restores_the_instruction_set(monkeypa
     assert _ops.cpu_isa() == before
 
 
+def test_verify_goes_on_without_torch_nn(monkeypatch):
+    """What a GPU's torch.nn cannot run is still compared with float64, and says so; on the CPU that is an
+    error."""
+
+    def refused(data):
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED\nand a hint")
+
+    monkeypatch.setattr(verification, "run_torch", refused)
+    check = verification.Check("gru", "layers", 1, "float64")
+    targets = [verification.Target("here")]
+    monkeypatch.setattr(
+        verification, "make_data", lambda c, size, _, made=verification.make_data: made(c, size, "cpu")
+    )
+    (outcome,) = verification.run_check(check, targets, "cuda", lambda name: None)
+    assert outcome.ok
+    assert 0 < outcome.output <= check.tolerance.output
+    assert outcome.from_torch == outcome.torch_output == 0
+    assert outcome.torch_error == "RuntimeError: cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"
+    with pytest.raises(RuntimeError, match="NOT_SUPPORTED"):
+        verification.run_check(check, targets, "cpu", lambda name: None)
+
+
 def test_verify_json_and_the_gpus_options(tmp_path):
     """The outcomes with tolerances, commit and machine; options of a GPU without one are an error."""
     isa = _ops.available_cpu_isas()[0]

@@ -36,7 +36,7 @@ def test_steps_of_every_part(tmp_path, monkeypatch):
     assert set(check.TIERS) == set(_checks.TIERS)
     assert names["smoke"] == ["build", *(f"smoke {tier}" for tier in (*check.TIERS, "scan"))]
     tools = [f"{tool}{what}" for tool in ("memcheck", "racecheck", "synccheck") for what in ("", " cluster")]
-    tests = [f"tests {tier}" for tier in (*check.TIERS, "scan", "others")]
+    tests = [f"tests {tier}" for tier in (*check.TIERS, "scan", "wavefront", "others")]
     assert names["check"] == [*names["smoke"], *tests, *tools]
     assert names["measure"] == ["compile latency", "latency", "verify"]
     assert names["sweep"] == names["peers"] == ["bench"]
@@ -206,7 +206,7 @@ def a_document(gpu: str, commit: str | None, ok: bool) -> dict:
         "tests grid": {"status": "ok"},
         "tests cluster": {"status": "failed"},
         "tests scan": {"status": "ok"},
-        "tests others": {"status": "ok"},
+        "tests wavefront": {"status": "ok"},
         "memcheck": {"status": "absent"},
         "racecheck": {"status": "ok"},
         "verify": {"status": "ok", "result": {"outcomes": outcomes}},

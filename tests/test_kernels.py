@@ -142,6 +142,14 @@ def test_sizes(isa, case):
     _check(case)
 
 
+@pytest.mark.parametrize(("IN", "dtype"), [(24, F32), (44, F32), (110, F32), (12, F64)])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_weights_packed_in_passes(isa, cell, IN, dtype):
+    """Protects x's gradient where W_ih is packed some gates at a time: more of them of a narrow panel than of
+    a wide one, in the same memory."""
+    _check(Case(cell, 3, 5, IN, 600, dtype=dtype))
+
+
 @pytest.mark.parametrize("case", _half_cases(), ids=str)
 def test_half_types(isa, case):
     _check(case)

@@ -158,9 +158,8 @@ class Backward {
     for (int r = 0; r < grid_.workers(); ++r) {
       Worker worker;
       worker.panel = arena_.take<T>(p_.need_weights ? WeightGradient<T>::buffer_size(M) : 0);
-      worker.w_ih = arena_.take<T>(p_.grad_x[grid_.direction(r)] && !natural(inputs_, inputs_.count() - 1)
-                                       ? gates_a_pass(kPanelVectors) * s_.H * kPanelVectors * W
-                                       : 0);
+      worker.w_ih = arena_.take<T>(
+          p_.grad_x[grid_.direction(r)] && !natural(inputs_, inputs_.count() - 1) ? largest_pass() : 0);
       worker.tile = arena_.take<T>(
           p_.grad_x[grid_.direction(r)] ? ceil_div(M, grid_.workers_a_direction()) * kPanelVectors * W : 0);
       worker.x = arena_.take<T>(recompute_ ? inputs_.blocks() * own_rows * W : 0);
@@ -392,6 +391,13 @@ class Backward {
   int gates_a_pass(int vectors) const {
     const int64_t gate = s_.H * vectors * W * static_cast<int64_t>(sizeof(T));
     return static_cast<int>(min_of<int64_t>(G, max_of<int64_t>(1, kPanelBytes / gate)));
+  }
+  // Elements of the largest such part. That may be a narrow panel's: two gates with three vectors each, where only
+  // one fits with four.
+  int64_t largest_pass() const {
+    int64_t most = 0;
+    for (int v = 1; v <= kPanelVectors; ++v) most = max_of<int64_t>(most, gates_a_pass(v) * v);
+    return most * s_.H * W;
   }
 
   // ---- backward_step.inl ------------------------------------------------------------------------

@@ -72,12 +72,8 @@ def find_tool(name: str) -> str | None:
     return next(filter(None, found), None)
 
 
-#: What of the tests a GPU is needed for, beside those of the tiers and of the scan.
-OTHER_TESTS = [
-    "tests/test_cuda.py",
-    "tests/test_wavefront.py",
-    "tests/test_torch_compile.py::test_reduce_overhead",
-]
+#: What of the tests a GPU is needed for, beside those of the tiers, the scan and the wavefront.
+OTHER_TESTS = ["tests/test_cuda.py", "tests/test_torch_compile.py::test_reduce_overhead"]
 
 
 def smoke_steps(out: Path) -> list[Step]:
@@ -91,10 +87,10 @@ def smoke_steps(out: Path) -> list[Step]:
 
 
 def suite_steps(out: Path) -> list[Step]:
-    """The CUDA tests of each tier by name, the scan's, then all others."""
+    """The CUDA tests of each tier by name, the scan's, the wavefront's, then all others."""
     options = ["-q", "-rs", "--tb=short", "--maxfail=25", "--durations=5", "-o", "faulthandler_timeout=45"]
     chosen = [(tier, ["tests/test_cuda.py", "-k", f"{tier} and not mix"]) for tier in TIERS]
-    chosen.append(("scan", ["tests/test_sru_cuda.py"]))
+    chosen += [("scan", ["tests/test_sru_cuda.py"]), ("wavefront", ["tests/test_wavefront.py"])]
     chosen.append(("others", [*OTHER_TESTS, "-k", f"mix or not ({' or '.join(TIERS)})"]))
     found = []
     for name, arguments in chosen:

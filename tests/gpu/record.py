@@ -45,10 +45,9 @@ def outcomes(document: dict, family: str, cell: str) -> dict[str, str]:
     """What a part of gpu-check says of a family and a cell: "ok" or "failed" by the name of the check."""
     found = {}
     steps = document["steps"]
-    tests = "others" if family == "wavefront" else family
     # The sanitizers run single layers, those of the clusters apart from all others.
     sanitized = () if family == "wavefront" else SANITIZERS
-    names = {"tests": f"tests {tests}"} | {s: f"{s} cluster" if family == "cluster" else s for s in sanitized}
+    names = {"tests": f"tests {family}"} | {s: f"{s} cluster" if family == "cluster" else s for s in sanitized}
     for check, name in names.items():
         if steps.get(name, {}).get("status") in ("ok", "failed"):
             found[check] = steps[name]["status"]
