@@ -140,7 +140,12 @@ int launch_persistent(void (*kernel)(Params, Cut), const Params& p, const Persis
   if (g.tier == Tier::kCluster && active_clusters(function, config, g.ctas_per_replica) == 0) {
     return cudaErrorCooperativeLaunchTooLarge;
   }
-  return static_cast<int>(cudaLaunchKernelEx(&config, kernel, p, cut));
+  error = cudaLaunchKernelEx(&config, kernel, p, cut);
+  if (g.tier == Tier::kCluster && error == cudaErrorInvalidClusterSize) {  // the room has gone since it was asked about
+    cudaGetLastError();
+    return cudaErrorCooperativeLaunchTooLarge;
+  }
+  return error;
 }
 
 // Each in a file of its own, <pass>_<cell>.cu: instances compile side by side.

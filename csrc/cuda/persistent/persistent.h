@@ -22,7 +22,7 @@ namespace fastrnn::cuda {
 
 // How the recurrent products are computed. State, gates and sums are float in all of them.
 enum class Precision : int {
-  kFloat32 = 0,   // float layers as exact as FFMA: three TF32 products a product
+  kFloat32 = 0,   // float layers within float's tolerance: three TF32 products a product
   kTf32 = 1,      // float layers whose products may round their operands to TF32
   kBFloat16 = 2,  // layers of bfloat16
   kHalf = 3,      // layers of half

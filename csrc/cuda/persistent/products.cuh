@@ -214,7 +214,8 @@ struct Products {
     } else {
       for (int n = 0; n < cut.n_tiles; ++n) {
         multiply(operand, n, at, cut, sums);
-        if (Exchange::kTier == Tier::kCluster && at.split == 1) return;  // and there is one tile of rows
+        // And there is one tile of rows; no other warp of the CTA waits below, as all tiles are then split alike.
+        if (Exchange::kTier == Tier::kCluster && at.split == 1) return;
         float4* part = parts + (at.warp * cut.n_tiles + n) * kSums * 32 + at.lane;
 #pragma unroll
         for (int s = 0; s < kSums; ++s) part[s * 32] = make_float4(sums[s][0], sums[s][1], sums[s][2], sums[s][3]);
