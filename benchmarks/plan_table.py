@@ -17,7 +17,7 @@ import math
 from pathlib import Path
 
 from fastrnn import _C, _gpus
-from fastrnn.bench.cuda_cases import NAMED
+from fastrnn.bench.gpu.cases import NAMED
 
 OUT = Path(__file__).resolve().parents[1] / "csrc" / "plan_table.inl"
 TIERS = ("one_cta", "grid", "stepwise", "cluster")

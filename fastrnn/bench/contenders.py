@@ -1,4 +1,4 @@
-"""fastrnn, torch.nn and the plain reference as contenders; others are in peers.py and cuda_peers.py."""
+"""fastrnn, torch.nn and the plain reference as contenders; others are in peers.py and gpu/peers.py."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def fused(problem: Problem, key: str = "fastrnn") -> Contender:
     """fastrnn's layer; with a tier for a key, by that tier alone."""
     import fastrnn
 
-    from . import step_floor
+    from .gpu import step_floor
 
     case = problem.case
     name = case.cell.upper() + ("Cell" if case.path == "cells" else "")
@@ -240,13 +240,14 @@ def build(key: str, problem: Problem, threads: int) -> Contender:
         return fused(problem)
     if key == "reference":
         return reference(problem)
-    from . import cuda_peers, peers
+    from . import peers
+    from .gpu import peers as gpu_peers
 
     case = problem.case
     if key in CUDA_PEERS:
         if not case.device.startswith("cuda"):
             raise Unsupported("on a GPU only")
-        return cuda_peers.build(key, problem)
+        return gpu_peers.build(key, problem)
     if case.path != "layers" or case.dtype != "float32" or case.device != "cpu":
         raise Unsupported("float32 layers on the CPU only")
     if case.training and key != "jax":

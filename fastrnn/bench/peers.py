@@ -40,9 +40,9 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    from . import cuda_peers
+    from .gpu import peers as gpu_peers
 
-    return found | cuda_peers.versions()
+    return found | gpu_peers.versions()
 
 
 def onnx_model(problem: Problem):

@@ -290,13 +290,13 @@ def limit(run: dict, threads: int) -> Figure | None:
 
 
 def draw(run: dict, folder: Path) -> list[Image]:
-    """Draw every plot that the run has data for into folder; of a GPU's, those of cuda_plots.py alone."""
+    """Draw every plot that the run has data for into folder; of a GPU's, those of gpu/plots.py alone."""
     images = []
     with matplotlib.rc_context(_STYLE):
         if any(case_of(r).device != "cpu" for r in run["results"]):
-            from . import cuda_plots
+            from .gpu import plots as gpu_plots
 
-            return cuda_plots.draw(run, folder)
+            return gpu_plots.draw(run, folder)
         for threads in run["threads"]:
             on = targets.plural(threads, "thread")
             wanted = [

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import cuda_report, overhead, scan_rate, targets
+from . import overhead, scan_rate, targets
 from .cases import Case
 from .contenders import KEYS, NAMES
 from .document import Bullets, Document, Heading, Image, Table, Text, Verbatim
+from .gpu import report as gpu_report
 from .results import case_of, group_results, share_of_limit
 from .timing import MIN_ROUNDS
 
@@ -248,11 +249,11 @@ def build(run: dict, images: Sequence[Image] = (), notes: str = "") -> Document:
     for threads in run["threads"]:
         lines = [line for line in run["targets"] if line["threads"] == threads]
         if lines:
-            on = " against cuDNN" if cuda_report.on_gpu(run) else f", {targets.plural(threads, 'thread')}"
+            on = " against cuDNN" if gpu_report.on_gpu(run) else f", {targets.plural(threads, 'thread')}"
             document.add(Heading(f"Targets{on}"), target_table(lines))
     if run["absolute_targets"]:
         document.add(Heading("Latency, overhead, scaling, memory"), absolute_table(run["absolute_targets"]))
-    document.add(*cuda_report.blocks(run))
+    document.add(*gpu_report.blocks(run))
     if run["preset"] != "full":
         document.add(
             Text(f"The {run['preset']} preset runs a part of the cases: `--full` decides about targets.")

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from . import cuda_targets, machine, memory, targets
+from . import machine, memory, targets
 from .cases import Case
 from .contenders import KEYS
+from .gpu import targets as gpu_targets
 from .supervisor import Supervisor
 from .timing import MIN_ROUNDS
 
@@ -129,7 +130,7 @@ SAVE_EVERY_S = 10.0
 def with_targets(out: dict) -> dict:
     """A run with what follows from its results."""
     out["targets"] = [line for n in out["threads"] for line in targets.evaluate(out["results"], n)]
-    out["targets"] += [line for n in out["threads"] for line in cuda_targets.evaluate(out["results"], n)]
+    out["targets"] += [line for n in out["threads"] for line in gpu_targets.evaluate(out["results"], n)]
     out["absolute_targets"] = targets.evaluate_absolute(out)
     return out
 

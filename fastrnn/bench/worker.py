@@ -20,9 +20,10 @@ from functools import partial
 
 import torch
 
-from . import cuda_peers, limits, overhead, scan_rate
+from . import limits, overhead, scan_rate
 from .cases import SRU_CELLS, Case
 from .contenders import AGREEMENT, NAMES, Unsupported, build, disagreement, standard
+from .gpu import peers as gpu_peers
 from .problem import Problem
 from .timing import Contender, interleave
 
@@ -189,7 +190,7 @@ def work(request: dict, emit: Emit) -> None:
             continue
         emit("start", title=f"{case.title}, threads={threads}")
         set_precision(case.dtype)
-        cuda_peers.forget()
+        gpu_peers.forget()
         told = {"announce": announce} if end is not None else {}
         result = time_case(case, request["contenders"], threads, without, **told, **timing())
         emit("result", **result, floor=measured[case.dtype].floor(case))

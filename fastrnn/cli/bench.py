@@ -30,7 +30,7 @@ from . import options as types
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ..bench.cases import CELLS, DTYPES, MODES, parse_shape
     from ..bench.contenders import KEYS
-    from ..bench.cuda_cases import parse_part
+    from ..bench.gpu.cases import parse_part
 
     def shape(text: str):
         try:
@@ -185,21 +185,22 @@ def _cuda_plan(options: argparse.Namespace):
     """The run on a GPU: supervised, so that it ends in time with whatever it has."""
     import torch
 
-    from ..bench import contenders, cuda_cases, machine
+    from ..bench import contenders, machine
+    from ..bench.gpu import cases as gpu_cases
     from ..bench.run import Plan
 
     if not torch.cuda.is_available():
         raise SystemExit(f"--device {options.device}: torch sees no GPU")
     name = "peers" if options.peers else "full" if options.full else "quick"
-    preset, part = cuda_cases.CUDA_PRESETS[name], options.part or (1, 1)
+    preset, part = gpu_cases.CUDA_PRESETS[name], options.part or (1, 1)
     filters = {"cells": options.cell, "shapes": options.shape, "dtypes": options.dtype, "modes": options.mode}
-    chosen = cuda_cases.select(preset, **filters, device=options.device, part=part)
+    chosen = gpu_cases.select(preset, **filters, device=options.device, part=part)
     if not chosen:
         raise SystemExit("the filters leave nothing to run")
     # By default nobody that compiles, and not the reference, which waits for every kernel.
     wanted = options.contender or ([*contenders.CUDA_PEERS, "reference"] if options.peers else ["haste"])
     keys = [k for k in contenders.KEYS if k in (*wanted, "fastrnn", "torch")]
-    limit_s = cuda_cases.limit_s(preset, part[1]) if options.limit is None else options.limit
+    limit_s = gpu_cases.limit_s(preset, part[1]) if options.limit is None else options.limit
     budget_s = preset.budget_s / part[1] if options.budget is None else options.budget
     title = name if part[1] == 1 else f"{name} {part[0]}/{part[1]}"
     return Plan(
@@ -211,7 +212,7 @@ def _cuda_plan(options: argparse.Namespace):
         hurry=options.rounds is None,
         limits_s=1.5,
         limit_s=limit_s,
-        excluded={} if options.contender else cuda_cases.excluded(preset, chosen),
+        excluded={} if options.contender else gpu_cases.excluded(preset, chosen),
         **({"min_rounds": options.rounds} if options.rounds else {}),
     )
 
@@ -230,7 +231,9 @@ def _memory_cases(preset, chosen) -> list:
 
 def show(run: dict) -> None:
     """The results on the terminal."""
-    from ..bench import cuda_report, heatmap, report, targets
+    from ..bench import report, targets
+    from ..bench.gpu import heatmap
+    from ..bench.gpu import report as gpu_report
     from ..bench.results import group_results
 
     console.heading("fastrnn benchmark")
@@ -263,10 +266,10 @@ def show(run: dict) -> None:
     if run["absolute_targets"]:
         shown = report.absolute_table(run["absolute_targets"])
         console.table(shown.columns, shown.rows, "Latency, overhead, scaling, memory")
-    if results := cuda_report.on_gpu(run):
+    if results := gpu_report.on_gpu(run):
         shown = heatmap.summary(heatmap.planes(results))
         console.table(shown.columns, shown.rows, "Times faster than torch.nn")
-        for line in cuda_report.losses(results) or ["torch.nn is nowhere faster"]:
+        for line in gpu_report.losses(results) or ["torch.nn is nowhere faster"]:
             print("  " + line.replace("**", ""))
 
 

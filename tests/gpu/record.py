@@ -47,7 +47,9 @@ def outcomes(document: dict, family: str, cell: str) -> dict[str, str]:
     steps = document["steps"]
     # The sanitizers run single layers, those of the clusters apart from all others.
     sanitized = () if family == "wavefront" else SANITIZERS
-    names = {"tests": f"tests {family}"} | {s: f"{s} cluster" if family == "cluster" else s for s in sanitized}
+    names = {"tests": f"tests {family}"} | {
+        s: f"{s} cluster" if family == "cluster" else s for s in sanitized
+    }
     for check, name in names.items():
         if steps.get(name, {}).get("status") in ("ok", "failed"):
             found[check] = steps[name]["status"]

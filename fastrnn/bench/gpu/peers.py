@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .. import reference as plain
-from .cases import GATES, SRU_CELLS
-from .contenders import Unsupported, torch_contender
-from .problem import Problem
-from .timing import Contender
+from ... import reference as plain
+from ..cases import GATES, SRU_CELLS
+from ..contenders import Unsupported, torch_contender
+from ..problem import Problem
+from ..timing import Contender
 
 #: What each contender imports, and the distribution whose version is told.
 PACKAGES = {

@@ -10,14 +10,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from ..cases import WORK
+from ..contenders import CUDA_PEERS, NAMES
+from ..document import Image
+from ..plots import COLORS, MARKERS, log_axis, save
 from . import heatmap
-from .cases import WORK
-from .contenders import CUDA_PEERS, NAMES
-from .cuda_cases import STEPS
-from .cuda_report import STEP_BATCHES, Step, steps
-from .document import Image
+from .cases import STEPS
 from .heatmap import Plane
-from .plots import COLORS, MARKERS, log_axis, save
+from .report import STEP_BATCHES, Step, steps
 
 #: Twice as fast is as far from even as half as fast; more than this many times is as dark.
 _DARKEST = 16.0

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .. import _C
-from .cases import GATES, Case
-from .problem import flops, weight_bytes
+from ... import _C
+from ..cases import GATES, Case
+from ..problem import flops, weight_bytes
 
 #: Microseconds, published for Hopper: clusters' and shared memory's latency from microbenchmarks (a load of
 #: 181-213 cycles from another SM, 33 from its own, at 1.755 GHz), flags over atomics 1.04-1.31 on an H200, a

@@ -10,9 +10,10 @@ import types
 import pytest
 import torch
 
-from fastrnn.bench import contenders, cuda_peers
+from fastrnn.bench import contenders
 from fastrnn.bench.cases import Case
 from fastrnn.bench.contenders import Unsupported, disagreement
+from fastrnn.bench.gpu import peers as gpu_peers
 from fastrnn.bench.problem import Problem
 
 
@@ -96,7 +97,7 @@ def test_flashrnn(monkeypatch, key, cell, dtype, training):
     """Every backend's layout of weights, biases and states; gates in its order; gradients back in torch's."""
     play(monkeypatch, "flashrnn", flashrnn=flashrnn, FlashRNNConfig=FlashRNNConfig)
     problem = Problem(case_of(cell, training, dtype=dtype))
-    agrees(cuda_peers.build(key, problem), problem)
+    agrees(gpu_peers.build(key, problem), problem)
 
 
 # haste
@@ -147,7 +148,7 @@ def test_haste(monkeypatch, cell, training):
     layers = {"LSTM": functools.partial(Haste, "lstm"), "GRU": functools.partial(Haste, "gru")}
     play(monkeypatch, "haste_pytorch", **layers)
     problem = Problem(case_of(cell, training))
-    agrees(cuda_peers.build("haste", problem), problem)
+    agrees(gpu_peers.build("haste", problem), problem)
 
 
 # TorchRL
@@ -188,7 +189,7 @@ def test_torchrl(monkeypatch, cell, dtype, training):
         gru_triton=function("gru"),
     )
     problem = Problem(case_of(cell, training, dtype=dtype))
-    agrees(cuda_peers.build("torchrl", problem), problem)
+    agrees(gpu_peers.build("torchrl", problem), problem)
     assert set(asked) == {"ieee" if dtype == "float32" else "tf32"}
 
 
@@ -213,9 +214,9 @@ def test_compiled(monkeypatch, cell, training, dtype, steps):
         return genuine(module, backend=backend, dynamic=asked["dynamic"], fullgraph=asked["fullgraph"])
 
     monkeypatch.setattr(torch, "compile", compile_)
-    cuda_peers.forget()
+    gpu_peers.forget()
     problem = Problem(case_of(cell, training, dtype=dtype, T=steps))
-    contender = cuda_peers.compiled(problem, graphs=training)
+    contender = gpu_peers.compiled(problem, graphs=training)
     agrees(contender, problem, limit=contenders.AGREEMENT[dtype])
     unrolled = {5: 5, 32: 16, 7: 7}[steps]
     assert contender.label.endswith(f", {unrolled} steps at a time")
@@ -240,7 +241,7 @@ def test_each_does_only_its_cases(monkeypatch):
             "half": case_of(dtype="float16", H=128, I=128),
         }.items():
             try:
-                cuda_peers.build(key, Problem(case))
+                gpu_peers.build(key, Problem(case))
             except Unsupported as reason:
                 reasons[key, name] = str(reason)
         with pytest.raises(Unsupported, match="on a GPU only"):
@@ -251,10 +252,10 @@ def test_each_does_only_its_cases(monkeypatch):
     assert reasons["haste", "rnn"] == "LSTM and GRU only"
     assert reasons["torchrl", "half"] == "float32 and tf32 only"
     assert reasons["flashrnn_triton", "half"] == "H up to 64 only"
-    monkeypatch.setattr(cuda_peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu_peers.importlib.util, "find_spec", lambda name: None)
     for key in ("haste", "torchrl", "flashrnn_step"):
         with pytest.raises(Unsupported, match="is not installed"):
-            cuda_peers.build(key, Problem(case_of()))
+            gpu_peers.build(key, Problem(case_of()))
 
 
 def test_a_copy_keeps_cudnns_weights_in_one_piece(monkeypatch):

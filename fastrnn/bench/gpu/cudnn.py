@@ -5,7 +5,7 @@ The conditions are get_algo() and its heuristics in aten/src/ATen/native/cudnn/R
 
 from __future__ import annotations
 
-from .cases import Case
+from ..cases import Case
 
 STANDARD = "STANDARD"
 PERSISTENT = "PERSIST_STATIC"

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from . import cudnn, targets
-from .cases import Case
-from .cuda_cases import NAMED
+from .. import targets
+from ..cases import Case
+from . import cudnn
+from .cases import NAMED
 
 #: Nowhere slower.
 EVEN = 1.0

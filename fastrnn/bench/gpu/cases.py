@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from .cases import CELLS, SRU_CELLS, WORK, Case
-from .contenders import CUDA_PEERS
+from ..cases import CELLS, SRU_CELLS, WORK, Case
+from ..contenders import CUDA_PEERS
 
 #: Steps of every case but the named one: enough that what a call costs once does not show.
 STEPS = 128

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from . import targets
-from .cases import Case
-from .document import Table
+from .. import targets
+from ..cases import Case
+from ..document import Table
 
 #: Below this fastrnn is slower: such cells are marked.
 EVEN = 1.0

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import cudnn, heatmap, step_floor, targets
-from .cases import Case
-from .contenders import CUDA_PEERS, NAMES
-from .document import Block, Bullets, Heading, Table, Text
-from .results import case_of
+from .. import targets
+from ..cases import Case
+from ..contenders import CUDA_PEERS, NAMES
+from ..document import Block, Bullets, Heading, Table, Text
+from ..results import case_of
+from . import cudnn, heatmap, step_floor
 
 #: Batches of the table of microseconds a step.
 STEP_BATCHES = (1, 16, 64, 256)
