@@ -141,7 +141,8 @@ int launch_persistent(void (*kernel)(Params, Cut), const Params& p, const Persis
     return cudaErrorCooperativeLaunchTooLarge;
   }
   error = cudaLaunchKernelEx(&config, kernel, p, cut);
-  if (g.tier == Tier::kCluster && error == cudaErrorInvalidClusterSize) {  // the room has gone since it was asked about
+  if (g.tier == Tier::kCluster &&
+      error == cudaErrorInvalidClusterSize) {  // the room has gone since it was asked about
     cudaGetLastError();
     return cudaErrorCooperativeLaunchTooLarge;
   }
