@@ -9,6 +9,7 @@ Prints every failure and "N passed, M failed"; a sanitizer's finding ends the pr
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -76,6 +77,20 @@ def cases(quick: bool) -> Iterator[Case]:
             yield replace(plain, T=1, B=2, dtype=F32)
     for dtype in DTYPES:
         yield Case("lstm", IN=4, H=21, P=6, D=2, dtype=dtype, sizes=PACKED)
+
+
+def sizes(quick: bool) -> Iterator[Case]:
+    """Widths at random, up to where a pass of backward takes fewer gates, and fewer again: scratch memory is
+    cut by them, and each piece has to be as large as what is written there."""
+    draw = random.Random(0)
+    yield Case("gru", 2, 3, 300, 600, dtype=F32)
+    yield Case("lstm", 2, 3, 40, 600, dtype=F32)
+    for n in range(12 if quick else 60):
+        cell, wide = CELLS[n % len(CELLS)], n % 3 == 0
+        H = draw.randint(200, 2200 if wide else 800)
+        case = Case(cell, 2, draw.randint(1, 20), draw.randint(1, 400), H, D=1 + n % 2)
+        case = replace(case, P=draw.randint(1, H - 1) if cell == "lstm" and n % 5 == 0 else 0)
+        yield replace(case, dtype=F32 if wide else DTYPES[n % 2], save="recompute" if n % 4 == 1 else "gates")
 
 
 def threaded() -> Iterator[Case]:
@@ -220,7 +235,7 @@ def main() -> int:
     for isa in _ops.available_cpu_isas():
         _ops.set_cpu_isa(isa)
         torch.set_num_threads(1)
-        for case in cases(quick):
+        for case in (*cases(quick), *sizes(quick)):
             layer(case, isa)
         for case in sru_cases.grid()[:: 3 if quick else 1]:
             scan(case, isa)

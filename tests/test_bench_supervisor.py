@@ -173,6 +173,8 @@ def test_a_run_that_is_stopped_has_what_it_had(tmp_path, monkeypatch):
 def ask(monkeypatch):
     """Let worker.work() do a request with an end; its events."""
     monkeypatch.setattr(worker.limits, "measure", lambda *a: pytest.fail("measured before"))
+    # Flags of the whole process, which torch's module database, imported by other tests, forbids setting.
+    monkeypatch.setattr(worker, "set_precision", lambda dtype: None)
     known = {"dtype": "float32", "flops": {"mm": 1e9}, "bandwidth": [[1000, 1e9]]}
 
     def ask(cases, **changes):

@@ -101,11 +101,12 @@ def test_wrong_options(option, value, text, tmp_path, monkeypatch, capsys):
     assert text in capsys.readouterr().err
 
 
-def test_a_picture_where_no_folder_can_be(tmp_path):
+def test_a_picture_where_no_folder_can_be(tmp_path, capsys):
     """Protects the same minute: the folder is made before the training."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match="--out"):
+    with pytest.raises(SystemExit):
         main(["demo", "seasonal", "--out", str(tmp_path / "file" / "picture.png")])
+    assert f"--out: {tmp_path / 'file' / 'picture.png'} cannot be written" in capsys.readouterr().err
 
 
 def test_wrong_name():

@@ -52,7 +52,7 @@ def test_metadata(sdist):
     assert found["Requires-Python"] == ">=3.10"
     required = found.get_all("Requires-Dist")
     assert [r for r in required if "extra" not in r] == ["torch>=2.11"]
-    assert set(found.get_all("Provides-Extra")) == {"bench", "test", "sru", "dev"}
+    assert set(found.get_all("Provides-Extra")) == {"bench", "bench-cuda", "test", "sru", "dev"}
     assert {"openvino", "onnxruntime", "jax"} <= {r.partition(";")[0] for r in required if '"bench"' in r}
 
 

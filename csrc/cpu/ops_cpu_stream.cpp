@@ -107,7 +107,7 @@ PackedHeader read_header(const Tensor& packed, size_t i, const KernelTable& kern
   const bool bytes = packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_cpu() &&
                      packed.is_contiguous() && packed.numel() >= kBegin;
   int64_t stored = 0;  // less than the tensor's own size where its storage was resized
-  if (bytes) STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(packed.get(), &stored));
+  if (bytes) TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(packed.get(), &stored));
   const bool whole = bytes && packed.numel() <= stored - packed.storage_offset();
   if (whole) std::memcpy(&header, packed.data_ptr(), sizeof(header));
   if (!whole || std::memcmp(header.magic, kMagic, sizeof(kMagic))) {  // a step has no time to make the texts

@@ -13,6 +13,9 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace fastrnn {
 
@@ -73,6 +76,9 @@ class Scratch {
   }
 
   void release() {
+#ifdef __SANITIZE_ADDRESS__
+    ASAN_UNPOISON_MEMORY_REGION(mapping_, size_of_mapping(mapping_));  // of the gaps that were put in it (team.h)
+#endif
     char* none = nullptr;
     if (size_of_mapping(mapping_) <= kKept &&
         spare().compare_exchange_strong(none, mapping_, std::memory_order_release, std::memory_order_relaxed)) {

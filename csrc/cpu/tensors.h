@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "../params.h"
-#include "../stable_abi.h"
 #include "scratch.h"
 #include "team.h"
 

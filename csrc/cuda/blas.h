@@ -21,8 +21,6 @@
 #include <optional>
 #include <string>
 
-#include "stable_abi.h"
-
 namespace fastrnn::cuda {
 
 // c = op(a) op(b), or c += with `add`, in BLAS' column order: op(a) (m,k), op(b) (k,n), c (m,n), `batch` of
