@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "plan.h"
-#include "plan_cuda.h"
-#include "plan_table.h"
+#include "plan/cpu.h"
+#include "plan/cuda.h"
+#include "plan/table.h"
 
 #ifndef FASTRNN_VERSION
 #define FASTRNN_VERSION "unknown"

@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "cuda/persistent/persistent.h"
+#include "cuda/persistent/params.h"
 #include "emu_torch.h"
 
 namespace {

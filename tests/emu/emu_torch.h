@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cuda/persistent/persistent.h"
+#include "cuda/persistent/params.h"
 #include "cuda_on_cpu.h"
 
 #define FASTRNN_DEVICE CPU

@@ -6,8 +6,8 @@
 // step and CTA as in forward: barriers, a flag or the peers' bytes. Read: the saved values and grad_y, prefetched a
 // step ahead. Written: dgates.
 #pragma once
-#include "backward_gathered.cuh"
-#include "backward_scattered.cuh"
+#include "cuda/persistent/backward_gathered.cuh"
+#include "cuda/persistent/backward_scattered.cuh"
 
 namespace fastrnn::cuda {
 

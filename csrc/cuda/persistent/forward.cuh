@@ -9,7 +9,7 @@
 // Registers: the weights (tiles.h); for each gate four sums, four values of gx, on their way since the step before,
 // h and c, the rows' lengths. Biases are in shared memory.
 #pragma once
-#include "projection.cuh"
+#include "cuda/persistent/projection.cuh"
 
 namespace fastrnn::cuda {
 

@@ -1,6 +1,6 @@
 // Every instruction that the persistent kernels write as assembly, each with its twin for the emulator.
 #pragma once
-#include "../device.cuh"
+#include "cuda/device/types.cuh"
 
 #ifdef CUDA_ON_CPU
 #include "emu_ptx.h"

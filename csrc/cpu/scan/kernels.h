@@ -1,0 +1,33 @@
+// The scan kernels of one instruction set, as isa.h has those of the other layers: scan_*.cpp compile
+// scan.inl once each.
+#pragma once
+#include "params/scan.h"
+#include "cpu/team.h"
+
+namespace fastrnn {
+
+// How the columns (rows of the batch x features) are shared out. They never wait for each other.
+struct ScanPlan {
+  int batch_groups = 1;
+  int unit_groups = 1;
+  bool stream = false;  // results go past the caches
+  int workers() const { return batch_groups * unit_groups; }
+};
+
+struct ScanKernels {
+  int (*lanes)(Dtype dtype);
+  // Bytes of scratch that the caller must provide (64-byte aligned), then the kernel itself.
+  size_t (*forward_workspace)(const ScanForwardParams& params, const ScanPlan& plan);
+  void (*forward)(const ScanForwardParams& params, const ScanPlan& plan, char* workspace, const Parallel& parallel);
+  size_t (*backward_workspace)(const ScanBackwardParams& params, const ScanPlan& plan);
+  void (*backward)(const ScanBackwardParams& params, const ScanPlan& plan, char* workspace, const Parallel& parallel);
+};
+
+extern const ScanKernels kBaselineScan;
+#if defined(__x86_64__)
+extern const ScanKernels kAvx2Scan;
+extern const ScanKernels kAvx512Scan;
+extern const ScanKernels kAvx512Bf16Scan;
+#endif
+
+}  // namespace fastrnn
