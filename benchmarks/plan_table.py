@@ -1,4 +1,4 @@
-"""Writes csrc/plan_table.inl, from which the plan chooses among the tiers of the CUDA kernels.
+"""Writes csrc/plan/table.inl, from which the plan chooses among the tiers of the CUDA kernels.
 
     python benchmarks/plan_table.py benchmarks/results/<date>-<gpu>/results.json    a sweep's timings
     python benchmarks/plan_table.py --estimates                                     the model's, for no device
@@ -19,7 +19,7 @@ from pathlib import Path
 from fastrnn import _C, _gpus
 from fastrnn.bench.gpu.cases import NAMED
 
-OUT = Path(__file__).resolve().parents[1] / "csrc" / "plan_table.inl"
+OUT = Path(__file__).resolve().parents[1] / "csrc" / "plan" / "table.inl"
 TIERS = ("one_cta", "grid", "stepwise", "cluster")
 CELLS = ("lstm", "gru", "rnn")
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")

@@ -18,7 +18,7 @@ from . import _autograd
 from .reference import GATES
 
 SAVE = ("gates", "recompute")
-#: Tiers of the CUDA kernels that can be asked for by name, see csrc/plan_cuda.h.
+#: Tiers of the CUDA kernels that can be asked for by name, see csrc/plan/cuda.h.
 TIERS = ("one_cta", "cluster", "grid", "stepwise")
 BACKENDS = ("auto", "fused", *TIERS, "cudnn", "reference")
 NONLINEARITIES = ("tanh", "relu")

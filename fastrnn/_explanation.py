@@ -118,7 +118,7 @@ def _plain(value) -> str:
     return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
-#: What a plan's source of its time means, see StepSource in csrc/plan_cuda.h.
+#: What a plan's source of its time means, see StepSource in csrc/plan/cuda.h.
 _SOURCES = {
     "model": "estimate",
     "scaled": "scaled from measurements of other shapes or on another GPU",

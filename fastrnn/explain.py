@@ -1,6 +1,6 @@
 """fastrnn.explain: which kernel will run a layer, why, and what it costs at least.
 
-The choice itself is a pure function of shapes and machine (csrc/plan.cpp); nothing is computed here, so a
+The choice itself is a pure function of shapes and machine (csrc/plan/cpu.cpp); nothing is computed here, so a
 plan can be asked for shapes that would not fit into memory, and for a GPU on a machine without one.
 """
 

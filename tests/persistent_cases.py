@@ -17,7 +17,7 @@ from fastrnn.verification import Tolerance
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
-TIERS = ("one CTA", "grid", "cluster")  # persistent.h's Tier
+TIERS = ("one CTA", "grid", "cluster")  # persistent/params.h's Tier
 
 #: TF32 rounds to as many bits as float16.
 LIMITS = {name: TOLERANCES[getattr(torch, name, torch.float16)] for name in PRECISIONS}

@@ -19,7 +19,7 @@ from emu.build import CUDA, find_cuda_tool
 
 from fastrnn import _ops
 
-PRECISIONS = ("float", "tf32", "bfloat16", "half")  # persistent.h's Precision
+PRECISIONS = ("float", "tf32", "bfloat16", "half")  # persistent/params.h's Precision
 STATIC_SHARED_LIMIT = 48 << 10  # bytes a block, on every architecture
 LIBRARY = Path(_ops.__file__).with_name("libfastrnn_cuda.so")
 
@@ -108,7 +108,11 @@ def test_resource_table(compiled, capsys):
 
 def test_kernel_files_include_no_torch():
     """Kernels know pointers and sizes: their files compile in seconds, and without torch."""
-    contracts = [CUDA / "stepwise.h", CUDA / "scan.h", *CUDA.glob("persistent/*.h")]
+    contracts = [
+        CUDA / "stepwise" / "kernels.h",
+        CUDA / "scan" / "kernels.h",
+        CUDA / "persistent" / "params.h",
+    ]
     for path in (*CUDA.rglob("*.cu"), *CUDA.rglob("*.cuh"), *contracts):
         assert not re.search(r"#include\s*[<\"](torch|ATen|c10)/", path.read_text()), path.name
 

@@ -169,7 +169,7 @@ def test_under_grad_mode(ops):
 
 
 def test_schemas_are_the_ops(ops):
-    """emu_ops.cpp repeats the schemas of csrc/ops.cpp."""
+    """emu_ops.cpp repeats the schemas of csrc/ops/schema.cpp."""
     for name in ("rnn_forward", "rnn_backward", "rnn_masked_forward", "rnn_masked_backward"):
         ours = str(getattr(ops, name).default._schema).replace(NAMESPACE, "fastrnn")
         assert ours == str(getattr(torch.ops.fastrnn, name).default._schema)
@@ -204,7 +204,7 @@ def test_bad_masks_are_one_error(ops):
 
 
 def test_bad_input_is_one_error(ops):
-    """The CUDA ops make the checks that csrc/checks.h holds for every device."""
+    """The CUDA ops make the checks that csrc/ops/check.h holds for every device."""
     case = Case("lstm")
     p = problem(case)
     p.weights[1] = p.weights[1][:, :-1]
@@ -218,39 +218,41 @@ def test_bad_input_is_one_error(ops):
 
 FAULTS = {
     "forward: the recurrent part's gates in reverse order": Fault(
-        "stepwise.cuh", "begins ? A(0) : rec[g * H]", "rec[(G - 1 - g) * H]"
+        "stepwise/kernels.cuh", "begins ? A(0) : rec[g * H]", "rec[(G - 1 - g) * H]"
     ),
     "forward: both directions take the first one's bias": Fault(
-        "stepwise.cuh",
+        "stepwise/kernels.cuh",
         "static_cast<const A*>(p.bias) + d * kRecurrentGates<Cell> * H + u",
         "static_cast<const A*>(p.bias) + u",
     ),
     "backward: the GRU's gradients in another order": Fault(
-        "stepwise.cuh", "g == Cell::kGates - 1 ? 0 : g + 1", "g == 0 ? Cell::kGates - 1 : g - 1"
+        "stepwise/kernels.cuh", "g == Cell::kGates - 1 ? 0 : g + 1", "g == 0 ? Cell::kGates - 1 : g - 1"
     ),
     "backward: every row has a previous step": Fault(
-        "stepwise.cuh", "p.table.runs(pick(p.previous.t, at.direction), at.row)", "true"
+        "stepwise/kernels.cuh", "p.table.runs(pick(p.previous.t, at.direction), at.row)", "true"
     ),
     "recompute: a row's last piece runs past its end": Fault(
-        "stepwise.cuh", "at.unit >= shape.H || at.row >= shape.N", "at.unit > shape.H || at.row >= shape.N"
+        "stepwise/kernels.cuh",
+        "at.unit >= shape.H || at.row >= shape.N",
+        "at.unit > shape.H || at.row >= shape.N",
     ),
     "host: the previous step is this one": Fault(
-        "ops_cuda_backward.cpp", "layer.rows_at(t - 1)", "layer.rows_at(t)"
+        "ops/rnn_backward.cpp", "layer.rows_at(t - 1)", "layer.rows_at(t)"
     ),
     "lengths: a row runs for a step too many": Fault(
-        "stepwise.cuh",
+        "stepwise/kernels.cuh",
         "!p.table.runs(t, at.row)",
         "t > p.table.length(at.row)",
         "    forward_kernel(const StepShape",
     ),
     "backward: resets are ignored": Fault(
-        "stepwise.cuh", "p.table.ends(t, at.direction, at.row)", "false", "A dh = 0, dc = 0"
+        "stepwise/kernels.cuh", "p.table.ends(t, at.direction, at.row)", "false", "A dh = 0, dc = 0"
     ),
     "backward: a row that waits loses its gradient": Fault(
-        "stepwise.cuh", "static_cast<const A*>(p.dh)[state]", "A(0)", "A* const direct"
+        "stepwise/kernels.cuh", "static_cast<const A*>(p.dh)[state]", "A(0)", "A* const direct"
     ),
     "race: the pieces of a row overlap": Fault(
-        "stepwise.cuh",
+        "stepwise/kernels.cuh",
         "static_cast<int64_t>(chunk) * tiling.width",
         "static_cast<int64_t>(chunk) * (tiling.width - 1)",
     ),

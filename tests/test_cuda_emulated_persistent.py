@@ -183,7 +183,7 @@ def test_nothing_saved_nothing_changed(ops, cell, tier):
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_in_place(ops, cell, tier):
-    """As persistent.h allows: gates saved where gx was, and their gradient written where they were."""
+    """As persistent/params.h allows: gates saved where gx was, and their gradient written where they were."""
     case = Case(cell, "bfloat16", tier, sizes=PACKED)
     p = problem(case)
     apart = forward(ops, case, p)

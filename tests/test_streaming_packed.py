@@ -11,7 +11,7 @@ import fastrnn
 from fastrnn import _ops
 
 HEADER_BYTES = 128
-#: Where a header keeps what, and how (ops_cpu_stream.cpp).
+#: Where a header keeps what, and how (csrc/cpu/ops/stream.cpp).
 FIELDS = {
     "magic": (0, "8s"),
     "isa": (8, "24s"),

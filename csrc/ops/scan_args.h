@@ -1,4 +1,4 @@
-// The checks of checks.h for the SRU's scan: afterwards kernels may trust every shape, dtype and length.
+// The checks of check.h for the SRU's scan: afterwards kernels may trust every shape, dtype and length.
 #pragma once
 #include "ops/check.h"
 #include "params/scan.h"

@@ -1,5 +1,5 @@
-// Every operator's schema. The devices register their implementations of them in cpu/ops_cpu.cpp and
-// cuda/ops_cuda.cpp; autograd is in fastrnn/_autograd.py, fake (meta) versions in fastrnn/_ops.py.
+// Every operator's schema. The devices register their implementations of them in cpu/ops/ and
+// cuda/ops/; autograd is in fastrnn/_autograd.py, fake (meta) versions in fastrnn/_ops.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fastrnn, m) {

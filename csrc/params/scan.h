@@ -1,4 +1,4 @@
-// The plain structs of the SRU's scan, as params.h holds those of the other layers: what crosses the line
+// The plain structs of the SRU's scan, as rnn.h holds those of the other layers: what crosses the line
 // between the operators (which know tensors) and the kernels (which know pointers and sizes).
 //
 // Letters: L steps, B batch rows, D directions, O = D*H output features with the direction outermost,

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <initializer_list>
 
-#include "plan/tiles.h"
 #include "plan/table.h"
+#include "plan/tiles.h"
 
 namespace fastrnn {
 namespace {
@@ -18,7 +18,7 @@ using cuda::Precision;
 
 // The model: microseconds a time step, by tier. Estimates for an H100 from published latencies (a flag exchange
 // through the L2 of about 1 us, a kernel launch of 2.4) and the kernels' instruction counts; nothing here is
-// measured. It carries the timings of plan_table.inl to other GPUs and shapes, and serves where there are none.
+// measured. It carries the timings of table.inl to other GPUs and shapes, and serves where there are none.
 struct StepCosts {
   // A CTA: fixed part, and a part for each unit whose products a warp issues; the second grows with the
   // matrix instructions a product takes.

@@ -1,4 +1,4 @@
-// Which tier of the CUDA kernels runs a pass of a layer: as plan.h for a GPU, known by its properties alone.
+// Which tier of the CUDA kernels runs a pass of a layer: as cpu.h for a GPU, known by its properties alone.
 #pragma once
 #include "cuda/persistent/params.h"
 #include "params/rnn.h"
@@ -13,7 +13,7 @@ const char* tier_name(CudaTier tier);  // "one_cta" and so on
 // for the rest of the way, between timings on this GPU, a timing of this very case on this GPU.
 enum class StepSource : int { kModel = 0, kScaled = 1, kInterpolated = 2, kMeasured = 3 };
 
-struct PlanTable;               // plan_table.h
+struct PlanTable;               // table.h
 const PlanTable& plan_table();  // the one that is checked in
 
 struct CudaPlan {
@@ -22,7 +22,7 @@ struct CudaPlan {
   cuda::Precision precision = cuda::Precision::kFloat32;
   cuda::PersistentGeometry geometry;  // of a persistent tier
   bool projects = false;              // the forward kernel makes x's part of the gates itself: no product before it
-  double step_us = 0;                 // microseconds a step, see plan_cuda.cpp
+  double step_us = 0;                 // microseconds a step, see cuda.cpp
   StepSource source = StepSource::kModel;
   double model_us = 0;  // what the model alone says
   const char* reason = "";

@@ -1,4 +1,4 @@
-// Compiled where plan_cuda.cpp is.
+// Compiled where cuda.cpp is.
 #include "plan/table.h"
 
 #include <algorithm>

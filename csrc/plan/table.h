@@ -1,5 +1,5 @@
 // What a time step costs on a GPU, tier by tier: a table from a sweep's timings, and how to read between its points.
-// The table in use is plan_table.inl, which benchmarks/plan_table.py writes.
+// The table in use is table.inl, which benchmarks/plan_table.py writes.
 #pragma once
 #include <string>
 #include <vector>

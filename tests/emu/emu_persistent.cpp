@@ -5,7 +5,8 @@
 #include <string>
 
 #include "cuda/persistent/params.h"
-#include "emu_torch.h"
+#include "cuda/torch/device_properties.h"
+#include "cuda/torch/runtime.h"
 
 namespace {
 

@@ -1,10 +1,10 @@
-// The kernels of one instruction set, as a table of function pointers. isa_*.cpp compile the same
+// The kernels of one instruction set, as a table of function pointers. the files beside it compile the same
 // sources once each; select_isa() picks the best that this machine can run when the library loads.
 #pragma once
-#include "plan/cpu.h"
-#include "params/scan.h"
 #include "cpu/scan/kernels.h"
 #include "cpu/team.h"
+#include "params/scan.h"
+#include "plan/cpu.h"
 
 namespace fastrnn {
 
@@ -35,7 +35,7 @@ extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx512Bf16Kernels;
 #endif
 
-// The table that calls use which start now (ops_cpu.cpp).
+// The table that calls use which start now (ops/machine.cpp).
 const KernelTable& kernels_in_use();
 
 }  // namespace fastrnn

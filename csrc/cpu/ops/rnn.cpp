@@ -5,9 +5,9 @@
 #include <tuple>
 #include <vector>
 
-#include "ops/rows_args.h"
 #include "cpu/isa/table.h"
 #include "cpu/ops/tensors.h"
+#include "ops/rows_args.h"
 
 namespace fastrnn {
 namespace {

@@ -3,9 +3,9 @@
 #include <limits>
 #include <tuple>
 
-#include "ops/scan_args.h"
 #include "cpu/isa/table.h"
 #include "cpu/ops/tensors.h"
+#include "ops/scan_args.h"
 
 namespace fastrnn {
 namespace {

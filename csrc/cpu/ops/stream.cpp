@@ -10,9 +10,9 @@
 #include <tuple>
 #include <vector>
 
-#include "ops/check.h"
 #include "cpu/isa/table.h"
 #include "cpu/ops/tensors.h"
+#include "ops/check.h"
 
 namespace fastrnn {
 namespace {

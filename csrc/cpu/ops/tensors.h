@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "params/rnn.h"
 #include "cpu/ops/scratch.h"
 #include "cpu/team.h"
+#include "params/rnn.h"
 
 namespace fastrnn {
 

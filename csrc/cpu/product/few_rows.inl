@@ -1,9 +1,9 @@
 // Products of so few rows that packing the weight would cost more than it saves: dot products with the
 // rows of the weight where they lie, each of which is read once.
 #pragma once
-#include "params/scan.h"
 #include "cpu/product/operand.inl"
 #include "cpu/team.h"
+#include "params/scan.h"
 
 namespace fastrnn {
 namespace {

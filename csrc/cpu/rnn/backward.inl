@@ -14,10 +14,10 @@
 // Costs a step: 2*B*G*H*Hout flops, and as much again for each of grad_x (with I), grad_W_ih and
 // grad_W_hh. Nothing that forward saved is written to.
 #pragma once
-#include "plan/cpu.h"
 #include "cpu/product/operand.inl"
-#include "cpu/team.h"
 #include "cpu/rnn/weight_gradient.inl"
+#include "cpu/team.h"
+#include "plan/cpu.h"
 
 namespace fastrnn {
 namespace {

@@ -6,14 +6,14 @@
 //   c, m a group             blocked [ceil(H/W)][R][W]      m: the output before a projection
 //   gx a worker              [panel][chunk rows][units*G*W] input projection of a chunk of steps,
 //                            small enough to stay in the L2 cache until its steps consume it
-// Saved tensors and outputs are natural rows (see params.h) and are written once, never read.
+// Saved tensors and outputs are natural rows (see params/rnn.h) and are written once, never read.
 //
 // Costs a step: 2*B*G*H*Hout flops; reads the packed recurrent weights once a row tile.
 #pragma once
-#include "plan/cpu.h"
 #include "cpu/product/few_rows.inl"
 #include "cpu/product/panels.inl"
 #include "cpu/team.h"
+#include "plan/cpu.h"
 
 namespace fastrnn {
 namespace {

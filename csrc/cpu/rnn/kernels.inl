@@ -3,9 +3,9 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
+#include "cpu/isa/limits.inl"
 #include "cpu/rnn/backward.inl"
 #include "cpu/rnn/forward.inl"
-#include "cpu/isa/limits.inl"
 
 namespace fastrnn {
 namespace {

@@ -1,4 +1,4 @@
-// The scan's backward pass; scan.inl says how both go through memory.
+// The scan's backward pass; kernels.inl says how both go through memory.
 //
 // The gradients of weight_c and bias are sums over all rows and steps. A worker adds its rows up in a block
 // that stays in the L1 cache, moves it into sums in double now and then (a long float sum would lose digits),

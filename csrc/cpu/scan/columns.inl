@@ -2,8 +2,8 @@
 // reads and writes their rows.
 #pragma once
 #include "cells/sru.h"
-#include "cpu/simd/math.h"
 #include "cpu/scan/kernels.h"
+#include "cpu/simd/math.h"
 
 namespace fastrnn {
 namespace {

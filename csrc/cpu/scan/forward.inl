@@ -1,4 +1,4 @@
-// The scan's forward pass; scan.inl says how both go through memory.
+// The scan's forward pass; kernels.inl says how both go through memory.
 #pragma once
 #include "cpu/scan/columns.inl"
 

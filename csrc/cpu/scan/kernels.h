@@ -1,8 +1,8 @@
-// The scan kernels of one instruction set, as isa.h has those of the other layers: scan_*.cpp compile
-// scan.inl once each.
+// The scan kernels of one instruction set, as isa/table.h has those of the other layers: isa/*_scan.cpp
+// compile kernels.inl once each.
 #pragma once
-#include "params/scan.h"
 #include "cpu/team.h"
+#include "params/scan.h"
 
 namespace fastrnn {
 

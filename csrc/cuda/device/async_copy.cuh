@@ -1,23 +1,12 @@
-// Copies from global to shared memory that a thread starts now and waits for later (cp.async), and the fast
-// forms of exp2 and 1/x: inline assembly, each with its twin for the host.
+// Copies from global to shared memory that a thread starts now and waits for later (cp.async). The emulator has a
+// twin of this file.
 #pragma once
-#include "cuda/device/types.cuh"
+#include <cstdint>
+
+#include "cuda/device/runtime.cuh"
 
 namespace fastrnn::cuda {
 
-#ifdef CUDA_ON_CPU
-template <int kBytes>
-inline void copy_async(void* shared, const void* global, EMU_LOC) {
-  emu::cp_async(emu::to_shared(shared), global, kBytes, loc);
-}
-inline void commit_copies() { emu::cp_commit(); }
-template <int kGroups>
-inline void wait_copies() {
-  emu::cp_wait(kGroups);
-}
-#define FASTRNN_DYNAMIC_SHARED(name) SMEM_DYN(unsigned char, name)
-#define FASTRNN_SHARED(T, name, dims) SMEM_STATIC(T, name, dims)
-#else
 // kBytes 4, 8 or 16, both addresses multiples of it. The copy belongs to the group of the next commit_copies.
 template <int kBytes>
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
@@ -34,26 +23,5 @@ __device__ __forceinline__ void wait_copies() {
 }
 #define FASTRNN_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #define FASTRNN_SHARED(T, name, dims) __shared__ T name dims
-#endif
-
-// 2^x and 1/x to about 2^-22, subnormals as zero.
-FASTRNN_HD float fast_exp2(float x) {
-#ifdef __CUDA_ARCH__
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return exp2f(x);
-#endif
-}
-FASTRNN_HD float fast_reciprocal(float x) {
-#ifdef __CUDA_ARCH__
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return 1.0f / x;
-#endif
-}
 
 }  // namespace fastrnn::cuda

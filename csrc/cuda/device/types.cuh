@@ -1,18 +1,11 @@
-// What device code stands on: CUDA's headers, or, under CUDA_ON_CPU, the emulator of tests/emu, which
-// runs this same source with g++. The number types and the math policy of the cells.
+// The number types of device code and the math policy of the cells.
 #pragma once
-#ifdef CUDA_ON_CPU
-#include "cuda_on_cpu.h"
-#else
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#endif
 
 #include <cstdint>
 #include <type_traits>
 
 #include "cells/cell.h"
+#include "cuda/device/runtime.cuh"
 
 namespace fastrnn::cuda {
 

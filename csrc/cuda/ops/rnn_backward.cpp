@@ -1,7 +1,7 @@
 // Backward pass of a layer: the time loop, then the gradients of x and of every weight as one large GEMM each.
 // The stepwise tier's loop is here: a pointwise kernel and a GEMM a step.
-#include "cuda/torch/layer.h"
 #include "cuda/persistent/loop.h"
+#include "cuda/torch/layer.h"
 
 namespace fastrnn::cuda {
 namespace {

@@ -1,8 +1,8 @@
 // Forward pass of a layer: one GEMM for the input's part of all gates, unless the time loop's kernel makes that too,
 // then the time loop. That of the stepwise
 // tier is here: a GEMM and a pointwise kernel a step (with a projection one more of each).
-#include "cuda/torch/layer.h"
 #include "cuda/persistent/loop.h"
+#include "cuda/torch/layer.h"
 
 namespace fastrnn::cuda {
 namespace {

@@ -1,18 +1,13 @@
 // The SRU's scan on CUDA devices: tensors in, plain parameter structs to the kernels, tensors out. What
-// ops_cuda.cpp says of streams, memory and determinism holds here too.
+// rnn.cpp says of streams, memory and determinism holds here too.
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "ops/scan_args.h"
+#include "cuda/device/upload.h"
 #include "cuda/scan/kernels.h"
 #include "cuda/torch/tensors.h"
-#include "cuda/device/upload.h"
-
-#ifndef CUDA_ON_CPU
-#define FASTRNN_NAMESPACE fastrnn
-#define FASTRNN_DEVICE CUDA
-#endif
+#include "ops/scan_args.h"
 
 namespace fastrnn::cuda {
 namespace {

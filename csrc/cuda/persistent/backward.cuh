@@ -1,4 +1,4 @@
-// The backward kernel of the persistent tiers; persistent.h holds its contract.
+// The backward kernel of the persistent tiers; params.h holds its contract.
 //
 // A step takes the gradient of its h (grad_y, the later step's gates' gradient times the weights, and what passed the
 // product by) through the cell, and publishes the gates' gradient for the product of the step before it in time.

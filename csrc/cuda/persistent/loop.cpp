@@ -1,4 +1,4 @@
-// The time loops of the persistent tiers, seen from outside: tensors into the structs of persistent.h, one
+// The time loops of the persistent tiers, seen from outside: tensors into the structs of params.h, one
 // launch a pass.
 #include "cuda/persistent/loop.h"
 

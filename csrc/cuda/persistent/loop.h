@@ -1,4 +1,4 @@
-// A pass of a layer in one launch, for ops_cuda_forward.cpp and ops_cuda_backward.cpp.
+// A pass of a layer in one launch, for ops/rnn_forward.cpp and ops/rnn_backward.cpp.
 #pragma once
 #include "cuda/torch/layer.h"
 

@@ -11,8 +11,9 @@
 //             to 64 rows; its CTAs meet once a step at a flag in the L2 cache. Directions and further rows
 //             are further replicas. Needs a cooperative launch.
 //
-// No torch and no CUDA header here: plan.cpp calls geometry() on any machine. "T" after a shape is the layer's
-// type, letters as in params.h and stepwise.h (Gr = gates + 1 for a GRU, else gates; S = values saved a unit).
+// No torch and no CUDA header here: the plan calls geometry() on any machine. "T" after a shape is the layer's
+// type, letters as in params/rnn.h and stepwise/kernels.h (Gr = gates + 1 for a GRU, else gates; S = values saved a
+// unit).
 #pragma once
 #include <cstdint>
 
@@ -109,7 +110,7 @@ struct PersistentForward {
   const uint8_t* resets = nullptr;
 
   // Where x is null gx is read. Else the kernel fills gx from x and w_ih before its first step: I up to
-  // kMaxProjected. What it costs beside the launch that is saved: projects() in plan_cuda.cpp.
+  // kMaxProjected. What it costs beside the launch that is saved: projects() in plan/cuda.cpp.
   void* gx = nullptr;                        // (D,N,G*H) T: x W_ih^T, no bias; directions N*gx_stride apart
   int64_t gx_stride = 0;                     // from row to row; >= G*H
   const void* x = nullptr;                   // (N,I) T, or null

@@ -8,11 +8,10 @@ namespace {
 
 // Two values of a half type a thread from here on: fewer instructions a value. Below, more threads are worth
 // more: 64k columns give every scheduler of a large GPU two warps of pairs.
-#ifdef CUDA_ON_CPU
-constexpr int64_t kWideColumns = 24;  // the emulator's problems are small
-#else
-constexpr int64_t kWideColumns = 64 << 10;
+#ifndef FASTRNN_WIDE_COLUMNS  // the emulator's problems are small
+#define FASTRNN_WIDE_COLUMNS (64 << 10)
 #endif
+constexpr int64_t kWideColumns = FASTRNN_WIDE_COLUMNS;
 
 template <int wide>
 struct Width {};

@@ -1,4 +1,4 @@
-// Kernels of the SRU's scan; scan.h holds their contracts.
+// Kernels of the SRU's scan; kernels.h holds their contracts.
 //
 // One thread owns one column (row of the batch, feature), or two neighbours of a half type, and walks
 // through time with c in a register. Threads share nothing but the cache: no barrier, no atomics, hence the

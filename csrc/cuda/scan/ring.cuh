@@ -1,8 +1,9 @@
 // What both passes of the scan share: a thread's column, its walk through time, and the ring in shared memory
 // into which it copies the values of the steps ahead.
 #pragma once
-#include "cuda/device/async_copy.cuh"
 #include "cells/sru.h"
+#include "cuda/device/async_copy.cuh"
+#include "cuda/device/fast_math.cuh"
 #include "cuda/scan/kernels.h"
 
 namespace fastrnn::cuda {

@@ -1,4 +1,4 @@
-// Kernels of the stepwise tier; stepwise.h holds their contracts.
+// Kernels of the stepwise tier; kernels.h holds their contracts.
 //
 // One thread computes one hidden unit of one row, and neighbouring threads neighbouring units, so that
 // every load and store of a warp is one contiguous piece. Threads do not talk to each other: no shared

@@ -1,10 +1,10 @@
 // The kernels of the stepwise tier: everything of a time step that is not a matrix product. The time
-// loop around them (ops_cuda_forward.cpp, ops_cuda_backward.cpp) alternates one library GEMM and one of
+// loop around them (ops/rnn_forward.cpp, ops/rnn_backward.cpp) alternates one library GEMM and one of
 // these kernels a step, which serves every shape, dtype and cell, and can be captured in a CUDA graph.
 //
 // All pointers are device memory, all tensors contiguous unless a stride is named. "T" after a shape is
 // the layer's type, "A" the compute type (float for half types, else the same as T). Letters as in
-// params.h; d is a direction, Gr = gates + 1 for a GRU, else gates.
+// params/rnn.h; d is a direction, Gr = gates + 1 for a GRU, else gates.
 //
 // Each launch function returns a cudaError_t as int, does not synchronise and allocates nothing.
 #pragma once

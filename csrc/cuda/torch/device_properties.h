@@ -1,20 +1,15 @@
-// What the planner needs to know of a GPU, asked once for each.
+// What the planner needs to know of a GPU, asked once for each. The emulator has a twin of this file.
 #pragma once
-#ifndef CUDA_ON_CPU
 #include <cuda_runtime.h>
 
 #include <array>
 #include <mutex>
-#endif
 
 #include "cuda/persistent/params.h"
 #include "cuda/torch/tensors.h"
 
 namespace fastrnn::cuda {
 
-#ifdef CUDA_ON_CPU
-inline const CudaDevice& device_properties(int) { return emulated_device(); }
-#else
 // Attributes, not cudaGetDeviceProperties, which takes milliseconds.
 inline const CudaDevice& device_properties(int device) {
   constexpr int kMost = 64;
@@ -37,6 +32,5 @@ inline const CudaDevice& device_properties(int device) {
   });
   return known[device];
 }
-#endif
 
 }  // namespace fastrnn::cuda

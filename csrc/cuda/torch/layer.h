@@ -5,12 +5,12 @@
 #include <tuple>
 #include <vector>
 
-#include "ops/rows_args.h"
-#include "cuda/torch/device_properties.h"
-#include "plan/cuda.h"
-#include "cuda/stepwise/kernels.h"
-#include "cuda/torch/tensors.h"
 #include "cuda/device/upload.h"
+#include "cuda/stepwise/kernels.h"
+#include "cuda/torch/device_properties.h"
+#include "cuda/torch/tensors.h"
+#include "ops/rows_args.h"
+#include "plan/cuda.h"
 
 namespace fastrnn::cuda {
 

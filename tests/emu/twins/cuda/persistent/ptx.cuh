@@ -1,6 +1,6 @@
 // Host twins of the assembly in csrc/cuda/persistent/ptx.cuh, by the same names.
 #pragma once
-#include "cuda_on_cpu.h"
+#include "cuda/device/types.cuh"
 
 namespace fastrnn::cuda {
 

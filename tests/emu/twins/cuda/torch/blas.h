@@ -1,8 +1,9 @@
-// cuBLAS' part in csrc/cuda/blas.h, which includes this under CUDA_ON_CPU: the product as BLAS understands its
-// arguments, in plain loops.
+// The emulator's cuBLAS: the product as BLAS understands its arguments, in plain loops.
 #pragma once
 #include <cstdint>
 #include <cstring>
+
+#include "cuda/torch/gemm.h"
 
 namespace fastrnn::cuda {
 

@@ -1,6 +1,7 @@
-// The CUDA half of csrc/cuda/torch_ops.h for the emulator: the ops run over CPU tensors, torch's CPU
+// The device as torch has it, for the emulator: the ops run over CPU tensors, torch's CPU
 // products stand in for cuBLAS, and whatever the ops allocate lies between guard pages, filled with NaN.
 #pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -8,12 +9,17 @@
 #include <cstdint>
 #include <vector>
 
-#include "cuda/persistent/params.h"
 #include "cuda_on_cpu.h"
 
 #define FASTRNN_DEVICE CPU
 
 namespace fastrnn::cuda {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Sizes = std::vector<int64_t>;
+
+inline Tensor adopt(AtenTensorHandle handle) { return Tensor(handle); }
 
 struct DeviceGuard {
   explicit DeviceGuard(int) {}
@@ -23,12 +29,6 @@ inline int device_of(const torch::stable::Tensor& x) {
   STD_TORCH_CHECK(x.is_cpu(), "x: expected a CPU tensor");
   return 0;
 }
-// The GPU that plans are made for. Nothing by default, which leaves the stepwise tier; the op `device` sets it.
-inline CudaDevice& emulated_device() {
-  static CudaDevice device;
-  return device;
-}
-
 inline void* current_stream(int) { return nullptr; }
 
 inline torch::stable::Tensor empty(const std::vector<int64_t>& sizes, torch::headeronly::ScalarType type, int) {
