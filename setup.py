@@ -159,7 +159,7 @@ def python_module():
 def cpu_library():
     return Extension(
         "fastrnn.libfastrnn_cpu",
-        sources("csrc/ops/*.cpp", "csrc/plan/cpu.cpp", "csrc/cpu/**/*.cpp"),
+        sources("csrc/ops/*.cpp", "csrc/plan/cpu.cpp", "csrc/plan/scan.cpp", "csrc/cpu/**/*.cpp"),
         include_dirs=[CSRC, *include_paths()],
         library_dirs=library_paths(),
         libraries=["torch_cpu"],

@@ -55,6 +55,12 @@ def available_cpu_isas() -> list[str]:
     return torch.ops.fastrnn.cpu_isas().split(",")
 
 
+def cpu_tile(dtype: torch.dtype) -> dict[str, int]:
+    """What the plan of a CPU layer looks at of the kernels in use: ``lanes`` and ``tile_rows``."""
+    lanes, tile_rows = torch.ops.fastrnn.cpu_tile(dtype == torch.float64)
+    return {"lanes": lanes, "tile_rows": tile_rows}
+
+
 def set_cpu_isa(name: str) -> None:
     """Run other kernels than the best, for tests; the environment variable FASTRNN_CPU_ISA does the same
     at load. Not between a forward and its backward."""

@@ -25,7 +25,6 @@ ASSUMED = (100, 16)
 #: Up to here the plan's sums of operations and bytes are exact: steps and rows, units and features.
 _MOST_STEPS, _MOST_UNITS = 2**31 - 1, 2**24
 
-_VECTOR_BYTES = {"avx512_bf16": 64, "avx512": 64, "avx2": 32, "baseline": 16}
 _MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 
@@ -235,12 +234,12 @@ def explain(
         raise ValueError(f"device: expected 'cpu' or 'cuda', got {kind!r}")
     if gpu is not None and kind != "cuda":
         raise ValueError(f"gpu: expected none for device {kind!r}, got {gpu!r}")
-    on_gpu = {}
+    on_device = {}
     if kind == "cuda":
         chosen_gpu = _gpus.find(gpu, device)
         wanted = backend if backend in _checks.TIERS else "auto"
         tf32 = _autograd.rnn_tf32() if tf32 is None else tf32
-        on_gpu = {"gpu": chosen_gpu.properties(), "tf32": tf32, "tier": wanted}
+        on_device = {"gpu": chosen_gpu.properties(), "tf32": tf32, "tier": wanted}
         table = _C.plan_table_provenance()
         from_where = (
             "estimates, not measurements" if table.startswith("estimated") else f"from the timings of {table}"
@@ -250,6 +249,8 @@ def explain(
     directions = 2 if bidirectional else 1
     name = str(dtype).removeprefix("torch.")
     isa = _ops.cpu_isa() if kind == "cpu" else None
+    if kind == "cpu":
+        on_device = _ops.cpu_tile(dtype)
     why_not = _elsewhere(backend, kind) or _missing(dtype, kind)
     if why_not and backend == "fused":
         why_not += ": an error with backend='fused'"
@@ -274,8 +275,7 @@ def explain(
                 training=training,
                 packed=packed,
                 threads=threads,
-                vector_bytes=_VECTOR_BYTES.get(isa, 64),
-                **on_gpu,
+                **on_device,
             )
             for repeated in ("device", "packed"):
                 plan.pop(repeated, None)
@@ -288,7 +288,7 @@ def explain(
     whole = num_layers == 1 or bidirectional or masked or packed or dropped
     if kind == "cuda" and why_not is None and backend in ("auto", "fused") and not whole:
         notes += _wavefront_notes(
-            cell, num_layers, T, B, hidden, proj_size, name, training, on_gpu["tf32"], chosen_gpu
+            cell, num_layers, T, B, hidden, proj_size, name, training, on_device["tf32"], chosen_gpu
         )
     if masked:
         notes.append(

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <iterator>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -69,10 +70,9 @@ inline void check_shape(const Tensor& tensor, const std::string& name, const std
 inline const Tensor* tensor_or_null(const std::optional<Tensor>& tensor) { return tensor ? &*tensor : nullptr; }
 
 inline CellKind parse_cell(const std::string& cell) {
-  if (cell == "lstm") return CellKind::kLstm;
-  if (cell == "gru") return CellKind::kGru;
-  if (cell == "rnn_tanh") return CellKind::kRnnTanh;
-  if (cell == "rnn_relu") return CellKind::kRnnRelu;
+  for (size_t i = 0; i < std::size(kCells); ++i) {
+    if (cell == kCells[i].name) return static_cast<CellKind>(i);
+  }
   check(false, "cell: expected 'lstm', 'gru', 'rnn_tanh' or 'rnn_relu', got '", cell, "'");
   return CellKind::kLstm;  // not reached
 }

@@ -101,6 +101,8 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def("cpu_isa() -> str");
   m.def("cpu_isas() -> str");
   m.def("cpu_set_isa(str name) -> ()");
+  // Of its kernels, what the plan looks at: lanes of a register in the compute dtype, rows of a full tile.
+  m.def("cpu_tile(bool float64) -> (int lanes, int tile_rows)");
 
   // What this machine could do at best, for "% of the limit": float32 multiply-adds in registers
   // (flop/s) and reading a buffer of that many bytes (bytes/s), each on one thread.

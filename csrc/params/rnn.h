@@ -5,30 +5,11 @@
 // size, Hout = P with a projection, else H; G gates, D directions; N rows in all: T*B for a padded
 // sequence, sum(batch_sizes) for a packed one.
 #pragma once
-#include <cstddef>
-#include <cstdint>
+#include "cells/list.h"
+#include "params/mode.h"
+#include "params/tensor.h"
 
 namespace fastrnn {
-
-enum class CellKind : int { kLstm = 0, kGru = 1, kRnnTanh = 2, kRnnRelu = 3 };
-enum class Dtype : int { kFloat = 0, kDouble = 1, kBFloat16 = 2, kHalf = 3 };
-enum class Save : int { kNothing = 0, kGates = 1, kRecompute = 2 };
-
-// Of the ops' argument `mode`, see ops.cpp.
-constexpr int64_t kModeTier = 16, kModeTf32 = 128, kModeEnd = 256;
-
-inline int gates_of(CellKind cell) { return cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1; }
-// Values a unit and step kept for backward, see csrc/cells/.
-inline int saved_of(CellKind cell) { return cell == CellKind::kLstm || cell == CellKind::kGru ? 4 : 0; }
-inline size_t size_of(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
-
-// Rows of features: a (T,B,F) tensor of any step and row stride, or packed (N,F) data. Features are
-// contiguous. Strides count elements. data may be null where a gradient is absent.
-struct Rows {
-  void* data = nullptr;
-  int64_t step_stride = 0;
-  int64_t row_stride = 0;
-};
 
 // Row-major weights of one direction, each with contiguous rows; null where absent.
 struct DirectionWeights {

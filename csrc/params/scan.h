@@ -5,7 +5,7 @@
 // K projections a feature (3: x~, f, r; 4: the skip term behind them); N rows in all: L*B, or
 // sum(batch_sizes) of a packed sequence. Every column (row b, feature o) is a recurrence of its own.
 #pragma once
-#include "params/rnn.h"
+#include "params/tensor.h"
 
 namespace fastrnn {
 

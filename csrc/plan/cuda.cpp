@@ -81,35 +81,35 @@ double cluster_us(const LayerShape& s, const PersistentGeometry& g, const CudaDe
 
 double start_us(const LayerShape& s, const PersistentGeometry& g) {
   const double weights = static_cast<double>(gates_of(s.cell) * s.H * g.units_per_cta) * size_of(s.dtype);
-  return kPersistentStart + weights / kReceived + (g.tier == cuda::Tier::kGrid ? kGridFlags : 0);
+  return kPersistentStart + weights / kReceived + (g.tier == Tier::kGrid ? kGridFlags : 0);
 }
 
 double persistent_us(const LayerShape& s, const PersistentGeometry& g, const CudaDevice& device) {
   const StepCosts& cost = costs_of(g.precision);
   double us = 0;
-  if (g.tier == cuda::Tier::kCluster) {
+  if (g.tier == Tier::kCluster) {
     us = cluster_us(s, g, device);
-  } else if (g.tier == cuda::Tier::kOneCta) {
+  } else if (g.tier == Tier::kOneCta) {
     const int waves = (g.ctas + device.sms - 1) / std::max(1, device.sms);
     us = waves * (cost.cta_fixed + cost.cta_unit * s.H);
   } else {
     us = cost.grid_exchange + cost.grid_tile * g.n_tiles * s.H / 1024;
   }
-  if (g.pass == Pass::kBackward && g.tier != cuda::Tier::kCluster) us *= kBackward;
+  if (g.pass == Pass::kBackward && g.tier != Tier::kCluster) us *= kBackward;
   return us + start_us(s, g) / std::max<int64_t>(1, s.T);
 }
 
 // How a tier cuts a layer. Of clusters the smallest that is the fastest by the model; where none takes the layer, the
 // largest one's reason.
 PersistentGeometry geometry_of(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
-                               CudaTier tier) {
-  const auto of = [&](cuda::Tier kind, int cluster) {
+                               Tier tier) {
+  const auto of = [&](Tier kind, int cluster) {
     return cuda::geometry(s.cell, precision, kind, s.H, s.B, s.D, pass, device, cluster);
   };
-  if (tier != CudaTier::kCluster) return of(tier == CudaTier::kOneCta ? cuda::Tier::kOneCta : cuda::Tier::kGrid, 0);
-  PersistentGeometry best = of(cuda::Tier::kCluster, 4);
+  if (tier != Tier::kCluster) return of(tier == Tier::kOneCta ? Tier::kOneCta : Tier::kGrid, 0);
+  PersistentGeometry best = of(Tier::kCluster, 4);
   for (int ctas : {8, 16}) {
-    const PersistentGeometry larger = of(cuda::Tier::kCluster, ctas);
+    const PersistentGeometry larger = of(Tier::kCluster, ctas);
     const bool better = best.fits ? larger.fits && persistent_us(s, larger, device) < persistent_us(s, best, device)
                                   : larger.fits || ctas <= device.max_cluster;
     if (better) best = larger;
@@ -121,7 +121,7 @@ PersistentGeometry geometry_of(const LayerShape& s, Precision precision, Pass pa
 // point of the table, on its GPU, that is the timing itself.
 void set_step_us(CudaPlan& plan, const LayerShape& s, Pass pass, const CudaDevice& device, const PlanTable& table) {
   const auto model = [&](const LayerShape& shape, const PersistentGeometry& g, const CudaDevice& on) {
-    return plan.tier == CudaTier::kStepwise ? stepwise_us(shape, plan.precision, on) : persistent_us(shape, g, on);
+    return plan.tier == Tier::kStepwise ? stepwise_us(shape, plan.precision, on) : persistent_us(shape, g, on);
   };
   plan.step_us = plan.model_us = model(s, plan.geometry, device);
   if (table.batches.empty() || s.dtype == Dtype::kDouble) return;
@@ -132,7 +132,7 @@ void set_step_us(CudaPlan& plan, const LayerShape& s, Pass pass, const CudaDevic
   there.T = table.steps;
   there.D = 1;
   there.P = 0;
-  const bool persistent = plan.tier != CudaTier::kStepwise;
+  const bool persistent = plan.tier != Tier::kStepwise;
   const PersistentGeometry g =
       persistent ? geometry_of(there, plan.precision, pass, table.device, plan.tier) : PersistentGeometry{};
   if (persistent && !g.fits) return;
@@ -149,7 +149,7 @@ void set_step_us(CudaPlan& plan, const LayerShape& s, Pass pass, const CudaDevic
 CudaPlan stepwise(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
                   const PlanTable& table, const char* reason) {
   CudaPlan plan;
-  plan.tier = CudaTier::kStepwise;
+  plan.tier = Tier::kStepwise;
   plan.precision = precision;
   set_step_us(plan, s, pass, device, table);
   plan.reason = reason;
@@ -169,7 +169,7 @@ bool projects(const LayerShape& s, const PersistentGeometry& g, const CudaDevice
 }
 
 CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
-                    const PlanTable& table, CudaTier tier) {
+                    const PlanTable& table, Tier tier) {
   CudaPlan plan;
   plan.tier = tier;
   plan.precision = precision;
@@ -181,8 +181,8 @@ CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const C
   }
   plan.projects = projects(s, plan.geometry, device);
   set_step_us(plan, s, pass, device, table);
-  plan.reason = tier == CudaTier::kOneCta ? "the recurrent weights stay in one SM's registers: nothing leaves it"
-                : tier == CudaTier::kCluster
+  plan.reason = tier == Tier::kOneCta ? "the recurrent weights stay in one SM's registers: nothing leaves it"
+                : tier == Tier::kCluster
                     ? "the recurrent weights stay in a cluster of SMs: they push h to each other, past the L2 cache"
                     : "the recurrent weights stay in the GPU's registers: one flag exchange a step";
   return plan;
@@ -207,15 +207,15 @@ Precision cuda_precision(Dtype dtype, bool tf32) {
                                           : Precision::kFloat32;
 }
 
-CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& device, CudaTier wanted,
+CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& device, Tier wanted,
                    const PlanTable& table) {
   const Precision precision = cuda_precision(s.dtype, tf32);
   const char* never = only_stepwise(s);
   const auto a_step_at_a_time = [&](const char* reason) {
     return stepwise(s, precision, pass, device, table, reason);
   };
-  if (wanted == CudaTier::kStepwise) return a_step_at_a_time("asked for by name");
-  if (wanted != CudaTier::kAuto) {
+  if (wanted == Tier::kStepwise) return a_step_at_a_time("asked for by name");
+  if (wanted != Tier::kAuto) {
     CudaPlan plan;
     if (never) {
       plan.tier = wanted;
@@ -230,12 +230,12 @@ CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& 
   if (never) return a_step_at_a_time(never);
   if (s.T < kFewSteps) return a_step_at_a_time("few steps: they do not repay loading the weights");
 
-  const CudaPlan one = persistent(s, precision, pass, device, table, CudaTier::kOneCta);
-  const CudaPlan grid = persistent(s, precision, pass, device, table, CudaTier::kGrid);
+  const CudaPlan one = persistent(s, precision, pass, device, table, Tier::kOneCta);
+  const CudaPlan grid = persistent(s, precision, pass, device, table, Tier::kGrid);
   // A cluster has nothing to offer where one SM holds the weights: its SMs take further rows instead.
   CudaPlan cluster;
   cluster.possible = false;
-  if (!one.possible) cluster = persistent(s, precision, pass, device, table, CudaTier::kCluster);
+  if (!one.possible) cluster = persistent(s, precision, pass, device, table, Tier::kCluster);
   CudaPlan best = a_step_at_a_time("");
   best.reason =
       one.possible || cluster.possible || grid.possible ? "a step at a time is faster here" : grid.geometry.reason;
@@ -243,11 +243,6 @@ CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& 
     if (plan->possible && plan->step_us < best.step_us) best = *plan;
   }
   return best;
-}
-
-const char* tier_name(CudaTier tier) {
-  static const char* const names[] = {"auto", "one_cta", "grid", "stepwise", "cluster"};
-  return names[static_cast<int>(tier)];
 }
 
 }  // namespace fastrnn

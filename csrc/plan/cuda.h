@@ -1,13 +1,9 @@
 // Which tier of the CUDA kernels runs a pass of a layer: as cpu.h for a GPU, known by its properties alone.
 #pragma once
-#include "cuda/persistent/params.h"
 #include "params/rnn.h"
+#include "plan/geometry.h"
 
 namespace fastrnn {
-
-// The tiers of the CUDA kernels, as the ops' argument `mode` numbers them.
-enum class CudaTier : int { kAuto = 0, kOneCta = 1, kGrid = 2, kStepwise = 3, kCluster = 4 };
-const char* tier_name(CudaTier tier);  // "one_cta" and so on
 
 // Where a plan's time a step comes from: the model alone, the table's timings for another GPU or shape and the model
 // for the rest of the way, between timings on this GPU, a timing of this very case on this GPU.
@@ -17,7 +13,7 @@ struct PlanTable;               // table.h
 const PlanTable& plan_table();  // the one that is checked in
 
 struct CudaPlan {
-  CudaTier tier = CudaTier::kStepwise;
+  Tier tier = Tier::kStepwise;
   bool possible = true;  // false: a tier was asked for that cannot take the layer, reason says why
   cuda::Precision precision = cuda::Precision::kFloat32;
   cuda::PersistentGeometry geometry;  // of a persistent tier
@@ -34,6 +30,6 @@ cuda::Precision cuda_precision(Dtype dtype, bool tf32);
 // One pass of a layer on a GPU: the fastest tier by the table, or the one that is wanted. Forward and backward
 // of a layer are planned apart, as they leave the same for each other whatever ran.
 CudaPlan plan_cuda(const LayerShape& shape, bool tf32, cuda::Pass pass, const cuda::CudaDevice& device,
-                   CudaTier wanted = CudaTier::kAuto, const PlanTable& table = plan_table());
+                   Tier wanted = Tier::kAuto, const PlanTable& table = plan_table());
 
 }  // namespace fastrnn

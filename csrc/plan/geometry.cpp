@@ -16,7 +16,7 @@ PersistentGeometry refused(PersistentGeometry g, const char* reason) {
 constexpr int64_t kMaxCtas = 1 << 30;
 
 int64_t front_bytes(const PersistentGeometry& g) {
-  const int bias_gates = g.pass == Pass::kForward ? gates_of(g.cell) + (g.cell == CellKind::kGru) : 0;
+  const int bias_gates = g.pass == Pass::kForward ? recurrent_gates_of(g.cell) : 0;
   return front_words(bias_gates, g.units_per_cta) * 4;
 }
 

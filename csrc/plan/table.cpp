@@ -32,7 +32,7 @@ double in_row(const PlanTable& table, const PlanRow& row, int64_t B, bool& found
 
 const PlanTable& plan_table() {
   static const PlanTable table = [] {
-    using enum CudaTier;
+    using enum Tier;
     using enum CellKind;
     using enum cuda::Precision;
     using enum cuda::Pass;
@@ -43,7 +43,7 @@ const PlanTable& plan_table() {
   return table;
 }
 
-double table_us(const PlanTable& table, CudaTier tier, CellKind cell, cuda::Precision precision, cuda::Pass pass,
+double table_us(const PlanTable& table, Tier tier, CellKind cell, cuda::Precision precision, cuda::Pass pass,
                 int64_t& H, int64_t& B, bool& found) {
   found = false;
   if (cell == CellKind::kRnnRelu) cell = CellKind::kRnnTanh;

@@ -11,7 +11,7 @@ namespace fastrnn {
 // Costs of one tier, cell, precision and pass at one H: us[i] microseconds a step at the table's batches[i], 0 where
 // there is no timing. One layer, one direction, the input projection included.
 struct PlanRow {
-  CudaTier tier;
+  Tier tier;
   CellKind cell;  // kRnnTanh stands for both
   cuda::Precision precision;
   cuda::Pass pass;
@@ -33,7 +33,7 @@ const PlanTable& plan_table();
 // Linear in the logarithms, first over B in the rows to both sides of H, then over H; beyond the outermost points
 // like them, which moves H and B to where the answer holds. `found`: that is a point of the table. 0 where it has no
 // row of that kind.
-double table_us(const PlanTable& table, CudaTier tier, CellKind cell, cuda::Precision precision, cuda::Pass pass,
+double table_us(const PlanTable& table, Tier tier, CellKind cell, cuda::Precision precision, cuda::Pass pass,
                 int64_t& H, int64_t& B, bool& found);
 
 }  // namespace fastrnn

@@ -8,7 +8,7 @@
 #include <algorithm>
 
 #include "cells/cell.h"
-#include "cuda/persistent/params.h"
+#include "plan/geometry.h"
 
 namespace fastrnn::cuda {
 

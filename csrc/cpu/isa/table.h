@@ -1,5 +1,5 @@
 // The kernels of one instruction set, as a table of function pointers. the files beside it compile the same
-// sources once each; select_isa() picks the best that this machine can run when the library loads.
+// sources once each; choose.cpp picks one.
 #pragma once
 #include "cpu/scan/kernels.h"
 #include "cpu/team.h"
@@ -35,7 +35,7 @@ extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx512Bf16Kernels;
 #endif
 
-// The table that calls use which start now (ops/machine.cpp).
+// The table that calls use which start now (choose.cpp).
 const KernelTable& kernels_in_use();
 
 }  // namespace fastrnn

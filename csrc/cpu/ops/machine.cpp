@@ -1,54 +1,18 @@
-// The operators on the CPU: tensors in, plain parameter structs to the kernels, tensors out. Checks
-// arguments, allocates every output, and chooses the instruction set.
-#include <atomic>
+// The operators that ask about the machine and switch its instruction set.
 #include <chrono>
-#include <cstdlib>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "cpu/isa/table.h"
-#include "cpu/ops/tensors.h"
+#include "cpu/isa/choose.h"
 #include "ops/check.h"
 
 namespace fastrnn {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 // ---- instruction set --------------------------------------------------------------------------
 
-std::vector<const KernelTable*> runnable_kernels() {  // best first
-  std::vector<const KernelTable*> tables;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  for (const KernelTable* table : {&kAvx512Bf16Kernels, &kAvx512Kernels, &kAvx2Kernels}) {
-    if (table->runs_here()) tables.push_back(table);
-  }
-#endif
-  tables.push_back(&kBaselineKernels);
-  return tables;
-}
-
-const KernelTable* find_kernels(const std::string& name) {
-  for (const KernelTable* table : runnable_kernels()) {
-    if (name == table->name) return table;
-  }
-  return nullptr;
-}
-
-// FASTRNN_CPU_ISA names another instruction set than the best, for tests; a name that cannot run
-// here is ignored, since nothing can be reported while a library loads (fastrnn/_ops.py warns).
-const KernelTable* initial_kernels() {
-  const char* name = std::getenv("FASTRNN_CPU_ISA");
-  const KernelTable* wanted = name ? find_kernels(name) : nullptr;
-  return wanted ? wanted : runnable_kernels().front();
-}
-
-std::atomic<const KernelTable*> current_kernels{initial_kernels()};
-
-std::string cpu_isa() { return current_kernels.load()->name; }
+std::string cpu_isa() { return kernels_in_use().name; }
 
 std::string cpu_isas() {
   std::string names;
@@ -62,7 +26,13 @@ std::string cpu_isas() {
 void cpu_set_isa(std::string name) {
   const KernelTable* table = find_kernels(name);
   check(table, "name: expected one of ", cpu_isas(), ", got '", name, "'");
-  current_kernels = table;
+  use_kernels(*table);
+}
+
+// What plan_cpu takes of the kernels in use.
+std::tuple<int64_t, int64_t> cpu_tile(bool float64) {
+  const CpuMachine machine = machine_of(kernels_in_use(), float64 ? Dtype::kDouble : Dtype::kFloat, 1);
+  return {machine.lanes, machine.tile_rows};
 }
 
 // ---- limits of the machine ------------------------------------------------------------------------
@@ -80,19 +50,17 @@ double best_rate(F&& work) {  // units of work() a second, the best of a few tri
 }
 
 double cpu_fma_peak() {
-  return best_rate([] { return current_kernels.load()->fma_loop(2'000'000); });
+  return best_rate([] { return kernels_in_use().fma_loop(2'000'000); });
 }
 
 double cpu_read_bandwidth(int64_t bytes) {
   check(bytes >= 1024, "bytes: expected at least 1024, got ", bytes);
   std::vector<float> data(bytes / sizeof(float), 1.0f);
   const int64_t repeats = std::max<int64_t>(1, (1 << 30) / bytes);
-  return best_rate([&] { return current_kernels.load()->read_loop(data.data(), data.size(), repeats); });
+  return best_rate([&] { return kernels_in_use().read_loop(data.data(), data.size(), repeats); });
 }
 
 }  // namespace
-
-const KernelTable& kernels_in_use() { return *current_kernels.load(); }
 
 }  // namespace fastrnn
 
@@ -100,6 +68,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&fastrnn::cpu_isa));
   m.impl("cpu_isas", TORCH_BOX(&fastrnn::cpu_isas));
   m.impl("cpu_set_isa", TORCH_BOX(&fastrnn::cpu_set_isa));
+  m.impl("cpu_tile", TORCH_BOX(&fastrnn::cpu_tile));
   m.impl("cpu_fma_peak", TORCH_BOX(&fastrnn::cpu_fma_peak));
   m.impl("cpu_read_bandwidth", TORCH_BOX(&fastrnn::cpu_read_bandwidth));
 }

@@ -5,7 +5,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/isa/table.h"
+#include "cpu/isa/choose.h"
 #include "cpu/ops/tensors.h"
 #include "ops/rows_args.h"
 
@@ -54,11 +54,7 @@ void read_inputs(Inputs& in, const Tensor& x, const Tensor& h0, const std::optio
 // ---- running kernels ----------------------------------------------------------------------------
 
 CpuPlan plan_for(const LayerShape& shape, const KernelTable& kernels) {
-  CpuMachine machine;
-  machine.threads = static_cast<int>(torch::stable::get_num_threads());
-  machine.lanes = kernels.lanes(shape.dtype);
-  machine.tile_rows = kernels.tile_rows;
-  return plan_cpu(shape, machine);
+  return plan_cpu(shape, machine_of(kernels, shape.dtype, available_threads()));
 }
 
 template <class Params>
@@ -156,7 +152,8 @@ Backward backward(const Gradients& grad, const Tensor& x, const Tensor& h0, cons
   const ScalarType dtype = x.scalar_type(), compute = compute_type(s.dtype);
   const bool lstm = s.cell == CellKind::kLstm;
   const int64_t N = s.rows();
-  const bool need_x = mode & 1, need_h0 = mode & 2, need_c0 = lstm && (mode & 4), need_weights = mode & 8;
+  const bool need_x = mode & Needs::kX, need_h0 = mode & Needs::kH0, need_c0 = lstm && (mode & Needs::kC0);
+  const bool need_weights = mode & Needs::kWeights;
 
   const std::vector<int64_t> x_shape =
       batch_sizes ? std::vector<int64_t>{N, s.I} : std::vector<int64_t>{s.tensor_steps(), s.B, s.I};

@@ -1,6 +1,5 @@
 // The SRU's scan on the CPU: tensors in, plain parameter structs to the kernels, tensors out.
 #include <algorithm>
-#include <limits>
 #include <tuple>
 
 #include "cpu/isa/table.h"
@@ -9,34 +8,6 @@
 
 namespace fastrnn {
 namespace {
-
-enum Needs : int64_t { kGradU = 1, kGradX = 2, kGradWeights = 4, kGradC0 = 8, kGradV = 16 };
-
-// A parallel region costs a few microseconds: below this many column steps one thread is faster.
-constexpr int64_t kSerialElements = 16 << 10;
-// Results larger than this would push each other out of the last cache before anybody reads them: past the
-// caches no line has to be read before it is written.
-constexpr int64_t kStreamBytes = 16 << 20;
-
-// Batch groups walk through whole rows and units through pieces of them: of the ways to make equal shares
-// the one with the most batch groups.
-ScanPlan plan_scan(const ScanShape& s, int64_t result_bytes) {
-  ScanPlan plan;
-  plan.stream = result_bytes > kStreamBytes;
-  const int64_t elements = s.rows() * s.O;
-  const int64_t threads = elements < kSerialElements ? 1 : static_cast<int64_t>(torch::stable::get_num_threads());
-  const int64_t blocks = s.D * ((s.H() + 63) / 64);  // see Scan::kUnitBlock
-  int64_t least = std::numeric_limits<int64_t>::max();
-  for (int64_t batch = std::max<int64_t>(1, std::min(threads, s.B)); batch >= 1; --batch) {
-    const int64_t units = std::max<int64_t>(1, std::min(threads / batch, blocks));
-    const int64_t largest = ((s.B + batch - 1) / batch) * ((blocks + units - 1) / units);
-    if (largest >= least) continue;
-    least = largest;
-    plan.batch_groups = static_cast<int>(batch);
-    plan.unit_groups = static_cast<int>(units);
-  }
-  return plan;
-}
 
 GateRows gate_rows_of(const Tensor& tensor) {
   const bool padded = tensor.dim() == 4;
@@ -97,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor> sru_forward(Tensor u, std::optional<Tensor> x
   params.cells = save ? cells.data_ptr() : nullptr;
   const int64_t a_row = s.O * static_cast<int64_t>(size_of(s.dtype) + save * (s.dtype == Dtype::kDouble ? 8 : 4));
   const ScanKernels& kernels = *kernels_in_use().scan;
-  const ScanPlan plan = plan_scan(s, s.rows() * a_row);
+  const ScanPlan plan = plan_scan(s, s.rows() * a_row, available_threads());
   const Scratch scratch(kernels.forward_workspace(params, plan));
   kernels.forward(params, plan, scratch.data(), kTorchThreads);
   return {h, c, cells};
@@ -115,35 +86,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sru_backward(
   const auto made = [&](bool wanted, std::vector<int64_t> sizes) {
     return empty(wanted ? sizes : std::vector<int64_t>{0}, dtype);
   };
-  const bool need_weights = needs & kGradWeights;
-  const Tensor grad_u = made(needs & kGradU, checked.sizes({s.K, s.O}));
-  const Tensor grad_x = made(x && (needs & kGradX), checked.sizes({s.O}));
+  const bool need_weights = needs & ScanNeeds::kWeights;
+  const Tensor grad_u = made(needs & ScanNeeds::kU, checked.sizes({s.K, s.O}));
+  const Tensor grad_x = made(x && (needs & ScanNeeds::kX), checked.sizes({s.O}));
   const Tensor grad_weight_c = made(need_weights, {2, s.O}), grad_bias = made(need_weights, {2, s.O});
-  const Tensor grad_c0 = made(needs & kGradC0, {s.B, s.O});
-  const Tensor grad_v = made(v && (needs & kGradV), checked.sizes({2, s.O}));
+  const Tensor grad_c0 = made(needs & ScanNeeds::kC0, {s.B, s.O});
+  const Tensor grad_v = made(v && (needs & ScanNeeds::kV), checked.sizes({2, s.O}));
 
   ScanBackwardParams params;
   params.in = inputs.in;
   params.cells = cells.data_ptr();
   if (grad_h) params.grad_h = rows_of(inputs.hold(with_contiguous_rows(*grad_h)));
   if (grad_c) params.grad_c = inputs.hold(as_contiguous(*grad_c)).data_ptr();
-  if (needs & kGradU) params.grad_u = grad_u.data_ptr();
-  if (x && (needs & kGradX)) params.grad_x = grad_x.data_ptr();
+  if (needs & ScanNeeds::kU) params.grad_u = grad_u.data_ptr();
+  if (x && (needs & ScanNeeds::kX)) params.grad_x = grad_x.data_ptr();
   if (need_weights) {
     params.grad_weight_c = grad_weight_c.data_ptr();
     params.grad_bias = grad_bias.data_ptr();
   }
-  if (needs & kGradC0) params.grad_c0 = grad_c0.data_ptr();
-  if (v && (needs & kGradV)) params.grad_v = grad_v.data_ptr();
+  if (needs & ScanNeeds::kC0) params.grad_c0 = grad_c0.data_ptr();
+  if (v && (needs & ScanNeeds::kV)) params.grad_v = grad_v.data_ptr();
   const ScanKernels& kernels = *kernels_in_use().scan;
-  const ScanPlan plan = plan_scan(s, s.rows() * (s.K + (params.grad_x != nullptr)) * s.O * size_of(s.dtype));
+  const ScanPlan plan =
+      plan_scan(s, s.rows() * (s.K + (params.grad_x != nullptr)) * s.O * size_of(s.dtype), available_threads());
   const Scratch scratch(kernels.backward_workspace(params, plan));
   kernels.backward(params, plan, scratch.data(), kTorchThreads);
   return {grad_u, grad_x, grad_weight_c, grad_bias, grad_c0, grad_v};
 }
-
-// Multiply-adds below which a second thread costs more than it saves.
-constexpr int64_t kSerialProduct = 200'000;
 
 std::tuple<Tensor, Tensor> sru_step(Tensor x, Tensor weight, std::optional<Tensor> skip, Tensor weight_c, Tensor bias,
                                     Tensor c0, bool use_tanh, double scale) {
@@ -183,7 +152,7 @@ std::tuple<Tensor, Tensor> sru_step(Tensor x, Tensor weight, std::optional<Tenso
   product.K = s.K;
   product.x = rows_of(rows);
   product.weight = weights.data_ptr();
-  const int threads = B * O * s.K * I < kSerialProduct ? 1 : static_cast<int>(torch::stable::get_num_threads());
+  const int threads = gate_product_threads(product, available_threads());
   const int workers = static_cast<int>(std::min<int64_t>(threads, O));
   scan.in.u.row_stride = s.K * O;
   scan.in.u.gate_stride = O;
@@ -195,7 +164,7 @@ std::tuple<Tensor, Tensor> sru_step(Tensor x, Tensor weight, std::optional<Tenso
   scan.h = h.data_ptr();
   scan.c = c.data_ptr();
   const KernelTable& kernels = kernels_in_use();
-  const ScanPlan plan = plan_scan(s, 0);
+  const ScanPlan plan = plan_scan(s, 0, available_threads());
   // u lies before the workspace that the two kernels use in turn.
   const size_t u_bytes = (static_cast<size_t>(B * s.K * O) * size_of(s.dtype) + 63) / 64 * 64;
   const Scratch scratch(u_bytes + std::max(kernels.gate_product_workspace(product, workers),

@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/isa/table.h"
+#include "cpu/isa/choose.h"
 #include "cpu/ops/tensors.h"
 #include "ops/check.h"
 
@@ -167,10 +167,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_stream(Tensor x, Tensor h0, std::optional
     return static_cast<char*>(tensor.data_ptr()) + offset;
   };
 
-  CpuMachine machine;
-  machine.threads = static_cast<int>(torch::stable::get_num_threads());
-  machine.lanes = kernels.lanes(first.dtype);
-  machine.tile_rows = kernels.tile_rows;
+  const CpuMachine machine = machine_of(kernels, first.dtype, available_threads());
   Tensor below = with_contiguous_rows(x);
   for (int64_t k = 0; k < L; ++k) {
     const PackedHeader header = k ? read_header(packed[k], k, kernels) : first;

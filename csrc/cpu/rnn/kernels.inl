@@ -10,6 +10,15 @@
 namespace fastrnn {
 namespace {
 
+// Whether the list of cells says what the cell's struct does.
+template <template <class> class Cell>
+constexpr bool matches(CellKind kind) {
+  using C = Cell<VectorMath<float>>;
+  const CellFacts& facts = facts_of(kind);
+  return facts.gates == C::kGates && facts.saved == C::kSaved && facts.has_cell == C::kHasCell &&
+         facts.split == C::kSplit;
+}
+
 // Calls f.template operator()<T, Cell>() for the layer's compute type and cell: the one list of
 // cells on the CPU.
 template <class F>
@@ -18,6 +27,8 @@ void with_kernel(const LayerShape& shape, F&& f) {
     using T = decltype(zero);
     switch (shape.cell) {
       case CellKind::kLstm:
+        static_assert(matches<LstmCell>(CellKind::kLstm) && matches<GruCell>(CellKind::kGru) &&
+                      matches<RnnTanhCell>(CellKind::kRnnTanh) && matches<RnnReluCell>(CellKind::kRnnRelu));
         return f.template operator()<T, LstmCell>();
       case CellKind::kGru:
         return f.template operator()<T, GruCell>();

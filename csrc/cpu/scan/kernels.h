@@ -3,16 +3,9 @@
 #pragma once
 #include "cpu/team.h"
 #include "params/scan.h"
+#include "plan/scan.h"
 
 namespace fastrnn {
-
-// How the columns (rows of the batch x features) are shared out. They never wait for each other.
-struct ScanPlan {
-  int batch_groups = 1;
-  int unit_groups = 1;
-  bool stream = false;  // results go past the caches
-  int workers() const { return batch_groups * unit_groups; }
-};
 
 struct ScanKernels {
   int (*lanes)(Dtype dtype);

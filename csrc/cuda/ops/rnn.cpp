@@ -1,5 +1,5 @@
-// The CUDA implementations of the operators in csrc/ops/schema.cpp. Tensors end in this folder and in persistent/loop.cpp:
-// what they call below (stepwise/kernels.h) takes pointers, sizes and a stream.
+// The CUDA implementations of the operators in csrc/ops/schema.cpp. Tensors end in this folder and in
+// persistent/loop.cpp: what they call below (stepwise/kernels.h) takes pointers, sizes and a stream.
 //
 // An op works on the current stream of its tensors' device, allocates from torch's allocator, never waits
 // for the device (batch_sizes and lengths are on the CPU) and reads or writes nothing of its own between calls: it
@@ -9,8 +9,6 @@
 
 namespace fastrnn::cuda {
 namespace {
-
-CudaTier tier_of(int64_t mode) { return static_cast<CudaTier>(mode % kModeTf32 / kModeTier); }
 
 Forward run_forward(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
                     const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes, const Masks& masks,

@@ -196,8 +196,9 @@ Backward backward(const Layer& layer, const BackwardInputs& in) {
   const LayerShape& shape = layer.shape();
   const int64_t B = shape.B, H = shape.H, D = shape.D, N = layer.N, width = shape.out_size();
   const bool lstm = layer.is(CellKind::kLstm), projected = shape.P > 0;
-  const bool need_x = in.needs & kGradX, need_h0 = in.needs & kGradH0, need_c0 = lstm && (in.needs & kGradC0);
-  const bool need_weights = in.needs & kGradWeights;
+  const bool need_x = in.needs & Needs::kX, need_h0 = in.needs & Needs::kH0,
+             need_c0 = lstm && (in.needs & Needs::kC0);
+  const bool need_weights = in.needs & Needs::kWeights;
   const bool recompute = layer.saved && in.gates.dim() == 1;
   const Tensor none = layer.make({0});
   const CudaPlan plan = plan_pass(layer, Pass::kBackward, in.wanted);
@@ -230,7 +231,7 @@ Backward backward(const Layer& layer, const BackwardInputs& in) {
   layer.clear_padding(s.dgates, D);
   if (s.dh_y) layer.clear_padding(*s.dh_y, D);
   if (s.m) layer.clear_padding(*s.m, D);
-  const bool persistent = plan.tier != CudaTier::kStepwise && shape.T > 0;
+  const bool persistent = plan.tier != Tier::kStepwise && shape.T > 0;
   if (B > 0 && !(persistent && run_persistent(layer, plan, s))) run_stepwise(layer, s);
   return {need_x ? input_gradient(layer, s.dgates) : none, s.dh0.value_or(none), s.dc0.value_or(none),
           need_weights ? weight_gradients(layer, s, h_prev) : std::vector<Tensor>{}};

@@ -68,7 +68,7 @@ void run_stepwise(const Layer& layer, const ForwardSequence& s) {
 
 // Memory beyond the results: x's part of the gates, (D,N,G*H) in the layer's type, except where gates
 // are saved (it then lies in them and is overwritten step by step), and a few (D,B,.) buffers.
-Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor>& c0, Save save, CudaTier wanted) {
+Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor>& c0, Save save, Tier wanted) {
   const LayerShape& shape = layer.shape();
   const int64_t B = shape.B, H = shape.H, D = shape.D, N = layer.N, G = layer.G;
   const bool lstm = layer.is(CellKind::kLstm);
@@ -99,7 +99,7 @@ Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor
     layer.clear_padding(s.y, 1);
     if (s.save_gates) layer.clear_padding(s.gates, D);
     if (s.save_cells) layer.clear_padding(s.cells, D);
-    const bool persistent = plan.tier != CudaTier::kStepwise && shape.T > 0;
+    const bool persistent = plan.tier != Tier::kStepwise && shape.T > 0;
     if (!persistent || !run_persistent(layer, plan, s)) {
       if (plan.projects) project();
       run_stepwise(layer, s);

@@ -12,8 +12,6 @@
 namespace fastrnn::cuda {
 namespace {
 
-enum ScanNeeds : int64_t { kGradU = 1, kGradX = 2, kGradWeights = 4, kGradC0 = 8, kGradV = 16 };
-
 Tensor with_contiguous_rows(const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;
   return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : torch::stable::contiguous(tensor);
@@ -119,8 +117,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sru_backward(
   const CheckedScan& checked = call.checked();
   const ScanShape& s = call.shape();
   check_scan_saved(checked, u, grad_h, grad_c, cells, needs);
-  const bool need_u = needs & kGradU, need_x = x && (needs & kGradX), need_weights = needs & kGradWeights;
-  const bool need_c0 = needs & kGradC0, need_v = v && (needs & kGradV);
+  const bool need_u = needs & ScanNeeds::kU, need_x = x && (needs & ScanNeeds::kX),
+             need_weights = needs & ScanNeeds::kWeights;
+  const bool need_c0 = needs & ScanNeeds::kC0, need_v = v && (needs & ScanNeeds::kV);
   const auto made = [&](bool wanted, const Sizes& sizes) { return call.make(wanted ? sizes : Sizes{0}); };
   const Tensor grad_u = made(need_u, checked.sizes({s.K, s.O})), grad_x = made(need_x, checked.sizes({s.O}));
   const Tensor grad_weight_c = made(need_weights, {2, s.O}), grad_bias = made(need_weights, {2, s.O});

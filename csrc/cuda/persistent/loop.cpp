@@ -99,9 +99,9 @@ bool launch(const Layer& layer, const CudaPlan& plan, const BackwardSequence& s)
 template <class Sequence>
 bool run(const Layer& layer, CudaPlan plan, Pass pass, const Sequence& s) {
   CudaDevice device = device_properties(layer.device);
-  while (plan.tier != CudaTier::kStepwise) {
+  while (plan.tier != Tier::kStepwise) {
     if (launch(layer, plan, s)) return true;
-    if (plan.tier != CudaTier::kCluster) return false;
+    if (plan.tier != Tier::kCluster) return false;
     device.max_cluster = plan.geometry.ctas_per_replica / 2;
     const bool projects = plan.projects;  // or gx is there already
     plan = plan_cuda(layer.shape(), layer.tf32, pass, device);

@@ -11,77 +11,15 @@
 //             to 64 rows; its CTAs meet once a step at a flag in the L2 cache. Directions and further rows
 //             are further replicas. Needs a cooperative launch.
 //
-// No torch and no CUDA header here: the plan calls geometry() on any machine. "T" after a shape is the layer's
-// type, letters as in params/rnn.h and stepwise/kernels.h (Gr = gates + 1 for a GRU, else gates; S = values saved a
-// unit).
+// No torch and no CUDA header here. "T" after a shape is the layer's type, letters as in params/rnn.h and
+// stepwise/kernels.h (Gr = gates + 1 for a GRU, else gates; S = values saved a unit).
 #pragma once
 #include <cstdint>
 
 #include "params/rnn.h"
+#include "plan/geometry.h"
 
 namespace fastrnn::cuda {
-
-// How the recurrent products are computed. State, gates and sums are float in all of them.
-enum class Precision : int {
-  kFloat32 = 0,   // float layers within float's tolerance: three TF32 products a product
-  kTf32 = 1,      // float layers whose products may round their operands to TF32
-  kBFloat16 = 2,  // layers of bfloat16
-  kHalf = 3,      // layers of half
-};
-// Input features up to which the forward kernel can make x's part of the gates itself.
-constexpr int64_t kMaxProjected = 64;
-
-enum class Tier : int { kOneCta = 0, kGrid = 1, kCluster = 2 };
-enum class Pass : int { kForward = 0, kBackward = 1 };
-
-struct CudaDevice {
-  int compute_capability = 0;  // 80, 86, 90, ...
-  int sms = 0;
-  int64_t shared_bytes_per_block_optin = 0;
-  int64_t l2_bytes = 0;
-  bool cooperative_launch = false;
-  int max_cluster = 0;  // CTAs of the largest thread block cluster that is worth trying; 0: none
-};
-
-// What CudaDevice::max_cluster begins with. Whether a cluster of 16 fits just now, the launch finds out.
-constexpr int max_cluster_of(int compute_capability) { return compute_capability >= 90 ? 16 : 0; }
-
-// Clusters of so many CTAs, an SM each, that a device runs at once: an estimate for plans. A cluster does not leave
-// its GPC, and those of Hopper and Blackwell have up to 18 SMs, of which 16 are in clusters.
-constexpr int clusters_at_once(const CudaDevice& device, int ctas) {
-  const int clusters = device.sms * (16 / ctas) / 18;
-  return clusters > 1 ? clusters : 1;
-}
-
-// How a layer is cut for a tier, and whether it can be at all.
-struct PersistentGeometry {
-  bool fits = false;
-  const char* reason = "";  // why it does not fit; empty where it does
-  CellKind cell = CellKind::kLstm;
-  Precision precision = Precision::kFloat32;
-  Tier tier = Tier::kOneCta;
-  Pass pass = Pass::kForward;
-  int64_t H = 0, B = 0;
-  int D = 0;
-  int unit_tiles = 0;           // ceil(H/16)
-  int ctas_per_replica = 0;     // that together hold one direction's weights
-  int replicas = 0;             // of one direction, each for its own rows
-  int ctas = 0;                 // ctas_per_replica * replicas * D: the grid
-  int units_per_cta = 0;        // of ctas_per_replica * units_per_cta >= H
-  int k_split = 0;              // warps that share a tile of units: its products by K; cluster, backward: its rows
-  int k_more = 0;               // cluster, forward: the first so many of a CTA's tiles of units have a warp more
-  int peers = 0;                // cluster: CTAs of a cluster that have units; the others leave at once
-  int n_tiles = 0;              // tiles of 8 rows a replica
-  int threads = 0;              // a CTA
-  int64_t shared_bytes = 0;     // dynamic, a CTA
-  int64_t workspace_bytes = 0;  // of Persistent{Forward,Backward}::workspace; 0: none needed
-};
-
-// Pure: the same arguments give the same answer on every machine. Never fits: P > 0 (not asked here), B = 0,
-// a device below compute capability 8.0. kFloat32 and kTf32 are for Dtype::kFloat, the others for their type.
-// `cluster`: CTAs of a cluster, for the cluster tier alone.
-PersistentGeometry geometry(CellKind cell, Precision precision, Tier tier, int64_t H, int64_t B, int D, Pass pass,
-                            const CudaDevice& device, int cluster = 0);
 
 // Both passes. Every pointer is device memory, aligned to its elements; strides count elements and may be odd.
 //

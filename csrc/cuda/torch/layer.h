@@ -16,7 +16,6 @@ namespace fastrnn::cuda {
 
 using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // y, hn, cn, gates, cells
 using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
-enum Needs : int64_t { kGradX = 1, kGradH0 = 2, kGradC0 = 4, kGradWeights = 8 };
 
 // What only the masked operators take: lengths of the rows, steps that begin a new sequence.
 struct Masks {
@@ -40,7 +39,7 @@ class Layer {
     N = shape().rows();
     G = gates_of(shape().cell);
     saved = saved_of(shape().cell);
-    recurrent_gates = G + (shape().cell == CellKind::kGru);
+    recurrent_gates = recurrent_gates_of(shape().cell);
     rows_ = view(as_contiguous(x), {N, shape().I}, {shape().I, 1});
   }
 
@@ -215,7 +214,7 @@ inline Tensor transposed_each(const Tensor& stack) {
 }
 
 // The tier for a pass of a layer on its device. An error where one was asked for that cannot take it.
-inline CudaPlan plan_pass(const Layer& layer, Pass pass, CudaTier wanted) {
+inline CudaPlan plan_pass(const Layer& layer, Pass pass, Tier wanted) {
   const CudaPlan plan = plan_cuda(layer.shape(), layer.tf32, pass, device_properties(layer.device), wanted);
   check(plan.possible, "tier '", tier_name(wanted), "' cannot run this layer's ",
         pass == Pass::kForward ? "forward" : "backward", " pass: ", plan.reason);
@@ -231,7 +230,7 @@ struct ForwardSequence {
   bool save_gates, save_cells;
   Tensor gates, cells;  // (0,) where not saved; gates may be gx
 };
-Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor>& c0, Save save, CudaTier wanted);
+Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor>& c0, Save save, Tier wanted);
 
 // What the time loop of backward reads and fills, whatever the tier. Contiguous, but for grad_hn and grad_cn.
 struct BackwardSequence {
@@ -250,7 +249,7 @@ struct BackwardInputs {
   std::optional<Tensor> c0;
   Tensor y, gates, cells;
   int64_t needs;
-  CudaTier wanted;
+  Tier wanted;
 };
 Backward backward(const Layer& layer, const BackwardInputs& in);
 
