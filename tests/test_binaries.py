@@ -25,7 +25,7 @@ def test_kernels_export_their_table_alone():
     """No weak symbol: an inline function compiled with AVX-512 here could take the place of everybody's copy
     at link time, and then crash a machine without it."""
     folder = "build/temp*/libfastrnn_cpu/csrc/cpu/isa"
-    objects = sorted(ROOT.glob(f"{folder}/*.o"))
+    objects = [path for path in sorted(ROOT.glob(f"{folder}/*.o")) if path.stem != "choose"]
     if not objects:
         pytest.skip("an installed package: the object files are elsewhere")
     for path in objects:

@@ -10,7 +10,11 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
+#ifdef __GLIBC__
+extern "C" int sched_yield(void) noexcept;  // as sched.h has it, before or after this
+#else
 extern "C" int sched_yield(void);
+#endif
 
 namespace fastrnn {
 
