@@ -72,7 +72,7 @@ models: build  ## train every architecture of fastrnn.models to its full target
 	$(PY) -m pytest tests/models -q --full $(ARGS)
 
 bench: $(ENV_BENCH) build  ## quick benchmark against torch.nn and what else is installed, with a report
-	$(PY) -m fastrnn bench --quick $(ARGS)
+	$(PY) -m benchmarks.lab --quick $(ARGS)
 
 lint: $(ENV_DEV)  ## what pre-commit checks
 	$(PY) -m ruff check .

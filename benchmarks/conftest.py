@@ -1,4 +1,4 @@
-"""Options of the pytest-benchmark suite, and its cases: those of ``python -m fastrnn bench``.
+"""Options of the pytest-benchmark suite, and its cases: those of ``python -m benchmarks.lab``.
 
 pytest benchmarks --benchmark-only                       every case, some minutes
 pytest benchmarks --benchmark-only --preset quick        a part of them
@@ -10,9 +10,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from fastrnn.bench import cases
-from fastrnn.bench.contenders import PEERS
-from fastrnn.bench.peers import missing
+from benchmarks.lab import cases
+from benchmarks.lab.contenders.onnx import missing
+from benchmarks.lab.contenders.registry import PEERS
 
 #: What always stands side by side in a group.
 CORE = ("fastrnn", "torch", "reference")

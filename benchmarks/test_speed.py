@@ -1,12 +1,13 @@
-"""The cases of ``python -m fastrnn bench`` for pytest-benchmark: a group a case, contenders side by side.
+"""The cases of ``python -m benchmarks.lab`` for pytest-benchmark: a group a case, contenders side by side.
 
 Contenders run one after the other here; for ratios that a slow minute cannot bend, use the command.
 """
 
 import time
 
-from fastrnn.bench import contenders, timing
-from fastrnn.bench.problem import Problem
+from benchmarks.lab.contenders import registry as contenders
+from benchmarks.lab.problem import Problem
+from fastrnn.proof import timing
 
 #: Seconds a contender is measured for, and rounds that it gets at least.
 BUDGET_S, ROUNDS = 0.3, 3

@@ -53,7 +53,7 @@ def test_steps_of_every_part(tmp_path, monkeypatch):
 def test_benchmarks_end_before_they_are_ended(tmp_path):
     """The runs of sweep and peers have an end of their own, a minute before `timeout` would kill them; the
     command is one that the benchmark knows; and a part takes less than ten minutes."""
-    from fastrnn.cli import parser
+    from benchmarks.lab.__main__ import parser
 
     for part in ("sweep", "peers"):
         (step,) = check.steps(part, tmp_path, (9, 0))

@@ -7,7 +7,7 @@ Parts, each of which can run alone; all by default, together under ten minutes o
              hangs or crashes in one hides nothing of the others; the CUDA tests, by tier; compute-sanitizer's
              memcheck, racecheck and synccheck over small shapes of every kernel
     measure  latencies and instructions (latency.cu), `python -m fastrnn verify` over every tier
-    sweep    the benchmark against cuDNN, `python -m fastrnn bench --device cuda --quick --tiers`; also what
+    sweep    the benchmark against cuDNN, `python -m benchmarks.lab --device cuda --quick --tiers`; also what
              benchmarks/plan_table.py makes the plan's table of
 and, only where they are asked for,
     smoke    for the first contact with a kind of GPU: the build and smoke.py, a minute
@@ -155,8 +155,8 @@ def steps(part: str, out: Path, capability: tuple[int, int]) -> list[Step]:
     what = {"sweep": ["--quick", "--limit", str(SWEEP_S)], "peers": ["--peers", "--limit", str(PEERS_S)]}[
         part
     ]
-    bench = [python, "-m", "fastrnn", "bench", "--device", "cuda", *what, "--tiers"]
-    # The report is written from this part's JSON, on any machine: `bench --merge`.
+    bench = [python, "-m", "benchmarks.lab", "--device", "cuda", *what, "--tiers"]
+    # The report is written from this part's JSON, on any machine: `python -m benchmarks.lab --merge`.
     bench += ["--json-only", "--out", str(folder)]
     limit_s = ENDING_S + (SWEEP_S if part == "sweep" else PEERS_S)
     return [Step("bench", bench, result=folder / "results.json", limit_s=limit_s)]
@@ -215,7 +215,7 @@ def run_step(step: Step, log: Callable[[str], None]) -> dict:
 
 def facts() -> dict:
     """Machine, versions and commit, as the benchmark states them."""
-    from fastrnn.bench import machine
+    from fastrnn.proof import machine
 
     return {"commit": machine.commit(), "machine": machine.describe(), "versions": machine.versions()}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastrnn.bench import machine
+from fastrnn.proof import machine
 
 #: Name of the property of a test's report that holds its figures.
 FIGURES = "figures"
