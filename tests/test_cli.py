@@ -35,7 +35,6 @@ def test_module_runs():
         ("nonsense", "invalid choice: 'nonsense'"),
         ("verify --device meta", "must be cpu or cuda, got 'meta'"),
         ("verify --json README.md/outcomes.json", "README.md is no folder"),
-        ("demo dates --out README.md/picture.png", "README.md is no folder"),
     ],
 )
 def test_wrong_arguments_end_with_usage(arguments, message, capsys, monkeypatch):
@@ -62,7 +61,7 @@ def test_a_folder_that_goes_away_is_one_clear_error(tmp_path, monkeypatch):
         main(["info"])
 
 
-@pytest.mark.parametrize("command", ["info", "demo", "verify"])
+@pytest.mark.parametrize("command", ["info", "verify"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

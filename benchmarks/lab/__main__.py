@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--models",
         nargs="*",
         metavar="NAME",
-        help="the models of `fastrnn demo`, all or those named, with either library's layers inside",
+        help="the models of examples/, all or those named, with either library's layers inside",
     )
     some = {"nargs": "+", "default": [], "metavar": ""}
     parser.add_argument("--cell", choices=CELLS, help=", ".join(CELLS), **some)
@@ -283,7 +283,6 @@ def show(run: dict) -> None:
 
 def run_models(options: argparse.Namespace) -> int:
     """``--models``: the exit status is 1 where a model fails or differs between the two libraries."""
-    from fastrnn import demos
     from fastrnn.proof import machine
     from fastrnn.proof.timing import MIN_ROUNDS
 
@@ -294,10 +293,10 @@ def run_models(options: argparse.Namespace) -> int:
     for filtered in ("cell", "shape", "dtype", "mode", "contender"):
         if getattr(options, filtered):
             raise SystemExit(f"--{filtered} is about layers, not about --models")
-    names = options.models or list(demos.NAMES)
+    names = options.models or list(models.examples().NAMES)
     for name in names:
         try:
-            demos.load(name)
+            models.examples().load(name)
         except ValueError as error:
             raise SystemExit(f"--models: {error}") from None
     threads = options.threads or [min(2, machine.usable_cores())]

@@ -1,23 +1,26 @@
 """What whole models gain: each architecture of fastrnn.models with fastrnn's layers and with torch.nn's.
 
-A demonstration of ``fastrnn.demos`` gives model, loss and batch. Its twin, made from the same seed, has
-torch.nn's layers in place of fastrnn's (``fastrnn.revert``). Loss and gradients must agree; then the forward
-pass and whole training steps are timed in turns.
+An example of examples/ gives model, loss and batch. Its twin, made from the same seed, has torch.nn's layers
+in place of fastrnn's (``fastrnn.revert``). Loss and gradients must agree; then the forward pass and whole
+training steps are timed in turns.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from fastrnn import demos
 from fastrnn.convert import revert
 from fastrnn.proof import machine
 from fastrnn.proof.timing import Contender, interleave
@@ -26,16 +29,27 @@ from . import targets
 from .report import tables as report
 from .report.document import Bullets, Document, Heading, Table, Text
 
+if TYPE_CHECKING:
+    from _demo import Demo
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 #: Largest relative distance of the two losses, and of the two gradients as vectors: float32, other orders of
 #: sums.
 AGREEMENT = 1e-3
 WORK = ("forward", "training step")
 METHOD = (
     "The same model from the same seed, once with fastrnn's layers inside and once with torch.nn's (packed "
-    "sequences where rows differ in length), on the same batch of its demonstration. Forward: the loss, "
+    "sequences where rows differ in length), on the same batch of its example. Forward: the loss, "
     "without gradients. Training step: loss, backward, clipping of the gradients, Adam. Medians of "
     "interleaved rounds; loss and gradients of the two were compared before."
 )
+
+
+def examples() -> ModuleType:
+    """examples/_demo.py. Examples find each other as programs do, by the folder that they lie in."""
+    if str(EXAMPLES) not in sys.path:
+        sys.path.append(str(EXAMPLES))
+    return importlib.import_module("_demo")
 
 
 class Unable(Exception):
@@ -77,7 +91,7 @@ def seeded(call: Callable[[], Tensor]) -> Tensor:
         return call()
 
 
-def contender(key: str, demo: demos.Demo, batch: tuple[Tensor, ...], work: str) -> Contender:
+def contender(key: str, demo: Demo, batch: tuple[Tensor, ...], work: str) -> Contender:
     """One model's forward pass or training step."""
     label = {"fastrnn": "fastrnn", "torch": "torch.nn"}[key]
     model = demo.model
@@ -100,10 +114,10 @@ def contender(key: str, demo: demos.Demo, batch: tuple[Tensor, ...], work: str) 
     return Contender(key, label, step, enter=model.train)
 
 
-def difference(ours: demos.Demo, theirs: demos.Demo, batch: tuple[Tensor, ...]) -> float:
+def difference(ours: Demo, theirs: Demo, batch: tuple[Tensor, ...]) -> float:
     """The larger of the relative distances of the two losses and of the two gradients."""
 
-    def results(demo: demos.Demo) -> tuple[Tensor, Tensor]:
+    def results(demo: Demo) -> tuple[Tensor, Tensor]:
         # Not in training mode: padded and packed rows draw different dropout masks.
         demo.model.eval().zero_grad()
         loss = seeded(lambda: demo.loss(*batch))
@@ -116,12 +130,12 @@ def difference(ours: demos.Demo, theirs: demos.Demo, batch: tuple[Tensor, ...]) 
 
 
 def time_demo(name: str, threads: int, **timing) -> dict:
-    """One demonstration: {"demo", "title", "threads", "layers", "difference", "work": {work: {key: times}}},
+    """One example: {"demo", "title", "threads", "layers", "difference", "work": {work: {key: times}}},
     or in their place "skipped", why it has none.
 
     timing: budget_s, min_rounds and hurry of interleave(), for each kind of work.
     """
-    kind = demos.load(name)
+    kind = examples().load(name)
     result = {"demo": name, "title": kind.title, "threads": threads}
     ours, theirs = kind(seed=0), kind(seed=0)
     batch = ours.batch()
@@ -153,7 +167,7 @@ def run(
     min_rounds: int,
     advance: Callable[[str, int], None] = lambda title, steps: None,
 ) -> dict:
-    """Time demonstrations on each number of threads, in this process; torch's number is put back."""
+    """Time examples on each number of threads, in this process; torch's number is put back."""
     before, started, results = torch.get_num_threads(), time.perf_counter(), []
     facts = {
         "preset": "models",
@@ -183,7 +197,7 @@ def ratio(result: dict, work: str) -> float:
 
 
 def table(results: list[dict]) -> Table:
-    """Milliseconds and ratios of one number of threads, a demonstration a row."""
+    """Milliseconds and ratios of one number of threads, an example a row."""
     columns = ["model", "layers"]
     for work in WORK:
         columns += [f"{work}, fastrnn ms", "torch.nn ms", "faster"]
@@ -211,7 +225,7 @@ def by_threads(run: dict) -> dict[str, list[dict]]:
 
 
 def reasons(results: list[dict]) -> list[str]:
-    """A line for each demonstration without times."""
+    """A line for each example without times."""
     return [f"{r['demo']}: {r['skipped']}" for r in results if "skipped" in r]
 
 

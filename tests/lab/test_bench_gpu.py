@@ -185,9 +185,7 @@ def test_a_whole_run(a_gpu, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        arguments = (
-            "--device cuda --shape 128,16,512 128,16,640 --cell lstm --dtype float16 --json-only"
-        )
+        arguments = "--device cuda --shape 128,16,512 128,16,640 --cell lstm --dtype float16 --json-only"
         assert lab.main([*arguments.split(), "--part", "1/2"]) == 0
         assert lab.main(arguments.split()) == 1
     finally:

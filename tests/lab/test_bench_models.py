@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import _demo
 import pytest
 import torch
 from torch import nn
@@ -11,11 +12,10 @@ from torch import nn
 import fastrnn
 from benchmarks.lab import models
 from benchmarks.lab.__main__ import main
-from fastrnn import demos
 from fastrnn.cli import console
 
 
-class Small(demos.Demo):
+class Small(_demo.Demo):
     """Any layer on rows of unequal length."""
 
     title = "a small model"
@@ -104,7 +104,7 @@ wrong.shift = iter((0.0, 0.5))
 def test_what_cannot_be_timed_says_why(kind, reason, monkeypatch):
     """Protects the report's honesty: a model without rival or with other numbers has no ratio."""
     kind.title = "a title"
-    monkeypatch.setattr(demos, "load", lambda name: kind)
+    monkeypatch.setattr(_demo, "load", lambda name: kind)
     result = models.time_demo("any", 1, budget_s=0.1, min_rounds=1)
     assert result["skipped"].startswith(reason)
     assert "work" not in result
@@ -132,7 +132,7 @@ def test_bench_models_end_to_end(tmp_path, capsys, monkeypatch):
 
 def test_wrong_options(monkeypatch):
     """Protects the messages for a model that is not there, and for a GPU."""
-    with pytest.raises(SystemExit, match="--models: demo: expected one of"):
+    with pytest.raises(SystemExit, match="--models: example: expected one of"):
         main(["--models", "nonsense"])
     with pytest.raises(SystemExit, match="--models runs on the CPU"):
         main(["--models", "--device", "cuda"])
@@ -144,6 +144,6 @@ def test_a_failure_is_a_line_and_the_exit_status(tmp_path, capsys, monkeypatch):
     def loss(self, *batch):
         raise RuntimeError("no such data\nsecond line")
 
-    monkeypatch.setattr(demos.load("seasonal"), "loss", loss)
+    monkeypatch.setattr(_demo.load("seasonal"), "loss", loss)
     assert main(["--models", "seasonal", "--threads", "1", "--out", str(tmp_path)]) == 1
     assert "seasonal: FAILED: RuntimeError: no such data\n" in capsys.readouterr().out

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
+import _demo
 import torch
+from _run import main
 from torch import Tensor, nn
 
-from .. import modules
-from ..models.language_model import LanguageModel, chunks
-from . import demo
+from fastrnn import modules
+from fastrnn.models.language_model import LanguageModel, chunks
 
 #: Sequences side by side, steps between two updates, characters at the end that nobody trains on.
 ROWS, STEPS, HELD_OUT = 32, 64, 20_000
@@ -38,7 +39,7 @@ def corpus() -> tuple[str, Tensor, Tensor]:
     return characters, numbers[:-HELD_OUT], numbers[-HELD_OUT:]
 
 
-class Demo(demo.Demo):
+class Demo(_demo.Demo):
     """``bits`` is the cross-entropy a character of held-out text, ``bits_pairs`` that of a table of pairs of
     characters counted in the same training text."""
 
@@ -133,3 +134,7 @@ class Demo(demo.Demo):
         bottom.set_xlabel("the text; orange where a guess is right")
         figure.colorbar(image, ax=bottom, label="probability", pad=0.01)
         figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main(Demo)

@@ -6,11 +6,12 @@ import functools
 from pathlib import Path
 from typing import ClassVar
 
+import _demo
 import torch
+from _run import main
 from torch import Tensor
 
-from ..models.cnn_bilstm import CNNBiLSTM, best_path
-from . import demo
+from fastrnn.models.cnn_bilstm import CNNBiLSTM, best_path
 
 #: Fewest and most digits of a strip, its height, and the standard deviation of its noise.
 FEWEST, MOST, HEIGHT, NOISE = 3, 9, 10, 0.2
@@ -82,7 +83,7 @@ def distance(a: list[int], b: list[int]) -> int:
     return row[-1]
 
 
-class Demo(demo.Demo):
+class Demo(_demo.Demo):
     """``error`` is the edit distance of what is read to what is written, a digit; ``exact`` the share of
     strips without any."""
 
@@ -161,3 +162,7 @@ class Demo(demo.Demo):
 
 def text(labels: list[int]) -> str:
     return "".join(str(label - 1) for label in labels)
+
+
+if __name__ == "__main__":
+    main(Demo)

@@ -6,11 +6,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import ClassVar
 
+import _demo
 import torch
+from _run import main
 from torch import Tensor
 
-from ..models import PointerNetwork
-from .demo import Demo as Base
+from fastrnn.models import PointerNetwork
 
 FEWEST, MOST = 5, 10
 
@@ -61,7 +62,7 @@ def area(corners: Tensor) -> float:
     return 0.5 * abs((corners[:, 0] * following[:, 1] - corners[:, 1] * following[:, 0]).sum().item())
 
 
-class Demo(Base):
+class Demo(_demo.Demo):
     title = "PointerNetwork: the convex hull of 5 to 10 points"
     steps, quick_steps = 3000, 150
     targets: ClassVar = {"exact": (">=", 0.7), "valid": (">=", 0.98), "area": (">=", 0.98)}
@@ -154,3 +155,7 @@ class Demo(Base):
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=3)
         figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main(Demo)

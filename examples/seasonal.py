@@ -6,11 +6,12 @@ import math
 from pathlib import Path
 from typing import ClassVar
 
+import _demo
 import torch
+from _run import main
 from torch import Tensor
 
-from ..models.forecaster import Forecaster, windows
-from . import demo
+from fastrnn.models.forecaster import Forecaster, windows
 
 #: Steps of a season, of what is seen and of what is forecast; the rest is the recipe of the series.
 PERIOD, HISTORY, HORIZON = 12, 48, 12
@@ -39,7 +40,7 @@ def draw(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return y[..., None], holidays[..., None]
 
 
-class Demo(demo.Demo):
+class Demo(_demo.Demo):
     """The seasonal naive forecast says what was a season ago. ``over_naive`` is the median's mean absolute
     error as a part of that forecast's; ``coverage_off`` how far the share of values between the 10% and the
     90% quantile is from 0.8."""
@@ -129,3 +130,7 @@ class Demo(demo.Demo):
         handles = axes[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
         figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main(Demo)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ..models.mogrifier import MogrifierLSTM
-from . import text
+import text
+from _run import main
+
+from fastrnn.models.mogrifier import MogrifierLSTM
 
 
 class Demo(text.Demo):
@@ -20,3 +22,7 @@ class Demo(text.Demo):
     def __init__(self, seed: int = 0) -> None:
         # A little narrower than the LSTM of 160 units, which leaves the weights that Q and R take.
         super().__init__(seed, lambda: MogrifierLSTM(64, 150, rounds=4, rank=16))
+
+
+if __name__ == "__main__":
+    main(Demo)

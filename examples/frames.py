@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+import _demo
 import torch
+from _run import main
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import LSTM
-from ..models import ConvLSTM
-from . import demo
+from fastrnn import LSTM
+from fastrnn.models import ConvLSTM
 
 SIZE, SHOWN, AHEAD = 16, 10, 5
 #: Standard deviation of a blob in pixels.
@@ -76,7 +77,7 @@ class FullyConnected(Forecaster):
         return self.output(y).view_as(x), state
 
 
-class Demo(demo.Demo):
+class Demo(_demo.Demo):
     """Errors are mean squares over the five frames and all pixels.
 
     Figures: the error over that of copying the last frame shown, and over that of a fully connected LSTM with
@@ -161,3 +162,7 @@ def _unseen(rows: int) -> tuple[Tensor, Tensor]:
 def _shades(pixels: Tensor) -> str:
     """A line of pixels in characters."""
     return "".join(" .:-=+*#%@"[int(9 * p.clamp(0, 1))] for p in pixels)
+
+
+if __name__ == "__main__":
+    main(Demo)

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+import _demo
 import torch
+from _run import main
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import LSTM
-from ..models import NeuralTuringMachine
-from . import demo
+from fastrnn import LSTM
+from fastrnn.models import NeuralTuringMachine
 
 BITS, LONGEST = 8, 10
 
@@ -48,7 +49,7 @@ def machine() -> NeuralTuringMachine:
     return NeuralTuringMachine(BITS + 1, BITS, 100, memory_slots=32, memory_width=20)
 
 
-class Demo(demo.Demo):
+class Demo(_demo.Demo):
     """Figures: wrong bits a sequence of 10 and of 3 vectors (of 80 and 24 bits, half of which are right by
     chance), the wrong share of bits at 20 vectors, and that of an LSTM with as many parameters, trained
     for as many steps on the same sequences."""
@@ -139,3 +140,7 @@ class Demo(demo.Demo):
         axes[-1].set_xlabel("step")
         figure.colorbar(image, ax=axes.tolist(), label="bit, or weight of a slot", shrink=0.5)
         figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main(Demo)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+import _demo
 import torch
+from _run import main
 from torch import Tensor
 
-from ..models import PointerNetwork
-from .demo import Demo as Base
+from fastrnn.models import PointerNetwork
 
 #: Numbers to sort, uniform between 0 and 1.
 COUNT = 10
 
 
-class Demo(Base):
+class Demo(_demo.Demo):
     title = "PointerNetwork: ten numbers, sorted"
     steps, quick_steps = 1200, 150
     targets: ClassVar = {"exact": (">=", 0.95), "beam_exact": (">=", 0.95)}
@@ -95,3 +96,7 @@ class Demo(Base):
         axes.set(title="Pointing at the next number", xlabel="given", ylabel="pointed to, step by step")
         figure.colorbar(image, ax=axes, label="probability")
         figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main(Demo)

@@ -13,12 +13,13 @@ import random
 from pathlib import Path
 from typing import ClassVar
 
+import _demo
 import torch
+from _run import main
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models import MemoryNetwork
-from . import demo
+from fastrnn.models import MemoryNetwork
 
 PEOPLE = ("john", "mary", "daniel", "sandra")
 PLACES = ("kitchen", "garden", "hallway", "office", "bedroom", "bathroom")
@@ -64,7 +65,7 @@ def batch(rows: int, facts: int, rng: random.Random) -> tuple[Tensor, Tensor, Te
     )
 
 
-class Demo(demo.Demo):
+class Demo(_demo.Demo):
     """Figures: the share of right answers to questions with one and with two supporting facts, and by how
     much the latter is above that of a network with one hop, trained for as many steps on the same stories."""
 
@@ -131,3 +132,7 @@ class Demo(demo.Demo):
         words = torch.tensor([[encode(sentence) for sentence in sentences]])
         logits, attention = self.model(words, torch.tensor([encode(question)]), return_attention=True)
         return sentences, question, answer, WORDS[int(logits.argmax())], attention[0]
+
+
+if __name__ == "__main__":
+    main(Demo)

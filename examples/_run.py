@@ -1,21 +1,17 @@
-"""Train an architecture of fastrnn.models on a task that shows what it can do, for a minute.
-
-Prints how far it came on data that it never saw and a sample of what it learned, and draws a picture of it
-(with matplotlib). Without a name, the list of demonstrations.
-
-  python -m fastrnn demo                       what there is
-  python -m fastrnn demo seasonal              a minute of training; picture in out/demo-seasonal.png
-  python -m fastrnn demo seasonal --seconds 10 --seed 3 --out picture.png
-"""
+"""The command line of an example: it trains for a minute, and shows what it has learned."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from . import console
-from . import options as types
+import _demo
+
+from fastrnn.cli import console, ended
+from fastrnn.cli import options as types
 
 #: Of pictures, as matplotlib writes them wherever it is installed.
 FORMATS = (".png", ".pdf", ".svg")
@@ -38,8 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             raise argparse.ArgumentTypeError(f"must be a file that ends in {known}, got {text!r}")
         return path
 
-    parser.add_argument("name", nargs="?", metavar="NAME", help="which one; the list where it is left out")
-    parser.add_argument("--list", action="store_true", help="the list of demonstrations")
     parser.add_argument("--seconds", type=types.seconds, default=60.0, metavar="S", help="of training (60)")
     parser.add_argument("--seed", type=seed, default=0, help="of initial values and training data (0)")
     parser.add_argument("--out", type=picture, metavar="FILE", help="the picture (out/demo-NAME.png)")
@@ -69,18 +63,8 @@ def show_score(demo, score: dict[str, float]) -> None:
     console.table(["figure", "now", "after the full run"], rows, "On data that training never saw")
 
 
-def run(options: argparse.Namespace) -> int:
-    from .. import demos
-
-    if options.list or options.name is None:
-        console.pairs([(name, demos.load(name).title) for name in demos.NAMES], "Demonstrations")
-        return 0
-    try:
-        kind = demos.load(options.name)
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-
-    path = options.out or Path("out") / f"demo-{options.name}.png"
+def run(kind: type[_demo.Demo], name: str, options: argparse.Namespace) -> int:
+    path = options.out or Path("out") / f"demo-{name}.png"
     try:  # before a minute of training is lost
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -107,3 +91,16 @@ def run(options: argparse.Namespace) -> int:
     demo.picture(path)
     print(f"\npicture: {path.resolve()}")
     return 0
+
+
+def main(kind: type[_demo.Demo], arguments: Sequence[str] | None = None) -> None:
+    """Run an example's command line, to the end of the process."""
+    name = Path(inspect.getfile(kind)).stem
+    parser = argparse.ArgumentParser(
+        prog=f"python examples/{name}.py",
+        description=f"{kind.title}. Trains for a minute, prints how far it came on data that it never saw "
+        "and a sample of what it learned, and draws a picture of it (with matplotlib).",
+    )
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    raise SystemExit(ended(f"examples/{name}.py", lambda: run(kind, name, options)))

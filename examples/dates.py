@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+import _demo
 import torch
+from _run import main
 from torch import Tensor
 
-from ..models import Seq2Seq
-from .demo import Demo as Base
+from fastrnn.models import Seq2Seq
 
 MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
@@ -68,7 +69,7 @@ def _text(tokens: Tensor) -> list[str]:
     return ["".join(symbols[i] for i in row).rstrip() for row in tokens.t().tolist()]
 
 
-class Demo(Base):
+class Demo(_demo.Demo):
     title = "Seq2Seq: dates as people write them, into ISO 8601"
     steps, quick_steps = 600, 150
     #: Rounding may set the same answer of the two searches 1e-7 apart.
@@ -153,3 +154,7 @@ class Demo(Base):
             axes.set(title=f"{text}  →  {_text(tokens)[0]}", xlabel="read", ylabel="written")
         figure.colorbar(image, ax=figure.axes, label="attention")
         figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main(Demo)

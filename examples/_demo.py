@@ -1,13 +1,15 @@
-"""What every demonstration of a model has: data, a training recipe, a score, a sample and a picture.
+"""What every example has: data, a training recipe, a score, a sample and a picture.
 
-A demo is one file beside this one, with one class ``Demo`` in it. The tests train it to its targets,
-``python -m fastrnn demo NAME`` for as long as one likes, and the benchmark takes its batches.
+An example is a program beside this file, with one class ``Demo`` in it. Run by itself it trains for as long
+as one likes (_run.py); the tests train it to its targets, and the benchmark takes its batches.
 """
 
 from __future__ import annotations
 
 import abc
+import importlib
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,23 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+FOLDER = Path(__file__).resolve().parent
+# After everything that is installed: a clone that is only built has the package beside the examples.
+sys.path.append(str(FOLDER.parent))
+
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+
+
+def load(name: str) -> type[Demo]:
+    """The class of examples/NAME.py.
+
+    Raises:
+        ValueError: where there is none; the message lists those that are there.
+    """
+    if name not in NAMES:
+        raise ValueError(f"example: expected one of {', '.join(NAMES)}, got {name!r}")
+    return importlib.import_module(name).Demo
 
 
 class Demo(abc.ABC):
@@ -27,7 +46,7 @@ class Demo(abc.ABC):
         seed: of the model's initial values and of the training data.
 
     Attributes:
-        title: one line for the list of demos.
+        title: one line for the list of examples.
         steps: training steps of the full run, whose score ``targets`` judge.
         quick_steps: those of the quick run, a few seconds.
         targets: name of a figure of ``score()`` or ``compare()`` -> (">=" or "<=", bound) after the full run.

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import _demo
 import pytest
 
-from fastrnn import demos
 
-
-@pytest.mark.parametrize("name", demos.NAMES)
+@pytest.mark.parametrize("name", _demo.NAMES)
 def test_training_reaches_the_targets(name, request, record_figures):
     """Protects what the README says of each architecture: it trains to the score that it names."""
     full = request.config.getoption("--full")
-    demo = demos.load(name)(seed=0)
+    demo = _demo.load(name)(seed=0)
     demo.train(demo.steps if full else demo.quick_steps)
     score = demo.score() | (demo.compare() if full else {})
     targets = demo.targets if full else demo.quick_targets
     record_figures(name, score, targets)
-    assert not demos.missed(score, targets)
+    assert not _demo.missed(score, targets)
 
 
-@pytest.mark.parametrize("name", demos.NAMES)
+@pytest.mark.parametrize("name", _demo.NAMES)
 def test_sample_and_picture(name, tmp_path):
-    """Protects ``python -m fastrnn demo``: a sample in words and a picture, after any amount of training."""
+    """Protects what an example shows: a sample in words and a picture, after any amount of training."""
     pytest.importorskip("matplotlib")
-    demo = demos.load(name)(seed=1)
+    demo = _demo.load(name)(seed=1)
     assert len(demo.train(2)) == 2
     assert demo.sample().strip()
     demo.picture(tmp_path / "picture.png")
