@@ -14,8 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 
+# Run by itself it sees its own folder alone. An installed fastrnn comes first.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks.lab.presets import NAMED
 from fastrnn import _C, _gpus
 

@@ -20,8 +20,8 @@ def run(benchmark, case, key, threads):
     difference = None
     if key != "torch" or contenders.standard(case) == "torch":
         expected = contenders.build(contenders.standard(case), problem, threads).result()
-        difference = contenders.disagreement(contender.result(), expected)
-        assert difference <= contenders.AGREEMENT[case.dtype]
+        difference = timing.disagreement(contender.result(), expected)
+        assert difference <= timing.AGREEMENT[case.dtype]
 
     benchmark.group = case.title
     benchmark.extra_info.update(contender=contender.label, threads=threads, difference=difference)

@@ -1,4 +1,4 @@
-"""``python -m fastrnn {info,verify}``, on tiny shapes."""
+"""``python -m fastrnn {info,verify}``, and the command line as such."""
 
 import json
 import subprocess
@@ -33,6 +33,13 @@ def test_module_runs():
     [
         ("", "arguments are required"),
         ("nonsense", "invalid choice: 'nonsense'"),
+        ("bench --shape 1,2", "a shape is T,B,H, such as 100,16,128; got '1,2'"),
+        ("bench --shape 1,2,x", "a shape is T,B,H"),
+        ("bench --shape 1,2,3,4", "a shape is T,B,H"),
+        ("bench --shape 0,1,1", "a shape's sizes are positive; got '0,1,1'"),
+        ("bench --threads 0", "must be an integer from 1 to"),
+        ("bench --budget nan", "must be a positive number, got 'nan'"),
+        ("bench --json README.md/speed.json", "README.md is no folder"),
         ("verify --device meta", "must be cpu or cuda, got 'meta'"),
         ("verify --json README.md/outcomes.json", "README.md is no folder"),
     ],
@@ -61,7 +68,7 @@ def test_a_folder_that_goes_away_is_one_clear_error(tmp_path, monkeypatch):
         main(["info"])
 
 
-@pytest.mark.parametrize("command", ["info", "verify"])
+@pytest.mark.parametrize("command", ["info", "verify", "bench"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -52,8 +53,20 @@ def test_metadata(sdist):
     assert found["Requires-Python"] == ">=3.10"
     required = found.get_all("Requires-Dist")
     assert [r for r in required if "extra" not in r] == ["torch>=2.11"]
-    assert set(found.get_all("Provides-Extra")) == {"bench", "bench-cuda", "test", "sru", "dev"}
-    assert {"openvino", "onnxruntime", "jax"} <= {r.partition(";")[0] for r in required if '"bench"' in r}
+    assert set(found.get_all("Provides-Extra")) == {"bench", "test", "sru", "dev"}
+    assert [r.partition(";")[0] for r in required if '"bench"' in r] == ["rich"]
+
+
+def test_the_laboratory_stays_at_home(sdist):
+    """What is installed is fastrnn alone, the proof on the user's machine in it; benchmarks and examples stay in
+    the repository, and nothing that is installed asks for them."""
+    file = next(n for n in sdist.getnames() if n.endswith("top_level.txt"))
+    assert sdist.extractfile(file).read().decode().split() == ["fastrnn"]
+    names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert "fastrnn/proof/speed.py" in names
+    assert not [n for n in names if n.partition("/")[0] in ("benchmarks", "examples")]
+    asks = re.compile(r"^\s*(from|import) (benchmarks|examples|_demo|_run)\b", re.MULTILINE)
+    assert not [p for p in (ROOT / "fastrnn").rglob("*.py") if asks.search(p.read_text())]
 
 
 @pytest.mark.parametrize(

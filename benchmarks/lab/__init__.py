@@ -1,15 +1,16 @@
 """The laboratory, ``python -m benchmarks.lab``: fastrnn beside everything else that runs the same layers.
 
-cases        what is timed: shapes, groups, presets
+cases        what is timed: one layer, one shape, one direction of work; presets: which of them a run has
 problem      a case's weights, input and incoming gradient, the same for every contender
-contenders   fastrnn, torch.nn and the plain reference as something to call; peers: others on the CPU
-timing       interleaved samples and their statistics
-limits       the machine's peak and bandwidth, and how close a time comes to them
+contenders   a file for each library, registered in registry.py
+limits       the machine's peak and bandwidth, and how close a time comes; step_floor: a step's on a GPU
 memory       peak memory of one training step, each in a process of its own
-worker, run  a process for each thread count, and the run over all of them
-supervisor   the same on a GPU, where a worker may hang or die, and has to end in time
-targets      what the project set out to reach
-document, report, plots   the result as Markdown, HTML and PNG
-merge        several runs as one
-gpu          the comparison on a GPU: cases, contenders, targets, report; cuDNN's algorithms, a step's floor
+overhead, scan_rate, models   calls above their operators, SRU's recurrence alone, whole models
+process      a process under watch, the GPU check's too; worker: the one that times
+run          the run over all numbers of threads; supervisor: on a GPU, where a worker may hang or die
+targets      what the project set out to reach; cudnn: which of its algorithms torch.nn asks for
+results, merge   reading a run, and several as one
+report       a run as tables, Markdown and PNG
+
+How samples are taken is fastrnn.proof.timing, what a machine is fastrnn.proof.machine.
 """

@@ -1,8 +1,8 @@
 """Benchmark fastrnn against torch.nn, ONNX Runtime, OpenVINO, JAX and the plain reference on this machine.
 
-Prints the results and writes a folder with report.html (one page with everything), report.md, results.json
-and plots. The other frameworks take part where they are installed: pip install "fastrnn[bench]", on a GPU
-"fastrnn[bench-cuda]". Exit status 1 if fastrnn fails in a case or its numbers differ from torch.nn's.
+Prints the results and writes a folder with report.md, results.json and plots. The other frameworks take part
+where they are installed: requirements/bench.txt has them, on a GPU requirements/bench-cuda.txt. Exit status 1
+if fastrnn fails in a case or its numbers differ from torch.nn's.
 
   --quick                        under a minute (make bench)
   --full --save                  all shapes on 1 and 2 threads, into benchmarks/results/
@@ -30,15 +30,9 @@ from fastrnn.cli import options as types
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from .cases import CELLS, DTYPES, MODES, parse_shape
+    from .cases import CELLS, DTYPES, MODES
     from .contenders.registry import KEYS
     from .presets import parse_part
-
-    def shape(text: str):
-        try:
-            return parse_shape(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
 
     def part(text: str):
         try:
@@ -69,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     some = {"nargs": "+", "default": [], "metavar": ""}
     parser.add_argument("--cell", choices=CELLS, help=", ".join(CELLS), **some)
-    parser.add_argument("--shape", type=shape, help="T,B,H, any sizes; inputs are as many as H", **some)
+    parser.add_argument("--shape", type=types.shape, help="T,B,H, any sizes; inputs are as many as H", **some)
     parser.add_argument("--dtype", choices=DTYPES, help=", ".join(DTYPES), **some)
     parser.add_argument(
         "--mode",
@@ -136,7 +130,8 @@ def make_plan(options: argparse.Namespace):
     """The run that the options ask for. SystemExit where nothing is left to run."""
     from fastrnn.proof import machine
 
-    from . import cases, memory
+    from . import memory, presets
+    from .cases import SRU_CELLS
     from .contenders import registry as contenders
     from .run import Plan
 
@@ -149,8 +144,8 @@ def make_plan(options: argparse.Namespace):
         if given:
             raise SystemExit(f"{option} is about a GPU: add --device cuda")
     name = "full" if options.full else "quick"
-    preset, select = cases.PRESETS[name], cases.select
-    chosen = select(
+    preset = presets.PRESETS[name]
+    chosen = presets.select(
         preset,
         cells=options.cell,
         shapes=options.shape,
@@ -177,7 +172,7 @@ def make_plan(options: argparse.Namespace):
         scaling_cases=[c for c in plain if (c.T, c.B, c.H) in preset.scaling_shapes] if extras else [],
         memory_cases=_memory_cases(preset, chosen) if extras else [],
         overhead=extras,
-        scan=extras and any(c.cell in cases.SRU_CELLS for c in chosen),
+        scan=extras and any(c.cell in SRU_CELLS for c in chosen),
         memory_contenders=memory.CONTENDERS if options.full else ("torch", "fastrnn"),
         budget_s=budget_s,
         hurry=name == "quick" and options.rounds is None,
@@ -192,22 +187,22 @@ def _cuda_plan(options: argparse.Namespace):
 
     from fastrnn.proof import machine
 
-    from . import presets as gpu_cases
+    from . import presets
     from .contenders import registry as contenders
     from .run import Plan
 
     if not torch.cuda.is_available():
         raise SystemExit(f"--device {options.device}: torch sees no GPU")
     name = "peers" if options.peers else "full" if options.full else "quick"
-    preset, part = gpu_cases.CUDA_PRESETS[name], options.part or (1, 1)
+    preset, part = presets.CUDA_PRESETS[name], options.part or (1, 1)
     filters = {"cells": options.cell, "shapes": options.shape, "dtypes": options.dtype, "modes": options.mode}
-    chosen = gpu_cases.select(preset, **filters, device=options.device, part=part)
+    chosen = presets.select_cuda(preset, **filters, device=options.device, part=part)
     if not chosen:
         raise SystemExit("the filters leave nothing to run")
     # By default nobody that compiles, and not the reference, which waits for every kernel.
     wanted = options.contender or ([*contenders.CUDA_PEERS, "reference"] if options.peers else ["haste"])
     keys = [k for k in contenders.KEYS if k in (*wanted, "fastrnn", "torch")]
-    limit_s = gpu_cases.limit_s(preset, part[1]) if options.limit is None else options.limit
+    limit_s = presets.limit_s(preset, part[1]) if options.limit is None else options.limit
     budget_s = preset.budget_s / part[1] if options.budget is None else options.budget
     title = name if part[1] == 1 else f"{name} {part[0]}/{part[1]}"
     return Plan(
@@ -219,7 +214,7 @@ def _cuda_plan(options: argparse.Namespace):
         hurry=options.rounds is None,
         limits_s=1.5,
         limit_s=limit_s,
-        excluded={} if options.contender else gpu_cases.excluded(preset, chosen),
+        excluded={} if options.contender else presets.excluded(preset, chosen),
         **({"min_rounds": options.rounds} if options.rounds else {}),
     )
 
@@ -239,45 +234,43 @@ def _memory_cases(preset, chosen) -> list:
 def show(run: dict) -> None:
     """The results on the terminal."""
     from . import targets
-    from .report import against_cudnn as gpu_report
-    from .report import planes as heatmap
-    from .report import tables as report
+    from .report import against_cudnn, planes, tables, write
     from .results import group_results
 
     console.heading("fastrnn benchmark")
-    for line in report.machine_lines(run):
+    for line in write.machine_lines(run):
         print("  " + line.replace("**", ""))
     for threads in run["threads"]:
         on = targets.plural(threads, "thread")
         for sweep in (False, True):
             for group, results in group_results(run, threads, sweep).items():
-                shown = report.result_table(results)
+                shown = tables.result_table(results)
                 title = f"{group}{' over hidden sizes' if sweep else ''}, {on}, ms"
                 console.table(shown.columns, shown.rows, title)
     if run["scaling"]:
-        shown = report.scaling_table(run)
+        shown = tables.scaling_table(run)
         console.table(shown.columns, shown.rows, "Threads")
     if run["memory"]:
-        shown = report.memory_table(run)
+        shown = tables.memory_table(run)
         console.table(shown.columns, shown.rows, "Peak memory of a training step")
     for threads in run["threads"]:
         lines = [line for line in run["targets"] if line["threads"] == threads]
         if lines:
-            shown = report.target_table(lines)
+            shown = tables.target_table(lines)
             console.table(shown.columns, shown.rows, f"Targets, {targets.plural(threads, 'thread')}")
     if run.get("overhead"):
-        shown = report.overhead_table(run)
-        console.table(shown.columns, shown.rows, report.OVERHEAD)
+        shown = tables.overhead_table(run)
+        console.table(shown.columns, shown.rows, tables.OVERHEAD)
     if run.get("scan"):
-        shown = report.scan_table(run)
-        console.table(shown.columns, shown.rows, report.SCAN)
+        shown = tables.scan_table(run)
+        console.table(shown.columns, shown.rows, tables.SCAN)
     if run["absolute_targets"]:
-        shown = report.absolute_table(run["absolute_targets"])
+        shown = tables.absolute_table(run["absolute_targets"])
         console.table(shown.columns, shown.rows, "Latency, overhead, scaling, memory")
-    if results := gpu_report.on_gpu(run):
-        shown = heatmap.summary(heatmap.planes(results))
+    if results := against_cudnn.on_gpu(run):
+        shown = planes.summary(planes.read(results))
         console.table(shown.columns, shown.rows, "Times faster than torch.nn")
-        for line in gpu_report.losses(results) or ["torch.nn is nowhere faster"]:
+        for line in against_cudnn.losses(results) or ["torch.nn is nowhere faster"]:
             print("  " + line.replace("**", ""))
 
 
@@ -327,7 +320,7 @@ def gpu_name(device: str) -> str:
 def merge_runs(options: argparse.Namespace) -> int:
     """``--merge``: one folder of several runs."""
     from . import merge
-    from .report import tables as report
+    from .report import write as report
 
     if options.out is None:
         raise SystemExit("--merge: needs --out DIR to write to")
@@ -343,7 +336,7 @@ def merge_runs(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> int:
     from fastrnn.proof import machine
 
-    from .report import tables as report
+    from .report import write as report
     from .results import case_of
     from .run import run as run_plan
 
@@ -375,7 +368,7 @@ def run(options: argparse.Namespace) -> int:
         results = run_plan(plan, advance, lambda partial: report.save(partial, folder))
     report.save(results, folder)
     show(results)
-    page = folder / "results.json" if options.json_only else report.write(results, folder)
+    written = folder / "results.json" if options.json_only else report.write(results, folder)
     if not options.json_only and not any(folder.glob("*.png")):
         print("no plots: matplotlib is not installed")
     if dropped := results.get("dropped"):
@@ -384,7 +377,7 @@ def run(options: argparse.Namespace) -> int:
     missing = [r for r in results["results"] if "fastrnn" not in r["contenders"]]
     for r in missing:
         print(f"FAILED {case_of(r).title}: fastrnn {r['skipped']['fastrnn']}")
-    print(f"\nreport: {page.resolve()}")
+    print(f"\nreport: {written.resolve()}")
     return 1 if missing else 0
 
 

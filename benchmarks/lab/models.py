@@ -26,7 +26,9 @@ from fastrnn.proof import machine
 from fastrnn.proof.timing import Contender, interleave
 
 from . import targets
-from .report import tables as report
+from .contenders.registry import versions
+from .report import tables
+from .report import write as write_report
 from .report.document import Bullets, Document, Heading, Table, Text
 
 if TYPE_CHECKING:
@@ -175,7 +177,7 @@ def run(
         "commit": machine.commit(),
         "machine": machine.describe(),
         "load": machine.load(),
-        "versions": machine.versions(),
+        "versions": versions(),
     }
     each = budget_s / (len(names) * len(WORK))
     try:
@@ -210,7 +212,7 @@ def table(results: list[dict]) -> Table:
                 continue
             for key in ("fastrnn", "torch"):
                 times = r["work"][work][key]
-                row.append(f"{report.milliseconds(times['median_s'])} ±{report.spread(times):.0%}")
+                row.append(f"{tables.milliseconds(times['median_s'])} ±{tables.spread(times):.0%}")
             row.append(f"**{ratio(r, work):.2f}**")
         rows.append(row)
     return Table(columns, rows)
@@ -230,16 +232,15 @@ def reasons(results: list[dict]) -> list[str]:
 
 
 def write(run: dict, folder: Path) -> Path:
-    """results.json, report.md and report.html into a folder; the page's path."""
+    """results.json and report.md into a folder; the report's path."""
     document = Document("fastrnn.models: fastrnn's layers against torch.nn's")
-    document.add(Bullets(report.machine_lines(run)), Text(METHOD))
+    document.add(Bullets(write_report.machine_lines(run)), Text(METHOD))
     for title, results in by_threads(run).items():
         document.add(Heading(title), table(results))
         if left_out := reasons(results):
             document.add(Bullets(left_out))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(run, indent=1) + "\n")
-    (folder / "report.md").write_text(document.to_markdown())
-    page = folder / "report.html"
-    page.write_text(document.to_html())
-    return page
+    written = folder / "report.md"
+    written.write_text(document.to_markdown())
+    return written

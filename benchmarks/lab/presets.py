@@ -1,14 +1,142 @@
-"""What is timed on a GPU: the plane of hidden sizes and batches, other forms, and other contenders' cases."""
+"""Which cases a run has: on the CPU, and on a GPU, where they are the plane of hidden sizes and batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from .cases import CELLS, SRU_CELLS, WORK, Case
+from .cases import CELLS, PATHS, SRU_CELLS, WORK, Case
 from .contenders.registry import CUDA_PEERS
 
-#: Steps of every case but the named one: enough that what a call costs once does not show.
+#: T, B, H with as many inputs as hidden units: from one step of one row to a layer that fills the machine.
+SHAPES = (
+    (1, 1, 256),
+    (100, 1, 256),
+    (100, 1, 512),
+    (100, 16, 128),
+    (100, 32, 256),
+    (50, 64, 512),
+    (35, 20, 650),
+    (50, 64, 1024),
+)
+
+#: T, B, H of the SRU cases.
+SRU_SHAPES = ((1, 1, 512), (100, 1, 512), (100, 16, 128), (100, 32, 256), (100, 32, 512), (50, 64, 1024))
+
+#: B, H of the single-step modules.
+CELL_SHAPES = ((1, 256), (32, 256), (1, 512), (32, 512))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A choice of cases. budget_s is what all timing together aims at, on one number of threads."""
+
+    shapes: Sequence[tuple[int, int, int]]
+    packed_shapes: Sequence[tuple[int, int, int]]
+    proj_shapes: Sequence[tuple[int, int, int]]
+    cell_shapes: Sequence[tuple[int, int]]
+    sweep_steps: int
+    sweep_batches: Sequence[int]
+    sweep_hidden: Sequence[int]
+    sweep_work: Sequence[str]
+    scaling_shapes: Sequence[tuple[int, int, int]]
+    memory_shapes: Sequence[tuple[int, int, int]]
+    budget_s: float
+    sru_shapes: Sequence[tuple[int, int, int]] = ()
+
+
+PRESETS = {
+    "quick": Preset(
+        shapes=((1, 1, 256), (100, 1, 256), (100, 16, 128)),
+        packed_shapes=((100, 16, 128),),
+        proj_shapes=((100, 16, 128),),
+        cell_shapes=((1, 256), (32, 256)),
+        sru_shapes=((100, 16, 128),),
+        sweep_steps=16,
+        sweep_batches=(1, 32),
+        sweep_hidden=(64, 128, 256),
+        sweep_work=("inference",),
+        scaling_shapes=((100, 16, 128),),
+        memory_shapes=((100, 16, 128),),
+        budget_s=20.0,
+    ),
+    "full": Preset(
+        shapes=SHAPES,
+        packed_shapes=SHAPES,
+        proj_shapes=SHAPES,
+        cell_shapes=CELL_SHAPES,
+        sru_shapes=SRU_SHAPES,
+        sweep_steps=16,
+        sweep_batches=(1, 16, 64),
+        sweep_hidden=(64, 128, 256, 512, 1024),
+        sweep_work=WORK,
+        scaling_shapes=tuple(s for s in SHAPES if s[1] >= 16),
+        memory_shapes=((100, 32, 256), (50, 64, 512), (50, 64, 1024)),
+        budget_s=300.0,
+    ),
+}
+
+
+def _wanted(modes: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Split modes into directions of work and paths; where none of a kind is named, all of it is meant."""
+    modes = list(modes)
+    return [m for m in WORK if m in modes] or list(WORK), [m for m in PATHS if m in modes] or list(PATHS)
+
+
+def select(
+    preset: Preset,
+    *,
+    cells: Sequence[str] = (),
+    shapes: Sequence[tuple[int, int, int]] = (),
+    dtypes: Sequence[str] = (),
+    modes: Sequence[str] = (),
+    device: str = "cpu",
+) -> list[Case]:
+    """The preset's cases that pass the filters; an empty filter lets everything through.
+
+    Shapes replace the preset's own, so any T, B, H can be asked for; the single-step modules take B and H of
+    those, and the series over hidden sizes is left out.
+    """
+    cells, (works, paths) = cells or CELLS, _wanted(modes)
+    cases: list[Case] = []
+
+    def add(cell, path, T, B, H, P=0, sweep=False, over=works):
+        cases.extend(Case(cell, path, w == "training", T, B, H, H, P=P, sweep=sweep) for w in over)
+
+    for path in paths:
+        if path == "cells":
+            sizes = list(dict.fromkeys((B, H) for _, B, H in shapes)) if shapes else preset.cell_shapes
+            for cell in ("lstm", "gru"):
+                for B, H in sizes:
+                    add(cell, path, 1, B, H)
+            continue
+        own = {"layers": preset.shapes, "packed": preset.packed_shapes, "proj": preset.proj_shapes}[path]
+        for cell in CELLS if path == "layers" else ("lstm",):
+            sru = cell in SRU_CELLS
+            for T, B, H in shapes or (preset.sru_shapes if sru else own):
+                P = max(1, H // 2) if path == "proj" else max(1, H // 4) if cell == "srupp" else 0
+                add(cell, path, T, B, H, P=P)
+    if "layers" in paths and not shapes:
+        for cell in ("lstm", "gru"):
+            for B in preset.sweep_batches:
+                for H in preset.sweep_hidden:
+                    over = [w for w in works if w in preset.sweep_work]
+                    add(cell, "layers", preset.sweep_steps, B, H, sweep=True, over=over)
+
+    cases = [c for c in cases if c.cell in cells]
+    # The series is for the first dtype alone: one set of plots.
+    dtypes = list(dtypes) or ["float32"]
+    return [
+        replace(c, dtype=dtype, device=device)
+        for dtype in dtypes
+        for c in cases
+        if not (c.sweep and dtype != dtypes[0])
+    ]
+
+
+# On a GPU
+
+#: Steps of every case on a GPU but the named one: enough that what a call costs once does not show.
 STEPS = 128
 #: Where cuDNN is at its best, and a figure is published: FlashRNN's (arXiv 2412.07752), on an H100.
 NAMED = Case("lstm", "layers", False, 1024, 16, 768, 768, dtype="float16")
@@ -121,7 +249,7 @@ def _every(preset: CudaPreset) -> Iterator[Case]:
                     yield replace(_one(cell, dtype, B, H), **form)
 
 
-def select(
+def select_cuda(
     preset: CudaPreset,
     *,
     cells: Sequence[str] = (),

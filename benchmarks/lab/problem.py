@@ -17,10 +17,6 @@ _MODULES = {
 }
 
 
-class Unsupported(Exception):
-    """A contender does not do this case, or is not installed. The message says why."""
-
-
 class Problem:
     """Weights, input, state and incoming gradient of a case, the same for every contender.
 

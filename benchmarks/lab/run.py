@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -15,12 +14,11 @@ from datetime import datetime
 from fastrnn.proof import machine
 from fastrnn.proof.timing import MIN_ROUNDS
 
-from . import cudnn_targets as gpu_targets
 from . import memory, targets
 from .cases import Case
-from .contenders.registry import KEYS
-from .process import environment
-from .supervisor import Supervisor
+from .contenders.registry import KEYS, versions
+from .process import Watched, environment
+from .supervisor import COMMAND, Supervisor
 
 #: progress(title, step): something new begins; step is 1 where a counted step has just ended, else 0.
 Progress = Callable[[str, int], None]
@@ -86,24 +84,10 @@ def _run_worker(plan: Plan, threads: int, handle: Callable[[dict], None]) -> Non
     """Run a worker to its end and pass on its events. RuntimeError with what it printed if it fails."""
     request = _request(plan, threads)
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.lab.worker"],
-            env=environment(threads),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        try:
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.close()
-            for line in process.stdout:
+        with Watched(COMMAND, environment(threads), said=json.dumps(request) + "\n", log=log) as worker:
+            while (line := worker.line(math.inf)) is not None:
                 handle(json.loads(line))
-            code = process.wait()
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            code = worker.wait(math.inf)
         if code != 0:
             log.seek(0)
             tail = "".join(log.readlines()[-20:])
@@ -133,7 +117,6 @@ SAVE_EVERY_S = 10.0
 def with_targets(out: dict) -> dict:
     """A run with what follows from its results."""
     out["targets"] = [line for n in out["threads"] for line in targets.evaluate(out["results"], n)]
-    out["targets"] += [line for n in out["threads"] for line in gpu_targets.evaluate(out["results"], n)]
     out["absolute_targets"] = targets.evaluate_absolute(out)
     return out
 
@@ -156,7 +139,7 @@ def run(
         "commit": machine.commit(),
         "machine": machine.describe(),
         "load": machine.load(),
-        "versions": machine.versions(),
+        "versions": versions(),
         "threads": list(plan.threads),
         "min_rounds": plan.min_rounds,
         "limits": [],

@@ -7,29 +7,23 @@ Nothing lasts beyond the time that the whole run has: cases that have not run by
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import queue
 import re
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 from .cases import Case
 from .contenders.registry import NAMES, TIERS, standard
+from .process import Silent, Watched
 
 #: Until a worker's first word: it imports torch, and CUDA begins.
 START_S = 120.0
 #: Silence after which something hangs: no sample of a case takes seconds.
 SILENT_S = 20.0
-#: Until a process is gone that has no more to say, or is killed.
-END_S = 20.0
 #: Cases that a contender may fail in before it is left out of the others; fastrnn itself and its tiers, which
 #: the run is about, in a few more.
 STRIKES, OWN_STRIKES = 2, 4
@@ -126,50 +120,24 @@ class Supervisor:
 
     def _watch(self, request: dict) -> tuple[str | None, str] | None:
         """One worker: None where it did all it was asked for, else whom it was running and what happened."""
-        with tempfile.TemporaryFile("w+") as log:
-            process = subprocess.Popen(
-                self.command,
-                env=self.environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,  # its compilers end with it
-            )
-            lines: queue.Queue[str | None] = queue.Queue()
-
-            def read():
-                for line in process.stdout:
-                    lines.put(line)
-                lines.put(None)
-
-            threading.Thread(target=read, daemon=True).start()
+        with (
+            tempfile.TemporaryFile("w+") as log,
+            Watched(self.command, self.environment, said=json.dumps(request) + "\n", log=log) as worker,
+        ):
             key, patience = None, START_S
             try:
-                with contextlib.suppress(BrokenPipeError):  # it is dead already: its output says why
-                    process.stdin.write(json.dumps(request) + "\n")
-                    process.stdin.close()
-                while True:
-                    try:
-                        line = lines.get(timeout=max(0.0, min(patience, self.left)))
-                    except queue.Empty:
-                        if process.poll() is None:
-                            return key, f"no end after {patience:.0f} s"
-                        break  # something that it started holds the pipe open
-                    if line is None:
-                        break
+                while (line := worker.line(min(patience, self.left))) is not None:
                     event = json.loads(line)
                     if event["event"] == "running":
                         key, patience = event["key"], event.get("limit_s") or self.silent_s
-                        continue
-                    key, patience = None, self.silent_s
-                    self._take(event)
-                try:
-                    code = process.wait(timeout=END_S)
-                except subprocess.TimeoutExpired:
-                    return key, "its process did not end"
-            finally:
-                _end(process)
+                    else:
+                        key, patience = None, self.silent_s
+                        self._take(event)
+            except Silent:
+                return key, f"no end after {patience:.0f} s"
+            code = worker.wait()
+            if code is None:
+                return key, "its process did not end"
             if code == 0:
                 return None
             log.seek(0)
@@ -181,16 +149,6 @@ class Supervisor:
         elif event["event"] in ("result", "dropped"):
             self.pending.pop(0)
         self.handle(event)
-
-
-def _end(process: subprocess.Popen) -> None:
-    """Kill a worker and what it has started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    # What waits for a GPU that does not answer may not end at all; its pipe is left to it.
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=END_S)
-        process.stdout.close()
 
 
 def _reason(code: int, log: str) -> str:

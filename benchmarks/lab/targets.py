@@ -1,4 +1,4 @@
-"""What the project set out to reach, and how far a run got.
+"""What the project set out to reach, and how far a run got: on the CPU, and against cuDNN on Hopper.
 
 A ratio is the other's median over fastrnn's, from the same interleaved run: above 1, fastrnn is faster.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from . import overhead, scan_rate
-from .cases import CELL_SHAPES, SHAPES, SRU_CELLS, SRU_SHAPES, Case
+from . import cudnn, overhead, scan_rate
+from .cases import SRU_CELLS, Case
+from .presets import CELL_SHAPES, NAMED, SHAPES, SRU_SHAPES
 
 LATENCY_S = 60e-6
 OVERHEAD_S = 40e-6
@@ -25,6 +26,7 @@ class Target:
 
     Attributes:
         against: contenders; the fastest of those that ran a case is what counts in it.
+        device: "cpu" or "cuda".
     """
 
     name: str
@@ -32,6 +34,7 @@ class Target:
     against: tuple[str, ...]
     geomean: float | None
     worst: float | None
+    device: str = "cpu"
 
 
 def _layers(cell: str, training: bool) -> Callable[[Case], bool]:
@@ -49,7 +52,7 @@ def _sru(training: bool) -> Callable[[Case], bool]:
 
 TORCH = ("torch",)
 RUNTIMES = ("onnxruntime", "openvino")
-TARGETS = (
+CPU_TARGETS = (
     Target("LSTM inference, against torch.nn", _layers("lstm", False), TORCH, 1.6, 1.03),
     Target("LSTM training, against torch.nn", _layers("lstm", True), TORCH, 1.5, 1.03),
     Target("GRU inference, against torch.nn", _layers("gru", False), TORCH, 2.5, 1.7),
@@ -87,6 +90,50 @@ TARGETS = (
     Target("– SRU++ training, against nn.LSTM", _layers("srupp", True), TORCH, None, None),
 )
 
+#: Nowhere slower.
+EVEN = 1.0
+
+
+def _regime(name: str) -> Callable[[Case], bool]:
+    """Cases in which cuDNN runs such an algorithm forward."""
+    return lambda c: cudnn.regime(replace(c, training=False)) == name
+
+
+def _cuda(
+    name: str, includes: Callable[[Case], bool], forward: float, training: float
+) -> tuple[Target, Target]:
+    """A regime in which cuDNN differs, of single layers in one direction, same precision, the input
+    projection included: the geometric mean that is wanted of inference, and of forward and backward."""
+
+    def of(work: bool) -> Callable[[Case], bool]:
+        single = ("layers", 1, 1)
+        return lambda c: c.training == work and (c.path, c.layers, c.directions) == single and includes(c)
+
+    return (
+        Target(f"{name}, forward", of(False), TORCH, forward, EVEN, "cuda"),
+        Target(f"{name}, forward and backward", of(True), TORCH, training, EVEN, "cuda"),
+    )
+
+
+_STANDARD, _PERSISTENT = _regime(cudnn.STANDARD), _regime(cudnn.PERSISTENT)
+CUDA_TARGETS = (
+    *_cuda(
+        "fp16 LSTM, H=768, B=16, T=1024",
+        lambda c: (c.cell, c.dtype, c.T, c.B, c.H) == (NAMED.cell, NAMED.dtype, NAMED.T, NAMED.B, NAMED.H),
+        2.0,
+        1.8,
+    ),
+    *_cuda("H up to 64", lambda c: c.H <= 64, 2.0, 2.0),
+    *_cuda("H = 128", lambda c: c.H == 128, 4.0, 3.0),
+    *_cuda("H 129 to 192, B from 16", lambda c: 128 < c.H <= 192 and c.B >= 16, 10.0, 5.0),
+    *_cuda("H 193 to 768, cuDNN's STANDARD", lambda c: 192 < c.H <= 768 and _STANDARD(c), 6.0, 4.0),
+    *_cuda("H 256 to 768, cuDNN's PERSIST_STATIC", lambda c: 256 <= c.H <= 768 and _PERSISTENT(c), 2.0, 1.8),
+    *_cuda("H 1024 to 2048, B up to 64", lambda c: 1024 <= c.H <= 2048 and c.B <= 64, 3.0, 2.0),
+    *_cuda("H from 1024, B from 256", lambda c: c.H >= 1024 and c.B >= 256, EVEN, EVEN),
+    Target("Every case", lambda c: True, TORCH, EVEN, EVEN, "cuda"),
+)
+TARGETS = (*CPU_TARGETS, *CUDA_TARGETS)
+
 
 def geomean(values: Sequence[float]) -> float:
     return math.exp(sum(math.log(v) for v in values) / len(values))
@@ -102,8 +149,10 @@ def ratio(result: dict, against: Sequence[str]) -> tuple[float, str] | None:
     return rivals[best] / contenders["fastrnn"]["median_s"], best
 
 
-def _counts(case: Case) -> bool:
-    """Targets are about float32 on the CPU, on the named shapes."""
+def _counts(case: Case, device: str) -> bool:
+    """Targets on the CPU are about float32 on the named shapes; on a GPU about everything."""
+    if device == "cuda":
+        return case.device.startswith("cuda")
     if case.dtype != "float32" or case.device != "cpu" or case.sweep or case.I != case.H:
         return False
     if case.path == "cells":
@@ -122,7 +171,7 @@ def evaluate(results: Sequence[dict], threads: int) -> list[dict]:
         ratios = []
         for result in results:
             case = Case(**result["case"])
-            if result["threads"] != threads or not _counts(case) or not target.includes(case):
+            if result["threads"] != threads or not _counts(case, target.device) or not target.includes(case):
                 continue
             if (value := ratio(result, target.against)) is not None:
                 ratios.append((value[0], f"{case.group} {case.shape}"))
@@ -154,7 +203,7 @@ def evaluate_absolute(run: dict) -> list[dict]:
     lines = []
     for result in run["results"]:
         case = Case(**result["case"])
-        if _counts(case) and case.group == "LSTM inference" and case.shape == "1,1,256":
+        if _counts(case, "cpu") and case.group == "LSTM inference" and case.shape == "1,1,256":
             seconds = result["contenders"].get("fastrnn", {}).get("median_s")
             if seconds:
                 lines.append(

@@ -20,25 +20,16 @@ from functools import partial
 
 import torch
 
-from fastrnn.proof.timing import Contender, interleave
+from fastrnn.proof.timing import AGREEMENT, Contender, disagreement, interleave
 
 from . import limits, overhead, scan_rate
 from .cases import SRU_CELLS, Case
-from .contenders import flashrnn as gpu_peers
-from .contenders.registry import AGREEMENT, NAMES, Unsupported, build, disagreement, standard
+from .contenders.compile import forget
+from .contenders.contender import Unsupported
+from .contenders.registry import NAMES, ROW, build, standard
 from .problem import Problem
 
 Emit = Callable[..., None]
-
-#: Seconds that a contender which compiles may take for its first call, or for a sample that compiles again.
-COMPILING_S = {
-    "compile": 180.0,
-    "compile_graphs": 180.0,
-    "torchrl": 150.0,
-    "flashrnn": 400.0,
-    "flashrnn_step": 200.0,
-    "flashrnn_triton": 150.0,
-}
 
 
 def make_contenders(
@@ -183,7 +174,7 @@ def work(request: dict, emit: Emit) -> None:
         }
 
     def announce(key: str) -> None:
-        emit("running", key=key, limit_s=COMPILING_S.get(key))
+        emit("running", key=key, limit_s=(ROW[key].compiling_s if key in ROW else 0) or None)
 
     for case, without in zip(cases, excluded, strict=True):
         if end is not None and time.perf_counter() > end:
@@ -191,7 +182,7 @@ def work(request: dict, emit: Emit) -> None:
             continue
         emit("start", title=f"{case.title}, threads={threads}")
         set_precision(case.dtype)
-        gpu_peers.forget()
+        forget()
         told = {"announce": announce} if end is not None else {}
         result = time_case(case, request["contenders"], threads, without, **told, **timing())
         emit("result", **result, floor=measured[case.dtype].floor(case))

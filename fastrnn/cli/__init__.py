@@ -1,4 +1,4 @@
-"""The command line: ``python -m fastrnn {info,verify}``, also installed as ``fastrnn``."""
+"""The command line: ``python -m fastrnn {info,verify,bench}``, also installed as ``fastrnn``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .. import __version__
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line; a subcommand's module is imported for its options alone, not for its work."""
-    from . import info, verify
+    from . import bench, info, verify
 
     main_parser = argparse.ArgumentParser(
         prog="fastrnn", description="Fast drop-in replacements for torch.nn's recurrent layers."
     )
     main_parser.add_argument("--version", action="version", version=f"fastrnn {__version__}")
-    commands = main_parser.add_subparsers(dest="command", required=True, metavar="{info,verify}")
-    for name, module in (("info", info), ("verify", verify)):
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="{info,verify,bench}")
+    for name, module in (("info", info), ("verify", verify), ("bench", bench)):
         summary = module.__doc__.splitlines()[0]
         command = commands.add_parser(
             name,

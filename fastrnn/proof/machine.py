@@ -18,6 +18,9 @@ from .. import _gpus
 #: Distributions that compile or export fastrnn's layers, or whose layers it stands in for.
 PACKAGES = ("triton", "onnx", "onnxscript", "onnxruntime", "sru")
 
+#: Load average above which somebody else is at work when a run begins.
+BUSY = 0.7
+
 
 def _read(path: Path) -> str:
     try:
@@ -62,6 +65,12 @@ def usable_cores() -> int:
 def load() -> float | None:
     """Processes that ran or waited in the last minute, on average; None where the system does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def busy() -> float | None:
+    """The load where somebody else seems to be at work, before anything is timed."""
+    found = load()
+    return found if found and found > BUSY else None
 
 
 def commit() -> str | None:

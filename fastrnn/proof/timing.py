@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 MIN_ROUNDS = 7
 #: What a hurried run falls back to where the machine is too slow for its budget.
 FEW_ROUNDS = 3
@@ -48,6 +50,25 @@ class Contender:
     enter: Callable[[], Any] = _nothing
     sync: Callable[[], Any] = _nothing
     few: bool = False
+
+
+#: Largest difference of two contenders' results, relative to the largest value, that counts as the same work.
+AGREEMENT = {"float32": 2e-3, "float64": 1e-9, "bfloat16": 8e-2, "float16": 1e-2, "tf32": 1e-2}
+
+
+def disagreement(result: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest difference of any output or gradient, relative to that tensor's largest value."""
+    worst = 0.0
+    for name, tensor in result.items():
+        got = tensor.double()
+        want = expected[name].to(got)
+        if got.shape != want.shape:
+            raise ValueError(f"{name} has shape {tuple(got.shape)}, expected {tuple(want.shape)}")
+        if want.numel():
+            # A NaN must not hide: comparisons with it are false.
+            difference = float((got - want).abs().max() / want.abs().max().clamp_min(1e-12))
+            worst = max(worst, difference if difference == difference else float("inf"))
+    return worst
 
 
 @dataclass

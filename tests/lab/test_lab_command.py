@@ -52,7 +52,7 @@ def test_end_to_end(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "LSTM inference" in out
     assert "over torch.nn" in out
-    assert out.strip().splitlines()[-1] == f"report: {tmp_path / 'report' / 'report.html'}"
+    assert out.strip().splitlines()[-1] == f"report: {tmp_path / 'report' / 'report.md'}"
     run = json.loads((tmp_path / "report" / "results.json").read_text())
     assert [r["case"]["training"] for r in run["results"]] == [False, True]
     for result in run["results"]:
@@ -60,15 +60,15 @@ def test_end_to_end(tmp_path, capsys, monkeypatch):
         assert all(t["rounds"] >= 3 for t in result["contenders"].values())
     assert run["machine"]["isa"] == _ops.cpu_isa()
     assert run["limits"][0]["flops"]
-    before = (tmp_path / "report" / "report.html").read_text()
+    before = (tmp_path / "report" / "report.md").read_text()
     assert main(["--render", str(tmp_path / "report")]) == 0
-    assert (tmp_path / "report" / "report.html").read_text() == before
+    assert (tmp_path / "report" / "report.md").read_text() == before
 
 
 def test_on_two_threads_with_extras(tmp_path, capsys, plain, monkeypatch):
-    from benchmarks.lab import cases
+    from benchmarks.lab import presets
 
-    small = cases.Preset(
+    small = presets.Preset(
         shapes=((2, 16, 8),),
         packed_shapes=((2, 16, 8),),
         proj_shapes=((2, 16, 8),),
@@ -81,7 +81,7 @@ def test_on_two_threads_with_extras(tmp_path, capsys, plain, monkeypatch):
         memory_shapes=((2, 16, 8),),
         budget_s=0.1,
     )
-    monkeypatch.setitem(cases.PRESETS, "quick", small)
+    monkeypatch.setitem(presets.PRESETS, "quick", small)
     arguments = "--cell lstm --mode layers --threads 2 --rounds 2 --contender reference"
     assert main([*arguments.split(), "--out", str(tmp_path)]) == 0
     run = json.loads((tmp_path / "results.json").read_text())

@@ -9,7 +9,7 @@ from .. import cudnn, step_floor, targets
 from ..cases import Case
 from ..contenders.registry import CUDA_PEERS, NAMES
 from ..results import case_of
-from . import planes as heatmap
+from . import planes
 from .document import Block, Bullets, Heading, Table, Text
 
 #: Batches of the table of microseconds a step.
@@ -46,7 +46,7 @@ def losses(results: Sequence[dict]) -> list[str]:
         groups.setdefault((case.group, case.T), []).append((case, value))
     found = []
     for (group, T), timed in groups.items():
-        lost = [(c, v) for c, v in timed if v < heatmap.EVEN]
+        lost = [(c, v) for c, v in timed if v < planes.EVEN]
         if not lost:
             continue
         worst_case, worst = min(lost, key=lambda t: t[1])
@@ -64,7 +64,7 @@ def where_cudnn_wins(results: Sequence[dict]) -> list[Block]:
     count, lines = len(_ratios(results)), losses(results)
     if not lines:
         return [Text(f"Nowhere: in none of the {count} cases of this run was torch.nn faster.")]
-    lost = sum(value < heatmap.EVEN for _, value in _ratios(results))
+    lost = sum(value < planes.EVEN for _, value in _ratios(results))
     return [Text(f"In {lost} of the {count} cases of this run torch.nn was faster:"), Bullets(lines)]
 
 
@@ -79,10 +79,10 @@ def regime_table(results: Sequence[dict], gpu: dict | None) -> Table:
         name = cudnn.regime(case, **options)
         groups.setdefault((case.training, name), []).append(((case.B, case.H), value))
     rows = [
-        [f"{name}, {'training' if training else 'inference'}", *heatmap.spread(ratios)]
+        [f"{name}, {'training' if training else 'inference'}", *planes.spread(ratios)]
         for (training, name), ratios in sorted(groups.items())
     ]
-    return Table(["cuDNN's algorithm", *heatmap.SPREAD], rows)
+    return Table(["cuDNN's algorithm", *planes.SPREAD], rows)
 
 
 # Microseconds a step
@@ -205,9 +205,9 @@ def blocks(run: dict) -> list[Block]:
         out += [Heading("By cuDNN's regimes"), regime_table(results, _gpu(run))]
     if table := peer_table(results):
         out += [Heading("Times faster than the others"), table]
-    if planes := heatmap.planes(results):
-        out += [Heading("Times faster than torch.nn"), heatmap.summary(planes)]
-        out += [heatmap.table(p) for p in planes if heatmap.is_map(p)]
+    if found := planes.read(results):
+        out += [Heading("Times faster than torch.nn"), planes.summary(found)]
+        out += [planes.table(p) for p in found if planes.is_map(p)]
     if shown := [s for s in steps(run) if s.case.cell == "lstm" and s.case.B in STEP_BATCHES]:
         dtype = min((s.case.dtype for s in shown), key=("float16", "bfloat16", "tf32", "float32").index)
         shown = [s for s in shown if s.case.dtype == dtype]

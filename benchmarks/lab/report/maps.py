@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import matplotlib
 import numpy as np
@@ -13,11 +12,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from ..cases import WORK
 from ..contenders.registry import CUDA_PEERS, NAMES
 from ..presets import STEPS
-from . import planes as heatmap
 from .against_cudnn import STEP_BATCHES, Step, steps
-from .document import Image
-from .planes import Plane
-from .plots import COLORS, MARKERS, log_axis, save
+from .planes import EVEN, Plane, is_map, read
+from .style import COLORS, MARKERS, Picture, log_axis
 
 #: Twice as fast is as far from even as half as fast; more than this many times is as dark.
 _DARKEST = 16.0
@@ -59,7 +56,7 @@ def heat_map(planes: Sequence[Plane], title: str) -> Figure:
                     va="center",
                     fontsize=8,
                     color="white" if abs(np.log2(value)) > 0.75 * bound else "#1c2733",
-                    fontweight="bold" if value < heatmap.EVEN else "normal",
+                    fontweight="bold" if value < EVEN else "normal",
                 )
         ax.set_xticks(range(len(plane.hidden)), [f"{h}" for h in plane.hidden])
         ax.set_yticks(range(len(plane.batches)), [f"{b}" for b in plane.batches])
@@ -86,7 +83,7 @@ def heat_map(planes: Sequence[Plane], title: str) -> Figure:
 
 def heat_maps(run: dict) -> dict[str, Figure]:
     """By cell, where it has a map."""
-    planes = [p for p in heatmap.planes(run["results"]) if heatmap.is_map(p)]
+    planes = [p for p in read(run["results"]) if is_map(p)]
     plain = [p for p in planes if (p.case.path, p.case.layers, p.case.directions) == ("layers", 1, 1)]
     cells = dict.fromkeys(p.case.cell for p in plain)
     return {
@@ -152,24 +149,15 @@ def step_times(found: Sequence[Step], title: str) -> Figure | None:
     return figure
 
 
-def draw(run: dict, folder: Path) -> list[Image]:
-    """Draw every picture that the run has data for into folder."""
-    images = []
-
-    def add(name: str, caption: str, figure: Figure | None) -> None:
-        if figure is not None:
-            save(figure, folder / name)
-            images.append(Image(folder / name, caption))
-
+def figures(run: dict) -> Iterator[Picture]:
+    """Every picture that the run has data for."""
     for cell, figure in heat_maps(run).items():
         caption = f"{cell.upper()}: times faster than torch.nn, by batch and hidden size"
-        add(f"heat-map-{cell}.png", caption, figure)
+        yield f"heat-map-{cell}.png", caption, figure
     groups: dict[tuple[str, str], list[Step]] = {}
     for step in steps(run):
         groups.setdefault((step.case.cell, step.case.dtype), []).append(step)
     for (cell, dtype), found in groups.items():
-        if dtype not in _STEP_DTYPES:
-            continue
-        title = f"{cell.upper()}, {dtype}: time a step"
-        add(f"steps-{cell}-{dtype}.png", f"{title}, and the floor", step_times(found, title))
-    return images
+        if dtype in _STEP_DTYPES:
+            title = f"{cell.upper()}, {dtype}: time a step"
+            yield f"steps-{cell}-{dtype}.png", f"{title}, and the floor", step_times(found, title)

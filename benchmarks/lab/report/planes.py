@@ -33,7 +33,7 @@ class Plane:
         return sorted({h for _, h in self.ratios})
 
 
-def planes(results: Sequence[dict]) -> list[Plane]:
+def read(results: Sequence[dict]) -> list[Plane]:
     """The results on GPUs by kind of work and steps, in the order they ran. What failed leaves a hole."""
     found: dict[tuple[str, int], Plane] = {}
     for result in results:

@@ -2,101 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
-import matplotlib
-import numpy as np
-import PIL.Image
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from .. import targets
 from ..contenders.registry import KEYS, NAMES
 from ..results import case_of, group_results, share_of_limit
-from .document import Image
-
-COLORS = {
-    "fastrnn": "#0a7d5a",
-    "torch": "#e4761b",
-    "sru": "#c9a227",
-    "onnxruntime": "#3f74b5",
-    "openvino": "#8a5bb8",
-    "jax": "#b0303a",
-    "compile": "#5b6f9e",
-    "compile_graphs": "#3f74b5",
-    "haste": "#c9a227",
-    "torchrl": "#8a5bb8",
-    "flashrnn": "#b0303a",
-    "flashrnn_step": "#d16a72",
-    "flashrnn_triton": "#7d1f27",
-    "reference": "#8d97a1",
-}
-MARKERS = {
-    "fastrnn": "o",
-    "torch": "s",
-    "sru": "P",
-    "onnxruntime": "^",
-    "openvino": "v",
-    "jax": "D",
-    "compile": "v",
-    "compile_graphs": "^",
-    "haste": "P",
-    "torchrl": "X",
-    "flashrnn": "D",
-    "flashrnn_step": "d",
-    "flashrnn_triton": "p",
-    "reference": "x",
-}
-_STYLE = {
-    "font.size": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#9aa5b1",
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.axisbelow": True,
-    "grid.color": "#e3e7eb",
-    "legend.frameon": False,
-}
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG of 256 colours: a quarter of the bytes, and it is kept in a repository."""
-    canvas = FigureCanvasAgg(figure)
-    figure.set_dpi(130)
-    canvas.draw()
-    picture = PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    picture.quantize(256, dither=PIL.Image.Dither.NONE).save(path, optimize=True)
-
-
-def _duration(value: float, _position: int | None = None) -> str:
-    """Seconds on an axis: "20 µs", "5 ms", "1 s"."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if value >= 0.999 * scale:
-            return f"{value / scale:g} {unit}"
-    return f"{value * 1e9:g} ns"
-
-
-def _ticks(low: float, high: float, steps: Sequence[float]) -> list[float]:
-    """Round values between low and high, the decades' multiples by steps."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
-
-
-def log_axis(axis, low: float, high: float, formatter) -> None:
-    """Readable ticks on a logarithmic axis, three to eight of them."""
-    for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        ticks = _ticks(low, high, steps)
-        if len(ticks) <= 8:
-            break
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(formatter))
-    axis.set_minor_formatter(NullFormatter())
-
+from .style import COLORS, MARKERS, Picture, duration, log_axis
 
 #: Inches that the heading of a figure takes: a line for the title, one for the legend.
 _HEADING = 0.72
@@ -166,7 +80,7 @@ def hidden_sizes(run: dict, threads: int, training: bool) -> Figure | None:
             ax.xaxis.set_minor_locator(NullLocator())
             low, high = min(times) / 1.4, max(times) * 1.4
             ax.set_ylim(low, high)
-            log_axis(ax.yaxis, low, high, _duration)
+            log_axis(ax.yaxis, low, high, duration)
             ax.grid(True)
             ax.set_title(f"{group}, B = {batch}", loc="left")
     for ax in grid[-1]:
@@ -289,27 +203,13 @@ def limit(run: dict, threads: int) -> Figure | None:
     return figure
 
 
-def draw(run: dict, folder: Path) -> list[Image]:
-    """Draw every plot that the run has data for into folder; of a GPU's, those of gpu/plots.py alone."""
-    images = []
-    with matplotlib.rc_context(_STYLE):
-        if any(case_of(r).device != "cpu" for r in run["results"]):
-            from . import maps as gpu_plots
-
-            return gpu_plots.draw(run, folder)
-        for threads in run["threads"]:
-            on = targets.plural(threads, "thread")
-            wanted = [
-                (f"ratios-{threads}t.png", f"Times faster than torch.nn, {on}", ratios(run, threads)),
-                (f"limit-{threads}t.png", f"Share of the machine's limit, {on}", limit(run, threads)),
-            ]
-            for training in (False, True):
-                work = "training" if training else "inference"
-                name = f"hidden-{work}-{threads}t.png"
-                caption = f"{work.capitalize()} time against hidden size, {on}"
-                wanted.append((name, caption, hidden_sizes(run, threads, training)))
-            for name, caption, figure in wanted:
-                if figure is not None:
-                    save(figure, folder / name)
-                    images.append(Image(folder / name, caption))
-    return images
+def figures(run: dict) -> Iterator[Picture]:
+    """Every picture that the run has data for."""
+    for threads in run["threads"]:
+        on = targets.plural(threads, "thread")
+        yield f"ratios-{threads}t.png", f"Times faster than torch.nn, {on}", ratios(run, threads)
+        yield f"limit-{threads}t.png", f"Share of the machine's limit, {on}", limit(run, threads)
+        for training in (False, True):
+            work = "training" if training else "inference"
+            caption = f"{work.capitalize()} time against hidden size, {on}"
+            yield f"hidden-{work}-{threads}t.png", caption, hidden_sizes(run, threads, training)

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.lab import __main__ as cli
 from benchmarks.lab import run, scan_rate, targets, worker
-from benchmarks.lab.report import tables as report
+from benchmarks.lab.report import tables, write
 
 SHAPE = (3, 5, 64)
 
@@ -84,7 +84,7 @@ def test_targets_judge_every_pass():
 
 def test_table():
     """A row has time, bytes, both rates and their ratio in the units of its columns."""
-    table = report.scan_table({"scan": [line("backward", 0.125, threads=2)]})
+    table = tables.scan_table({"scan": [line("backward", 0.125, threads=2)]})
     assert len(table.columns) == len(table.rows[0])
     assert table.rows[0] == ["backward", "2", "125", "10.0", "0.1", "0.1", "80%"]
 
@@ -102,8 +102,8 @@ def test_from_the_worker_to_the_report(monkeypatch, capsys):
         stored = run.run(run.Plan(preset="full", cases=[], threads=[2], scan=scan))
         assert len(stored["scan"]) == len(stored["absolute_targets"]) == scan
         cli.show(stored)
-        for text in (report.build(stored).to_markdown(), capsys.readouterr().out):
-            assert text.count(report.SCAN) >= 2 * scan
+        for text in (write.build(stored).to_markdown(), capsys.readouterr().out):
+            assert text.count(tables.SCAN) >= 2 * scan
             assert ("MB moved" in text) == scan
 
 

@@ -11,15 +11,13 @@ import torch
 from gpu_runs import H100, made_up_result, on_gpu
 
 from benchmarks.lab import __main__ as lab
-from benchmarks.lab import cudnn, step_floor, supervisor, worker
-from benchmarks.lab import cudnn_targets as gpu_targets
-from benchmarks.lab import presets as gpu_cases
+from benchmarks.lab import cudnn, presets, step_floor, supervisor, targets, worker
 from benchmarks.lab import run as bench_run
 from benchmarks.lab.cases import Case
 from benchmarks.lab.contenders import registry as contenders
 from benchmarks.lab.problem import Problem, flops, weight_bytes
 
-QUICK, FULL, PEERS = (gpu_cases.CUDA_PRESETS[name] for name in ("quick", "full", "peers"))
+QUICK, FULL, PEERS = (presets.CUDA_PRESETS[name] for name in ("quick", "full", "peers"))
 
 
 # Cases
@@ -27,7 +25,7 @@ QUICK, FULL, PEERS = (gpu_cases.CUDA_PRESETS[name] for name in ("quick", "full",
 
 def test_quick_preset_is_a_part_of_the_plane():
     """The named case before everything; cells, dtypes and both kinds of work; other forms; nothing twice."""
-    chosen = gpu_cases.select(QUICK)
+    chosen = presets.select_cuda(QUICK)
     assert len(set(chosen)) == len(chosen) < 240
     assert {c.device for c in chosen} == {"cuda"}
     assert {c.cell for c in chosen} == {"lstm", "gru", "rnn"}
@@ -39,7 +37,7 @@ def test_quick_preset_is_a_part_of_the_plane():
         (1, 1, "packed"),
     }
     for preset in (QUICK, FULL, PEERS):
-        first = gpu_cases.select(preset)[:2]
+        first = presets.select_cuda(preset)[:2]
         assert [(c.dtype, c.T, c.B, c.H, c.training) for c in first] == [
             ("float16", 1024, 16, 768, False),
             ("float16", 1024, 16, 768, True),
@@ -48,7 +46,7 @@ def test_quick_preset_is_a_part_of_the_plane():
 
 def test_full_preset_is_the_whole_grid():
     """Every cell, dtype, batch and hidden size, forward and training; its other forms with every cell."""
-    chosen = gpu_cases.select(FULL)
+    chosen = presets.select_cuda(FULL)
     plane = {(c.cell, c.dtype, c.B, c.H, c.training) for c in chosen if c.T == 128 and c.path == "layers"}
     for cell in ("lstm", "gru", "rnn"):
         for dtype in ("float16", "bfloat16", "tf32", "float32"):
@@ -62,25 +60,25 @@ def test_full_preset_is_the_whole_grid():
 def test_parts_are_the_whole_once():
     """Six parts of about one size hold every case once, forward and training of a shape together; each ends
     within ten minutes."""
-    parts = [gpu_cases.select(FULL, part=(k, 6)) for k in range(1, 7)]
-    assert sorted(repr(c) for part in parts for c in part) == sorted(map(repr, gpu_cases.select(FULL)))
+    parts = [presets.select_cuda(FULL, part=(k, 6)) for k in range(1, 7)]
+    assert sorted(repr(c) for part in parts for c in part) == sorted(map(repr, presets.select_cuda(FULL)))
     assert max(map(len, parts)) - min(map(len, parts)) <= 2
     for part in parts:
         assert all(a == replace(b, training=False) for a, b in zip(part[::2], part[1::2], strict=True))
-    assert gpu_cases.limit_s(FULL, 6) <= 570
-    assert gpu_cases.limit_s(FULL, 1) > FULL.budget_s
-    assert gpu_cases.parse_part("2/6") == (2, 6)
+    assert presets.limit_s(FULL, 6) <= 570
+    assert presets.limit_s(FULL, 1) > FULL.budget_s
+    assert presets.parse_part("2/6") == (2, 6)
     for wrong in ("", "3", "0/2", "3/2", "a/b", "1/2/3"):
         with pytest.raises(ValueError, match="a part is k/n"):
-            gpu_cases.parse_part(wrong)
+            presets.parse_part(wrong)
 
 
 def test_filters():
     """By cell, dtype, kind of work and path; shapes of one's own."""
-    chosen = gpu_cases.select(QUICK, cells=["gru"], modes=["training"])
+    chosen = presets.select_cuda(QUICK, cells=["gru"], modes=["training"])
     assert {(c.cell, c.training) for c in chosen} == {("gru", True)}
-    assert {c.path for c in gpu_cases.select(QUICK, modes=["packed"])} == {"packed"}
-    own = gpu_cases.select(QUICK, shapes=[(7, 2, 5)], dtypes=["tf32"], cells=["rnn"], device="cuda:1")
+    assert {c.path for c in presets.select_cuda(QUICK, modes=["packed"])} == {"packed"}
+    own = presets.select_cuda(QUICK, shapes=[(7, 2, 5)], dtypes=["tf32"], cells=["rnn"], device="cuda:1")
     assert [(c.T, c.B, c.H, c.dtype, c.training, c.device) for c in own] == [
         (7, 2, 5, "tf32", False, "cuda:1"),
         (7, 2, 5, "tf32", True, "cuda:1"),
@@ -89,16 +87,16 @@ def test_filters():
 
 def test_what_compiles_runs_in_its_own_few_cases():
     """Each of the others has a case; FlashRNN's fused kernels, the slowest to compile, come last, alone."""
-    chosen = gpu_cases.select(PEERS)
-    excluded = gpu_cases.excluded(PEERS, chosen)
+    chosen = presets.select_cuda(PEERS)
+    excluded = presets.excluded(PEERS, chosen)
     run = {k: [c for c in chosen if k not in excluded[c]] for k in contenders.CUDA_PEERS}
     assert all(run.values())
     assert run["flashrnn"] == chosen[-2:]
     assert all(reason.endswith("only") for case in chosen for reason in excluded[case].values())
-    assert gpu_cases.excluded(QUICK, gpu_cases.select(QUICK)) == {}
-    assert gpu_cases.excluded(PEERS, [on_gpu(T=7)]) == {}  # shapes of one's own are for everybody
-    elsewhere = gpu_cases.select(PEERS, device="cuda:1")
-    assert gpu_cases.excluded(PEERS, elsewhere).keys() == set(elsewhere)
+    assert presets.excluded(QUICK, presets.select_cuda(QUICK)) == {}
+    assert presets.excluded(PEERS, [on_gpu(T=7)]) == {}  # shapes of one's own are for everybody
+    elsewhere = presets.select_cuda(PEERS, device="cuda:1")
+    assert presets.excluded(PEERS, elsewhere).keys() == set(elsewhere)
 
 
 def test_layers_and_directions_of_a_case():
@@ -140,7 +138,7 @@ def test_plans(a_gpu):
     part = plan("--full", "--part", "2/6")
     assert part.preset == "full 2/6"
     assert part.limit_s < 570
-    assert part.cases == gpu_cases.select(FULL, part=(2, 6))
+    assert part.cases == presets.select_cuda(FULL, part=(2, 6))
     peers = plan("--peers")
     assert set(peers.contenders) == {"fastrnn", "torch", *contenders.CUDA_PEERS, "reference"}
     assert peers.excluded
@@ -178,8 +176,8 @@ for case, excluded in zip(request["cases"], request["excluded"]):
 def test_a_whole_run(a_gpu, tmp_path, monkeypatch, capsys):
     """From the command line to the folder: named after the GPU, JSON alone as asked for, with every case; a
     contender that killed its worker is named, and the exit status says that fastrnn failed."""
-    for name, nothing in (("devices", list), ("versions", dict)):  # they ask the GPU
-        monkeypatch.setattr(bench_run.machine, name, nothing)
+    monkeypatch.setattr(bench_run.machine, "devices", list)  # they ask the GPU
+    monkeypatch.setattr(bench_run, "versions", dict)
     monkeypatch.setattr(supervisor, "COMMAND", (sys.executable, "-c", WORKER))
     monkeypatch.setenv("RESULT", json.dumps(made_up_result(on_gpu(), 1.0, 2.0)))
     monkeypatch.chdir(tmp_path)
@@ -267,7 +265,7 @@ def test_targets():
     results.append(made_up_result(on_gpu(T=1024, H=768), 1.0, 1.9))
     results.append(made_up_result(on_gpu(B=1, H=512), 1.0, 0.9))
     results.append(made_up_result(on_gpu(layers=2), 1.0, 5.0))  # of the last line only
-    lines = {line["name"]: line for line in gpu_targets.evaluate(results, 1)}
+    lines = {line["name"]: line for line in targets.evaluate(results, 1)}
     met = {name.removesuffix(", forward"): line["met"] for name, line in lines.items()}
     assert met == {
         "fp16 LSTM, H=768, B=16, T=1024": False,
@@ -283,9 +281,9 @@ def test_targets():
     assert lines["Every case"]["cases"] == 9
     assert lines["Every case"]["worst"] == 0.9
     assert lines["fp16 LSTM, H=768, B=16, T=1024, forward"]["target_geomean"] == 2.0
-    training = gpu_targets.evaluate([made_up_result(on_gpu(T=1024, H=768, training=True), 1.0, 1.8)], 1)
+    training = targets.evaluate([made_up_result(on_gpu(T=1024, H=768, training=True), 1.0, 1.8)], 1)
     assert (training[0]["target_geomean"], training[0]["met"]) == (1.8, True)
-    assert gpu_targets.evaluate([made_up_result(replace(on_gpu(), device="cpu"), 1.0, 1.0)], 1) == []
+    assert targets.evaluate([made_up_result(replace(on_gpu(), device="cpu"), 1.0, 1.0)], 1) == []
 
 
 # The floor
@@ -352,5 +350,5 @@ for dtype in ("tf32", "float32", "float16"):
 
 def test_every_contender_has_a_name_and_a_look():
     """Tables and pictures find each key."""
-    plots = pytest.importorskip("benchmarks.lab.report.plots")
-    assert set(contenders.KEYS) == contenders.NAMES.keys() == plots.COLORS.keys() == plots.MARKERS.keys()
+    style = pytest.importorskip("benchmarks.lab.report.style")
+    assert set(contenders.KEYS) == contenders.NAMES.keys() == style.COLORS.keys() == style.MARKERS.keys()

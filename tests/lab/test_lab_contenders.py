@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from benchmarks.lab.cases import Case
-from benchmarks.lab.contenders import flashrnn as gpu_peers
+from benchmarks.lab.contenders import compile as compiled
+from benchmarks.lab.contenders import contender as shared
 from benchmarks.lab.contenders import registry as contenders
-from benchmarks.lab.contenders.registry import Unsupported, disagreement
+from benchmarks.lab.contenders.contender import Unsupported
 from benchmarks.lab.problem import Problem
+from fastrnn.proof.timing import AGREEMENT, disagreement
 
 
 def case_of(cell="lstm", training=True, **changes) -> Case:
@@ -23,7 +25,7 @@ def case_of(cell="lstm", training=True, **changes) -> Case:
 
 def agrees(contender, problem, limit=1e-5):
     """Output and gradients are torch.nn's, twice: nothing piles up."""
-    expected = contenders.torch_nn(problem).result()
+    expected = contenders.build("torch", problem, 1).result()
     for _ in range(2):
         result = contender.result()
         assert result.keys() == expected.keys()
@@ -97,7 +99,7 @@ def test_flashrnn(monkeypatch, key, cell, dtype, training):
     """Every backend's layout of weights, biases and states; gates in its order; gradients back in torch's."""
     play(monkeypatch, "flashrnn", flashrnn=flashrnn, FlashRNNConfig=FlashRNNConfig)
     problem = Problem(case_of(cell, training, dtype=dtype))
-    agrees(gpu_peers.build(key, problem), problem)
+    agrees(contenders.ROW[key].build(problem, 1), problem)
 
 
 # haste
@@ -148,7 +150,7 @@ def test_haste(monkeypatch, cell, training):
     layers = {"LSTM": functools.partial(Haste, "lstm"), "GRU": functools.partial(Haste, "gru")}
     play(monkeypatch, "haste_pytorch", **layers)
     problem = Problem(case_of(cell, training))
-    agrees(gpu_peers.build("haste", problem), problem)
+    agrees(contenders.ROW["haste"].build(problem, 1), problem)
 
 
 # TorchRL
@@ -189,7 +191,7 @@ def test_torchrl(monkeypatch, cell, dtype, training):
         gru_triton=function("gru"),
     )
     problem = Problem(case_of(cell, training, dtype=dtype))
-    agrees(gpu_peers.build("torchrl", problem), problem)
+    agrees(contenders.ROW["torchrl"].build(problem, 1), problem)
     assert set(asked) == {"ieee" if dtype == "float32" else "tf32"}
 
 
@@ -214,10 +216,10 @@ def test_compiled(monkeypatch, cell, training, dtype, steps):
         return genuine(module, backend=backend, dynamic=asked["dynamic"], fullgraph=asked["fullgraph"])
 
     monkeypatch.setattr(torch, "compile", compile_)
-    gpu_peers.forget()
+    compiled.forget()
     problem = Problem(case_of(cell, training, dtype=dtype, T=steps))
-    contender = gpu_peers.compiled(problem, graphs=training)
-    agrees(contender, problem, limit=contenders.AGREEMENT[dtype])
+    contender = compiled.build(problem, graphs=training)
+    agrees(contender, problem, limit=AGREEMENT[dtype])
     unrolled = {5: 5, 32: 16, 7: 7}[steps]
     assert contender.label.endswith(f", {unrolled} steps at a time")
     assert len(graphs) == 1
@@ -241,7 +243,7 @@ def test_each_does_only_its_cases(monkeypatch):
             "half": case_of(dtype="float16", H=128, I=128),
         }.items():
             try:
-                gpu_peers.build(key, Problem(case))
+                contenders.ROW[key].build(Problem(case), 1)
             except Unsupported as reason:
                 reasons[key, name] = str(reason)
         with pytest.raises(Unsupported, match="on a GPU only"):
@@ -252,10 +254,10 @@ def test_each_does_only_its_cases(monkeypatch):
     assert reasons["haste", "rnn"] == "LSTM and GRU only"
     assert reasons["torchrl", "half"] == "float32 and tf32 only"
     assert reasons["flashrnn_triton", "half"] == "H up to 64 only"
-    monkeypatch.setattr(gpu_peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shared.importlib.util, "find_spec", lambda name: None)
     for key in ("haste", "torchrl", "flashrnn_step"):
         with pytest.raises(Unsupported, match="is not installed"):
-            gpu_peers.build(key, Problem(case_of()))
+            contenders.ROW[key].build(Problem(case_of()), 1)
 
 
 def test_a_copy_keeps_cudnns_weights_in_one_piece(monkeypatch):
@@ -263,6 +265,6 @@ def test_a_copy_keeps_cudnns_weights_in_one_piece(monkeypatch):
     flattened = []
     monkeypatch.setattr(torch.nn.LSTM, "flatten_parameters", lambda self: flattened.append(self))
     problem = Problem(case_of())
-    copied = contenders.own_copy(problem.module)
+    copied = shared.own_copy(problem.module)
     assert flattened[-1] is copied
     assert copied.weight_hh_l0.data_ptr() != problem.module.weight_hh_l0.data_ptr()

@@ -146,7 +146,6 @@ def test_a_run_that_is_stopped_has_what_it_had(tmp_path, monkeypatch):
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
     monkeypatch.setattr(bench_run.targets, "evaluate", lambda results, threads: [])
     monkeypatch.setattr(bench_run.targets, "evaluate_absolute", lambda run: [])
-    monkeypatch.setattr(bench_run.gpu_targets, "evaluate", lambda results, threads: [])
     kept = []
 
     def save(run):

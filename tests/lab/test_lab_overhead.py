@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.lab import cases, overhead, targets, worker
+from benchmarks.lab import overhead, presets, targets, worker
 from benchmarks.lab.contenders import registry as contenders
-from benchmarks.lab.report import tables as report
+from benchmarks.lab.report import tables
 
 
 def line(name, call_s, operator_s, threads=1, **others):
@@ -72,7 +72,7 @@ def test_target_is_about_the_worst_module():
 def test_table():
     """Differences are the module's less the operator's; what torch has no module for is a dash."""
     lines = [line("SRU", 50e-6, 20e-6), line("GRU", 30e-6, 10e-6, torch={"call_s": 9e-6, "operator_s": 4e-6})]
-    table = report.overhead_table({"overhead": lines})
+    table = tables.overhead_table({"overhead": lines})
     assert len(table.columns) == 8
     assert table.rows[0][2:] == ["50.0", "20.0", "30.0", "–", "–", "–"]
     assert table.rows[1][2:] == ["30.0", "10.0", "20.0", "9.0", "4.0", "5.0"]
@@ -81,7 +81,7 @@ def test_table():
 def test_ratio_plots_mark_every_contender():
     """Whoever ran a case has a mark in the plot of ratios, the sru package too."""
     plots = pytest.importorskip("benchmarks.lab.report.plots")
-    case = next(c for c in cases.select(cases.PRESETS["quick"]) if c.cell == "sru")
+    case = next(c for c in presets.select(presets.PRESETS["quick"]) if c.cell == "sru")
     keys = [k for k in contenders.KEYS if k != "reference"]
     times = {k: {"median_s": 1e-3 * (n + 1), "label": k} for n, k in enumerate(keys)}
     run = {"results": [{"case": case.to_dict(), "threads": 1, "contenders": times, "skipped": {}}]}

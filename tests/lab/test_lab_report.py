@@ -6,15 +6,14 @@ from dataclasses import replace
 import pytest
 from gpu_runs import H100, a_run, made_up_result, on_gpu
 
-from benchmarks.lab import cudnn, merge
-from benchmarks.lab import presets as gpu_cases
+from benchmarks.lab import cudnn, merge, presets
 from benchmarks.lab.__main__ import main
 from benchmarks.lab.cases import Case
 from benchmarks.lab.report import against_cudnn as gpu_report
 from benchmarks.lab.report import planes as heatmap
-from benchmarks.lab.report import tables as report
+from benchmarks.lab.report import write as report
 
-QUICK = gpu_cases.CUDA_PRESETS["quick"]
+QUICK = presets.CUDA_PRESETS["quick"]
 
 
 @pytest.fixture
@@ -22,7 +21,7 @@ def gpu_run() -> dict:
     """fastrnn 4 times faster, but for one shape where it is half as fast, and one where it is nearly even."""
     slow = {(256, 64): 0.5e-3, (64, 64): 0.9e-3}
     results = []
-    for c in gpu_cases.select(QUICK):
+    for c in presets.select_cuda(QUICK):
         theirs = slow.get((c.B, c.H), 4e-3) if c.group == "LSTM inference float16" else 4e-3
         others = {"compile": 9e-3, "haste": 7e-3} if (c.B, c.H) == (16, 512) else {}
         results.append(made_up_result(c, 1e-3, theirs, **others))
@@ -32,7 +31,7 @@ def gpu_run() -> dict:
 def test_heat_maps_of_a_gpu_run(gpu_run):
     """A table for each kind of work, B down and H across; where torch.nn is faster it is marked. A case of
     another number of steps is no part of it."""
-    planes = heatmap.planes(gpu_run["results"])
+    planes = heatmap.read(gpu_run["results"])
     assert planes[0].title == "LSTM inference float16, T=1024"
     assert not heatmap.is_map(planes[0])
     first = next(p for p in planes if heatmap.is_map(p))
@@ -47,8 +46,8 @@ def test_heat_maps_of_a_gpu_run(gpu_run):
     assert any("bidirectional" in p.title for p in planes)
     at = next(n for n, r in enumerate(gpu_run["results"]) if Case(**r["case"]).T == 128)
     del gpu_run["results"][at]["contenders"]["fastrnn"]
-    assert heatmap.table(heatmap.planes(gpu_run["results"])[2]).rows[0][1] == "–"
-    assert heatmap.planes([made_up_result(replace(on_gpu(), device="cpu"), 1.0, 1.0)]) == []
+    assert heatmap.table(heatmap.read(gpu_run["results"])[2]).rows[0][1] == "–"
+    assert heatmap.read([made_up_result(replace(on_gpu(), device="cpu"), 1.0, 1.0)]) == []
 
 
 def test_where_cudnn_wins(gpu_run):
@@ -85,7 +84,7 @@ def test_report_of_a_gpu_run(gpu_run, tmp_path):
     gpu_run["results"] = [r for r in gpu_run["results"] if r["case"]["cell"] == "lstm"]
     gpu_run["results"][5]["skipped"] = {"grid": "no end after 20 s", "cluster": "layers that fit only"}
     gpu_run["dropped"] = [{"case": case.to_dict(), "threads": 1, "why": "out of time"}]
-    page = report.write(gpu_run, tmp_path)
+    report.write(gpu_run, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())["machine"]["devices"][0]["driver"] == "1.2"
     assert not list(tmp_path.glob("*.part"))
     text = (tmp_path / "report.md").read_text()
@@ -106,7 +105,7 @@ def test_report_of_a_gpu_run(gpu_run, tmp_path):
     pictures = sorted(p.name for p in tmp_path.glob("*.png"))
     if pictures:
         assert pictures == ["heat-map-lstm.png", "steps-lstm-float16.png"]
-        assert page.read_text().count("<img") == len(pictures) == text.count("![")
+        assert text.count("![") == len(pictures)
 
 
 def test_floor_in_the_report(gpu_run):
