@@ -85,6 +85,7 @@ format: $(ENV_DEV)  ## rewrite the sources in the project's style
 	git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' '*.inl' | xargs $(CLANG_FORMAT) -i
 
 wheel: $(ENV_TEST)  ## dist/fastrnn-*.whl
+	rm -rf build/lib*  # setuptools would pack what an earlier commit had
 	$(PY) -m build --wheel --no-isolation
 
 # CPython does not free everything at exit, hence no leak check. libstdc++ comes early so that the
