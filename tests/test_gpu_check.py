@@ -76,6 +76,7 @@ def test_a_part_writes_its_log_and_json(tmp_path, monkeypatch):
             check.Step("environment", ["sh", "-c", 'test "$ASKED" = for'], {"ASKED": "for"}),
             check.Step("half", [sys.executable, "-c", write.replace("[7]", "[7")], result=result),
             check.Step("hangs", ["sleep", "60"], limit_s=1),
+            check.Step("talks", ["sh", "-c", "while sleep 0.05; do echo more; done"], limit_s=1),
             check.Step("after it", ["true"], after="hangs"),
             check.Step("after another", ["true"], after="broken"),
             check.Step("build", ["false"]),
@@ -93,12 +94,13 @@ def test_a_part_writes_its_log_and_json(tmp_path, monkeypatch):
         "environment": "ok",
         "half": "ok",
         "hangs": "failed",
+        "talks": "failed",
         "after it": "skipped",
         "after another": "ok",
         "build": "failed",
     }
     assert "broken" in document["steps"]["half"]["result"]
-    assert [name for name, step in document["steps"].items() if step.get("hung")] == ["hangs"]
+    assert [name for name, step in document["steps"].items() if step.get("hung")] == ["hangs", "talks"]
     assert document["steps"]["first"]["result"] == [7]
     assert document["steps"]["broken"]["exit"] == 3
     assert document["ok"] is False

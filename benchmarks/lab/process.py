@@ -29,7 +29,7 @@ def environment(threads: int) -> dict[str, str]:
     if threads == 1:
         env["XLA_FLAGS"] = (env.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false").strip()
     # However this process came to find the two, the other one finds the same.
-    package = Path(importlib.util.find_spec("fastrnn").origin).parents[1]
+    package = Path(importlib.util.find_spec("fastrnn").origin).absolute().parents[1]
     folders = dict.fromkeys(map(str, (package, Path(__file__).absolute().parents[2])))
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [*folders, env.get("PYTHONPATH")]))
     return env

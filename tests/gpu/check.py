@@ -198,6 +198,8 @@ def run_step(step: Step, log: Callable[[str], None]) -> dict:
         try:
             while (line := process.line(deadline - time.monotonic())) is not None:
                 log(line)
+                if time.monotonic() > deadline:  # it may go on talking
+                    raise Silent
             hung = process.wait(deadline - time.monotonic()) is None
         except Silent:
             hung = True

@@ -34,9 +34,7 @@ def gone(pid: int) -> bool:
 
 def test_lines_come_as_they_are_written():
     """It hears what it is told, its lines come in order, errors among them, and then its status."""
-    code = (
-        "import sys; print(sys.stdin.read().upper()); print('no', file=sys.stderr, flush=True); sys.exit(3)"
-    )
+    code = "import sys; print(sys.stdin.read().upper()); print('no', file=sys.stderr); sys.exit(3)"
     with Watched(python(code), dict(os.environ), said="hello") as watched:
         lines = []
         while (line := watched.line(math.inf)) is not None:
@@ -98,7 +96,7 @@ while True:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="setsid")
 def test_a_pipe_that_somebody_else_holds():
-    """Whoever has left the session and holds the pipe open keeps neither the end nor the next line waiting."""
+    """Whoever has left the session and holds the pipe open keeps neither end nor next line waiting."""
     code = "import subprocess; print(subprocess.Popen(['setsid', 'sleep', '20']).pid, flush=True)"
     start = time.monotonic()
     with Watched(python(code), dict(os.environ)) as watched:
