@@ -51,14 +51,14 @@ struct VectorMath<float> {
 
   // exp(k x) = scale * (1 + k tail), scale = 2^n, n = round(k x log2(e)), for |k x| < 88.
   //
-  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. r = x - n ln(2) / k is taken in two
-  // steps, the first of them exact since its constant has 15 bits: the error of one step alone would grow
-  // with |x|. tail = (exp(k r) - 1) / k = r + r^2 p(r), p minimax of degree 4 on [-ln(2)/2k, ln(2)/2k] (error
-  // 3e-9 against 1), so that roundings inside p hardly show. scale * tail is exact: whoever adds 1 to the
-  // exponential adds it to scale, and the sum is rounded once.
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits, and 127 more makes it an exponent. r = x -
+  // n ln(2) / k is taken in two steps, the first of them exact since its constant has 15 bits: the error of one step
+  // alone would grow with |x|. tail = (exp(k r) - 1) / k = r + r^2 p(r), p minimax of degree 4 on [-ln(2)/2k,
+  // ln(2)/2k] (error 3e-9 against 1), so that roundings inside p hardly show. scale * tail is exact: whoever adds 1
+  // to the exponential adds it to scale, and the sum is rounded once.
   template <int k>
   static FASTRNN_INLINE void exp_parts(V x, V& scale, V& tail) {
-    const V magic = set(12582912.0);
+    const V magic = set(12582912.0 + 127);
     const V shifted = x * set(k * 1.44269504088896341) + magic;
     const V n = shifted - magic;
     V r = x - n * set(0.693145751953125 / k);
@@ -69,7 +69,7 @@ struct VectorMath<float> {
     p = p * r + set(0.16666518306400104 * k * k);
     p = p * r + set(0.50000000956778266 * k);
     tail = p * (r * r) + r;
-    scale = (V)(((VInt)shifted << 23) + 0x3f800000);
+    scale = (V)((VInt)shifted << 23);
   }
 
   // 1 / (1 + exp(-x)). The sum is a large part of the error, so what its roundings lost goes along. 0 where the
@@ -92,7 +92,7 @@ struct VectorMath<float> {
     p = p * x2 + set(-0.053692967957745237);
     p = p * x2 + set(0.13330899758292031);
     p = p * x2 + set(-0.33333262882029473);
-    const V small = p * (x2 * x) + x;
+    const V small = (p * x2) * x + x;
     V scale, tail;
     exp_parts<2>(S::min(set(10), magnitude), scale, tail);
     const V large = set(1) - reciprocal((scale * set(0.5) + set(0.5)) + scale * tail);
