@@ -89,7 +89,7 @@ def check_float32(x: Tensor, sigmoid: Tensor, tanh: Tensor, isa: str) -> None:
     away_from_zero = error * x.sign()
     assert away_from_zero[x.abs() > 1e-30].mean().abs() < 0.01
     small = (x.abs() > 1e-30) & (x.abs() < 1e-2)  # a state that decays or grows at every step of a sequence
-    assert (tanh.double() / wide - 1)[small].mean().abs() < 1e-9
+    assert (tanh.double() / want - 1)[small].mean().abs() < 1e-9
     assert torch.equal(tanh[x.abs() < 1e-4 * 0.7], x[x.abs() < 1e-4 * 0.7])
     converged = x.abs() > TANH_CONVERGED
     assert torch.equal(tanh[converged], x.sign()[converged])
