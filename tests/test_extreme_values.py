@@ -27,8 +27,8 @@ def off(got: Tensor, want: Tensor) -> float:
 
 
 def assert_as_good(names: list[str], got: list[Tensor], theirs: list[Tensor], want: list[Tensor]) -> None:
-    """No further from float64 than three times torch's float32, or what the rounding of a gate's sum of 100 is
-    for a gate that is nearly closed."""
+    """No further from float64 than three times torch's float32, or than the rounding of a gate's sum of 100
+    moves a gate that is nearly closed."""
     for name, g, t, w in zip(names, got, theirs, want, strict=True):
         if t.isfinite().all():
             assert off(g, w) <= 3 * off(t, w) + 1e-5, f"{name}: {off(g, w):.2e}, torch {off(t, w):.2e}"
@@ -37,8 +37,8 @@ def assert_as_good(names: list[str], got: list[Tensor], theirs: list[Tensor], wa
 def scaled(p: Problem, what: str, scale: float) -> Problem:
     """One of the inputs in another size: x's only feature, one unit of h0, all of c0.
 
-    A gate's sum then has one large term at most, and no weight is near 0: several that cancel would leave what
-    their roundings decide, in torch as here.
+    A gate's sum then has one large term at most, and no weight is near 0: several that cancel would leave
+    what their roundings decide, in torch as here.
     """
     t = getattr(p, what) + 0.3 * getattr(p, what).sign()
     large = torch.arange(t.size(-1)) == 0 if what == "h0" else torch.tensor(True)

@@ -17,7 +17,8 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 NAN, INF = float("nan"), float("inf")
 
 #: Rows that share tiles with others and rows beside the padding of a tile; too few rows to pack weights for;
-#: packed sequences, lengths, resets; a projection; half types, with their own products.
+#: packed sequences, lengths, resets; a projection; half types, with their own products, whose pairs an odd
+#: number of units does not fill.
 CASES = [
     *(Case(cell, 5, 13, 4, 33, dtype=F32) for cell in CELLS),
     *(Case(cell, 4, 7, 5, 18, D=2, dtype=F32, save="recompute") for cell in CELLS),
@@ -61,12 +62,16 @@ def test_where_it_goes(isa, case):
         q = spoilt(p, what, NAN)
         got, want = layer_cases.fused(torch.ops.fastrnn, case, q), layer_cases.expected(case, q)
         for name, g, w in zip(names, got, want, strict=True):
-            assert torch.equal(g.isnan(), w.isnan()), f"NaN in {what}: {name}"
+            if case.lengths and what.startswith("w_"):
+                # The reference takes 0 times the weight at steps behind a row's end, which no kernel visits.
+                assert not (g.isnan() & ~w.isnan()).any(), f"NaN in {what}: {name}"
+            else:
+                assert torch.equal(g.isnan(), w.isnan()), f"NaN in {what}: {name}"
         if what in ("w_hh", "w_ih") and not case.sizes and not case.masked:
             assert any(g.isnan().any() for n, g in zip(names, got, strict=True) if n.startswith("grad"))
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.dtype in (F32, BF16) and not c.lengths], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if not c.lengths], ids=str)
 @pytest.mark.parametrize("value", [INF, -INF])
 def test_where_infinity_goes(isa, case, value):
     """What is NaN or infinite in torch is so here. Not with lengths: there the reference multiplies an
