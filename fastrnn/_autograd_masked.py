@@ -8,7 +8,16 @@ from __future__ import annotations
 import torch
 
 from . import _ops, reference
-from ._autograd import _NEED_C0, _NEED_H0, _NEED_WEIGHTS, _NEED_X, _cuda_mode, differentiable, exporting
+from ._autograd import (
+    _NEED_C0,
+    _NEED_H0,
+    _NEED_WEIGHTS,
+    _NEED_X,
+    _cuda_mode,
+    backward_op,
+    differentiable,
+    exporting,
+)
 from .reference_masked import masked_layer
 
 
@@ -51,7 +60,7 @@ class _MaskedLayer(torch.autograd.Function):
         )
         if x.is_cuda:
             mode += ctx.tier + _cuda_mode(x)
-        grad_x, grad_h0, grad_c0, grad_weights = _ops.masked_backward(
+        grad_x, grad_h0, grad_c0, grad_weights = backward_op(masked=True)(
             *grads, x, h0, c0, weights, lengths, reset, y, gates, cells, ctx.cell, ctx.bias, mode
         )
         return (
