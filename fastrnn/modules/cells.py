@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .. import functional
+from .. import _symbolic, functional
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -44,7 +44,10 @@ class LSTMCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """(B, I) or (I,) and, optionally, (h, c) of (B, H) or (H,) each, to the next (h, c)."""
-        return functional.lstm_cell(input, hx, *self._live_weights())
+        try:
+            return functional._cell("LSTMCell", "lstm", input, hx, *self._live_weights())
+        except _symbolic.ERRORS as error:
+            return _symbolic.module_call(self, LSTMCell.forward, locals(), error)
 
 
 class GRUCell(RecurrentCell):
@@ -60,7 +63,10 @@ class GRUCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """(B, I) or (I,) and, optionally, h of (B, H) or (H,), to the next h."""
-        return functional.gru_cell(input, hx, *self._live_weights())
+        try:
+            return functional._cell("GRUCell", "gru", input, hx, *self._live_weights())[0]
+        except _symbolic.ERRORS as error:
+            return _symbolic.module_call(self, GRUCell.forward, locals(), error)
 
 
 class RNNCell(RecurrentCell):
@@ -89,4 +95,9 @@ class RNNCell(RecurrentCell):
         """(B, I) or (I,) and, optionally, h of (B, H) or (H,), to the next h."""
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return functional.rnn_cell(input, hx, *self._live_weights(), nonlinearity=self.nonlinearity)
+        try:
+            return functional._cell("RNNCell", f"rnn_{self.nonlinearity}", input, hx, *self._live_weights())[
+                0
+            ]
+        except _symbolic.ERRORS as error:
+            return _symbolic.module_call(self, RNNCell.forward, locals(), error)
