@@ -23,6 +23,8 @@ TIER_MASK, TF32 = 112, 128
 
 torch.ops.load_library(_FOLDER / "libfastrnn_cpu.so")
 cuda_loaded = False
+#: How many blocks of fastrnn.patch() are open.
+patched = 0
 if torch.version.cuda is not None and (_FOLDER / "libfastrnn_cuda.so").exists():
     try:
         torch.ops.load_library(_FOLDER / "libfastrnn_cuda.so")
@@ -107,6 +109,13 @@ def _fake_forward(x, h0, c0, weights, batch_sizes, cell, bias, mode):
 
 @torch.library.register_fake("fastrnn::rnn_layer")
 def _(x, h0, c0, weights, batch_sizes, cell, bias, mode):
+    # Here, as nothing else of this package runs when strict=True has torch.export read bytecode.
+    if patched and torch.compiler._is_exporting_flag:
+        warnings.warn(
+            "torch.export within fastrnn.patch(): the program calls fastrnn's operators, and fastrnn has to be "
+            "imported where it is loaded; export outside the block for a program of torch's alone",
+            stacklevel=2,
+        )
     return _fake_forward(x, h0, c0, weights, batch_sizes, cell, bias, 0)[:3]
 
 

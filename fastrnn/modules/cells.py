@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .. import _symbolic, functional
+from .. import _exact_types, _symbolic, functional
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -15,6 +15,11 @@ class RecurrentCell(nn.RNNCellBase):
     def _init(self, input_size, hidden_size, bias, num_chunks, device, dtype) -> None:
         # Not super(): in fastrnn.compat torch.nn.LSTMCell comes next, whose arguments have no num_chunks.
         nn.RNNCellBase.__init__(self, input_size, hidden_size, bias, num_chunks, device=device, dtype=dtype)
+
+    def __setattr__(self, name: str, value) -> None:
+        if name in _exact_types.MARKS:
+            _exact_types.warn(name, type(self).__name__)
+        super().__setattr__(name, value)
 
     def _live_weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         # The dictionary spares four walks through Module.__getattr__, 2 us a step. Parametrized weights, or
