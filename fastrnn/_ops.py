@@ -109,13 +109,6 @@ def _fake_forward(x, h0, c0, weights, batch_sizes, cell, bias, mode):
 
 @torch.library.register_fake("fastrnn::rnn_layer")
 def _(x, h0, c0, weights, batch_sizes, cell, bias, mode):
-    # Here, as nothing else of this package runs when strict=True has torch.export read bytecode.
-    if patched and torch.compiler._is_exporting_flag:
-        warnings.warn(
-            "torch.export within fastrnn.patch(): the program calls fastrnn's operators, and fastrnn has to be "
-            "imported where it is loaded; export outside the block for a program of torch's alone",
-            stacklevel=2,
-        )
     return _fake_forward(x, h0, c0, weights, batch_sizes, cell, bias, 0)[:3]
 
 
