@@ -8,7 +8,16 @@ from __future__ import annotations
 import torch
 
 from . import _ops, reference
-from ._autograd import _NEED_C0, _NEED_H0, _NEED_WEIGHTS, _NEED_X, _cuda_mode, differentiable, exporting
+from ._autograd import (
+    _NEED_C0,
+    _NEED_H0,
+    _NEED_WEIGHTS,
+    _NEED_X,
+    _cuda_mode,
+    backward_op,
+    differentiable,
+    exporting,
+)
 from .reference_masked import masked_layer
 
 
@@ -51,7 +60,7 @@ class _MaskedLayer(torch.autograd.Function):
         )
         if x.is_cuda:
             mode += ctx.tier + _cuda_mode(x)
-        grad_x, grad_h0, grad_c0, grad_weights = _ops.masked_backward(
+        grad_x, grad_h0, grad_c0, grad_weights = backward_op(masked=True)(
             *grads, x, h0, c0, weights, lengths, reset, y, gates, cells, ctx.cell, ctx.bias, mode
         )
         return (
@@ -85,11 +94,12 @@ def layer(
         the compute dtype, if wanted, else None.
     """
     lstm = cell == "lstm"
-    if (
-        torch.is_grad_enabled()
-        and not exporting()  # see _autograd.layer
-        and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights))
-    ):
+    if exporting():  # see _autograd.layer
+        mode = _ops.SAVE_MODES[save] + (tier + _cuda_mode(x) if x.is_cuda else 0)
+        y, hn, cn, cells = _ops.masked_layer(
+            x, h0, c0, weights, lengths, reset, cell, bias, keep_cells and lstm, mode
+        )
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights)):
         y, hn, cn, cells = _MaskedLayer.apply(
             x, h0, c0, lengths, reset, cell, bias, _ops.SAVE_MODES[save], tier, *weights
         )
