@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .. import functional
+from .._torchscript import scripts_as
+from . import _script_rnn
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -42,6 +44,7 @@ class LSTMCell(RecurrentCell):
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
         self._init(input_size, hidden_size, bias, 4, device, dtype)
 
+    @scripts_as(_script_rnn.lstm_cell)
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """(B, I) or (I,) and, optionally, (h, c) of (B, H) or (H,) each, to the next (h, c)."""
         return functional.lstm_cell(input, hx, *self._live_weights())
@@ -58,6 +61,7 @@ class GRUCell(RecurrentCell):
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
         self._init(input_size, hidden_size, bias, 3, device, dtype)
 
+    @scripts_as(_script_rnn.gru_cell)
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """(B, I) or (I,) and, optionally, h of (B, H) or (H,), to the next h."""
         return functional.gru_cell(input, hx, *self._live_weights())
@@ -85,6 +89,7 @@ class RNNCell(RecurrentCell):
         self._init(input_size, hidden_size, bias, 1, device, dtype)
         self.nonlinearity = nonlinearity
 
+    @scripts_as(_script_rnn.rnn_cell)
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """(B, I) or (I,) and, optionally, h of (B, H) or (H,), to the next h."""
         if self.nonlinearity not in ("tanh", "relu"):

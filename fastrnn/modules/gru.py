@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from .._torchscript import Overloads
+from . import _script_rnn
 from ._base import RecurrentLayer
 
 __all__ = ["GRU"]
@@ -55,3 +57,7 @@ class GRU(RecurrentLayer):
         if return_all_states:
             return y, h, masks.states(input.dim() == 3, self.batch_first)[0]
         return y, h
+
+    # What torch.jit.script compiles.
+    _script_forward, _script_forward_packed = _script_rnn.gru, _script_rnn.gru_packed
+    __overloads__ = Overloads("_script_forward", "_script_forward_packed")

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .._stack import permute
+from .._torchscript import Overloads
+from . import _script_rnn
 from ._base import RecurrentLayer
 
 __all__ = ["LSTM"]
@@ -96,6 +98,10 @@ class LSTM(RecurrentLayer):
         if return_all_states:
             return y, (h, c), masks.states(input.dim() == 3, self.batch_first)
         return y, (h, c)
+
+    # What torch.jit.script compiles.
+    _script_forward, _script_forward_packed = _script_rnn.lstm, _script_rnn.lstm_packed
+    __overloads__ = Overloads("_script_forward", "_script_forward_packed")
 
     # torch.nn.LSTM's own versions of RNNBase's helpers. forward() has no use for them; subclasses with a
     # forward() of their own call them.

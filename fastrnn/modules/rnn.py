@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from .._torchscript import Overloads
+from . import _script_rnn
 from ._base import RecurrentLayer
 
 __all__ = ["RNN"]
@@ -61,3 +63,7 @@ class RNN(RecurrentLayer):
         if return_all_states:
             return y, h, masks.states(input.dim() == 3, self.batch_first)[0]
         return y, h
+
+    # What torch.jit.script compiles.
+    _script_forward, _script_forward_packed = _script_rnn.rnn, _script_rnn.rnn_packed
+    __overloads__ = Overloads("_script_forward", "_script_forward_packed")

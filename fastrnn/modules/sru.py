@@ -11,6 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks, _checks_sru, _sru
 from .._stack import autocasting
+from .._torchscript import scripts_as
+from . import _script_sru
 from .sru_cell import SRUCell, one_name
 
 __all__ = ["SRU"]
@@ -176,6 +178,7 @@ class SRU(nn.Module):
         if self.input_to_hidden is not None:
             self.input_to_hidden.reset_parameters()
 
+    @scripts_as(_script_sru.stack)
     def forward(
         self, input: Tensor | PackedSequence, c0: Tensor | None = None, mask_pad: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
