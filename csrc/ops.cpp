@@ -1,5 +1,6 @@
 // Every operator's schema. The devices register their implementations of them in cpu/ops_cpu.cpp and
-// cuda/ops_cuda.cpp; autograd is in fastrnn/_autograd.py, fake (meta) versions in fastrnn/_ops.py.
+// cuda/ops_cuda.cpp; autograd is in fastrnn/_autograd.py and _differentiable_ops.py, fake (meta) versions in
+// fastrnn/_ops.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fastrnn, m) {
@@ -32,6 +33,23 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
       "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int mode) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
 
+  // rnn_backward for compilers that take no list among an operator's results: the gradients of the weights one
+  // by one, (0,) where there is no such weight. Eager code has no use for the empty ones, which cost it their
+  // making.
+  m.def(
+      "rnn_backward_unlisted(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor h0, Tensor? c0, "
+      "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int mode) "
+      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
+      "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
+
+  // One recurrent layer for the programs that tracers write: arguments and results as of rnn_forward, and a
+  // derivative that the dispatcher knows (fastrnn/_differentiable_ops.py registers it). So it is decided when the
+  // program runs whether something is kept for a backward pass: what mode says, or without gradients nothing.
+  // Where a kind of device has no tiers or TensorFloat-32, the mode's numbers for them are ignored.
+  m.def(
+      "rnn_layer(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, bool bias, "
+      "int mode) -> (Tensor y, Tensor hn, Tensor cn)");
+
   // The recurrence of one SRU layer over a whole sequence, one or two directions (cells/sru.h); the
   // projections are products outside of it. O = D*H features, the direction outermost.
   //
@@ -52,6 +70,12 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
       "sru_forward(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
       "Tensor? drop_mask, Tensor? batch_sizes, bool use_tanh, float scale, bool bidirectional, bool save) "
       "-> (Tensor h, Tensor c, Tensor cells)");
+
+  // The same for the programs that tracers write: see rnn_layer.
+  m.def(
+      "sru_scan(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
+      "Tensor? drop_mask, Tensor? batch_sizes, bool use_tanh, float scale, bool bidirectional) "
+      "-> (Tensor h, Tensor c)");
 
   // needs: sum of 1 (grad_u), 2 (grad_x), 4 (grad_weight_c and grad_bias), 8 (grad_c0), 16 (grad_v); the
   // rest comes back empty, as does the gradient of what is none. drop_mask and mask_pad are constants.
@@ -78,6 +102,16 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
       "Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
       "Tensor cells, str cell, bool bias, int mode) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
+  // For compilers, and for the programs that tracers write, as above. cells is (0,) where it is not asked for.
+  m.def(
+      "rnn_masked_backward_unlisted(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, "
+      "Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
+      "Tensor cells, str cell, bool bias, int mode) "
+      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
+      "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
+  m.def(
+      "rnn_masked_layer(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, "
+      "str cell, bool bias, bool keep_cells, int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor cells)");
 
   // Streams: a step or a few at a time, with weights that were packed once. On the CPU, of layers in one
   // direction; nothing here has gradients.

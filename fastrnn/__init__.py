@@ -6,6 +6,7 @@ recurrences in plain torch.
 """
 
 from . import (
+    _differentiable_ops,  # noqa: F401 - registers the derivatives of what tracers write
     _onnx,  # noqa: F401 - what the operators are in ONNX, for torch.onnx.export to find
     compat,
     functional,

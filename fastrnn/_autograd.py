@@ -153,16 +153,14 @@ def layer(x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates", tie
     Raises:
         RuntimeError: from the operator, naming the argument, what was expected and what came.
     """
-    # An exported program has no gradients, and need not keep what they would be made of.
-    if (
-        torch.is_grad_enabled()
-        and not exporting()
-        and (
-            x.requires_grad
-            or h0.requires_grad
-            or (c0 is not None and c0.requires_grad)
-            or any(w.requires_grad for w in weights)
-        )
+    if exporting():  # a program cannot hold the Function below
+        mode = _ops.SAVE_MODES[save] + (tier + _cuda_mode(x) if x.is_cuda else 0)
+        y, hn, cn = _ops.layer(x, h0, c0, weights, batch_sizes, cell, bias, mode)
+    elif torch.is_grad_enabled() and (
+        x.requires_grad
+        or h0.requires_grad
+        or (c0 is not None and c0.requires_grad)
+        or any(w.requires_grad for w in weights)
     ):
         y, hn, cn = _Layer.apply(x, h0, c0, batch_sizes, cell, bias, _ops.SAVE_MODES[save], tier, *weights)
     else:

@@ -85,11 +85,12 @@ def layer(
         the compute dtype, if wanted, else None.
     """
     lstm = cell == "lstm"
-    if (
-        torch.is_grad_enabled()
-        and not exporting()  # see _autograd.layer
-        and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights))
-    ):
+    if exporting():  # see _autograd.layer
+        mode = _ops.SAVE_MODES[save] + (tier + _cuda_mode(x) if x.is_cuda else 0)
+        y, hn, cn, cells = _ops.masked_layer(
+            x, h0, c0, weights, lengths, reset, cell, bias, keep_cells and lstm, mode
+        )
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights)):
         y, hn, cn, cells = _MaskedLayer.apply(
             x, h0, c0, lengths, reset, cell, bias, _ops.SAVE_MODES[save], tier, *weights
         )

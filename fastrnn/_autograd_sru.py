@@ -11,6 +11,7 @@ from . import _ops, reference
 from ._autograd import differentiable, exporting
 
 _NEED_U, _NEED_X, _NEED_WEIGHTS, _NEED_C0, _NEED_V = 1, 2, 4, 8, 16
+DROP_MASK_IS_CONSTANT = "drop_mask: expected a constant, got a tensor that requires a gradient"
 
 
 class _Scan(torch.autograd.Function):
@@ -122,9 +123,13 @@ def scan(
         RuntimeError: from the operator, naming the argument, what was expected and what came; for a drop_mask
             that requires a gradient, as there is none.
     """
-    if torch.is_grad_enabled() and not exporting():  # see _autograd.layer
+    if exporting():  # see _autograd.layer
+        return _ops.sru_scan(
+            u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional
+        )
+    if torch.is_grad_enabled():
         if drop_mask is not None and drop_mask.requires_grad:
-            raise RuntimeError("drop_mask: expected a constant, got a tensor that requires a gradient")
+            raise RuntimeError(DROP_MASK_IS_CONSTANT)
         if any(t is not None and t.requires_grad for t in (u, x, weight_c, bias, c0, v)):
             return _Scan.apply(
                 u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional

@@ -103,6 +103,16 @@ std::tuple<Tensor, Tensor, Tensor> sru_forward(Tensor u, std::optional<Tensor> x
   return {h, c, cells};
 }
 
+// For the programs that tracers write.
+std::tuple<Tensor, Tensor> sru_scan(Tensor u, std::optional<Tensor> x, Tensor weight_c, Tensor bias, Tensor c0,
+                                    std::optional<Tensor> v, std::optional<Tensor> mask_pad,
+                                    std::optional<Tensor> drop_mask, std::optional<Tensor> batch_sizes, bool use_tanh,
+                                    double scale, bool bidirectional) {
+  const auto [h, c, cells] = sru_forward(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh,
+                                         scale, bidirectional, false);
+  return {h, c};
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sru_backward(
     std::optional<Tensor> grad_h, std::optional<Tensor> grad_c, Tensor u, std::optional<Tensor> x, Tensor weight_c,
     Tensor bias, Tensor c0, std::optional<Tensor> v, std::optional<Tensor> mask_pad, std::optional<Tensor> drop_mask,
@@ -211,6 +221,7 @@ std::tuple<Tensor, Tensor> sru_step(Tensor x, Tensor weight, std::optional<Tenso
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("sru_forward", TORCH_BOX(&fastrnn::sru_forward));
+  m.impl("sru_scan", TORCH_BOX(&fastrnn::sru_scan));
   m.impl("sru_step", TORCH_BOX(&fastrnn::sru_step));
   m.impl("sru_backward", TORCH_BOX(&fastrnn::sru_backward));
 }

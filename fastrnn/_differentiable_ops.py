@@ -1,0 +1,91 @@
+"""Operators whose derivatives the dispatcher knows: what tracers write into a program in a layer's place.
+
+Eager code wraps the raw operators in an autograd.Function (``_autograd``, ``_autograd_masked``,
+``_autograd_sru``), which a traced program cannot hold: torch.export would keep what the Function calls, and
+with it lose the derivative; torch.jit.trace cannot save it. The operators here are whole layers:
+
+- ``fastrnn::rnn_layer``, ``fastrnn::rnn_masked_layer`` (lengths, resets), ``fastrnn::sru_scan``.
+
+Their kernels are inference, which saves nothing. Where a gradient is wanted when the program runs, the
+registration below puts the same Function around the raw operators as eager code does: so a program trains
+like the module that it was made of, whatever the mode it was traced in. Eager code does not call them, as it
+would pay for the way through the dispatcher into Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from . import _autograd, _autograd_masked, _autograd_sru, _ops, reference
+from .reference_masked import masked_layer
+
+_library = torch.library.Library("fastrnn", "IMPL")
+
+
+def _derivative(op: torch._ops.OpOverload) -> Callable:
+    """Register a function as what an operator does where one of its tensors requires a gradient."""
+
+    def register(function: Callable) -> Callable:
+        def with_gradients(*args):
+            if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args)):
+                return function(*args)
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(*args)
+
+        _library.impl(op, with_gradients, "Autograd")
+        return function
+
+    return register
+
+
+def _tensors(args: Sequence) -> Iterator[Tensor]:
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, (list, tuple)):
+            yield from arg
+
+
+def _options(x: Tensor, mode: int) -> tuple[int, int]:
+    """What a mode says is saved, and the tier. Whether TensorFloat-32 is allowed is looked up when the layer
+    runs, as in eager code."""
+    return mode % _ops.TIERS["one_cta"], (mode & _ops.TIER_MASK if x.is_cuda else 0)
+
+
+@_derivative(_ops.layer)
+def _rnn_layer(x, h0, c0, weights, batch_sizes, cell, bias, mode):
+    if _autograd.transformed():
+        y, hn, cn = reference.layer(x, h0, c0, weights, cell=cell, bias=bias, batch_sizes=batch_sizes)
+        return y, hn, (x.new_empty((0,)) if cn is None else cn)
+    return _autograd._Layer.apply(x, h0, c0, batch_sizes, cell, bias, *_options(x, mode), *weights)
+
+
+@_derivative(_ops.masked_layer)
+def _rnn_masked_layer(x, h0, c0, weights, lengths, reset, cell, bias, keep_cells, mode):
+    if _autograd.transformed():
+        masks = {"lengths": lengths, "reset": reset}
+        y, hn, cn, cells = masked_layer(x, h0, c0, weights, cell=cell, bias=bias, **masks)
+        cn = x.new_empty((0,)) if cn is None else cn
+    else:
+        y, hn, cn, cells = _autograd_masked._MaskedLayer.apply(
+            x, h0, c0, lengths, reset, cell, bias, *_options(x, mode), *weights
+        )
+    if not keep_cells or cells is None:
+        cells = x.new_empty((0,), dtype=_ops.compute_dtype(x))
+    return y, hn, cn, cells
+
+
+@_derivative(_ops.sru_scan)
+def _sru_scan(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional):
+    if drop_mask is not None and drop_mask.requires_grad:
+        raise RuntimeError(_autograd_sru.DROP_MASK_IS_CONSTANT)
+    if _autograd.transformed():
+        masks = {"v": v, "mask_pad": mask_pad, "drop_mask": drop_mask, "batch_sizes": batch_sizes}
+        options = {"use_tanh": use_tanh, "scale": scale, "bidirectional": bidirectional}
+        return reference.sru_scan(u, x, weight_c, bias, c0, **masks, **options)
+    return _autograd_sru._Scan.apply(
+        u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional
+    )
