@@ -8,6 +8,7 @@ recurrences in plain torch.
 from . import (
     _differentiable_ops,  # noqa: F401 - registers the derivatives of what tracers write
     _onnx,  # noqa: F401 - what the operators are in ONNX, for torch.onnx.export to find
+    _script_ops,  # noqa: F401 - registers what TorchScript calls and torch.jit.trace records
     compat,
     functional,
     reference,

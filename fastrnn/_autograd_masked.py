@@ -8,7 +8,16 @@ from __future__ import annotations
 import torch
 
 from . import _ops, reference
-from ._autograd import _NEED_C0, _NEED_H0, _NEED_WEIGHTS, _NEED_X, _cuda_mode, differentiable, exporting
+from ._autograd import (
+    _NEED_C0,
+    _NEED_H0,
+    _NEED_WEIGHTS,
+    _NEED_X,
+    _cuda_mode,
+    differentiable,
+    exporting,
+    tracing,
+)
 from .reference_masked import masked_layer
 
 
@@ -90,7 +99,11 @@ def layer(
         y, hn, cn, cells = _ops.masked_layer(
             x, h0, c0, weights, lengths, reset, cell, bias, keep_cells and lstm, mode
         )
-    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights)):
+    elif (
+        torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights))
+        and not tracing()
+    ):
         y, hn, cn, cells = _MaskedLayer.apply(
             x, h0, c0, lengths, reset, cell, bias, _ops.SAVE_MODES[save], tier, *weights
         )

@@ -23,6 +23,8 @@ from . import _autograd, _autograd_masked, _autograd_sru, _ops, reference
 from .reference_masked import masked_layer
 
 _library = torch.library.Library("fastrnn", "IMPL")
+#: What is registered here, by operator.
+derivatives: dict[torch._ops.OpOverload, Callable] = {}
 
 
 def _derivative(op: torch._ops.OpOverload) -> Callable:
@@ -36,6 +38,7 @@ def _derivative(op: torch._ops.OpOverload) -> Callable:
                 return op(*args)
 
         _library.impl(op, with_gradients, "Autograd")
+        derivatives[op] = with_gradients
         return function
 
     return register

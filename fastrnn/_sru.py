@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _autograd, _autograd_sru, _linear, _ops, reference
-from ._autograd import transformed
+from ._autograd import tracing, transformed
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -166,6 +166,7 @@ def takes_step(
         )
         and _autograd.supported(x)
         and not transformed()
+        and not tracing()  # the program may be given more steps
     )
 
 

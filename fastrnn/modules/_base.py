@@ -49,7 +49,7 @@ class RecurrentLayer(nn.RNNBase):
     setting for matrix products, torch.backends.cuda.matmul, says nothing about layers, here as there.
     """
 
-    # Class attributes stand in for instances pickled without them. Not annotated: TorchScript would read these
+    # Class attributes stand in for instances pickled without them. Not annotated: TorchScript would read the
     # annotations, and knows none that are strings.
     save = "gates"
     backend = "auto"

@@ -282,8 +282,13 @@ class SRUCell(nn.Module):
             return None, 1.0
         if not self.rescale:
             return residual, 1.0
-        # Reading a number off a GPU would wait for it, and a compiler has none to read.
-        if self.scale_x.is_cpu and not torch.compiler.is_compiling() and not _sru.transformed():
+        # Reading a number off a GPU would wait for it, and a compiler or a tracer has none to read.
+        if (
+            self.scale_x.is_cpu
+            and not torch.compiler.is_compiling()
+            and not _sru.transformed()
+            and not _sru.tracing()
+        ):
             return residual, float(self.scale_x)
         return residual * self.scale_x.to(residual.dtype), 1.0
 
