@@ -196,7 +196,8 @@ def cell_scan(
     skip: Tensor | None = None
     if has_skip_term and k == 3:
         skip = residual
-    if torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled():
+    # Autocast has cast the product. (TorchScript has is_autocast_enabled(), which crashes under autocast.)
+    if u.dtype != weight_c.dtype or u.dtype != residual.dtype:
         to = torch.float32 if _is_half(u) and not half else u.dtype
         u, weight, bias, c0 = u.to(to), weight.to(to), bias.to(to), c0.to(to)
         skip, added, drop_mask = _cast(skip, to), _cast(added, to), _cast(drop_mask, to)
@@ -235,8 +236,6 @@ def cell(
         u = transformed
     elif torch.jit.isinstance(transformed, tuple[Tensor]):
         u = transformed[0]
-    elif torch.jit.isinstance(transformed, tuple[Tensor, Tensor]):  # noqa: SIM114
-        u, v = transformed[0], transformed[1]
     elif torch.jit.isinstance(transformed, tuple[Tensor, Tensor | None]):
         u, v = transformed[0], transformed[1]
     else:

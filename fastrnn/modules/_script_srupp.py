@@ -169,8 +169,6 @@ def cell(
         u = transformed
     elif torch.jit.isinstance(transformed, tuple[Tensor]):
         u = transformed[0]
-    elif torch.jit.isinstance(transformed, tuple[Tensor, Tensor]):  # noqa: SIM114
-        u, v = transformed[0], transformed[1]
     elif torch.jit.isinstance(transformed, tuple[Tensor, Tensor | None]):
         u, v = transformed[0], transformed[1]
     else:

@@ -256,7 +256,7 @@ def stack_input(stack: nn.Module, name: str, input, mask_pad):
         _checks_sru.features(name, input.data, stack.input_size)
         if mask_pad is not None:
             raise ValueError(f"{name}: mask_pad should be None for a PackedSequence, which has no pads")
-        return input, int(input.batch_sizes[0]), None
+        return input, _sru.first_rows(input.batch_sizes), None
     x = _checks.tensor(name, "input", input)
     if x.layout is not torch.strided or x.is_nested:
         x = _checks.dense(name, x)
