@@ -1,5 +1,5 @@
-"""torch.jit.trace: what is recorded passes torch's check, is saved and loaded, takes other sizes, trains, and may
-be called again; and every operator that takes a list leaves the caller's as it was."""
+"""torch.jit.trace: what is recorded passes torch's check, is saved and loaded, takes other sizes, trains, and
+may be called again; and every operator that takes a list leaves the caller's as it was."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import fastrnn
 from fastrnn import _ops
+from fastrnn.compat import sru as compat_sru
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),
@@ -30,7 +30,7 @@ SRUS = {
     "SRU k3": lambda: fastrnn.SRU(H, H, use_tanh=True, rescale=True, layer_norm=True),
     "SRU both": lambda: fastrnn.SRU(IN, 3, bidirectional=True, projection_size=2),
     "SRU large": lambda: fastrnn.SRU(512, 512, 1),  # whose product is oneDNN's
-    "compat SRU": lambda: fastrnn.compat.sru.SRU(IN, H, sru_version="2.6.0"),
+    "compat SRU": lambda: compat_sru.SRU(IN, H, sru_version="2.6.0"),
 }
 
 
@@ -58,8 +58,8 @@ def compare(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 def traces(module: nn.Module, *batches: tuple) -> torch.jit.ScriptModule:
-    """Traces the module with the first batch, gradients on and off. Loaded again, each program has the module's
-    numbers and gradients for every batch, twice, and without gradients too."""
+    """Traces the module with the first batch, gradients on (as tensorboard's add_graph does) and off. Loaded
+    again, each program has the module's numbers and gradients for all batches, twice, without gradients too."""
     expected = [everything(module, batch) for batch in batches]
     results = [[t.detach() for t in flat(module(*batch))] for batch in batches]
     for grad in (True, False):
@@ -338,22 +338,14 @@ assert not [w for w in caught if issubclass(w.category, torch.jit.TracerWarning)
     assert done.returncode == 0, done.stderr
 
 
-def test_tensorboard_graph(tmp_path):
-    """add_graph, which traces with gradients on and lets torch check the trace."""
-    tensorboard = pytest.importorskip("torch.utils.tensorboard")
-    with warnings.catch_warnings(), tensorboard.SummaryWriter(tmp_path) as writer:
-        writer.add_graph(nn.Sequential(fastrnn.LSTM(IN, H, 2)), randn(5, 3, IN))
-    assert list(tmp_path.iterdir())
-
-
-# ---- operators that take lists ------------------------------------------------------------------------------
+# ---- operators that take lists -----------------------------------------------------------------------------
 
 
 def _arguments(cell: str = "lstm") -> dict:
     layer = fastrnn.LSTM(IN, H)
     x, h, c = randn(5, 3, IN), randn(1, 3, H), randn(1, 3, H)
     weights = [w.detach() for w in layer.parameters()]
-    y, hn, cn, gates, cells = _ops.forward(x, h, c, weights, None, cell, True, 1)
+    y, _, _, gates, cells = _ops.forward(x, h, c, weights, None, cell, True, 1)
     kept = {"y": y, "gates": gates, "cells": cells}
     return {"x": x, "h": h, "c": c, "weights": weights, "grad": torch.ones_like(y), **kept}
 
@@ -404,7 +396,7 @@ def _twice(
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_operators_leave_the_list(mode):
-    """Every operator that takes a list, through TorchScript, twice, with one list: it is the caller's still."""
+    """Every operator that takes a list, through TorchScript, twice, with one list: the caller's still."""
     given = _arguments()
     with mode():
         results, weights = _twice(*given.values())
