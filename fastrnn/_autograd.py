@@ -72,7 +72,28 @@ def differentiable(*grads: torch.Tensor | None) -> bool:
         return True
     if torch.compiler.is_compiling():
         return False
-    return any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
+    for g in grads:  # a generator for any() would take longer than the rest  # noqa: SIM110
+        if g is not None and torch._C._functorch.is_legacy_batchedtensor(g):
+            return True
+    return False
+
+
+def backward_op(masked: bool = False):
+    """The operator of a backward pass, or, where a compiler records it, its form without a list among the
+    results, which some of them refuse; with the results of the operator."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return _recorded_masked_backward if masked else _recorded_backward
+    return _ops.masked_backward if masked else _ops.backward
+
+
+def _recorded_backward(grad_y, grad_hn, grad_cn, x, h0, c0, weights, *others):
+    found = _ops.backward_unlisted(grad_y, grad_hn, grad_cn, x, h0, c0, weights, *others)
+    return *found[:3], found[3 : 3 + len(weights)]
+
+
+def _recorded_masked_backward(grad_y, grad_hn, grad_cn, grad_cells, x, h0, c0, weights, *others):
+    found = _ops.masked_backward_unlisted(grad_y, grad_hn, grad_cn, grad_cells, x, h0, c0, weights, *others)
+    return *found[:3], found[3 : 3 + len(weights)]
 
 
 class _Layer(torch.autograd.Function):
@@ -111,7 +132,7 @@ class _Layer(torch.autograd.Function):
         )
         if x.is_cuda:
             mode += ctx.tier + _cuda_mode(x)
-        grad_x, grad_h0, grad_c0, grad_weights = _ops.backward(
+        grad_x, grad_h0, grad_c0, grad_weights = backward_op()(
             grad_y,
             grad_hn,
             grad_cn,
@@ -158,7 +179,7 @@ def layer(x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates", tie
     Raises:
         RuntimeError: from the operator, naming the argument, what was expected and what came.
     """
-    if exporting():  # a program cannot hold the Function below
+    if torch.compiler._is_exporting_flag:  # a program cannot hold the Function below
         mode = _ops.SAVE_MODES[save] + (tier + _cuda_mode(x) if x.is_cuda else 0)
         y, hn, cn = _ops.layer(x, h0, c0, weights, batch_sizes, cell, bias, mode)
     elif (

@@ -14,6 +14,7 @@ from ._autograd import (
     _NEED_WEIGHTS,
     _NEED_X,
     _cuda_mode,
+    backward_op,
     differentiable,
     exporting,
     tracing,
@@ -60,7 +61,7 @@ class _MaskedLayer(torch.autograd.Function):
         )
         if x.is_cuda:
             mode += ctx.tier + _cuda_mode(x)
-        grad_x, grad_h0, grad_c0, grad_weights = _ops.masked_backward(
+        grad_x, grad_h0, grad_c0, grad_weights = backward_op(masked=True)(
             *grads, x, h0, c0, weights, lengths, reset, y, gates, cells, ctx.cell, ctx.bias, mode
         )
         return (

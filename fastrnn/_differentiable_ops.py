@@ -14,6 +14,7 @@ would pay for the way through the dispatcher into Python.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -32,6 +33,8 @@ def _derivative(op: torch._ops.OpOverload) -> Callable:
 
     def register(function: Callable) -> Callable:
         def with_gradients(*args):
+            if _ops.patched and torch.compiler._is_exporting_flag:
+                _exported_in_patch()
             if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args)):
                 return function(*args)
             with torch._C._AutoDispatchBelowAutograd():
@@ -42,6 +45,16 @@ def _derivative(op: torch._ops.OpOverload) -> Callable:
         return function
 
     return register
+
+
+def _exported_in_patch() -> None:
+    """A word to those whose program would need no fastrnn but for the block around its export. It is said
+    here as nothing else of this package runs when strict=True has torch.export read bytecode."""
+    warnings.warn(
+        "torch.export within fastrnn.patch(): the program calls fastrnn's operators, and fastrnn has to be "
+        "imported where it is loaded; export outside the block for a program of torch's alone",
+        stacklevel=3,
+    )
 
 
 def _tensors(args: Sequence) -> Iterator[Tensor]:

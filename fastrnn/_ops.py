@@ -23,6 +23,8 @@ TIER_MASK, TF32 = 112, 128
 
 torch.ops.load_library(_FOLDER / "libfastrnn_cpu.so")
 cuda_loaded = False
+#: How many blocks of fastrnn.patch() are open.
+patched = 0
 if torch.version.cuda is not None and (_FOLDER / "libfastrnn_cuda.so").exists():
     try:
         torch.ops.load_library(_FOLDER / "libfastrnn_cuda.so")

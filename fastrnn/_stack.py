@@ -125,19 +125,26 @@ def run(
         if w.device != device:
             _checks.same_kind(x, [("parameter", w)])
 
-    if stack.backend == "cudnn" and masks is None:  # autocast included
-        y, h, c = _torch.layers(stack, x, h, c, weights, rows, batch_sizes)
-    elif autocast:
-        projected = stack.proj_size > 0
-        x, h, c, weights, round_to = autocast_inputs(stack.cell, projected, packed, x, h, c, weights)
-        with torch.autocast(x.device.type, enabled=False):
+    try:
+        if stack.backend == "cudnn" and masks is None:  # autocast included
+            y, h, c = _torch.layers(stack, x, h, c, weights, rows, batch_sizes)
+        elif autocast:
+            projected = stack.proj_size > 0
+            x, h, c, weights, round_to = autocast_inputs(stack.cell, projected, packed, x, h, c, weights)
+            with torch.autocast(x.device.type, enabled=False):
+                y, h, c = _layers(stack, x, h, c, weights, rows, batch_sizes, masks)
+            if round_to is not None:
+                y, h = y.to(round_to), h.to(round_to)
+                if masks is not None:
+                    masks.round_outputs(round_to)
+        else:
             y, h, c = _layers(stack, x, h, c, weights, rows, batch_sizes, masks)
-        if round_to is not None:
-            y, h = y.to(round_to), h.to(round_to)
-            if masks is not None:
-                masks.round_outputs(round_to)
-    else:
-        y, h, c = _layers(stack, x, h, c, weights, rows, batch_sizes, masks)
+    except RuntimeError:
+        # Asked here, where no other call has to wait for the answer.
+        if masks is not None or not _torch.per_sample(weights):
+            raise
+        with _torch.taken_apart():
+            y, h, c = _torch.layers(stack, x, h, c, weights, rows, batch_sizes)
 
     if packed:
         return y, h, c

@@ -6,12 +6,35 @@ no double backward on a GPU, no backward in eval mode, no gradient of a packed s
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 # torch's functions and module modes by the kernels' name of a recurrence.
 _LAYERS = {cell: getattr(torch._VF, cell) for cell in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
 _CELLS = {cell: getattr(torch._VF, f"{cell}_cell") for cell in _LAYERS}
+
+
+def per_sample(weights) -> bool:
+    """Whether gradients are wanted for each sample by torch.nn.utils' call_for_per_sample_grads: then weights
+    know torch's functions and no others."""
+    module = sys.modules.get("torch.nn.utils._expanded_weights.expanded_weights_impl")
+    return module is not None and any(isinstance(w, module.ExpandedWeight) for w in weights)
+
+
+@contextlib.contextmanager
+def taken_apart() -> Iterator[None]:
+    """Within it torch computes layers of such weights, which do not know oneDNN's LSTM."""
+    # torch.backends.mkldnn.flags() sets other flags as well, and warns of them.
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 def layers(stack, x: Tensor, h, c, weights, rows: int, batch_sizes: Tensor | None):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _checks
+from .. import _checks, _exact_types
 from .._masked import Masks
 from .._masked import read as read_masks
 from .._stack import Stack, permute, run
@@ -75,6 +75,8 @@ class RecurrentLayer(nn.RNNBase):
         # They may be changed at any time, and a wrong one should not wait for forward() to be noticed.
         if name in _OPTIONS:
             _checks.one_of(type(self).__name__, name, value, _OPTIONS[name])
+        elif name in _exact_types.MARKS:
+            _exact_types.warn(name, type(self).__name__)
         super().__setattr__(name, value)
 
     def _live_weights(self) -> list[Tensor]:

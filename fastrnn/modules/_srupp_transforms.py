@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .. import _checks, _checks_sru, _sru
+from .. import _checks, _checks_sru, _sru, _symbolic
 from .._attention import attention
 from .._stack import autocasting
 from .._torchscript import scripts_as
@@ -82,8 +82,11 @@ class SRUppProjectedLinear(nn.Module):
     def forward(self, input: Tensor, *_, **__) -> Tensor:
         """(L, B, I) to (L, B, O*K). The arguments of :class:`SRUppAttention`'s are accepted and ignored."""
         name = type(self).__name__
-        _checks_sru.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
-        return _sru.product(self.linear2, self.features(input))
+        try:
+            _checks_sru.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
+            return _sru.product(self.linear2, self.features(input))
+        except _symbolic.ERRORS as error:
+            return _symbolic.module_call(self, SRUppProjectedLinear.forward, locals(), error)
 
 
 class SRUppAttention(nn.Module):
@@ -261,8 +264,11 @@ class SRUppAttention(nn.Module):
             (L, B, O*K). Where a query may see no key, attention contributes 0.
         """
         name = type(self).__name__
-        _checks_sru.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
-        _checks_sru.dims(name, input, (3,), "(L, B, I)")
-        masks = {"mask_pad": mask_pad, "attn_mask": attn_mask, "is_causal": is_causal}
-        found = self.features(input, memory=memory, memory_mask_pad=memory_mask_pad, **masks)
-        return _sru.product(self.linear3, found)
+        try:
+            _checks_sru.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
+            _checks_sru.dims(name, input, (3,), "(L, B, I)")
+            masks = {"mask_pad": mask_pad, "attn_mask": attn_mask, "is_causal": is_causal}
+            found = self.features(input, memory=memory, memory_mask_pad=memory_mask_pad, **masks)
+            return _sru.product(self.linear3, found)
+        except _symbolic.ERRORS as error:
+            return _symbolic.module_call(self, SRUppAttention.forward, locals(), error)

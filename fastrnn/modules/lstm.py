@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from .. import _symbolic
 from .._stack import permute
 from .._torchscript import Overloads
 from . import _script_rnn
@@ -93,11 +94,14 @@ class LSTM(RecurrentLayer):
             TypeError: lengths, reset or done of another type.
             RuntimeError: sizes that do not fit, T = 0, lengths beyond T, tensors on different devices.
         """
-        masks = self._masks(input, lengths, reset, done, return_all_states)
-        y, h, c = self._run(input, hx, masks)
-        if return_all_states:
-            return y, (h, c), masks.states(input.dim() == 3, self.batch_first)
-        return y, (h, c)
+        try:
+            masks = self._masks(input, lengths, reset, done, return_all_states)
+            y, h, c = self._run(input, hx, masks)
+            if return_all_states:
+                return y, (h, c), masks.states(input.dim() == 3, self.batch_first)
+            return y, (h, c)
+        except _symbolic.ERRORS as error:
+            return _symbolic.module_call(self, LSTM.forward, locals(), error)
 
     # What torch.jit.script compiles.
     _script_forward, _script_forward_packed = _script_rnn.lstm, _script_rnn.lstm_packed

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _checks, _checks_sru, _sru
+from .. import _checks, _checks_sru, _sru, _symbolic
 from .._stack import autocasting
 from .._torchscript import scripts_as
 from . import _script_sru
@@ -199,17 +199,20 @@ class SRU(nn.Module):
             ValueError, RuntimeError: sizes, dtypes or devices that do not fit, naming the argument.
         """
         name = type(self).__name__
-        x, batch, mask_pad = stack_input(self, name, input, mask_pad)
-        c0 = stack_states(self, name, c0, batch)
-        if self.input_to_hidden is not None:
-            x = through(self.input_to_hidden, x)
-        states = []
-        for layer, c in zip(self.rnn_lst, c0, strict=True):
-            x, c = layer(x, c, mask_pad=mask_pad)
-            states.append(c)
-        if self.batch_first and isinstance(x, Tensor):
-            x = x.transpose(0, 1)
-        return x, stack_result(self, states)
+        try:
+            x, batch, pads = stack_input(self, name, input, mask_pad)
+            first = stack_states(self, name, c0, batch)
+            if self.input_to_hidden is not None:
+                x = through(self.input_to_hidden, x)
+            states = []
+            for layer, c in zip(self.rnn_lst, first, strict=True):
+                x, c = layer(x, c, mask_pad=pads)
+                states.append(c)
+            if self.batch_first and isinstance(x, Tensor):
+                x = x.transpose(0, 1)
+            return x, stack_result(self, states)
+        except _symbolic.ERRORS as error:
+            return _symbolic.module_call(self, SRU.forward, locals(), error)
 
     def step(self, input: Tensor, c0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One time step: ``forward()`` on a sequence of one, with gradients, hooks and all.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _checks, _checks_sru, _sru
+from .. import _checks, _checks_sru, _sru, _symbolic
 from .._stack import autocasting
 from .._torchscript import scripts_as
 from . import _script_sru
@@ -189,7 +189,10 @@ class SRUCell(nn.Module):
         Raises:
             ValueError, RuntimeError: sizes, dtypes or devices that do not fit, naming the argument.
         """
-        return self._run(input, c0, mask_pad)
+        try:
+            return self._run(input, c0, mask_pad)
+        except _symbolic.ERRORS as error:
+            return _symbolic.module_call(self, SRUCell.forward, locals(), error)
 
     def _run(self, input, c0, mask_pad, **attention):
         """forward(), with what a transform module of SRU++ takes besides."""
