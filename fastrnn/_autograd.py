@@ -54,6 +54,11 @@ def exporting() -> bool:
     return torch.compiler._is_exporting_flag
 
 
+#: A true value while torch.jit.trace is at work. What it is to record of calls of the raw operators,
+#: _script_ops says; only that the autograd.Functions are kept from it is left to their callers.
+tracing = torch._C._get_tracing_state
+
+
 def transformed() -> bool:
     """Whether torch.func or forward-mode AD is at work, which look into an operation rather than call it."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -177,11 +182,15 @@ def layer(x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates", tie
     if torch.compiler._is_exporting_flag:  # a program cannot hold the Function below
         mode = _ops.SAVE_MODES[save] + (tier + _cuda_mode(x) if x.is_cuda else 0)
         y, hn, cn = _ops.layer(x, h0, c0, weights, batch_sizes, cell, bias, mode)
-    elif torch.is_grad_enabled() and (
-        x.requires_grad
-        or h0.requires_grad
-        or (c0 is not None and c0.requires_grad)
-        or any(w.requires_grad for w in weights)
+    elif (
+        torch.is_grad_enabled()
+        and (
+            x.requires_grad
+            or h0.requires_grad
+            or (c0 is not None and c0.requires_grad)
+            or any(w.requires_grad for w in weights)
+        )
+        and not tracing()
     ):
         y, hn, cn = _Layer.apply(x, h0, c0, batch_sizes, cell, bias, _ops.SAVE_MODES[save], tier, *weights)
     else:

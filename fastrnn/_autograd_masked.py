@@ -17,6 +17,7 @@ from ._autograd import (
     backward_op,
     differentiable,
     exporting,
+    tracing,
 )
 from .reference_masked import masked_layer
 
@@ -99,7 +100,11 @@ def layer(
         y, hn, cn, cells = _ops.masked_layer(
             x, h0, c0, weights, lengths, reset, cell, bias, keep_cells and lstm, mode
         )
-    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights)):
+    elif (
+        torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights))
+        and not tracing()
+    ):
         y, hn, cn, cells = _MaskedLayer.apply(
             x, h0, c0, lengths, reset, cell, bias, _ops.SAVE_MODES[save], tier, *weights
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _ops, reference
-from ._autograd import differentiable, exporting
+from ._autograd import differentiable, exporting, tracing
 
 _NEED_U, _NEED_X, _NEED_WEIGHTS, _NEED_C0, _NEED_V = 1, 2, 4, 8, 16
 DROP_MASK_IS_CONSTANT = "drop_mask: expected a constant, got a tensor that requires a gradient"
@@ -130,7 +130,7 @@ def scan(
     if torch.is_grad_enabled():
         if drop_mask is not None and drop_mask.requires_grad:
             raise RuntimeError(DROP_MASK_IS_CONSTANT)
-        if any(t is not None and t.requires_grad for t in (u, x, weight_c, bias, c0, v)):
+        if any(t is not None and t.requires_grad for t in (u, x, weight_c, bias, c0, v)) and not tracing():
             return _Scan.apply(
                 u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional
             )

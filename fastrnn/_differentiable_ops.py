@@ -26,6 +26,8 @@ from .reference_masked import masked_layer
 
 _SAVES = _ops.TIERS["one_cta"]  # below it a mode says what is saved
 _library = torch.library.Library("fastrnn", "IMPL")
+#: What is registered here, by operator.
+derivatives: dict[torch._ops.OpOverload, Callable] = {}
 
 
 def _derivative(op: torch._ops.OpOverload, inference: Callable) -> Callable:
@@ -44,6 +46,7 @@ def _derivative(op: torch._ops.OpOverload, inference: Callable) -> Callable:
                 return op(*args)
 
         _library.impl(op, with_gradients, "Autograd")
+        derivatives[op] = with_gradients
         return function
 
     return register

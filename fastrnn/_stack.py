@@ -154,7 +154,9 @@ def run(
 
 
 def _first(batch_sizes: Tensor) -> int:
-    """The rows of the first step, which for an exported program is a number that it reads when it runs."""
+    """The rows of the first step, which for a program is a number that it reads when it runs."""
+    if _autograd.tracing():
+        return batch_sizes[0]
     if not _autograd.exporting():
         return int(batch_sizes[0])
     rows = batch_sizes[0].item()

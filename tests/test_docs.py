@@ -35,6 +35,7 @@ PAGES = {
     "models.md": lambda: {},
     "recipes.md": lambda: {},
     "streaming.md": _streaming,
+    "torchscript.md": lambda: {},
     "swapping-in.md": lambda: {
         "fastrnn": fastrnn,
         "model": nn.LSTM(4, 5),

@@ -305,12 +305,16 @@ auto rnn_masked_layer(Tensor x, Tensor h0, std::optional<Tensor> c0, std::vector
 }  // namespace fastrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
-  m.impl("rnn_forward", TORCH_BOX(&fastrnn::rnn_forward));
-  m.impl("rnn_backward", TORCH_BOX(&fastrnn::rnn_backward));
-  m.impl("rnn_masked_forward", TORCH_BOX(&fastrnn::rnn_masked_forward));
-  m.impl("rnn_masked_backward", TORCH_BOX(&fastrnn::rnn_masked_backward));
-  m.impl("rnn_backward_unlisted", TORCH_BOX(&fastrnn::rnn_backward_unlisted));
-  m.impl("rnn_masked_backward_unlisted", TORCH_BOX(&fastrnn::rnn_masked_backward_unlisted));
-  m.impl("rnn_layer", TORCH_BOX(&fastrnn::rnn_layer));
-  m.impl("rnn_masked_layer", TORCH_BOX(&fastrnn::rnn_masked_layer));
+  const auto impl = [&](const char* name, auto kernel) {
+    m.impl(name, kernel);
+    m.impl((std::string(name) + ".script").c_str(), kernel);  // see ops.cpp
+  };
+  impl("rnn_forward", TORCH_BOX(&fastrnn::rnn_forward));
+  impl("rnn_backward", TORCH_BOX(&fastrnn::rnn_backward));
+  impl("rnn_masked_forward", TORCH_BOX(&fastrnn::rnn_masked_forward));
+  impl("rnn_masked_backward", TORCH_BOX(&fastrnn::rnn_masked_backward));
+  impl("rnn_backward_unlisted", TORCH_BOX(&fastrnn::rnn_backward_unlisted));
+  impl("rnn_masked_backward_unlisted", TORCH_BOX(&fastrnn::rnn_masked_backward_unlisted));
+  impl("rnn_layer", TORCH_BOX(&fastrnn::rnn_layer));
+  impl("rnn_masked_layer", TORCH_BOX(&fastrnn::rnn_masked_layer));
 }

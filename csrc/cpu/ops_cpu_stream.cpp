@@ -205,6 +205,10 @@ std::tuple<Tensor, Tensor, Tensor> rnn_stream(Tensor x, Tensor h0, std::optional
 }  // namespace fastrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
-  m.impl("rnn_pack", TORCH_BOX(&fastrnn::rnn_pack));
-  m.impl("rnn_stream", TORCH_BOX(&fastrnn::rnn_stream));
+  const auto impl = [&](const char* name, auto kernel) {
+    m.impl(name, kernel);
+    m.impl((std::string(name) + ".script").c_str(), kernel);  // see ops.cpp
+  };
+  impl("rnn_pack", TORCH_BOX(&fastrnn::rnn_pack));
+  impl("rnn_stream", TORCH_BOX(&fastrnn::rnn_stream));
 }

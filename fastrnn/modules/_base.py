@@ -49,9 +49,10 @@ class RecurrentLayer(nn.RNNBase):
     setting for matrix products, torch.backends.cuda.matmul, says nothing about layers, here as there.
     """
 
-    # Class attributes stand in for instances pickled without them.
-    save: str = "gates"
-    backend: str = "auto"
+    # Class attributes stand in for instances pickled without them. Not annotated: TorchScript would read the
+    # annotations, and knows none that are strings.
+    save = "gates"
+    backend = "auto"
     #: What messages call the layer, whatever a subclass is called.
     _name: str
 

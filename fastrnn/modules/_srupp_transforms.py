@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from .. import _checks, _checks_sru, _sru, _symbolic
 from .._attention import attention
 from .._stack import autocasting
+from .._torchscript import scripts_as
+from . import _script_srupp
 
 __all__ = ["SRUppAttention", "SRUppProjectedLinear"]
 
@@ -27,6 +31,11 @@ class SRUppProjectedLinear(nn.Module):
     Parameters: ``linear1.weight`` (P, I), ``linear2.weight`` (O*K, P) and, with ``layer_norm``,
     ``layer_norm.weight`` and ``layer_norm.bias`` (P,).
     """
+
+    __jit_unused_properties__: ClassVar[list[str]] = ["last"]
+    #: That forward() knows the argument, for TorchScript to see: modules written for the package do not.
+    takes_is_causal = True
+    __constants__: ClassVar[list[str]] = ["takes_is_causal"]
 
     def __init__(
         self,
@@ -69,6 +78,7 @@ class SRUppProjectedLinear(nn.Module):
         z = _sru.product(self.linear1, input)
         return self.dropout(z if self.layer_norm is None else self.layer_norm(z))
 
+    @scripts_as(_script_srupp.projected)
     def forward(self, input: Tensor, *_, **__) -> Tensor:
         """(L, B, I) to (L, B, O*K). The arguments of :class:`SRUppAttention`'s are accepted and ignored."""
         name = type(self).__name__
@@ -97,6 +107,11 @@ class SRUppAttention(nn.Module):
     Parameters: ``alpha`` (1,), ``rezero_init_alpha`` at first; ``linear1.weight`` (P, I), ``linear2.weight``
     (2*P, P), ``linear3.weight`` (O*K, P); with ``layer_norm`` ``layer_norm.weight`` and ``.bias`` (P,).
     """
+
+    __jit_unused_properties__: ClassVar[list[str]] = ["last"]
+    #: That forward() knows the argument, for TorchScript to see: modules written for the package do not.
+    takes_is_causal = True
+    __constants__: ClassVar[list[str]] = ["takes_is_causal"]
 
     def __init__(
         self,
@@ -226,6 +241,7 @@ class SRUppAttention(nn.Module):
                 parts.append(_checks_sru.mask(name, argument, mask, device, (steps, batch)))
         return torch.cat(parts).t()
 
+    @scripts_as(_script_srupp.attention)
     def forward(
         self,
         input: Tensor,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .. import _exact_types, _symbolic, functional
+from .._torchscript import scripts_as
+from . import _script_rnn
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -47,6 +49,7 @@ class LSTMCell(RecurrentCell):
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
         self._init(input_size, hidden_size, bias, 4, device, dtype)
 
+    @scripts_as(_script_rnn.lstm_cell)
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """(B, I) or (I,) and, optionally, (h, c) of (B, H) or (H,) each, to the next (h, c)."""
         try:
@@ -66,6 +69,7 @@ class GRUCell(RecurrentCell):
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
         self._init(input_size, hidden_size, bias, 3, device, dtype)
 
+    @scripts_as(_script_rnn.gru_cell)
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """(B, I) or (I,) and, optionally, h of (B, H) or (H,), to the next h."""
         try:
@@ -96,6 +100,7 @@ class RNNCell(RecurrentCell):
         self._init(input_size, hidden_size, bias, 1, device, dtype)
         self.nonlinearity = nonlinearity
 
+    @scripts_as(_script_rnn.rnn_cell)
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """(B, I) or (I,) and, optionally, h of (B, H) or (H,), to the next h."""
         if self.nonlinearity not in ("tanh", "relu"):

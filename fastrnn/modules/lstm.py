@@ -9,6 +9,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _symbolic
 from .._stack import permute
+from .._torchscript import Overloads
+from . import _script_rnn
 from ._base import RecurrentLayer
 
 __all__ = ["LSTM"]
@@ -100,6 +102,10 @@ class LSTM(RecurrentLayer):
             return y, (h, c)
         except _symbolic.ERRORS as error:
             return _symbolic.module_call(self, LSTM.forward, locals(), error)
+
+    # What torch.jit.script compiles.
+    _script_forward, _script_forward_packed = _script_rnn.lstm, _script_rnn.lstm_packed
+    __overloads__ = Overloads("_script_forward", "_script_forward_packed")
 
     # torch.nn.LSTM's own versions of RNNBase's helpers. forward() has no use for them; subclasses with a
     # forward() of their own call them.

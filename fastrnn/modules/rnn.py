@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _symbolic
+from .._torchscript import Overloads
+from . import _script_rnn
 from ._base import RecurrentLayer
 
 __all__ = ["RNN"]
@@ -65,3 +67,7 @@ class RNN(RecurrentLayer):
             return y, h
         except _symbolic.ERRORS as error:
             return _symbolic.module_call(self, RNN.forward, locals(), error)
+
+    # What torch.jit.script compiles.
+    _script_forward, _script_forward_packed = _script_rnn.rnn, _script_rnn.rnn_packed
+    __overloads__ = Overloads("_script_forward", "_script_forward_packed")

@@ -11,6 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks, _checks_sru, _sru, _symbolic
 from .._stack import autocasting
+from .._torchscript import scripts_as
+from . import _script_sru
 from .sru_cell import SRUCell, one_name
 
 __all__ = ["SRU"]
@@ -176,6 +178,7 @@ class SRU(nn.Module):
         if self.input_to_hidden is not None:
             self.input_to_hidden.reset_parameters()
 
+    @scripts_as(_script_sru.stack)
     def forward(
         self, input: Tensor | PackedSequence, c0: Tensor | None = None, mask_pad: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
@@ -256,7 +259,7 @@ def stack_input(stack: nn.Module, name: str, input, mask_pad):
         _checks_sru.features(name, input.data, stack.input_size)
         if mask_pad is not None:
             raise ValueError(f"{name}: mask_pad should be None for a PackedSequence, which has no pads")
-        return input, int(input.batch_sizes[0]), None
+        return input, _sru.first_rows(input.batch_sizes), None
     x = _checks.tensor(name, "input", input)
     if x.layout is not torch.strided or x.is_nested:
         x = _checks.dense(name, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks, _checks_sru, _sru, _symbolic
 from .._stack import autocasting
+from .._torchscript import scripts_as
+from . import _script_sru
 
 __all__ = ["SRUCell"]
 
@@ -35,7 +38,9 @@ class SRUCell(nn.Module):
     maps, through P. ``scale_x`` (1,) is a buffer, ``layer_norm`` a ``torch.nn.LayerNorm``.
     """
 
-    scale_x: Tensor
+    if TYPE_CHECKING:  # TorchScript would read it, and knows no annotations that are strings
+        scale_x: Tensor
+    __jit_unused_properties__: ClassVar[list[str]] = ["_highway_scale"]
 
     def __init__(
         self,
@@ -167,6 +172,7 @@ class SRUCell(nn.Module):
             forget.mul_(0.5**0.5)
             reset.mul_(0.5**0.5)
 
+    @scripts_as(_script_sru.cell)
     def forward(
         self, input: Tensor | PackedSequence, c0: Tensor | None = None, mask_pad: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
@@ -279,8 +285,13 @@ class SRUCell(nn.Module):
             return None, 1.0
         if not self.rescale:
             return residual, 1.0
-        # Reading a number off a GPU would wait for it, and a compiler has none to read.
-        if self.scale_x.is_cpu and not torch.compiler.is_compiling() and not _sru.transformed():
+        # Reading a number off a GPU would wait for it, and a compiler or a tracer has none to read.
+        if (
+            self.scale_x.is_cpu
+            and not torch.compiler.is_compiling()
+            and not _sru.transformed()
+            and not _sru.tracing()
+        ):
             return residual, float(self.scale_x)
         return residual * self.scale_x.to(residual.dtype), 1.0
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch  # noqa: F401 - what TorchScript compiles of forward() names it
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks, _checks_sru, _sru, _symbolic
+from .._torchscript import scripts_as
+from . import _script_sru, _script_srupp  # noqa: F401 - likewise
 from ._srupp_transforms import SRUppAttention, SRUppProjectedLinear
 from .sru import stack_input, stack_result, stack_states, through
 from .sru_cell import SRUCell
@@ -21,8 +24,9 @@ class SRUppCell(SRUCell):
     """
 
     #: Whether layer_norm, where it precedes the transform, is applied to the memory too; see SRUpp.
-    normalize_memory: bool = False
+    normalize_memory = False
 
+    @scripts_as(_script_srupp.cell)
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -212,6 +216,7 @@ class SRUpp(nn.Module):
         if self.input_to_hidden is not None:
             nn.init.xavier_uniform_(self.input_to_hidden.weight)
 
+    @scripts_as(_script_srupp.stack)
     def forward(
         self,
         input: Tensor | PackedSequence,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from ...modules import sru as _sru
@@ -33,6 +35,13 @@ def _effective(projection: int, inputs: int, outputs: int) -> int:
 
 class SRUCell(_sru_cell.SRUCell):
     """:class:`fastrnn.SRUCell` with the arguments of sru 2.6's or 3.0's SRUCell, and 2.6's attributes."""
+
+    __jit_unused_properties__: ClassVar[list[str]] = [
+        *_sru_cell.SRUCell.__jit_unused_properties__,
+        "custom_m",
+        "weight",
+        "weight_proj",
+    ]
 
     def __init__(self, *args, sru_version: str | None = None, **kwargs) -> None:
         name = type(self).__name__
