@@ -88,12 +88,11 @@ def test_results_of_layers(name, own, dtype, packed, edit):
             return module(pack_padded_sequence(x, lengths, module.batch_first) if packed else x)
 
         for which in range(3 if name == "LSTM" else 2):
-            got = _check(lambda: call(ours), (x, *ours.parameters()), EDITS[edit], which, dtype)
+            got = _check(lambda m=ours: call(m), (x, *ours.parameters()), EDITS[edit], which, dtype)
             if dtype != torch.float64:
                 continue
-            expected = _gradients(
-                lambda: call(theirs), (x, *theirs.parameters()), EDITS[edit], which, copy=False
-            )
+            leaves = (x, *theirs.parameters())
+            expected = _gradients(lambda m=theirs: call(m), leaves, EDITS[edit], which, copy=False)
             for a, b in zip(got, expected, strict=True):
                 assert_close(a, b, dtype, gradient=True, slack=2)
 
