@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -110,11 +111,17 @@ class Streamer:
             stack = layer._stack()._replace(training=False, batch_first=False)
             dtype = weights[0].dtype
             packs = (
-                not live
-                and stack.backend in ("auto", "fused")
+                stack.backend in ("auto", "fused")
                 and all(w.is_cpu for w in weights)
                 and _autograd.supported(weights[0])
             )
+            if packs and live:
+                packs = False
+                warnings.warn(
+                    f"{stack.name}: weights made under torch.inference_mode are not packed for streaming, as "
+                    "torch counts no changes of them; copy.deepcopy(layer) outside of it makes ordinary ones",
+                    stacklevel=4,
+                )
             if packs:
                 n = len(weights) // stack.num_layers
                 layers = [weights[k * n : (k + 1) * n] for k in range(stack.num_layers)]
