@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,8 @@ class SRU(nn.Module):
         layer_norm: of the product's input, or with ``normalize_after`` of h.
         transform_module: computes U in place of the linear map, from (L, B, I) to (L, B, O*K), K = 3 or 4; it
             is copied for each layer, or a list has one for each. It may return (U, V), V (L, B, O*2) being
-            added to ``weight_c``. ``custom_m`` is the argument's name in sru 2.6.
+            added to ``weight_c``. ``custom_m`` is the argument's name in sru 2.6. A plain function will do,
+            whose parameters are then not the layer's.
         has_skip_term: whether there is an X. use_tanh: g. v1: v = 0, and stays 0.
         nn_rnn_compatible_return: c as (layers*D, B, H), torch.nn's shape, in place of (layers, B, O).
         proj_input_to_hidden_first: a linear map to O features before the first layer.
@@ -86,7 +87,7 @@ class SRU(nn.Module):
         highway_bias: float = 0.0,
         layer_norm: bool = False,
         normalize_after: bool = False,
-        transform_module: nn.Module | Sequence[nn.Module] | None = None,
+        transform_module: nn.Module | Callable | Sequence[nn.Module | Callable] | None = None,
         has_skip_term: bool = True,
         rescale: bool = False,
         use_tanh: bool = False,
@@ -96,7 +97,7 @@ class SRU(nn.Module):
         amp_recurrence_fp16: bool = True,
         weight_c_init: float | None = 1.0,
         *,
-        custom_m: nn.Module | Sequence[nn.Module] | None = None,
+        custom_m: nn.Module | Callable | Sequence[nn.Module | Callable] | None = None,
         batch_first: bool = False,
         init: str = "3.0",
         backend: str = "auto",
