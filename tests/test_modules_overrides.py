@@ -88,7 +88,7 @@ def test_calls_are_torchs(name, overridden, batch_first):
         x = x.transpose(0, 1) if batch_first and isinstance(x, torch.Tensor) and x.dim() == 3 else x
         theirs.calls.clear()
         expected, calls = theirs(x, hx), list(theirs.calls)
-        assert calls or overridden == ["permute_hidden"]
+        assert calls or (name == "LSTM" and isinstance(x, PackedSequence))  # nothing is checked there
         for layer in layers:
             layer.calls.clear()
             assert kernels_called(lambda layer=layer, x=x, hx=hx: layer(x, hx)) == 1
