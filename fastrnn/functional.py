@@ -211,6 +211,9 @@ def sru(
     _checks_sru.shape("sru", "weight_c", weight_c, (2 * features,))
     _checks_sru.shape("sru", "bias", bias, (2 * features,))
     _checks_sru.like_input("sru", x, [("weight", weight)], autocast=autocasting(x))
+    if mask_pad is not None and not packed:
+        mask_pad = _checks_sru.mask("sru", "mask_pad", mask_pad, x.device, tuple(x.shape[:2]))
+        x = _sru.without_pads(x, mask_pad)
     if c0 is None:
         rows = x.size(-2) if batch_sizes is None else int(batch_sizes[0])
         c0 = x.new_zeros((rows, features))

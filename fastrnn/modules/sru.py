@@ -199,11 +199,11 @@ class SRU(nn.Module):
         name = type(self).__name__
         x, batch, mask_pad = stack_input(self, name, input, mask_pad)
         c0 = stack_states(self, name, c0, batch)
-        if self.input_to_hidden is not None:
-            x = through(self.input_to_hidden, x)
+        x = first_input(self, x, mask_pad)
         states = []
         for layer, c in zip(self.rnn_lst, c0, strict=True):
             x, c = layer(x, c, mask_pad=mask_pad)
+            _sru.note_clean(mask_pad)
             states.append(c)
         if self.batch_first and isinstance(x, Tensor):
             x = x.transpose(0, 1)
@@ -262,6 +262,7 @@ def stack_input(stack: nn.Module, name: str, input, mask_pad):
     _checks_sru.features(name, x, stack.input_size)
     if mask_pad is not None:
         mask_pad = _checks_sru.mask(name, "mask_pad", mask_pad, x.device, tuple(x.shape[:2]))
+        mask_pad = mask_pad.view_as(mask_pad)  # ours to note something on
     if stack.batch_first:
         x, mask_pad = x.transpose(0, 1), (None if mask_pad is None else mask_pad.t())
     if stack.input_to_hidden is not None:  # otherwise the first layer looks at the input
@@ -291,6 +292,16 @@ def stack_result(stack: nn.Module, states: list[Tensor]) -> Tensor:
         return c
     c = c.unflatten(2, (stack.num_directions, stack.hidden_size)).transpose(1, 2)
     return c.reshape(stack.num_layers * stack.num_directions, c.size(2), stack.hidden_size)
+
+
+def first_input(stack: nn.Module, x: Tensor | PackedSequence, mask_pad: Tensor | None):
+    """The first layer's input."""
+    if stack.input_to_hidden is None:
+        return x
+    if mask_pad is not None:
+        x = _sru.without_pads(x, mask_pad)
+        _sru.note_clean(mask_pad)
+    return through(stack.input_to_hidden, x)
 
 
 def through(module: nn.Module, x: Tensor | PackedSequence) -> Tensor | PackedSequence:

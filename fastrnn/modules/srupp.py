@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks, _checks_sru, _sru
-from ._srupp_transforms import SRUppAttention, SRUppProjectedLinear
-from .sru import stack_input, stack_result, stack_states, through
+from ._srupp_transforms import SRUppAttention, SRUppProjectedLinear, memory_without_pads
+from .sru import first_input, stack_input, stack_result, stack_states
 from .sru_cell import SRUCell
 
 __all__ = ["SRUpp", "SRUppAttention", "SRUppCell", "SRUppProjectedLinear"]
@@ -47,12 +47,20 @@ class SRUppCell(SRUCell):
             is_causal=is_causal,
         )
 
+    @property
+    def _sees_pads(self) -> bool:
+        return not isinstance(self.transform_module, (SRUppAttention, SRUppProjectedLinear))
+
     def _transform(self, x, packing, mask_pad, **attention) -> tuple[Tensor, Tensor | None]:
         module = self.transform_module
         memory, memory_mask_pad = attention["memory"], attention["memory_mask_pad"]
         if packing is not None:
             attention["memory"] = memory = packing.sort(memory, 1)
             attention["memory_mask_pad"] = packing.sort(memory_mask_pad, 1)
+        if memory is not None and attention["memory_mask_pad"] is not None:
+            attention["memory"] = memory = memory_without_pads(
+                type(self).__name__, memory, attention["memory_mask_pad"]
+            )
         if (
             memory is not None
             and self.normalize_memory
@@ -258,8 +266,7 @@ class SRUpp(nn.Module):
         if self.batch_first:
             memory = [m.transpose(0, 1) if isinstance(m, Tensor) and m.dim() > 1 else m for m in memory]
             memory_mask_pad = None if memory_mask_pad is None else memory_mask_pad.t()
-        if self.input_to_hidden is not None:
-            x = through(self.input_to_hidden, x)
+        x = first_input(self, x, mask_pad)
 
         states, saved = [], []
         for layer, c, m in zip(self.rnn_lst, c0, memory, strict=True):
@@ -273,6 +280,7 @@ class SRUpp(nn.Module):
                 memory_mask_pad=memory_mask_pad,
                 is_causal=is_causal,
             )
+            _sru.note_clean(mask_pad)
             states.append(c)
         if self.batch_first and isinstance(x, Tensor):
             x = x.transpose(0, 1)
