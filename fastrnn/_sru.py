@@ -26,8 +26,8 @@ def without_pads(x: Tensor, mask_pad: Tensor) -> Tensor:
 
 
 def note_clean(mask_pad: Tensor | None) -> None:
-    """Say that the input that goes with this mask, an object of the caller's own, has numbers for pads: layers
-    above the first need not replace what a layer has written."""
+    """Say that the input that goes with this mask, an object of the caller's own, has numbers for pads:
+    layers above the first need not replace what a layer has written."""
     if mask_pad is not None and not torch.compiler.is_compiling():
         mask_pad._input_is_clean = True
 

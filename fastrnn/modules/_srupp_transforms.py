@@ -248,9 +248,6 @@ class SRUppAttention(nn.Module):
         _checks_sru.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
         _checks_sru.dims(name, input, (3,), "(L, B, I)")
         masks = {"mask_pad": mask_pad, "attn_mask": attn_mask, "is_causal": is_causal}
-        if mask_pad is not None:
-            mask_pad = _checks_sru.mask(name, "mask_pad", mask_pad, input.device, tuple(input.shape[:2]))
-            input = _sru.without_pads(input, mask_pad)
         if memory is not None and memory_mask_pad is not None:
             memory = memory_without_pads(name, memory, memory_mask_pad)
         found = self.features(input, memory=memory, memory_mask_pad=memory_mask_pad, **masks)
