@@ -96,6 +96,47 @@ def _recorded_masked_backward(grad_y, grad_hn, grad_cn, grad_cells, x, h0, c0, w
     return *found[:3], found[3 : 3 + len(weights)]
 
 
+#: Stands among the saved tensors for an output that was edited; nobody else's has a version like it.
+_EDITED = torch.empty(0).zero_()
+
+
+def saved(ctx, name: str, output: int | None = None) -> tuple:
+    """ctx.saved_tensors, with None for the layer's output where that was edited since.
+
+    The output is the caller's, who may add to it or mask it in place, as after torch's own layers on the CPU;
+    and backward reads every h_{t-1} in it. To save a copy would cost everybody a fifth more memory. So an
+    edited output is computed anew from what else was saved: one more pass forward, for those who edit.
+
+    Args:
+        name: the layer's, for messages. output: the output's place, None where it is not saved.
+
+    Raises:
+        RuntimeError: an input, a state or a weight was changed in place, and cannot be had again.
+    """
+    try:
+        tensors = ctx.saved_tensors
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        try:
+            if output is None:
+                raise
+            # With hooks autograd asks for no version. They stay, for a second pass backward.
+            ctx._raw_saved_tensors[output].register_hooks(lambda _: None, lambda _: _EDITED)
+            tensors = ctx.saved_tensors
+        except RuntimeError:
+            raise RuntimeError(
+                f"{name}: the input, the initial state or a weight was changed in place between forward and "
+                "backward, which needs it as it was (the output alone may be edited); make a new tensor "
+                f"instead, or clone() it first. torch's message: {error}"
+            ) from error
+    # Under hooks of the caller's (save_on_cpu, checkpoint) it was not asked for either, and hooks that return
+    # what they were given return the edited output. A compiler keeps account of edits itself.
+    if output is not None and not torch.compiler.is_compiling() and tensors[output]._version:
+        return (*tensors[:output], None, *tensors[output + 1 :])
+    return tensors
+
+
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, h0, c0, batch_sizes, cell, bias, save, tier, *weights):
@@ -109,7 +150,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y, grad_hn, grad_cn):
-        x, h0, c0, batch_sizes, y, gates, cells, *weights = ctx.saved_tensors
+        x, h0, c0, batch_sizes, y, gates, cells, *weights = saved(ctx, ctx.cell, output=4)
         if grad_y is None and grad_hn is None and grad_cn is None:
             return (None,) * (8 + len(weights))
         wanted = ctx.needs_input_grad
@@ -130,8 +171,9 @@ class _Layer(torch.autograd.Function):
         mode = (
             _NEED_X * wanted[0] + _NEED_H0 * wanted[1] + _NEED_C0 * wanted[2] + _NEED_WEIGHTS * need_weights
         )
-        if x.is_cuda:
-            mode += ctx.tier + _cuda_mode(x)
+        kernels = ctx.tier + _cuda_mode(x) if x.is_cuda else 0
+        if y is None:
+            y = _ops.forward(x, h0, c0, weights, batch_sizes, ctx.cell, ctx.bias, kernels)[0]
         grad_x, grad_h0, grad_c0, grad_weights = backward_op()(
             grad_y,
             grad_hn,
@@ -146,7 +188,7 @@ class _Layer(torch.autograd.Function):
             cells,
             ctx.cell,
             ctx.bias,
-            mode,
+            mode + kernels,
         )
         return (
             grad_x if wanted[0] else None,

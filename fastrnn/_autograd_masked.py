@@ -17,6 +17,7 @@ from ._autograd import (
     backward_op,
     differentiable,
     exporting,
+    saved,
     tracing,
 )
 from .reference_masked import masked_layer
@@ -35,7 +36,7 @@ class _MaskedLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y, grad_hn, grad_cn, grad_cells):
-        x, h0, c0, lengths, reset, y, gates, cells, *weights = ctx.saved_tensors
+        x, h0, c0, lengths, reset, y, gates, cells, *weights = saved(ctx, ctx.cell, output=5)
         grads = grad_y, grad_hn, grad_cn, grad_cells
         if all(g is None for g in grads):
             return (None,) * (9 + len(weights))
@@ -59,10 +60,11 @@ class _MaskedLayer(torch.autograd.Function):
         mode = (
             _NEED_X * wanted[0] + _NEED_H0 * wanted[1] + _NEED_C0 * wanted[2] + _NEED_WEIGHTS * need_weights
         )
-        if x.is_cuda:
-            mode += ctx.tier + _cuda_mode(x)
+        kernels = ctx.tier + _cuda_mode(x) if x.is_cuda else 0
+        if y is None:
+            y = _ops.masked_forward(x, h0, c0, weights, lengths, reset, ctx.cell, ctx.bias, kernels)[0]
         grad_x, grad_h0, grad_c0, grad_weights = backward_op(masked=True)(
-            *grads, x, h0, c0, weights, lengths, reset, y, gates, cells, ctx.cell, ctx.bias, mode
+            *grads, x, h0, c0, weights, lengths, reset, y, gates, cells, ctx.cell, ctx.bias, mode + kernels
         )
         return (
             grad_x if wanted[0] else None,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _ops, reference
-from ._autograd import differentiable, exporting, tracing
+from ._autograd import differentiable, exporting, saved, tracing
 
 _NEED_U, _NEED_X, _NEED_WEIGHTS, _NEED_C0, _NEED_V = 1, 2, 4, 8, 16
 DROP_MASK_IS_CONSTANT = "drop_mask: expected a constant, got a tensor that requires a gradient"
@@ -44,7 +44,7 @@ class _Scan(torch.autograd.Function):
         nothing = (None,) * 6
         if grad_h is None and grad_c is None:
             return (None, *nothing[1:], *nothing)
-        *inputs, mask_pad, drop_mask, batch_sizes, cells = ctx.saved_tensors
+        *inputs, mask_pad, drop_mask, batch_sizes, cells = saved(ctx, "sru")
         use_tanh, scale, bidirectional = ctx.options
         wanted = ctx.needs_input_grad[:6]
         if differentiable(grad_h, grad_c):

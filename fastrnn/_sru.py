@@ -19,6 +19,24 @@ from ._autograd import tracing, transformed
 _HALF = (torch.bfloat16, torch.float16)
 
 
+def without_pads(x: Tensor, mask_pad: Tensor) -> Tensor:
+    """x (L, B, .) with zeros for pads. Products take all steps, and a gradient of zero times what is not a
+    number is none either: whatever the padding holds, NaN too, must not reach the weights through it."""
+    return x.masked_fill(mask_pad.unsqueeze(-1), 0)
+
+
+def note_clean(mask_pad: Tensor | None) -> None:
+    """Say that the input that goes with this mask, an object of the caller's own, has numbers for pads:
+    layers above the first need not replace what a layer has written."""
+    if mask_pad is not None and not torch.compiler.is_compiling():
+        mask_pad._input_is_clean = True
+
+
+def is_clean(mask_pad: Tensor) -> bool:
+    # A compiler fuses the replacement, and keeps no attributes of tensors.
+    return not torch.compiler.is_compiling() and getattr(mask_pad, "_input_is_clean", False)
+
+
 class Packing(NamedTuple):
     """Where the rows of a packed batch belong.
 

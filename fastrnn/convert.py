@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import _checks, _exact_types, compat, modules
+from .modules import _overrides
 
 __all__ = ["convert", "revert"]
 
@@ -80,6 +81,8 @@ def convert(
             if vars(module).get(mark):
                 _exact_types.warn(mark, type(module).__name__)
         if isinstance(module, nn.RNNBase):
+            for name in _overrides.NAMES & vars(module).keys():
+                setattr(module, name, vars(module)[name])  # has forward() call them
             for argument, value in own.items():
                 if value is not None:
                     setattr(module, argument, value)
@@ -104,6 +107,7 @@ def revert(model: nn.Module) -> nn.Module:
         if _change(module, target):
             for attribute in _own_attributes(_stock(type(module))):
                 vars(module).pop(attribute, None)
+            vars(module).pop("_run", None)
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()
     return model

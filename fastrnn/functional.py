@@ -227,6 +227,10 @@ def sru(
         _checks_sru.shape("sru", "weight_c", weight_c, (2 * features,))
         _checks_sru.shape("sru", "bias", bias, (2 * features,))
         _checks_sru.like_input("sru", x, [("weight", weight)], autocast=autocasting(x))
+        pads = mask_pad
+        if mask_pad is not None and not packed:
+            pads = _checks_sru.mask("sru", "mask_pad", mask_pad, x.device, tuple(x.shape[:2]))
+            x = _sru.without_pads(x, pads)
         if c0 is None:
             rows = x.size(-2) if batch_sizes is None else int(batch_sizes[0])
             c0 = x.new_zeros((rows, features))
@@ -236,7 +240,7 @@ def sru(
             weight_c.view(2, features),
             bias.view(2, features),
             c0,
-            mask_pad=mask_pad,
+            mask_pad=pads,
             drop_mask=drop_mask,
             batch_sizes=batch_sizes,
             use_tanh=use_tanh,

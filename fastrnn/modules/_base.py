@@ -18,6 +18,7 @@ from .._masked import Masks
 from .._masked import read as read_masks
 from .._stack import Stack, permute, run
 from ..streaming import Streamer
+from . import _overrides
 
 # torch's name of a recurrence, kept in every module, and the kernels' name of it.
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
@@ -78,6 +79,14 @@ class RecurrentLayer(nn.RNNBase):
         elif name in _exact_types.MARKS:
             _exact_types.warn(name, type(self).__name__)
         super().__setattr__(name, value)
+        if name in _overrides.NAMES:
+            vars(self)["_run"] = self._run_overridden
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        # Asked once a class, so that calls of the others do not have to ask.
+        if _overrides.in_class(cls):
+            cls._run = cls._run_overridden
 
     def _live_weights(self) -> list[Tensor]:
         """The weights of this call, flat.
@@ -121,6 +130,21 @@ class RecurrentLayer(nn.RNNBase):
         y, h, c = run(stack, data, hx, weights, batch_sizes, sorted_indices)
         output = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
         return output, permute(h, unsorted_indices), permute(c, unsorted_indices)
+
+    def _run_overridden(self, input: Tensor | PackedSequence, hx, masks: Masks | None = None) -> tuple:
+        """_run() of layers that have a check_input() or the like that is not torch.nn's; see _overrides."""
+        hx = _overrides.before(self, input, hx)
+        stack, weights = self._stack(), self._live_weights()
+        if isinstance(input, PackedSequence):
+            data, batch_sizes, sorted_indices, order = input
+            y, h, c = run(stack, data, hx, weights, batch_sizes)
+            y = PackedSequence(y, batch_sizes, sorted_indices, order)
+        else:
+            order = None
+            y, h, c = run(stack, input, hx, weights, masks=masks)
+        if c is None:
+            return y, self.permute_hidden(h, order), None
+        return y, *self.permute_hidden((h, c), order)
 
     def _stack(self) -> Stack:
         return Stack(

@@ -268,7 +268,19 @@ class SRUppAttention(nn.Module):
             _checks_sru.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
             _checks_sru.dims(name, input, (3,), "(L, B, I)")
             masks = {"mask_pad": mask_pad, "attn_mask": attn_mask, "is_causal": is_causal}
-            found = self.features(input, memory=memory, memory_mask_pad=memory_mask_pad, **masks)
+            past = memory
+            if memory is not None and memory_mask_pad is not None:
+                past = memory_without_pads(name, memory, memory_mask_pad)
+            found = self.features(input, memory=past, memory_mask_pad=memory_mask_pad, **masks)
             return _sru.product(self.linear3, found)
         except _symbolic.ERRORS as error:
             return _symbolic.module_call(self, SRUppAttention.forward, locals(), error)
+
+
+def memory_without_pads(name: str, memory: Tensor, mask: Tensor) -> Tensor:
+    """A memory (M, B, I) with zeros for its pads, see _sru.without_pads; what does not fit is left for the
+    checks that name it."""
+    if not isinstance(memory, Tensor) or not isinstance(mask, Tensor) or mask.shape != memory.shape[:2]:
+        return memory
+    mask = _checks_sru.mask(name, "memory_mask_pad", mask, memory.device, tuple(mask.shape))
+    return _sru.without_pads(memory, mask)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _symbolic
@@ -107,12 +107,13 @@ class LSTM(RecurrentLayer):
     _script_forward, _script_forward_packed = _script_rnn.lstm, _script_rnn.lstm_packed
     __overloads__ = Overloads("_script_forward", "_script_forward_packed")
 
-    # torch.nn.LSTM's own versions of RNNBase's helpers. forward() has no use for them; subclasses with a
-    # forward() of their own call them.
+    # torch.nn.LSTM's own versions of RNNBase's helpers. forward() has no use for them unless one is
+    # overridden (see _overrides); subclasses with a forward() of their own call them.
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         """Size of c_0 for this input."""
-        states, rows, _ = self.get_expected_hidden_size(input, batch_sizes)
+        # torch's does not ask a subclass's get_expected_hidden_size() either.
+        states, rows, _ = nn.RNNBase.get_expected_hidden_size(self, input, batch_sizes)
         return states, rows, self.hidden_size
 
     def check_forward_args(
@@ -120,12 +121,9 @@ class LSTM(RecurrentLayer):
     ) -> None:
         """Check the input and both states; RuntimeError or ValueError as in forward()."""
         self.check_input(input, batch_sizes)
-        expected = (
-            self.get_expected_hidden_size(input, batch_sizes),
-            self.get_expected_cell_size(input, batch_sizes),
-        )
-        for i, size in enumerate(expected):
-            self.check_hidden_size(hidden[i], size, f"Expected hidden[{i}] size {{}}, got {{}}")
+        for i, expected in enumerate((self.get_expected_hidden_size, self.get_expected_cell_size)):
+            message = f"Expected hidden[{i}] size {{}}, got {{}}"
+            self.check_hidden_size(hidden[i], expected(input, batch_sizes), message)
 
     def permute_hidden(self, hx: tuple[Tensor, Tensor], permutation: Tensor | None) -> tuple[Tensor, Tensor]:
         """Reorder the rows of both states."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -20,6 +21,28 @@ __all__ = ["SRUCell"]
 INITS = ("3.0", "2.6")
 #: One kernel runs the scan wherever there is one, so there are no tiers to choose among.
 BACKENDS = ("auto", "fused", "reference")
+
+
+class FunctionTransform(nn.Module):
+    """A plain function in the place of a transform module, as sru takes one. It has no parameters of its own;
+    those that the function uses belong to whoever made it."""
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+    def extra_repr(self) -> str:
+        return getattr(self.function, "__qualname__", repr(self.function))
+
+
+def as_module(transform: nn.Module | Callable | None) -> nn.Module | None:
+    """What was given as a transform module, as a module."""
+    if transform is None or isinstance(transform, nn.Module):
+        return transform
+    return FunctionTransform(transform)
 
 
 class SRUCell(nn.Module):
@@ -53,7 +76,7 @@ class SRUCell(nn.Module):
         highway_bias: float = 0.0,
         layer_norm: bool = False,
         normalize_after: bool = True,
-        transform_module: nn.Module | None = None,
+        transform_module: nn.Module | Callable | None = None,
         rescale: bool = False,
         has_skip_term: bool = True,
         use_tanh: bool = False,
@@ -61,7 +84,7 @@ class SRUCell(nn.Module):
         amp_recurrence_fp16: bool = True,
         weight_c_init: float | None = 1.0,
         *,
-        custom_m: nn.Module | None = None,
+        custom_m: nn.Module | Callable | None = None,
         n_proj: int | None = None,
         init: str = "3.0",
         backend: str = "auto",
@@ -100,7 +123,7 @@ class SRUCell(nn.Module):
 
         kind = {"device": device, "dtype": dtype}
         self._custom = transform_module is not None
-        self.transform_module = transform_module if self._custom else self._linears(kind)
+        self.transform_module = as_module(transform_module) if self._custom else self._linears(kind)
         self.weight_c = nn.Parameter(torch.empty(2 * self.output_size, **kind))
         self.bias = nn.Parameter(torch.empty(2 * self.output_size, **kind))
         # float32 as in the package, unless a dtype is asked for.
@@ -219,8 +242,10 @@ class SRUCell(nn.Module):
             c0 = x.new_zeros((batch, self.output_size))
         _checks_sru.shape(name, "c0", c0, (batch, self.output_size))
         if mask_pad is not None:
+            clean = self._sees_pads or _sru.is_clean(mask_pad)
             shapes = (steps, steps[1:]) if single else (steps,)
             mask_pad = _checks_sru.mask(name, "mask_pad", mask_pad, x.device, *map(tuple, shapes)).view(steps)
+            x = x if clean else _sru.without_pads(x, mask_pad)
 
         residual, norm = x, self.layer_norm
         if norm is not None and not self.normalize_after:
@@ -278,6 +303,12 @@ class SRUCell(nn.Module):
         if packing is not None:
             return packing.packed(h), packing.unsort(c)
         return (h.squeeze(0) if single else h), c
+
+    @property
+    def _sees_pads(self) -> bool:
+        """Whether a module of the user's gets what the pads hold, as it does in the package: it may look
+        along time."""
+        return self._custom
 
     def _skip(self, residual: Tensor) -> tuple[Tensor | None, float]:
         """The highway's input of K = 3, and a factor that is left to the scan."""

@@ -9,8 +9,8 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import _checks, _checks_sru, _sru, _symbolic
 from .._torchscript import scripts_as
 from . import _script_sru, _script_srupp  # noqa: F401 - likewise
-from ._srupp_transforms import SRUppAttention, SRUppProjectedLinear
-from .sru import stack_input, stack_result, stack_states, through
+from ._srupp_transforms import SRUppAttention, SRUppProjectedLinear, memory_without_pads
+from .sru import first_input, stack_input, stack_result, stack_states
 from .sru_cell import SRUCell
 
 __all__ = ["SRUpp", "SRUppAttention", "SRUppCell", "SRUppProjectedLinear"]
@@ -54,12 +54,20 @@ class SRUppCell(SRUCell):
         except _symbolic.ERRORS as error:
             return _symbolic.module_call(self, SRUppCell.forward, locals(), error)
 
+    @property
+    def _sees_pads(self) -> bool:
+        return not isinstance(self.transform_module, (SRUppAttention, SRUppProjectedLinear))
+
     def _transform(self, x, packing, mask_pad, **attention) -> tuple[Tensor, Tensor | None]:
         module = self.transform_module
         memory, memory_mask_pad = attention["memory"], attention["memory_mask_pad"]
         if packing is not None:
             attention["memory"] = memory = packing.sort(memory, 1)
             attention["memory_mask_pad"] = packing.sort(memory_mask_pad, 1)
+        if memory is not None and attention["memory_mask_pad"] is not None:
+            attention["memory"] = memory = memory_without_pads(
+                type(self).__name__, memory, attention["memory_mask_pad"]
+            )
         if (
             memory is not None
             and self.normalize_memory
@@ -270,8 +278,7 @@ class SRUpp(nn.Module):
                     m.transpose(0, 1) if isinstance(m, Tensor) and m.dim() > 1 else m for m in memories
                 ]
                 memory_pads = None if memory_mask_pad is None else memory_mask_pad.t()
-            if self.input_to_hidden is not None:
-                x = through(self.input_to_hidden, x)
+            x = first_input(self, x, pads)
 
             states, saved = [], []
             for layer, c, m in zip(self.rnn_lst, first, memories, strict=True):
@@ -285,6 +292,7 @@ class SRUpp(nn.Module):
                     memory_mask_pad=memory_pads,
                     is_causal=is_causal,
                 )
+                _sru.note_clean(pads)
                 states.append(c)
             if self.batch_first and isinstance(x, Tensor):
                 x = x.transpose(0, 1)
