@@ -90,9 +90,10 @@ def test_results_larger_than_the_cache(isa, threads):
 def test_long_sums_keep_their_digits(isa):
     """100,000 terms of one sign in float32: a plain float sum would be off by 1e-4 or more.
 
-    The terms of the bias are the gradients of u's gates, bit for bit, so the sum can be held to its own terms,
-    whatever the instruction set makes of tanh and sigmoid. With u = 2**-24: a block of 256 terms in float is
-    off by about sqrt(256) u, the mean of 391 such blocks by sqrt(256 / 391) u, and the result rounds once
+    The terms of the bias are the gradients of u's gates, bit for bit, so the sum can be held to its own
+    terms, whatever the instruction set makes of tanh and sigmoid. With u = 2**-24: a block of 256 terms in
+    float is off by about sqrt(256) u, the mean of 391 such blocks by sqrt(256 / 391) u, and the result rounds
+    once
     more: 2 u.
     """
     case = Case(L=2000, B=50, O=4, dtype=F32, skip="none")
