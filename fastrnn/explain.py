@@ -142,7 +142,7 @@ def explain(
         dtype, device: by default the module's, or float32 on the CPU. No GPU is needed to ask about "cuda",
             and no such device about any other.
         training: whether gradients will be asked for; by default whether the module is in training mode.
-        threads: by default torch.get_num_threads().
+        threads: by default torch.get_num_threads(), or fewer where there are fewer CPUs.
         gpu: the GPU that is meant, "H100", "A100", "RTX 4090" and so on, for device "cuda", which it implies;
             by default the one that is here, else an H100.
         tf32: whether float32 products may round to TensorFloat-32, by default as torch is set.
@@ -252,7 +252,7 @@ def explain(
             "estimates, not measurements" if table.startswith("estimated") else f"from the timings of {table}"
         )
         notes.append(f"planned for {chosen_gpu.name}; times a step are {from_where}")
-    threads = torch.get_num_threads() if threads is None else _count("threads", threads, 1, 1 << 20)
+    threads = _ops.cpu_threads() if threads is None else _count("threads", threads, 1, 1 << 20)
     directions = 2 if bidirectional else 1
     name = str(dtype).removeprefix("torch.")
     isa = _ops.cpu_isa() if kind == "cpu" else None
