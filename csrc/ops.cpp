@@ -149,6 +149,11 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def("cpu_isas() -> str");
   m.def("cpu_set_isa(str name) -> ()");
 
+  // How many threads a call may use now, and a limit to that; with `known` the limit is the number of CPUs, and
+  // the system is not asked for it.
+  m.def("cpu_threads() -> int");
+  m.def("cpu_limit_threads(int limit, bool known) -> ()");
+
   // What this machine could do at best, for "% of the limit": float32 multiply-adds in registers
   // (flop/s) and reading a buffer of that many bytes (bytes/s), each on one thread.
   m.def("cpu_fma_peak() -> float");

@@ -7,7 +7,7 @@ is skipped altogether where nothing needs a gradient.
 import torch
 from torch.autograd import forward_ad
 
-from . import _ops, reference
+from . import _gpus, _ops, reference
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _NEED_X, _NEED_H0, _NEED_C0, _NEED_WEIGHTS = 1, 2, 4, 8
@@ -17,7 +17,7 @@ def supported(x: torch.Tensor) -> bool:
     """Whether a kernel exists for x's dtype on x's device."""
     if x.dtype not in _DTYPES:
         return False
-    return x.is_cpu or x.is_meta or (x.is_cuda and _ops.cuda_loaded)
+    return x.is_cpu or x.is_meta or (x.is_cuda and _ops.cuda_loaded and _gpus.runs(x.device))
 
 
 def rnn_tf32() -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import _C
+from . import _C, _threads
 
 _FOLDER = Path(__file__).parent
 SAVED_GATES = {"lstm": 4, "gru": 4, "rnn_tanh": 0, "rnn_relu": 0}
@@ -70,6 +70,14 @@ def set_cpu_isa(name: str) -> None:
     at load. Not between a forward and its backward."""
     torch.ops.fastrnn.cpu_set_isa(name)
 
+
+def cpu_threads() -> int:
+    """How many threads a call on the CPU may use: torch.get_num_threads(), or fewer where there are fewer
+    CPUs."""
+    return torch.ops.fastrnn.cpu_threads()
+
+
+torch.ops.fastrnn.cpu_limit_threads(*_threads.from_here())
 
 _requested = os.environ.get("FASTRNN_CPU_ISA")
 if _requested and _requested != cpu_isa():

@@ -9,11 +9,12 @@ L layers, N = sum(batch_sizes) packed rows, G gate blocks (LSTM 4, GRU 3, RNN 1)
 ``params`` is flat, layer by layer and within it direction by direction, as ``torch.nn.LSTM._flat_weights``:
 w_ih (G*H, I or D*P), w_hh (G*H, P), then b_ih, b_hh (G*H,) if ``bias``, then w_hr (P, H) if projected.
 
-``backend``: "auto" takes the fused kernels wherever they cover dtype and device, and ``fastrnn.reference``
-elsewhere (complex numbers, for one); "fused" raises instead; "reference" asks for plain torch. "cudnn" is
-torch's own layer: cuDNN on a GPU, torch's native one on the CPU. "stepwise", "one_cta", "cluster" and "grid"
-hold the fused kernels to one tier on a GPU, and raise where it cannot take the layer; see
-``fastrnn.explain``.
+``backend``: "auto" takes the fused kernels wherever they cover dtype and device, and elsewhere (complex
+numbers; GPUs of other makers, or older than compute capability 8.0) torch's own layer, or where torch has
+none (lengths, torch.func's transforms) ``fastrnn.reference``; "fused" raises instead; "reference" asks for
+plain torch. "cudnn" is torch's own layer: cuDNN on a GPU, torch's native one on the CPU. "stepwise",
+"one_cta", "cluster" and "grid" hold the fused kernels to one tier on a GPU, and raise where it cannot take
+the layer; see ``fastrnn.explain``.
 
 ``save``: what training keeps. "gates" stores each step's gates, "recompute" computes them again in backward.
 """
@@ -343,9 +344,12 @@ def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend="auto"):
     if backend == "cudnn":  # autocast included
         h, c = _torch.cell(cell, x, h, c, weights)
     elif autocasting(x):
-        x, h, c, weights, _ = autocast_inputs(cell, False, True, x, h, c, weights)
-        with torch.autocast(x.device.type, enabled=False):
-            h, c = _cell_step(name, cell, x, h, c, weights, backend)
+        found = None if x.is_cpu else _torch.cell_instead(backend, cell, x, h, c, weights)
+        if found is None:
+            x, h, c, weights, _ = autocast_inputs(cell, False, True, x, h, c, weights)
+            with torch.autocast(x.device.type, enabled=False):
+                found = _cell_step(name, cell, x, h, c, weights, backend)
+        h, c = found
     else:
         h, c = _cell_step(name, cell, x, h, c, weights, backend)
     if batched:
@@ -361,6 +365,10 @@ def _cell_step(name, cell, x, h, c, weights, backend):
     layer = choose(backend, x) if features and hidden_size else reference.layer
     if layer is reference.layer:
         _checks.cell_params(name, cell, weights, hidden_size)
+        _checks.same_kind(x, [("hidden", h), ("cell", c), *(("parameter", w) for w in weights)])
+        found = _torch.cell_instead(backend, cell, x, h, c, weights)
+        if found is not None:
+            return found
     dtype, device = x.dtype, x.device
     for t in (h, c, *weights):
         if t is not None and (t.dtype != dtype or t.device != device):

@@ -9,6 +9,7 @@
 #include "../unlisted.h"
 #include "isa.h"
 #include "tensors.h"
+#include "threads.h"
 
 namespace fastrnn {
 namespace {
@@ -56,7 +57,7 @@ void read_inputs(Inputs& in, const Tensor& x, const Tensor& h0, const std::optio
 
 CpuPlan plan_for(const LayerShape& shape, const KernelTable& kernels) {
   CpuMachine machine;
-  machine.threads = static_cast<int>(torch::stable::get_num_threads());
+  machine.threads = usable_threads();
   machine.lanes = kernels.lanes(shape.dtype);
   machine.tile_rows = kernels.tile_rows;
   return plan_cpu(shape, machine);

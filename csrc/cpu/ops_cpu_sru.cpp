@@ -6,6 +6,7 @@
 #include "../checks_scan.h"
 #include "isa.h"
 #include "tensors.h"
+#include "threads.h"
 
 namespace fastrnn {
 namespace {
@@ -24,7 +25,7 @@ ScanPlan plan_scan(const ScanShape& s, int64_t result_bytes) {
   ScanPlan plan;
   plan.stream = result_bytes > kStreamBytes;
   const int64_t elements = s.rows() * s.O;
-  const int64_t threads = elements < kSerialElements ? 1 : static_cast<int64_t>(torch::stable::get_num_threads());
+  const int64_t threads = elements < kSerialElements ? 1 : usable_threads();
   const int64_t blocks = s.D * ((s.H() + 63) / 64);  // see Scan::kUnitBlock
   int64_t least = std::numeric_limits<int64_t>::max();
   for (int64_t batch = std::max<int64_t>(1, std::min(threads, s.B)); batch >= 1; --batch) {
@@ -193,7 +194,7 @@ std::tuple<Tensor, Tensor> sru_step(Tensor x, Tensor weight, std::optional<Tenso
   product.K = s.K;
   product.x = rows_of(rows);
   product.weight = weights.data_ptr();
-  const int threads = B * O * s.K * I < kSerialProduct ? 1 : static_cast<int>(torch::stable::get_num_threads());
+  const int threads = B * O * s.K * I < kSerialProduct ? 1 : usable_threads();
   const int workers = static_cast<int>(std::min<int64_t>(threads, O));
   scan.in.u.row_stride = s.K * O;
   scan.in.u.gate_stride = O;

@@ -13,6 +13,7 @@
 #include "../checks.h"
 #include "isa.h"
 #include "tensors.h"
+#include "threads.h"
 
 namespace fastrnn {
 namespace {
@@ -168,7 +169,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_stream(Tensor x, Tensor h0, std::optional
   };
 
   CpuMachine machine;
-  machine.threads = static_cast<int>(torch::stable::get_num_threads());
+  machine.threads = usable_threads();
   machine.lanes = kernels.lanes(first.dtype);
   machine.tile_rows = kernels.tile_rows;
   Tensor below = with_contiguous_rows(x);

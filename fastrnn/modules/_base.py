@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _checks, _exact_types
+from .. import _autograd, _checks, _exact_types, _torch
 from .._masked import Masks
 from .._masked import read as read_masks
 from .._stack import Stack, permute, run
@@ -35,7 +35,9 @@ class RecurrentLayer(nn.RNNBase):
         one forward pass more and saves G*H numbers a row and step. Inference keeps nothing either way.
     backend: what runs the layers.
 
-        - "auto": the fused kernels where they cover dtype and device, ``fastrnn.reference`` elsewhere;
+        - "auto": the fused kernels where they cover dtype and device; elsewhere (complex numbers; GPUs of
+          other makers, or older than compute capability 8.0) torch's own layers, as "cudnn", or where torch
+          has none (lengths, reset, every step's states, torch.func's transforms) ``fastrnn.reference``;
         - "fused": the fused kernels, RuntimeError where none covers the case;
         - "stepwise", "one_cta", "cluster", "grid": on a GPU the fused kernels of one tier (a product and a
           kernel a step; a whole sequence in one block; in a cluster of 4, 8 or 16 blocks, from compute
@@ -69,8 +71,17 @@ class RecurrentLayer(nn.RNNBase):
     def flatten_parameters(self) -> None:
         """Does nothing, except for cuDNN: the kernels read the weights where they are, and need no single
         chunk of memory."""
-        if self.backend == "cudnn":
+        if self.backend == "cudnn" or self._on_cudnn():
             super().flatten_parameters()
+
+    def _on_cudnn(self) -> bool:
+        """Whether the layer is on a GPU where it will be torch's."""
+        weight = self._flat_weights[0] if self._flat_weights else None
+        return (
+            isinstance(weight, Tensor)
+            and weight.is_cuda
+            and _torch.preferred(self.backend, _autograd.supported(weight))
+        )
 
     def __setattr__(self, name: str, value) -> None:
         # They may be changed at any time, and a wrong one should not wait for forward() to be noticed.
