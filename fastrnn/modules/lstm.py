@@ -98,8 +98,10 @@ class LSTM(RecurrentLayer):
             if return_all_states:
                 return y, (h, c), masks.states(input.dim() == 3, self.batch_first)
             return y, (h, c)
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, LSTM.forward, locals(), error)
+        except _symbolic.ERRORS:
+            if (node := _symbolic.module_call(self, LSTM.forward, locals())) is None:
+                raise
+            return node
 
     # torch.nn.LSTM's own versions of RNNBase's helpers. forward() has no use for them; subclasses with a
     # forward() of their own call them.
