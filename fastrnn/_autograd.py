@@ -137,13 +137,22 @@ def saved(ctx, name: str, output: int | None = None) -> tuple:
     return tensors
 
 
+def unedited(*tensors: torch.Tensor | None) -> tuple:
+    """What to save of tensors that the program has too. A graph of torch.compile's counts no versions for
+    an autograd.Function: where the program in it edits one, backward would read what it has become.
+    Inductor leaves out the copies that nobody needs."""
+    if not torch.compiler.is_compiling():
+        return tensors
+    return tuple(None if t is None else t.clone() for t in tensors)
+
+
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, h0, c0, batch_sizes, cell, bias, save, tier, *weights):
         weights = list(weights)
         mode = save + tier + _cuda_mode(x) if x.is_cuda else save
         y, hn, cn, gates, cells = _ops.forward(x, h0, c0, weights, batch_sizes, cell, bias, mode)
-        ctx.save_for_backward(x, h0, c0, batch_sizes, y, gates, cells, *weights)
+        ctx.save_for_backward(*unedited(x, h0, c0), batch_sizes, *unedited(y), gates, cells, *weights)
         ctx.cell, ctx.bias, ctx.tier = cell, bias, tier
         ctx.set_materialize_grads(False)
         return y, hn, cn

@@ -19,6 +19,7 @@ from ._autograd import (
     exporting,
     saved,
     tracing,
+    unedited,
 )
 from .reference_masked import masked_layer
 
@@ -29,7 +30,7 @@ class _MaskedLayer(torch.autograd.Function):
         weights = list(weights)
         mode = save + tier + _cuda_mode(x) if x.is_cuda else save
         y, hn, cn, gates, cells = _ops.masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode)
-        ctx.save_for_backward(x, h0, c0, lengths, reset, y, gates, cells, *weights)
+        ctx.save_for_backward(*unedited(x, h0, c0), lengths, reset, *unedited(y), gates, cells, *weights)
         ctx.cell, ctx.bias, ctx.tier = cell, bias, tier
         ctx.set_materialize_grads(False)
         return y, hn, cn, cells

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _ops, reference
-from ._autograd import differentiable, exporting, saved, tracing
+from ._autograd import differentiable, exporting, saved, tracing, unedited
 
 _NEED_U, _NEED_X, _NEED_WEIGHTS, _NEED_C0, _NEED_V = 1, 2, 4, 8, 16
 DROP_MASK_IS_CONSTANT = "drop_mask: expected a constant, got a tensor that requires a gradient"
@@ -34,7 +34,8 @@ class _Scan(torch.autograd.Function):
             bidirectional,
             True,
         )
-        ctx.save_for_backward(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, cells)
+        kept = *unedited(u, x), weight_c, bias, *unedited(c0, v)
+        ctx.save_for_backward(*kept, mask_pad, drop_mask, batch_sizes, cells)
         ctx.options = use_tanh, scale, bidirectional
         ctx.set_materialize_grads(False)
         return h, c

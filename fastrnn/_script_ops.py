@@ -1,8 +1,9 @@
 """The operators as TorchScript calls and torch.jit.trace records them.
 
-**Lists.** An operator that takes a list has two overloads (csrc/ops/schema.cpp says why). TorchScript takes the one
-called ``script``; here it becomes a call of the other with a list of its own, which comes of the way through
-Python. Without this module, in a program of C++, a list that is passed twice is empty the second time.
+**Lists.** An operator that takes a list has two overloads; csrc/ops/schema.cpp says why. TorchScript takes
+the one called ``script``; here it becomes a call of the other with a list of its own, which comes of the way
+through Python. Without this module, in a program of C++, a list that is passed twice is empty the second
+time.
 
 **Traces.** While torch.jit.trace is at work, layers call the raw operators, gradients or not, and these have
 no derivative. What is recorded in their place are the operators of ``_differentiable_ops``: a program trains,

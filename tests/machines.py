@@ -45,8 +45,8 @@ MACHINES = [
     Machine("this one with more threads than cores", 2 * CORES + 1),
 ]
 
-#: Files whose answers could depend on the processor or on threads, and which take seconds. What compiles, exports
-#: or starts programs is left to `make test`.
+#: Files whose answers could depend on the processor or on threads, and which take seconds. What compiles,
+#: exports or starts programs is left to `make test`.
 FILES = [
     "backends",
     "convert",

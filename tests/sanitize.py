@@ -234,6 +234,7 @@ def main() -> int:
             known[case] = layer_cases.expected(case, problem(case))
         return known[case]
 
+    torch.ops.fastrnn.cpu_limit_threads(64, True)  # threads, whether or not there are cores for them
     for isa in _ops.available_cpu_isas():
         _ops.set_cpu_isa(isa)
         torch.set_num_threads(1)

@@ -106,7 +106,7 @@ def test_info_json(capsys):
     assert found["versions"]["fastrnn"] == __version__
     assert found["machine"]["isa"] == _ops.cpu_isa()
     assert found["machine"]["available_isas"] == _ops.available_cpu_isas()
-    assert found["threads"]["torch"] == torch.get_num_threads()
+    assert found["threads"]["torch"] == found["threads"]["kernels"] == torch.get_num_threads()
     assert found["cuda"]["torch_sees_gpu"] == torch.cuda.is_available()
     assert "cuda_archs" in found["build"]
 

@@ -90,8 +90,8 @@ print(json.dumps([best[1], best[8]]))
 
 def test_many_threads_do_not_collapse():
     """Eight threads on two cores take no more than twice the time of one: they did take twelve times, each
-    spinning while the one it waited for had no core. The best of many, side by side, so that other programs do
-    not decide."""
+    spinning while the one it waited for had no core. The best of many, side by side, so that other programs
+    do not decide."""
     one, many = _elsewhere(COLLAPSE, FASTRNN_CPUS="8")
     assert many <= 2 * one, f"{many * 1e3:.1f} ms with eight threads, {one * 1e3:.1f} ms with one"
 

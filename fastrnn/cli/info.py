@@ -33,6 +33,7 @@ def collect() -> dict:
         },
         "threads": {
             "torch": torch.get_num_threads(),
+            "kernels": _ops.cpu_threads(),
             "interop": torch.get_num_interop_threads(),
             "usable_cores": machine.usable_cores(),
         },
@@ -57,7 +58,11 @@ def _rows(found: dict) -> list[tuple[str, str]]:
     rows += [
         ("CPU", f"{machine['cpu']}, {machine['architecture']}, {machine['system']}"),
         ("caches", _text(machine["caches"])),
-        ("threads", f"{threads['torch']} (torch.get_num_threads), {threads['usable_cores']} cores usable"),
+        (
+            "threads",
+            f"{threads['torch']} (torch.get_num_threads), of which the kernels use {threads['kernels']}; "
+            f"{threads['usable_cores']} cores usable",
+        ),
         ("instruction set", f"{machine['isa']} (can run here: {_text(machine['available_isas'])})"),
         ("torch's instruction set", machine["torch_cpu_capability"]),
     ]
