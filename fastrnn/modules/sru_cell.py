@@ -244,7 +244,7 @@ class SRUCell(nn.Module):
             c0 = x.new_zeros((batch, self.output_size))
         _checks_sru.shape(name, "c0", c0, (batch, self.output_size))
         if mask_pad is not None:
-            clean = self._sees_pads or _sru.is_clean(mask_pad)
+            clean = self._sees_pads() or _sru.is_clean(mask_pad)
             shapes = (steps, steps[1:]) if single else (steps,)
             mask_pad = _checks_sru.mask(name, "mask_pad", mask_pad, x.device, *map(tuple, shapes)).view(steps)
             x = x if clean else _sru.without_pads(x, mask_pad)
@@ -306,7 +306,6 @@ class SRUCell(nn.Module):
             return packing.packed(h), packing.unsort(c)
         return (h.squeeze(0) if single else h), c
 
-    @property
     def _sees_pads(self) -> bool:
         """Whether a module of the user's gets what the pads hold, as it does in the package: it may look
         along time."""

@@ -56,7 +56,6 @@ class SRUppCell(SRUCell):
                 raise
             return node
 
-    @property
     def _sees_pads(self) -> bool:
         return not isinstance(self.transform_module, (SRUppAttention, SRUppProjectedLinear))
 
