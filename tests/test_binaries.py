@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fastrnn import _ops
+from fastrnn._ops import library
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_build_info():
-    info = _ops.build_info()
+    info = library.build_info()
     assert set(info) == {"version", "compiler", "torch", "cuda_archs", "cuda_compiler"}
     assert info["compiler"].startswith(("gcc", "clang"))
 

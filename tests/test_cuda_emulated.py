@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from emu.build import NAMESPACE, Fault, library
+from emu import build
+from emu.build import NAMESPACE, Fault
 from emu.faults import assert_found, outcomes
 from layer_cases import (
     ALL,
@@ -32,13 +33,13 @@ from layer_cases import (
     worst,
 )
 
-from fastrnn import _ops
-from fastrnn.reference_masked import masked_layer
+from fastrnn._ops import library
+from fastrnn.reference.rows import masked_layer
 
 
 @pytest.fixture(scope="module")
 def ops():
-    torch.ops.load_library(str(library()))
+    torch.ops.load_library(str(build.library()))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the products are tiny, and the kernels run on one thread anyway
     yield getattr(torch.ops, NAMESPACE)
@@ -183,7 +184,7 @@ def test_for_tracers_and_compilers(ops):
     p = problem(case)
     given, rest = (p.x, p.h0, p.c0, p.weights, None), ("lstm", False)
     y, hn, cn, gates, cells = ops.rnn_forward(*given, *rest, 1)
-    for mode in (0, 1, 2 + _ops.TIERS["stepwise"]):
+    for mode in (0, 1, 2 + library.TIERS["stepwise"]):
         for a, b in zip(ops.rnn_layer(*given, *rest, mode), (y, hn, cn), strict=True):
             assert torch.equal(a, b)
     with pytest.raises(RuntimeError, match="mode: expected"):

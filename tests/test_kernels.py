@@ -13,14 +13,15 @@ from functools import cache
 import layer_cases
 import pytest
 import torch
+from fastrnn._ops.library.autograd import layer
 from layer_cases import CELLS, DTYPES, PACKED, Case, Problem, names, problem, worst
 from tolerances import assert_close
 from torch import Tensor
 
-from fastrnn import _C, _ops
-from fastrnn._autograd import layer
+from fastrnn import _C
+from fastrnn._ops import library
 
-ISAS = _ops.available_cpu_isas()
+ISAS = library.available_cpu_isas()
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastrnn
-from fastrnn import _exact_types
+from fastrnn._checks import tools
 
 IN, H = 4, 6
 LAYERS = ("LSTM", "GRU", "RNN")
@@ -164,7 +164,7 @@ class _Model(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _nobody_warned_yet(monkeypatch):
-    monkeypatch.setattr(_exact_types, "_warned", set())
+    monkeypatch.setattr(tools, "_warned", set())
 
 
 def _quantize(model, *what):

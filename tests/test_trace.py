@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
-from fastrnn import _ops
+from fastrnn._ops import library
 from fastrnn.compat import sru as compat_sru
 
 pytestmark = [
@@ -346,7 +346,7 @@ def _arguments(cell: str = "lstm") -> dict:
     layer = fastrnn.LSTM(IN, H)
     x, h, c = randn(5, 3, IN), randn(1, 3, H), randn(1, 3, H)
     weights = [w.detach() for w in layer.parameters()]
-    y, _, _, gates, cells = _ops.forward(x, h, c, weights, None, cell, True, 1)
+    y, _, _, gates, cells = library.forward(x, h, c, weights, None, cell, True, 1)
     kept = {"y": y, "gates": gates, "cells": cells}
     return {"x": x, "h": h, "c": c, "weights": weights, "grad": torch.ones_like(y), **kept}
 
@@ -407,7 +407,7 @@ def test_operators_leave_the_list(mode):
                 assert torch.equal(a, b)
         assert all(torch.equal(w, v) for w, v in zip(weights, given["weights"], strict=True))
     arguments = [given[name] for name in ("x", "h", "c", "weights")]
-    for a, b in zip(results[0], _ops.forward(*arguments, None, "lstm", True, 1), strict=True):
+    for a, b in zip(results[0], library.forward(*arguments, None, "lstm", True, 1), strict=True):
         assert torch.equal(a, b)
 
 
