@@ -59,7 +59,8 @@ def compare(found: list[Tensor], expected: list[Tensor]) -> None:
 
 def traces(module: nn.Module, *batches: tuple) -> torch.jit.ScriptModule:
     """Traces the module with the first batch, gradients on (as tensorboard's add_graph does) and off. Loaded
-    again, each program has the module's numbers and gradients for every batch, twice, and without gradients."""
+    again, each program has the module's numbers and gradients for every batch, twice, also without gradients.
+    """
     expected = [everything(module, batch) for batch in batches]
     results = [[t.detach() for t in flat(module(*batch))] for batch in batches]
     for grad in (True, False):
