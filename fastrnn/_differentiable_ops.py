@@ -14,6 +14,7 @@ would pay for the way through the dispatcher into Python.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,13 +24,15 @@ from torch import Tensor
 from . import _autograd, _autograd_masked, _autograd_sru, _ops, reference
 from .reference_masked import masked_layer
 
+_SAVES = _ops.TIERS["one_cta"]  # below it a mode says what is saved
 _library = torch.library.Library("fastrnn", "IMPL")
 #: What is registered here, by operator.
 derivatives: dict[torch._ops.OpOverload, Callable] = {}
 
 
-def _derivative(op: torch._ops.OpOverload) -> Callable:
-    """Register a function as what an operator does where one of its tensors requires a gradient."""
+def _derivative(op: torch._ops.OpOverload, inference: Callable) -> Callable:
+    """Register a function as what an operator does where one of its tensors requires a gradient, and in code
+    that AOTInductor compiles, which has no gradients, a call of raw operators: they go no way into Python."""
 
     def register(function: Callable) -> Callable:
         def with_gradients(*args):
@@ -37,6 +40,8 @@ def _derivative(op: torch._ops.OpOverload) -> Callable:
                 _exported_in_patch()
             if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args)):
                 return function(*args)
+            if _compiled_ahead():
+                return inference(*args)
             with torch._C._AutoDispatchBelowAutograd():
                 return op(*args)
 
@@ -45,6 +50,11 @@ def _derivative(op: torch._ops.OpOverload) -> Callable:
         return function
 
     return register
+
+
+def _compiled_ahead() -> bool:
+    inductor = sys.modules.get("torch._inductor.virtualized")
+    return inductor is not None and inductor.V.aot_compilation
 
 
 def _exported_in_patch() -> None:
@@ -68,10 +78,28 @@ def _tensors(args: Sequence) -> Iterator[Tensor]:
 def _options(x: Tensor, mode: int) -> tuple[int, int]:
     """What a mode says is saved, and the tier. Whether TensorFloat-32 is allowed is looked up when the layer
     runs, as in eager code."""
-    return mode % _ops.TIERS["one_cta"], (mode & _ops.TIER_MASK if x.is_cuda else 0)
+    return mode % _SAVES, (mode & _ops.TIER_MASK if x.is_cuda else 0)
 
 
-@_derivative(_ops.layer)
+def _raw_layer(*args):
+    *others, mode = args
+    return _ops.forward(*others, mode - mode % _SAVES if args[0].is_cuda else 0)[:3]
+
+
+def _raw_masked_layer(*args):
+    *others, keep_cells, mode = args
+    keeps = _ops.SAVE_MODES["recompute"] if keep_cells else 0
+    if args[0].is_cuda:
+        keeps += mode - mode % _SAVES
+    y, hn, cn, _, cells = _ops.masked_forward(*others, keeps)
+    return y, hn, cn, cells
+
+
+def _raw_scan(*args):
+    return _ops.sru_forward(*args, False)[:2]
+
+
+@_derivative(_ops.layer, _raw_layer)
 def _rnn_layer(x, h0, c0, weights, batch_sizes, cell, bias, mode):
     if _autograd.transformed():
         y, hn, cn = reference.layer(x, h0, c0, weights, cell=cell, bias=bias, batch_sizes=batch_sizes)
@@ -79,7 +107,7 @@ def _rnn_layer(x, h0, c0, weights, batch_sizes, cell, bias, mode):
     return _autograd._Layer.apply(x, h0, c0, batch_sizes, cell, bias, *_options(x, mode), *weights)
 
 
-@_derivative(_ops.masked_layer)
+@_derivative(_ops.masked_layer, _raw_masked_layer)
 def _rnn_masked_layer(x, h0, c0, weights, lengths, reset, cell, bias, keep_cells, mode):
     if _autograd.transformed():
         masks = {"lengths": lengths, "reset": reset}
@@ -94,7 +122,7 @@ def _rnn_masked_layer(x, h0, c0, weights, lengths, reset, cell, bias, keep_cells
     return y, hn, cn, cells
 
 
-@_derivative(_ops.sru_scan)
+@_derivative(_ops.sru_scan, _raw_scan)
 def _sru_scan(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional):
     if drop_mask is not None and drop_mask.requires_grad:
         raise RuntimeError(_autograd_sru.DROP_MASK_IS_CONSTANT)

@@ -96,13 +96,18 @@ def _register(counter) -> None:
 
 
 class _AtImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the counter as everybody does, once, and registers the formulas when it has run."""
+    """Finds the counter as everybody does, and registers the formulas when it has run; then it goes."""
+
+    _searching = False
 
     def find_spec(self, name, path=None, target=None):
-        if name != _COUNTER:
+        if name != _COUNTER or self._searching:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self._searching = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._searching = False
         if spec is not None:
             self._loader, spec.loader = spec.loader, self
         return spec
@@ -111,6 +116,7 @@ class _AtImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module) -> None:
+        sys.meta_path.remove(self)
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
         _register(module)

@@ -20,35 +20,37 @@ from torch.fx.proxy import TraceError
 ERRORS = (TypeError, AttributeError, TraceError)
 
 
-def module_call(module: nn.Module, forward: Callable, arguments: dict, error: Exception) -> Proxy:
-    """The call of a module as a node, for its forward() that failed with ``error``.
+def module_call(module: nn.Module, forward: Callable, arguments: dict) -> Proxy | None:
+    """The call of a module as a node, for its forward() in which one of the ERRORS was raised; None where
+    nothing is being traced, or nothing that the node could stand for.
 
     Args:
         forward: the function that failed. A subclass may have its own around it, which is what a tracer then
-            looks into, and the node cannot stand for the inner call alone.
+            looks into: there the node would stand for the wrong call.
         arguments: the function's locals.
-
-    Raises:
-        The error, where nothing is being traced.
     """
-    proxy = next(_proxies([arguments[name] for name in _parameters(forward)]), None)
+    proxy = _proxy(forward, arguments)
     if proxy is None or type(module).forward is not forward or "forward" in vars(module):
-        raise error
+        return None
     try:
         path = proxy.tracer.path_of_module(module)
     except (NameError, AttributeError):
         path = ""
     if not path:  # the layer itself is the model that is traced
-        raise error
+        return None
     return proxy.tracer.create_proxy("call_module", path, *_as_called(forward, arguments))
 
 
-def function_call(function: Callable, arguments: dict, error: Exception) -> Proxy:
+def function_call(function: Callable, arguments: dict) -> Proxy | None:
     """The same for a function: its call as a node."""
-    proxy = next(_proxies([arguments[name] for name in _parameters(function)]), None)
+    proxy = _proxy(function, arguments)
     if proxy is None:
-        raise error
+        return None
     return proxy.tracer.create_proxy("call_function", function, *_as_called(function, arguments))
+
+
+def _proxy(function: Callable, arguments: dict) -> Proxy | None:
+    return next(_proxies([arguments[name] for name in _parameters(function)]), None)
 
 
 def _parameters(function: Callable) -> dict[str, inspect.Parameter]:

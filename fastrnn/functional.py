@@ -71,8 +71,10 @@ def lstm(
         stack = _stack("LSTM", "lstm", params, bias, num_layers, dropout, training, *layout)
         y, h, c = run(stack, input, hx, params, batch_sizes)
         return y, (h, c)
-    except _symbolic.ERRORS as error:
-        return _symbolic.function_call(lstm, locals(), error)
+    except _symbolic.ERRORS:
+        if (node := _symbolic.function_call(lstm, locals())) is None:
+            raise
+        return node
 
 
 def gru(
@@ -99,8 +101,10 @@ def gru(
         stack = _stack("GRU", "gru", params, bias, num_layers, dropout, training, *layout)
         y, h, _ = run(stack, input, hx, params, batch_sizes)
         return y, h
-    except _symbolic.ERRORS as error:
-        return _symbolic.function_call(gru, locals(), error)
+    except _symbolic.ERRORS:
+        if (node := _symbolic.function_call(gru, locals())) is None:
+            raise
+        return node
 
 
 def rnn(
@@ -127,8 +131,10 @@ def rnn(
         stack = _stack("RNN", cell, params, bias, num_layers, dropout, training, *layout)
         y, h, _ = run(stack, input, hx, params, batch_sizes)
         return y, h
-    except _symbolic.ERRORS as error:
-        return _symbolic.function_call(rnn, locals(), error)
+    except _symbolic.ERRORS:
+        if (node := _symbolic.function_call(rnn, locals())) is None:
+            raise
+        return node
 
 
 def lstm_cell(
@@ -148,8 +154,10 @@ def lstm_cell(
     """
     try:
         return _cell("LSTMCell", "lstm", input, hx, w_ih, w_hh, b_ih, b_hh, backend)
-    except _symbolic.ERRORS as error:
-        return _symbolic.function_call(lstm_cell, locals(), error)
+    except _symbolic.ERRORS:
+        if (node := _symbolic.function_call(lstm_cell, locals())) is None:
+            raise
+        return node
 
 
 def gru_cell(
@@ -165,8 +173,10 @@ def gru_cell(
     """One step of a GRU: as :func:`lstm_cell` with hx = h, w_ih (3H, I), w_hh (3H, H). Returns the new h."""
     try:
         return _cell("GRUCell", "gru", input, hx, w_ih, w_hh, b_ih, b_hh, backend)[0]
-    except _symbolic.ERRORS as error:
-        return _symbolic.function_call(gru_cell, locals(), error)
+    except _symbolic.ERRORS:
+        if (node := _symbolic.function_call(gru_cell, locals())) is None:
+            raise
+        return node
 
 
 def rnn_cell(
@@ -184,8 +194,10 @@ def rnn_cell(
     try:
         _checks.one_of("rnn_cell", "nonlinearity", nonlinearity, _checks.NONLINEARITIES)
         return _cell("RNNCell", f"rnn_{nonlinearity}", input, hx, w_ih, w_hh, b_ih, b_hh, backend)[0]
-    except _symbolic.ERRORS as error:
-        return _symbolic.function_call(rnn_cell, locals(), error)
+    except _symbolic.ERRORS:
+        if (node := _symbolic.function_call(rnn_cell, locals())) is None:
+            raise
+        return node
 
 
 def sru(
@@ -244,8 +256,10 @@ def sru(
             bidirectional=bidirectional,
             backend=backend,
         )
-    except _symbolic.ERRORS as error:
-        return _symbolic.function_call(sru, locals(), error)
+    except _symbolic.ERRORS:
+        if (node := _symbolic.function_call(sru, locals())) is None:
+            raise
+        return node
 
 
 def sru_scan(
@@ -279,8 +293,10 @@ def sru_scan(
         options = {"use_tanh": use_tanh, "scale": scale, "bidirectional": bidirectional, "backend": backend}
         masks = {"v": v, "mask_pad": mask_pad, "drop_mask": drop_mask, "batch_sizes": batch_sizes}
         return _sru.scan(u, x, weight_c, bias, c0, **masks, **options)
-    except _symbolic.ERRORS as error:
-        return _symbolic.function_call(sru_scan, locals(), error)
+    except _symbolic.ERRORS:
+        if (node := _symbolic.function_call(sru_scan, locals())) is None:
+            raise
+        return node
 
 
 def _stack(

@@ -118,7 +118,8 @@ def test_library_loads_without_a_gpu():
     """The CUDA library was built, is loaded, and knows no Python: one file for every interpreter."""
     assert _ops.cuda_loaded
     layers = ("rnn_forward", "rnn_backward", "rnn_masked_forward", "rnn_masked_backward")
-    for op in (*layers, "sru_forward", "sru_backward"):
+    traced = ("rnn_layer", "rnn_masked_layer", "rnn_backward_unlisted", "rnn_masked_backward_unlisted")
+    for op in (*layers, *traced, "sru_forward", "sru_backward", "sru_scan"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastrnn::{op}", "CUDA")
     symbols = subprocess.check_output(["nm", "-D", "--undefined-only", LIBRARY], text=True)
     assert not re.findall(r"\b_?Py\w+", symbols)

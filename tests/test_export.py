@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,11 @@ class _Tagger(torch.nn.Module):
         return torch.cat([t.flatten() for t in tree_leaves(self.layer(self.before(x), **self.masks))]).sin()
 
 
+class _First(torch.nn.Module):
+    def forward(self, result):
+        return result[0]
+
+
 def _tagger(name: str) -> _Tagger:
     if name == "masked":
         reset = torch.zeros(5, 3, dtype=torch.bool)
@@ -256,6 +262,21 @@ def test_programs_in_other_tools(name):
     for key, grad in _gradients(model, x).items():
         assert_close(found[key], grad, torch.float32)
         assert_close(compiled[f"_orig_mod.{key}"], grad, torch.float32)
+
+
+def test_compiled_ahead(tmp_path):
+    """AOTInductor's package of a program that could be trained calls the raw operators, which no way through
+    Python slows down, and saves nothing."""
+    model, x = _tagger("masked"), _inputs("masked")[0]
+    program = torch.export.export(torch.nn.Sequential(fastrnn.SRU(IN, IN), _First(), model), (x,))
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+    with zipfile.ZipFile(path) as package:
+        text = b"".join(package.read(name) for name in package.namelist() if name.endswith(".json"))
+    assert set(re.findall(rb"fastrnn::\w+", text)) == {
+        b"fastrnn::rnn_masked_forward",
+        b"fastrnn::sru_forward",
+    }
+    assert_close(torch._inductor.aoti_load_package(path)(x), program.module()(x).detach(), torch.float32)
 
 
 def test_within_patch():

@@ -102,6 +102,8 @@ def test_the_counter_is_not_imported():
 import sys, fastrnn, torch
 assert "torch.utils.flop_counter" not in sys.modules
 before = len(sys.meta_path)
+import importlib.util
+assert importlib.util.find_spec("torch.utils.flop_counter").origin.endswith("flop_counter.py")
 from torch.utils.flop_counter import FlopCounterMode
 assert len(sys.meta_path) == before - 1
 import torch.utils.flop_counter as counter

@@ -85,8 +85,10 @@ class SRUppProjectedLinear(nn.Module):
         try:
             _checks_sru.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
             return _sru.product(self.linear2, self.features(input))
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, SRUppProjectedLinear.forward, locals(), error)
+        except _symbolic.ERRORS:
+            if (node := _symbolic.module_call(self, SRUppProjectedLinear.forward, locals())) is None:
+                raise
+            return node
 
 
 class SRUppAttention(nn.Module):
@@ -270,5 +272,7 @@ class SRUppAttention(nn.Module):
             masks = {"mask_pad": mask_pad, "attn_mask": attn_mask, "is_causal": is_causal}
             found = self.features(input, memory=memory, memory_mask_pad=memory_mask_pad, **masks)
             return _sru.product(self.linear3, found)
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, SRUppAttention.forward, locals(), error)
+        except _symbolic.ERRORS:
+            if (node := _symbolic.module_call(self, SRUppAttention.forward, locals())) is None:
+                raise
+            return node

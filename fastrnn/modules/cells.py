@@ -54,8 +54,10 @@ class LSTMCell(RecurrentCell):
         """(B, I) or (I,) and, optionally, (h, c) of (B, H) or (H,) each, to the next (h, c)."""
         try:
             return functional._cell("LSTMCell", "lstm", input, hx, *self._live_weights())
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, LSTMCell.forward, locals(), error)
+        except _symbolic.ERRORS:
+            if (node := _symbolic.module_call(self, LSTMCell.forward, locals())) is None:
+                raise
+            return node
 
 
 class GRUCell(RecurrentCell):
@@ -74,8 +76,10 @@ class GRUCell(RecurrentCell):
         """(B, I) or (I,) and, optionally, h of (B, H) or (H,), to the next h."""
         try:
             return functional._cell("GRUCell", "gru", input, hx, *self._live_weights())[0]
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, GRUCell.forward, locals(), error)
+        except _symbolic.ERRORS:
+            if (node := _symbolic.module_call(self, GRUCell.forward, locals())) is None:
+                raise
+            return node
 
 
 class RNNCell(RecurrentCell):
@@ -106,8 +110,9 @@ class RNNCell(RecurrentCell):
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         try:
-            return functional._cell("RNNCell", f"rnn_{self.nonlinearity}", input, hx, *self._live_weights())[
-                0
-            ]
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, RNNCell.forward, locals(), error)
+            cell = f"rnn_{self.nonlinearity}"
+            return functional._cell("RNNCell", cell, input, hx, *self._live_weights())[0]
+        except _symbolic.ERRORS:
+            if (node := _symbolic.module_call(self, RNNCell.forward, locals())) is None:
+                raise
+            return node

@@ -100,8 +100,10 @@ class LSTM(RecurrentLayer):
             if return_all_states:
                 return y, (h, c), masks.states(input.dim() == 3, self.batch_first)
             return y, (h, c)
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, LSTM.forward, locals(), error)
+        except _symbolic.ERRORS:
+            if (node := _symbolic.module_call(self, LSTM.forward, locals())) is None:
+                raise
+            return node
 
     # What torch.jit.script compiles.
     _script_forward, _script_forward_packed = _script_rnn.lstm, _script_rnn.lstm_packed

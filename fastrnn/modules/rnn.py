@@ -65,8 +65,10 @@ class RNN(RecurrentLayer):
             if return_all_states:
                 return y, h, masks.states(input.dim() == 3, self.batch_first)[0]
             return y, h
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, RNN.forward, locals(), error)
+        except _symbolic.ERRORS:
+            if (node := _symbolic.module_call(self, RNN.forward, locals())) is None:
+                raise
+            return node
 
     # What torch.jit.script compiles.
     _script_forward, _script_forward_packed = _script_rnn.rnn, _script_rnn.rnn_packed

@@ -211,8 +211,10 @@ class SRU(nn.Module):
             if self.batch_first and isinstance(x, Tensor):
                 x = x.transpose(0, 1)
             return x, stack_result(self, states)
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, SRU.forward, locals(), error)
+        except _symbolic.ERRORS:
+            if (node := _symbolic.module_call(self, SRU.forward, locals())) is None:
+                raise
+            return node
 
     def step(self, input: Tensor, c0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One time step: ``forward()`` on a sequence of one, with gradients, hooks and all.

@@ -191,8 +191,10 @@ class SRUCell(nn.Module):
         """
         try:
             return self._run(input, c0, mask_pad)
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, SRUCell.forward, locals(), error)
+        except _symbolic.ERRORS:
+            if (node := _symbolic.module_call(self, SRUCell.forward, locals())) is None:
+                raise
+            return node
 
     def _run(self, input, c0, mask_pad, **attention):
         """forward(), with what a transform module of SRU++ takes besides."""

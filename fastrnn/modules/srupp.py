@@ -51,8 +51,10 @@ class SRUppCell(SRUCell):
                 memory_mask_pad=memory_mask_pad,
                 is_causal=is_causal,
             )
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, SRUppCell.forward, locals(), error)
+        except _symbolic.ERRORS:
+            if (node := _symbolic.module_call(self, SRUppCell.forward, locals())) is None:
+                raise
+            return node
 
     def _transform(self, x, packing, mask_pad, **attention) -> tuple[Tensor, Tensor | None]:
         module = self.transform_module
@@ -289,8 +291,10 @@ class SRUpp(nn.Module):
             if self.batch_first and isinstance(x, Tensor):
                 x = x.transpose(0, 1)
             return x, stack_result(self, states), {"saved_inputs": saved}
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, SRUpp.forward, locals(), error)
+        except _symbolic.ERRORS:
+            if (node := _symbolic.module_call(self, SRUpp.forward, locals())) is None:
+                raise
+            return node
 
     def _saved(self, x: Tensor | PackedSequence) -> Tensor:
         """A layer's input, as it is given back as memory."""
