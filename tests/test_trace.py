@@ -411,6 +411,23 @@ def test_operators_leave_the_list(mode):
         assert torch.equal(a, b)
 
 
+def test_operators_by_their_short_name():
+    """Eager code and compilers that name no overload find the one of TorchScript first: it is as good."""
+    x, h, c, weights = (v for k, v in _arguments().items() if k in ("x", "h", "c", "weights"))
+
+    def call(x, h, c, weights):
+        layer = torch.ops.fastrnn.rnn_layer(x, h, c, weights, None, "lstm", True, 1)
+        return *layer, *torch.ops.fastrnn.rnn_forward(x, h, c, weights, None, "lstm", True, 1)
+
+    expected = call(x, h, c, weights)
+    for a, b in zip(
+        torch.compile(call, fullgraph=True, backend="aot_eager")(x, h, c, weights), expected, strict=True
+    ):
+        assert torch.equal(a, b)
+    x.requires_grad_()
+    assert torch.autograd.grad(call(x, h, c, weights)[0].sum(), x)[0].abs().sum() > 0
+
+
 def test_no_operator_is_forgotten():
     """Those called above are all that take a list."""
     names = torch._C._dispatch_get_all_op_names()

@@ -44,6 +44,7 @@ def _own_list(name: str) -> None:
     packet = getattr(torch.ops.fastrnn, name)
     # A dispatch key that every call passes, before that of its device and in inference mode too.
     _library.impl(packet.script, packet.default, "BackendSelect")
+    torch.library.register_fake(f"fastrnn::{name}.script", packet.default)
     if packet.default in differentiable.derivatives:
         _library.impl(packet.script, differentiable.derivatives[packet.default], "Autograd")
 
