@@ -77,25 +77,26 @@ if hasattr(os, "sched_setaffinity"):
 import torch, fastrnn
 module, x, best = fastrnn.LSTM(256, 256), torch.randn(50, 1, 256), {1: 1e9, 8: 1e9}
 with torch.no_grad():
-    end = time.monotonic() + 20
+    end = time.monotonic() + 10
     while time.monotonic() < end:
         for count in best:
             torch.set_num_threads(count)
             start = time.perf_counter()
             module(x)
             best[count] = min(best[count], time.perf_counter() - start)
-        if best[8] <= 2 * best[1]:
-            break
 print(json.dumps([best[1], best[8]]))
 """
 
 
-def test_many_threads_do_not_collapse():
-    """Eight threads on two cores take no more than twice the time of one on a quiet machine: they did take
-    twelve times and more, each spinning while the one it waited for had no core. The best of many, side by
-    side; and four times where somebody else's program keeps a core busy all along."""
-    one, many = _elsewhere(COLLAPSE, FASTRNN_CPUS="8")
-    assert many <= 4 * one, f"{many * 1e3:.1f} ms with eight threads, {one * 1e3:.1f} ms with one"
+@pytest.mark.parametrize("cpus", ["", "8"])
+def test_many_threads_do_not_collapse(cpus):
+    """Eight threads on two cores: they took a hundred times as long as one, each spinning while the one it
+    waited for had no core. As the package comes, it takes two, and no more than twice the time of one. Eight,
+    if it is told of as many CPUs, have to be given a core each at each of 50 meetings, 25 us a switch. The
+    best of many, side by side, so that other programs do not decide."""
+    one, many = _elsewhere(COLLAPSE, FASTRNN_CPUS=cpus)
+    limit = 2 * one + (50 * 8 * 25e-6 if cpus else 0)
+    assert many <= limit, f"{many * 1e3:.1f} ms with eight threads, {one * 1e3:.1f} ms with one"
 
 
 @pytest.mark.parametrize(("name", "options"), LAYERS)
