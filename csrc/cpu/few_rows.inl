@@ -9,34 +9,43 @@ namespace fastrnn {
 namespace {
 
 // Four rows of a natural weight times MR rows of a blocked operand, by dot products along K:
-// sums[j][m] += weight[first + j] . a[m], j < count.
+// sums[j][m] += weight[first + j] . a[m], j < count. A lane's sum is made in blocks, as in product.inl.
 template <class T, class Operand, int MR>
 FASTRNN_INLINE void dot_rows(typename Simd<T>::V (&sums)[4][MR], const void* weight, int64_t first, int count,
                              int64_t K, Dtype dtype, const typename Operand::E* a, int64_t block_stride) {
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int W = S::W;
-  int64_t k = 0;
-  if (count == 4 && size_of(dtype) == sizeof(T)) {  // whole vectors of the compute type, streamed
-    const T* w = static_cast<const T*>(weight) + first * K;
-    for (; k + W <= K; k += W, a += block_stride, w += W) {
-      V row[MR];
+#pragma GCC unroll 1
+  for (int64_t k = 0; k < K;) {
+    const int64_t end = min_of(K, k + kSumBlock * W);
+    V block[4][MR] = {};
+    if (count == 4 && size_of(dtype) == sizeof(T)) {  // whole vectors of the compute type, streamed
+      const T* w = static_cast<const T*>(weight) + first * K + k;
+      for (; k + W <= end; k += W, a += block_stride, w += W) {
+        V row[MR];
 #pragma GCC unroll 4
-      for (int m = 0; m < MR; ++m) row[m] = Operand::load(a + m * W);
+        for (int m = 0; m < MR; ++m) row[m] = Operand::load(a + m * W);
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        const V weights = S::load(w + j * K);
-        __builtin_prefetch(w + (j + 4) * K);
+        for (int j = 0; j < 4; ++j) {
+          const V weights = S::load(w + j * K);
+          __builtin_prefetch(w + (j + 4) * K);
 #pragma GCC unroll 4
-        for (int m = 0; m < MR; ++m) sums[j][m] += weights * row[m];
+          for (int m = 0; m < MR; ++m) block[j][m] += weights * row[m];
+        }
       }
     }
-  }
-  for (; k < K; k += W, a += block_stride) {
-    const int n = static_cast<int>(min_of<int64_t>(W, K - k));
-    for (int j = 0; j < count; ++j) {
-      const V weights = load_as<T>(weight, (first + j) * K + k, n, dtype);
-      for (int m = 0; m < MR; ++m) sums[j][m] += weights * Operand::load(a + m * W);
+    for (; k < end; k += W, a += block_stride) {
+      const int n = static_cast<int>(min_of<int64_t>(W, end - k));
+      for (int j = 0; j < count; ++j) {
+        const V weights = load_as<T>(weight, (first + j) * K + k, n, dtype);
+        for (int m = 0; m < MR; ++m) block[j][m] += weights * Operand::load(a + m * W);
+      }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+#pragma GCC unroll 4
+      for (int m = 0; m < MR; ++m) sums[j][m] += block[j][m];
     }
   }
 }
