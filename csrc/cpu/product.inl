@@ -35,9 +35,9 @@ constexpr int kRnnUnits = 2;
 #endif
 constexpr int kMaxVectors = 4;
 constexpr int kMaxRows = 8;
-constexpr int kTileSize = 24;  // most vectors a tile holds
+constexpr int kTileSize = 24;       // most vectors a tile holds
 constexpr int64_t kSumBlock = 128;  // most terms of a chain of additions, a multiple of every W
-constexpr int64_t kRowBlock = 64;   // the same for sums over rows and steps, of which there are more
+constexpr int64_t kRowBlock = 32;   // the same for sums over rows and steps, of which there are more
 
 constexpr int tile_rows(int vectors) {
   return kAccumulators / vectors < kMaxRows ? kAccumulators / vectors : kMaxRows;
