@@ -84,6 +84,8 @@ with torch.no_grad():
             start = time.perf_counter()
             module(x)
             best[count] = min(best[count], time.perf_counter() - start)
+        if best[8] <= 2 * best[1]:
+            break
 print(json.dumps([best[1], best[8]]))
 """
 

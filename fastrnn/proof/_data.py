@@ -39,14 +39,16 @@ class Data:
         return leaf(self.x), [leaf(t) for t in self.hx], [leaf(t) for t in self.params]
 
 
-def make_data(check: Check, size: tuple[int, int, int, int, int], device: str) -> Data:
-    """Draw the numbers of a check; a size is one of SIZES."""
+def make_data(
+    check: Check, size: tuple[int, int, int, int, int], device: str, seed: int = 0, scale: float = 1.0
+) -> Data:
+    """Draw the numbers of a check; a size is one of SIZES, and scale the size of the input."""
     T, B, I, H, num_layers = size  # noqa: E741
     G = {"lstm": 4, "gru": 3}.get(check.cell, 1)
     P = check.projection(H) or H
     single = check.path == "cells"
     num_layers, D = (1 if single else num_layers), check.directions
-    generator = torch.Generator().manual_seed(T * 1000 + H)
+    generator = torch.Generator().manual_seed(T * 1000 + H + 1_000_003 * seed)
     dtype = check.torch_dtype
 
     def draw(*shape, scale=1.0):
@@ -80,7 +82,7 @@ def make_data(check: Check, size: tuple[int, int, int, int, int], device: str) -
         params = [_srupp_parameter(name, p.shape, draw) for name, p in named]
         hx = [draw(num_layers, B, O, scale=0.5)]
         cotangents = [draw(*rows, O), draw(num_layers, B, O)]
-        return Data(check, draw(*rows, I), hx, params, cotangents, batch_sizes, num_layers)
+        return Data(check, draw(*rows, I, scale=scale), hx, params, cotangents, batch_sizes, num_layers)
     if check.cell == "sru":
         # The recurrence alone: x is u, and the product that gives it is torch's. Both values of K. Weights of
         # the size they begin with: much larger ones, through which c feeds on itself, amplify rounding.
@@ -88,8 +90,10 @@ def make_data(check: Check, size: tuple[int, int, int, int, int], device: str) -
         params = [draw(2, O, scale=0.5), draw(2, O, scale=0.1), *([draw(*rows, O)] if K == 3 else [])]
         outputs = [(*rows, O), (B, O)]
         cotangents = [draw(*s) for s in outputs]
-        return Data(check, draw(*rows, K, O), [draw(B, O)], params, cotangents, batch_sizes, 1)
-    return Data(check, draw(*rows, I), hx, params, [draw(*s) for s in outputs], batch_sizes, num_layers)
+        return Data(check, draw(*rows, K, O, scale=scale), [draw(B, O)], params, cotangents, batch_sizes, 1)
+    return Data(
+        check, draw(*rows, I, scale=scale), hx, params, [draw(*s) for s in outputs], batch_sizes, num_layers
+    )
 
 
 def _flat(result) -> list[Tensor]:

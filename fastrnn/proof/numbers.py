@@ -2,6 +2,8 @@
 
 An error is the largest difference of any output or gradient over the largest magnitude of its tensor. The
 reference computes in float64 from the same numbers, rounded to the dtype under test.
+
+In float32 on the CPU the errors are also held against torch.nn's own, see ``_accuracy``.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from .. import _C, _checks
 from .._plan import gpus
+from . import _accuracy
+from ._accuracy import Accuracy
 from ._data import make_data, run_functional, run_torch
 from ._tolerances import (  # noqa: F401 - read from here
     FLOOR,
@@ -93,7 +97,7 @@ class Outcome:
     output, gradient: against float64. torch_output, torch_gradient: torch.nn's own, for comparison.
     from_torch: the distance between the two as a share of what is allowed, above 1 if too far apart.
     error: what was raised, where a run did not end. torch_error: what torch.nn raised, which then is compared
-    with nothing. runs: sizes and modes that were run.
+    with nothing. runs: sizes and modes that were run. accuracy: of float32 on the CPU, beside torch.nn's.
     """
 
     check: Check
@@ -107,12 +111,17 @@ class Outcome:
     error: str = ""
     torch_error: str = ""
     runs: int = 0
+    accuracy: Accuracy | None = None
 
     def record(self, what: str, error: float, where: str) -> None:
         """Keep an error if it is the worst of its kind so far, and where it was."""
         if error > getattr(self, what):
             setattr(self, what, error)
             self.where[what] = where
+
+    @property
+    def accurate(self) -> bool:
+        return self.accuracy is None or self.accuracy.ratio <= _accuracy.allowed(self.target)
 
     @property
     def ok(self) -> bool:
@@ -122,7 +131,7 @@ class Outcome:
             # types: what is judged is what comes on top of their error.
             output, gradient = output + self.torch_output, gradient + self.torch_gradient
         within = self.output <= output and self.gradient <= gradient and self.from_torch <= 1
-        return within and not self.error
+        return within and self.accurate and not self.error
 
 
 def distance(actual: Tensor, expected: Tensor) -> float:
@@ -257,9 +266,13 @@ def verify(
         for check in wanted:
             progress(f"{check.name} {check.dtype}", 0)
             with _float32_as(tf32=check.dtype == TF32):
-                outcomes += run_check(
-                    check, targets, device, library.set_cpu_isa if on_cpu else lambda _: None
-                )
+                found = run_check(check, targets, device, library.set_cpu_isa if on_cpu else lambda _: None)
+            if on_cpu and check.dtype == "float32":
+                ran = [o for o in found if not o.error]
+                measured = _accuracy.measure(check, [o.target for o in ran], library.set_cpu_isa)
+                for outcome in ran:
+                    outcome.accuracy = measured[outcome.target]
+            outcomes += found
             progress("", 1)
     finally:
         library.set_cpu_isa(before)
