@@ -9,7 +9,7 @@ from fastrnn._ops import library
 from fastrnn.cli import main
 from fastrnn.proof import _accuracy, numbers
 
-ISAS = _ops.available_cpu_isas()
+ISAS = library.available_cpu_isas()
 CASES = [
     *((cell, "layers", 1) for cell in numbers.CELLS),
     *((cell, "cells", 1) for cell in numbers.CELLS if cell not in numbers.SCANS),
