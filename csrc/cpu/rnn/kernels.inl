@@ -3,7 +3,7 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
-#include "cpu/isa/limits.inl"
+#include "cpu/simd/limits.inl"
 #include "cpu/rnn/backward.inl"
 #include "cpu/rnn/forward.inl"
 

@@ -5,7 +5,7 @@
 #include <array>
 #include <mutex>
 
-#include "cuda/persistent/params.h"
+#include "plan/device.h"
 #include "cuda/torch/tensors.h"
 
 namespace fastrnn::cuda {

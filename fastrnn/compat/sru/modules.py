@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -19,9 +20,8 @@ __all__ = ["SRU", "SRUCell", "SRUpp", "SRUppAttention", "SRUppCell", "SRUppProje
 
 def _resolve(name: str, cell: bool, args: tuple, kwargs: dict, version: str | None) -> tuple[str, dict]:
     """The version of a call and its arguments by name."""
-    from .. import sru  # its attribute default_version may be set by the user
 
-    default = sru.default_version
+    default = sys.modules[__package__].default_version  # which the user may set
     for value in (version, default):
         if value is not None and value not in VERSIONS:
             raise ValueError(f"{name}: sru_version should be {' or '.join(VERSIONS)}, got {value!r}")

@@ -1,6 +1,6 @@
 // The GPU that the emulator's plans are made for, which a test sets.
 #pragma once
-#include "cuda/persistent/params.h"
+#include "plan/device.h"
 
 namespace fastrnn::cuda {
 
