@@ -44,7 +44,7 @@ $(VENV)/.stamp-%: requirements/%.txt requirements/test.txt $(VENV)/.stamp-build
 	@touch $@
 endif
 
-.PHONY: help build test test-clients models bench lint format wheel asan gpu-check clean distclean
+.PHONY: help build test test-machines test-clients models bench lint format wheel asan gpu-check clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -56,6 +56,9 @@ build: $(ENV_TEST)  ## compile the three binaries into fastrnn/
 test: build  ## lint and test
 	$(PY) -m ruff check .
 	$(PY) -m pytest tests -q $(if $(WORKERS),-n $(WORKERS) --dist loadfile) $(ARGS)
+
+test-machines: build  ## numeric, dtype and error tests as on other processors and with other numbers of threads
+	$(PY) tests/machines.py $(ARGS)
 
 # An environment and a CPU build of their own: the programs ask for a torch of theirs, and for much else.
 $(CLIENTS)/.stamp: requirements/clients.txt

@@ -1,16 +1,18 @@
 """How exact the CPU's float32 is: sums that do not lose digits as they grow longer, and errors against
-float64 that stay near torch.nn's own (``fastrnn._verification_accuracy``)."""
+float64 that stay near torch.nn's own (``fastrnn.proof._accuracy``)."""
 
 import pytest
 import torch
 
-from fastrnn import _ops, _verification_accuracy, functional, verification
+from fastrnn import functional
+from fastrnn._ops import library
 from fastrnn.cli import main
+from fastrnn.proof import _accuracy, numbers
 
-ISAS = _ops.available_cpu_isas()
+ISAS = library.available_cpu_isas()
 CASES = [
-    *((cell, "layers", 1) for cell in verification.CELLS),
-    *((cell, "cells", 1) for cell in verification.CELLS if cell not in verification.SCANS),
+    *((cell, "layers", 1) for cell in numbers.CELLS),
+    *((cell, "cells", 1) for cell in numbers.CELLS if cell not in numbers.SCANS),
     ("lstm", "proj", 1),
     ("lstm", "packed", 2),
     ("gru", "packed", 2),
@@ -19,28 +21,28 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def _isa_restored():
-    before = _ops.cpu_isa()
+    before = library.cpu_isa()
     yield
-    _ops.set_cpu_isa(before)
+    library.set_cpu_isa(before)
 
 
 @pytest.mark.parametrize(("cell", "path", "directions"), CASES)
 def test_no_less_exact_than_torch(cell, path, directions):
     """Every output and gradient, inputs of 1e-3 to 1e3: at most 1.5 times torch.nn's own error."""
-    check = verification.Check(cell, path, directions, "float32")
-    for isa, found in _verification_accuracy.measure(check, ISAS, _ops.set_cpu_isa).items():
-        assert 0 < found.ratio <= _verification_accuracy.allowed(isa), f"{isa}: {found}"
+    check = numbers.Check(cell, path, directions, "float32")
+    for isa, found in _accuracy.measure(check, ISAS, library.set_cpu_isa).items():
+        assert 0 < found.ratio <= _accuracy.allowed(isa), f"{isa}: {found}"
 
 
 def test_verify_fails_where_rounding_is_worse(monkeypatch, capsys):
     """Results within the tolerance, but a few roundings worse than torch.nn's, fail by that column alone."""
-    genuine = _verification_accuracy.run_functional
+    genuine = _accuracy.run_functional
 
     def worse(data, dtype, backend, mode):
         found = genuine(data, dtype, backend, mode)
         return {n: t * (1 + 4e-7) for n, t in found.items()} if dtype == torch.float32 else found
 
-    monkeypatch.setattr(_verification_accuracy, "run_functional", worse)
+    monkeypatch.setattr(_accuracy, "run_functional", worse)
     arguments = ["verify", "--cell", "gru", "--dtype", "float32", "--path", "cells", "--isa", ISAS[-1]]
     assert main(arguments) == 1
     out = capsys.readouterr().out
@@ -50,9 +52,9 @@ def test_verify_fails_where_rounding_is_worse(monkeypatch, capsys):
 
 def test_error_counts_nan_and_nothing_below_the_floor():
     ones = torch.ones(3, dtype=torch.float64)
-    assert _verification_accuracy.error(torch.tensor([1.0, float("nan"), 1.0]), ones) == float("inf")
-    assert _verification_accuracy.error(ones.float(), ones) == _verification_accuracy.FLOOR
-    assert _verification_accuracy.error(torch.zeros(0), torch.zeros(0)) == _verification_accuracy.FLOOR
+    assert _accuracy.error(torch.tensor([1.0, float("nan"), 1.0]), ones) == float("inf")
+    assert _accuracy.error(ones.float(), ones) == _accuracy.FLOOR
+    assert _accuracy.error(torch.zeros(0), torch.zeros(0)) == _accuracy.FLOOR
 
 
 def _relative(actual, exact):
@@ -72,7 +74,7 @@ def test_sums_over_inputs_and_units_are_made_in_blocks(isa, rows, size):
     """A row of 16384 inputs or 2048 units, with and without packed weights, in several heights of a tile:
     chains as long as these are off by 5e-7 to 4e-6, blocks stay below 4e-7. Forward, and the gradients of x
     and h0, which are sums over units."""
-    _ops.set_cpu_isa(isa)
+    library.set_cpu_isa(isa)
     T, B = rows
     I, H = (16384, 24) if size == "I" else (24, 2048)  # noqa: E741
     g = torch.Generator().manual_seed(0)
@@ -93,7 +95,7 @@ def test_sums_over_inputs_and_units_are_made_in_blocks(isa, rows, size):
 def test_sums_over_rows_are_made_in_blocks(isa, rows):
     """Gradients of weights and biases of 20000 and 10000 rows: many in a step, and many steps. All terms have
     one sign, so that the error of a chain grows with its length: 1e-6 in chains of a thousand."""
-    _ops.set_cpu_isa(isa)
+    library.set_cpu_isa(isa)
     T, B = rows
     H = 20
     g = torch.Generator().manual_seed(0)

@@ -17,11 +17,12 @@ from . import options as types
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from .. import _checks, verification
+    from .. import _checks
+    from ..proof import numbers
 
     some = {"nargs": "+", "default": [], "metavar": ""}
-    cells, paths = verification.CELLS, verification.PATHS
-    dtypes = (*verification.DTYPES, verification.TF32)
+    cells, paths = numbers.CELLS, numbers.PATHS
+    dtypes = (*numbers.DTYPES, numbers.TF32)
     parser.add_argument("--cell", choices=cells, help=", ".join(cells), **some)
     parser.add_argument("--dtype", choices=dtypes, help=", ".join(dtypes), **some)
     parser.add_argument("--path", choices=paths, help=", ".join(paths), **some)
@@ -51,7 +52,7 @@ def _error_tables(outcomes) -> None:
 
 def _accuracy_table(outcomes) -> None:
     """For each check in float32: error over torch.nn's, of the worst quantity and of the worst draw."""
-    from .._verification_accuracy import allowed
+    from ..proof._accuracy import allowed
 
     measured = [o for o in outcomes if o.accuracy]
     if not measured:
@@ -118,25 +119,26 @@ def write_json(outcomes, options: argparse.Namespace, seconds: float) -> None:
 def run(options: argparse.Namespace) -> int:
     import torch
 
-    from .. import _ops, verification
+    from .._ops import library
+    from ..proof import numbers
 
     if options.device != "cpu" and not torch.cuda.is_available():
         raise SystemExit(f"--device {options.device}: torch sees no GPU")
-    unknown = set(options.isa) - set(_ops.available_cpu_isas())
+    unknown = set(options.isa) - set(library.available_cpu_isas())
     if unknown:
         raise SystemExit(f"--isa: {', '.join(sorted(unknown))} cannot run here")
-    if options.device == "cpu" and (options.tier or verification.TF32 in options.dtype):
+    if options.device == "cpu" and (options.tier or numbers.TF32 in options.dtype):
         raise SystemExit("--tier and --dtype tf32 are about a GPU: add --device cuda")
     dtypes = options.dtype
     if options.device != "cpu" and not dtypes:
-        dtypes = (*verification.DTYPES, verification.TF32)
-    wanted = verification.checks(options.cell, dtypes, options.path)
+        dtypes = (*numbers.DTYPES, numbers.TF32)
+    wanted = numbers.checks(options.cell, dtypes, options.path)
     if not wanted:
         raise SystemExit("the filters leave nothing to check")
 
     start = time.perf_counter()
     with console.progress(len(wanted)) as advance:
-        outcomes = verification.verify(wanted, options.isa, options.device, options.tier, advance)
+        outcomes = numbers.verify(wanted, options.isa, options.device, options.tier, advance)
     _error_tables(outcomes)
     _accuracy_table(outcomes)
     _summary(outcomes)
