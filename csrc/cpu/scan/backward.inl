@@ -18,7 +18,7 @@ class ScanBackward : Scan<T, kDtype> {
   using typename Base::Visit;
   using Cell = SruCell<VectorMath<T>, kTanh>;
   static constexpr int kSums = 4;  // w_f, w_r, b_f, b_r
-  static constexpr int64_t kRowsInFloat = 256;
+  static constexpr int64_t kRowsInFloat = 64;
 
  public:
   ScanBackward(const ScanBackwardParams& params, const ScanPlan& plan, char* workspace)
