@@ -114,8 +114,7 @@ def test_kept(tmp_path):
     come from a net with torch.nn's layer."""
     x, _, y = _data()
     names = {
-        f"f_{part}": str(tmp_path / f"{part}.pt")
-        for part in ("params", "optimizer", "history", "criterion")
+        f"f_{part}": str(tmp_path / f"{part}.pt") for part in ("params", "optimizer", "history", "criterion")
     }
     nets = {library: _net(library, train_split=None).fit(x, y) for library in ("torch.nn", "fastrnn")}
     nets["torch.nn"].save_params(**names)

@@ -130,7 +130,8 @@ class Tagger(speechbrain.Brain):
 
     def compute_forward(self, batch, stage):
         x, lengths, _ = batch
-        return self.modules.head(self.modules.model(x, lengths) if self.hparams.packed else self.modules.model(x))
+        model = self.modules.model
+        return self.modules.head(model(x, lengths) if self.hparams.packed else model(x))
 
     def compute_objectives(self, predictions, batch, stage):
         x, lengths, tags = batch

@@ -184,7 +184,8 @@ def _temporal(library: str, road: str, epochs: int) -> dict[str, torch.Tensor]:
                 place = torch.empty(nodes, dtype=torch.long)
                 place[ids] = torch.arange(len(ids))
                 z, _ = memory(ids)
-                logits = torch.cat([score(z[place[source[part]]], z[place[t]]) for t in (target[part], wrong)])
+                pairs = [(z[place[source[part]]], z[place[t]]) for t in (target[part], wrong)]
+                logits = torch.cat([score(*pair) for pair in pairs])
                 wanted = torch.cat([torch.ones(len(wrong), 1), torch.zeros(len(wrong), 1)])
                 loss = nn.functional.binary_cross_entropy_with_logits(logits, wanted)
                 memory.update_state(source[part], target[part], torch.arange(events)[part], message[part])
@@ -193,7 +194,7 @@ def _temporal(library: str, road: str, epochs: int) -> dict[str, torch.Tensor]:
                 optimizer.step()
                 memory.detach()
         memory.eval()
-    return {"memory": memory.memory, **{name: p.detach() for name, p in model.named_parameters()}}
+    return {"memory": memory.memory.detach(), **{name: p.detach() for name, p in model.named_parameters()}}
 
 
 @pytest.mark.parametrize("road", ["convert", "patch"])
