@@ -92,7 +92,7 @@ def test_recurrent_mode_is_step_by_step(cell, road):
 
 @pytest.mark.parametrize("cell", MODULES)
 def test_an_instance_of_ours(cell):
-    """The module takes compat's layer as its own, makes a Python layer of it and back, with the same numbers."""
+    """The module takes compat's layer, makes a Python layer of it and back, with the same numbers."""
     torch.manual_seed(0)
     layer = getattr(fastrnn.compat, cell)(5, 7, 2, batch_first=True)
     module = _module(cell, **{cell.lower(): layer})
