@@ -1,9 +1,10 @@
-// The operators of csrc/ops.cpp over the emulator, in a namespace of their own (FASTRNN_NAMESPACE), and the
+// The operators of csrc/ops/schema.cpp over the emulator, in a namespace of their own (FASTRNN_NAMESPACE), and the
 // switches that tests have over it. The kernels and the host code around them are csrc/cuda's own, compiled
-// with -DCUDA_ON_CPU; this file only defines the schemas.
+// with the twins before it; this file only defines the schemas.
 #include <torch/csrc/stable/library.h>
 
-#include "emu_torch.h"
+#include "cuda/torch/device_properties.h"
+#include "cuda/torch/runtime.h"
 #ifdef EMU_RACE
 #include "emu_race_hooks.inl"
 #endif

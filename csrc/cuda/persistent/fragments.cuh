@@ -13,9 +13,9 @@
 // B of a tile lies in memory as [lane][kWords], so that a lane reads its words at once; write() puts a lane's
 // own four values of a tile there.
 #pragma once
-#include "memory.cuh"
-#include "ptx.cuh"
-#include "tiles.h"
+#include "cuda/persistent/memory.cuh"
+#include "cuda/persistent/ptx.cuh"
+#include "plan/tiles.h"
 
 namespace fastrnn::cuda {
 
