@@ -4,7 +4,7 @@ whole where none of them called a kernel of fastrnn's."""
 from __future__ import annotations
 
 import pytest
-from helpers import _Spy
+from helpers import KernelSpy
 
 import fastrnn
 
@@ -22,7 +22,7 @@ def pytest_unconfigure():
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call():
     global CALLS
-    with _Spy() as spy:
+    with KernelSpy() as spy:
         result = yield
     CALLS += spy.calls
     return result
