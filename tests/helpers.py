@@ -104,7 +104,9 @@ def onednn_has_bf16_lstm() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-class _Spy(TorchDispatchMode):
+class KernelSpy(TorchDispatchMode):
+    """Counts the calls of fastrnn's operators in a block."""
+
     def __init__(self):
         super().__init__()
         self.calls = 0
@@ -116,7 +118,7 @@ class _Spy(TorchDispatchMode):
 
 def kernels_called(call) -> int:
     """How many of fastrnn's operators a function calls."""
-    with _Spy() as spy:
+    with KernelSpy() as spy:
         call()
     return spy.calls
 

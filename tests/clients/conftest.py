@@ -1,7 +1,7 @@
 """Real programs, as installed, with torch.nn's recurrent layers and with fastrnn's: `make test-clients`.
 
-Each test trains or runs a program twice, and its numbers must agree. What each run took is printed at the
-end, and written down with ``--clients-json FILE``.
+Each test trains or runs a program twice, and its numbers must agree; or it runs the program's own tests. What
+each run took is printed at the end, and written down with ``--clients-json FILE``.
 """
 
 from __future__ import annotations
