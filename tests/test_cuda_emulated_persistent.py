@@ -24,6 +24,7 @@ from persistent_cases import (
     problem,
     worst,
 )
+from selection import some, strongest, thorough
 
 PACKED = (9, 4, 4, 2, 1)
 #: CTAs of a cluster and units: CTAs with several tiles and one too few, with one, and without any.
@@ -112,7 +113,7 @@ def cases() -> list[Case]:
     # x's part made by the kernel: steps of one row, of a few and of full tiles in a product; padded units.
     for i, cell in enumerate(CELLS):
         for j, precision in enumerate(PRECISIONS):
-            tier = TIERS[(i + j) % 3] if (i + j) % 3 < 2 or precision != "float32" else "one CTA"
+            tier = list(TIERS)[(i + j) % 3] if (i + j) % 3 < 2 or precision != "float32" else "one CTA"
             plain = Case(cell, precision, tier)
             out += [
                 replace(plain, T=37, B=1, H=7, D=1, inputs=1),
@@ -128,7 +129,7 @@ def cases() -> list[Case]:
     return out
 
 
-@pytest.mark.parametrize("case", cases(), ids=str)
+@pytest.mark.parametrize("case", strongest(cases(), "cell", "precision", "tier"))
 def test_layer(ops, case):
     """Outputs and gradients against the reference; every tensor at a guard page, fresh memory NaN."""
     ops.configure(len(str(case)))

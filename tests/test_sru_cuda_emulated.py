@@ -12,6 +12,7 @@ import torch
 from emu.build import NAMESPACE, Fault, library
 from emu.faults import assert_found, outcomes
 from layer_cases import DTYPES, PACKED
+from selection import some, strongest
 from sru_cases import INPUTS, Case, backward, check, expected, forward, fused, grid, names, problem, worst
 
 import fastrnn  # noqa: F401  loads torch.ops.fastrnn
@@ -25,7 +26,7 @@ def ops():
     return getattr(torch.ops, NAMESPACE)
 
 
-@pytest.mark.parametrize("case", grid(), ids=str)
+@pytest.mark.parametrize("case", strongest(grid(), "skip", "dtype", "D"))
 def test_grid(ops, case):
     """Results and every gradient, with every tensor at a guard page and all fresh memory NaN."""
     ops.configure(len(str(case)))
