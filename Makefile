@@ -44,7 +44,7 @@ $(VENV)/.stamp-%: requirements/%.txt requirements/test.txt $(VENV)/.stamp-build
 	@touch $@
 endif
 
-.PHONY: help build test test-all test-clients models bench lint format wheel asan gpu-check clean distclean
+.PHONY: help build test test-all test-machines test-clients models bench lint format wheel asan gpu-check clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -64,6 +64,9 @@ test-all wheel: export FASTRNN_CUDA_ARCHS ?= all
 test-all: build  ## the same with every case and every CUDA architecture: some XX minutes
 	$(PY) -m ruff check .
 	$(PYTEST) --all $(ARGS)
+
+test-machines: build  ## numeric, dtype and error tests as on other processors and with other numbers of threads
+	$(PY) tests/machines.py $(ARGS)
 
 # An environment and a CPU build of their own: the programs ask for a torch of theirs, and for much else.
 $(CLIENTS)/.stamp: requirements/clients.txt

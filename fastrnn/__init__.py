@@ -6,7 +6,10 @@ recurrences in plain torch.
 """
 
 from . import (
+    _differentiable_ops,  # noqa: F401 - registers the derivatives of what tracers write
+    _flops,  # noqa: F401 - and what torch's counter of operations counts for the operators
     _onnx,  # noqa: F401 - what the operators are in ONNX, for torch.onnx.export to find
+    _script_ops,  # noqa: F401 - registers what TorchScript calls and torch.jit.trace records
     compat,
     functional,
     reference,

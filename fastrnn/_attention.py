@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from ._linear import transformed
+from ._autograd import tracing, transformed
 
 
 def _plain(q, k, v, bias, causal):
@@ -92,6 +92,7 @@ def attention(
     elif (
         not needs_grad
         or torch.compiler.is_compiling()
+        or tracing()
         or dropout
         or (bias is not None and bias.requires_grad)
     ):

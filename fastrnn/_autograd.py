@@ -7,7 +7,7 @@ is skipped altogether where nothing needs a gradient.
 import torch
 from torch.autograd import forward_ad
 
-from . import _ops, reference
+from . import _gpus, _ops, reference
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _NEED_X, _NEED_H0, _NEED_C0, _NEED_WEIGHTS = 1, 2, 4, 8
@@ -17,7 +17,7 @@ def supported(x: torch.Tensor) -> bool:
     """Whether a kernel exists for x's dtype on x's device."""
     if x.dtype not in _DTYPES:
         return False
-    return x.is_cpu or x.is_meta or (x.is_cuda and _ops.cuda_loaded)
+    return x.is_cpu or x.is_meta or (x.is_cuda and _ops.cuda_loaded and _gpus.runs(x.device))
 
 
 def rnn_tf32() -> bool:
@@ -54,6 +54,11 @@ def exporting() -> bool:
     return torch.compiler._is_exporting_flag
 
 
+#: A true value while torch.jit.trace is at work. What it is to record of calls of the raw operators,
+#: _script_ops says; only that the autograd.Functions are kept from it is left to their callers.
+tracing = torch._C._get_tracing_state
+
+
 def transformed() -> bool:
     """Whether torch.func or forward-mode AD is at work, which look into an operation rather than call it."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -67,7 +72,69 @@ def differentiable(*grads: torch.Tensor | None) -> bool:
         return True
     if torch.compiler.is_compiling():
         return False
-    return any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
+    for g in grads:  # a generator for any() would take longer than the rest  # noqa: SIM110
+        if g is not None and torch._C._functorch.is_legacy_batchedtensor(g):
+            return True
+    return False
+
+
+def backward_op(masked: bool = False):
+    """The operator of a backward pass, or, where a compiler records it, its form without a list among the
+    results, which some of them refuse; with the results of the operator."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return _recorded_masked_backward if masked else _recorded_backward
+    return _ops.masked_backward if masked else _ops.backward
+
+
+def _recorded_backward(grad_y, grad_hn, grad_cn, x, h0, c0, weights, *others):
+    found = _ops.backward_unlisted(grad_y, grad_hn, grad_cn, x, h0, c0, weights, *others)
+    return *found[:3], found[3 : 3 + len(weights)]
+
+
+def _recorded_masked_backward(grad_y, grad_hn, grad_cn, grad_cells, x, h0, c0, weights, *others):
+    found = _ops.masked_backward_unlisted(grad_y, grad_hn, grad_cn, grad_cells, x, h0, c0, weights, *others)
+    return *found[:3], found[3 : 3 + len(weights)]
+
+
+#: Stands among the saved tensors for an output that was edited; nobody else's has a version like it.
+_EDITED = torch.empty(0).zero_()
+
+
+def saved(ctx, name: str, output: int | None = None) -> tuple:
+    """ctx.saved_tensors, with None for the layer's output where that was edited since.
+
+    The output is the caller's, who may add to it or mask it in place, as after torch's own layers on the CPU;
+    and backward reads every h_{t-1} in it. To save a copy would cost everybody a fifth more memory. So an
+    edited output is computed anew from what else was saved: one more pass forward, for those who edit.
+
+    Args:
+        name: the layer's, for messages. output: the output's place, None where it is not saved.
+
+    Raises:
+        RuntimeError: an input, a state or a weight was changed in place, and cannot be had again.
+    """
+    try:
+        tensors = ctx.saved_tensors
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        try:
+            if output is None:
+                raise
+            # With hooks autograd asks for no version. They stay, for a second pass backward.
+            ctx._raw_saved_tensors[output].register_hooks(lambda _: None, lambda _: _EDITED)
+            tensors = ctx.saved_tensors
+        except RuntimeError:
+            raise RuntimeError(
+                f"{name}: the input, the initial state or a weight was changed in place between forward and "
+                "backward, which needs it as it was (the output alone may be edited); make a new tensor "
+                f"instead, or clone() it first. torch's message: {error}"
+            ) from error
+    # Under hooks of the caller's (save_on_cpu, checkpoint) it was not asked for either, and hooks that return
+    # what they were given return the edited output. A compiler keeps account of edits itself.
+    if output is not None and not torch.compiler.is_compiling() and tensors[output]._version:
+        return (*tensors[:output], None, *tensors[output + 1 :])
+    return tensors
 
 
 class _Layer(torch.autograd.Function):
@@ -83,7 +150,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y, grad_hn, grad_cn):
-        x, h0, c0, batch_sizes, y, gates, cells, *weights = ctx.saved_tensors
+        x, h0, c0, batch_sizes, y, gates, cells, *weights = saved(ctx, ctx.cell, output=4)
         if grad_y is None and grad_hn is None and grad_cn is None:
             return (None,) * (8 + len(weights))
         wanted = ctx.needs_input_grad
@@ -104,9 +171,10 @@ class _Layer(torch.autograd.Function):
         mode = (
             _NEED_X * wanted[0] + _NEED_H0 * wanted[1] + _NEED_C0 * wanted[2] + _NEED_WEIGHTS * need_weights
         )
-        if x.is_cuda:
-            mode += ctx.tier + _cuda_mode(x)
-        grad_x, grad_h0, grad_c0, grad_weights = _ops.backward(
+        kernels = ctx.tier + _cuda_mode(x) if x.is_cuda else 0
+        if y is None:
+            y = _ops.forward(x, h0, c0, weights, batch_sizes, ctx.cell, ctx.bias, kernels)[0]
+        grad_x, grad_h0, grad_c0, grad_weights = backward_op()(
             grad_y,
             grad_hn,
             grad_cn,
@@ -120,7 +188,7 @@ class _Layer(torch.autograd.Function):
             cells,
             ctx.cell,
             ctx.bias,
-            mode,
+            mode + kernels,
         )
         return (
             grad_x if wanted[0] else None,
@@ -153,16 +221,18 @@ def layer(x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates", tie
     Raises:
         RuntimeError: from the operator, naming the argument, what was expected and what came.
     """
-    # An exported program has no gradients, and need not keep what they would be made of.
-    if (
+    if torch.compiler._is_exporting_flag:  # a program cannot hold the Function below
+        mode = _ops.SAVE_MODES[save] + (tier + _cuda_mode(x) if x.is_cuda else 0)
+        y, hn, cn = _ops.layer(x, h0, c0, weights, batch_sizes, cell, bias, mode)
+    elif (
         torch.is_grad_enabled()
-        and not exporting()
         and (
             x.requires_grad
             or h0.requires_grad
             or (c0 is not None and c0.requires_grad)
             or any(w.requires_grad for w in weights)
         )
+        and not tracing()
     ):
         y, hn, cn = _Layer.apply(x, h0, c0, batch_sizes, cell, bias, _ops.SAVE_MODES[save], tier, *weights)
     else:

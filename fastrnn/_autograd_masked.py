@@ -8,7 +8,18 @@ from __future__ import annotations
 import torch
 
 from . import _ops, reference
-from ._autograd import _NEED_C0, _NEED_H0, _NEED_WEIGHTS, _NEED_X, _cuda_mode, differentiable, exporting
+from ._autograd import (
+    _NEED_C0,
+    _NEED_H0,
+    _NEED_WEIGHTS,
+    _NEED_X,
+    _cuda_mode,
+    backward_op,
+    differentiable,
+    exporting,
+    saved,
+    tracing,
+)
 from .reference_masked import masked_layer
 
 
@@ -25,7 +36,7 @@ class _MaskedLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y, grad_hn, grad_cn, grad_cells):
-        x, h0, c0, lengths, reset, y, gates, cells, *weights = ctx.saved_tensors
+        x, h0, c0, lengths, reset, y, gates, cells, *weights = saved(ctx, ctx.cell, output=5)
         grads = grad_y, grad_hn, grad_cn, grad_cells
         if all(g is None for g in grads):
             return (None,) * (9 + len(weights))
@@ -49,10 +60,11 @@ class _MaskedLayer(torch.autograd.Function):
         mode = (
             _NEED_X * wanted[0] + _NEED_H0 * wanted[1] + _NEED_C0 * wanted[2] + _NEED_WEIGHTS * need_weights
         )
-        if x.is_cuda:
-            mode += ctx.tier + _cuda_mode(x)
-        grad_x, grad_h0, grad_c0, grad_weights = _ops.masked_backward(
-            *grads, x, h0, c0, weights, lengths, reset, y, gates, cells, ctx.cell, ctx.bias, mode
+        kernels = ctx.tier + _cuda_mode(x) if x.is_cuda else 0
+        if y is None:
+            y = _ops.masked_forward(x, h0, c0, weights, lengths, reset, ctx.cell, ctx.bias, kernels)[0]
+        grad_x, grad_h0, grad_c0, grad_weights = backward_op(masked=True)(
+            *grads, x, h0, c0, weights, lengths, reset, y, gates, cells, ctx.cell, ctx.bias, mode + kernels
         )
         return (
             grad_x if wanted[0] else None,
@@ -85,10 +97,15 @@ def layer(
         the compute dtype, if wanted, else None.
     """
     lstm = cell == "lstm"
-    if (
+    if exporting():  # see _autograd.layer
+        mode = _ops.SAVE_MODES[save] + (tier + _cuda_mode(x) if x.is_cuda else 0)
+        y, hn, cn, cells = _ops.masked_layer(
+            x, h0, c0, weights, lengths, reset, cell, bias, keep_cells and lstm, mode
+        )
+    elif (
         torch.is_grad_enabled()
-        and not exporting()  # see _autograd.layer
         and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights))
+        and not tracing()
     ):
         y, hn, cn, cells = _MaskedLayer.apply(
             x, h0, c0, lengths, reset, cell, bias, _ops.SAVE_MODES[save], tier, *weights

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from . import _ops, reference
-from ._autograd import differentiable, exporting
+from ._autograd import differentiable, exporting, saved, tracing
 
 _NEED_U, _NEED_X, _NEED_WEIGHTS, _NEED_C0, _NEED_V = 1, 2, 4, 8, 16
+DROP_MASK_IS_CONSTANT = "drop_mask: expected a constant, got a tensor that requires a gradient"
 
 
 class _Scan(torch.autograd.Function):
@@ -43,7 +44,7 @@ class _Scan(torch.autograd.Function):
         nothing = (None,) * 6
         if grad_h is None and grad_c is None:
             return (None, *nothing[1:], *nothing)
-        *inputs, mask_pad, drop_mask, batch_sizes, cells = ctx.saved_tensors
+        *inputs, mask_pad, drop_mask, batch_sizes, cells = saved(ctx, "sru")
         use_tanh, scale, bidirectional = ctx.options
         wanted = ctx.needs_input_grad[:6]
         if differentiable(grad_h, grad_c):
@@ -122,10 +123,14 @@ def scan(
         RuntimeError: from the operator, naming the argument, what was expected and what came; for a drop_mask
             that requires a gradient, as there is none.
     """
-    if torch.is_grad_enabled() and not exporting():  # see _autograd.layer
+    if exporting():  # see _autograd.layer
+        return _ops.sru_scan(
+            u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional
+        )
+    if torch.is_grad_enabled():
         if drop_mask is not None and drop_mask.requires_grad:
-            raise RuntimeError("drop_mask: expected a constant, got a tensor that requires a gradient")
-        if any(t is not None and t.requires_grad for t in (u, x, weight_c, bias, c0, v)):
+            raise RuntimeError(DROP_MASK_IS_CONSTANT)
+        if any(t is not None and t.requires_grad for t in (u, x, weight_c, bias, c0, v)) and not tracing():
             return _Scan.apply(
                 u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional
             )

@@ -45,9 +45,12 @@ def probability(name: str, argument: str, value: object) -> float:
 
 
 def transform_module(name: str, value: object) -> None:
-    """A module, or None for the linear map."""
-    if value is not None and not isinstance(value, torch.nn.Module):
-        raise TypeError(f"{name}: transform_module should be a torch.nn.Module, got {kind(value)}")
+    """A module or a function, or None for the linear map. A class is callable too, and an oversight."""
+    if value is None or isinstance(value, torch.nn.Module):
+        return
+    if isinstance(value, type) or not callable(value):
+        got = f"the class {value.__name__}" if isinstance(value, type) else kind(value)
+        raise TypeError(f"{name}: transform_module should be a torch.nn.Module or a function, got {got}")
 
 
 def dims(name: str, x: Tensor, allowed: tuple[int, ...], form: str) -> None:

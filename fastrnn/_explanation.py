@@ -11,7 +11,8 @@ class LayerPlan:
 
     Attributes:
         layer: its number. T, B, I, H, P: steps, rows, inputs, hidden and projected units (P 0 without).
-        kernel: name of the kernel, "reference" where none covers the case.
+        kernel: name of the kernel. Where none covers the case, "cudnn" is torch's own layer, "reference"
+            plain torch.
         reason: why this one, and why the work is divided as it is.
         plan: everything else that the planner says: how the work is divided, operations and bytes.
         floor_s: seconds that this machine needs at least; None unless measured.
@@ -60,7 +61,7 @@ class Explanation:
     """What `explain` found; print it, or read the fields.
 
     Attributes:
-        subject: what was asked about. device: "cpu" or "cuda". dtype: "float32" and so on.
+        subject: what was asked about. device: "cpu", "cuda" and so on. dtype: "float32" and so on.
         instruction_set: the one in use, on the CPU. threads: how many the work is divided over.
         training: whether gradients are counted. layers: a LayerPlan each, first layer first.
         notes: what had to be assumed, and what else is worth knowing.
@@ -82,7 +83,7 @@ class Explanation:
 
     @property
     def flops(self) -> float:
-        """Multiplications and additions of all layers; 0 where the reference runs."""
+        """Multiplications and additions of all layers; 0 where no kernel runs."""
         return sum(layer.plan.get("flops", 0.0) for layer in self.layers)
 
     def to_dict(self) -> dict:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._autograd import differentiable, transformed
+from ._autograd import differentiable, tracing, transformed
 
 #: Below so many multiplications the Python around the product costs more than oneDNN gains.
 _WORTHWHILE = 1 << 21
@@ -61,6 +61,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         or torch.is_autocast_enabled("cpu")
         or x.dim() < 2
         or transformed()
+        or tracing()  # a program cannot hold the Function, and may run where there is no oneDNN
     ):
         return F.linear(x, weight)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):

@@ -80,6 +80,18 @@ def _rnn_forward(x, h0, c0, weights, batch_sizes, cell, bias, mode):
     return _rnn_masked_forward(x, h0, c0, weights, None, None, cell, bias, 0)
 
 
+@_decomposition(_ops.layer)
+def _rnn_layer(x, h0, c0, weights, batch_sizes, cell, bias, mode):
+    return _rnn_forward(x, h0, c0, weights, batch_sizes, cell, bias, 0)[:3]
+
+
+@_decomposition(_ops.masked_layer)
+def _rnn_masked_layer(x, h0, c0, weights, lengths, reset, cell, bias, keep_cells, mode):
+    mode = _ops.SAVE_MODES["recompute"] if keep_cells else 0
+    y, hn, cn, _, cells = _rnn_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode)
+    return y, hn, cn, cells
+
+
 @_decomposition(_ops.masked_forward)
 def _rnn_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode):
     masks = {"lengths": lengths, "reset": reset}
@@ -258,6 +270,11 @@ def _sru_forward(
         finals.append(c)
     h, c = (torch.cat(t, dim=-1) if bidirectional else t[0] for t in (outputs, finals))
     return h.to(dtype), c.to(dtype), nothing
+
+
+@_decomposition(_ops.sru_scan)
+def _sru_scan(*args):
+    return _sru_forward(*args, False)[:2]
 
 
 def _sru_step(names: tuple[str, ...], use_tanh: bool, scale: float, c: Tensor, *tensors: Tensor):

@@ -14,9 +14,27 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _autograd, _autograd_sru, _linear, _ops, reference
-from ._autograd import transformed
+from ._autograd import tracing, transformed
 
 _HALF = (torch.bfloat16, torch.float16)
+
+
+def without_pads(x: Tensor, mask_pad: Tensor) -> Tensor:
+    """x (L, B, .) with zeros for pads. Products take all steps, and a gradient of zero times what is not a
+    number is none either: whatever the padding holds, NaN too, must not reach the weights through it."""
+    return x.masked_fill(mask_pad.unsqueeze(-1), 0)
+
+
+def note_clean(mask_pad: Tensor | None) -> None:
+    """Say that the input that goes with this mask, an object of the caller's own, has numbers for pads:
+    layers above the first need not replace what a layer has written."""
+    if mask_pad is not None and not torch.compiler.is_compiling():
+        mask_pad._input_is_clean = True
+
+
+def is_clean(mask_pad: Tensor) -> bool:
+    # A compiler fuses the replacement, and keeps no attributes of tensors.
+    return not torch.compiler.is_compiling() and getattr(mask_pad, "_input_is_clean", False)
 
 
 class Packing(NamedTuple):
@@ -34,14 +52,14 @@ class Packing(NamedTuple):
 
     @property
     def batch(self) -> int:
-        return int(self.batch_sizes[0])
+        return first_rows(self.batch_sizes)
 
     @classmethod
     def of(cls, packed: PackedSequence) -> Packing:
         sizes = packed.batch_sizes
         starts = sizes.cumsum(0) - sizes
         rows = torch.arange(packed.data.size(0)) - starts.repeat_interleave(sizes)
-        flat = torch.arange(len(sizes)).repeat_interleave(sizes) * sizes[0] + rows
+        flat = torch.arange(sizes.size(0)).repeat_interleave(sizes) * sizes[0] + rows
         device = packed.data.device
         return cls(sizes, packed.sorted_indices, packed.unsorted_indices, rows.to(device), flat.to(device))
 
@@ -54,21 +72,26 @@ class Packing(NamedTuple):
 
     def pad(self, data: Tensor) -> Tensor:
         """Packed rows (N, .) as (L, B, .) in the packed rows' order, zeros elsewhere."""
-        length, batch = len(self.batch_sizes), self.batch
+        length, batch = self.batch_sizes.size(0), self.batch
         padded = data.new_zeros((length * batch, data.size(-1))).index_copy(0, self.flat, data)
         return padded.view(length, batch, data.size(-1))
 
     def pads(self) -> Tensor:
         """(L, B), True where there is no packed row."""
-        length, batch = len(self.batch_sizes), self.batch
+        length, batch = self.batch_sizes.size(0), self.batch
         pads = torch.ones(length * batch, dtype=torch.bool, device=self.flat.device)
-        return pads.index_fill(0, self.flat, False).view(length, batch)
+        return pads.index_fill(0, self.flat, 0).view(length, batch)  # TorchScript has no False there
 
     def unpad(self, padded: Tensor) -> Tensor:
         return padded.flatten(0, 1).index_select(0, self.flat)
 
     def packed(self, data: Tensor) -> PackedSequence:
         return PackedSequence(data, self.batch_sizes, self.sorted_indices, self.unsorted_indices)
+
+
+def first_rows(batch_sizes: Tensor) -> int:
+    """The rows of the first step; for torch.jit.trace a tensor, which stands for other batches' too."""
+    return batch_sizes[0] if tracing() else int(batch_sizes[0])
 
 
 def gate_major(u: Tensor, k: int) -> Tensor:
@@ -125,7 +148,7 @@ def transform(module: nn.Module, x: Tensor, k: int, features: int) -> Tensor | N
 
 def scan(u: Tensor, x: Tensor | None, weight_c: Tensor, bias: Tensor, c0: Tensor, *, backend: str, **options):
     """``fastrnn.reference.sru_scan`` by the fused kernels where there are any; its arguments and results."""
-    if backend == "reference" or u.numel() == 0:  # of nothing, plain torch computes nothing just as fast
+    if backend == "reference" or (u.numel() == 0 and not tracing()):  # of nothing, torch is just as fast
         return reference.sru_scan(u, x, weight_c, bias, c0, **options)
     looked_into = transformed()
     if not looked_into and _autograd.supported(u):
@@ -166,6 +189,7 @@ def takes_step(
         )
         and _autograd.supported(x)
         and not transformed()
+        and not tracing()  # the program may be given more steps
     )
 
 

@@ -44,7 +44,8 @@ class Stack(NamedTuple):
 
 
 def choose(backend: str, x: Tensor) -> Callable:
-    """The function that computes a layer: the fused one or the reference."""
+    """The function that computes a layer: the fused one or the reference, in whose place torch's own may
+    come."""
     if backend == "reference":
         return reference.layer
     # Kernels have derivatives in reverse mode and no batching rules: torch.func's transforms (vmap, jvp,
@@ -125,19 +126,19 @@ def run(
         if w.device != device:
             _checks.same_kind(x, [("parameter", w)])
 
-    if stack.backend == "cudnn" and masks is None:  # autocast included
-        y, h, c = _torch.layers(stack, x, h, c, weights, rows, batch_sizes)
-    elif autocast:
-        projected = stack.proj_size > 0
-        x, h, c, weights, round_to = autocast_inputs(stack.cell, projected, packed, x, h, c, weights)
-        with torch.autocast(x.device.type, enabled=False):
+    try:
+        if stack.backend == "cudnn" and masks is None:  # autocast included
+            y, h, c = _torch.layers(stack, x, h, c, weights, rows, batch_sizes)
+        elif autocast:
+            y, h, c = _autocast_layers(stack, x, h, c, weights, rows, batch_sizes, masks)
+        else:
             y, h, c = _layers(stack, x, h, c, weights, rows, batch_sizes, masks)
-        if round_to is not None:
-            y, h = y.to(round_to), h.to(round_to)
-            if masks is not None:
-                masks.round_outputs(round_to)
-    else:
-        y, h, c = _layers(stack, x, h, c, weights, rows, batch_sizes, masks)
+    except RuntimeError:
+        # Asked here, where no other call has to wait for the answer.
+        if masks is not None or not _torch.per_sample(weights):
+            raise
+        with _torch.taken_apart():
+            y, h, c = _torch.layers(stack, x, h, c, weights, rows, batch_sizes)
 
     if packed:
         return y, h, c
@@ -147,7 +148,9 @@ def run(
 
 
 def _first(batch_sizes: Tensor) -> int:
-    """The rows of the first step, which for an exported program is a number that it reads when it runs."""
+    """The rows of the first step, which for a program is a number that it reads when it runs."""
+    if _autograd.tracing():
+        return batch_sizes[0]
     if not _autograd.exporting():
         return int(batch_sizes[0])
     rows = batch_sizes[0].item()
@@ -160,15 +163,36 @@ def permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:
     return state if state is None or indices is None else state.index_select(1, indices)
 
 
+def _autocast_layers(stack, x, h, c, weights, rows, batch_sizes, masks):
+    """The layers under autocast, in the dtypes of torch's."""
+    # On a device of torch's alone its layers know best what autocast means there.
+    if masks is None and not x.is_cpu:
+        found = _torch.layers_instead(stack, x, h, c, weights, rows, batch_sizes)
+        if found is not None:
+            return found
+    packed, projected = batch_sizes is not None, stack.proj_size > 0
+    x, h, c, weights, round_to = autocast_inputs(stack.cell, projected, packed, x, h, c, weights)
+    with torch.autocast(x.device.type, enabled=False):
+        y, h, c = _layers(stack, x, h, c, weights, rows, batch_sizes, masks)
+    if round_to is not None:
+        y, h = y.to(round_to), h.to(round_to)
+        if masks is not None:
+            masks.round_outputs(round_to)
+    return y, h, c
+
+
 def _layers(stack, x, h, c, weights, rows, batch_sizes, masks):
     """The layers themselves. h and c are (L*D, B, .) or None for zeros."""
     cell, bias, save = stack.cell, stack.bias, stack.save
     directions = 2 if stack.bidirectional else 1
     layer = choose(stack.backend, x) if masks is None else masks.layer(stack.backend, x)
     if layer is reference.layer:
-        _checks.same_kind(x, [("parameter", w) for w in weights])
+        _checks.same_kind(x, [*(("parameter", w) for w in weights), ("hidden", h), ("cell", c)])
         if batch_sizes is not None:
             _checks.batch_sizes_values(batch_sizes, x.size(0))
+        found = _torch.layers_instead(stack, x, h, c, weights, rows, batch_sizes)
+        if found is not None:
+            return found
     if h is not None:
         _checks.same_kind(x, (("hidden", h), ("cell", c)))
 

@@ -72,7 +72,7 @@ def wavefront(pieces: int | None) -> Iterator[None]:
 
 def pieces(stack, x: Tensor, rows: int, weights) -> int:
     """Into how many pieces a stack of plain layers over x, (T, B, I), is cut; 1 for not at all."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _autograd.tracing():
         return 1
     asked = _asked.get()
     if asked is not None:

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from . import _checks, compat, modules
+from . import _checks, _exact_types, compat, modules
+from .modules import _overrides
 
 __all__ = ["convert", "revert"]
 
@@ -52,6 +53,10 @@ def convert(
     Returns:
         The model.
 
+    Warns:
+        Once, where a layer was prepared for a tool that knows layers by their exact class: quantization of
+        torch.ao, BackPACK.
+
     Raises:
         TypeError: ``model`` is no module. ValueError: an unknown ``save`` or ``backend``.
     """
@@ -70,7 +75,14 @@ def convert(
         return _accelerated(cls, stock) if own_forward or cls.forward is stock.forward else None
 
     for module in model.modules():
-        if "forward" not in vars(module) and _change(module, target) and isinstance(module, nn.RNNBase):
+        if "forward" in vars(module) or not _change(module, target):
+            continue
+        for mark in _exact_types.MARKS:
+            if vars(module).get(mark):
+                _exact_types.warn(mark, type(module).__name__)
+        if isinstance(module, nn.RNNBase):
+            for name in _overrides.NAMES & vars(module).keys():
+                setattr(module, name, vars(module)[name])  # has forward() call them
             for argument, value in own.items():
                 if value is not None:
                     setattr(module, argument, value)
@@ -95,6 +107,7 @@ def revert(model: nn.Module) -> nn.Module:
         if _change(module, target):
             for attribute in _own_attributes(_stock(type(module))):
                 vars(module).pop(attribute, None)
+            vars(module).pop("_run", None)
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()
     return model

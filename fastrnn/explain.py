@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _C, _autograd, _checks, _gpus, _ops, _wavefront, explain_sru
+from . import _C, _autograd, _checks, _gpus, _ops, _torch, _wavefront, explain_sru
 from ._explanation import Explanation, LayerPlan
 
 __all__ = ["Explanation", "LayerPlan", "explain"]
@@ -60,12 +60,17 @@ def _elsewhere(backend: str, device: str) -> str | None:
     return None
 
 
-def _missing(dtype: torch.dtype, device: str) -> str | None:
-    """Why no kernel covers this, None where one does."""
+def _missing(dtype: torch.dtype, device: str, gpu: _gpus.Gpu | None) -> str | None:
+    """Why no kernel covers this, None where one does. gpu: the one that is meant by "cuda"."""
     if not _autograd.supported(torch.empty(0, dtype=dtype, device="meta")):
         return f"no kernel computes in {str(dtype).removeprefix('torch.')}"
+    if device not in ("cpu", "cuda"):
+        return f"no kernel runs on {device}"
     if device == "cuda" and not _ops.cuda_loaded:
         return "the CUDA kernels are not loaded: fastrnn or torch was built without CUDA"
+    if device == "cuda" and not _gpus.built_for(gpu.compute_capability):
+        major, minor = divmod(gpu.compute_capability, 10)
+        return f"the CUDA kernels were not built for compute capability {major}.{minor}"
     return None
 
 
@@ -133,9 +138,10 @@ def explain(
             takes a (B, I) tensor or (1, B).
         cell, num_layers, bidirectional, proj_size, packed: for a shape; a module and its input know them.
         masked: whether lengths, reset or return_all_states will be given.
-        dtype, device: by default the module's, or float32 on the CPU. No GPU is needed to ask about "cuda".
+        dtype, device: by default the module's, or float32 on the CPU. No GPU is needed to ask about "cuda",
+            and no such device about any other.
         training: whether gradients will be asked for; by default whether the module is in training mode.
-        threads: by default torch.get_num_threads().
+        threads: by default torch.get_num_threads(), or fewer where there are fewer CPUs.
         gpu: the GPU that is meant, "H100", "A100", "RTX 4090" and so on, for device "cuda", which it implies;
             by default the one that is here, else an H100.
         tf32: whether float32 products may round to TensorFloat-32, by default as torch is set.
@@ -230,11 +236,11 @@ def explain(
 
     dtype, training, backend = dtype or torch.float32, bool(training), backend or "auto"
     kind = torch.device("cpu" if device is None else device).type
-    if kind not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected 'cpu' or 'cuda', got {kind!r}")
+    if kind == "meta":
+        raise ValueError("device: expected one that computes, such as 'cpu' or 'cuda', got 'meta'")
     if gpu is not None and kind != "cuda":
         raise ValueError(f"gpu: expected none for device {kind!r}, got {gpu!r}")
-    on_device = {}
+    on_device, chosen_gpu = {}, None
     if kind == "cuda":
         chosen_gpu = _gpus.find(gpu, device)
         wanted = backend if backend in _checks.TIERS else "auto"
@@ -245,16 +251,19 @@ def explain(
             "estimates, not measurements" if table.startswith("estimated") else f"from the timings of {table}"
         )
         notes.append(f"planned for {chosen_gpu.name}; times a step are {from_where}")
-    threads = torch.get_num_threads() if threads is None else _count("threads", threads, 1, 1 << 20)
+    threads = _ops.cpu_threads() if threads is None else _count("threads", threads, 1, 1 << 20)
     directions = 2 if bidirectional else 1
     name = str(dtype).removeprefix("torch.")
     isa = _ops.cpu_isa() if kind == "cpu" else None
     if kind == "cpu":
         on_device = _ops.cpu_tile(dtype)
-    why_not = _elsewhere(backend, kind) or _missing(dtype, kind)
+    why_not = _elsewhere(backend, kind) or _missing(dtype, kind, chosen_gpu)
+    elsewhere = "cudnn" if backend == "cudnn" else "reference"
     if why_not and backend == "fused":
         why_not += ": an error with backend='fused'"
-    elsewhere = "cudnn" if backend == "cudnn" else "reference"
+    elif sru_layers is None and not masked and _torch.preferred(backend, why_not is None):
+        elsewhere = "cudnn"
+        why_not += ": torch's own layer, or the reference where torch has none for the case"
 
     if sru_layers is not None:
         if why_not is None and (note := explain_sru.largest_product(sru_layers, T, B, kind, name)):

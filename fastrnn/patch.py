@@ -6,13 +6,15 @@ replaced, so that classes, modules, checkpoints and pickles stay torch's, and su
 
 from __future__ import annotations
 
+import functools
 import threading
 from contextlib import ContextDecorator
 
 import torch
 from torch import Tensor
+from torch.jit._builtins import _register_builtin
 
-from . import _autograd, functional
+from . import _autograd, _ops, _torch, functional
 
 __all__ = ["patch"]
 
@@ -27,8 +29,10 @@ class patch(ContextDecorator):
     take part. An exception ends a block as always.
 
     What fastrnn has no kernel for (complex numbers, devices other than the CPU and CUDA) goes to torch as
-    before. torch.jit.script and torch.compile look at source code, and see torch.nn's: take
-    :func:`fastrnn.convert` for them.
+    before. torch.export inside the block writes fastrnn's operators into the program, and warns that it then
+    needs fastrnn where it is loaded. torch.jit.script and torch.compile look at source code, and see
+    torch.nn's: a scripted program holds torch's own operators, inside the block as outside. For torch.compile
+    take :func:`fastrnn.convert`.
     """
 
     _lock = threading.Lock()
@@ -47,10 +51,11 @@ class patch(ContextDecorator):
         """Begin. Every start() wants a stop()."""
         with cls._lock:
             if cls._users == 0:
-                for name, make in _REPLACEMENTS.items():
+                for name in _REPLACEMENTS:
                     cls._originals[name] = vars(torch._VF).get(name)
-                    setattr(torch._VF, name, make(getattr(torch._VF, name)))
+                    setattr(torch._VF, name, _stand_in(name, getattr(torch._VF, name)))
             cls._users += 1
+            _ops.patched = cls._users
 
     @classmethod
     def stop(cls) -> None:
@@ -59,6 +64,7 @@ class patch(ContextDecorator):
             if cls._users == 0:
                 raise RuntimeError("fastrnn.patch: stop() without a start()")
             cls._users -= 1
+            _ops.patched = cls._users
             if cls._users == 0:
                 for name, original in cls._originals.items():
                     # torch._VF looks up what it does not have itself.
@@ -67,6 +73,18 @@ class patch(ContextDecorator):
                     else:
                         setattr(torch._VF, name, original)
                 cls._originals.clear()
+
+
+@functools.cache
+def _stand_in(name: str, original):
+    """What is put in the place of torch._VF's function. torch.jit.script, which looks through the module into
+    it, is told that it is torch's operator, and writes that into its program.
+
+    torch.jit knows functions by their ids, so that one it was told of must never go: hence the cache.
+    """
+    function = _REPLACEMENTS[name](original)
+    _register_builtin(function, f"aten::{name}")
+    return function
 
 
 def _covered(x: Tensor) -> bool:
@@ -90,19 +108,25 @@ def _layer(ours, **options):
             else:
                 x, hx, params, bias, num_layers, dropout, training, bidirectional, batch_first = args
                 sizes = None
-            y, state = ours(
-                x,
-                hx,
-                params,
-                bias=bias,
-                num_layers=num_layers,
-                dropout=dropout,
-                training=training,
-                bidirectional=bidirectional,
-                batch_first=batch_first,
-                batch_sizes=sizes,
-                **options,
-            )
+            try:
+                y, state = ours(
+                    x,
+                    hx,
+                    params,
+                    bias=bias,
+                    num_layers=num_layers,
+                    dropout=dropout,
+                    training=training,
+                    bidirectional=bidirectional,
+                    batch_first=batch_first,
+                    batch_sizes=sizes,
+                    **options,
+                )
+            except RuntimeError:
+                if not _torch.per_sample(params):
+                    raise
+                with _torch.taken_apart():
+                    return original(*args)
             return (y, *state) if isinstance(state, tuple) else (y, state)
 
         return call

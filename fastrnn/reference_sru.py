@@ -81,6 +81,10 @@ def sru_scan(
     """
     dtype, directions = u.dtype, 2 if bidirectional else 1
     u, x, weight_c, bias, c0, v, drop_mask = map(_widen, (u, x, weight_c, bias, c0, v, drop_mask))
+    if mask_pad is not None:  # a gradient of zero times what a pad may hold is not always zero
+        u = u.masked_fill(mask_pad[..., None, None], 0)
+        x = None if x is None else x.masked_fill(mask_pad.unsqueeze(-1), 0)
+        v = None if v is None else v.masked_fill(mask_pad[..., None, None], 0)
     skip = None if x is None else x * scale
     if u.size(-2) == 4:
         skip = u[..., 3, :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,7 +22,8 @@ __all__ = ["Streamer"]
 class _Taken(NamedTuple):
     """One set of a layer's weights and options.
 
-    weights: of each layer packed for the kernels where ``packed``, else copies of the layer's own, flat.
+    weights: of each layer packed for the kernels where ``packed``, else copies of the layer's own, flat;
+        those themselves where ``live``, to be read anew at every call.
     sources: where the layer keeps what its weights come from, see ``_sources``.
     """
 
@@ -30,6 +32,7 @@ class _Taken(NamedTuple):
     dtype: torch.dtype
     weights: list[Tensor]
     packed: bool
+    live: bool
     sources: list[tuple[dict, str, Tensor, int | None, int]]
 
 
@@ -53,6 +56,11 @@ class Streamer:
     would cost as much as the step itself: after such a change the streamer goes on with the weights it has,
     until ``refresh()``, and so does a compiled one after any change. ``layer.step()`` reads the layer's
     weights at every call instead, and always follows them.
+
+    So does a streamer of a layer of which a weight was made under ``torch.inference_mode``, in place of the
+    above: torch counts no changes of such tensors. It packs nothing, gains little over ``layer.step()``, and
+    answers from the layer's weights as they are at each call. ``copy.deepcopy(layer)`` outside of that mode
+    has ordinary weights, which are packed.
 
     **Gradients.** A streamer has none, and its results require none; it refuses inputs that require some
     (while gradients are enabled), and torch.func's transforms. ``layer.step()`` has them. Dropout is off, and
@@ -95,6 +103,9 @@ class Streamer:
             raise RuntimeError(f"{layer._name}: a streamer would not run the layer's hooks; use layer.step()")
         # Before they are read: a change meanwhile then shows at the next call.
         sources = _sources(layer)
+        # Of those made under inference_mode torch counts no changes. To look at every byte for one costs a
+        # read of the weights, and so more than what packing them gains.
+        live = any(version is None for *_, version, _ in sources)
         with torch.no_grad():
             weights = [w.detach() for w in layer._live_weights()]
             stack = layer._stack()._replace(training=False, batch_first=False)
@@ -104,14 +115,21 @@ class Streamer:
                 and all(w.is_cpu for w in weights)
                 and _autograd.supported(weights[0])
             )
+            if packs and live:
+                packs = False
+                warnings.warn(
+                    f"{stack.name}: weights made under torch.inference_mode are not packed for streaming, as "
+                    "torch counts no changes of them; copy.deepcopy(layer) outside of it makes ordinary ones",
+                    stacklevel=4,
+                )
             if packs:
                 n = len(weights) // stack.num_layers
                 layers = [weights[k * n : (k + 1) * n] for k in range(stack.num_layers)]
                 weights = [_ops.pack(own, stack.cell, stack.bias) for own in layers]
-            else:
+            elif not live:
                 weights = [w.clone() for w in weights]
         # One assignment, so that a call on another thread has all of the old or all of the new.
-        self._taken = _Taken(stack, layer.batch_first, dtype, weights, packs, sources)
+        self._taken = _Taken(stack, layer.batch_first, dtype, weights, packs, live, sources)
 
     def step(self, input: Tensor, hx=None) -> tuple:
         """One step.
@@ -166,6 +184,9 @@ class Streamer:
                         f"{taken.stack.name}: {name} has changed since the streamer took the weights; "
                         "call refresh() to take the new ones"
                     )
+            if taken.live:
+                with torch.no_grad():  # a parametrization may compute them
+                    return taken._replace(weights=self.layer._live_weights())
         return taken
 
     def __getstate__(self) -> dict:

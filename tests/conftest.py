@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+# Before the package reads it: tests of more threads than this machine has cores are to have them.
+os.environ.setdefault("FASTRNN_CPUS", "64")
+
 from fastrnn import _ops
 
 
 @pytest.fixture(autouse=True)
-def _same_start():
-    """The same random numbers and one thread, whatever the tests before left behind.
+def _same_start(request):
+    """The same random numbers and as many threads as --threads says, whatever the tests before left behind.
 
-    On a busy machine small problems spend their time waiting for other threads: the tests of the modules took
-    six times as long. A test about threads sets its own number.
+    One by default: on a busy machine small problems spend their time waiting for other threads. A test about
+    threads sets its own number.
     """
     torch.manual_seed(0)
-    torch.set_num_threads(1)
+    torch.set_num_threads(request.config.getoption("--threads"))
 
 
 @pytest.fixture(params=_ops.available_cpu_isas())
@@ -59,6 +63,12 @@ def pytest_addoption(parser):
         "--all",
         action="store_true",
         help="also what is marked thorough, see make test-all",
+    )
+    parser.addoption(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads that torch and the kernels have in tests that set no number themselves",
     )
     parser.addoption(
         "--full",

@@ -98,6 +98,12 @@ def compare(ours: nn.Module, theirs: nn.Module, input, hx=None) -> None:
         assert_same(got, exact, dtype)
 
 
+def onednn_has_bf16_lstm() -> bool:
+    """Whether torch's own LSTM runs bfloat16 on this processor: oneDNN has a kernel from AVX-512 on. Without
+    one torch raises or answers in another dtype."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 class _Spy(TorchDispatchMode):
     def __init__(self):
         super().__init__()

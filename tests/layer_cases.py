@@ -173,11 +173,11 @@ def names(case: Case) -> list[str]:
     ]
 
 
-def expected(case: Case, p: Problem) -> list[Tensor]:
-    """Outputs and every gradient by the reference, in float64."""
+def expected(case: Case, p: Problem, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Outputs and every gradient by the reference, that is by torch's own operations."""
     padding = p.padding.unsqueeze(-1)
     inputs = [p.x.masked_fill(padding, 0), p.h0] + ([] if p.c0 is None else [p.c0]) + p.weights
-    leaves = [t.detach().double().requires_grad_() for t in inputs]
+    leaves = [t.detach().to(dtype).requires_grad_() for t in inputs]
     x, h0, *rest = leaves
     c0 = None if p.c0 is None else rest.pop(0)
     if case.masked:
@@ -188,11 +188,11 @@ def expected(case: Case, p: Problem) -> list[Tensor]:
             x, h0, c0, rest, cell=case.cell, bias=case.bias, batch_sizes=p.batch_sizes
         )
     outputs = [y, hn] + ([] if cn is None else [cn])
-    to, cotangents = list(outputs), [g.double() for g in p.cotangents]
+    to, cotangents = list(outputs), [g.to(dtype) for g in p.cotangents]
     cotangents[0] = cotangents[0].masked_fill(padding, 0)
     if p.grad_cells is not None:
         to.append(cells)
-        cotangents.append(p.grad_cells.double().masked_fill(p.padding.view(-1, 1), 0))
+        cotangents.append(p.grad_cells.to(dtype).masked_fill(p.padding.view(-1, 1), 0))
     gradients = torch.autograd.grad(to, leaves, cotangents)
     return [*(t.detach() for t in outputs), *gradients]
 

@@ -79,9 +79,14 @@ def test_torch_modules_projection_and_relu():
     assert explain(fastrnn.RNN(4, 8, nonlinearity="relu"), (2, 2)).kernels != ["reference"]
 
 
+GPU_TIERS = ("one_cta", "cluster", "grid", "stepwise")
+
+
 def test_where_no_kernel_covers():
     complex_ = explain(fastrnn.GRU(4, 5, dtype=torch.complex64), (3, 2))
-    assert complex_.kernels == ["reference"]
+    assert complex_.kernels == ["cudnn"]
+    assert "torch's own layer" in complex_.layers[0].reason
+    assert explain(fastrnn.GRU(4, 5, dtype=torch.complex64), (3, 2), masked=True).kernels == ["reference"]
     assert "complex64" in complex_.layers[0].reason
     assert complex_.flops == 0
     asked = explain(fastrnn.GRU(4, 5, backend="reference"), (3, 2))
@@ -93,7 +98,31 @@ def test_a_gpu_can_be_asked_about_without_one():
     found = explain((100, 16, 128, 256), device="cuda", dtype=torch.float16, training=True)
     assert found.device == "cuda"
     assert found.instruction_set is None
-    assert found.kernels == ["reference"] if not _ops.cuda_loaded else found.kernels != ["reference"]
+    assert found.kernels == ["cudnn"] if not _ops.cuda_loaded else found.kernels[0] in GPU_TIERS
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "xla"])
+def test_devices_without_kernels(device):
+    """torch's own layer, the reference where lengths and resets are asked for and for the SRU, which torch
+    has not; an error where kernels were."""
+    shape = (100, 16, 128, 256)
+    found = explain(shape, device=device, num_layers=2)
+    assert (found.device, found.kernels) == (device, ["cudnn"] * 2)
+    assert f"no kernel runs on {device}: torch's own layer" in str(found)
+    assert explain(shape, device=device, masked=True).kernels == ["reference"]
+    assert explain(shape, device=device, cell="sru").kernels == ["reference"]
+    assert explain(shape, device=device, backend="reference").kernels == ["reference"]
+    assert "an error" in explain(shape, device=device, backend="fused").layers[0].reason
+
+
+def test_gpus_older_than_the_kernels(monkeypatch):
+    """A GPU that the CUDA kernels were not compiled for."""
+    monkeypatch.setattr(_ops, "cuda_loaded", True)
+    monkeypatch.setattr(_ops, "build_info", lambda: {"cuda_archs": "9.0a;12.0+PTX"})
+    assert explain((100, 16, 128, 256), gpu="H100").kernels[0] in GPU_TIERS
+    found = explain((100, 16, 128, 256), gpu="A100")
+    assert found.kernels == ["cudnn"]
+    assert "not built for compute capability 8.0" in str(found)
 
 
 def test_a_plan_needs_no_memory():
@@ -144,7 +173,7 @@ def test_to_dict_is_plain_data():
         (((1, 2, 3, 4),), {"threads": 2.0}, TypeError, "threads: expected an integer, got 2.0"),
         (((1, 2, 3, 4),), {"dtype": "float32"}, TypeError, "dtype: expected a torch.dtype, got 'float32'"),
         (((1, 2, 3, 4),), {"tf32": "no"}, TypeError, "tf32: expected a bool, got 'no'"),
-        (((1, 2, 3, 4),), {"device": "meta"}, ValueError, "device: expected 'cpu' or 'cuda', got 'meta'"),
+        (((1, 2, 3, 4),), {"device": "meta"}, ValueError, "device: expected .*, got 'meta'"),
         (
             ((1, 2, 3, 4),),
             {"device": "cpu", "gpu": "H100"},

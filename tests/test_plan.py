@@ -109,7 +109,9 @@ def test_plan_of_registers_too_small(argument):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(_C.__file__).parent, capture_output=True, text=True
     )
-    assert f"ValueError: {argument.partition('=')[0]}: " in done.stderr, f"exit status {done.returncode}: {done.stderr}"
+    assert f"ValueError: {argument.partition('=')[0]}: " in done.stderr, (
+        f"exit status {done.returncode}: {done.stderr}"
+    )
 
 
 def test_plan_of_no_rows():

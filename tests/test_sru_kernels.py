@@ -87,15 +87,25 @@ def test_results_larger_than_the_cache(isa, threads):
                 assert error(few(a), b) <= limit, f"{case} {name}"
 
 
-def test_long_sums_keep_their_digits():
-    """100,000 terms of one sign in float32: a plain float sum would be off by 1e-4 or more."""
+def test_long_sums_keep_their_digits(isa):
+    """100,000 terms of one sign in float32: a plain float sum would be off by 1e-4 or more.
+
+    The terms of the bias are the gradients of u's gates, bit for bit, so the sum can be held to its own
+    terms, whatever the instruction set makes of tanh and sigmoid. With u = 2**-24: a block of 256 terms in
+    float is off by about sqrt(256) u, the mean of 391 such blocks by sqrt(256 / 391) u, and the result rounds
+    once
+    more: 2 u.
+    """
     case = Case(L=2000, B=50, O=4, dtype=F32, skip="none")
     p = problem(case)
     p.inputs["u"].abs_()
     p.cotangents = [g.abs() for g in p.cotangents]
     got, want = fused(OPS, case, p), expected(case, p)
-    bias = names(case).index("grad bias")
-    assert ((got[bias] - want[bias]).abs() / want[bias].abs()).max() < 3e-7
+    ratio, what = worst(case, got, want)
+    assert ratio <= 1, what
+    terms = got[names(case).index("grad u")][:, :, 1:].double()
+    off = (got[names(case).index("grad bias")].double() - terms.sum((0, 1))).abs()
+    assert (off / terms.abs().sum((0, 1))).max() < 2 * 2**-24
 
 
 @pytest.mark.parametrize("sizes", [None, PACKED])

@@ -1,8 +1,21 @@
-// Every operator's schema. The devices register their implementations of them in cpu/ops/ and
-// cuda/ops/; autograd is in fastrnn/_autograd.py, fake (meta) versions in fastrnn/_ops.py.
+// Every operator's schema. The devices register their implementations of them in cpu/ops/ and cuda/ops/; autograd
+// is in fastrnn/_autograd.py and _differentiable_ops.py, fake (meta) versions in fastrnn/_ops.py.
 #include <torch/csrc/stable/library.h>
 
+#include <string>
+
 STABLE_TORCH_LIBRARY(fastrnn, m) {
+  // Every operator that takes a list is defined twice, first as its overload .script. The stable ABI moves the
+  // elements out of a list that it converts. The lists of a call from Python or C++ are the call's own; those of
+  // TorchScript are the program's, which may pass one again (in a loop, or as a constant of a frozen module) and
+  // would find it empty. TorchScript knows no names of overloads and takes the first that fits, also for programs
+  // saved before there were two: and fastrnn/_script_ops.py makes of that one a call with a list of its own.
+  const auto define = [&](const std::string& schema) {
+    const size_t name_ends = schema.find('(');
+    m.def((schema.substr(0, name_ends) + ".script" + schema.substr(name_ends)).c_str());
+    m.def(schema.c_str());
+  };
+
   // One recurrent layer over a whole sequence, one or two directions, input projection included.
   //
   // x            (T, B, I), any strides; with batch_sizes packed rows (N, I), N = sum(batch_sizes)
@@ -20,17 +33,34 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   // gates        mode 1: (D, N, 4*H), the activated i, f, g, o (LSTM) or r, z, n and the recurrent
   //              part of n (GRU); otherwise and for an RNN (0,)
   // cells        LSTM, mode 1 or 2: (D, N, H), c of every step, float32 for half types
-  m.def(
+  define(
       "rnn_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, bool bias, "
       "int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
 
   // mode: sum of 1 (grad_x), 2 (grad_h0), 4 (grad_c0), 8 (grad_weights), the rest comes back empty; plus a
   // tier and TensorFloat-32 as in forward. One number, as every argument costs a call its time.
   // Nothing that is passed in is written to, so a graph may be walked twice.
-  m.def(
+  define(
       "rnn_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor h0, Tensor? c0, "
       "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int mode) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
+
+  // rnn_backward for compilers that take no list among an operator's results: the gradients of the weights one
+  // by one, (0,) where there is no such weight. Eager code has no use for the empty ones, which cost it their
+  // making.
+  define(
+      "rnn_backward_unlisted(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor h0, Tensor? c0, "
+      "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int mode) "
+      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
+      "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
+
+  // One recurrent layer for the programs that tracers write: arguments and results as of rnn_forward, and a
+  // derivative that the dispatcher knows (fastrnn/_differentiable_ops.py registers it). So it is decided when the
+  // program runs whether something is kept for a backward pass: what mode says, or without gradients nothing.
+  // Where a kind of device has no tiers or TensorFloat-32, the mode's numbers for them are ignored.
+  define(
+      "rnn_layer(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, bool bias, "
+      "int mode) -> (Tensor y, Tensor hn, Tensor cn)");
 
   // The recurrence of one SRU layer over a whole sequence, one or two directions (cells/sru.h); the
   // projections are products outside of it. O = D*H features, the direction outermost.
@@ -53,6 +83,12 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
       "Tensor? drop_mask, Tensor? batch_sizes, bool use_tanh, float scale, bool bidirectional, bool save) "
       "-> (Tensor h, Tensor c, Tensor cells)");
 
+  // The same for the programs that tracers write: see rnn_layer.
+  m.def(
+      "sru_scan(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
+      "Tensor? drop_mask, Tensor? batch_sizes, bool use_tanh, float scale, bool bidirectional) "
+      "-> (Tensor h, Tensor c)");
+
   // needs: sum of 1 (grad_u), 2 (grad_x), 4 (grad_weight_c and grad_bias), 8 (grad_c0), 16 (grad_v); the
   // rest comes back empty, as does the gradient of what is none. drop_mask and mask_pad are constants.
   // Nothing that is passed in is written to.
@@ -70,14 +106,24 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   // reset        (T, B) bool or uint8 on x's device. Neither direction's state passes from before such a
   //              step to it or back; the forward direction drops h0 and c0 where step 0 is one
   // grad_cells   of every step's c, like cells; only an LSTM's is looked at
-  m.def(
+  define(
       "rnn_masked_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, "
       "str cell, bool bias, int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
-  m.def(
+  define(
       "rnn_masked_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, "
       "Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
       "Tensor cells, str cell, bool bias, int mode) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
+  // For compilers, and for the programs that tracers write, as above. cells is (0,) where it is not asked for.
+  define(
+      "rnn_masked_backward_unlisted(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, "
+      "Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
+      "Tensor cells, str cell, bool bias, int mode) "
+      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
+      "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
+  define(
+      "rnn_masked_layer(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, "
+      "str cell, bool bias, bool keep_cells, int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor cells)");
 
   // Streams: a step or a few at a time, with weights that were packed once. On the CPU, of layers in one
   // direction; nothing here has gradients.
@@ -86,8 +132,8 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   // rnn_stream   a stack of layers over x (T, B, I), or a step (B, I); h0 (L, B, Hout), c0 (L, B, H) for an
   //              LSTM alone; packed: of each layer by rnn_pack. y (T, B, Hout), or (B, Hout), of the last
   //              layer; hn, cn like h0 and c0
-  m.def("rnn_pack(Tensor[] weights, str cell, bool bias) -> Tensor");
-  m.def("rnn_stream(Tensor x, Tensor h0, Tensor? c0, Tensor[] packed) -> (Tensor y, Tensor hn, Tensor cn)");
+  define("rnn_pack(Tensor[] weights, str cell, bool bias) -> Tensor");
+  define("rnn_stream(Tensor x, Tensor h0, Tensor? c0, Tensor[] packed) -> (Tensor y, Tensor hn, Tensor cn)");
 
   // One step of an SRU layer with the product that gives u, by kernels for a few rows; no gradients. x (B, I);
   // weight (O*K, I), the K rows of a feature next to each other; skip (B, O) is sru_forward's x; weight_c,
@@ -103,6 +149,11 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def("cpu_set_isa(str name) -> ()");
   // Of its kernels, what the plan looks at: lanes of a register in the compute dtype, rows of a full tile.
   m.def("cpu_tile(bool float64) -> (int lanes, int tile_rows)");
+
+  // How many threads a call may use now, and a limit to that; with `known` the limit is the number of CPUs, and
+  // the system is not asked for it.
+  m.def("cpu_threads() -> int");
+  m.def("cpu_limit_threads(int limit, bool known) -> ()");
 
   // What this machine could do at best, for "% of the limit": float32 multiply-adds in registers
   // (flop/s) and reading a buffer of that many bytes (bytes/s), each on one thread.

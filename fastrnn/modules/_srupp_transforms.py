@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from .. import _checks, _checks_sru, _sru
+from .. import _checks, _checks_sru, _sru, _symbolic
 from .._attention import attention
 from .._stack import autocasting
+from .._torchscript import scripts_as
+from . import _script_srupp
 
 __all__ = ["SRUppAttention", "SRUppProjectedLinear"]
 
@@ -27,6 +31,11 @@ class SRUppProjectedLinear(nn.Module):
     Parameters: ``linear1.weight`` (P, I), ``linear2.weight`` (O*K, P) and, with ``layer_norm``,
     ``layer_norm.weight`` and ``layer_norm.bias`` (P,).
     """
+
+    __jit_unused_properties__: ClassVar[list[str]] = ["last"]
+    #: That forward() knows the argument, for TorchScript to see: modules written for the package do not.
+    takes_is_causal = True
+    __constants__: ClassVar[list[str]] = ["takes_is_causal"]
 
     def __init__(
         self,
@@ -69,11 +78,15 @@ class SRUppProjectedLinear(nn.Module):
         z = _sru.product(self.linear1, input)
         return self.dropout(z if self.layer_norm is None else self.layer_norm(z))
 
+    @scripts_as(_script_srupp.projected)
     def forward(self, input: Tensor, *_, **__) -> Tensor:
         """(L, B, I) to (L, B, O*K). The arguments of :class:`SRUppAttention`'s are accepted and ignored."""
         name = type(self).__name__
-        _checks_sru.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
-        return _sru.product(self.linear2, self.features(input))
+        try:
+            _checks_sru.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
+            return _sru.product(self.linear2, self.features(input))
+        except _symbolic.ERRORS as error:
+            return _symbolic.module_call(self, SRUppProjectedLinear.forward, locals(), error)
 
 
 class SRUppAttention(nn.Module):
@@ -94,6 +107,11 @@ class SRUppAttention(nn.Module):
     Parameters: ``alpha`` (1,), ``rezero_init_alpha`` at first; ``linear1.weight`` (P, I), ``linear2.weight``
     (2*P, P), ``linear3.weight`` (O*K, P); with ``layer_norm`` ``layer_norm.weight`` and ``.bias`` (P,).
     """
+
+    __jit_unused_properties__: ClassVar[list[str]] = ["last"]
+    #: That forward() knows the argument, for TorchScript to see: modules written for the package do not.
+    takes_is_causal = True
+    __constants__: ClassVar[list[str]] = ["takes_is_causal"]
 
     def __init__(
         self,
@@ -223,6 +241,7 @@ class SRUppAttention(nn.Module):
                 parts.append(_checks_sru.mask(name, argument, mask, device, (steps, batch)))
         return torch.cat(parts).t()
 
+    @scripts_as(_script_srupp.attention)
     def forward(
         self,
         input: Tensor,
@@ -245,8 +264,23 @@ class SRUppAttention(nn.Module):
             (L, B, O*K). Where a query may see no key, attention contributes 0.
         """
         name = type(self).__name__
-        _checks_sru.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
-        _checks_sru.dims(name, input, (3,), "(L, B, I)")
-        masks = {"mask_pad": mask_pad, "attn_mask": attn_mask, "is_causal": is_causal}
-        found = self.features(input, memory=memory, memory_mask_pad=memory_mask_pad, **masks)
-        return _sru.product(self.linear3, found)
+        try:
+            _checks_sru.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
+            _checks_sru.dims(name, input, (3,), "(L, B, I)")
+            masks = {"mask_pad": mask_pad, "attn_mask": attn_mask, "is_causal": is_causal}
+            past = memory
+            if memory is not None and memory_mask_pad is not None:
+                past = memory_without_pads(name, memory, memory_mask_pad)
+            found = self.features(input, memory=past, memory_mask_pad=memory_mask_pad, **masks)
+            return _sru.product(self.linear3, found)
+        except _symbolic.ERRORS as error:
+            return _symbolic.module_call(self, SRUppAttention.forward, locals(), error)
+
+
+def memory_without_pads(name: str, memory: Tensor, mask: Tensor) -> Tensor:
+    """A memory (M, B, I) with zeros for its pads, see _sru.without_pads; what does not fit is left for the
+    checks that name it."""
+    if not isinstance(memory, Tensor) or not isinstance(mask, Tensor) or mask.shape != memory.shape[:2]:
+        return memory
+    mask = _checks_sru.mask(name, "memory_mask_pad", mask, memory.device, tuple(mask.shape))
+    return _sru.without_pads(memory, mask)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _checks, _checks_sru, _sru
+from .. import _checks, _checks_sru, _sru, _symbolic
 from .._stack import autocasting
+from .._torchscript import scripts_as
+from . import _script_sru
 from .sru_cell import SRUCell, one_name
 
 __all__ = ["SRU"]
@@ -60,7 +62,8 @@ class SRU(nn.Module):
         layer_norm: of the product's input, or with ``normalize_after`` of h.
         transform_module: computes U in place of the linear map, from (L, B, I) to (L, B, O*K), K = 3 or 4; it
             is copied for each layer, or a list has one for each. It may return (U, V), V (L, B, O*2) being
-            added to ``weight_c``. ``custom_m`` is the argument's name in sru 2.6.
+            added to ``weight_c``. ``custom_m`` is the argument's name in sru 2.6. A plain function will do,
+            whose parameters are then not the layer's.
         has_skip_term: whether there is an X. use_tanh: g. v1: v = 0, and stays 0.
         nn_rnn_compatible_return: c as (layers*D, B, H), torch.nn's shape, in place of (layers, B, O).
         proj_input_to_hidden_first: a linear map to O features before the first layer.
@@ -86,7 +89,7 @@ class SRU(nn.Module):
         highway_bias: float = 0.0,
         layer_norm: bool = False,
         normalize_after: bool = False,
-        transform_module: nn.Module | Sequence[nn.Module] | None = None,
+        transform_module: nn.Module | Callable | Sequence[nn.Module | Callable] | None = None,
         has_skip_term: bool = True,
         rescale: bool = False,
         use_tanh: bool = False,
@@ -96,7 +99,7 @@ class SRU(nn.Module):
         amp_recurrence_fp16: bool = True,
         weight_c_init: float | None = 1.0,
         *,
-        custom_m: nn.Module | Sequence[nn.Module] | None = None,
+        custom_m: nn.Module | Callable | Sequence[nn.Module | Callable] | None = None,
         batch_first: bool = False,
         init: str = "3.0",
         backend: str = "auto",
@@ -176,6 +179,7 @@ class SRU(nn.Module):
         if self.input_to_hidden is not None:
             self.input_to_hidden.reset_parameters()
 
+    @scripts_as(_script_sru.stack)
     def forward(
         self, input: Tensor | PackedSequence, c0: Tensor | None = None, mask_pad: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
@@ -196,17 +200,20 @@ class SRU(nn.Module):
             ValueError, RuntimeError: sizes, dtypes or devices that do not fit, naming the argument.
         """
         name = type(self).__name__
-        x, batch, mask_pad = stack_input(self, name, input, mask_pad)
-        c0 = stack_states(self, name, c0, batch)
-        if self.input_to_hidden is not None:
-            x = through(self.input_to_hidden, x)
-        states = []
-        for layer, c in zip(self.rnn_lst, c0, strict=True):
-            x, c = layer(x, c, mask_pad=mask_pad)
-            states.append(c)
-        if self.batch_first and isinstance(x, Tensor):
-            x = x.transpose(0, 1)
-        return x, stack_result(self, states)
+        try:
+            x, batch, pads = stack_input(self, name, input, mask_pad)
+            first = stack_states(self, name, c0, batch)
+            x = first_input(self, x, pads)
+            states = []
+            for layer, c in zip(self.rnn_lst, first, strict=True):
+                x, c = layer(x, c, mask_pad=pads)
+                _sru.note_clean(pads)
+                states.append(c)
+            if self.batch_first and isinstance(x, Tensor):
+                x = x.transpose(0, 1)
+            return x, stack_result(self, states)
+        except _symbolic.ERRORS as error:
+            return _symbolic.module_call(self, SRU.forward, locals(), error)
 
     def step(self, input: Tensor, c0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One time step: ``forward()`` on a sequence of one, with gradients, hooks and all.
@@ -253,7 +260,7 @@ def stack_input(stack: nn.Module, name: str, input, mask_pad):
         _checks_sru.features(name, input.data, stack.input_size)
         if mask_pad is not None:
             raise ValueError(f"{name}: mask_pad should be None for a PackedSequence, which has no pads")
-        return input, int(input.batch_sizes[0]), None
+        return input, _sru.first_rows(input.batch_sizes), None
     x = _checks.tensor(name, "input", input)
     if x.layout is not torch.strided or x.is_nested:
         x = _checks.dense(name, x)
@@ -261,6 +268,7 @@ def stack_input(stack: nn.Module, name: str, input, mask_pad):
     _checks_sru.features(name, x, stack.input_size)
     if mask_pad is not None:
         mask_pad = _checks_sru.mask(name, "mask_pad", mask_pad, x.device, tuple(x.shape[:2]))
+        mask_pad = mask_pad.view_as(mask_pad)  # ours to note something on
     if stack.batch_first:
         x, mask_pad = x.transpose(0, 1), (None if mask_pad is None else mask_pad.t())
     if stack.input_to_hidden is not None:  # otherwise the first layer looks at the input
@@ -290,6 +298,16 @@ def stack_result(stack: nn.Module, states: list[Tensor]) -> Tensor:
         return c
     c = c.unflatten(2, (stack.num_directions, stack.hidden_size)).transpose(1, 2)
     return c.reshape(stack.num_layers * stack.num_directions, c.size(2), stack.hidden_size)
+
+
+def first_input(stack: nn.Module, x: Tensor | PackedSequence, mask_pad: Tensor | None):
+    """The first layer's input."""
+    if stack.input_to_hidden is None:
+        return x
+    if mask_pad is not None:
+        x = _sru.without_pads(x, mask_pad)
+        _sru.note_clean(mask_pad)
+    return through(stack.input_to_hidden, x)
 
 
 def through(module: nn.Module, x: Tensor | PackedSequence) -> Tensor | PackedSequence:

@@ -4,19 +4,45 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _checks, _checks_sru, _sru
+from .. import _checks, _checks_sru, _sru, _symbolic
 from .._stack import autocasting
+from .._torchscript import scripts_as
+from . import _script_sru
 
 __all__ = ["SRUCell"]
 
 INITS = ("3.0", "2.6")
 #: One kernel runs the scan wherever there is one, so there are no tiers to choose among.
 BACKENDS = ("auto", "fused", "reference")
+
+
+class FunctionTransform(nn.Module):
+    """A plain function in the place of a transform module, as sru takes one. It has no parameters of its own;
+    those that the function uses belong to whoever made it."""
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+    def extra_repr(self) -> str:
+        return getattr(self.function, "__qualname__", repr(self.function))
+
+
+def as_module(transform: nn.Module | Callable | None) -> nn.Module | None:
+    """What was given as a transform module, as a module."""
+    if transform is None or isinstance(transform, nn.Module):
+        return transform
+    return FunctionTransform(transform)
 
 
 class SRUCell(nn.Module):
@@ -35,7 +61,9 @@ class SRUCell(nn.Module):
     maps, through P. ``scale_x`` (1,) is a buffer, ``layer_norm`` a ``torch.nn.LayerNorm``.
     """
 
-    scale_x: Tensor
+    if TYPE_CHECKING:  # TorchScript would read it, and knows no annotations that are strings
+        scale_x: Tensor
+    __jit_unused_properties__: ClassVar[list[str]] = ["_highway_scale"]
 
     def __init__(
         self,
@@ -48,7 +76,7 @@ class SRUCell(nn.Module):
         highway_bias: float = 0.0,
         layer_norm: bool = False,
         normalize_after: bool = True,
-        transform_module: nn.Module | None = None,
+        transform_module: nn.Module | Callable | None = None,
         rescale: bool = False,
         has_skip_term: bool = True,
         use_tanh: bool = False,
@@ -56,7 +84,7 @@ class SRUCell(nn.Module):
         amp_recurrence_fp16: bool = True,
         weight_c_init: float | None = 1.0,
         *,
-        custom_m: nn.Module | None = None,
+        custom_m: nn.Module | Callable | None = None,
         n_proj: int | None = None,
         init: str = "3.0",
         backend: str = "auto",
@@ -95,7 +123,7 @@ class SRUCell(nn.Module):
 
         kind = {"device": device, "dtype": dtype}
         self._custom = transform_module is not None
-        self.transform_module = transform_module if self._custom else self._linears(kind)
+        self.transform_module = as_module(transform_module) if self._custom else self._linears(kind)
         self.weight_c = nn.Parameter(torch.empty(2 * self.output_size, **kind))
         self.bias = nn.Parameter(torch.empty(2 * self.output_size, **kind))
         # float32 as in the package, unless a dtype is asked for.
@@ -167,6 +195,7 @@ class SRUCell(nn.Module):
             forget.mul_(0.5**0.5)
             reset.mul_(0.5**0.5)
 
+    @scripts_as(_script_sru.cell)
     def forward(
         self, input: Tensor | PackedSequence, c0: Tensor | None = None, mask_pad: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
@@ -183,7 +212,10 @@ class SRUCell(nn.Module):
         Raises:
             ValueError, RuntimeError: sizes, dtypes or devices that do not fit, naming the argument.
         """
-        return self._run(input, c0, mask_pad)
+        try:
+            return self._run(input, c0, mask_pad)
+        except _symbolic.ERRORS as error:
+            return _symbolic.module_call(self, SRUCell.forward, locals(), error)
 
     def _run(self, input, c0, mask_pad, **attention):
         """forward(), with what a transform module of SRU++ takes besides."""
@@ -210,8 +242,10 @@ class SRUCell(nn.Module):
             c0 = x.new_zeros((batch, self.output_size))
         _checks_sru.shape(name, "c0", c0, (batch, self.output_size))
         if mask_pad is not None:
+            clean = self._sees_pads or _sru.is_clean(mask_pad)
             shapes = (steps, steps[1:]) if single else (steps,)
             mask_pad = _checks_sru.mask(name, "mask_pad", mask_pad, x.device, *map(tuple, shapes)).view(steps)
+            x = x if clean else _sru.without_pads(x, mask_pad)
 
         residual, norm = x, self.layer_norm
         if norm is not None and not self.normalize_after:
@@ -270,14 +304,25 @@ class SRUCell(nn.Module):
             return packing.packed(h), packing.unsort(c)
         return (h.squeeze(0) if single else h), c
 
+    @property
+    def _sees_pads(self) -> bool:
+        """Whether a module of the user's gets what the pads hold, as it does in the package: it may look
+        along time."""
+        return self._custom
+
     def _skip(self, residual: Tensor) -> tuple[Tensor | None, float]:
         """The highway's input of K = 3, and a factor that is left to the scan."""
         if not self.has_skip_term or self.num_matrices == 4:
             return None, 1.0
         if not self.rescale:
             return residual, 1.0
-        # Reading a number off a GPU would wait for it, and a compiler has none to read.
-        if self.scale_x.is_cpu and not torch.compiler.is_compiling() and not _sru.transformed():
+        # Reading a number off a GPU would wait for it, and a compiler or a tracer has none to read.
+        if (
+            self.scale_x.is_cpu
+            and not torch.compiler.is_compiling()
+            and not _sru.transformed()
+            and not _sru.tracing()
+        ):
             return residual, float(self.scale_x)
         return residual * self.scale_x.to(residual.dtype), 1.0
 

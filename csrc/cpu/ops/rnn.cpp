@@ -7,7 +7,9 @@
 
 #include "cpu/isa/choose.h"
 #include "cpu/ops/tensors.h"
+#include "cpu/ops/threads.h"
 #include "ops/rows_args.h"
+#include "ops/unlisted.h"
 
 namespace fastrnn {
 namespace {
@@ -54,7 +56,7 @@ void read_inputs(Inputs& in, const Tensor& x, const Tensor& h0, const std::optio
 // ---- running kernels ----------------------------------------------------------------------------
 
 CpuPlan plan_for(const LayerShape& shape, const KernelTable& kernels) {
-  return plan_cpu(shape, machine_of(kernels, shape.dtype, available_threads()));
+  return plan_cpu(shape, machine_of(kernels, shape.dtype, usable_threads()));
 }
 
 template <class Params>
@@ -255,12 +257,62 @@ Backward rnn_masked_backward(std::optional<Tensor> grad_y, std::optional<Tensor>
                   cell, bias, mode);
 }
 
+// ---- for compilers and tracers --------------------------------------------------------------------
+
+auto rnn_backward_unlisted(std::optional<Tensor> grad_y, std::optional<Tensor> grad_hn, std::optional<Tensor> grad_cn,
+                           Tensor x, Tensor h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
+                           std::optional<Tensor> batch_sizes, Tensor y, Tensor gates, Tensor cells, std::string cell,
+                           bool bias, int64_t mode) {
+  return unlisted(backward({grad_y, grad_hn, grad_cn, {}}, x, h0, c0, weights, batch_sizes, {}, y, gates, cells, cell,
+                           bias, mode),
+                  [&] { return empty({0}, x.scalar_type()); });
+}
+
+auto rnn_masked_backward_unlisted(std::optional<Tensor> grad_y, std::optional<Tensor> grad_hn,
+                                  std::optional<Tensor> grad_cn, std::optional<Tensor> grad_cells, Tensor x,
+                                  Tensor h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
+                                  std::optional<Tensor> lengths, std::optional<Tensor> reset, Tensor y, Tensor gates,
+                                  Tensor cells, std::string cell, bool bias, int64_t mode) {
+  return unlisted(backward({grad_y, grad_hn, grad_cn, grad_cells}, x, h0, c0, weights, {}, {lengths, reset}, y, gates,
+                           cells, cell, bias, mode),
+                  [&] { return empty({0}, x.scalar_type()); });
+}
+
+// The modes of a program that may have been traced on a GPU: options that only its kernels have go.
+constexpr int64_t kModeOptions = 16;
+
+void check_layer_mode(int64_t mode) {
+  check(mode >= 0 && mode % kModeOptions <= 2, "mode: expected what to save, 0 to 2, and options, got ", mode);
+}
+
+auto rnn_layer(Tensor x, Tensor h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
+               std::optional<Tensor> batch_sizes, std::string cell, bool bias, int64_t mode) {
+  check_layer_mode(mode);
+  return outputs(forward(x, h0, c0, weights, batch_sizes, {}, cell, bias, 0));
+}
+
+auto rnn_masked_layer(Tensor x, Tensor h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
+                      std::optional<Tensor> lengths, std::optional<Tensor> reset, std::string cell, bool bias,
+                      bool keep_cells, int64_t mode) {
+  check_layer_mode(mode);
+  const Forward found = forward(x, h0, c0, weights, {}, {lengths, reset}, cell, bias, keep_cells ? 2 : 0);
+  return std::tuple_cat(outputs(found), std::make_tuple(std::get<4>(found)));
+}
+
 }  // namespace
 }  // namespace fastrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
-  m.impl("rnn_forward", TORCH_BOX(&fastrnn::rnn_forward));
-  m.impl("rnn_backward", TORCH_BOX(&fastrnn::rnn_backward));
-  m.impl("rnn_masked_forward", TORCH_BOX(&fastrnn::rnn_masked_forward));
-  m.impl("rnn_masked_backward", TORCH_BOX(&fastrnn::rnn_masked_backward));
+  const auto impl = [&](const char* name, auto kernel) {
+    m.impl(name, kernel);
+    m.impl((std::string(name) + ".script").c_str(), kernel);  // see ops.cpp
+  };
+  impl("rnn_forward", TORCH_BOX(&fastrnn::rnn_forward));
+  impl("rnn_backward", TORCH_BOX(&fastrnn::rnn_backward));
+  impl("rnn_masked_forward", TORCH_BOX(&fastrnn::rnn_masked_forward));
+  impl("rnn_masked_backward", TORCH_BOX(&fastrnn::rnn_masked_backward));
+  impl("rnn_backward_unlisted", TORCH_BOX(&fastrnn::rnn_backward_unlisted));
+  impl("rnn_masked_backward_unlisted", TORCH_BOX(&fastrnn::rnn_masked_backward_unlisted));
+  impl("rnn_layer", TORCH_BOX(&fastrnn::rnn_layer));
+  impl("rnn_masked_layer", TORCH_BOX(&fastrnn::rnn_masked_layer));
 }

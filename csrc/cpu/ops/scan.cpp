@@ -4,6 +4,7 @@
 
 #include "cpu/isa/table.h"
 #include "cpu/ops/tensors.h"
+#include "cpu/ops/threads.h"
 #include "ops/scan_args.h"
 
 namespace fastrnn {
@@ -68,10 +69,20 @@ std::tuple<Tensor, Tensor, Tensor> sru_forward(Tensor u, std::optional<Tensor> x
   params.cells = save ? cells.data_ptr() : nullptr;
   const int64_t a_row = s.O * static_cast<int64_t>(size_of(s.dtype) + save * (s.dtype == Dtype::kDouble ? 8 : 4));
   const ScanKernels& kernels = *kernels_in_use().scan;
-  const ScanPlan plan = plan_scan(s, s.rows() * a_row, available_threads());
+  const ScanPlan plan = plan_scan(s, s.rows() * a_row, usable_threads());
   const Scratch scratch(kernels.forward_workspace(params, plan));
   kernels.forward(params, plan, scratch.data(), kTorchThreads);
   return {h, c, cells};
+}
+
+// For the programs that tracers write.
+std::tuple<Tensor, Tensor> sru_scan(Tensor u, std::optional<Tensor> x, Tensor weight_c, Tensor bias, Tensor c0,
+                                    std::optional<Tensor> v, std::optional<Tensor> mask_pad,
+                                    std::optional<Tensor> drop_mask, std::optional<Tensor> batch_sizes, bool use_tanh,
+                                    double scale, bool bidirectional) {
+  const auto [h, c, cells] = sru_forward(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh,
+                                         scale, bidirectional, false);
+  return {h, c};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sru_backward(
@@ -108,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sru_backward(
   if (v && (needs & ScanNeeds::kV)) params.grad_v = grad_v.data_ptr();
   const ScanKernels& kernels = *kernels_in_use().scan;
   const ScanPlan plan =
-      plan_scan(s, s.rows() * (s.K + (params.grad_x != nullptr)) * s.O * size_of(s.dtype), available_threads());
+      plan_scan(s, s.rows() * (s.K + (params.grad_x != nullptr)) * s.O * size_of(s.dtype), usable_threads());
   const Scratch scratch(kernels.backward_workspace(params, plan));
   kernels.backward(params, plan, scratch.data(), kTorchThreads);
   return {grad_u, grad_x, grad_weight_c, grad_bias, grad_c0, grad_v};
@@ -152,7 +163,7 @@ std::tuple<Tensor, Tensor> sru_step(Tensor x, Tensor weight, std::optional<Tenso
   product.K = s.K;
   product.x = rows_of(rows);
   product.weight = weights.data_ptr();
-  const int threads = gate_product_threads(product, available_threads());
+  const int threads = gate_product_threads(product, usable_threads());
   const int workers = static_cast<int>(std::min<int64_t>(threads, O));
   scan.in.u.row_stride = s.K * O;
   scan.in.u.gate_stride = O;
@@ -164,7 +175,7 @@ std::tuple<Tensor, Tensor> sru_step(Tensor x, Tensor weight, std::optional<Tenso
   scan.h = h.data_ptr();
   scan.c = c.data_ptr();
   const KernelTable& kernels = kernels_in_use();
-  const ScanPlan plan = plan_scan(s, 0, available_threads());
+  const ScanPlan plan = plan_scan(s, 0, usable_threads());
   // u lies before the workspace that the two kernels use in turn.
   const size_t u_bytes = (static_cast<size_t>(B * s.K * O) * size_of(s.dtype) + 63) / 64 * 64;
   const Scratch scratch(u_bytes + std::max(kernels.gate_product_workspace(product, workers),
@@ -180,6 +191,7 @@ std::tuple<Tensor, Tensor> sru_step(Tensor x, Tensor weight, std::optional<Tenso
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("sru_forward", TORCH_BOX(&fastrnn::sru_forward));
+  m.impl("sru_scan", TORCH_BOX(&fastrnn::sru_scan));
   m.impl("sru_step", TORCH_BOX(&fastrnn::sru_step));
   m.impl("sru_backward", TORCH_BOX(&fastrnn::sru_backward));
 }

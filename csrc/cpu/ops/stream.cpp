@@ -12,6 +12,7 @@
 
 #include "cpu/isa/choose.h"
 #include "cpu/ops/tensors.h"
+#include "cpu/ops/threads.h"
 #include "ops/check.h"
 
 namespace fastrnn {
@@ -167,7 +168,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_stream(Tensor x, Tensor h0, std::optional
     return static_cast<char*>(tensor.data_ptr()) + offset;
   };
 
-  const CpuMachine machine = machine_of(kernels, first.dtype, available_threads());
+  const CpuMachine machine = machine_of(kernels, first.dtype, usable_threads());
   Tensor below = with_contiguous_rows(x);
   for (int64_t k = 0; k < L; ++k) {
     const PackedHeader header = k ? read_header(packed[k], k, kernels) : first;
@@ -202,6 +203,10 @@ std::tuple<Tensor, Tensor, Tensor> rnn_stream(Tensor x, Tensor h0, std::optional
 }  // namespace fastrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
-  m.impl("rnn_pack", TORCH_BOX(&fastrnn::rnn_pack));
-  m.impl("rnn_stream", TORCH_BOX(&fastrnn::rnn_stream));
+  const auto impl = [&](const char* name, auto kernel) {
+    m.impl(name, kernel);
+    m.impl((std::string(name) + ".script").c_str(), kernel);  // see ops.cpp
+  };
+  impl("rnn_pack", TORCH_BOX(&fastrnn::rnn_pack));
+  impl("rnn_stream", TORCH_BOX(&fastrnn::rnn_stream));
 }

@@ -59,9 +59,6 @@ inline ScalarType compute_type(Dtype dtype) {
   return dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
 }
 
-// Threads that a call may use.
-inline int available_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
-
 inline const Parallel kTorchThreads{[](int64_t workers, void (*body)(int64_t, int64_t, void*), void* context) {
   if (workers == 1) {
     body(0, 1, context);

@@ -23,6 +23,7 @@ struct NaturalOperand {
   static FASTRNN_INLINE int64_t depth(int64_t K) { return K; }
   static FASTRNN_INLINE typename S::V load(const E* p) { return S::load(p); }
   static FASTRNN_INLINE void store(E* p, typename S::V v) { S::store(p, v); }
+  static FASTRNN_INLINE void end_row(E*, int) {}  // a product reads whole units
   static void pack(const void* weight, int64_t ld, Dtype dtype, int G, const Panels<T>& units, int64_t panel,
                    int64_t K, E* out) {
     pack_gate_panel<T>(weight, ld, dtype, G, units, panel, K, out);
@@ -105,6 +106,10 @@ struct Bf16Operand {
   static FASTRNN_INLINE int64_t depth(int64_t K) { return (K + 1) / 2 * 2; }
   static FASTRNN_INLINE S::V load(const E* p) { return load_as<float>(p, 0, S::W, Dtype::kBFloat16); }
   static FASTRNN_INLINE void store(E* p, S::V v) { store_as<float>(p, 0, v, S::W, Dtype::kBFloat16); }
+  // The last pair of an odd number of units reads one lane more, times 0. An infinite input makes NaN of it.
+  static FASTRNN_INLINE void end_row(E* p, int lanes) {
+    if (lanes & 1) p[lanes] = 0;
+  }
 
   static void pack(const void* weight, int64_t ld, Dtype dtype, int G, const Panels<float>& units, int64_t panel,
                    int64_t K, E* out) {

@@ -169,7 +169,7 @@ class Backward {
     }
     own_rows_ = own_rows;
     if (arena_.base) {
-      for (int b = 0; b < 2 + groups; ++b) barriers_[b].arrivals = 0;
+      for (int b = 0; b < 2 + groups; ++b) barriers_[b].reset();
       if (s_.resets) __builtin_memset(zeros_, 0, max_of(out_blocks, blocks) * W * sizeof(T));
     }
   }
@@ -218,17 +218,15 @@ class Backward {
     int64_t direction_meetings = 0, group_meetings = 0;
     const auto meet_direction = [&] {
       ++direction_meetings;
-      for (int r = begin; r < end; ++r) directions_[grid_.direction(r)].barrier->arrive();
-      for (int r = begin; r < end; ++r) {
-        directions_[grid_.direction(r)].barrier->wait(direction_meetings * grid_.workers_a_direction());
-      }
+      const int64_t all = direction_meetings * grid_.workers_a_direction();
+      for (int r = begin; r < end; ++r) directions_[grid_.direction(r)].barrier->arrive(all);
+      for (int r = begin; r < end; ++r) directions_[grid_.direction(r)].barrier->wait(all);
     };
     const auto meet_group = [&] {
       ++group_meetings;
-      for (int r = begin; r < end; ++r) groups_[grid_.group(r)].barrier->arrive();
-      for (int r = begin; r < end; ++r) {
-        groups_[grid_.group(r)].barrier->wait(group_meetings * grid_.unit_groups);
-      }
+      const int64_t all = group_meetings * grid_.unit_groups;
+      for (int r = begin; r < end; ++r) groups_[grid_.group(r)].barrier->arrive(all);
+      for (int r = begin; r < end; ++r) groups_[grid_.group(r)].barrier->wait(all);
     };
     for (int r = begin; r < end; ++r) prepare(r);
     meet_direction();

@@ -119,7 +119,7 @@ class Forward {
       if (arena_.base) workers_[r] = worker;
     }
     if (arena_.base) {
-      for (int b = 0; b < kMaxDirections + grid_.directions * grid_.batch_groups; ++b) barriers_[b].arrivals = 0;
+      for (int b = 0; b < kMaxDirections + grid_.directions * grid_.batch_groups; ++b) barriers_[b].reset();
     }
   }
 
@@ -139,7 +139,7 @@ class Forward {
   void run(int begin, int end) {
     for (int r = begin; r < end; ++r) {
       prepare(r);
-      directions_[grid_.direction(r)].barrier->arrive();
+      directions_[grid_.direction(r)].barrier->arrive(grid_.workers_a_direction());
     }
     for (int r = begin; r < end; ++r) {
       directions_[grid_.direction(r)].barrier->wait(grid_.workers_a_direction());
@@ -159,9 +159,9 @@ class Forward {
     }
     int64_t meetings = 0;
     const auto meet = [&] {
-      ++meetings;
-      for (int r = begin; r < end; ++r) groups_[grid_.group(r)].barrier->arrive();
-      for (int r = begin; r < end; ++r) groups_[grid_.group(r)].barrier->wait(meetings * grid_.unit_groups);
+      const int64_t all = ++meetings * grid_.unit_groups;
+      for (int r = begin; r < end; ++r) groups_[grid_.group(r)].barrier->arrive(all);
+      for (int r = begin; r < end; ++r) groups_[grid_.group(r)].barrier->wait(all);
     };
     for (int64_t s0 = 0; s0 < s_.T; s0 += plan_.forward_chunk) {
       const int64_t s1 = min_of(s_.T, s0 + plan_.forward_chunk);

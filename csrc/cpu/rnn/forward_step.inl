@@ -113,6 +113,7 @@ inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx,
         }
       }
       Operand::store(h_out + at, cut && !s_.P ? V{} : h);
+      Operand::end_row(h_out + at, lanes);
       if constexpr (kKeepsState) S::store(group.h_state + at, cut ? V{} : h);
       if (!s_.P) store_as<T>(p_.y, (y_row * s_.D + d) * out + block * W, h, lanes, s_.dtype);
     }
@@ -156,7 +157,9 @@ inline void Forward<T, CellOf, Operand>::output_tile(int rank, int64_t s, int64_
     const bool cut = restarts(d, t, b);
     for (int v = 0; v < vectors; ++v) {
       const V h = S::load(tile + (m * vectors + v) * W);
-      Operand::store(group.h[(s + 1) & 1] + ((first + v) * group_rows_ + row + m) * W, cut ? V{} : h);
+      E* to = group.h[(s + 1) & 1] + ((first + v) * group_rows_ + row + m) * W;
+      Operand::store(to, cut ? V{} : h);
+      Operand::end_row(to, outputs_.lanes(first + v));
       store_as<T>(p_.y, (y_row * s_.D + d) * s_.P + (first + v) * W, h, outputs_.lanes(first + v), s_.dtype);
     }
   }

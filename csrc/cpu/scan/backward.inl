@@ -30,7 +30,7 @@ class ScanBackward : Scan<T, kDtype> {
     block_ = arena_.template take<T>(sums ? plan.workers() * kSums * width : 0);
     sums_ = arena_.template take<double>(sums ? plan.batch_groups * kSums * s_.O : 0);
     barrier_ = arena_.template take<Barrier>(1);
-    if (workspace) barrier_->arrivals = 0;
+    if (workspace) barrier_->reset();
     stream_u_ = this->may_stream(p_.grad_u, size_of(kDtype));
     stream_x_ = this->may_stream(p_.grad_x, size_of(kDtype));
   }
@@ -45,7 +45,7 @@ class ScanBackward : Scan<T, kDtype> {
   void run(int begin, int end) {
     for (int r = begin; r < end; ++r) {
       work(r);
-      barrier_->arrive();
+      barrier_->arrive(workers());
     }
     if (!p_.grad_weight_c) return;
     barrier_->wait(workers());  // every worker's sums are complete

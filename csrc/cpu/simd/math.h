@@ -18,66 +18,89 @@ struct VectorMath<float> {
   static FASTRNN_INLINE V set(double v) { return S::set(v); }
   static FASTRNN_INLINE V clamp(V x, float low, float high) { return S::min(set(high), S::max(set(low), x)); }
 
-  // 1/x to about 1 ulp: an estimate and one Newton step cost a third of a division.
-  static FASTRNN_INLINE V reciprocal(V x) {
+  static FASTRNN_INLINE V abs(V x) { return (V)((VInt)x & 0x7fffffff); }
+  // |v|, v positive, with x's sign.
+  static FASTRNN_INLINE V copy_sign(V v, V x) { return (V)((VInt)v | ((VInt)x & (VInt)S::set(-0.0))); }
+
+  // 1/x: by division, or in AVX-512 to 14 bits, which with the Newton step below costs a third of it.
+  static FASTRNN_INLINE V estimated_reciprocal(V x) {
 #ifdef FASTRNN_AVX512
-    const V r = (V)_mm512_rcp14_ps((__m512)x);
-    return r * (set(2) - x * r);
+    return (V)_mm512_rcp14_ps((__m512)x);
 #else
     return set(1) / x;
 #endif
   }
-
-  // 2^y by 2^n * 2^f, n = round(y): f in [-1/2, 1/2] and a minimax polynomial of degree 6 (relative
-  // error 2e-9 before rounding). Adding 1.5 * 2^23 rounds to an integer and leaves it in the low
-  // bits. y = x log2(e) is rounded once, in the multiply-add that subtracts n, which costs exp(x) a
-  // relative error of |x| * 3e-8: nothing that a sigmoid shows.
-  static FASTRNN_INLINE V exp(V x) {
-    x = clamp(x, -87.3f, 88.0f);
-    const V log2e = set(1.44269504088896341), magic = set(12582912.0);
-    const V shifted = x * log2e + magic;
-    const V n = shifted - magic;
-    const V f = x * log2e - n;
-    V p = set(1.535336188319500e-4);
-    p = p * f + set(1.339887440266574e-3);
-    p = p * f + set(9.618437357674640e-3);
-    p = p * f + set(5.550332471162809e-2);
-    p = p * f + set(2.402264791363012e-1);
-    p = p * f + set(6.931472028550421e-1);
-    p = p * f + set(1);
+  // 1/x to 0.5 ulp. The step adds what the estimate lacks, so that only its last rounding is of the whole.
+  static FASTRNN_INLINE V reciprocal(V x) {
+    const V r = estimated_reciprocal(x);
 #ifdef FASTRNN_AVX512
-    return (V)_mm512_scalef_ps((__m512)p, (__m512)n);
+    return r + r * (set(1) - x * r);
 #else
-    return p * (V)(((VInt)shifted << 23) + 0x3f800000);
+    return r;
+#endif
+  }
+  // 1 / (x + rest), rest being what x lost when it was rounded: to 0.5 ulp with fused multiply-adds, 1 without.
+  static FASTRNN_INLINE V reciprocal(V x, V rest) {
+    const V r = estimated_reciprocal(x);
+#if defined(FASTRNN_AVX512) || defined(FASTRNN_AVX2) || defined(__aarch64__)
+    return r + r * ((set(1) - x * r) - rest * r);
+#else
+    return r - (r * r) * rest;
 #endif
   }
 
-  // 0 where exp(-x) is clamped, and not what is left of it there: 0 * inf is NaN in a closed gate too.
-  static FASTRNN_INLINE V sigmoid(V x) {
-    const V s = reciprocal(set(1) + exp(-x));
-    return x < set(-88) ? V{} : s;
+  // exp(k x) = scale * (1 + k tail), scale = 2^n, n = round(k x log2(e)), for |k x| < 88.
+  //
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits, and 127 more makes it an exponent. r = x -
+  // n ln(2) / k is taken in two steps, the first of them exact since its constant has 15 bits: the error of one step
+  // alone would grow with |x|. tail = (exp(k r) - 1) / k = r + r^2 p(r), p minimax of degree 4 on [-ln(2)/2k,
+  // ln(2)/2k] (error 3e-9 against 1), so that roundings inside p hardly show. scale * tail is exact: whoever adds 1
+  // to the exponential adds it to scale, and the sum is rounded once.
+  template <int k>
+  static FASTRNN_INLINE void exp_parts(V x, V& scale, V& tail) {
+    const V magic = set(12582912.0 + 127);
+    const V shifted = x * set(k * 1.44269504088896341) + magic;
+    const V n = shifted - magic;
+    V r = x - n * set(0.693145751953125 / k);
+    r = r - n * set(1.42860682030941723212e-6 / k);
+    V p = set(0.0013950600641275799 * k * k * k * k * k);
+    p = p * r + set(0.008368953477708879 * k * k * k * k);
+    p = p * r + set(0.041666204177811099 * k * k * k);
+    p = p * r + set(0.16666518306400104 * k * k);
+    p = p * r + set(0.50000000956778266 * k);
+    tail = p * (r * r) + r;
+    scale = (V)((VInt)shifted << 23);
   }
 
-  // Rational minimax approximation, degree 13 over 6, on [-7.9, 7.9]; beyond it tanh rounds to +-1.
+  // 1 / (1 + exp(-x)). The sum is a large part of the error, so what its roundings lost goes along. 0 where the
+  // exponential is clamped, not what is left of it there: 0 * inf is NaN in a closed gate too.
+  static FASTRNN_INLINE V sigmoid(V x) {
+    V scale, tail;
+    exp_parts<-1>(clamp(x, -88.0f, 87.0f), scale, tail);
+    const V one_more = scale + set(1), sum = one_more - scale * tail;
+    const V rest = ((one_more - sum) - scale * tail) + (set(1) - (one_more - scale));
+    return x < set(-88) ? V{} : reciprocal(sum, rest);
+  }
+
+  // Odd: x + x^3 p(x^2) below 0.65 (minimax, error 7e-9), where the other form would cancel, and from there on
+  // 1 - 2 / (exp(2|x|) + 1), which is exactly 1 from 9.02 on. Derivatives are 1 - y^2, and 2e-7 of a gradient that
+  // has to vanish is too much where it meets an input of 1e6: saturated means exactly +-1.
   static FASTRNN_INLINE V tanh(V x) {
-    x = clamp(x, -7.90531110763549805f, 7.90531110763549805f);
-    const V x2 = x * x;
-    V p = set(-2.76076847742355e-16);
-    p = p * x2 + set(2.00018790482477e-13);
-    p = p * x2 + set(-8.60467152213735e-11);
-    p = p * x2 + set(5.12229709037114e-08);
-    p = p * x2 + set(1.48572235717979e-05);
-    p = p * x2 + set(6.37261928875436e-04);
-    p = p * x2 + set(4.89352455891786e-03);
-    V q = set(1.19825839466702e-06);
-    q = q * x2 + set(1.18534705686654e-04);
-    q = q * x2 + set(2.26843463243900e-03);
-    q = q * x2 + set(4.89352518554385e-03);
-    return x * p * reciprocal(q);
+    const V magnitude = abs(x), x2 = x * x;
+    V p = set(-0.00552863365468022);
+    p = p * x2 + set(0.020483316025796264);
+    p = p * x2 + set(-0.053692967957745237);
+    p = p * x2 + set(0.13330899758292031);
+    p = p * x2 + set(-0.33333262882029473);
+    const V small = (p * x2) * x + x;
+    V scale, tail;
+    exp_parts<2>(S::min(set(10), magnitude), scale, tail);
+    const V large = set(1) - reciprocal((scale * set(0.5) + set(0.5)) + scale * tail);
+    return magnitude < set(0.65) ? small : copy_sign(large, x);
   }
 
   static FASTRNN_INLINE V relu(V x) { return x < set(0) ? set(0) : x; }
-  static FASTRNN_INLINE V positive_mask(V v, V d) { return v > set(0) ? d : set(0); }
+  static FASTRNN_INLINE V positive_mask(V v, V d) { return v <= set(0) ? set(0) : d; }
 };
 
 template <>
@@ -129,7 +152,7 @@ struct VectorMath<double> {
   }
 
   static FASTRNN_INLINE V relu(V x) { return x < set(0) ? set(0) : x; }
-  static FASTRNN_INLINE V positive_mask(V v, V d) { return v > set(0) ? d : set(0); }
+  static FASTRNN_INLINE V positive_mask(V v, V d) { return v <= set(0) ? set(0) : d; }
 };
 
 }  // namespace

@@ -45,7 +45,7 @@ struct ScalarMath {
     }
   }
   static FASTRNN_HD V relu(V v) { return v < V(0) ? V(0) : v; }  // NaN stays NaN, as in torch
-  static FASTRNN_HD V positive_mask(V v, V d) { return v > V(0) ? d : V(0); }
+  static FASTRNN_HD V positive_mask(V v, V d) { return v <= V(0) ? V(0) : d; }
 };
 
 }  // namespace fastrnn::cuda

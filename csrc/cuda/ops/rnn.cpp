@@ -6,6 +6,7 @@
 // can be captured in a CUDA graph, and gives the same bits in every run as far as cuBLAS does. Which tier runs
 // a pass, plan_cuda says; what surrounds the time loop (the large products) is the same for all.
 #include "cuda/torch/layer.h"
+#include "ops/unlisted.h"
 
 namespace fastrnn::cuda {
 namespace {
@@ -80,12 +81,61 @@ Backward rnn_masked_backward(const std::optional<Tensor>& grad_y, const std::opt
                       cells, cell, bias, mode);
 }
 
+auto rnn_backward_unlisted(const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_hn,
+                           const std::optional<Tensor>& grad_cn, const Tensor& x, const Tensor& h0,
+                           const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
+                           const std::optional<Tensor>& batch_sizes, const Tensor& y, const Tensor& gates,
+                           const Tensor& cells, const std::string& cell, bool bias, int64_t mode) {
+  return unlisted(
+      rnn_backward(grad_y, grad_hn, grad_cn, x, h0, c0, weights, batch_sizes, y, gates, cells, cell, bias, mode),
+      [&] { return empty({0}, x.scalar_type(), device_of(x)); });
+}
+
+auto rnn_masked_backward_unlisted(const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_hn,
+                                  const std::optional<Tensor>& grad_cn, const std::optional<Tensor>& grad_cells,
+                                  const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
+                                  const std::vector<Tensor>& weights, const std::optional<Tensor>& lengths,
+                                  const std::optional<Tensor>& reset, const Tensor& y, const Tensor& gates,
+                                  const Tensor& cells, const std::string& cell, bool bias, int64_t mode) {
+  return unlisted(rnn_masked_backward(grad_y, grad_hn, grad_cn, grad_cells, x, h0, c0, weights, lengths, reset, y,
+                                      gates, cells, cell, bias, mode),
+                  [&] { return empty({0}, x.scalar_type(), device_of(x)); });
+}
+
+// What a mode has beside what to save.
+int64_t options_of(int64_t mode) {
+  check(mode >= 0 && mode % kModeTier <= 2, "mode: expected what to save, 0 to 2, and options, got ", mode);
+  return mode - mode % kModeTier;
+}
+
+auto rnn_layer(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
+               const std::optional<Tensor>& batch_sizes, const std::string& cell, bool bias, int64_t mode) {
+  return outputs(rnn_forward(x, h0, c0, weights, batch_sizes, cell, bias, options_of(mode)));
+}
+
+auto rnn_masked_layer(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
+                      const std::vector<Tensor>& weights, const std::optional<Tensor>& lengths,
+                      const std::optional<Tensor>& reset, const std::string& cell, bool bias, bool keep_cells,
+                      int64_t mode) {
+  const int64_t saves = options_of(mode) + (keep_cells ? static_cast<int64_t>(Save::kRecompute) : 0);
+  const Forward found = rnn_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, saves);
+  return std::tuple_cat(outputs(found), std::make_tuple(std::get<4>(found)));
+}
+
 }  // namespace
 }  // namespace fastrnn::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, FASTRNN_DEVICE, m) {
-  m.impl("rnn_forward", TORCH_BOX(&fastrnn::cuda::rnn_forward));
-  m.impl("rnn_backward", TORCH_BOX(&fastrnn::cuda::rnn_backward));
-  m.impl("rnn_masked_forward", TORCH_BOX(&fastrnn::cuda::rnn_masked_forward));
-  m.impl("rnn_masked_backward", TORCH_BOX(&fastrnn::cuda::rnn_masked_backward));
+  const auto impl = [&](const char* name, auto kernel) {
+    m.impl(name, kernel);
+    m.impl((std::string(name) + ".script").c_str(), kernel);  // see ops.cpp
+  };
+  impl("rnn_forward", TORCH_BOX(&fastrnn::cuda::rnn_forward));
+  impl("rnn_backward", TORCH_BOX(&fastrnn::cuda::rnn_backward));
+  impl("rnn_masked_forward", TORCH_BOX(&fastrnn::cuda::rnn_masked_forward));
+  impl("rnn_masked_backward", TORCH_BOX(&fastrnn::cuda::rnn_masked_backward));
+  impl("rnn_backward_unlisted", TORCH_BOX(&fastrnn::cuda::rnn_backward_unlisted));
+  impl("rnn_masked_backward_unlisted", TORCH_BOX(&fastrnn::cuda::rnn_masked_backward_unlisted));
+  impl("rnn_layer", TORCH_BOX(&fastrnn::cuda::rnn_layer));
+  impl("rnn_masked_layer", TORCH_BOX(&fastrnn::cuda::rnn_masked_layer));
 }

@@ -105,6 +105,17 @@ std::tuple<Tensor, Tensor, Tensor> sru_forward(const Tensor& u, const std::optio
   return {h, c, cells};
 }
 
+// For the programs that tracers write.
+std::tuple<Tensor, Tensor> sru_scan(const Tensor& u, const std::optional<Tensor>& x, const Tensor& weight_c,
+                                    const Tensor& bias, const Tensor& c0, const std::optional<Tensor>& v,
+                                    const std::optional<Tensor>& mask_pad, const std::optional<Tensor>& drop_mask,
+                                    const std::optional<Tensor>& batch_sizes, bool use_tanh, double scale,
+                                    bool bidirectional) {
+  const auto [h, c, cells] = sru_forward(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh,
+                                         scale, bidirectional, false);
+  return {h, c};
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sru_backward(
     const std::optional<Tensor>& grad_h, const std::optional<Tensor>& grad_c, const Tensor& u,
     const std::optional<Tensor>& x, const Tensor& weight_c, const Tensor& bias, const Tensor& c0,
@@ -147,5 +158,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sru_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, FASTRNN_DEVICE, m) {
   m.impl("sru_forward", TORCH_BOX(&fastrnn::cuda::sru_forward));
+  m.impl("sru_scan", TORCH_BOX(&fastrnn::cuda::sru_scan));
   m.impl("sru_backward", TORCH_BOX(&fastrnn::cuda::sru_backward));
 }

@@ -22,7 +22,11 @@ template <class A>
 struct ScanMath : ScalarMath<A> {};
 template <>
 struct ScanMath<float> : ScalarMath<float> {
-  static FASTRNN_HD float sigmoid(float v) { return fast_reciprocal(1.0f + fast_exp2(v * -1.4426950408889634f)); }
+  // Exactly 1 where it has converged (see cells/cell.h), whatever the approximate reciprocal of 1 is.
+  static FASTRNN_HD float sigmoid(float v) {
+    const float d = 1.0f + fast_exp2(v * -1.4426950408889634f);
+    return d == 1.0f ? 1.0f : fast_reciprocal(d);
+  }
 };
 
 template <bool kTanh, class A>

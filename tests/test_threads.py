@@ -1,0 +1,234 @@
+"""Threads: more of them than cores, several callers at once, and how many there are to be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import at_once, flat, randn
+
+import fastrnn
+from fastrnn import _ops, _threads
+
+LAYERS = [
+    ("LSTM", {}),
+    ("GRU", {"bidirectional": True}),
+    ("RNN", {"num_layers": 2}),
+    ("SRU", {"num_layers": 1}),
+]
+binds = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="processes are not bound to CPUs here"
+)
+OPENMP = "ATen parallel backend: OpenMP"
+
+
+def _training_step(module, x):
+    """Output and every gradient."""
+    module.zero_grad()
+    y = module(x)[0]
+    y.square().sum().backward()
+    return [y.detach(), *(p.grad.clone() for p in module.parameters())]
+
+
+@pytest.mark.parametrize("many", [3, 8, 17])
+@pytest.mark.parametrize(("name", "options"), LAYERS)
+def test_more_threads_than_cores(name, options, many, threads):
+    """Protects from a barrier that loses a thread: the outputs have the bits of any other number of threads,
+    gradients those of the same number, run after run."""
+    module, x = getattr(fastrnn, name)(64, 96, **options), randn(30, 4, 64)
+    threads(1)
+    with torch.no_grad():
+        alone = module(x)
+    threads(many)
+    with torch.no_grad():
+        together = module(x)
+    for a, b in zip(flat(alone), flat(together), strict=True):
+        assert torch.equal(a, b)
+    first = _training_step(module, x)
+    for _ in range(5):
+        for a, b in zip(first, _training_step(module, x), strict=True):
+            assert torch.equal(a, b)
+
+
+def _elsewhere(code: str, **environment: str) -> list:
+    """What a fresh process prints, which reads its settings anew."""
+    keep = {
+        name: value for name, value in os.environ.items() if name not in ("FASTRNN_CPUS", *_threads._BINDING)
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**keep, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(ran.stdout)
+
+
+COLLAPSE = """
+import json, os, time
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+import torch, fastrnn
+module, x, best = fastrnn.LSTM(256, 256), torch.randn(50, 1, 256), {1: 1e9, 8: 1e9}
+with torch.no_grad():
+    for _ in range(200):
+        for count in best:
+            torch.set_num_threads(count)
+            start = time.perf_counter()
+            module(x)
+            best[count] = min(best[count], time.perf_counter() - start)
+        if best[8] <= 2 * best[1]:
+            break
+print(json.dumps([best[1], best[8]]))
+"""
+
+
+def test_many_threads_do_not_collapse():
+    """Eight threads on two cores take no more than twice the time of one: they did take twelve times, each
+    spinning while the one it waited for had no core. The best of many, side by side, so that other programs do
+    not decide."""
+    one, many = _elsewhere(COLLAPSE, FASTRNN_CPUS="8")
+    assert many <= 2 * one, f"{many * 1e3:.1f} ms with eight threads, {one * 1e3:.1f} ms with one"
+
+
+@pytest.mark.parametrize(("name", "options"), LAYERS)
+def test_callers_share_a_layer(name, options, threads):
+    """As a server calls: several Python threads, one layer, each with threads of its own. Every answer has
+    the bits of a call alone."""
+    threads(2)
+    module = getattr(fastrnn, name)(64, 96, **options).eval()
+    inputs = [randn(20, 3, 64, seed=i) for i in range(4)]
+    with torch.no_grad():
+        alone = [flat(module(x)) for x in inputs]
+
+    def call(i):
+        torch.set_num_threads(2)  # each Python thread has a number of its own
+        with torch.no_grad():
+            for a, b in zip(flat(module(inputs[i])), alone[i], strict=True):
+                assert torch.equal(a, b)
+
+    at_once(4, call, times=20)
+
+
+# ---- how many threads ---------------------------------------------------------------------------
+
+
+ASK = """
+import json, os, sys
+import torch, fastrnn
+from fastrnn import _ops, explain
+torch.set_num_threads(8)
+found = [_ops.cpu_threads(), explain((50, 1, 256, 256)).threads]
+torch.set_num_threads(1)
+print(json.dumps([*found, _ops.cpu_threads()]))
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="a system that does not bind processes to CPUs"
+)
+def test_no_more_threads_than_the_process_has_cpus():
+    """One CPU is one thread, whatever torch was told, and explain says so; FASTRNN_CPUS overrides."""
+    first = min(os.sched_getaffinity(0))
+    bound = f"import os; os.sched_setaffinity(0, {{{first}}})\n" + ASK
+    assert _elsewhere(bound) == [1, 1, 1]
+    assert _elsewhere(bound, FASTRNN_CPUS="4") == [4, 4, 1]
+    # A thread that OpenMP has bound to its place says nothing of the others.
+    assert _elsewhere(bound, OMP_PROC_BIND="close") == [8, 8, 1]
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="a system that does not bind processes to CPUs"
+)
+def test_a_process_that_is_let_onto_more_cpus():
+    """What it may use grows with it, and does not shrink when a caller binds its own thread."""
+    cpus = sorted(os.sched_getaffinity(0))
+    code = f"""
+import json, os
+os.sched_setaffinity(0, {{{cpus[0]}}})
+import torch, fastrnn
+from fastrnn import _ops
+torch.set_num_threads(8)
+found = [_ops.cpu_threads()]
+for cpus in ({set(cpus)}, {{{cpus[0]}}}):
+    os.sched_setaffinity(0, cpus)
+    found.append(_ops.cpu_threads())
+print(json.dumps(found))
+"""
+    assert _elsewhere(code) == [1, min(8, len(cpus)), min(8, len(cpus))]
+
+
+def test_torchs_own_pool_of_threads():
+    """Where torch was built without OpenMP, one thread: pieces that wait for each other may never run
+    together."""
+    assert _threads.limit({}, "ATen parallel backend: native thread pool") == (1, True)
+    assert _threads.limit({"FASTRNN_CPUS": "8"}, "ATen parallel backend: native thread pool") == (1, True)
+    assert _threads.limit({"FASTRNN_CPUS": "8"}, OPENMP) == (8, True)
+
+
+@pytest.mark.parametrize("told", ["0", "-1", "two", "1.5"])
+def test_wrong_number_of_cpus(told):
+    """One error that names the setting."""
+    with pytest.raises(
+        ValueError, match=f"FASTRNN_CPUS: expected a number of CPUs, at least 1, got '{told}'"
+    ):
+        _threads.limit({"FASTRNN_CPUS": told}, OPENMP)
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "1000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "nonsense\n"}, None),
+        ({"proc/self/cgroup": "nonsense\n"}, None),
+        # A path of the host's, which a container does not see, and a limit above the process's own group.
+        ({"proc/self/cgroup": "0::/docker/f00\n", "sys/fs/cgroup/cpu.max": "300000 100000\n"}, 3),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/cpu.max": "200000 100000\n",
+                "sys/fs/cgroup/a/b/cpu.max": "400000 100000\n",
+            },
+            2,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:memory:/\n4:cpuacct,cpu:/\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "250000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            3,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu:/\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            None,
+        ),
+    ],
+)
+def test_a_containers_share(tmp_path, files, cpus):
+    """Both versions of control groups: `docker run --cpus=2` on a large machine is two threads, not 64."""
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert _threads.cgroup_cpus(tmp_path) == cpus
+    assert _threads.limit({}, OPENMP, tmp_path) == (cpus or _threads._ALL, False)
+
+
+def test_the_tests_have_their_threads(threads):
+    """conftest.py takes the limit away, so that tests of many threads test many."""
+    threads(17)
+    assert _ops.cpu_threads() == 17
