@@ -1,8 +1,8 @@
 """Which cases `make test` runs, and which are left to `make test-all`.
 
-The rule: a case stays in `make test` if it shows something that no case before it does, where what it shows are
-all pairs of its properties' values (what fails in one case alone nearly always needs two of them together), every
-size, and the combinations that a family of kernels has an instance for. Nothing is left out by hand.
+The rule for lists of cases: one stays in `make test` if it shows something that no case before it does. What
+it shows are all pairs of its properties' values (what goes wrong nearly always needs one or two of them), every
+size, and the combinations that a family of kernels has an instance for.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def shows(case: Any, instance: Sequence[str] = ()) -> set:
 
 
 def strongest(cases: Iterable, *instance: str) -> list:
-    """The cases as parameters of a test, with the marker thorough on those that are left to `make test-all`."""
+    """The cases as parameters of a test, marked thorough where they are left to `make test-all`."""
     seen, out = set(), []
     for case in cases:
         new = shows(case, instance) - seen

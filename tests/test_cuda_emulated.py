@@ -31,7 +31,7 @@ from layer_cases import (
     problem,
     worst,
 )
-from selection import some, strongest
+from selection import strongest
 
 from fastrnn.reference_masked import masked_layer
 
@@ -261,8 +261,8 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def found():
-    return outcomes(FAULTS, "faulty", "emu.layer_checks")
+def found(request):
+    return outcomes(request, FAULTS, "faulty", "emu.layer_checks")
 
 
 def test_no_fault_no_race(found):

@@ -204,8 +204,8 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def found():
-    return outcomes(FAULTS, "persistent", "emu.persistent_checks", kernels="persistent")
+def found(request):
+    return outcomes(request, FAULTS, "persistent", "emu.persistent_checks", kernels="persistent")
 
 
 def test_no_fault_no_race(found):

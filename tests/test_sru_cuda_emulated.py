@@ -12,7 +12,7 @@ import torch
 from emu.build import NAMESPACE, Fault, library
 from emu.faults import assert_found, outcomes
 from layer_cases import DTYPES, PACKED
-from selection import some, strongest
+from selection import strongest
 from sru_cases import INPUTS, Case, backward, check, expected, forward, fused, grid, names, problem, worst
 
 import fastrnn  # noqa: F401  loads torch.ops.fastrnn
@@ -191,8 +191,8 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def found():
-    return outcomes(FAULTS, "faulty_sru", "emu.sru_checks")
+def found(request):
+    return outcomes(request, FAULTS, "faulty_sru", "emu.sru_checks")
 
 
 def test_no_fault_no_race(found):
