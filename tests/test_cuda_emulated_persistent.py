@@ -24,7 +24,7 @@ from persistent_cases import (
     problem,
     worst,
 )
-from selection import some, strongest, thorough
+from selection import strongest
 
 PACKED = (9, 4, 4, 2, 1)
 #: CTAs of a cluster and units: CTAs with several tiles and one too few, with one, and without any.

@@ -11,21 +11,22 @@ from collections.abc import Mapping
 import pytest
 
 from .build import EMU, ROOT, Fault, library
+from .planted import ALL
 from .run_faults import FOUND
 
 
 def outcomes(
-    request: pytest.FixtureRequest, faults: Mapping[str, Fault], name: str, module: str, **options
+    request: pytest.FixtureRequest, faults: Mapping[str, Fault], module: str
 ) -> dict[str | None, dict]:
     """What the cases of ``module`` make of each fault, by name; under None, of the source as it is.
 
     All of it under the race check. Of the faults those that this session's tests of the requesting file ask
-    for; the library (name, options: see build.library()) has them all.
+    for.
     """
-    faulty = library(name, faults=list(faults.values()), race=True, **options)
+    faulty = library("faulty", faults=ALL, race=True)
     tests = [item for item in request.session.items if item.path == request.path]
     asked = {test.callspec.params.get("fault") for test in tests if hasattr(test, "callspec")}
-    numbers = {None: 0} | {fault: n for n, fault in enumerate(faults, 1) if fault in asked}
+    numbers = {None: 0} | {name: ALL.index(fault) + 1 for name, fault in faults.items() if name in asked}
     command = [sys.executable, "-m", "emu.run_faults", str(faulty), module, *map(str, numbers.values())]
     where = {"cwd": EMU.parent, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, **where)
