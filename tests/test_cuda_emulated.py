@@ -53,7 +53,7 @@ def test_layer(ops, case):
     check(ops, case, ops.guarded if not case.strided else lambda t: t)
 
 
-@pytest.mark.parametrize("case", strongest(masked_grid(), "cell", "D"))
+@pytest.mark.parametrize("case", strongest(masked_grid(), "cell", "D", "save"))
 def test_lengths_and_resets(ops, case):
     """As above with rows of different lengths, NaN beyond them, and sequences that begin again."""
     ops.configure(len(str(case)))
