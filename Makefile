@@ -61,7 +61,7 @@ test: build  ## lint and test
 
 # What is handed out or tested in full has every architecture, unless FASTRNN_CUDA_ARCHS says which.
 test-all wheel: export FASTRNN_CUDA_ARCHS ?= all
-test-all: build  ## the same with every case and every CUDA architecture: some XX minutes
+test-all: build  ## the same with every case, on a build with every CUDA architecture
 	$(PY) -m ruff check .
 	$(PYTEST) --all $(ARGS)
 
