@@ -24,7 +24,6 @@ from persistent_cases import (
     problem,
     worst,
 )
-from selection import strongest
 
 PACKED = (9, 4, 4, 2, 1)
 #: CTAs of a cluster and units: CTAs with several tiles and one too few, with one, and without any.
@@ -129,7 +128,7 @@ def cases() -> list[Case]:
     return out
 
 
-@pytest.mark.parametrize("case", strongest(cases(), "cell", "precision", "tier"))
+@pytest.mark.parametrize("case", cases(), ids=str)
 def test_layer(ops, case):
     """Outputs and gradients against the reference; every tensor at a guard page, fresh memory NaN."""
     ops.configure(len(str(case)))
