@@ -26,8 +26,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _checks, _checks_sru, _sru, _symbolic, _torch, reference
-from ._stack import Stack, autocast_inputs, autocasting, choose, run
+from . import _checks, reference
+from ._checks import scan as scan_checks
+from ._run import native, symbolic
+from ._run import scan as run_scan
+from ._run.rnn import Stack, autocast_inputs, autocasting, choose, run
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell", "sru", "sru_scan"]
 
@@ -72,8 +75,10 @@ def lstm(
         stack = _stack("LSTM", "lstm", params, bias, num_layers, dropout, training, *layout)
         y, h, c = run(stack, input, hx, params, batch_sizes)
         return y, (h, c)
-    except _symbolic.ERRORS as error:
-        return _symbolic.function_call(lstm, locals(), error)
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(lstm, locals())) is None:
+            raise
+        return node
 
 
 def gru(
@@ -100,8 +105,10 @@ def gru(
         stack = _stack("GRU", "gru", params, bias, num_layers, dropout, training, *layout)
         y, h, _ = run(stack, input, hx, params, batch_sizes)
         return y, h
-    except _symbolic.ERRORS as error:
-        return _symbolic.function_call(gru, locals(), error)
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(gru, locals())) is None:
+            raise
+        return node
 
 
 def rnn(
@@ -128,8 +135,10 @@ def rnn(
         stack = _stack("RNN", cell, params, bias, num_layers, dropout, training, *layout)
         y, h, _ = run(stack, input, hx, params, batch_sizes)
         return y, h
-    except _symbolic.ERRORS as error:
-        return _symbolic.function_call(rnn, locals(), error)
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(rnn, locals())) is None:
+            raise
+        return node
 
 
 def lstm_cell(
@@ -149,8 +158,10 @@ def lstm_cell(
     """
     try:
         return _cell("LSTMCell", "lstm", input, hx, w_ih, w_hh, b_ih, b_hh, backend)
-    except _symbolic.ERRORS as error:
-        return _symbolic.function_call(lstm_cell, locals(), error)
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(lstm_cell, locals())) is None:
+            raise
+        return node
 
 
 def gru_cell(
@@ -166,8 +177,10 @@ def gru_cell(
     """One step of a GRU: as :func:`lstm_cell` with hx = h, w_ih (3H, I), w_hh (3H, H). Returns the new h."""
     try:
         return _cell("GRUCell", "gru", input, hx, w_ih, w_hh, b_ih, b_hh, backend)[0]
-    except _symbolic.ERRORS as error:
-        return _symbolic.function_call(gru_cell, locals(), error)
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(gru_cell, locals())) is None:
+            raise
+        return node
 
 
 def rnn_cell(
@@ -185,8 +198,10 @@ def rnn_cell(
     try:
         _checks.one_of("rnn_cell", "nonlinearity", nonlinearity, _checks.NONLINEARITIES)
         return _cell("RNNCell", f"rnn_{nonlinearity}", input, hx, w_ih, w_hh, b_ih, b_hh, backend)[0]
-    except _symbolic.ERRORS as error:
-        return _symbolic.function_call(rnn_cell, locals(), error)
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(rnn_cell, locals())) is None:
+            raise
+        return node
 
 
 def sru(
@@ -221,22 +236,22 @@ def sru(
     try:
         x = _checks.tensor("sru", "input", input)
         packed = batch_sizes is not None
-        _checks_sru.dims("sru", x, (2,) if packed else (3,), "(N, I)" if packed else "(L, B, I)")
+        scan_checks.dims("sru", x, (2,) if packed else (3,), "(N, I)" if packed else "(L, B, I)")
         features = _checks.tensor("sru", "weight_c", weight_c).numel() // 2
         k = 4 if has_skip_term and x.size(-1) != features else 3
-        _checks_sru.shape("sru", "weight", weight, (k * features, x.size(-1)))
-        _checks_sru.shape("sru", "weight_c", weight_c, (2 * features,))
-        _checks_sru.shape("sru", "bias", bias, (2 * features,))
-        _checks_sru.like_input("sru", x, [("weight", weight)], autocast=autocasting(x))
+        scan_checks.shape("sru", "weight", weight, (k * features, x.size(-1)))
+        scan_checks.shape("sru", "weight_c", weight_c, (2 * features,))
+        scan_checks.shape("sru", "bias", bias, (2 * features,))
+        scan_checks.like_input("sru", x, [("weight", weight)], autocast=autocasting(x))
         pads = mask_pad
         if mask_pad is not None and not packed:
-            pads = _checks_sru.mask("sru", "mask_pad", mask_pad, x.device, tuple(x.shape[:2]))
-            x = _sru.without_pads(x, pads)
+            pads = scan_checks.mask("sru", "mask_pad", mask_pad, x.device, tuple(x.shape[:2]))
+            x = run_scan.without_pads(x, pads)
         if c0 is None:
             rows = x.size(-2) if batch_sizes is None else int(batch_sizes[0])
             c0 = x.new_zeros((rows, features))
         return sru_scan(
-            _sru.project_weight(weight, x, k),
+            run_scan.project_weight(weight, x, k),
             x if has_skip_term and k == 3 else None,
             weight_c.view(2, features),
             bias.view(2, features),
@@ -249,8 +264,10 @@ def sru(
             bidirectional=bidirectional,
             backend=backend,
         )
-    except _symbolic.ERRORS as error:
-        return _symbolic.function_call(sru, locals(), error)
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(sru, locals())) is None:
+            raise
+        return node
 
 
 def sru_scan(
@@ -278,14 +295,16 @@ def sru_scan(
     """
     try:
         _checks.one_of("sru_scan", "backend", backend, _checks.BACKENDS)
-        mask_pad = _checks_sru.scan_arguments(
+        mask_pad = scan_checks.scan_arguments(
             u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, bidirectional
         )
         options = {"use_tanh": use_tanh, "scale": scale, "bidirectional": bidirectional, "backend": backend}
         masks = {"v": v, "mask_pad": mask_pad, "drop_mask": drop_mask, "batch_sizes": batch_sizes}
-        return _sru.scan(u, x, weight_c, bias, c0, **masks, **options)
-    except _symbolic.ERRORS as error:
-        return _symbolic.function_call(sru_scan, locals(), error)
+        return run_scan.scan(u, x, weight_c, bias, c0, **masks, **options)
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(sru_scan, locals())) is None:
+            raise
+        return node
 
 
 def _stack(
@@ -342,9 +361,9 @@ def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend="auto"):
         other = w_ih.new_zeros(w_ih.size(0))
         weights = [w_ih, w_hh, other if b_ih is None else b_ih, other if b_hh is None else b_hh]
     if backend == "cudnn":  # autocast included
-        h, c = _torch.cell(cell, x, h, c, weights)
+        h, c = native.cell(cell, x, h, c, weights)
     elif autocasting(x):
-        found = None if x.is_cpu else _torch.cell_instead(backend, cell, x, h, c, weights)
+        found = None if x.is_cpu else native.cell_instead(backend, cell, x, h, c, weights)
         if found is None:
             x, h, c, weights, _ = autocast_inputs(cell, False, True, x, h, c, weights)
             with torch.autocast(x.device.type, enabled=False):
@@ -366,7 +385,7 @@ def _cell_step(name, cell, x, h, c, weights, backend):
     if layer is reference.layer:
         _checks.cell_params(name, cell, weights, hidden_size)
         _checks.same_kind(x, [("hidden", h), ("cell", c), *(("parameter", w) for w in weights)])
-        found = _torch.cell_instead(backend, cell, x, h, c, weights)
+        found = native.cell_instead(backend, cell, x, h, c, weights)
         if found is not None:
             return found
     dtype, device = x.dtype, x.device

@@ -13,8 +13,10 @@ import torch
 from tolerances import TOLERANCES, worst_of
 from torch import Tensor
 
-from fastrnn import _ops, reference, verification
-from fastrnn.reference_masked import masked_layer
+from fastrnn import reference
+from fastrnn._ops import library
+from fastrnn.proof import numbers
+from fastrnn.reference.rows import masked_layer
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -55,12 +57,12 @@ class Case:
 
     @property
     def tolerance(self) -> tuple[float, float]:
-        return verification.TF32_TOLERANCE if self.tf32 else TOLERANCES[self.dtype]
+        return numbers.TF32_TOLERANCE if self.tf32 else TOLERANCES[self.dtype]
 
     @property
     def mode(self) -> int:
         """What tier and TensorFloat-32 add to the ops' mode."""
-        return _ops.TIERS[self.tier] + _ops.TF32 * self.tf32
+        return library.TIERS[self.tier] + library.TF32 * self.tf32
 
     def __str__(self) -> str:
         """A test's id: what differs from the plainest case."""

@@ -12,8 +12,8 @@ from tolerances import TOLERANCES, worst_of
 from torch import Tensor
 
 from fastrnn import reference
-from fastrnn.reference_masked import masked_layer
-from fastrnn.verification import Tolerance
+from fastrnn.proof.numbers import Tolerance
+from fastrnn.reference.rows import masked_layer
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")

@@ -1,5 +1,5 @@
-"""Which tests `make test` leaves to `make test-all`: what takes long while others of its kind show the same on
-another model, dtype or backend.
+"""Which tests `make test` leaves to `make test-all`: what takes long while others show the same on another
+model, dtype or backend.
 
 The emulated kernels' cases all stay: to run takes a tenth of what it takes to compile them.
 """

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from fastrnn import _ops
+from fastrnn._ops import library
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_build_info():
-    info = _ops.build_info()
+    info = library.build_info()
     assert set(info) == {"version", "compiler", "torch", "cuda_archs", "cuda_compiler"}
     assert info["compiler"].startswith(("gcc", "clang"))
 
@@ -38,6 +39,23 @@ def test_kernels_export_their_table_alone():
         if not table.endswith("Scan"):  # AVX-512 has two, with and without bfloat16
             allowed = {f"fastrnn::k{table}Kernels", f"fastrnn::k{table}Bf16Kernels"}
         assert set(exported) <= allowed, path  # none on another processor
+
+
+def test_kernels_are_chosen_where_all_they_are_compiled_for_is_there():
+    """Every feature of an instruction set's pragma is asked of the processor before its kernels may run: a
+    virtual machine can hide any of them."""
+    pragmas = 0
+    for path in sorted((ROOT / "csrc" / "cpu").glob("isa_*.cpp")):
+        text = path.read_text()
+        asked = set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', text))
+        for target in re.findall(r'#pragma GCC target\("([^"]+)"\)', text):
+            needed = {feature for feature in target.split(",") if "=" not in feature}
+            assert needed <= asked, path.name
+            pragmas += 1
+            # The scan makes no choice of its own: it comes with its instruction set.
+            scan = path.with_name(path.name.replace("isa_", "scan_")).read_text()
+            assert f'#pragma GCC target("{target}")' in scan, path.name
+    assert pragmas == 2
 
 
 def _compile(compiler: str, output: Path, *flags: str) -> str:

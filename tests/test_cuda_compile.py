@@ -17,11 +17,11 @@ import pytest
 import torch
 from emu.build import CUDA, find_cuda_tool
 
-from fastrnn import _ops
+from fastrnn._ops import library
 
 PRECISIONS = ("float", "tf32", "bfloat16", "half")  # persistent/params.h's Precision
 STATIC_SHARED_LIMIT = 48 << 10  # bytes a block, on every architecture
-LIBRARY = Path(_ops.__file__).with_name("libfastrnn_cuda.so")
+LIBRARY = Path(library.__file__).with_name("libfastrnn_cuda.so")
 
 needs_library = pytest.mark.skipif(
     torch.version.cuda is None or os.environ.get("FASTRNN_CUDA") == "0" or find_cuda_tool("nvcc") is None,
@@ -75,7 +75,7 @@ def compiled() -> dict[str, list[Kernel]]:
 @needs_library
 def test_every_architecture_is_there(compiled):
     """What the build says it was made for is what is judged here; where all are wanted, it is all."""
-    said = _ops.build_info()["cuda_archs"].split(";")
+    said = library.build_info()["cuda_archs"].split(";")
     assert set(compiled) == {
         "sm_" + arch.removesuffix("+PTX").replace(".", "") for arch in said if not arch.endswith("-virtual")
     }
@@ -132,9 +132,10 @@ def test_kernel_files_include_no_torch():
 @needs_library
 def test_library_loads_without_a_gpu():
     """The CUDA library was built, is loaded, and knows no Python: one file for every interpreter."""
-    assert _ops.cuda_loaded
+    assert library.cuda_loaded
     layers = ("rnn_forward", "rnn_backward", "rnn_masked_forward", "rnn_masked_backward")
-    for op in (*layers, "sru_forward", "sru_backward"):
+    traced = ("rnn_layer", "rnn_masked_layer", "rnn_backward_unlisted", "rnn_masked_backward_unlisted")
+    for op in (*layers, *traced, "sru_forward", "sru_backward", "sru_scan"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastrnn::{op}", "CUDA")
     symbols = subprocess.check_output(["nm", "-D", "--undefined-only", LIBRARY], text=True)
     assert not re.findall(r"\b_?Py\w+", symbols)

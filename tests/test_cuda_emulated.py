@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from emu.build import NAMESPACE, library
+from emu import build
+from emu.build import NAMESPACE
 from emu.faults import assert_found, outcomes
 from emu.planted.layer import FAULTS
 from layer_cases import (
@@ -33,12 +34,13 @@ from layer_cases import (
     worst,
 )
 
-from fastrnn.reference_masked import masked_layer
+from fastrnn._ops import library
+from fastrnn.reference.rows import masked_layer
 
 
 @pytest.fixture(scope="module")
 def ops():
-    torch.ops.load_library(str(library()))
+    torch.ops.load_library(str(build.library()))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the products are tiny, and the kernels run on one thread anyway
     yield getattr(torch.ops, NAMESPACE)
@@ -171,9 +173,42 @@ def test_under_grad_mode(ops):
 
 def test_schemas_are_the_ops(ops):
     """emu_ops.cpp repeats the schemas of csrc/ops/schema.cpp."""
-    for name in ("rnn_forward", "rnn_backward", "rnn_masked_forward", "rnn_masked_backward"):
+    layers = ("rnn_forward", "rnn_backward", "rnn_backward_unlisted", "rnn_layer")
+    for name in (*layers, *(name.replace("rnn", "rnn_masked") for name in layers), "sru_scan"):
         ours = str(getattr(ops, name).default._schema).replace(NAMESPACE, "fastrnn")
         assert ours == str(getattr(torch.ops.fastrnn, name).default._schema)
+
+
+def test_for_tracers_and_compilers(ops):
+    """The forms that programs and compilers call give what the raw operators give; a mode's options stay."""
+    case = Case("lstm", D=2, P=2, bias=False)
+    p = problem(case)
+    given, rest = (p.x, p.h0, p.c0, p.weights, None), ("lstm", False)
+    y, hn, cn, gates, cells = ops.rnn_forward(*given, *rest, 1)
+    for mode in (0, 1, 2 + library.TIERS["stepwise"]):
+        for a, b in zip(ops.rnn_layer(*given, *rest, mode), (y, hn, cn), strict=True):
+            assert torch.equal(a, b)
+    with pytest.raises(RuntimeError, match="mode: expected"):
+        ops.rnn_layer(*given, *rest, 3)
+    arguments = (*p.cotangents, *given, y, gates, cells, *rest, ALL)
+    *first, weights = ops.rnn_backward(*arguments)
+    found = ops.rnn_backward_unlisted(*arguments)
+    for a, b in zip(found, [*first, *weights], strict=False):
+        assert torch.equal(a, b)
+    assert [t.numel() for t in found[3 + len(weights) :]] == [0] * 4
+
+    case = Case("lstm", D=2, B=5, lengths=LENGTHS, reset="some", dtype=torch.float32)
+    p = problem(case)
+    given, rest = (p.x, p.h0, p.c0, p.weights, p.lengths, p.reset), ("lstm", True)
+    y, hn, cn, gates, cells = ops.rnn_masked_forward(*given, *rest, 1)
+    for keep in (True, False):
+        found = ops.rnn_masked_layer(*given, *rest, keep, 1)
+        for a, b in zip(found, (y, hn, cn, cells if keep else cells.new_empty((0,))), strict=True):
+            assert torch.equal(a, b)
+    arguments = (*p.cotangents, None, *given, y, gates, cells, *rest, ALL)
+    *first, weights = ops.rnn_masked_backward(*arguments)
+    for a, b in zip(ops.rnn_masked_backward_unlisted(*arguments), [*first, *weights], strict=False):
+        assert torch.equal(a, b)
 
 
 def test_every_steps_cells(ops):

@@ -17,7 +17,7 @@ from torch._inductor import config as inductor
 from torch.library import opcheck
 
 import fastrnn
-from fastrnn import _ops
+from fastrnn._ops import library
 
 F32, F64 = torch.float32, torch.float64
 CASES = [
@@ -58,13 +58,13 @@ def test_layer(case):
     p = problem(case)
     arguments = _arguments(case, p)
     raw = _raw(case, p)
-    for a, b in zip(_ops.layer(*arguments), raw, strict=False):
+    for a, b in zip(library.layer(*arguments), raw, strict=False):
         assert torch.equal(a, b)
-    opcheck(_ops.layer, arguments)
+    opcheck(library.layer, arguments)
     leaves = _leaves(p)
-    outputs = [t for t in _ops.layer(*arguments) if t.numel()]
+    outputs = [t for t in library.layer(*arguments) if t.numel()]
     grads = torch.autograd.grad(outputs, leaves, list(p.cotangents)[: len(outputs)])
-    x, h0, c0, weights = _ops.backward(
+    x, h0, c0, weights = library.backward(
         *(*p.cotangents, None)[:3],
         *(t.detach() if isinstance(t, torch.Tensor) else t for t in arguments[:3]),
         [w.detach() for w in p.weights],
@@ -78,10 +78,10 @@ def test_layer(case):
     want = [x, h0, *([] if p.c0 is None else [c0]), *weights]
     for a, b in zip(grads, want, strict=True):
         assert torch.equal(a, b)
-    opcheck(_ops.layer, arguments)
+    opcheck(library.layer, arguments)
     if "relu" not in case.cell:
         assert torch.autograd.gradgradcheck(
-            lambda *_: tuple(t for t in _ops.layer(*arguments) if t.numel()), leaves, fast_mode=True
+            lambda *_: tuple(t for t in library.layer(*arguments) if t.numel()), leaves, fast_mode=True
         )
 
 
@@ -91,16 +91,16 @@ def test_masked_layer(keep_cells):
     p = problem(MASKED)
     arguments = (p.x, p.h0, p.c0, p.weights, p.lengths, p.reset, "lstm", True, keep_cells, 1)
     leaves = _leaves(p)
-    opcheck(_ops.masked_layer, arguments)
-    found = _ops.masked_layer(*arguments)
+    opcheck(library.masked_layer, arguments)
+    found = library.masked_layer(*arguments)
     assert (found[3].numel() > 0) == keep_cells
     with torch.no_grad():
-        kept = _ops.masked_layer(*arguments)
+        kept = library.masked_layer(*arguments)
     for a, b in zip(found, kept, strict=True):
         assert torch.equal(a, b)
 
     def run(*_):
-        return tuple(t for t in _ops.masked_layer(*arguments) if t.numel())
+        return tuple(t for t in library.masked_layer(*arguments) if t.numel())
 
     assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
 
@@ -112,11 +112,11 @@ def test_scan():
     leaves = [t.requires_grad_() for t in p.arguments if t is not None and t.is_floating_point()][:5]
     options = list(case.options.values())
     arguments = [*p.arguments, *options]
-    opcheck(_ops.sru_scan, arguments)
-    assert torch.autograd.gradcheck(lambda *_: _ops.sru_scan(*arguments), leaves, fast_mode=True)
+    opcheck(library.sru_scan, arguments)
+    assert torch.autograd.gradcheck(lambda *_: library.sru_scan(*arguments), leaves, fast_mode=True)
     mask = torch.ones_like(p.arguments[4]).requires_grad_()
     with pytest.raises(RuntimeError, match="drop_mask: expected a constant"):
-        _ops.sru_scan(*p.arguments[:7], mask, p.arguments[8], *options)
+        library.sru_scan(*p.arguments[:7], mask, p.arguments[8], *options)
 
 
 def test_modes():
@@ -124,14 +124,14 @@ def test_modes():
     not is."""
     p = problem(CASES[0])
     *arguments, mode = _arguments(CASES[0], p)
-    options = _ops.TIERS["grid"] + _ops.TF32
-    for a, b in zip(_ops.layer(*arguments, mode + options), _ops.layer(*arguments, mode), strict=True):
+    options = library.TIERS["grid"] + library.TF32
+    for a, b in zip(library.layer(*arguments, mode + options), library.layer(*arguments, mode), strict=True):
         assert torch.equal(a, b)
     _leaves(p)
-    _ops.layer(*arguments, mode + options)[0].sum().backward()
+    library.layer(*arguments, mode + options)[0].sum().backward()
     for wrong in (3, -1):
         with pytest.raises(RuntimeError, match="mode: expected what to save"), torch.no_grad():
-            _ops.layer(*arguments, wrong)
+            library.layer(*arguments, wrong)
 
 
 @pytest.mark.parametrize("case", COUNTS, ids=str)
@@ -141,13 +141,13 @@ def test_unlisted(case):
     *_, gates, cells = raw = _raw(case, p)
     inputs = (p.x, p.h0, p.c0, p.weights, p.batch_sizes)
     arguments = (*(*p.cotangents, None)[:3], *inputs, raw[0], gates, cells, case.cell, case.bias, ALL)
-    *first, weights = _ops.backward(*arguments)
-    found = _ops.backward_unlisted(*arguments)
+    *first, weights = library.backward(*arguments)
+    found = library.backward_unlisted(*arguments)
     assert len(found) == 13
     for a, b in zip(found, [*first, *weights], strict=False):
         assert torch.equal(a, b)
     assert all(t.shape == (0,) for t in found[3 + len(weights) :])
-    opcheck(_ops.backward_unlisted, arguments, test_utils=("test_schema", "test_faketensor"))
+    opcheck(library.backward_unlisted, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 class _Model(nn.Module):

@@ -260,3 +260,31 @@ def test_inputs_of_cells_and_scans():
         x.add_(1)
         with pytest.raises(RuntimeError, match="changed in place between forward and backward"):
             y.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("what", ["y", "x", "h"])
+@pytest.mark.parametrize("asked", [{}, {"lengths": [5, 2, 4]}], ids=["all steps", "lengths"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_within_a_compiled_graph(name, asked, what):
+    """torch.compile counts no versions for an autograd.Function in a graph: edits in it, of the output and of
+    what went in, gave wrong gradients without an error."""
+    torch._dynamo.reset()
+    ours, _ = pair(name, IN, H, dtype=torch.float64)
+    leaf = X.clone().requires_grad_()
+    state = randn(1, B, H, dtype=torch.float64).requires_grad_()
+
+    def program(leaf, state, copy):
+        x, h = leaf * 1, state * 1
+        y = ours(x, (h, h * 2) if name == "LSTM" else h, **asked)[0]
+        edited = {"y": y, "x": x, "h": h}[what]
+        edited = edited.clone() if copy else edited
+        edited += 1.5
+        return (edited if what == "y" else y), edited
+
+    leaves = (leaf, state, *ours.parameters())
+    expected = torch.autograd.grad(_loss(program(leaf, state, True)), leaves)
+    compiled = torch.compile(program, backend="aot_eager", fullgraph=True)
+    got = torch.autograd.grad(_loss(compiled(leaf, state, False)), leaves)
+    for a, b in zip(got, expected, strict=True):
+        assert_close(a, b, torch.float64, gradient=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -185,3 +188,20 @@ def test_what_is_no_leaf():
             symbolic_trace(module)
     with pytest.raises(TypeError, match="input should be a Tensor, got str"):
         fastrnn.LSTM(IN, H)("x")
+
+
+def test_errors_hold_nothing():
+    """The tensors of a call that failed are freed with its error, without a garbage collection."""
+    layer = fastrnn.LSTM(IN, H)
+    gc.disable()
+    try:
+        x = randn(5, 3, IN)
+        freed = weakref.ref(x)
+        with contextlib.suppress(TypeError):
+            layer(x, "no state")
+        with contextlib.suppress(TypeError):
+            functional.gru(x, "no state", list(nn.GRU(IN, H).parameters()))
+        del x
+        assert freed() is None
+    finally:
+        gc.enable()

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastrnn
-from fastrnn import _exact_types
+from fastrnn._checks import tools
 
 IN, H = 4, 6
 LAYERS = ("LSTM", "GRU", "RNN")
@@ -102,6 +102,8 @@ def test_the_counter_is_not_imported():
 import sys, fastrnn, torch
 assert "torch.utils.flop_counter" not in sys.modules
 before = len(sys.meta_path)
+import importlib.util
+assert importlib.util.find_spec("torch.utils.flop_counter").origin.endswith("flop_counter.py")
 from torch.utils.flop_counter import FlopCounterMode
 assert len(sys.meta_path) == before - 1
 import torch.utils.flop_counter as counter
@@ -162,7 +164,7 @@ class _Model(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _nobody_warned_yet(monkeypatch):
-    monkeypatch.setattr(_exact_types, "_warned", set())
+    monkeypatch.setattr(tools, "_warned", set())
 
 
 def _quantize(model, *what):

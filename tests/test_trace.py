@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
-from fastrnn import _ops
+from fastrnn._ops import library
 from fastrnn.compat import sru as compat_sru
 
 pytestmark = [
@@ -59,7 +59,8 @@ def compare(found: list[Tensor], expected: list[Tensor]) -> None:
 
 def traces(module: nn.Module, *batches: tuple) -> torch.jit.ScriptModule:
     """Traces the module with the first batch, gradients on (as tensorboard's add_graph does) and off. Loaded
-    again, each program has the module's numbers and gradients for every batch, twice, and without gradients."""
+    again, each program has the module's numbers and gradients for every batch, twice, and without gradients.
+    """
     expected = [everything(module, batch) for batch in batches]
     results = [[t.detach() for t in flat(module(*batch))] for batch in batches]
     for grad in (True, False):
@@ -345,7 +346,7 @@ def _arguments(cell: str = "lstm") -> dict:
     layer = fastrnn.LSTM(IN, H)
     x, h, c = randn(5, 3, IN), randn(1, 3, H), randn(1, 3, H)
     weights = [w.detach() for w in layer.parameters()]
-    y, _, _, gates, cells = _ops.forward(x, h, c, weights, None, cell, True, 1)
+    y, _, _, gates, cells = library.forward(x, h, c, weights, None, cell, True, 1)
     kept = {"y": y, "gates": gates, "cells": cells}
     return {"x": x, "h": h, "c": c, "weights": weights, "grad": torch.ones_like(y), **kept}
 
@@ -406,8 +407,25 @@ def test_operators_leave_the_list(mode):
                 assert torch.equal(a, b)
         assert all(torch.equal(w, v) for w, v in zip(weights, given["weights"], strict=True))
     arguments = [given[name] for name in ("x", "h", "c", "weights")]
-    for a, b in zip(results[0], _ops.forward(*arguments, None, "lstm", True, 1), strict=True):
+    for a, b in zip(results[0], library.forward(*arguments, None, "lstm", True, 1), strict=True):
         assert torch.equal(a, b)
+
+
+def test_operators_by_their_short_name():
+    """Eager code and compilers that name no overload find the one of TorchScript first: it is as good."""
+    x, h, c, weights = (v for k, v in _arguments().items() if k in ("x", "h", "c", "weights"))
+
+    def call(x, h, c, weights):
+        layer = torch.ops.fastrnn.rnn_layer(x, h, c, weights, None, "lstm", True, 1)
+        return *layer, *torch.ops.fastrnn.rnn_forward(x, h, c, weights, None, "lstm", True, 1)
+
+    expected = call(x, h, c, weights)
+    for a, b in zip(
+        torch.compile(call, fullgraph=True, backend="aot_eager")(x, h, c, weights), expected, strict=True
+    ):
+        assert torch.equal(a, b)
+    x.requires_grad_()
+    assert torch.autograd.grad(call(x, h, c, weights)[0].sum(), x)[0].abs().sum() > 0
 
 
 def test_no_operator_is_forgotten():

@@ -93,15 +93,22 @@ inline Dtype parse_dtype(const Tensor& tensor, const char* name) {
   return Dtype::kFloat;  // not reached
 }
 
-// Checks batch_sizes against the number of packed rows and makes their sums. Returns them contiguous.
-inline Tensor read_batch_sizes(const Tensor& batch_sizes, int64_t rows, const char* name_of_rows,
-                               std::vector<int64_t>& row_offsets) {
+// The numbers of a 1-D int64 tensor on the CPU.
+inline std::vector<int64_t> copy_of(const Tensor& numbers) {
+  const Tensor contiguous = numbers.is_contiguous() ? numbers : torch::stable::contiguous(numbers);
+  const int64_t* const from = static_cast<const int64_t*>(contiguous.data_ptr());
+  return {from, from + contiguous.numel()};
+}
+
+// Checks batch_sizes against the number of packed rows and makes their sums. Returns a copy: kernels must
+// not read a tensor that somebody may change after its numbers were checked.
+inline std::vector<int64_t> read_batch_sizes(const Tensor& batch_sizes, int64_t rows, const char* name_of_rows,
+                                             std::vector<int64_t>& row_offsets) {
   check(batch_sizes.dim() == 1 && batch_sizes.scalar_type() == ScalarType::Long && batch_sizes.is_cpu(),
         "batch_sizes: expected a 1-D int64 tensor on the CPU, got shape ", shape_of(batch_sizes));
   check(batch_sizes.size(0) > 0, "batch_sizes: expected at least one step, got none");
-  const Tensor sizes = batch_sizes.is_contiguous() ? batch_sizes : torch::stable::contiguous(batch_sizes);
-  const int64_t T = sizes.size(0);
-  const int64_t* of_step = static_cast<const int64_t*>(sizes.data_ptr());
+  std::vector<int64_t> of_step = copy_of(batch_sizes);
+  const int64_t T = static_cast<int64_t>(of_step.size());
   row_offsets.resize(T + 1);
   for (int64_t t = 0; t < T; ++t) {
     const int64_t n = of_step[t];
@@ -114,14 +121,13 @@ inline Tensor read_batch_sizes(const Tensor& batch_sizes, int64_t rows, const ch
   }
   check(row_offsets[T] == rows, "batch_sizes: expected a sum of ", rows, " (the rows of ", name_of_rows, "), got ",
         row_offsets[T]);
-  return sizes;
+  return of_step;
 }
 
-// A layer's checked shape, with the row offsets of a packed sequence (shape points into them).
+// A layer's checked shape, with the row counts and offsets of a packed sequence (shape points into them).
 struct CheckedLayer {
   LayerShape shape;
-  std::vector<int64_t> row_offsets;
-  std::optional<Tensor> batch_sizes;  // contiguous
+  std::vector<int64_t> batch_sizes, row_offsets;
   int weights_a_direction = 0;
 
   CheckedLayer() = default;
@@ -142,8 +148,8 @@ inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, co
   if (batch_sizes) {
     check(x.dim() == 2, "x: expected packed data of shape (N, input_size), got ", shape_of(x));
     out.batch_sizes = read_batch_sizes(*batch_sizes, x.size(0), "x", out.row_offsets);
-    s.T = out.batch_sizes->size(0);
-    s.batch_sizes = static_cast<const int64_t*>(out.batch_sizes->data_ptr());
+    s.T = static_cast<int64_t>(out.batch_sizes.size());
+    s.batch_sizes = out.batch_sizes.data();
     s.row_offsets = out.row_offsets.data();
     s.B = s.batch_sizes[0];
     s.I = x.size(1);

@@ -28,8 +28,7 @@ inline void check_masks(CheckedMasks& out, LayerShape& shape, const Tensor& x, c
   check_shape(*lengths, "lengths", {shape.B});
   check(lengths->scalar_type() == ScalarType::Long && lengths->is_cpu(), "lengths: expected int64 on the CPU, got ",
         kind_of(*lengths));
-  const Tensor contiguous = lengths->is_contiguous() ? *lengths : torch::stable::contiguous(*lengths);
-  const int64_t* const length = static_cast<const int64_t*>(contiguous.data_ptr());
+  const std::vector<int64_t> length = copy_of(*lengths);  // as for batch_sizes
   for (int64_t b = 0; b < shape.B; ++b) {
     check(length[b] >= 0 && length[b] <= shape.T, "lengths: expected 0 to ", shape.T, " (the steps of x), got ",
           length[b], " in row ", b);

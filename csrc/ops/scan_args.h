@@ -20,11 +20,10 @@ struct ScanArguments {
   bool bidirectional;
 };
 
-// A scan's checked shape, with the row offsets of a packed sequence (shape points into them).
+// A scan's checked shape, with the row counts and offsets of a packed sequence (shape points into them).
 struct CheckedScan {
   ScanShape shape;
-  std::vector<int64_t> row_offsets;
-  std::optional<Tensor> batch_sizes;  // contiguous
+  std::vector<int64_t> batch_sizes, row_offsets;
 
   CheckedScan() = default;
   CheckedScan(const CheckedScan&) = delete;
@@ -33,7 +32,7 @@ struct CheckedScan {
   // Sizes of rows of features: (L,B,...) or, packed, (N,...).
   std::vector<int64_t> sizes(std::vector<int64_t> features) const {
     std::vector<int64_t> out =
-        batch_sizes ? std::vector<int64_t>{shape.rows()} : std::vector<int64_t>{shape.L, shape.B};
+        shape.batch_sizes ? std::vector<int64_t>{shape.rows()} : std::vector<int64_t>{shape.L, shape.B};
     out.insert(out.end(), features.begin(), features.end());
     return out;
   }
@@ -47,8 +46,8 @@ inline void check_scan(CheckedScan& out, const ScanArguments& in) {
   if (in.batch_sizes) {
     check(in.u.dim() == 3, "u: expected packed data of shape (N, K, O), got ", shape_of(in.u));
     out.batch_sizes = read_batch_sizes(*in.batch_sizes, in.u.size(0), "u", out.row_offsets);
-    s.L = out.batch_sizes->size(0);
-    s.batch_sizes = static_cast<const int64_t*>(out.batch_sizes->data_ptr());
+    s.L = static_cast<int64_t>(out.batch_sizes.size());
+    s.batch_sizes = out.batch_sizes.data();
     s.row_offsets = out.row_offsets.data();
     s.B = s.batch_sizes[0];
   } else {

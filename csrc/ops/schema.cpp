@@ -1,5 +1,5 @@
 // Every operator's schema. The devices register their implementations of them in cpu/ops/ and cuda/ops/; autograd
-// is in fastrnn/_autograd.py and _differentiable_ops.py, fake (meta) versions in fastrnn/_ops.py.
+// is in fastrnn/_ops/autograd.py and differentiable.py, fake (meta) versions in fastrnn/_ops/library.py.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -9,7 +9,7 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   // elements out of a list that it converts. The lists of a call from Python or C++ are the call's own; those of
   // TorchScript are the program's, which may pass one again (in a loop, or as a constant of a frozen module) and
   // would find it empty. TorchScript knows no names of overloads and takes the first that fits, also for programs
-  // saved before there were two: and fastrnn/_script_ops.py makes of that one a call with a list of its own.
+  // saved before there were two: and fastrnn/_ops/script.py makes of that one a call with a list of its own.
   const auto define = [&](const std::string& schema) {
     const size_t name_ends = schema.find('(');
     m.def((schema.substr(0, name_ends) + ".script" + schema.substr(name_ends)).c_str());
@@ -55,7 +55,7 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
       "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
 
   // One recurrent layer for the programs that tracers write: arguments and results as of rnn_forward, and a
-  // derivative that the dispatcher knows (fastrnn/_differentiable_ops.py registers it). So it is decided when the
+  // derivative that the dispatcher knows (fastrnn/_ops/differentiable.py registers it). So it is decided when the
   // program runs whether something is kept for a backward pass: what mode says, or without gradients nothing.
   // Where a kind of device has no tiers or TensorFloat-32, the mode's numbers for them are ignored.
   define(

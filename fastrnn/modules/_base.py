@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _autograd, _checks, _exact_types, _torch
-from .._masked import Masks
-from .._masked import read as read_masks
-from .._stack import Stack, permute, run
-from ..streaming import Streamer
+from .. import _checks
+from .._checks import tools
+from .._ops import autograd
+from .._run import native
+from .._run.rnn import Stack, permute, run
+from .._run.rows import Masks
+from .._run.rows import read as read_masks
+from .._run.streaming import Streamer
 from . import _overrides
 
 # torch's name of a recurrence, kept in every module, and the kernels' name of it.
@@ -80,15 +83,15 @@ class RecurrentLayer(nn.RNNBase):
         return (
             isinstance(weight, Tensor)
             and weight.is_cuda
-            and _torch.preferred(self.backend, _autograd.supported(weight))
+            and native.preferred(self.backend, autograd.supported(weight))
         )
 
     def __setattr__(self, name: str, value) -> None:
         # They may be changed at any time, and a wrong one should not wait for forward() to be noticed.
         if name in _OPTIONS:
             _checks.one_of(type(self).__name__, name, value, _OPTIONS[name])
-        elif name in _exact_types.MARKS:
-            _exact_types.warn(name, type(self).__name__)
+        elif name in tools.MARKS:
+            tools.warn(name, type(self).__name__)
         super().__setattr__(name, value)
         if name in _overrides.NAMES:
             vars(self)["_run"] = self._run_overridden

@@ -41,7 +41,7 @@ def attend(
     is_causal: bool,
     dropout: float,
 ) -> Tensor:
-    """``fastrnn._attention.attention``: softmax(q kᵀ / sqrt(d) + mask) v, 0 for a query without a key."""
+    """``fastrnn._run.attention.attention``: softmax(q kᵀ / sqrt(d) + mask) v, 0 for a query without a key."""
     length, source = q.size(-2), k.size(-2)
     if q.numel() == 0 or source == 0:
         return q * 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .. import _exact_types, _symbolic, functional
-from .._torchscript import scripts_as
+from .. import functional
+from .._checks import tools
+from .._run import symbolic
+from .._run.torchscript import scripts_as
 from . import _script_rnn
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
@@ -19,8 +21,8 @@ class RecurrentCell(nn.RNNCellBase):
         nn.RNNCellBase.__init__(self, input_size, hidden_size, bias, num_chunks, device=device, dtype=dtype)
 
     def __setattr__(self, name: str, value) -> None:
-        if name in _exact_types.MARKS:
-            _exact_types.warn(name, type(self).__name__)
+        if name in tools.MARKS:
+            tools.warn(name, type(self).__name__)
         super().__setattr__(name, value)
 
     def _live_weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -54,8 +56,10 @@ class LSTMCell(RecurrentCell):
         """(B, I) or (I,) and, optionally, (h, c) of (B, H) or (H,) each, to the next (h, c)."""
         try:
             return functional._cell("LSTMCell", "lstm", input, hx, *self._live_weights())
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, LSTMCell.forward, locals(), error)
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, LSTMCell.forward, locals())) is None:
+                raise
+            return node
 
 
 class GRUCell(RecurrentCell):
@@ -74,8 +78,10 @@ class GRUCell(RecurrentCell):
         """(B, I) or (I,) and, optionally, h of (B, H) or (H,), to the next h."""
         try:
             return functional._cell("GRUCell", "gru", input, hx, *self._live_weights())[0]
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, GRUCell.forward, locals(), error)
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, GRUCell.forward, locals())) is None:
+                raise
+            return node
 
 
 class RNNCell(RecurrentCell):
@@ -106,8 +112,9 @@ class RNNCell(RecurrentCell):
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         try:
-            return functional._cell("RNNCell", f"rnn_{self.nonlinearity}", input, hx, *self._live_weights())[
-                0
-            ]
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, RNNCell.forward, locals(), error)
+            cell = f"rnn_{self.nonlinearity}"
+            return functional._cell("RNNCell", cell, input, hx, *self._live_weights())[0]
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, RNNCell.forward, locals())) is None:
+                raise
+            return node

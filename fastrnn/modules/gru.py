@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _symbolic
-from .._torchscript import Overloads
+from .._run import symbolic
+from .._run.torchscript import Overloads
 from . import _script_rnn
 from ._base import RecurrentLayer
 
@@ -59,8 +59,10 @@ class GRU(RecurrentLayer):
             if return_all_states:
                 return y, h, masks.states(input.dim() == 3, self.batch_first)[0]
             return y, h
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, GRU.forward, locals(), error)
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, GRU.forward, locals())) is None:
+                raise
+            return node
 
     # What torch.jit.script compiles.
     _script_forward, _script_forward_packed = _script_rnn.gru, _script_rnn.gru_packed

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _symbolic
-from .._stack import permute
-from .._torchscript import Overloads
+from .._run import symbolic
+from .._run.rnn import permute
+from .._run.torchscript import Overloads
 from . import _script_rnn
 from ._base import RecurrentLayer
 
@@ -100,8 +100,10 @@ class LSTM(RecurrentLayer):
             if return_all_states:
                 return y, (h, c), masks.states(input.dim() == 3, self.batch_first)
             return y, (h, c)
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, LSTM.forward, locals(), error)
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, LSTM.forward, locals())) is None:
+                raise
+            return node
 
     # What torch.jit.script compiles.
     _script_forward, _script_forward_packed = _script_rnn.lstm, _script_rnn.lstm_packed

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _checks, _checks_sru, _sru, _symbolic
-from .._stack import autocasting
-from .._torchscript import scripts_as
+from .. import _checks
+from .._checks import scan as scan_checks
+from .._run import scan as run_scan
+from .._run import symbolic
+from .._run.rnn import autocasting
+from .._run.torchscript import scripts_as
 from . import _script_sru
 from .sru_cell import SRUCell, one_name
 
@@ -109,10 +112,10 @@ class SRU(nn.Module):
         super().__init__()
         name = type(self).__name__
         transform_module = one_name(name, transform_module=transform_module, custom_m=custom_m)
-        self.input_size = _checks_sru.size(name, "input_size", input_size)
-        self.hidden_size = _checks_sru.size(name, "hidden_size", hidden_size)
+        self.input_size = scan_checks.size(name, "input_size", input_size)
+        self.hidden_size = scan_checks.size(name, "hidden_size", hidden_size)
         self.output_size = hidden_size * 2 if bidirectional else hidden_size
-        self.num_layers = _checks_sru.size(name, "num_layers", num_layers)
+        self.num_layers = scan_checks.size(name, "num_layers", num_layers)
         self.dropout = dropout
         self.rnn_dropout = rnn_dropout
         self.projection_size = projection_size
@@ -207,13 +210,15 @@ class SRU(nn.Module):
             states = []
             for layer, c in zip(self.rnn_lst, first, strict=True):
                 x, c = layer(x, c, mask_pad=pads)
-                _sru.note_clean(pads)
+                run_scan.note_clean(pads)
                 states.append(c)
             if self.batch_first and isinstance(x, Tensor):
                 x = x.transpose(0, 1)
             return x, stack_result(self, states)
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, SRU.forward, locals(), error)
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, SRU.forward, locals())) is None:
+                raise
+            return node
 
     def step(self, input: Tensor, c0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One time step: ``forward()`` on a sequence of one, with gradients, hooks and all.
@@ -238,12 +243,12 @@ class SRU(nn.Module):
                 f"{name}: step() needs a layer in one direction, got bidirectional=True: the reverse "
                 "direction begins at the end of the sequence"
             )
-        _checks_sru.dims(name, _checks.tensor(name, "input", input), (1, 2), "(B, I) or (I,) for a step")
+        scan_checks.dims(name, _checks.tensor(name, "input", input), (1, 2), "(B, I) or (I,) for a step")
         single = input.dim() == 1
         if single:
             input = input.unsqueeze(0)
             if c0 is not None:
-                _checks_sru.shape(name, "c0", c0, (self.num_layers, self.output_size))
+                scan_checks.shape(name, "c0", c0, (self.num_layers, self.output_size))
                 c0 = c0.unsqueeze(1)
         time = 1 if self.batch_first else 0
         h, c = self(input.unsqueeze(time), c0)
@@ -257,23 +262,23 @@ class SRU(nn.Module):
 def stack_input(stack: nn.Module, name: str, input, mask_pad):
     """The input and its mask with time first, and the number of rows."""
     if isinstance(input, PackedSequence):
-        _checks_sru.features(name, input.data, stack.input_size)
+        scan_checks.features(name, input.data, stack.input_size)
         if mask_pad is not None:
             raise ValueError(f"{name}: mask_pad should be None for a PackedSequence, which has no pads")
-        return input, _sru.first_rows(input.batch_sizes), None
+        return input, run_scan.first_rows(input.batch_sizes), None
     x = _checks.tensor(name, "input", input)
     if x.layout is not torch.strided or x.is_nested:
         x = _checks.dense(name, x)
-    _checks_sru.dims(name, x, (3,), "(B, L, I)" if stack.batch_first else "(L, B, I)")
-    _checks_sru.features(name, x, stack.input_size)
+    scan_checks.dims(name, x, (3,), "(B, L, I)" if stack.batch_first else "(L, B, I)")
+    scan_checks.features(name, x, stack.input_size)
     if mask_pad is not None:
-        mask_pad = _checks_sru.mask(name, "mask_pad", mask_pad, x.device, tuple(x.shape[:2]))
+        mask_pad = scan_checks.mask(name, "mask_pad", mask_pad, x.device, tuple(x.shape[:2]))
         mask_pad = mask_pad.view_as(mask_pad)  # ours to note something on
     if stack.batch_first:
         x, mask_pad = x.transpose(0, 1), (None if mask_pad is None else mask_pad.t())
     if stack.input_to_hidden is not None:  # otherwise the first layer looks at the input
         weights = [("weights", stack.input_to_hidden.weight)]
-        _checks_sru.like_input(name, x, weights, autocasting(x))
+        scan_checks.like_input(name, x, weights, autocasting(x))
     return x, x.size(1), mask_pad
 
 
@@ -285,7 +290,7 @@ def stack_states(stack: nn.Module, name: str, c0: Tensor | None, batch: int) -> 
     shapes = [(layers, batch, stack.output_size)]
     if directions == 2:
         shapes.append((layers * directions, batch, hidden))
-    _checks_sru.shape(name, "c0", c0, *shapes)
+    scan_checks.shape(name, "c0", c0, *shapes)
     if c0.size(0) != layers:
         c0 = c0.view(layers, directions, batch, hidden).transpose(1, 2).flatten(2)
     return list(c0.unbind(0))
@@ -305,13 +310,13 @@ def first_input(stack: nn.Module, x: Tensor | PackedSequence, mask_pad: Tensor |
     if stack.input_to_hidden is None:
         return x
     if mask_pad is not None:
-        x = _sru.without_pads(x, mask_pad)
-        _sru.note_clean(mask_pad)
+        x = run_scan.without_pads(x, mask_pad)
+        run_scan.note_clean(mask_pad)
     return through(stack.input_to_hidden, x)
 
 
 def through(module: nn.Module, x: Tensor | PackedSequence) -> Tensor | PackedSequence:
     """module(x), on the rows of a packed batch."""
     if isinstance(x, PackedSequence):
-        return PackedSequence(_sru.product(module, x.data), *x[1:])
-    return _sru.product(module, x)
+        return PackedSequence(run_scan.product(module, x.data), *x[1:])
+    return run_scan.product(module, x)

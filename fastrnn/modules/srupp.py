@@ -6,8 +6,11 @@ import torch  # noqa: F401 - what TorchScript compiles of forward() names it
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _checks, _checks_sru, _sru, _symbolic
-from .._torchscript import scripts_as
+from .. import _checks
+from .._checks import scan as scan_checks
+from .._run import scan as run_scan
+from .._run import symbolic
+from .._run.torchscript import scripts_as
 from . import _script_sru, _script_srupp  # noqa: F401 - likewise
 from ._srupp_transforms import SRUppAttention, SRUppProjectedLinear, memory_without_pads
 from .sru import first_input, stack_input, stack_result, stack_states
@@ -51,10 +54,11 @@ class SRUppCell(SRUCell):
                 memory_mask_pad=memory_mask_pad,
                 is_causal=is_causal,
             )
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, SRUppCell.forward, locals(), error)
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, SRUppCell.forward, locals())) is None:
+                raise
+            return node
 
-    @property
     def _sees_pads(self) -> bool:
         return not isinstance(self.transform_module, (SRUppAttention, SRUppProjectedLinear))
 
@@ -75,10 +79,10 @@ class SRUppCell(SRUCell):
             and not self.normalize_after
         ):
             attention["memory"] = self.layer_norm(memory)
-        own = isinstance(module, (SRUppAttention, SRUppProjectedLinear)) and not _sru.hooked(module)
+        own = isinstance(module, (SRUppAttention, SRUppProjectedLinear)) and not run_scan.hooked(module)
         if own and module.out_features == self.num_matrices * self.output_size:
             found = module.features(x, mask_pad=mask_pad, packing=packing, **attention)
-            return _sru.project(module.last, found, self.num_matrices), None
+            return run_scan.project(module.last, found, self.num_matrices), None
         if not attention["is_causal"]:  # modules written for the package do not know it
             del attention["is_causal"]
         steps = x
@@ -158,13 +162,13 @@ class SRUpp(nn.Module):
                 f"{attention_every_n_layers} and {attention_last_n_layers}"
             )
         super().__init__()
-        _checks_sru.probability(name, "dropout", dropout)
+        scan_checks.probability(name, "dropout", dropout)
         kind = {"device": device, "dtype": dtype}
-        self.input_size = _checks_sru.size(name, "input_size", input_size)
-        self.hidden_size = _checks_sru.size(name, "hidden_size", hidden_size)
-        self.proj_size = _checks_sru.size(name, "proj_size", proj_size)
+        self.input_size = scan_checks.size(name, "input_size", input_size)
+        self.hidden_size = scan_checks.size(name, "hidden_size", hidden_size)
+        self.proj_size = scan_checks.size(name, "proj_size", proj_size)
         self.output_size = hidden_size * 2 if bidirectional else hidden_size
-        self.num_layers = _checks_sru.size(name, "num_layers", num_layers)
+        self.num_layers = scan_checks.size(name, "num_layers", num_layers)
         self.num_heads = num_heads
         self.dropout = dropout
         self.bidirectional = bool(bidirectional)
@@ -172,9 +176,9 @@ class SRUpp(nn.Module):
         self.num_directions = 2 if bidirectional else 1
         self.nn_rnn_compatible_return = nn_rnn_compatible_return
         self.batch_first = batch_first
-        _checks_sru.size(name, "attention_every_n_layers", attention_every_n_layers)
+        scan_checks.size(name, "attention_every_n_layers", attention_every_n_layers)
         if attention_last_n_layers != -1:
-            _checks_sru.size(name, "attention_last_n_layers", attention_last_n_layers, positive=False)
+            scan_checks.size(name, "attention_last_n_layers", attention_last_n_layers, positive=False)
 
         self.input_to_hidden: nn.Module | None = None
         first_size = input_size
@@ -266,7 +270,7 @@ class SRUpp(nn.Module):
             if memory is None:
                 memories = [None] * self.num_layers
             elif not isinstance(memory, (list, tuple)):
-                raise _checks_sru.StructureError(
+                raise scan_checks.StructureError(
                     f"{name}: memory should be a list of one tensor a layer, got {_checks.kind(memory)}"
                 )
             elif len(memory) != self.num_layers:
@@ -292,17 +296,19 @@ class SRUpp(nn.Module):
                     memory_mask_pad=memory_pads,
                     is_causal=is_causal,
                 )
-                _sru.note_clean(pads)
+                run_scan.note_clean(pads)
                 states.append(c)
             if self.batch_first and isinstance(x, Tensor):
                 x = x.transpose(0, 1)
             return x, stack_result(self, states), {"saved_inputs": saved}
-        except _symbolic.ERRORS as error:
-            return _symbolic.module_call(self, SRUpp.forward, locals(), error)
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, SRUpp.forward, locals())) is None:
+                raise
+            return node
 
     def _saved(self, x: Tensor | PackedSequence) -> Tensor:
         """A layer's input, as it is given back as memory."""
         if isinstance(x, PackedSequence):
-            packing = _sru.Packing.of(x)
+            packing = run_scan.Packing.of(x)
             x = packing.unsort(packing.pad(x.data), 1)
         return x.transpose(0, 1) if self.batch_first else x

@@ -8,9 +8,12 @@
 #include "cpu/rnn/kernels.inl"
 
 namespace fastrnn {
+// All that the pragma names: a virtual machine may hide any of them.
 static bool runs_here() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2") &&
+         __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
+         __builtin_cpu_supports("bmi2");
 }
 const KernelTable kAvx512Kernels = make_table("avx512", runs_here, &kAvx512Scan);
 

@@ -27,7 +27,7 @@ const KernelTable* find_kernels(const std::string& name) {
 namespace {
 
 // FASTRNN_CPU_ISA names another instruction set than the best, for tests; a name that cannot run
-// here is ignored, since nothing can be reported while a library loads (fastrnn/_ops.py warns).
+// here is ignored, since nothing can be reported while a library loads (fastrnn/_ops/library.py warns).
 const KernelTable* initial_kernels() {
   const char* name = std::getenv("FASTRNN_CPU_ISA");
   const KernelTable* wanted = name ? find_kernels(name) : nullptr;

@@ -9,36 +9,61 @@ namespace fastrnn {
 namespace {
 
 // Four rows of a natural weight times MR rows of a blocked operand, by dot products along K:
-// sums[j][m] += weight[first + j] . a[m], j < count.
+// sums[j][m] = weight[first + j] . a[m], j < count. Lanes add up in blocks, as in product.inl.
 template <class T, class Operand, int MR>
 FASTRNN_INLINE void dot_rows(typename Simd<T>::V (&sums)[4][MR], const void* weight, int64_t first, int count,
                              int64_t K, Dtype dtype, const typename Operand::E* a, int64_t block_stride) {
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int W = S::W;
+  constexpr int kChains = MR == 1 ? 2 : 1;  // four alone would wait for their own multiply-adds
   int64_t k = 0;
-  if (count == 4 && size_of(dtype) == sizeof(T)) {  // whole vectors of the compute type, streamed
-    const T* w = static_cast<const T*>(weight) + first * K;
-    for (; k + W <= K; k += W, a += block_stride, w += W) {
-      V row[MR];
+#pragma GCC unroll 1
+  do {
+    const bool first_block = k == 0;
+    const int64_t end = min_of(K, k + kSumBlock * W);
+    V block[kChains][4][MR] = {};
+    if (count == 4 && size_of(dtype) == sizeof(T)) {  // whole vectors of the compute type, streamed
+      const T* w = static_cast<const T*>(weight) + first * K + k;
+      for (; k + kChains * W <= end; k += kChains * W) {
+#pragma GCC unroll 2
+        for (int s = 0; s < kChains; ++s, a += block_stride, w += W) {
+          V row[MR];
 #pragma GCC unroll 4
-      for (int m = 0; m < MR; ++m) row[m] = Operand::load(a + m * W);
+          for (int m = 0; m < MR; ++m) row[m] = Operand::load(a + m * W);
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        const V weights = S::load(w + j * K);
-        __builtin_prefetch(w + (j + 4) * K);
+          for (int j = 0; j < 4; ++j) {
+            const V weights = S::load(w + j * K);
+            __builtin_prefetch(w + (j + 4) * K);
 #pragma GCC unroll 4
-        for (int m = 0; m < MR; ++m) sums[j][m] += weights * row[m];
+            for (int m = 0; m < MR; ++m) block[s][j][m] += weights * row[m];
+          }
+        }
       }
     }
-  }
-  for (; k < K; k += W, a += block_stride) {
-    const int n = static_cast<int>(min_of<int64_t>(W, K - k));
-    for (int j = 0; j < count; ++j) {
-      const V weights = load_as<T>(weight, (first + j) * K + k, n, dtype);
-      for (int m = 0; m < MR; ++m) sums[j][m] += weights * Operand::load(a + m * W);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+#pragma GCC unroll 4
+      for (int m = 0; m < MR; ++m) {
+        const V sum = kChains == 2 ? block[0][j][m] + block[kChains - 1][j][m] : block[0][j][m];
+        sums[j][m] = first_block ? sum : sums[j][m] + sum;
+      }
     }
-  }
+    if (k == end) continue;  // to the condition
+    V rest[4][MR] = {};      // of K, of fewer rows, of half types
+    for (; k < end; k += W, a += block_stride) {
+      const int n = static_cast<int>(min_of<int64_t>(W, end - k));
+      for (int j = 0; j < count; ++j) {
+        const V weights = load_as<T>(weight, (first + j) * K + k, n, dtype);
+        for (int m = 0; m < MR; ++m) rest[j][m] += weights * Operand::load(a + m * W);
+      }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+#pragma GCC unroll 4
+      for (int m = 0; m < MR; ++m) sums[j][m] += rest[j][m];
+    }
+  } while (k < K);
 }
 
 // The product of a few rows of an SRU layer's input, see GateProductParams.
@@ -96,7 +121,7 @@ class GateProduct {
   void rows(int64_t row, int64_t first, int64_t last) const {
     for (int64_t r = first; r < last; r += 4) {
       const int count = static_cast<int>(min_of<int64_t>(4, last - r));
-      V sums[4][MR] = {};
+      V sums[4][MR];
       dot_rows<T, Operand, MR>(sums, p_.weight, r, count, p_.I, p_.dtype, x_ + row * W, p_.B * W);
       for (int j = 0; j < count; ++j) {
         const int64_t unit = (r + j) / p_.K, gate = (r + j) % p_.K;

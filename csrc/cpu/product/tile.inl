@@ -1,10 +1,16 @@
 // Register-tiled matrix products: the arithmetic core of every kernel here.
 //
 // A tile is up to tile_rows(NV) rows by NV vectors of accumulators that live in registers for the
-// whole reduction. The left operand is read one scalar at a time (broadcast), the right one a vector
-// at a time. A tile begins and ends in a small buffer that stays in the L1 cache, so these kernels
-// are compiled once a shape of tile and know nothing of cells, which work on the buffer; loading and
+// reduction. The left operand is read one scalar at a time (broadcast), the right one a vector at a
+// time. A tile begins and ends in a small buffer that stays in the L1 cache, so these kernels are
+// compiled once a shape of tile and know nothing of cells, which work on the buffer; loading and
 // storing it costs 2 of the K multiply-adds of each accumulator.
+//
+// Every sum is made in blocks of at most kSumBlock terms that start from zero and are added to the tile
+// when they end. A chain of n float additions is off by about sqrt(n / 2) roundings of its result, blocks
+// of n of the N terms by sqrt((n + N / n) / 2) of them; and what the tile held before, which may be far
+// larger than the terms (an input of 1e3 beside a state below 1), is rounded once a block instead of
+// once a term.
 //
 // Blocked layout of a left operand with `rows` rows and K columns: [ceil(K/W)][rows][W]. One vector
 // store writes a block of W units of a row, the rows of a tile lie on consecutive lines whatever K
@@ -29,7 +35,9 @@ constexpr int kRnnUnits = 2;
 #endif
 constexpr int kMaxVectors = 4;
 constexpr int kMaxRows = 8;
-constexpr int kTileSize = 24;  // most vectors a tile holds
+constexpr int kTileSize = 24;       // most vectors a tile holds
+constexpr int64_t kSumBlock = 128;  // most terms of a chain of additions, a multiple of every W
+constexpr int64_t kRowBlock = 32;   // the same for sums over rows and steps, of which there are more
 
 constexpr int tile_rows(int vectors) {
   return kAccumulators / vectors < kMaxRows ? kAccumulators / vectors : kMaxRows;
@@ -42,23 +50,18 @@ template <class T>
 using ProductKernel = void (*)(T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld, int64_t K,
                                const char* ahead);
 
+// How many sets of accumulators share a block of K between them. A few rows leave too few independent
+// chains to hide the latency of a multiply-add; more sets than there are registers would live in memory.
+constexpr int chains_of(int tile, int lanes) {
+  return lanes < 4 ? 1 : tile <= 4 && 4 * tile <= kAccumulators ? 4 : tile <= 8 && 2 * tile <= kAccumulators ? 2 : 1;
+}
+
 template <class T, int MR, int NV>
 void product_kernel(T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld, int64_t K, const char* ahead) {
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int W = S::W;
-  // Few rows leave too few independent chains to hide the latency of a multiply-add: split K over
-  // several sets of accumulators.
-  constexpr int kChains = W < 4 ? 1 : MR * NV <= 4 ? 4 : MR * NV <= 8 ? 2 : 1;
-  V sums[kChains][MR][NV];
-#pragma GCC unroll 4
-  for (int s = 0; s < kChains; ++s) {
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sums[s][m][v] = s == 0 ? S::load(tile + (m * NV + v) * W) : V{};
-    }
-  }
+  constexpr int kChains = chains_of(MR * NV, W);
   // acc += A[.][k] * B[k][.] for one k, B's row at b.
   const auto accumulate = [](V(&acc)[MR][NV], const T* column, const T* row_of_b) __attribute__((always_inline)) {
     V row[NV];
@@ -73,6 +76,15 @@ void product_kernel(T* tile, const T* a, int64_t block_stride, const T* b, int64
   };
   const int64_t ahead_step = ahead ? 64 : 0;
   if (!ahead) ahead = reinterpret_cast<const char*>(b);
+  V sums[kChains][MR][NV];
+#pragma GCC unroll 4
+  for (int s = 0; s < kChains; ++s) {
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sums[s][m][v] = V{};
+    }
+  }
   int64_t k = 0;
   for (; k + W <= K; k += W, a += block_stride) {
     // The blocks of A lie far apart, where no hardware prefetcher looks for them.
@@ -99,9 +111,9 @@ void product_kernel(T* tile, const T* a, int64_t block_stride, const T* b, int64
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
       V sum = sums[0][m][v];
-#pragma GCC unroll 4
-      for (int s = 1; s < kChains; ++s) sum += sums[s][m][v];
-      S::store(tile + (m * NV + v) * W, sum);
+      if constexpr (kChains == 2) sum += sums[1][m][v];
+      if constexpr (kChains == 4) sum = (sum + sums[1][m][v]) + (sums[2][m][v] + sums[3][m][v]);
+      S::store(tile + (m * NV + v) * W, S::load(tile + (m * NV + v) * W) + sum);
     }
   }
 }
@@ -120,7 +132,7 @@ void transposed_kernel(T* tile, const T* a, const T* b, int64_t rows) {
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[m][v] = S::load(tile + (m * NV + v) * W);
+    for (int v = 0; v < NV; ++v) acc[m][v] = V{};
   }
   for (int64_t r = 0; r < rows; ++r, a += W, b += NV * W) {
     V row[NV];
@@ -136,7 +148,9 @@ void transposed_kernel(T* tile, const T* a, const T* b, int64_t rows) {
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) S::store(tile + (m * NV + v) * W, acc[m][v]);
+    for (int v = 0; v < NV; ++v) {
+      S::store(tile + (m * NV + v) * W, S::load(tile + (m * NV + v) * W) + acc[m][v]);
+    }
   }
 }
 
@@ -163,14 +177,26 @@ struct Kernels {
 template <class T>
 constexpr Kernels<T> kKernels{};
 
+// The kernels on blocks. The loop is out here because a compiler that sees it beside the tile's loads and
+// stores keeps the tile in registers from block to block, and spills the accumulators for it.
 template <class T>
 FASTRNN_INLINE void multiply(int rows, int vectors, T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld,
                              int64_t K, const char* ahead = nullptr) {
-  kKernels<T>.product[vectors - 1][rows - 1](tile, a, block_stride, b, ld, K, ahead);
+  const ProductKernel<T> kernel = kKernels<T>.product[vectors - 1][rows - 1];
+  for (int64_t k = 0; k < K; k += kSumBlock) {
+    kernel(tile, a, block_stride, b, ld, min_of(kSumBlock, K - k), ahead);
+    a += kSumBlock / Simd<T>::W * block_stride;
+    b += kSumBlock * ld;
+    if (ahead) ahead += kSumBlock * 64;
+  }
 }
 template <class T>
 FASTRNN_INLINE void multiply_transposed(int rows, int vectors, T* tile, const T* a, const T* b, int64_t reduction) {
-  kKernels<T>.transposed[vectors - 1][rows - 1](tile, a, b, reduction);
+  constexpr int W = Simd<T>::W;
+  const TransposedKernel<T> kernel = kKernels<T>.transposed[vectors - 1][rows - 1];
+  for (int64_t r = 0; r < reduction; r += kRowBlock) {
+    kernel(tile, a + r * W, b + r * vectors * W, min_of(kRowBlock, reduction - r));
+  }
 }
 
 // Brings the panel that comes next into the cache, a slice with each row tile of the present one:

@@ -90,13 +90,17 @@ class Backward {
     T* dc;
     Barrier* barrier;
   };
+  struct OwnRow {
+    int64_t slot;
+    const T* c_prev;
+  };
   struct Worker {
     T* panel;  // scratch of WeightGradient
     T* w_ih;   // a row panel over I of some gates, packed just before its use
     T* tile;   // [rows of a share][kPanelVectors*W], grad_x over several passes
     T* x;      // recompute: blocked rows of this worker
     T* h;
-    int64_t* own_slots;
+    OwnRow* own_rows;
   };
   struct Chunk {
     int64_t s_begin, s_end;  // in processing order
@@ -164,7 +168,7 @@ class Backward {
           p_.grad_x[grid_.direction(r)] ? ceil_div(M, grid_.workers_a_direction()) * kPanelVectors * W : 0);
       worker.x = arena_.take<T>(recompute_ ? inputs_.blocks() * own_rows * W : 0);
       worker.h = arena_.take<T>(recompute_ ? out_blocks * own_rows * W : 0);
-      worker.own_slots = arena_.take<int64_t>(recompute_ ? own_rows : 0);
+      worker.own_rows = arena_.take<OwnRow>(recompute_ ? own_rows : 0);
       if (arena_.base) workers_[r] = worker;
     }
     own_rows_ = own_rows;

@@ -31,8 +31,9 @@ inline void Backward<T, CellOf>::recompute_gates(int rank, const Chunk& chunk) {
     const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
     for (int64_t i = 0; i < n; ++i, ++rows) {
       const Slot slot = slot_at(d, t, b + i * grid_.batch_groups);
-      worker.own_slots[rows] = slot0 + i;
-      directions_[d].slots[slot0 + i] = slot;  // every unit group writes the same
+      worker.own_rows[rows] = {slot0 + i, slot.c_prev};
+      // Others of this batch group find the same slot; one of them writes it for the end of the chunk.
+      if (grid_.unit_group(rank) == 0) directions_[d].slots[slot0 + i] = slot;
       block_row<T, NaturalOperand<T>>(slot.x, s_.I, s_.dtype, worker.x, own_rows_, rows);
       block_row<T, NaturalOperand<T>>(slot.h_prev, s_.out_size(), s_.dtype, worker.h, own_rows_, rows);
     }
@@ -61,14 +62,14 @@ inline void Backward<T, CellOf>::recompute_tile(int rank, int64_t block, int64_t
   multiply<T>(height, G, tile, worker.h + row * W, own_rows_ * W, dir.gate_w_hh + block * G * W * s_.out_size(),
               G * W, s_.out_size());
   for (int m = 0; m < height; ++m) {
-    const int64_t slot = worker.own_slots[row + m];
+    const auto [slot, c_before] = worker.own_rows[row + m];
     V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, c_prev{}, c, h;
     for (int g = 0; g < G; ++g) pre[g] = S::load(tile + (m * G + g) * W);
     if constexpr (C::kSplit) {
       rec = pre[G - 1];
       pre[G - 1] = S::load(input + (m * G + G - 1) * W);
     }
-    if constexpr (C::kHasCell) c_prev = S::load_n(dir.slots[slot].c_prev + block * W, units_.lanes(block));
+    if constexpr (C::kHasCell) c_prev = S::load_n(c_before + block * W, units_.lanes(block));
     C::forward(pre, rec, V{}, c_prev, saved, c, h);  // h_prev only enters h, which is not used
     for (int k = 0; k < C::kSaved; ++k) {
       S::store(dir.gates + (slot * C::kSaved + k) * row_length() + block * W, saved[k]);

@@ -184,17 +184,20 @@ inline void Forward<T, CellOf, Operand>::direct_gates(int rank, int64_t s, int64
       for (int j = 0; j < lanes; j += 4) {
         const int count = min_of(4, lanes - j);
         const int64_t weight_row = g * s_.H + block * W + j;
-        V input[4][MR] = {}, recurrent[4][MR] = {};
+        V input[4][MR], recurrent[4][MR];
         dot_rows<T, Operand, MR>(input, p_.weights[d].w_ih, weight_row, count, s_.I, s_.dtype, x, chunk_rows_ * W);
-        dot_rows<T, Operand, MR>(split ? recurrent : input, p_.weights[d].w_hh, weight_row, count, s_.out_size(),
-                                 s_.dtype, h, group_rows_ * W);
+        dot_rows<T, Operand, MR>(recurrent, p_.weights[d].w_hh, weight_row, count, s_.out_size(), s_.dtype, h,
+                                 group_rows_ * W);
         for (int q = 0; q < count; ++q) {
           const T bias = dir.bias[(block * G + g) * W + j + q];
           for (int m = 0; m < MR; ++m) {
             const int64_t to = ((m * units + u) * G + g) * W + j + q;
-            const T sum = sum_lanes<T>(input[q][m]) + bias;
-            (split ? gx : tile)[to] = sum;
-            if (split) tile[to] = sum_lanes<T>(recurrent[q][m]) + dir.bias_rec[block * W + j + q];
+            if (split) {
+              gx[to] = sum_lanes<T>(input[q][m]) + bias;
+              tile[to] = sum_lanes<T>(recurrent[q][m]) + dir.bias_rec[block * W + j + q];
+            } else {
+              tile[to] = sum_lanes<T>(input[q][m] + recurrent[q][m]) + bias;
+            }
           }
         }
       }

@@ -71,14 +71,17 @@ struct WeightGradient {
       const int lanes = left_units.lanes(i % blocks);
       T* to = out + i / blocks * left_units.length + i % blocks * W;
       const T* a = left + source(i) * left_rows * W;
-      V sums[4] = {};
-      int64_t r = 0;
-      for (; r + 4 <= rows; r += 4) {
+      V sum{};
+      for (int64_t r = 0; r < rows;) {
+        const int64_t end = min_of(rows, r + 4 * kRowBlock);
+        V sums[4] = {};
+        for (; r + 4 <= end; r += 4) {
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) sums[j] += S::load(a + (r + j) * W);
+          for (int j = 0; j < 4; ++j) sums[j] += S::load(a + (r + j) * W);
+        }
+        for (; r < end; ++r) sums[0] += S::load(a + r * W);
+        sum += (sums[0] + sums[1]) + (sums[2] + sums[3]);
       }
-      for (; r < rows; ++r) sums[0] += S::load(a + r * W);
-      const V sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
       S::store_n(to, first ? sum : sum + S::load_n(to, lanes), lanes);
     }
   }
@@ -88,17 +91,14 @@ struct WeightGradient {
             int64_t first_block, bool from_zero) const {
     const int tail = columns.lanes(first_block + vectors - 1);
     alignas(64) T sums[kTileSize * W];
-    for (int m = 0; m < height; ++m) {
-      for (int v = 0; v < vectors; ++v) {
-        S::store(sums + (m * vectors + v) * W,
-                 from_zero ? V{} : S::load_n(out + m * columns.length + v * W, v == vectors - 1 ? tail : W));
-      }
-    }
+    for (int i = 0; i < height * vectors; ++i) S::store(sums + i * W, V{});
     multiply_transposed<T>(height, vectors, sums, a, buffer, reduction);
     for (int m = 0; m < height; ++m) {
       for (int v = 0; v < vectors; ++v) {
-        S::store_n(out + m * columns.length + v * W, S::load(sums + (m * vectors + v) * W),
-                   v == vectors - 1 ? tail : W);
+        T* to = out + m * columns.length + v * W;
+        const int lanes = v == vectors - 1 ? tail : W;
+        const V sum = S::load(sums + (m * vectors + v) * W);
+        S::store_n(to, from_zero ? sum : S::load_n(to, lanes) + sum, lanes);
       }
     }
   }

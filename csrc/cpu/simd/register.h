@@ -309,6 +309,13 @@ FASTRNN_INLINE T sum_lanes(typename Simd<T>::V v) {
     return _mm512_reduce_add_pd((__m512d)v);
   }
 #else
+#ifdef FASTRNN_AVX2
+  if constexpr (sizeof(T) == 4) {
+    const __m128 quarter = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+    return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+  }
+#endif
   T sum = v[0];
   for (int j = 1; j < Simd<T>::W; ++j) sum += v[j];
   return sum;

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ... import _checks, _checks_sru
+from ... import _checks
+from ..._checks import scan as scan_checks
 
 
 class TransposedWeight(Tensor):
@@ -64,7 +65,7 @@ def stored(what: str, value: object, shape: torch.Size) -> nn.Parameter:
         raise TypeError(f"{what}: expected a torch.nn.Parameter, got {_checks.kind(value)}")
     got = value.shape[::-1] if taken else value.shape
     if got != shape[::-1]:
-        raise _checks_sru.SizeError(
+        raise scan_checks.SizeError(
             f"{what}: expected a Parameter of size {list(shape[::-1])}, got {list(got)}"
         )
     if not taken:

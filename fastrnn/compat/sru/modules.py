@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ... import _checks_sru
+from ..._checks import scan as scan_checks
 from ...modules import sru as _sru
 from ...modules import sru_cell as _sru_cell
 from ...modules.srupp import SRUpp, SRUppAttention, SRUppCell, SRUppProjectedLinear
@@ -91,7 +91,7 @@ class SRUCell(_sru_cell.SRUCell):
     def __setattr__(self, name: str, value) -> None:
         # Not by setters: of a Parameter or a module torch would make a new entry, and ask for no property.
         if name == "custom_m":
-            _checks_sru.transform_module(type(self).__name__, value)
+            scan_checks.transform_module(type(self).__name__, value)
             if value is None:
                 raise TypeError(f"{type(self).__name__}: custom_m should be a module or a function, got None")
             self._custom = True
