@@ -43,9 +43,7 @@ def threads():
 
 
 def pytest_configure(config):
-    config.addinivalue_line(
-        "markers", "thorough: left to `make test-all`; selection.py says how `make test` chooses its cases"
-    )
+    config.addinivalue_line("markers", "thorough: left to `make test-all`, see selection.py")
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m

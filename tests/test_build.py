@@ -62,7 +62,7 @@ def answers(tmp_path_factory) -> dict[str, tuple]:
 
 
 def test_architectures(answers):
-    """The GPUs that are here, one architecture and PTX where there is none that counts, or what is asked for."""
+    """The GPUs that are here; one architecture and PTX where there is none that counts; what is asked for."""
     found = {name: archs for name, (archs, _) in answers.items()}
     one = ["8.0-virtual", "9.0+PTX"]
     assert found["no GPU"] == found["too old"] == found["newer than the compiler"] == one
