@@ -72,10 +72,11 @@ def test_threads(threads, case, count):
 LARGE = [(F32, "x", 512), (BF16, "u", 1024), (F64, "none", 256), (F32, "u", 333)]
 
 
-@pytest.mark.parametrize(("dtype", "skip", "width"), some(LARGE, lambda case: case[0] == F32))
-def test_results_larger_than_the_cache(isa, threads, dtype, skip, width):
+@pytest.mark.parametrize("large", some(LARGE, lambda case: case[0] == F32), ids=str)
+def test_results_larger_than_the_cache(isa, threads, large):
     """Stores past the cache, with and without a tail, are seen by whoever reads next."""
     threads(2)
+    dtype, skip, width = large
     case = Case(L=24, B=600, O=width, dtype=dtype, skip=skip, D=2 if width % 2 == 0 else 1)
     p = problem(case)
     got = fused(OPS, case, p)
