@@ -44,7 +44,7 @@ $(VENV)/.stamp-%: requirements/%.txt requirements/test.txt $(VENV)/.stamp-build
 	@touch $@
 endif
 
-.PHONY: help build test test-machines test-clients models bench lint format wheel asan gpu-check clean distclean
+.PHONY: help build test test-all test-machines test-clients models bench lint format wheel asan gpu-check clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -53,9 +53,17 @@ help:  ## this list
 build: $(ENV_TEST)  ## compile the three binaries into fastrnn/
 	$(PY) setup.py -q build_ext --inplace
 
+PYTEST = $(PY) -m pytest tests -q $(if $(WORKERS),-n $(WORKERS) --dist loadfile)
+
 test: build  ## lint and test
 	$(PY) -m ruff check .
-	$(PY) -m pytest tests -q $(if $(WORKERS),-n $(WORKERS) --dist loadfile) $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# What is handed out or tested in full has every architecture, unless FASTRNN_CUDA_ARCHS says which.
+test-all wheel: export FASTRNN_CUDA_ARCHS ?= all
+test-all: build  ## the same with every case, on a build with every CUDA architecture
+	$(PY) -m ruff check .
+	$(PYTEST) --all $(ARGS)
 
 test-machines: build  ## numeric, dtype and error tests as on other processors and with other numbers of threads
 	$(PY) tests/machines.py $(ARGS)

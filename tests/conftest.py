@@ -42,7 +42,26 @@ def threads():
     torch.set_num_threads(before)
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "thorough: left to `make test-all`, see selection.py")
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m
+def pytest_collection_modifyitems(config, items):
+    """Without --all what is marked thorough is left out, unless somebody names the test (file.py::test)."""
+    if config.getoption("--all") or any("::" in argument for argument in config.args):
+        return
+    left_out = [item for item in items if item.get_closest_marker("thorough")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+
+
 def pytest_addoption(parser):
+    parser.addoption(
+        "--all",
+        action="store_true",
+        help="also what is marked thorough, see make test-all",
+    )
     parser.addoption(
         "--threads",
         type=int,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from selection import thorough
 from torch import nn
 
 import fastrnn
@@ -33,3 +34,9 @@ MODELS = {
     "SRUpp bidirectional": lambda **k: make(4, kind="SRUpp", bidirectional=True, layer_norm=True, **k),
 }
 models = pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
+
+
+def models_but(*left_out: str):
+    """models, of which those named are left to `make test-all`: the others show the same, and faster."""
+    chosen = [pytest.param(f, id=n, marks=thorough if n in left_out else ()) for n, f in MODELS.items()]
+    return pytest.mark.parametrize("build", chosen)

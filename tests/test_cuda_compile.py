@@ -73,6 +73,18 @@ def compiled() -> dict[str, list[Kernel]]:
 
 
 @needs_library
+def test_every_architecture_is_there(compiled):
+    """What the build says it was made for is what is judged here; where all are wanted, it is all."""
+    said = library.build_info()["cuda_archs"].split(";")
+    assert set(compiled) == {
+        "sm_" + arch.removesuffix("+PTX").replace(".", "") for arch in said if not arch.endswith("-virtual")
+    }
+    if os.environ.get("FASTRNN_CUDA_ARCHS") == "all":  # as `make test-all` has it
+        assert {"sm_80", "sm_90a"} < set(compiled)
+        assert len(compiled) >= 4
+
+
+@needs_library
 def test_every_kernel_compiles_without_spills(compiled):
     """Protects the speed of every kernel on every architecture, and that none was left out of the library."""
     sources = "".join(f.read_text() for f in CUDA.rglob("*.cu*"))

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import CELLS, LAYERS, flat, pair, randn
+from selection import thorough
 from tolerances import assert_close
 from torch.export import Dim
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -86,7 +87,11 @@ def test_saved_and_run_elsewhere(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "build", [fastrnn.SRU, functools.partial(fastrnn.SRUpp, proj_size=4)], ids=["SRU", "SRUpp"]
+    "build",
+    [
+        pytest.param(fastrnn.SRU, id="SRU", marks=thorough),
+        pytest.param(functools.partial(fastrnn.SRUpp, proj_size=4), id="SRUpp"),
+    ],
 )
 def test_sru_saved_and_run_elsewhere(tmp_path, build):
     """As the layers of torch.nn: a program of SRU or SRU++ is saved, and runs in a fresh process."""

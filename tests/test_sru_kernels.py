@@ -13,6 +13,7 @@ import pytest
 import sru_cases
 import torch
 from layer_cases import PACKED
+from selection import some
 from sru_cases import Case, expected, fused, grid, names, problem, worst
 from tolerances import TOLERANCES, error
 from torch import Tensor
@@ -68,23 +69,27 @@ def test_threads(threads, case, count):
     assert all(_equal(got, fused(OPS, case, p)) for _ in range(3))
 
 
-def test_results_larger_than_the_cache(isa, threads):
+LARGE = [(F32, "x", 512), (BF16, "u", 1024), (F64, "none", 256), (F32, "u", 333)]
+
+
+@pytest.mark.parametrize("large", some(LARGE, lambda case: case[0] == F32), ids=str)
+def test_results_larger_than_the_cache(isa, threads, large):
     """Stores past the cache, with and without a tail, are seen by whoever reads next."""
     threads(2)
-    for dtype, skip, width in ((F32, "x", 512), (BF16, "u", 1024), (F64, "none", 256), (F32, "u", 333)):
-        case = Case(L=24, B=600, O=width, dtype=dtype, skip=skip, D=2 if width % 2 == 0 else 1)
-        p = problem(case)
-        got = fused(OPS, case, p)
+    dtype, skip, width = large
+    case = Case(L=24, B=600, O=width, dtype=dtype, skip=skip, D=2 if width % 2 == 0 else 1)
+    p = problem(case)
+    got = fused(OPS, case, p)
 
-        # The reference on a few rows: rows of the batch are independent but for the sums.
-        def few(t: Tensor) -> Tensor:
-            return t[:, ::199] if t.dim() > 2 else t[::199] if t.size(0) == 600 else t
+    # The reference on a few rows: rows of the batch are independent but for the sums.
+    def few(t: Tensor) -> Tensor:
+        return t[:, ::199] if t.dim() > 2 else t[::199] if t.size(0) == 600 else t
 
-        want = expected(case, p.map(few))
-        for name, a, b in zip(names(case), got, want, strict=True):
-            if name not in ("grad weight_c", "grad bias"):
-                limit = TOLERANCES[dtype][name.startswith("grad")]
-                assert error(few(a), b) <= limit, f"{case} {name}"
+    want = expected(case, p.map(few))
+    for name, a, b in zip(names(case), got, want, strict=True):
+        if name not in ("grad weight_c", "grad bias"):
+            limit = TOLERANCES[dtype][name.startswith("grad")]
+            assert error(few(a), b) <= limit, f"{case} {name}"
 
 
 def test_long_sums_keep_their_digits(isa):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from layer_cases import PACKED
+from selection import thorough
 from sru_cases import ALL, INPUTS, Case, backward, expected, forward, problem, worst
 from torch import Tensor
 
@@ -88,7 +89,14 @@ def test_opcheck(case):
 
 
 @pytest.mark.parametrize(
-    "case", [Case(), FULL, replace(FULL, skip="none"), Case(skip="u", sizes=PACKED, D=2)], ids=str
+    "case",
+    [
+        Case(),
+        FULL,
+        pytest.param(replace(FULL, skip="none"), marks=thorough),
+        pytest.param(Case(skip="u", sizes=PACKED, D=2), marks=thorough),
+    ],
+    ids=str,
 )
 def test_gradcheck(case):
     """First and second derivatives against differences, in float64."""

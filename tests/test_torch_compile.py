@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import CELLS, LAYERS, assert_same, flat, pair, randn, results
+from selection import thorough
 from tolerances import assert_close
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -136,7 +137,7 @@ def test_dynamic(name, kind):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
+@pytest.mark.parametrize("name", [pytest.param("LSTM", marks=thorough), "GRUCell"])
 def test_inductor(name):
     """The default backend, changing sizes: outputs and every gradient of a model around the layer."""
     ours, _ = pair(name, IN, H)

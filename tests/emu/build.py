@@ -52,20 +52,15 @@ rule link
 """
 
 
-def library(
-    name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = False, kernels: str = ""
-) -> Path:
+def library(name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = False) -> Path:
     """The ops over the emulator, as a library for torch.ops.load_library.
-
-    `kernels`, a folder of csrc/cuda: those alone, without the ops.
 
     With `race` the kernels run under the happens-before check. `faults` are planted all at once, each behind
     a switch that the op `configure` sets (number 1 is the first one).
     """
     own = [ROOT / "csrc" / "plan" / f"{plan}.cpp" for plan in ("cuda", "table", "geometry")]
     own += [EMU / "emu_ops.cpp", EMU / "emu_persistent.cpp"]
-    host = [] if kernels else sorted(CUDA.rglob("*.cpp"))
-    sources = [*host, *sorted((CUDA / kernels).rglob("*.cu")), *own]
+    sources = [*sorted(CUDA.rglob("*.cpp")), *sorted(CUDA.rglob("*.cu")), *own]
     folder = OUT / name
     copy = folder / "source" / "cuda"
     include = [f"-I{p}" for p in (TWINS, copy.parent, ROOT / "csrc", EMU, TORCH / "include")]

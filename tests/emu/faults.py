@@ -8,22 +8,31 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+import pytest
+
 from .build import EMU, ROOT, Fault, library
+from .planted import ALL
 from .run_faults import FOUND
 
 
-def outcomes(faults: Mapping[str, Fault], name: str, module: str, **options) -> dict[str | None, dict]:
+def outcomes(
+    request: pytest.FixtureRequest, faults: Mapping[str, Fault], module: str
+) -> dict[str | None, dict]:
     """What the cases of ``module`` make of each fault, by name; under None, of the source as it is.
 
-    All of it under the race check. name, options: of the library that holds them, see build.library().
+    All of it under the race check. Of the faults those that this session's tests of the requesting file ask
+    for.
     """
-    faulty = library(name, faults=list(faults.values()), race=True, **options)
-    command = [sys.executable, "-m", "emu.run_faults", str(faulty), str(len(faults)), module]
+    faulty = library("faulty", faults=ALL, race=True)
+    tests = [item for item in request.session.items if item.path == request.path]
+    asked = {test.callspec.params.get("fault") for test in tests if hasattr(test, "callspec")}
+    numbers = {None: 0} | {name: ALL.index(fault) + 1 for name, fault in faults.items() if name in asked}
+    command = [sys.executable, "-m", "emu.run_faults", str(faulty), module, *map(str, numbers.values())]
     where = {"cwd": EMU.parent, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, **where)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == len(faults) + 1, done.stderr[-2000:]
-    return dict(zip([None, *faults], lines, strict=True))
+    assert len(lines) == len(numbers), done.stderr[-2000:]
+    return dict(zip(numbers, lines, strict=True))
 
 
 def assert_found(fault: str, result: dict) -> None:

@@ -1,6 +1,6 @@
-"""Runs a module's check_cases() on a library with planted faults: once as it is, then once with each of them.
+"""Runs a module's check_cases() on a library with planted faults, once with each.
 
-    python -m emu.run_faults LIBRARY FAULTS MODULE        (in tests/)
+    python -m emu.run_faults LIBRARY MODULE FAULT...        (in tests/; by numbers, 0 is the source as it is)
 
 MODULE has check_cases() and worst_of(ops, case): emu.layer_checks, emu.persistent_checks or emu.sru_checks.
 
@@ -42,8 +42,8 @@ def run(library: str, fault: int, module) -> dict:
 
 def main() -> None:
     torch.set_num_threads(1)  # a fork takes no other thread along
-    library, faults, module = sys.argv[1], int(sys.argv[2]), import_module(sys.argv[3])
-    for fault in range(faults + 1):
+    library, module = sys.argv[1], import_module(sys.argv[2])
+    for fault in map(int, sys.argv[3:]):
         reader, writer = os.pipe()
         if os.fork() == 0:
             os.write(writer, json.dumps(run(library, fault, module)).encode())

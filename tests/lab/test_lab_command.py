@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from selection import thorough
 
 from benchmarks.lab import __main__ as lab
 from benchmarks.lab.__main__ import main, make_plan, parser
@@ -65,6 +66,7 @@ def test_end_to_end(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "report" / "report.md").read_text() == before
 
 
+@thorough
 def test_on_two_threads_with_extras(tmp_path, capsys, plain, monkeypatch):
     from benchmarks.lab import presets
 

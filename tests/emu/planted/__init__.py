@@ -1,0 +1,13 @@
+"""Deliberate faults in csrc/cuda, a file for each family of kernels: what they are -> where and how.
+
+One library holds them all, each behind a switch, as compiling takes longer than all the rest.
+"""
+
+from __future__ import annotations
+
+from ..build import Fault
+from . import layer, persistent, scan
+
+#: Their numbers begin at 1.
+ALL: list[Fault] = [fault for family in (layer, persistent, scan) for fault in family.FAULTS.values()]
+assert len(set(ALL)) == len(ALL)

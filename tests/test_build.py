@@ -1,0 +1,96 @@
+"""What setup.py compiles the CUDA kernels for."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NVCC = "#!/bin/sh\nfor n in 75 80 86 87 88 89 90 100 103 110 120 121; do echo compute_$n; done\n"
+#: setup.py as a module that builds nothing; then its answers, by what is asked for and which GPUs there are.
+SCRIPT = """
+import importlib.util, json, os, sys, setuptools, torch
+setuptools.setup = lambda **arguments: None
+spec = importlib.util.spec_from_file_location("setup_", "setup.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+answers = []
+for asked, gpus in json.loads(sys.argv[2]):
+    os.environ["FASTRNN_CUDA_ARCHS"] = asked
+    torch.cuda.is_available = lambda: bool(gpus)
+    torch.cuda.device_count = lambda: len(gpus)
+    torch.cuda.get_device_capability = lambda i: tuple(gpus[i])
+    module.cuda_archs.cache_clear()
+    try:
+        archs = module.cuda_archs(sys.argv[1])
+        answers.append([archs, [flag for arch in archs for flag in module.gencode(arch)]])
+    except SystemExit as stopped:
+        answers.append([str(stopped), []])
+print(json.dumps(answers))
+"""
+CASES = {
+    "no GPU": ("", []),
+    "all": ("all", [[8, 6]]),
+    "one GPU": ("", [[8, 6]]),
+    "several": ("", [[12, 0], [8, 6], [8, 6]]),
+    "too old": ("", [[7, 5]]),
+    "an old one too": ("", [[7, 5], [9, 0]]),
+    "newer than the compiler": ("", [[13, 0], [8, 6]]),
+    "by name": (" 8.0;9.0a+PTX", []),
+    "wrong": ("hopper", []),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> dict[str, tuple]:
+    """The architectures and nvcc's flags of each case."""
+    home = tmp_path_factory.mktemp("cuda")
+    (home / "bin").mkdir()
+    (home / "bin" / "nvcc").write_text(NVCC)
+    (home / "bin" / "nvcc").chmod(0o755)
+    command = [sys.executable, "-c", SCRIPT, str(home), json.dumps(list(CASES.values()))]
+    environment = {**os.environ, "FASTRNN_CUDA": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(CASES, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+def test_architectures(answers):
+    """The GPUs that are here; one architecture and PTX where there is none that counts; what is asked for."""
+    found = {name: archs for name, (archs, _) in answers.items()}
+    one = ["8.0-virtual", "9.0+PTX"]
+    assert found["no GPU"] == found["too old"] == found["newer than the compiler"] == one
+    assert found["all"] == ["8.0", "9.0a", "10.0+PTX", "12.0+PTX"]
+    assert found["one GPU"] == ["8.6+PTX"]
+    assert found["several"] == ["8.6", "12.0+PTX"]
+    assert found["an old one too"] == ["9.0+PTX"]
+    assert found["by name"] == ["8.0", "9.0a+PTX"]
+    assert "FASTRNN_CUDA_ARCHS" in found["wrong"]
+    assert "'hopper'" in found["wrong"]
+
+
+def loaded(flags: list[str], gpu: int) -> int | None:
+    """For which architecture the code was compiled that a GPU runs: machine code of its own generation before
+    PTX, of either the newest that is not newer than it. What ends in "a" is for one GPU alone."""
+    kinds = {"sm": [], "compute": []}
+    for kind, number, own in re.findall(r"code=(sm|compute)_(\d+)(a?)", " ".join(flags)):
+        n = int(number)
+        if n == gpu or (n < gpu and not own and (kind == "compute" or n // 10 == gpu // 10)):
+            kinds[kind].append(n)
+    return max(kinds["sm"] or kinds["compute"], default=None)
+
+
+@pytest.mark.parametrize("build", ["no GPU", "all"])
+def test_every_gpu_has_every_kernel(answers, build):
+    """From 8.0 on all run it, also those that come later; from 9.0 on with the code that has clusters."""
+    for gpu in (80, 86, 87, 89, 90, 100, 103, 110, 120, 121, 130):
+        version = loaded(answers[build][1], gpu)
+        assert version is not None, gpu
+        assert version >= 90 or gpu < 90, gpu
+    assert loaded(answers[build][1], 75) is None
