@@ -21,7 +21,7 @@ from fastrnn._ops import library
 
 PRECISIONS = ("float", "tf32", "bfloat16", "half")  # persistent/params.h's Precision
 STATIC_SHARED_LIMIT = 48 << 10  # bytes a block, on every architecture
-LIBRARY = Path(library.__file__).with_name("libfastrnn_cuda.so")
+LIBRARY = Path(library.__file__).parents[1] / "libfastrnn_cuda.so"
 
 needs_library = pytest.mark.skipif(
     torch.version.cuda is None or os.environ.get("FASTRNN_CUDA") == "0" or find_cuda_tool("nvcc") is None,
