@@ -3,14 +3,10 @@ trains fastrnn's layers as it trains its own."""
 
 from __future__ import annotations
 
-import unittest
-
 import pytest
 import torch
-from helpers import kernels_called
 from opacus import GradSampleModule, PrivacyEngine
 from opacus.layers import DPGRU, DPLSTM, DPRNN
-from opacus.tests.dp_layers import dp_rnn_test
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.data import DataLoader, TensorDataset
@@ -122,18 +118,6 @@ def test_dp_sgd(compare):
     )
 
 
-def test_opacus_own_tests():
+def test_own_tests(own_tests):
     """What opacus tests its layers against torch.nn's with passes against fastrnn's kernels."""
-    suite = unittest.defaultTestLoader.loadTestsFromModule(dp_rnn_test)
-    assert suite.countTestCases() > 0
-    result = unittest.TestResult()
-
-    def run():
-        with fastrnn.patch():
-            suite.run(result)
-
-    try:
-        assert kernels_called(run) > 0
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert result.wasSuccessful(), (result.failures + result.errors)[0][1]
+    own_tests("--pyargs", "opacus.tests.dp_layers.dp_rnn_test", summary="1 passed")

@@ -4,8 +4,6 @@ sb3-contrib's own tests of it."""
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -67,20 +65,9 @@ def test_recurrent_ppo(compare, road):
     )
 
 
-def test_own_tests():
-    """sb3-contrib's test_lstm.py, from its source archive, passes inside patch(): each kind of policy, shared
-    and separate LSTMs, layers with dropout, states for each environment. Without its training of minutes."""
+def test_own_tests(own_tests):
+    """sb3-contrib's test_lstm.py, from its source archive: each kind of policy, shared and separate LSTMs,
+    layers with dropout, states for each environment. Without its training of minutes."""
     suite = Path(sys.prefix, "sources", f"sb3_contrib-{version('sb3-contrib')}", "tests", "test_lstm.py")
     assert suite.is_file(), "make test-clients fetches it"
-    here = Path(__file__).parent
-    path = os.pathsep.join(map(str, (Path(fastrnn.__file__).parents[1], here, here.parent)))
-    options = ["-q", "-p", "no:cacheprovider", "-p", "patched_suite", "-m", "not slow"]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(suite)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
-    assert "20 passed, 1 deselected" in run.stdout
+    own_tests("-m", "not slow", str(suite), summary="20 passed, 1 deselected")
