@@ -2,6 +2,8 @@
 // launch a pass.
 #include "cuda/persistent/loop.h"
 
+#include "cuda/persistent/params.h"
+
 namespace fastrnn::cuda {
 namespace {
 
