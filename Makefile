@@ -75,7 +75,7 @@ models: build  ## train every architecture of fastrnn.models to its full target
 	$(PY) -m pytest tests/models -q --full $(ARGS)
 
 bench: $(ENV_BENCH) build  ## quick benchmark against torch.nn and what else is installed, with a report
-	$(PY) -m fastrnn bench --quick $(ARGS)
+	$(PY) -m benchmarks.lab --quick $(ARGS)
 
 lint: $(ENV_DEV)  ## what pre-commit checks
 	$(PY) -m ruff check .
@@ -88,6 +88,7 @@ format: $(ENV_DEV)  ## rewrite the sources in the project's style
 	git ls-files '*.cpp' '*.cu' '*.cuh' '*.h' '*.inl' | xargs $(CLANG_FORMAT) -i
 
 wheel: $(ENV_TEST)  ## dist/fastrnn-*.whl
+	rm -rf build/lib*  # setuptools would pack what an earlier commit had
 	$(PY) -m build --wheel --no-isolation
 
 # CPython does not free everything at exit, hence no leak check. libstdc++ comes early so that the

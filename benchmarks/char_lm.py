@@ -30,13 +30,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-try:
-    import fastrnn
-except ImportError:  # run from a checkout that is built in place
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    import fastrnn
-
-from fastrnn.bench.targets import plural
+# Run by itself it sees its own folder alone. An installed fastrnn comes first.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import fastrnn
+from benchmarks.lab.targets import plural
 from fastrnn.cli import console
 
 LIBRARIES = {"torch.nn": nn, "fastrnn": fastrnn}
@@ -215,7 +212,7 @@ def write(model: CharModel, characters: str, prompt: str, count: int, temperatur
 
 def plot_race(ax, racers: dict[str, Trainer]) -> None:
     """Bits a character over seconds of training, averaged over the last ten steps."""
-    from fastrnn.bench.plots import COLORS
+    from benchmarks.lab.report.style import COLORS
 
     for (name, trainer), key in zip(racers.items(), ("fastrnn", "openvino", "sru"), strict=False):
         seconds, losses = torch.tensor(trainer.seconds).cumsum(0), torch.tensor(trainer.losses)
@@ -234,7 +231,7 @@ def plot(
     try:
         from matplotlib.figure import Figure
 
-        from fastrnn.bench.plots import COLORS, save
+        from benchmarks.lab.report.style import COLORS, save
     except ImportError:
         return False
     figure = Figure(figsize=(14 if racers else 10, 4), layout="constrained")

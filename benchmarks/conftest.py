@@ -1,18 +1,16 @@
-"""Options of the pytest-benchmark suite, and its cases: those of ``python -m fastrnn bench``.
+"""Options of the pytest-benchmark suite, and its cases: those of ``python -m benchmarks.lab``.
 
 pytest benchmarks --benchmark-only                       every case, some minutes
 pytest benchmarks --benchmark-only --preset quick        a part of them
 pytest benchmarks --benchmark-only --peers -k "gru-training"
 """
 
-from importlib.util import find_spec
-
 import pytest
 import torch
 
-from fastrnn.bench import cases
-from fastrnn.bench.contenders import PEERS
-from fastrnn.bench.peers import missing
+from benchmarks.lab import cases, presets
+from benchmarks.lab.contenders.contender import missing
+from benchmarks.lab.contenders.registry import PEERS, ROW
 
 #: What always stands side by side in a group.
 CORE = ("fastrnn", "torch", "reference")
@@ -20,7 +18,7 @@ CORE = ("fastrnn", "torch", "reference")
 
 def pytest_addoption(parser):
     group = parser.getgroup("fastrnn")
-    group.addoption("--preset", choices=sorted(cases.PRESETS), default="full", help="which cases to run")
+    group.addoption("--preset", choices=sorted(presets.PRESETS), default="full", help="which cases to run")
     group.addoption(
         "--peers", action="store_true", help="also ONNX Runtime, OpenVINO, JAX and sru where installed"
     )
@@ -40,9 +38,9 @@ def _contenders(case: cases.Case, peers: bool) -> list[str]:
     if not peers or case.path != "layers":
         return list(CORE)
     if case.cell in cases.SRU_CELLS:
-        return [*CORE, *(["sru"] if find_spec("sru") else [])]
-    able = PEERS if not case.training else ("jax",)
-    return [*CORE, *(k for k in able if missing(k) is None)]
+        return [*CORE, *(["sru"] if missing(ROW["sru"].packages) is None else [])]
+    able = [k for k in PEERS if ROW[k].training or not case.training]
+    return [*CORE, *(k for k in able if missing(ROW[k].packages) is None)]
 
 
 def pytest_generate_tests(metafunc):
@@ -51,7 +49,7 @@ def pytest_generate_tests(metafunc):
         return
     path = metafunc.function.path
     options = metafunc.config
-    chosen = cases.select(cases.PRESETS[options.getoption("--preset")], modes=[path])
+    chosen = presets.select(presets.PRESETS[options.getoption("--preset")], modes=[path])
     parameters = [
         pytest.param(case, key, id=f"{case.cell}-{case.work}-T{case.T}B{case.B}H{case.H}-{key}")
         for case in chosen

@@ -3,10 +3,10 @@
     python benchmarks/plan_table.py benchmarks/results/<date>-<gpu>/results.json    a sweep's timings
     python benchmarks/plan_table.py --estimates                                     the model's, for no device
 
-The sweep is that of `python -m fastrnn bench --device cuda --tiers`, or several of those merged by
-`bench --merge`, or that of `make gpu-check ARGS=sweep`, whose sweep.json holds it. A tier's time a step is
-its inference over T, the backward pass's what training takes beyond that; both include the products for the
-input and the weights, which are the same for every tier. Build again afterwards.
+The sweep is that of `python -m benchmarks.lab --device cuda --tiers`, or several of those merged by
+its `--merge`, or that of `make gpu-check ARGS=sweep`, whose sweep.json holds it. A tier's time a step is its
+inference over T, the backward pass's what training takes beyond that; both include the products for the input
+and the weights, which are the same for every tier. Build again afterwards.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 
+# Run by itself it sees its own folder alone. An installed fastrnn comes first.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from benchmarks.lab.presets import NAMED
 from fastrnn import _C, _gpus
-from fastrnn.bench.gpu.cases import NAMED
 
 OUT = Path(__file__).resolve().parents[1] / "csrc" / "plan_table.inl"
 TIERS = ("one_cta", "grid", "stepwise", "cluster")

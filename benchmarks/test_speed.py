@@ -1,12 +1,13 @@
-"""The cases of ``python -m fastrnn bench`` for pytest-benchmark: a group a case, contenders side by side.
+"""The cases of ``python -m benchmarks.lab`` for pytest-benchmark: a group a case, contenders side by side.
 
 Contenders run one after the other here; for ratios that a slow minute cannot bend, use the command.
 """
 
 import time
 
-from fastrnn.bench import contenders, timing
-from fastrnn.bench.problem import Problem
+from benchmarks.lab.contenders import registry as contenders
+from benchmarks.lab.problem import Problem
+from fastrnn.proof import timing
 
 #: Seconds a contender is measured for, and rounds that it gets at least.
 BUDGET_S, ROUNDS = 0.3, 3
@@ -19,8 +20,8 @@ def run(benchmark, case, key, threads):
     difference = None
     if key != "torch" or contenders.standard(case) == "torch":
         expected = contenders.build(contenders.standard(case), problem, threads).result()
-        difference = contenders.disagreement(contender.result(), expected)
-        assert difference <= contenders.AGREEMENT[case.dtype]
+        difference = timing.disagreement(contender.result(), expected)
+        assert difference <= timing.AGREEMENT[case.dtype]
 
     benchmark.group = case.title
     benchmark.extra_info.update(contender=contender.label, threads=threads, difference=difference)

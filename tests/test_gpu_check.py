@@ -53,7 +53,7 @@ def test_steps_of_every_part(tmp_path, monkeypatch):
 def test_benchmarks_end_before_they_are_ended(tmp_path):
     """The runs of sweep and peers have an end of their own, a minute before `timeout` would kill them; the
     command is one that the benchmark knows; and a part takes less than ten minutes."""
-    from fastrnn.cli import parser
+    from benchmarks.lab.__main__ import parser
 
     for part in ("sweep", "peers"):
         (step,) = check.steps(part, tmp_path, (9, 0))
@@ -76,6 +76,7 @@ def test_a_part_writes_its_log_and_json(tmp_path, monkeypatch):
             check.Step("environment", ["sh", "-c", 'test "$ASKED" = for'], {"ASKED": "for"}),
             check.Step("half", [sys.executable, "-c", write.replace("[7]", "[7")], result=result),
             check.Step("hangs", ["sleep", "60"], limit_s=1),
+            check.Step("talks", ["sh", "-c", "while sleep 0.05; do echo more; done"], limit_s=1),
             check.Step("after it", ["true"], after="hangs"),
             check.Step("after another", ["true"], after="broken"),
             check.Step("build", ["false"]),
@@ -93,12 +94,13 @@ def test_a_part_writes_its_log_and_json(tmp_path, monkeypatch):
         "environment": "ok",
         "half": "ok",
         "hangs": "failed",
+        "talks": "failed",
         "after it": "skipped",
         "after another": "ok",
         "build": "failed",
     }
     assert "broken" in document["steps"]["half"]["result"]
-    assert [name for name, step in document["steps"].items() if step.get("hung")] == ["hangs"]
+    assert [name for name, step in document["steps"].items() if step.get("hung")] == ["hangs", "talks"]
     assert document["steps"]["first"]["result"] == [7]
     assert document["steps"]["broken"]["exit"] == 3
     assert document["ok"] is False

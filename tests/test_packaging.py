@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -52,8 +53,24 @@ def test_metadata(sdist):
     assert found["Requires-Python"] == ">=3.10"
     required = found.get_all("Requires-Dist")
     assert [r for r in required if "extra" not in r] == ["torch>=2.11"]
-    assert set(found.get_all("Provides-Extra")) == {"bench", "bench-cuda", "test", "sru", "dev"}
-    assert {"openvino", "onnxruntime", "jax"} <= {r.partition(";")[0] for r in required if '"bench"' in r}
+    assert set(found.get_all("Provides-Extra")) == {"bench", "test", "sru", "dev"}
+    assert [r.partition(";")[0] for r in required if '"bench"' in r] == ["rich"]
+
+
+def test_the_laboratory_stays_at_home(tmp_path, sdist):
+    """What is installed is fastrnn alone, with the proof on the user's machine in it; benchmarks and examples
+    stay in the repository, and nothing that is installed asks for them."""
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    environment = {**os.environ, "FASTRNN_CUDA": "0"}
+    subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+    installed = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.py")}
+    tracked = {p.relative_to(ROOT).as_posix() for p in (ROOT / "fastrnn").rglob("*.py")}
+    assert installed == tracked
+    assert "fastrnn/proof/speed.py" in installed
+    folders = {name.split("/")[1] for name in sdist.getnames() if name.count("/") > 1}
+    assert not folders & {"benchmarks", "examples", "tests"}
+    asks = re.compile(r"^\s*(from|import) (benchmarks|examples|_demo|_run)\b", re.MULTILINE)
+    assert not [name for name in installed if asks.search((ROOT / name).read_text())]
 
 
 @pytest.mark.parametrize(

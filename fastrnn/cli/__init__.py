@@ -1,24 +1,24 @@
-"""The command line: ``python -m fastrnn {info,bench,demo,verify}``, also installed as ``fastrnn``."""
+"""The command line: ``python -m fastrnn {info,verify,bench}``, also installed as ``fastrnn``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .. import __version__
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line; a subcommand's module is imported for its options alone, not for its work."""
-    from . import bench, demo, info, verify
+    from . import bench, info, verify
 
     main_parser = argparse.ArgumentParser(
         prog="fastrnn", description="Fast drop-in replacements for torch.nn's recurrent layers."
     )
     main_parser.add_argument("--version", action="version", version=f"fastrnn {__version__}")
-    commands = main_parser.add_subparsers(dest="command", required=True, metavar="{info,bench,demo,verify}")
-    for name, module in (("info", info), ("bench", bench), ("demo", demo), ("verify", verify)):
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="{info,verify,bench}")
+    for name, module in (("info", info), ("verify", verify), ("bench", bench)):
         summary = module.__doc__.splitlines()[0]
         command = commands.add_parser(
             name,
@@ -34,8 +34,13 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     options = parser().parse_args(arguments)
+    return ended(f"fastrnn {options.command}", lambda: options.run(options))
+
+
+def ended(program: str, run: Callable[[], int]) -> int:
+    """A program's exit status, however it ends: what only the outside world can do to it is no traceback."""
     try:
-        return options.run(options)
+        return run()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -44,4 +49,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder taken away
         if error.filename is None:
             raise
-        raise SystemExit(f"fastrnn {options.command}: {error}") from None
+        raise SystemExit(f"{program}: {error}") from None

@@ -1,376 +1,110 @@
-"""Benchmark fastrnn against torch.nn, ONNX Runtime, OpenVINO, JAX and the plain reference on this machine.
+"""Show how much faster fastrnn's layers are than torch.nn's on this machine, in half a minute.
 
-Prints the results and writes a folder with report.html (one page with everything), report.md, results.json
-and plots. The other frameworks take part where they are installed: pip install "fastrnn[bench]", on a GPU
-"fastrnn[bench-cuda]". Exit status 1 if fastrnn fails in a case or its numbers differ from torch.nn's.
+The same weights and data, compared first and then timed in turns; medians of the rounds. Exit status 1 if a
+layer fails or its numbers differ from torch.nn's. The whole benchmark, with other libraries, the machine's
+limits and reports, is in the repository: python -m benchmarks.lab.
 
-  python -m fastrnn bench --quick                      under a minute
-  python -m fastrnn bench --full --save                all shapes on 1 and 2 threads, into benchmarks/results/
-  python -m fastrnn bench --cell gru --shape 50,64,512 --mode training --threads 1
-  python -m fastrnn bench --device cuda --quick        against cuDNN on a GPU, under six minutes
-  python -m fastrnn bench --device cuda --full --part 1/6   a part of everything, under ten minutes each
-  python -m fastrnn bench --device cuda --peers        torch.compile, haste, TorchRL, FlashRNN, in a few cases
-  python -m fastrnn bench --merge A B --out DIR        one report of several runs on one machine
-  python -m fastrnn bench --models                     whole models, with fastrnn's layers and with torch.nn's
-  python -m fastrnn bench --render FOLDER              write a report again, with what FOLDER/notes.md says
+  python -m fastrnn bench
+  python -m fastrnn bench --cell gru --shape 50,64,512 --work training --threads 1
+  python -m fastrnn bench --device cuda --dtype float16 --json speed.json
 """
 
 from __future__ import annotations
 
 import argparse
-import re
-import signal
-from datetime import date
-from pathlib import Path
+import json
+import time
 
 from . import console
 from . import options as types
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from ..bench.cases import CELLS, DTYPES, MODES, parse_shape
-    from ..bench.contenders import KEYS
-    from ..bench.gpu.cases import parse_part
+    from ..proof import speed
 
-    def shape(text: str):
-        try:
-            return parse_shape(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    def part(text: str):
-        try:
-            return parse_part(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    def positive(text: str) -> int:
-        if not text.isdigit() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
-        return int(text)
-
-    preset = parser.add_mutually_exclusive_group()
-    preset.add_argument(
-        "--quick", action="store_true", help="a part of the shapes, under a minute (the default)"
-    )
-    preset.add_argument("--full", action="store_true", help="everything, on 1 and 2 threads; some 20 minutes")
-    preset.add_argument(
-        "--peers",
-        action="store_true",
-        help="on a GPU: the few cases of contenders that compile at their first call; under ten minutes",
-    )
-    preset.add_argument(
-        "--models",
-        nargs="*",
-        metavar="NAME",
-        help="the models of `fastrnn demo`, all or those named, with either library's layers inside",
-    )
     some = {"nargs": "+", "default": [], "metavar": ""}
-    parser.add_argument("--cell", choices=CELLS, help=", ".join(CELLS), **some)
-    parser.add_argument("--shape", type=shape, help="T,B,H, any sizes; inputs are as many as H", **some)
-    parser.add_argument("--dtype", choices=DTYPES, help=", ".join(DTYPES), **some)
-    parser.add_argument(
-        "--mode",
-        choices=MODES,
-        help="inference, training; layers, packed, proj, cells. A kind that is not named is not filtered",
-        **some,
-    )
-    parser.add_argument(
-        "--threads", type=types.threads, help="numbers of threads, each a run of its own", **some
-    )
-    parser.add_argument(
-        "--contender", choices=KEYS, help=f"{', '.join(KEYS)}; torch and fastrnn always run", **some
-    )
+    parser.add_argument("--cell", choices=speed.CELLS, help=", ".join(speed.CELLS), **some)
+    parser.add_argument("--shape", type=types.shape, help="T,B,H, any sizes; inputs are as many as H", **some)
+    parser.add_argument("--dtype", choices=speed.DTYPES, help=", ".join(speed.DTYPES), **some)
+    parser.add_argument("--work", choices=speed.WORK, help=", ".join(speed.WORK), **some)
+    parser.add_argument("--threads", type=types.threads, metavar="N", help="(default: torch's number)")
     parser.add_argument("--device", type=types.device, default="cpu", help="cpu (default) or cuda")
     parser.add_argument(
-        "--budget", type=types.seconds, metavar="S", help="seconds of timing for each number of threads"
-    )
-    parser.add_argument(
-        "--limit",
-        type=float,
+        "--budget",
+        type=types.seconds,
+        default=speed.BUDGET_S,
         metavar="S",
-        help="on a GPU: seconds for everything; rounds and then cases are left out to keep it",
+        help=f"seconds of timing ({speed.BUDGET_S:g}); every layer has three rounds at least",
     )
-    parser.add_argument(
-        "--part", type=part, metavar="K/N", help="on a GPU: one of N parts of the cases, to be merged"
-    )
-    parser.add_argument("--rounds", type=positive, metavar="N", help="rounds at least (default 7)")
-    parser.add_argument(
-        "--tiers", action="store_true", help="on a GPU: each tier of the kernels too, for the plan's table"
-    )
-    parser.add_argument(
-        "--json-only", action="store_true", help="write results.json alone; --render makes the report later"
-    )
-    parser.add_argument(
-        "--no-extras", action="store_true", help="neither thread scaling nor peak memory, overhead, scan"
-    )
-    parser.add_argument(
-        "--merge",
-        nargs="+",
-        type=Path,
-        metavar="RUN",
-        help="no timing: one report of several runs, folders or the JSON of gpu-check; a later one counts",
-    )
-    target = parser.add_mutually_exclusive_group()
-    target.add_argument(
-        "--out", type=types.output, metavar="DIR", help="folder to write (default out/bench-<date>-…)"
-    )
-    target.add_argument(
-        "--save", action="store_true", help="write to benchmarks/results/<date>-<cpu> to be kept"
-    )
-    target.add_argument(
-        "--render", type=Path, metavar="DIR", help="no timing: write the report of a folder again"
-    )
+    parser.add_argument("--json", type=types.output, metavar="FILE", help="write every time there too")
 
 
-def folder_name(preset: str, cpu: str) -> str:
-    """ "2026-01-31-amd-epyc-zen-4", with the preset where it is not the full one."""
-    words = re.findall(r"[a-z0-9]+", re.sub(r"\((?:r|tm)\)|\bcpu\b|@.*", "", cpu.lower()))
-    name = "-".join([date.today().isoformat(), *words[:6]])
-    return name if preset == "full" else f"{name}-{preset}"
+def show(outcomes) -> None:
+    """A row for each case, a table for each cell and kind of work, and what they come to."""
+    from ..proof import speed
 
+    def milliseconds(times: dict) -> str:
+        spread = (times["q75_s"] - times["q25_s"]) / 2 / times["median_s"]
+        return f"{times['median_s'] * 1e3:.3g} ±{spread:.0%}"
 
-def make_plan(options: argparse.Namespace):
-    """The run that the options ask for. SystemExit where nothing is left to run."""
-    from ..bench import cases, contenders, machine, memory
-    from ..bench.run import Plan
-
-    if options.device != "cpu":
-        return _cuda_plan(options)
-    for option, given in (
-        ("--dtype tf32", "tf32" in options.dtype),
-        *((f"--{name}", getattr(options, name)) for name in ("peers", "part", "limit", "tiers")),
-    ):
-        if given:
-            raise SystemExit(f"{option} is about a GPU: add --device cuda")
-    name = "full" if options.full else "quick"
-    preset, select = cases.PRESETS[name], cases.select
-    chosen = select(
-        preset,
-        cells=options.cell,
-        shapes=options.shape,
-        dtypes=options.dtype,
-        modes=options.mode,
-        device=options.device,
-    )
-    if not chosen:
-        raise SystemExit("the filters leave nothing to run")
-    budget_s = preset.budget_s if options.budget is None else options.budget
-    cores = machine.usable_cores()
-    threads = options.threads or (sorted({1, min(2, cores)}) if options.full else [min(2, cores)])
-    wanted = options.contender or [k for k in contenders.KEYS if k not in contenders.CUDA_PEERS]
-    keys = [k for k in contenders.KEYS if k in (*wanted, "fastrnn", "torch")]
-    extras = not (options.no_extras or options.shape)
-    plain = [c for c in chosen if c.path == "layers" and not c.sweep and c.dtype == "float32"]
-    return Plan(
-        preset=name
-        if not (options.cell or options.shape or options.mode or options.dtype)
-        else f"{name}, filtered",
-        cases=chosen,
-        threads=threads,
-        contenders=keys,
-        scaling_cases=[c for c in plain if (c.T, c.B, c.H) in preset.scaling_shapes] if extras else [],
-        memory_cases=_memory_cases(preset, chosen) if extras else [],
-        overhead=extras,
-        scan=extras and any(c.cell in cases.SRU_CELLS for c in chosen),
-        memory_contenders=memory.CONTENDERS if options.full else ("torch", "fastrnn"),
-        budget_s=budget_s,
-        hurry=name == "quick" and options.rounds is None,
-        limits_s=min(1.5 if name == "quick" else 6.0, budget_s),
-        **({"min_rounds": options.rounds} if options.rounds else {}),
-    )
-
-
-def _cuda_plan(options: argparse.Namespace):
-    """The run on a GPU: supervised, so that it ends in time with whatever it has."""
-    import torch
-
-    from ..bench import contenders, machine
-    from ..bench.gpu import cases as gpu_cases
-    from ..bench.run import Plan
-
-    if not torch.cuda.is_available():
-        raise SystemExit(f"--device {options.device}: torch sees no GPU")
-    name = "peers" if options.peers else "full" if options.full else "quick"
-    preset, part = gpu_cases.CUDA_PRESETS[name], options.part or (1, 1)
-    filters = {"cells": options.cell, "shapes": options.shape, "dtypes": options.dtype, "modes": options.mode}
-    chosen = gpu_cases.select(preset, **filters, device=options.device, part=part)
-    if not chosen:
-        raise SystemExit("the filters leave nothing to run")
-    # By default nobody that compiles, and not the reference, which waits for every kernel.
-    wanted = options.contender or ([*contenders.CUDA_PEERS, "reference"] if options.peers else ["haste"])
-    keys = [k for k in contenders.KEYS if k in (*wanted, "fastrnn", "torch")]
-    limit_s = gpu_cases.limit_s(preset, part[1]) if options.limit is None else options.limit
-    budget_s = preset.budget_s / part[1] if options.budget is None else options.budget
-    title = name if part[1] == 1 else f"{name} {part[0]}/{part[1]}"
-    return Plan(
-        preset=f"{title}, filtered" if any(filters.values()) else title,
-        cases=chosen,
-        threads=options.threads[:1] or [machine.usable_cores()],
-        contenders=[*keys, *(contenders.TIERS if options.tiers else ())],
-        budget_s=min(budget_s, 0.85 * limit_s),
-        hurry=options.rounds is None,
-        limits_s=1.5,
-        limit_s=limit_s,
-        excluded={} if options.contender else gpu_cases.excluded(preset, chosen),
-        **({"min_rounds": options.rounds} if options.rounds else {}),
-    )
-
-
-def _memory_cases(preset, chosen) -> list:
-    """Training of the LSTM and the GRU on the preset's shapes, where training is run at all."""
-    from ..bench.cases import Case
-
-    cells = {c.cell for c in chosen if c.path == "layers" and c.training} & {"lstm", "gru"}
-    if preset.budget_s < 60:
-        cells &= {"lstm"}
-    return [
-        Case(cell, "layers", True, T, B, H, H) for cell in sorted(cells) for T, B, H in preset.memory_shapes
-    ]
-
-
-def show(run: dict) -> None:
-    """The results on the terminal."""
-    from ..bench import report, targets
-    from ..bench.gpu import heatmap
-    from ..bench.gpu import report as gpu_report
-    from ..bench.results import group_results
-
-    console.heading("fastrnn benchmark")
-    for line in report.machine_lines(run):
-        print("  " + line.replace("**", ""))
-    for threads in run["threads"]:
-        on = targets.plural(threads, "thread")
-        for sweep in (False, True):
-            for group, results in group_results(run, threads, sweep).items():
-                shown = report.result_table(results)
-                title = f"{group}{' over hidden sizes' if sweep else ''}, {on}, ms"
-                console.table(shown.columns, shown.rows, title)
-    if run["scaling"]:
-        shown = report.scaling_table(run)
-        console.table(shown.columns, shown.rows, "Threads")
-    if run["memory"]:
-        shown = report.memory_table(run)
-        console.table(shown.columns, shown.rows, "Peak memory of a training step")
-    for threads in run["threads"]:
-        lines = [line for line in run["targets"] if line["threads"] == threads]
-        if lines:
-            shown = report.target_table(lines)
-            console.table(shown.columns, shown.rows, f"Targets, {targets.plural(threads, 'thread')}")
-    if run.get("overhead"):
-        shown = report.overhead_table(run)
-        console.table(shown.columns, shown.rows, report.OVERHEAD)
-    if run.get("scan"):
-        shown = report.scan_table(run)
-        console.table(shown.columns, shown.rows, report.SCAN)
-    if run["absolute_targets"]:
-        shown = report.absolute_table(run["absolute_targets"])
-        console.table(shown.columns, shown.rows, "Latency, overhead, scaling, memory")
-    if results := gpu_report.on_gpu(run):
-        shown = heatmap.summary(heatmap.planes(results))
-        console.table(shown.columns, shown.rows, "Times faster than torch.nn")
-        for line in gpu_report.losses(results) or ["torch.nn is nowhere faster"]:
-            print("  " + line.replace("**", ""))
-
-
-def run_models(options: argparse.Namespace) -> int:
-    """``--models``: the exit status is 1 where a model fails or differs between the two libraries."""
-    from .. import demos
-    from ..bench import machine, models
-    from ..bench.timing import MIN_ROUNDS
-
-    if options.device != "cpu":
-        raise SystemExit(f"--device {options.device}: --models runs on the CPU")
-    for filtered in ("cell", "shape", "dtype", "mode", "contender"):
-        if getattr(options, filtered):
-            raise SystemExit(f"--{filtered} is about layers, not about --models")
-    names = options.models or list(demos.NAMES)
-    for name in names:
-        try:
-            demos.load(name)
-        except ValueError as error:
-            raise SystemExit(f"--models: {error}") from None
-    threads = options.threads or [min(2, machine.usable_cores())]
-    budget_s = 4.0 * len(names) if options.budget is None else options.budget
-    with console.progress(len(names) * len(threads)) as advance:
-        results = models.run(
-            names, threads, budget_s=budget_s, min_rounds=options.rounds or MIN_ROUNDS, advance=advance
-        )
-    for title, group in models.by_threads(results).items():
-        shown = models.table(group)
-        console.table(shown.columns, shown.rows, f"Models with either library's layers, {title}")
-        for line in models.reasons(group):
-            print(line)
-    name = f"{folder_name('full', machine.cpu_model())}-models"
-    folder = options.out or Path("benchmarks/results" if options.save else "out") / (
-        name if options.save else f"bench-{name}"
-    )
-    print(f"\nreport: {models.write(results, folder).resolve()}")
-    return 1 if any(r.get("skipped", "").startswith("FAILED") for r in results["results"]) else 0
-
-
-def gpu_name(device: str) -> str:
-    import torch
-
-    return torch.cuda.get_device_name(device)
-
-
-def merge_runs(options: argparse.Namespace) -> int:
-    """``--merge``: one folder of several runs."""
-    from ..bench import merge, report
-
-    if options.out is None:
-        raise SystemExit("--merge: needs --out DIR to write to")
-    try:
-        merged = merge.merge([merge.load(path) for path in options.merge])
-    except ValueError as error:
-        raise SystemExit(f"--merge: {error}") from None
-    show(merged)
-    print(f"\nreport: {report.write(merged, options.out).resolve()}")
-    return 0
+    rows = []
+    for group in dict.fromkeys(o.case.group for o in outcomes):
+        found = [o for o in outcomes if o.case.group == group]
+        for o in found:
+            times = [milliseconds(o.times[key]) if o.ok else "–" for key in ("torch", "fastrnn")]
+            ratio = f"**{o.ratio:.2f}**" if o.ok else "FAILED"
+            rows.append([o.case.title, *times, ratio, f"{o.difference:.0e}"])
+        if good := [o.ratio for o in found if o.ok]:
+            rows.append([f"{group}, geometric mean", "", "", f"**{speed.geomean(good):.2f}**", ""])
+    console.table(["T,B,H", "torch.nn, ms", "fastrnn, ms", "times faster", "difference"], rows)
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..bench import machine, report
-    from ..bench.results import case_of
-    from ..bench.run import run as run_plan
+    import torch
 
-    if options.render:
-        import json
+    from ..proof import machine, speed
 
-        source = options.render / "results.json"
-        if not source.exists():
-            raise SystemExit(f"--render: {source} does not exist")
-        print(f"report: {report.write(json.loads(source.read_text()), options.render)}")
-        return 0
-    if options.merge:
-        return merge_runs(options)
+    if options.device != "cpu" and not torch.cuda.is_available():
+        raise SystemExit(f"--device {options.device}: torch sees no GPU")
+    before = torch.get_num_threads()
+    threads = options.threads or before
+    chosen = speed.cases(options.cell, options.shape, options.dtype, options.work, options.device)
+    console.heading(f"fastrnn and torch.nn on {_where(options.device, threads)}")
+    start, load, busy = time.perf_counter(), machine.load(), machine.busy()
+    torch.set_num_threads(threads)
+    try:
+        with console.progress(len(chosen)) as advance:
+            outcomes = speed.prove(chosen, options.budget, advance)
+    finally:
+        torch.set_num_threads(before)
+    show(outcomes)
+    if busy:
+        print(f"the machine was busy, with a load of {busy:.1f} at the start: these times mean little")
+    failed = [o for o in outcomes if not o.ok]
+    for o in failed:
+        print(f"FAILED {o.case.title}: {o.error}")
+    if options.json:
+        document = {
+            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "commit": machine.commit(),
+            "machine": machine.describe(),
+            "versions": machine.versions(),
+            "load": load,
+            "threads": threads,
+            "seconds": round(time.perf_counter() - start, 1),
+            "ok": not failed,
+            "outcomes": [o.to_dict() for o in outcomes],
+        }
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    return 1 if failed else 0
 
-    if options.models is not None:
-        return run_models(options)
-    plan = make_plan(options)
-    gpu = options.device != "cpu"
-    processor = gpu_name(options.device) if gpu else machine.cpu_model()
-    name = folder_name(re.split(r"[ ,]", plan.preset)[0], processor)
-    if options.part:
-        name += "-part-{}-of-{}".format(*options.part)
-    folder = options.out or Path("benchmarks/results" if options.save else "out") / (
-        name if options.save else f"bench-{name}"
-    )
-    if gpu:  # what `timeout` sends ends the run with what it has, as Ctrl-C does
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with console.progress(plan.steps) as advance:
-        results = run_plan(plan, advance, lambda partial: report.save(partial, folder))
-    report.save(results, folder)
-    show(results)
-    page = folder / "results.json" if options.json_only else report.write(results, folder)
-    if not options.json_only and not any(folder.glob("*.png")):
-        print("no plots: matplotlib is not installed")
-    if dropped := results.get("dropped"):
-        first = dropped[0]
-        print(f"{len(dropped)} cases were not timed, the first: {case_of(first).title}: {first['why']}")
-    missing = [r for r in results["results"] if "fastrnn" not in r["contenders"]]
-    for r in missing:
-        print(f"FAILED {case_of(r).title}: fastrnn {r['skipped']['fastrnn']}")
-    print(f"\nreport: {page.resolve()}")
-    return 1 if missing else 0
+
+def _where(device: str, threads: int) -> str:
+    import torch
+
+    from ..proof import machine
+
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    return f"{machine.cpu_model()}, {threads} thread{'s' * (threads != 1)}, {machine.instruction_sets()[0]}"

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def collect() -> dict:
     """Everything that `info` shows, as plain data."""
     from .. import _ops
-    from ..bench import machine
+    from ..proof import machine
 
     return {
         "versions": machine.versions(),

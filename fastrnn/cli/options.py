@@ -20,6 +20,17 @@ def seconds(text: str) -> float:
     return value
 
 
+def shape(text: str) -> tuple[int, int, int]:
+    """ "T,B,H" as three positive integers."""
+    try:
+        T, B, H = (int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a shape is T,B,H, such as 100,16,128; got {text!r}") from None
+    if min(T, B, H) < 1:
+        raise argparse.ArgumentTypeError(f"a shape's sizes are positive; got {text!r}")
+    return T, B, H
+
+
 def threads(text: str) -> int:
     """As many as there are processors, and two anywhere: more would measure how they wait for each other."""
     most = max(2, os.cpu_count() or 1)

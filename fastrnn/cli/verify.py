@@ -75,7 +75,7 @@ def _summary(outcomes) -> None:
 
 def write_json(outcomes, options: argparse.Namespace, seconds: float) -> None:
     """Every outcome, and what it was measured on, for scripts and for the record of what is verified."""
-    from ..bench import machine
+    from ..proof import machine
 
     document = {
         "commit": machine.commit(),

@@ -1,7 +1,7 @@
 """Sequence architectures from the literature on fastrnn's fused layers, one file each.
 
-Each is a plain ``torch.nn.Module`` to read beside its paper, to train and to change. ``fastrnn.demos`` trains
-them on tasks that show what they are good for.
+Each is a plain ``torch.nn.Module`` to read beside its paper, to train and to change. The repository's
+examples/ train them on tasks that show what they are good for.
 """
 
 from .cnn_bilstm import CNNBiLSTM

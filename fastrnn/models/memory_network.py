@@ -141,7 +141,7 @@ class SentenceEncoder(nn.Module):
         self.embedding = nn.Embedding(vocabulary, features, padding_idx=0, **options)
         self.gru = GRU(features, features, **options) if sentence == "gru" else None
         self.ages = nn.Parameter(torch.empty(ages, features, **options)) if ages else None
-        # The paper draws with 0.1; 0.3 leaves the first plateau sooner (demos/stories.py).
+        # The paper draws with 0.1; 0.3 leaves the first plateau sooner (examples/stories.py).
         for weight in self.embedding.weight.data[1:], self.ages:
             if weight is not None:
                 nn.init.normal_(weight, std=0.3)

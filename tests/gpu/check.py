@@ -7,7 +7,7 @@ Parts, each of which can run alone; all by default, together under ten minutes o
              hangs or crashes in one hides nothing of the others; the CUDA tests, by tier; compute-sanitizer's
              memcheck, racecheck and synccheck over small shapes of every kernel
     measure  latencies and instructions (latency.cu), `python -m fastrnn verify` over every tier
-    sweep    the benchmark against cuDNN, `python -m fastrnn bench --device cuda --quick --tiers`; also what
+    sweep    the benchmark against cuDNN, `python -m benchmarks.lab --device cuda --quick --tiers`; also what
              benchmarks/plan_table.py makes the plan's table of
 and, only where they are asked for,
     smoke    for the first contact with a kind of GPU: the build and smoke.py, a minute
@@ -26,7 +26,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 import time
@@ -37,12 +36,17 @@ from xml.etree import ElementTree
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))  # the laboratory, and the package once it is built
+from benchmarks.lab.process import Silent, Watched  # noqa: E402
+
 PARTS = ("check", "measure", "sweep")
 ON_DEMAND = ("smoke", "peers")
 TIERS = ("stepwise", "one_cta", "cluster", "grid")
 #: A step that takes longer hangs. The benchmark ends by itself, with what it has, some time before.
 LIMIT_S, SMOKE_LIMIT_S = 420, 60
 SWEEP_S, PEERS_S, ENDING_S = 330, 510, 60
+#: Seconds that a step gets to end by itself once its time is over.
+ENDING_GRACE_S = 10.0
 
 
 @dataclass
@@ -155,8 +159,8 @@ def steps(part: str, out: Path, capability: tuple[int, int]) -> list[Step]:
     what = {"sweep": ["--quick", "--limit", str(SWEEP_S)], "peers": ["--peers", "--limit", str(PEERS_S)]}[
         part
     ]
-    bench = [python, "-m", "fastrnn", "bench", "--device", "cuda", *what, "--tiers"]
-    # The report is written from this part's JSON, on any machine: `bench --merge`.
+    bench = [python, "-m", "benchmarks.lab", "--device", "cuda", *what, "--tiers"]
+    # The report is written from this part's JSON, on any machine: `python -m benchmarks.lab --merge`.
     bench += ["--json-only", "--out", str(folder)]
     limit_s = ENDING_S + (SWEEP_S if part == "sweep" else PEERS_S)
     return [Step("bench", bench, result=folder / "results.json", limit_s=limit_s)]
@@ -189,22 +193,28 @@ def run_step(step: Step, log: Callable[[str], None]) -> dict:
     environment = (
         os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | step.environment
     )
-    # Through the shell's timeout, so that a hanging kernel ends the step and not the whole check.
-    command = ["timeout", "--kill-after=10", str(step.limit_s), *step.command]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        for line in process.stdout:
-            log(line)
-    outcome: dict = {
-        "status": "failed" if process.returncode else "ok",
-        "seconds": round(time.monotonic() - start, 1),
-    }
-    if process.returncode:
-        outcome["exit"] = process.returncode
-        if outcome["seconds"] >= step.limit_s:
-            outcome["hung"] = True
-            log(f"== {step.name} was ended after {step.limit_s} s\n")
+    deadline, hung = start + step.limit_s, False
+    with Watched(step.command, environment, folder=ROOT) as process:
+        try:
+            while (line := process.line(deadline - time.monotonic())) is not None:
+                log(line)
+                if time.monotonic() > deadline:  # it may go on talking
+                    raise Silent
+            hung = process.wait(deadline - time.monotonic()) is None
+        except Silent:
+            hung = True
+        if hung:  # the benchmark ends with what it has, when it is asked to
+            process.end(ENDING_GRACE_S)
+            while (line := process.line(0.5)) is not None:
+                log(line)
+        code = process.code
+    status = "failed" if code or hung else "ok"
+    outcome: dict = {"status": status, "seconds": round(time.monotonic() - start, 1)}
+    if code:
+        outcome["exit"] = code
+    if hung:
+        outcome["hung"] = True
+        log(f"== {step.name} was ended after {step.limit_s} s\n")
     if step.result is not None and step.result.exists():
         outcome["result"] = taken(step.result)
         step.result.unlink()
@@ -215,7 +225,7 @@ def run_step(step: Step, log: Callable[[str], None]) -> dict:
 
 def facts() -> dict:
     """Machine, versions and commit, as the benchmark states them."""
-    from fastrnn.bench import machine
+    from fastrnn.proof import machine
 
     return {"commit": machine.commit(), "machine": machine.describe(), "versions": machine.versions()}
 
@@ -280,7 +290,6 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     if out == ROOT / "gpu-check-out":
         (out / ".gitignore").write_text("*\n")  # results that are kept go to benchmarks/results
-    sys.path.insert(0, str(ROOT))  # the package, once it is built
     documents = [run_part(p, out, torch.cuda.get_device_capability()) for p in options.parts or PARTS]
     for document in documents:
         for name, step in document["steps"].items():

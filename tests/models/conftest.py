@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastrnn.bench import machine
+from fastrnn.proof import machine
 
 #: Name of the property of a test's report that holds its figures.
 FIGURES = "figures"
@@ -18,7 +18,7 @@ FIGURES = "figures"
 @pytest.fixture
 def record_figures(record_property):
     """A function that notes what a training reached: figures by name, and the targets of some of them, by
-    name too, as fastrnn.demos has them."""
+    name too, as the examples have them."""
 
     def record(training: str, values: dict[str, float], targets: dict[str, tuple[str, float]]) -> None:
         figures = {

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import random
 
+import _demo
+import copying
+import frames
 import pytest
+import stories
 import torch
-
-from fastrnn import demos
-from fastrnn.demos import copying, frames, stories
 
 
 @pytest.mark.parametrize(
-    ("name", "rival"), [("copy", copying.LongShortTermMemory), ("frames", frames.FullyConnected)]
+    ("name", "rival"), [("copying", copying.LongShortTermMemory), ("frames", frames.FullyConnected)]
 )
 def test_rivals_are_as_large(name, rival):
     """Protects "of equal size": the LSTM that a model is compared with has at least as many parameters, and
     not a tenth more."""
     size, other = (
-        sum(weight.numel() for weight in model.parameters()) for model in (demos.load(name)().model, rival())
+        sum(weight.numel() for weight in model.parameters()) for model in (_demo.load(name)().model, rival())
     )
     assert size <= other <= 1.1 * size
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import _demo
 import pytest
 import torch
 
 import fastrnn
-from fastrnn import demos
 from fastrnn.models import LanguageModel, MogrifierLSTM
 
 T, B, IN, H = 5, 3, 4, 6
@@ -165,7 +165,7 @@ def test_no_worse_than_an_lstm(request, record_figures):
     weights = {}
     for name, found in bits.items():
         for seed in range(3):
-            demo = demos.load(name)(seed=seed)
+            demo = _demo.load(name)(seed=seed)
             demo.train(300)
             found.append(demo.score()["bits"])
             weights[name] = sum(p.numel() for p in demo.model.parameters())

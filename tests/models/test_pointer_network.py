@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import hull
 import pytest
 import torch
 from helpers import randn
@@ -11,7 +12,6 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
 
-from fastrnn.demos import hull
 from fastrnn.models import PointerNetwork
 
 S, IN, H = 5, 2, 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _demo
 import pytest
 import torch
 from torch import nn
@@ -9,7 +10,6 @@ from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
 
 import fastrnn
-from fastrnn import demos
 from fastrnn.models import Seq2Seq
 
 BOS, EOS, SOURCE, TARGET, H = 5, 6, 9, 7, 6
@@ -252,7 +252,7 @@ def test_attention_beats_the_fixed_context_vector(request, record_figures):
         pytest.skip("trains two models to their ends: make models")
     exact = {}
     for attention in ("additive", None):
-        demo = demos.load("dates")(attention=attention)
+        demo = _demo.load("dates")(attention=attention)
         demo.train(demo.steps)
         exact[str(attention)] = demo.score()["exact"]
     gap = exact["additive"] - exact["None"]

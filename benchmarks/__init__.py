@@ -1,0 +1,1 @@
+"""Benchmarks, which stay in the repository: the laboratory, a pytest-benchmark suite, two programs."""

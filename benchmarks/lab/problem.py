@@ -1,0 +1,112 @@
+"""The data of a case: one torch.nn module and its input, from which every contender is made."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .cases import GATES, SRU_CELLS, Case
+
+_MODULES = {
+    ("layers", "lstm"): nn.LSTM,
+    ("layers", "gru"): nn.GRU,
+    ("layers", "rnn"): nn.RNN,
+    ("cells", "lstm"): nn.LSTMCell,
+    ("cells", "gru"): nn.GRUCell,
+    ("cells", "rnn"): nn.RNNCell,
+}
+
+
+class Problem:
+    """Weights, input, state and incoming gradient of a case, the same for every contender.
+
+    Attributes:
+        module: the torch.nn module with the weights, or fastrnn's reference of an SRU; in eval mode for
+            inference.
+        x: (T, B, I), or (B, I) for a single step; padded with zeros where the case is packed.
+        lengths: (B,) int64 of a packed case, else None.
+        state: (h,) or (h, c), each (B, H), for a single step; None for layers, which start from zeros.
+        grad: gradient that reaches the output in training: (T, B, P or H), (N, H) for packed rows, or (B, H).
+    """
+
+    def __init__(self, case: Case, seed: int = 0):
+        self.case = case
+        dtype, device = getattr(torch, case.storage), torch.device(case.device)
+        kind = "cells" if case.path == "cells" else "layers"
+        options = module_options(case)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if case.cell in SRU_CELLS:
+                self.module = sru_module(case, "reference").to(device, dtype)
+            else:
+                self.module = _MODULES[kind, case.cell](case.I, case.H, **options).to(device, dtype)
+            self.module.train(case.training)
+            single = kind == "cells"
+            x = torch.randn((case.B, case.I) if single else (case.T, case.B, case.I), device=device)
+            states = 2 if case.cell == "lstm" else 1
+            h = [0.5 * torch.randn(case.B, case.H).tanh() for _ in range(states)] if single else []
+            lengths = case.lengths()
+            rows = (case.B,) if single else (case.T, case.B) if lengths is None else (sum(lengths),)
+            # Of a size that keeps the gradients of the weights near 1, whatever the case.
+            width = case.H if case.cell in SRU_CELLS else case.directions * (case.P or case.H)
+            grad = torch.randn(*rows, width, device=device) / (case.T * case.B) ** 0.5
+        self.lengths = None
+        if lengths is not None:
+            self.lengths = torch.tensor(lengths)
+            x = x * (torch.arange(case.T)[:, None] < self.lengths)[..., None].to(device)
+        self.x = x.to(device, dtype)
+        self.state = tuple(s.to(device, dtype) for s in h) or None
+        self.grad = grad.to(device, dtype)
+
+    def weights(self) -> list[torch.Tensor]:
+        """The module's parameters in torch's order: w_ih, w_hh, b_ih, b_hh, and w_hr with a projection."""
+        return [p.detach() for p in self.module.parameters()]
+
+
+def module_options(case: Case) -> dict:
+    """A module's keyword arguments beyond its sizes."""
+    options: dict = {"proj_size": case.P} if case.P else {}
+    if case.path != "cells":
+        options |= {"num_layers": case.layers, "bidirectional": case.directions == 2}
+    return options
+
+
+def flops(case: Case) -> float:
+    """Multiplications and additions of the matrix products; backward costs twice the forward pass."""
+    steps = sum(case.lengths() or [case.T * case.B])
+    hidden = case.P or case.H
+    if case.cell in SRU_CELLS:
+        # Attention: three products through P features, and two over all pairs of steps.
+        products = GATES[case.cell] * case.H * case.I
+        if case.P:
+            products = case.P * (case.I + 2 * case.P + GATES[case.cell] * case.H)
+        forward = 2.0 * steps * products + 4.0 * steps * case.T * case.P
+        return forward * (3 if case.training else 1)
+    forward = 0.0
+    for layer in range(case.layers):
+        inputs = case.directions * hidden if layer else case.I
+        layer_flops = GATES[case.cell] * case.H * (inputs + hidden) + case.H * case.P
+        forward += 2.0 * steps * case.directions * layer_flops
+    return forward * (3 if case.training else 1)
+
+
+def weight_bytes(case: Case) -> tuple[int, int]:
+    """Bytes of the recurrent weights, which every step reads, and of the input weights, read once."""
+    size = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}[case.storage]
+    hidden, D = case.P or case.H, case.directions
+    if case.cell in SRU_CELLS:
+        products = case.P * (case.I + 2 * case.P + 3 * case.H) if case.P else 3 * case.H * case.I
+        return size * 4 * case.H, size * products
+    recurrent = case.layers * D * (GATES[case.cell] * case.H * hidden + case.H * case.P)
+    inputs = case.I + (case.layers - 1) * D * hidden
+    return size * recurrent, size * D * GATES[case.cell] * case.H * inputs
+
+
+def sru_module(case: Case, backend: str) -> nn.Module:
+    """fastrnn's one-layer module of an SRU case, on any backend."""
+    import fastrnn
+
+    options = {"num_layers": 1, "backend": backend}
+    if case.cell == "srupp":
+        return fastrnn.SRUpp(case.I, case.H, case.P, **options)
+    return fastrnn.SRU(case.I, case.H, **options)

@@ -1,0 +1,276 @@
+"""What the project set out to reach, and how far a run got: on the CPU, and against cuDNN on Hopper.
+
+A ratio is the other's median over fastrnn's, from the same interleaved run: above 1, fastrnn is faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from . import cudnn, overhead, scan_rate
+from .cases import SRU_CELLS, Case
+from .presets import CELL_SHAPES, NAMED, SHAPES, SRU_SHAPES
+
+LATENCY_S = 60e-6
+OVERHEAD_S = 40e-6
+SCAN = 0.7
+SCALING = 1.7
+MEMORY = 1.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """Ratios wanted over a group of cases; geomean and worst are None where a line is for information.
+
+    Attributes:
+        against: contenders; the fastest of those that ran a case is what counts in it.
+        device: "cpu" or "cuda".
+    """
+
+    name: str
+    includes: Callable[[Case], bool]
+    against: tuple[str, ...]
+    geomean: float | None
+    worst: float | None
+    device: str = "cpu"
+
+
+def _layers(cell: str, training: bool) -> Callable[[Case], bool]:
+    return lambda c: c.path == "layers" and c.cell == cell and c.training == training
+
+
+def _path(path: str, training: bool) -> Callable[[Case], bool]:
+    return lambda c: c.path == path and c.training == training
+
+
+def _sru(training: bool) -> Callable[[Case], bool]:
+    """The shape that the goals for SRU were set on."""
+    return lambda c: c.cell == "sru" and c.training == training and (c.T, c.B, c.H) == (100, 32, 512)
+
+
+TORCH = ("torch",)
+RUNTIMES = ("onnxruntime", "openvino")
+CPU_TARGETS = (
+    Target("LSTM inference, against torch.nn", _layers("lstm", False), TORCH, 1.6, 1.03),
+    Target("LSTM training, against torch.nn", _layers("lstm", True), TORCH, 1.5, 1.03),
+    Target("GRU inference, against torch.nn", _layers("gru", False), TORCH, 2.5, 1.7),
+    Target("GRU training, against torch.nn", _layers("gru", True), TORCH, 3.0, 1.8),
+    Target("RNN inference, against torch.nn", _layers("rnn", False), TORCH, 2.5, 1.5),
+    Target("RNN training, against torch.nn", _layers("rnn", True), TORCH, 2.5, 1.5),
+    Target("LSTM packed inference, against torch.nn", _path("packed", False), TORCH, 3.0, 2.0),
+    Target("LSTM packed training, against torch.nn", _path("packed", True), TORCH, 3.0, 2.0),
+    Target(
+        "LSTM with projection, LSTMCell, GRUCell, against torch.nn",
+        lambda c: c.path in ("proj", "cells"),
+        TORCH,
+        2.0,
+        1.3,
+    ),
+    Target("– projection inference", _path("proj", False), TORCH, None, None),
+    Target("– projection training", _path("proj", True), TORCH, None, None),
+    Target("– cells inference", _path("cells", False), TORCH, None, None),
+    Target("– cells training", _path("cells", True), TORCH, None, None),
+    Target(
+        "LSTM and GRU inference, against the best of ONNX Runtime and OpenVINO",
+        lambda c: c.path == "layers" and c.cell in ("lstm", "gru") and not c.training,
+        RUNTIMES,
+        1.1,
+        0.97,
+    ),
+    Target("– LSTM", _layers("lstm", False), RUNTIMES, None, None),
+    Target("– GRU", _layers("gru", False), RUNTIMES, None, None),
+    Target(
+        "GRU training, against the best of JAX and torch.nn", _layers("gru", True), ("jax", "torch"), 1.5, 1.1
+    ),
+    Target("SRU inference, against the sru package", _sru(False), ("sru",), 2.5, 2.5),
+    Target("SRU training, against the sru package", _sru(True), ("sru",), 3.0, 3.0),
+    Target("– SRU training, against nn.LSTM", _layers("sru", True), TORCH, None, None),
+    Target("– SRU++ training, against nn.LSTM", _layers("srupp", True), TORCH, None, None),
+)
+
+#: Nowhere slower.
+EVEN = 1.0
+
+
+def _regime(name: str) -> Callable[[Case], bool]:
+    """Cases in which cuDNN runs such an algorithm forward."""
+    return lambda c: cudnn.regime(replace(c, training=False)) == name
+
+
+def _cuda(
+    name: str, includes: Callable[[Case], bool], forward: float, training: float
+) -> tuple[Target, Target]:
+    """A regime in which cuDNN differs, of single layers in one direction, same precision, the input
+    projection included: the geometric mean that is wanted of inference, and of forward and backward."""
+
+    def of(work: bool) -> Callable[[Case], bool]:
+        single = ("layers", 1, 1)
+        return lambda c: c.training == work and (c.path, c.layers, c.directions) == single and includes(c)
+
+    return (
+        Target(f"{name}, forward", of(False), TORCH, forward, EVEN, "cuda"),
+        Target(f"{name}, forward and backward", of(True), TORCH, training, EVEN, "cuda"),
+    )
+
+
+_STANDARD, _PERSISTENT = _regime(cudnn.STANDARD), _regime(cudnn.PERSISTENT)
+CUDA_TARGETS = (
+    *_cuda(
+        "fp16 LSTM, H=768, B=16, T=1024",
+        lambda c: (c.cell, c.dtype, c.T, c.B, c.H) == (NAMED.cell, NAMED.dtype, NAMED.T, NAMED.B, NAMED.H),
+        2.0,
+        1.8,
+    ),
+    *_cuda("H up to 64", lambda c: c.H <= 64, 2.0, 2.0),
+    *_cuda("H = 128", lambda c: c.H == 128, 4.0, 3.0),
+    *_cuda("H 129 to 192, B from 16", lambda c: 128 < c.H <= 192 and c.B >= 16, 10.0, 5.0),
+    *_cuda("H 193 to 768, cuDNN's STANDARD", lambda c: 192 < c.H <= 768 and _STANDARD(c), 6.0, 4.0),
+    *_cuda("H 256 to 768, cuDNN's PERSIST_STATIC", lambda c: 256 <= c.H <= 768 and _PERSISTENT(c), 2.0, 1.8),
+    *_cuda("H 1024 to 2048, B up to 64", lambda c: 1024 <= c.H <= 2048 and c.B <= 64, 3.0, 2.0),
+    *_cuda("H from 1024, B from 256", lambda c: c.H >= 1024 and c.B >= 256, EVEN, EVEN),
+    Target("Every case", lambda c: True, TORCH, EVEN, EVEN, "cuda"),
+)
+TARGETS = (*CPU_TARGETS, *CUDA_TARGETS)
+
+
+def geomean(values: Sequence[float]) -> float:
+    return math.exp(sum(math.log(v) for v in values) / len(values))
+
+
+def ratio(result: dict, against: Sequence[str]) -> tuple[float, str] | None:
+    """How many times faster fastrnn was than the fastest of these, and which that was. None without data."""
+    contenders = result["contenders"]
+    rivals = {k: contenders[k]["median_s"] for k in against if k in contenders}
+    if "fastrnn" not in contenders or not rivals:
+        return None
+    best = min(rivals, key=rivals.get)
+    return rivals[best] / contenders["fastrnn"]["median_s"], best
+
+
+def _counts(case: Case, device: str) -> bool:
+    """Targets on the CPU are about float32 on the named shapes; on a GPU about everything."""
+    if device == "cuda":
+        return case.device.startswith("cuda")
+    if case.dtype != "float32" or case.device != "cpu" or case.sweep or case.I != case.H:
+        return False
+    if case.path == "cells":
+        return (case.B, case.H) in CELL_SHAPES
+    return (case.T, case.B, case.H) in (SRU_SHAPES if case.cell in SRU_CELLS else SHAPES)
+
+
+def evaluate(results: Sequence[dict], threads: int) -> list[dict]:
+    """A line for each target that has data on this number of threads.
+
+    Each line has name, cases, geomean, worst, worst_case, target_geomean, target_worst and met (None for
+    information lines).
+    """
+    lines = []
+    for target in TARGETS:
+        ratios = []
+        for result in results:
+            case = Case(**result["case"])
+            if result["threads"] != threads or not _counts(case, target.device) or not target.includes(case):
+                continue
+            if (value := ratio(result, target.against)) is not None:
+                ratios.append((value[0], f"{case.group} {case.shape}"))
+        if not ratios:
+            continue
+        mean, (worst, worst_case) = geomean([r for r, _ in ratios]), min(ratios)
+        met = None if target.geomean is None else mean >= target.geomean and worst >= target.worst
+        lines.append(
+            {
+                "name": target.name,
+                "threads": threads,
+                "cases": len(ratios),
+                "geomean": mean,
+                "worst": worst,
+                "worst_case": worst_case,
+                "target_geomean": target.geomean,
+                "target_worst": target.worst,
+                "met": met,
+            }
+        )
+    return lines
+
+
+def evaluate_absolute(run: dict) -> list[dict]:
+    """Latency of a step, overhead of a call, rate of a scan, scaling over threads, peak memory.
+
+    Each line has name, reached, limit and met.
+    """
+    lines = []
+    for result in run["results"]:
+        case = Case(**result["case"])
+        if _counts(case, "cpu") and case.group == "LSTM inference" and case.shape == "1,1,256":
+            seconds = result["contenders"].get("fastrnn", {}).get("median_s")
+            if seconds:
+                lines.append(
+                    {
+                        "name": f"One LSTM step, T=1 B=1 H=256, {plural(result['threads'], 'thread')}",
+                        "reached": f"{seconds * 1e6:.1f} µs",
+                        "limit": f"< {LATENCY_S * 1e6:.0f} µs",
+                        "met": seconds < LATENCY_S,
+                    }
+                )
+    for threads in dict.fromkeys(line["threads"] for line in run.get("overhead", ())):
+        mine = [line for line in run["overhead"] if line["threads"] == threads]
+        worst = max(mine, key=overhead.above)
+        lines.append(
+            {
+                "name": f"A module's call above its operator, T=1 B=1, {plural(threads, 'thread')}",
+                "reached": f"{overhead.above(worst) * 1e6:.1f} µs at worst ({worst['name']})",
+                "limit": f"<= {OVERHEAD_S * 1e6:.0f} µs",
+                "met": overhead.above(worst) <= OVERHEAD_S,
+            }
+        )
+    for line in run.get("scan", ()):
+        share = scan_rate.share(line)
+        lines.append(
+            {
+                "name": f"SRU's recurrence alone, {line['name']}, {plural(line['threads'], 'thread')}",
+                "reached": f"{share:.2f} of the rate of reading",
+                "limit": f">= {SCAN}",
+                "met": share >= SCAN,
+            }
+        )
+    if scaling := run.get("scaling"):
+        worst = min(scaling, key=lambda s: s["ratio"])
+        case = Case(**worst["case"])
+        mean = geomean([s["ratio"] for s in scaling])
+        lines.append(
+            {
+                "name": f"{worst['threads']} threads over one, B >= 16",
+                "reached": f"{worst['ratio']:.2f}x at worst ({case.group} {case.shape}), mean {mean:.2f}x",
+                "limit": f">= {SCALING}x",
+                "met": worst["ratio"] >= SCALING,
+            }
+        )
+    if memory := memory_ratios(run):
+        worst_ratio, case = max(memory, key=lambda m: m[0])
+        lines.append(
+            {
+                "name": "Peak memory of a training step, of torch.nn's",
+                "reached": f"{worst_ratio:.2f} at worst ({case.group} {case.shape})",
+                "limit": f"<= {MEMORY:.0f}",
+                "met": worst_ratio <= MEMORY,
+            }
+        )
+    return lines
+
+
+def memory_ratios(run: dict) -> list[tuple[float, Case]]:
+    """Peak memory of fastrnn (gates saved, the default) over torch.nn's, with the case."""
+    by_case: dict[Case, dict[str, float]] = {}
+    for m in run.get("memory", ()):
+        if m["bytes"] is None:
+            continue
+        by_case.setdefault(Case(**m["case"]), {})[m["contender"]] = m["bytes"]
+    return [
+        (b["fastrnn"] / b["torch"], case) for case, b in by_case.items() if {"fastrnn", "torch"} <= b.keys()
+    ]
+
+
+def plural(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -1,1 +1,0 @@
-"""The comparison on a GPU: cases, contenders, cuDNN's regimes, targets, and what the report says of them."""

@@ -1,0 +1,408 @@
+"""The benchmark's parts: cases, timing, limits, targets, report; and the pytest-benchmark suite."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import benchmarks.lab
+from benchmarks.lab import cases, limits, memory, presets, targets, worker
+from benchmarks.lab.cases import Case
+from benchmarks.lab.contenders import registry as contenders
+from benchmarks.lab.problem import Problem, flops, weight_bytes
+from benchmarks.lab.report import tables
+from benchmarks.lab.report import write as report
+from benchmarks.lab.report.document import Bullets, Document, Heading, Image, Table, Text, Verbatim
+from fastrnn.proof import machine, timing
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tiny(cell="lstm", path="layers", training=False, **sizes) -> Case:
+    sizes = {"T": 3, "B": 2, "I": 6, "H": 6, **sizes}
+    if path == "cells":
+        sizes["T"] = 1
+    P = 4 if cell == "srupp" else 3 if path == "proj" else 0
+    return Case(cell, path, training, P=P, **sizes)
+
+
+# Cases
+
+
+def test_full_preset_has_the_eight_shapes_in_every_group():
+    chosen = [c for c in presets.select(presets.PRESETS["full"]) if not c.sweep]
+    groups = {}
+    for c in chosen:
+        groups.setdefault(c.group, []).append((c.T, c.B, c.H))
+    for cell in ("LSTM", "GRU", "RNN", "LSTM packed", "LSTM projected"):
+        for work in cases.WORK:
+            assert tuple(groups[f"{cell} {work}"]) == presets.SHAPES
+    for cell in ("LSTMCell", "GRUCell"):
+        assert {b for _, b, _ in groups[f"{cell} inference"]} == {1, 32}
+
+
+def test_filters():
+    full = presets.PRESETS["full"]
+    chosen = presets.select(full, cells=["gru"], shapes=[(7, 2, 5)], modes=["layers", "training"])
+    assert chosen == [Case("gru", "layers", True, 7, 2, 5, 5)]
+    assert {c.path for c in presets.select(full, modes=["packed"])} == {"packed"}
+    assert {c.training for c in presets.select(full, modes=["inference"])} == {False}
+    dtypes = presets.select(full, dtypes=["bfloat16", "float64"], shapes=[(7, 2, 5)], cells=["rnn"])
+    assert [c.dtype for c in dtypes] == ["bfloat16", "bfloat16", "float64", "float64"]
+    assert all(c.sweep is False for c in dtypes)
+
+
+def test_lengths_run_from_all_steps_to_a_tenth():
+    lengths = tiny(path="packed", T=100, B=10).lengths()
+    assert lengths[0] == 100
+    assert lengths[-1] == 10
+    assert lengths == sorted(lengths, reverse=True)
+    assert tiny(path="packed", T=5, B=1).lengths() == [5]
+    assert tiny().lengths() is None
+
+
+def test_flops_and_bytes_by_hand():
+    case = Case("lstm", "layers", False, T=3, B=2, I=5, H=7)
+    assert flops(case) == 2 * 3 * 2 * (4 * 7) * (5 + 7)
+    assert weight_bytes(case) == (4 * 4 * 7 * 7, 4 * 4 * 7 * 5)
+    assert flops(Case("gru", "layers", True, 3, 2, 5, 7)) == 3 * 2 * 3 * 2 * (3 * 7) * (5 + 7)
+    projected = Case("lstm", "proj", False, 3, 2, 5, 7, P=2)
+    assert flops(projected) == 2 * 3 * 2 * (28 * (5 + 2) + 7 * 2)
+    packed = Case("rnn", "packed", False, 10, 2, 5, 7)
+    assert flops(packed) == 2 * sum(packed.lengths()) * 7 * (5 + 7)
+
+
+# Contenders
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("cell", "path"),
+    [
+        ("lstm", "layers"),
+        ("gru", "layers"),
+        ("rnn", "layers"),
+        ("lstm", "packed"),
+        ("lstm", "proj"),
+        ("lstm", "cells"),
+        ("gru", "cells"),
+    ],
+)
+def test_contenders_agree_and_name_their_library(cell, path, training):
+    case = tiny(cell, path, training)
+    made, differences, skipped = worker.make_contenders(case, list(contenders.KEYS), 1)
+    assert {"torch", "fastrnn", "reference"} <= differences.keys()
+    assert max(differences.values()) < 1e-5
+    label = next(c.label for c in made if c.key == "torch")
+    assert label.startswith("torch.nn (")
+    for reason in skipped.values():
+        assert reason.endswith(("only", "is not installed")), reason
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("cell", cases.SRU_CELLS)
+def test_sru_contenders(cell, training):
+    """SRU's contenders agree with its reference; nn.LSTM, another function, stands beside them."""
+    case = tiny(cell, training=training)
+    made, differences, skipped = worker.make_contenders(case, list(contenders.KEYS), 1)
+    assert {"torch", "fastrnn", "reference"} <= differences.keys()
+    assert differences.pop("torch") is None
+    assert max(differences.values()) < 1e-5
+    assert next(c.label for c in made if c.key == "torch").startswith("nn.LSTM (")
+    for reason in skipped.values():
+        assert reason.endswith(("only", "is not installed")), reason
+
+
+def test_sru_costs():
+    """Operations of SRU and SRU++ as counted by hand; weights that are read once, but for a few."""
+    assert flops(Case("sru", "layers", True, 3, 2, 5, 5)) == 3 * 2 * 3 * 2 * (3 * 5) * 5
+    plus = Case("srupp", "layers", False, 3, 2, 8, 8, P=2)
+    assert flops(plus) == 2 * 6 * (8 * 2 + 2 * 4 + 2 * 24) + 2 * 2 * 2 * 3 * 3 * 2
+    assert weight_bytes(plus) == (4 * 4 * 8, 4 * (8 * 2 + 2 * 4 + 2 * 24))
+    assert plus.group == "SRU++ inference"
+
+
+def test_whoever_disagrees_is_not_timed(monkeypatch):
+    genuine = contenders.build
+
+    def build(key, problem, threads):
+        contender = genuine(key, problem, threads)
+        if key == "fastrnn":
+            contender.result = lambda: {"y": torch.zeros_like(problem.grad)}
+        return contender
+
+    monkeypatch.setattr(worker, "build", build)
+    made, _, skipped = worker.make_contenders(tiny(), ["fastrnn", "torch"], 1)
+    assert [c.key for c in made] == ["torch"]
+    assert "differs from torch.nn" in skipped["fastrnn"]
+
+
+def test_disagreement_sees_nan_and_shapes():
+    y = torch.ones(3)
+    assert timing.disagreement({"y": torch.tensor([1.0, float("nan"), 1.0])}, {"y": y}) == math.inf
+    with pytest.raises(ValueError, match="shape"):
+        timing.disagreement({"y": torch.ones(2)}, {"y": y})
+
+
+def test_training_counts_the_weights_as_changed():
+    """What a kernel keeps from the weights must not survive from one training step to the next."""
+    contender = contenders.build("torch", Problem(tiny(training=True)), 1)
+    before = contender.result()
+    after = contender.result()
+    assert all(torch.equal(before[name], after[name]) for name in before)  # gradients do not pile up
+
+
+def test_dtypes_and_packed_rows_reach_the_contenders():
+    problem = Problem(Case("lstm", "packed", True, 10, 3, 4, 4, dtype="bfloat16"))
+    result = contenders.build("fastrnn", problem, 1).result()
+    assert result["y"].dtype == torch.bfloat16
+    assert result["y"].shape == (sum(problem.case.lengths()), 4)
+
+
+# Timing
+
+
+def test_interleaving_takes_turns_and_prepares_before_every_call():
+    log = []
+
+    def contender(key, **options):
+        return timing.Contender(
+            key, key, lambda: log.append(key), prepare=lambda: log.append(f"prepare {key}"), **options
+        )
+
+    timings = timing.interleave([contender("a"), contender("b")], budget_s=0.0, min_rounds=5, max_rounds=9)
+    assert {len(t.samples) for t in timings.values()} == {5}
+    for key in "ab":
+        calls = [n for n, entry in enumerate(log) if entry == key]
+        assert all(log[n - 1] == f"prepare {key}" for n in calls)
+
+
+def test_a_hurried_run_stops_early_and_the_slow_reference_sits_out(monkeypatch):
+    monkeypatch.setattr(timing, "LONG_S", -1.0)
+    made = [timing.Contender("a", "a", lambda: None), timing.Contender("b", "b", lambda: None, few=True)]
+    assert {len(t.samples) for t in timing.interleave(made, budget_s=0, hurry=True).values()} == {3}
+    timings = timing.interleave(made, budget_s=0, min_rounds=7)
+    assert len(timings["a"].samples) == 7
+    assert len(timings["b"].samples) == timing.FEW_ROUNDS
+
+
+def test_statistics():
+    t = timing.Timing([4.0, 1.0, 3.0, 2.0, 5.0])
+    assert t.median == 3
+    assert (t.quantile(0.25), t.quantile(0.75)) == (2, 4)
+    assert t.spread == pytest.approx(1 / 3)
+    assert t.to_dict()["rounds"] == 5
+
+
+# Limits and targets
+
+
+def test_floor_is_the_longer_of_arithmetic_and_reading():
+    known = limits.Limits("float32", {"a": 1e9, "b": 2e9}, [(1000, 4e9), (3000, 2e9)])
+    assert known.read_rate(10) == 4e9
+    assert known.read_rate(2000) == 3e9
+    assert known.read_rate(9999) == 2e9
+    case = Case("rnn", "layers", False, T=10, B=1, I=20, H=20)
+    floor = known.floor(case)
+    recurrent, projection = weight_bytes(case)
+    assert floor["compute_s"] == flops(case) / 2e9
+    once = known.read_rate(recurrent + projection)
+    assert floor["memory_s"] == pytest.approx(10 * recurrent / known.read_rate(recurrent) + projection / once)
+    assert floor["floor_s"] == max(floor["compute_s"], floor["memory_s"])
+
+
+def test_limits_are_measured():
+    found = limits.measure("float32", "cpu", torch.get_num_threads(), budget_s=0.05)
+    assert found.peak > 1e8
+    assert [size for size, _ in found.bandwidth] == list(limits.READ_SIZES)
+    assert all(rate > 1e7 for _, rate in found.bandwidth)
+
+
+def fake_result(case: Case, seconds: dict[str, float], threads: int = 1) -> dict:
+    def times(s):
+        return {
+            "label": "x",
+            "difference": 1e-7,
+            "median_s": s,
+            "q25_s": 0.98 * s,
+            "q75_s": 1.04 * s,
+            "min_s": 0.9 * s,
+            "max_s": 1.5 * s,
+            "rounds": 7,
+            "calls": 1,
+        }
+
+    floor = {"floor_s": 1e-3, "compute_s": 1e-3, "memory_s": 0.0, "flops": flops(case), "weight_bytes": 1000}
+    return {
+        "case": case.to_dict(),
+        "threads": threads,
+        "contenders": {k: times(s) for k, s in seconds.items()},
+        "skipped": {"openvino": "float32 layers on the CPU only", "jax": "jax is not installed"},
+        "floor": floor,
+    }
+
+
+def test_targets_take_the_best_rival_and_the_worst_case():
+    named = {"T": 100, "B": 1, "I": 256, "H": 256}
+    fast = fake_result(tiny("gru", training=True, **named), {"fastrnn": 1.0, "torch": 4.0, "jax": 2.0})
+    slow = fake_result(
+        tiny("gru", training=True, **{**named, "T": 1}), {"fastrnn": 1.0, "torch": 2.0, "jax": 3.0}
+    )
+    half = fake_result(tiny("gru", training=True, dtype="bfloat16", **named), {"fastrnn": 9.0, "torch": 1.0})
+    other = fake_result(tiny("gru", training=True), {"fastrnn": 9.0, "torch": 1.0})
+    lines = {line["name"]: line for line in targets.evaluate([fast, slow, half, other], 1)}
+    against_torch = lines["GRU training, against torch.nn"]
+    assert against_torch["cases"] == 2
+    assert against_torch["geomean"] == pytest.approx(math.sqrt(8))
+    assert against_torch["worst"] == 2
+    assert against_torch["met"] is False
+    assert lines["GRU training, against the best of JAX and torch.nn"]["geomean"] == pytest.approx(2)
+    assert lines["GRU training, against the best of JAX and torch.nn"]["met"] is True
+    assert targets.evaluate([fast], threads=2) == []
+    assert "mean 5.7% short" in tables.verdict(against_torch)
+
+
+@pytest.fixture
+def fake_run() -> dict:
+    results = [
+        fake_result(c, {"fastrnn": 1e-3, "torch": 2e-3 * (n % 3 + 1), "onnxruntime": 3e-3, "reference": 9e-3})
+        for n, c in enumerate(presets.select(presets.PRESETS["quick"]))
+    ]
+    case = tiny(training=True, B=16)
+    run = {
+        "format": 1,
+        "preset": "quick",
+        "date": "2026-01-02T03:04:05+00:00",
+        "commit": None,
+        "load": 3.0,
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "threads": [1],
+        "min_rounds": 7,
+        "seconds": 12.3,
+        "limits": [{"threads": 1, **limits.Limits("float32", {"torch.mm": 1e11}, [(65536, 1e11)]).to_dict()}],
+        "results": results,
+        "scaling": [{"case": case.to_dict(), "threads": 2, "one_s": 2.0, "all_s": 1.25, "ratio": 1.6}],
+        "memory": [
+            {"case": case.to_dict(), "contender": "torch", "threads": 1, "bytes": 2_000_000},
+            {"case": case.to_dict(), "contender": "fastrnn", "threads": 1, "bytes": 1_000_000},
+            {"case": case.to_dict(), "contender": "fastrnn recompute", "threads": 1, "bytes": None},
+        ],
+    }
+    run["targets"] = targets.evaluate(results, 1)
+    run["absolute_targets"] = targets.evaluate_absolute(run)
+    return run
+
+
+def test_absolute_targets(fake_run):
+    latency, scaling, peak = fake_run["absolute_targets"]
+    assert "1000.0 µs" in latency["reached"]
+    assert latency["met"] is False
+    assert scaling["met"] is False
+    assert peak["met"] is True
+
+
+# Report
+
+
+@pytest.mark.parametrize("with_plots", [True, False])
+def test_report_folder(fake_run, tmp_path, monkeypatch, with_plots):
+    if not with_plots:
+        monkeypatch.setitem(sys.modules, "benchmarks.lab.report.pictures", None)  # no matplotlib
+        monkeypatch.delattr(benchmarks.lab.report, "pictures", raising=False)
+    (tmp_path / "notes.md").write_text("### Tried\n\n- something, **hard**\n  indeed\n- `else`\n\nAnd so on.")
+    written = report.write(fake_run, tmp_path)
+    assert written == tmp_path / "report.md"
+    text = written.read_text()
+    plots = sorted(p.name for p in tmp_path.iterdir() if p.suffix not in (".md", ".json"))
+    assert plots == (["hidden-inference-1t.png", "limit-1t.png", "ratios-1t.png"] if with_plots else [])
+    assert re.findall(r"!\[[^]]+\]\((.*)\)", text) == sorted(plots, key=text.index)
+    assert "- something, **hard**\n  indeed\n- `else`" in text
+    assert "**missed**" in text
+    assert "LSTM packed inference" in text
+    assert "jax is not installed" in text
+    assert "The machine was busy" in text
+    assert "layers on the CPU only" not in text
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert len(stored["results"]) == len(fake_run["results"])
+    assert report.write(stored, tmp_path).read_text() == text  # a stored run gives the same report
+
+
+def test_document(tmp_path):
+    """Every kind of block in Markdown; what would end a table's cell does not."""
+    document = Document("a < b")
+    document.add(
+        Heading("h"), Text("1 < 2 & `x<y`"), Bullets(["**b**", "c"]), Table(["", "n"], [["a|b", "1"]])
+    )
+    document.add(Image(tmp_path / "p.png", "a picture"), Verbatim("# head\ntail\n"), Heading("deep", 3))
+    assert (
+        document.to_markdown()
+        == """# a < b
+
+## h
+
+1 < 2 & `x<y`
+
+- **b**
+- c
+
+|  | n |
+| --- | ---: |
+| a\\|b | 1 |
+
+![a picture](p.png)
+
+# head
+tail
+
+### deep
+"""
+    )
+
+
+def test_times_have_three_digits():
+    times = [tables.milliseconds(s) for s in (0.812, 0.0123, 4.05e-3, 3.12e-5)]
+    assert times == ["812", "12.3", "4.05", "0.0312"]
+
+
+# Memory and the suite
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_memory_grows_with_the_steps():
+    """Saved gates are 4*H floats a row and step and cells one more; recomputing keeps only the cells."""
+    case = Case("lstm", "layers", True, T=200, B=32, I=64, H=128)
+    running = {c: memory.spawn(case, c, 1) for c in ("fastrnn", "fastrnn recompute")}
+    found = {c: memory.finish(p) for c, p in running.items()}
+    gates = 200 * 32 * 4 * 128 * 4
+    assert found["fastrnn"] > gates
+    assert found["fastrnn recompute"] < found["fastrnn"]
+
+
+def test_memory_of_a_failing_contender_is_a_reason():
+    with pytest.raises(RuntimeError, match="unknown"):
+        memory.finish(memory.spawn(tiny(training=True), "unknown", 1))
+
+
+def test_pytest_benchmark_suite():
+    """Fused, torch and reference stand side by side in a group of each case."""
+    chosen = "test_cells and gru-inference-T1B1H256"
+    options = ["--benchmark-only", "--preset", "quick", "--bench-threads", "1", "-k", chosen, "-q"]
+    # Told apart from the tests around it, which may be a worker's.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "benchmarks", *options, "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "benchmark 'GRUCell inference T=1 B=1 H=256': 3 tests" in done.stdout
