@@ -129,6 +129,10 @@ if SANITIZE:
 STABLE_ABI = [f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"]
 
 
+# Every plan but the CPU's.
+CUDA_PLAN = [f"csrc/plan/{name}.cpp" for name in ("cuda", "table", "geometry")]
+
+
 def sources(*patterns):
     return sorted(path for pattern in patterns for path in glob(pattern, recursive=True))
 
@@ -144,7 +148,7 @@ def python_module():
     }
     return Extension(
         "fastrnn._C",
-        sources("csrc/python.cpp", "csrc/plan*.cpp", "csrc/cuda/persistent/persistent_geometry.cpp"),
+        sources("csrc/python.cpp", "csrc/plan/*.cpp"),
         include_dirs=[CSRC, pybind11.get_include()],
         define_macros=[(name, f'"{value}"') for name, value in facts.items()],
         extra_compile_args=CXX_FLAGS,
@@ -155,7 +159,7 @@ def python_module():
 def cpu_library():
     return Extension(
         "fastrnn.libfastrnn_cpu",
-        sources("csrc/ops.cpp", "csrc/plan.cpp", "csrc/cpu/*.cpp"),
+        sources("csrc/ops/*.cpp", "csrc/plan/cpu.cpp", "csrc/plan/scan.cpp", "csrc/cpu/**/*.cpp"),
         include_dirs=[CSRC, *include_paths()],
         library_dirs=library_paths(),
         libraries=["torch_cpu"],
@@ -173,7 +177,7 @@ def cuda_library():
     nvcc += [flag for arch in cuda_archs(CUDA_HOME) for flag in gencode(arch)]
     return Extension(
         "fastrnn.libfastrnn_cuda",
-        sources("csrc/cuda/**/*.cpp", "csrc/cuda/**/*.cu", "csrc/plan_cuda.cpp", "csrc/plan_table.cpp"),
+        sources("csrc/cuda/**/*.cpp", "csrc/cuda/**/*.cu", *CUDA_PLAN),
         include_dirs=[CSRC, *include_paths("cuda")],
         library_dirs=library_paths("cuda"),
         # The runtime is linked in: the pip wheels have no libcudart.so to link to, and the library
@@ -191,7 +195,7 @@ class Build(BuildExtension):
         return super().get_ext_filename(name)
 
     def build_extension(self, ext):
-        # An object folder for each: torch keeps one ninja file in a folder, and plan.cpp is compiled
+        # An object folder for each: torch keeps one ninja file in a folder, and plan/cpu.cpp is compiled
         # with other flags in each of the three.
         shared = self.build_temp
         self.build_temp = os.path.join(shared, ext.name.rpartition(".")[2] + "-asan" * SANITIZE)

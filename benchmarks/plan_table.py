@@ -1,4 +1,4 @@
-"""Writes csrc/plan_table.inl, from which the plan chooses among the tiers of the CUDA kernels.
+"""Writes csrc/plan/table.inl, from which the plan chooses among the tiers of the CUDA kernels.
 
     python benchmarks/plan_table.py benchmarks/results/<date>-<gpu>/results.json    a sweep's timings
     python benchmarks/plan_table.py --estimates                                     the model's, for no device
@@ -20,9 +20,10 @@ from pathlib import Path
 # Run by itself it sees its own folder alone. An installed fastrnn comes first.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks.lab.presets import NAMED
-from fastrnn import _C, _gpus
+from fastrnn import _C
+from fastrnn._plan import gpus
 
-OUT = Path(__file__).resolve().parents[1] / "csrc" / "plan_table.inl"
+OUT = Path(__file__).resolve().parents[1] / "csrc" / "plan" / "table.inl"
 TIERS = ("one_cta", "grid", "stepwise", "cluster")
 CELLS = ("lstm", "gru", "rnn")
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
@@ -107,13 +108,13 @@ def _measured(document: dict) -> dict:
         f"commit {run.get('commit')}",
         run["date"][:10],
     ]
-    gpu = {name: device["properties"][name] for name in _gpus.find("H100").properties()}
+    gpu = {name: device["properties"][name] for name in gpus.find("H100").properties()}
     return _table(points, measured=True, provenance=", ".join(facts), gpu=gpu, steps=T)
 
 
 def estimates() -> dict:
     """The model's table."""
-    gpu = _gpus.find("H100").properties()
+    gpu = gpus.find("H100").properties()
     points = {}
     for tier in TIERS:
         for cell in CELLS:

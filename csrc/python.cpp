@@ -7,9 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "plan.h"
-#include "plan_cuda.h"
-#include "plan_table.h"
+#include "plan/cost.h"
+#include "plan/cpu.h"
+#include "plan/cuda.h"
+#include "plan/table.h"
 
 #ifndef FASTRNN_VERSION
 #define FASTRNN_VERSION "unknown"
@@ -58,11 +59,35 @@ E one_of(const std::string& argument, const std::string& value,
   throw py::value_error(argument + ": expected one of " + known + ", got '" + value + "'");
 }
 
-const std::vector<std::pair<const char*, CudaTier>> kTiers = {{"auto", CudaTier::kAuto},
-                                                              {"one_cta", CudaTier::kOneCta},
-                                                              {"cluster", CudaTier::kCluster},
-                                                              {"grid", CudaTier::kGrid},
-                                                              {"stepwise", CudaTier::kStepwise}};
+// The names of a list by their numbers.
+template <class E, class Names>
+std::vector<std::pair<const char*, E>> choices_of(const Names& names) {
+  std::vector<std::pair<const char*, E>> choices;
+  for (size_t i = 0; i < std::size(names); ++i) choices.push_back({names[i], static_cast<E>(i)});
+  return choices;
+}
+
+// The lists that C++ and Python both keep, for a test to compare.
+py::dict lists() {
+  py::dict cells, tiers, out;
+  for (const CellFacts& cell : kCells) {
+    cells[cell.name] = py::dict(py::arg("gates") = cell.gates, py::arg("saved") = cell.saved,
+                                py::arg("has_cell") = cell.has_cell, py::arg("split") = cell.split);
+  }
+  for (size_t i = 0; i < std::size(kTierNames); ++i) tiers[kTierNames[i]] = kModeTier * static_cast<int64_t>(i);
+  out["cells"] = cells;
+  out["tiers"] = tiers;
+  out["tf32"] = kModeTf32;
+  out["save"] = py::dict(py::arg("nothing") = static_cast<int>(Save::kNothing),
+                         py::arg("gates") = static_cast<int>(Save::kGates),
+                         py::arg("recompute") = static_cast<int>(Save::kRecompute));
+  out["needs"] = py::dict(py::arg("x") = Needs::kX, py::arg("h0") = Needs::kH0, py::arg("c0") = Needs::kC0,
+                          py::arg("weights") = Needs::kWeights);
+  out["scan_needs"] =
+      py::dict(py::arg("u") = ScanNeeds::kU, py::arg("x") = ScanNeeds::kX, py::arg("weights") = ScanNeeds::kWeights,
+               py::arg("c0") = ScanNeeds::kC0, py::arg("v") = ScanNeeds::kV);
+  return out;
+}
 
 // The plan of one pass on a GPU, as "kernel", "reason" and so on.
 py::dict cuda_pass(const CudaPlan& chosen) {
@@ -77,11 +102,11 @@ py::dict cuda_pass(const CudaPlan& chosen) {
   out["step_us"] = chosen.step_us;
   out["source"] = sources[static_cast<int>(chosen.source)];
   out["model_us"] = chosen.model_us;
-  if (chosen.tier == CudaTier::kStepwise) return out;
+  if (chosen.tier == Tier::kStepwise) return out;
   const cuda::PersistentGeometry& g = chosen.geometry;
   if (g.pass == cuda::Pass::kForward) out["input_projection"] = chosen.projects ? "in the kernel" : "before it";
   out["ctas"] = g.ctas;
-  if (g.tier == cuda::Tier::kCluster) out["cluster"] = g.ctas_per_replica;
+  if (g.tier == Tier::kCluster) out["cluster"] = g.ctas_per_replica;
   out["replicas"] = g.replicas;
   out["units_per_cta"] = g.units_per_cta;
   out["row_tiles"] = g.n_tiles;
@@ -116,7 +141,7 @@ PlanTable table_of(const py::dict& from) {
     using Row = std::tuple<std::string, std::string, std::string, std::string, int64_t, std::vector<double>>;
     const auto [tier, cell, precision, pass, H, us] = py::cast<Row>(row);
     table.rows.push_back(
-        {one_of<CudaTier>("tier", tier, kTiers),
+        {one_of<Tier>("tier", tier, choices_of<Tier>(kTierNames)),
          one_of<CellKind>("cell", cell,
                           {{"lstm", CellKind::kLstm}, {"gru", CellKind::kGru}, {"rnn", CellKind::kRnnTanh}}),
          one_of<cuda::Precision>("precision", precision,
@@ -132,26 +157,26 @@ PlanTable table_of(const py::dict& from) {
 }
 
 py::dict plan(const std::string& device, const std::string& cell, int64_t T, int64_t B, int64_t I, int64_t H,
-              int64_t P, int directions, const std::string& dtype, bool training, bool packed, int threads,
-              int vector_bytes, const std::optional<py::dict>& gpu, bool tf32, const std::string& tier,
+              int64_t P, int directions, const std::string& dtype, bool training, bool packed, int threads, int lanes,
+              int tile_rows, const std::optional<py::dict>& gpu, bool tf32, const std::string& tier,
               const std::optional<py::dict>& table) {
   LayerShape shape;
-  shape.cell = one_of<CellKind>("cell", cell,
-                                {{"lstm", CellKind::kLstm},
-                                 {"gru", CellKind::kGru},
-                                 {"rnn_tanh", CellKind::kRnnTanh},
-                                 {"rnn_relu", CellKind::kRnnRelu}});
+  std::vector<std::pair<const char*, CellKind>> cells;
+  for (size_t i = 0; i < std::size(kCells); ++i) cells.push_back({kCells[i].name, static_cast<CellKind>(i)});
+  shape.cell = one_of<CellKind>("cell", cell, cells);
   shape.dtype = one_of<Dtype>("dtype", dtype,
                               {{"float32", Dtype::kFloat},
                                {"float64", Dtype::kDouble},
                                {"bfloat16", Dtype::kBFloat16},
                                {"float16", Dtype::kHalf}});
-  for (const auto& [name, value] :
-       {std::pair{"T", T}, {"I", I}, {"H", H}, {"directions", int64_t{directions}}, {"threads", int64_t{threads}}}) {
+  for (const auto& [name, value] : {std::pair{"T", T},
+                                    {"I", I},
+                                    {"H", H},
+                                    {"directions", int64_t{directions}},
+                                    {"threads", int64_t{threads}},
+                                    {"lanes", int64_t{lanes}},
+                                    {"tile_rows", int64_t{tile_rows}}}) {
     if (value < 1) throw py::value_error(std::string(name) + ": expected at least 1, got " + std::to_string(value));
-  }
-  if (vector_bytes != 16 && vector_bytes != 32 && vector_bytes != 64) {
-    throw py::value_error("vector_bytes: expected 16, 32 or 64, got " + std::to_string(vector_bytes));
   }
   if (B < 0) throw py::value_error("B: expected at least 0, got " + std::to_string(B));
   if (P < 0 || (P && cell != "lstm")) throw py::value_error("P: expected a projection size for an LSTM, or 0");
@@ -163,18 +188,10 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
   shape.P = P;
   shape.D = directions;
   shape.bias = true;
-  const int64_t G = gates_of(shape.cell), out = shape.out_size();
-  const int64_t element = shape.dtype == Dtype::kDouble ? 8 : 4;
-  const int64_t storage = static_cast<int64_t>(size_of(shape.dtype));
-  const bool lstm = shape.cell == CellKind::kLstm;
-
   py::dict result;
   result["device"] = device;
   if (device == "cpu") {
-    CpuMachine machine;
-    machine.threads = threads;
-    machine.lanes = vector_bytes / static_cast<int>(element);
-    machine.tile_rows = vector_bytes == 64 ? 6 : 3;
+    const CpuMachine machine{.threads = threads, .lanes = lanes, .tile_rows = tile_rows};
     const CpuPlan chosen = plan_cpu(shape, machine);
     result["kernel"] = chosen.direct ? "direct" : "packed";
     result["reason"] = chosen.reason;
@@ -187,7 +204,7 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
   } else if (device == "cuda") {
     if (!gpu) throw py::value_error("gpu: expected the properties of a device");
     const cuda::CudaDevice properties = cuda_device(*gpu);
-    const CudaTier wanted = one_of<CudaTier>("tier", tier, kTiers);
+    const Tier wanted = one_of<Tier>("tier", tier, choices_of<Tier>(kTierNames));
     const std::optional<PlanTable> given = table ? std::optional(table_of(*table)) : std::nullopt;
     const auto pass = [&](cuda::Pass which) {
       return cuda_pass(plan_cuda(shape, tf32, which, properties, wanted, given ? *given : plan_table()));
@@ -197,18 +214,14 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
   } else {
     throw py::value_error("device: expected 'cpu' or 'cuda', got '" + device + "'");
   }
-  // The cost model: what the arithmetic and the recurrent weights ask for at least.
-  const double rows = static_cast<double>(T) * static_cast<double>(B) * directions;
-  const double product = 2.0 * rows * static_cast<double>(G * H * (I + out) + P * H);
-  result["flops"] = training ? 3 * product : product;
-  result["weight_bytes"] = storage * directions * (G * H * (I + out) + P * H);
-  // The CPU multiplies in float at least, a persistent tier keeps its weights.
-  const bool kept = device == "cuda" && py::cast<std::string>(result["kernel"]) != "stepwise";
-  result["step_weight_bytes"] =
-      kept ? int64_t{0} : (device == "cuda" ? storage : element) * directions * (G * H * out + P * H);
-  result["saved_bytes_per_step"] =
-      training ? directions * B * (storage * (saved_of(shape.cell) * H) + (lstm ? element * H : 0)) : int64_t{0};
-  result["saved_bytes_per_step_recompute"] = training ? directions * B * (lstm ? element * H : 0) : int64_t{0};
+  // A persistent tier keeps its weights.
+  const bool on_cpu = device == "cpu", kept = !on_cpu && py::cast<std::string>(result["kernel"]) != "stepwise";
+  const LayerCost cost = cost_of(shape, training, on_cpu);
+  result["flops"] = cost.flops;
+  result["weight_bytes"] = cost.weight_bytes;
+  result["step_weight_bytes"] = kept ? int64_t{0} : cost.step_weight_bytes;
+  result["saved_bytes_per_step"] = cost.saved_bytes_per_step;
+  result["saved_bytes_per_step_recompute"] = cost.saved_bytes_per_step_recompute;
   result["packed"] = packed;
   return result;
 }
@@ -218,9 +231,11 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts and kernel plans of fastrnn.";
   m.def("build_info", &build_info);
+  m.def("lists", &lists);
   m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P") = 0, py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("training") = false,
-        py::arg("packed") = false, py::arg("threads") = 1, py::arg("vector_bytes") = 64, py::arg("gpu") = py::none(),
-        py::arg("tf32") = false, py::arg("tier") = "auto", py::arg("table") = py::none());
+        py::arg("packed") = false, py::arg("threads") = 1, py::arg("lanes") = 16, py::arg("tile_rows") = 6,
+        py::arg("gpu") = py::none(), py::arg("tf32") = false, py::arg("tier") = "auto",
+        py::arg("table") = py::none());
   m.def("plan_table_provenance", [] { return plan_table().provenance; });
 }

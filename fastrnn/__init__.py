@@ -5,16 +5,23 @@ checkpoints and numbers. ``fastrnn.functional`` is the stateless interface, ``fa
 recurrences in plain torch.
 """
 
-from . import (
-    _onnx,  # noqa: F401 - what the operators are in ONNX, for torch.onnx.export to find
-    compat,
-    functional,
-    reference,
+import sys
+
+from . import compat, functional, reference
+from ._ops import (
+    differentiable,  # noqa: F401 - registers the derivatives of what tracers write
+    flops,  # noqa: F401 - and what torch's counter of operations counts for the operators
+    onnx,  # noqa: F401 - what the operators are in ONNX, for torch.onnx.export to find
+    script,  # noqa: F401 - registers what TorchScript calls and torch.jit.trace records
 )
+from ._plan.explain import explain
+from ._run import streaming as _streaming
+from ._run.streaming import Streamer
+from ._run.wavefront import wavefront
 from ._version import __version__
-from ._wavefront import wavefront
-from .convert import convert, revert
-from .explain import explain
+from .compat import _convert
+from .compat._convert import convert, revert
+from .compat._patch import patch
 from .modules import (
     GRU,
     LSTM,
@@ -29,8 +36,10 @@ from .modules import (
     SRUppCell,
     SRUppProjectedLinear,
 )
-from .patch import patch
-from .streaming import Streamer
+
+# Where pickles look that were made before these modules moved: streamers, and layers of convert().
+sys.modules[f"{__name__}.streaming"] = _streaming
+sys.modules[f"{__name__}.convert"] = _convert
 
 __all__ = [
     "GRU",

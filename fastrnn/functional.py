@@ -26,8 +26,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _checks, _checks_sru, _sru, _torch, reference
-from ._stack import Stack, autocast_inputs, autocasting, choose, run
+from . import _checks, reference
+from ._checks import scan as scan_checks
+from ._run import native, symbolic
+from ._run import scan as run_scan
+from ._run.rnn import Stack, autocast_inputs, autocasting, choose, run
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell", "sru", "sru_scan"]
 
@@ -67,11 +70,15 @@ def lstm(
         RuntimeError: sizes that do not fit together, T = 0, tensors on different devices, bad batch_sizes, or
             ``backend="fused"`` or a tier where no kernel covers the dtype or device, or the tier the layer.
     """
-    stack = _stack(
-        "LSTM", "lstm", params, bias, num_layers, dropout, training, bidirectional, batch_first, save, backend
-    )
-    y, h, c = run(stack, input, hx, params, batch_sizes)
-    return y, (h, c)
+    try:
+        layout = bidirectional, batch_first, save, backend
+        stack = _stack("LSTM", "lstm", params, bias, num_layers, dropout, training, *layout)
+        y, h, c = run(stack, input, hx, params, batch_sizes)
+        return y, (h, c)
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(lstm, locals())) is None:
+            raise
+        return node
 
 
 def gru(
@@ -93,11 +100,15 @@ def gru(
 
     Returns output (T, B, D*H), or laid out like the input, and h_n (L*D, B, H).
     """
-    stack = _stack(
-        "GRU", "gru", params, bias, num_layers, dropout, training, bidirectional, batch_first, save, backend
-    )
-    y, h, _ = run(stack, input, hx, params, batch_sizes)
-    return y, h
+    try:
+        layout = bidirectional, batch_first, save, backend
+        stack = _stack("GRU", "gru", params, bias, num_layers, dropout, training, *layout)
+        y, h, _ = run(stack, input, hx, params, batch_sizes)
+        return y, h
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(gru, locals())) is None:
+            raise
+        return node
 
 
 def rnn(
@@ -117,13 +128,17 @@ def rnn(
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """A multi-layer Elman RNN, tanh or relu. Otherwise as :func:`gru`."""
-    _checks.one_of("rnn", "nonlinearity", nonlinearity, _checks.NONLINEARITIES)
-    cell = f"rnn_{nonlinearity}"
-    stack = _stack(
-        "RNN", cell, params, bias, num_layers, dropout, training, bidirectional, batch_first, save, backend
-    )
-    y, h, _ = run(stack, input, hx, params, batch_sizes)
-    return y, h
+    try:
+        _checks.one_of("rnn", "nonlinearity", nonlinearity, _checks.NONLINEARITIES)
+        cell = f"rnn_{nonlinearity}"
+        layout = bidirectional, batch_first, save, backend
+        stack = _stack("RNN", cell, params, bias, num_layers, dropout, training, *layout)
+        y, h, _ = run(stack, input, hx, params, batch_sizes)
+        return y, h
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(rnn, locals())) is None:
+            raise
+        return node
 
 
 def lstm_cell(
@@ -141,7 +156,12 @@ def lstm_cell(
     input (B, I) or (I,); hx = (h, c), each (B, H) or (H,), or None for zeros; w_ih (4H, I), w_hh (4H, H),
     biases (4H,) or None. Returns the new h and c. RuntimeError where sizes, dtypes or devices do not fit.
     """
-    return _cell("LSTMCell", "lstm", input, hx, w_ih, w_hh, b_ih, b_hh, backend)
+    try:
+        return _cell("LSTMCell", "lstm", input, hx, w_ih, w_hh, b_ih, b_hh, backend)
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(lstm_cell, locals())) is None:
+            raise
+        return node
 
 
 def gru_cell(
@@ -155,7 +175,12 @@ def gru_cell(
     backend: str = "auto",
 ) -> Tensor:
     """One step of a GRU: as :func:`lstm_cell` with hx = h, w_ih (3H, I), w_hh (3H, H). Returns the new h."""
-    return _cell("GRUCell", "gru", input, hx, w_ih, w_hh, b_ih, b_hh, backend)[0]
+    try:
+        return _cell("GRUCell", "gru", input, hx, w_ih, w_hh, b_ih, b_hh, backend)[0]
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(gru_cell, locals())) is None:
+            raise
+        return node
 
 
 def rnn_cell(
@@ -170,8 +195,13 @@ def rnn_cell(
     backend: str = "auto",
 ) -> Tensor:
     """One step of an Elman RNN: as :func:`gru_cell` with w_ih (H, I) and w_hh (H, H)."""
-    _checks.one_of("rnn_cell", "nonlinearity", nonlinearity, _checks.NONLINEARITIES)
-    return _cell("RNNCell", f"rnn_{nonlinearity}", input, hx, w_ih, w_hh, b_ih, b_hh, backend)[0]
+    try:
+        _checks.one_of("rnn_cell", "nonlinearity", nonlinearity, _checks.NONLINEARITIES)
+        return _cell("RNNCell", f"rnn_{nonlinearity}", input, hx, w_ih, w_hh, b_ih, b_hh, backend)[0]
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(rnn_cell, locals())) is None:
+            raise
+        return node
 
 
 def sru(
@@ -203,32 +233,41 @@ def sru(
     Returns:
         h (L, B, O) or (N, O), and the last c (B, O).
     """
-    x = _checks.tensor("sru", "input", input)
-    packed = batch_sizes is not None
-    _checks_sru.dims("sru", x, (2,) if packed else (3,), "(N, I)" if packed else "(L, B, I)")
-    features = _checks.tensor("sru", "weight_c", weight_c).numel() // 2
-    k = 4 if has_skip_term and x.size(-1) != features else 3
-    _checks_sru.shape("sru", "weight", weight, (k * features, x.size(-1)))
-    _checks_sru.shape("sru", "weight_c", weight_c, (2 * features,))
-    _checks_sru.shape("sru", "bias", bias, (2 * features,))
-    _checks_sru.like_input("sru", x, [("weight", weight)], autocast=autocasting(x))
-    if c0 is None:
-        rows = x.size(-2) if batch_sizes is None else int(batch_sizes[0])
-        c0 = x.new_zeros((rows, features))
-    return sru_scan(
-        _sru.project_weight(weight, x, k),
-        x if has_skip_term and k == 3 else None,
-        weight_c.view(2, features),
-        bias.view(2, features),
-        c0,
-        mask_pad=mask_pad,
-        drop_mask=drop_mask,
-        batch_sizes=batch_sizes,
-        use_tanh=use_tanh,
-        scale=scale,
-        bidirectional=bidirectional,
-        backend=backend,
-    )
+    try:
+        x = _checks.tensor("sru", "input", input)
+        packed = batch_sizes is not None
+        scan_checks.dims("sru", x, (2,) if packed else (3,), "(N, I)" if packed else "(L, B, I)")
+        features = _checks.tensor("sru", "weight_c", weight_c).numel() // 2
+        k = 4 if has_skip_term and x.size(-1) != features else 3
+        scan_checks.shape("sru", "weight", weight, (k * features, x.size(-1)))
+        scan_checks.shape("sru", "weight_c", weight_c, (2 * features,))
+        scan_checks.shape("sru", "bias", bias, (2 * features,))
+        scan_checks.like_input("sru", x, [("weight", weight)], autocast=autocasting(x))
+        pads = mask_pad
+        if mask_pad is not None and not packed:
+            pads = scan_checks.mask("sru", "mask_pad", mask_pad, x.device, tuple(x.shape[:2]))
+            x = run_scan.without_pads(x, pads)
+        if c0 is None:
+            rows = x.size(-2) if batch_sizes is None else int(batch_sizes[0])
+            c0 = x.new_zeros((rows, features))
+        return sru_scan(
+            run_scan.project_weight(weight, x, k),
+            x if has_skip_term and k == 3 else None,
+            weight_c.view(2, features),
+            bias.view(2, features),
+            c0,
+            mask_pad=pads,
+            drop_mask=drop_mask,
+            batch_sizes=batch_sizes,
+            use_tanh=use_tanh,
+            scale=scale,
+            bidirectional=bidirectional,
+            backend=backend,
+        )
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(sru, locals())) is None:
+            raise
+        return node
 
 
 def sru_scan(
@@ -254,13 +293,18 @@ def sru_scan(
     Raises:
         ValueError, RuntimeError: sizes, dtypes and devices that do not fit, naming the argument.
     """
-    _checks.one_of("sru_scan", "backend", backend, _checks.BACKENDS)
-    mask_pad = _checks_sru.scan_arguments(
-        u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, bidirectional
-    )
-    options = {"use_tanh": use_tanh, "scale": scale, "bidirectional": bidirectional, "backend": backend}
-    masks = {"v": v, "mask_pad": mask_pad, "drop_mask": drop_mask, "batch_sizes": batch_sizes}
-    return _sru.scan(u, x, weight_c, bias, c0, **masks, **options)
+    try:
+        _checks.one_of("sru_scan", "backend", backend, _checks.BACKENDS)
+        mask_pad = scan_checks.scan_arguments(
+            u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, bidirectional
+        )
+        options = {"use_tanh": use_tanh, "scale": scale, "bidirectional": bidirectional, "backend": backend}
+        masks = {"v": v, "mask_pad": mask_pad, "drop_mask": drop_mask, "batch_sizes": batch_sizes}
+        return run_scan.scan(u, x, weight_c, bias, c0, **masks, **options)
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(sru_scan, locals())) is None:
+            raise
+        return node
 
 
 def _stack(
@@ -276,7 +320,7 @@ def _stack(
     )
 
 
-def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend):
+def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend="auto"):
     """One step. Returns h and, for the LSTM, c. It takes microseconds, and so must what comes before it."""
     x, h, c = _checks.tensor(name, "input", input), None, None
     if x.layout is not torch.strided or x.is_nested:
@@ -317,9 +361,9 @@ def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend):
         other = w_ih.new_zeros(w_ih.size(0))
         weights = [w_ih, w_hh, other if b_ih is None else b_ih, other if b_hh is None else b_hh]
     if backend == "cudnn":  # autocast included
-        h, c = _torch.cell(cell, x, h, c, weights)
+        h, c = native.cell(cell, x, h, c, weights)
     elif autocasting(x):
-        found = None if x.is_cpu else _torch.cell_instead(backend, cell, x, h, c, weights)
+        found = None if x.is_cpu else native.cell_instead(backend, cell, x, h, c, weights)
         if found is None:
             x, h, c, weights, _ = autocast_inputs(cell, False, True, x, h, c, weights)
             with torch.autocast(x.device.type, enabled=False):
@@ -341,7 +385,7 @@ def _cell_step(name, cell, x, h, c, weights, backend):
     if layer is reference.layer:
         _checks.cell_params(name, cell, weights, hidden_size)
         _checks.same_kind(x, [("hidden", h), ("cell", c), *(("parameter", w) for w in weights)])
-        found = _torch.cell_instead(backend, cell, x, h, c, weights)
+        found = native.cell_instead(backend, cell, x, h, c, weights)
         if found is not None:
             return found
     dtype, device = x.dtype, x.device

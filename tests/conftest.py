@@ -11,7 +11,7 @@ import torch
 # Before the package reads it: tests of more threads than this machine has cores are to have them.
 os.environ.setdefault("FASTRNN_CPUS", "64")
 
-from fastrnn import _ops
+from fastrnn._ops import library
 
 
 @pytest.fixture(autouse=True)
@@ -25,13 +25,13 @@ def _same_start(request):
     torch.set_num_threads(request.config.getoption("--threads"))
 
 
-@pytest.fixture(params=_ops.available_cpu_isas())
+@pytest.fixture(params=library.available_cpu_isas())
 def isa(request):
     """The name of each instruction set that runs here, in use for the test; afterwards the one before."""
-    before = _ops.cpu_isa()
-    _ops.set_cpu_isa(request.param)
+    before = library.cpu_isa()
+    library.set_cpu_isa(request.param)
     yield request.param
-    _ops.set_cpu_isa(before)
+    library.set_cpu_isa(before)
 
 
 @pytest.fixture

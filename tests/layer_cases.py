@@ -13,8 +13,10 @@ import torch
 from tolerances import TOLERANCES, worst_of
 from torch import Tensor
 
-from fastrnn import _ops, reference, verification
-from fastrnn.reference_masked import masked_layer
+from fastrnn import reference
+from fastrnn._ops import library
+from fastrnn.proof import numbers
+from fastrnn.reference.rows import masked_layer
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -55,12 +57,12 @@ class Case:
 
     @property
     def tolerance(self) -> tuple[float, float]:
-        return verification.TF32_TOLERANCE if self.tf32 else TOLERANCES[self.dtype]
+        return numbers.TF32_TOLERANCE if self.tf32 else TOLERANCES[self.dtype]
 
     @property
     def mode(self) -> int:
         """What tier and TensorFloat-32 add to the ops' mode."""
-        return _ops.TIERS[self.tier] + _ops.TF32 * self.tf32
+        return library.TIERS[self.tier] + library.TF32 * self.tf32
 
     def __str__(self) -> str:
         """A test's id: what differs from the plainest case."""
@@ -173,11 +175,11 @@ def names(case: Case) -> list[str]:
     ]
 
 
-def expected(case: Case, p: Problem) -> list[Tensor]:
-    """Outputs and every gradient by the reference, in float64."""
+def expected(case: Case, p: Problem, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Outputs and every gradient by the reference, that is by torch's own operations."""
     padding = p.padding.unsqueeze(-1)
     inputs = [p.x.masked_fill(padding, 0), p.h0] + ([] if p.c0 is None else [p.c0]) + p.weights
-    leaves = [t.detach().double().requires_grad_() for t in inputs]
+    leaves = [t.detach().to(dtype).requires_grad_() for t in inputs]
     x, h0, *rest = leaves
     c0 = None if p.c0 is None else rest.pop(0)
     if case.masked:
@@ -188,11 +190,11 @@ def expected(case: Case, p: Problem) -> list[Tensor]:
             x, h0, c0, rest, cell=case.cell, bias=case.bias, batch_sizes=p.batch_sizes
         )
     outputs = [y, hn] + ([] if cn is None else [cn])
-    to, cotangents = list(outputs), [g.double() for g in p.cotangents]
+    to, cotangents = list(outputs), [g.to(dtype) for g in p.cotangents]
     cotangents[0] = cotangents[0].masked_fill(padding, 0)
     if p.grad_cells is not None:
         to.append(cells)
-        cotangents.append(p.grad_cells.double().masked_fill(p.padding.view(-1, 1), 0))
+        cotangents.append(p.grad_cells.to(dtype).masked_fill(p.padding.view(-1, 1), 0))
     gradients = torch.autograd.grad(to, leaves, cotangents)
     return [*(t.detach() for t in outputs), *gradients]
 

@@ -97,9 +97,9 @@ def run(machine: Machine, arguments: list[str]) -> tuple[Machine, int, str]:
 
 def playable(machine: Machine) -> bool:
     """Whether this machine has the instructions."""
-    from fastrnn import _ops
+    from fastrnn._ops import library
 
-    return machine.isa is None or machine.isa in _ops.available_cpu_isas()
+    return machine.isa is None or machine.isa in library.available_cpu_isas()
 
 
 def main(arguments: list[str]) -> int:

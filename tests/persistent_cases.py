@@ -12,12 +12,12 @@ from tolerances import TOLERANCES, worst_of
 from torch import Tensor
 
 from fastrnn import reference
-from fastrnn.reference_masked import masked_layer
-from fastrnn.verification import Tolerance
+from fastrnn.proof.numbers import Tolerance
+from fastrnn.reference.rows import masked_layer
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
-TIERS = ("one CTA", "grid", "cluster")  # persistent.h's Tier
+TIERS = {"one CTA": 1, "grid": 2, "cluster": 4}  # params/mode.h's Tier
 
 #: TF32 rounds to as many bits as float16.
 LIMITS = {name: TOLERANCES[getattr(torch, name, torch.float16)] for name in PRECISIONS}
@@ -237,7 +237,7 @@ def expected(case: Case, p: Problem) -> list[Tensor]:
 
 def forward(ops, case: Case, p: Problem, save: bool = True, in_place: bool = False):
     """(y, hn, cn, gates, cells, error) of the kernel."""
-    precision, tier = PRECISIONS.index(case.precision), TIERS.index(case.tier)
+    precision, tier = PRECISIONS.index(case.precision), TIERS[case.tier]
     biases = [b for of_direction in zip(p.b_ih, p.b_hh, strict=True) for b in of_direction] * case.bias
     gx = p.gx
     if case.inputs:
@@ -249,7 +249,7 @@ def forward(ops, case: Case, p: Problem, save: bool = True, in_place: bool = Fal
 def backward(ops, case: Case, p: Problem, saved, need_state: bool = True, in_place: bool = False):
     """(dgates, dh0, dc0, error) of the kernel, from what forward returned."""
     y, _, _, gates, cells, _ = saved
-    precision, tier = PRECISIONS.index(case.precision), TIERS.index(case.tier)
+    precision, tier = PRECISIONS.index(case.precision), TIERS[case.tier]
     at = (p.offsets, p.lengths, p.resets, len(case.batch_sizes), case.cell, precision, tier, case.cluster)
     grads = (p.grad_y, p.grad_hn, p.grad_cn, p.grad_cells)
     saved = (gates, cells, y, p.h0, p.c0)

@@ -23,8 +23,8 @@ from helpers import flat
 from layer_cases import CELLS, DTYPES, PACKED, Case, problem, worst
 
 import fastrnn
-from fastrnn import _autograd_masked, _ops
-from fastrnn.reference_masked import masked_layer
+from fastrnn._ops import autograd_rows, library
+from fastrnn.reference.rows import masked_layer
 
 F32, F64 = torch.float32, torch.float64
 
@@ -132,7 +132,7 @@ def masked(isa: str) -> Iterator[tuple[str, bool]]:
             weights = [w.clone().requires_grad_() for w in p.weights]
             results = []
             for function, kept in (
-                (_autograd_masked.layer, {"save": save, "keep_cells": True}),
+                (autograd_rows.layer, {"save": save, "keep_cells": True}),
                 (masked_layer, {}),
             ):
                 out = function(*leaves, weights, cell=cell, bias=True, **masks, **kept)
@@ -183,7 +183,7 @@ def streams(label: str) -> Iterator[tuple[str, bool]]:
             k = 3 if inputs == features else 4
             x, c0 = torch.randn(rows, inputs).to(dtype), torch.randn(rows, features).to(dtype)
             weight, gates = torch.randn(features * k, inputs).to(dtype), torch.randn(2 * features).to(dtype)
-            h, _ = _ops.sru_step(x, weight, x if k == 3 else None, gates, gates, c0, True, 1.0)
+            h, _ = library.sru_step(x, weight, x if k == 3 else None, gates, gates, c0, True, 1.0)
             expected, _ = fastrnn.functional.sru(x[None], c0, weight, gates, gates, use_tanh=True)
             close = torch.allclose(h.float(), expected[0].float(), atol=8e-2)
             yield f"{label} SRU step {rows, inputs, features} {dtype}", close
@@ -192,7 +192,7 @@ def streams(label: str) -> Iterator[tuple[str, bool]]:
 def bad_packed() -> Iterator[tuple[str, tuple]]:
     """Packed weights that were cut off, or whose header says more than there is."""
     p = problem(Case("lstm", B=3, dtype=F32))
-    packed = _ops.pack(list(p.weights), "lstm", True)
+    packed = library.pack(list(p.weights), "lstm", True)
     cases = {"a byte short": packed[:-1], "header alone": packed[:128]}
     for i, (name, value) in enumerate((("I", 11), ("H", 15), ("P", 6))):
         cases[f"{name} = {value}"] = forged = packed.clone()
@@ -235,8 +235,8 @@ def main() -> int:
         return known[case]
 
     torch.ops.fastrnn.cpu_limit_threads(64, True)  # threads, whether or not there are cores for them
-    for isa in _ops.available_cpu_isas():
-        _ops.set_cpu_isa(isa)
+    for isa in library.available_cpu_isas():
+        library.set_cpu_isa(isa)
         torch.set_num_threads(1)
         for case in (*cases(quick), *sizes(quick)):
             layer(case, isa)
@@ -252,8 +252,10 @@ def main() -> int:
             for what, ok in (*masked(label), *episodes(label), *streams(label)):
                 check(what, ok)
         print(f"{isa}: {time.monotonic() - start:.0f} s", flush=True)
-    bad = [(_ops.forward, *b) for b in bad_arguments()] + [(_ops.masked_forward, *b) for b in bad_masks()]
-    bad += [(_ops.stream, *b) for b in bad_packed()]
+    bad = [(library.forward, *b) for b in bad_arguments()] + [
+        (library.masked_forward, *b) for b in bad_masks()
+    ]
+    bad += [(library.stream, *b) for b in bad_packed()]
     for op, what, arguments in bad:
         try:
             op(*arguments)

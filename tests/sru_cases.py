@@ -109,17 +109,17 @@ def names(case: Case) -> list[str]:
     return ["h", "c", *(f"grad {n}" for n in INPUTS if not absent.get(n))]
 
 
-def expected(case: Case, p: Problem) -> list[Tensor]:
-    """Outputs and every gradient by the reference, in float64."""
+def expected(case: Case, p: Problem, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Outputs and every gradient by the reference, that is by torch's own operations."""
 
     def wide(t: Tensor | None) -> Tensor | None:
-        return None if t is None else t.detach().double()
+        return None if t is None else t.detach().to(dtype)
 
     leaves = {n: t if t is None else wide(t).requires_grad_() for n, t in p.inputs.items()}
     masks = {"mask_pad": p.mask_pad, "drop_mask": wide(p.drop_mask), "batch_sizes": p.batch_sizes}
     outputs = reference.sru_scan(**leaves, **masks, **case.options)
     present = [t for t in leaves.values() if t is not None]
-    used = [(o, g.double()) for o, g in zip(outputs, p.cotangents, strict=True) if o.requires_grad]
+    used = [(o, g.to(dtype)) for o, g in zip(outputs, p.cotangents, strict=True) if o.requires_grad]
     gradients = torch.autograd.grad([o for o, _ in used], present, [g for _, g in used], allow_unused=True)
     zeros = [torch.zeros_like(t) if g is None else g for t, g in zip(present, gradients, strict=True)]
     return [*(t.detach() for t in outputs), *zeros]

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
-from fastrnn import _autograd, _ops, functional
+from fastrnn import functional
+from fastrnn._ops import autograd, library
 
 LAYERS = [
     ("LSTM", {}),
@@ -100,7 +101,7 @@ def test_the_cpu_has_no_tiers(backend):
         functional.gru_cell(randn(2, 3), None, *cell.parameters(), backend=backend)
     x, h, w = randn(2, 1, 3), randn(1, 1, 4), [randn(4, 3), randn(4, 4)]
     with pytest.raises(RuntimeError, match="mode: expected 0, 1 or 2, got"):
-        _ops.forward(x, h, None, w, None, "rnn_tanh", False, _ops.TIERS[backend])
+        library.forward(x, h, None, w, None, "rnn_tanh", False, library.TIERS[backend])
 
 
 @pytest.mark.parametrize("backend", ["auto", "fused", "cudnn", "reference"])
@@ -131,20 +132,20 @@ def test_unknown_backend():
 def test_tensorfloat_setting_is_the_one_of_cudnns_layers():
     """torch.backends.cudnn.rnn decides, whichever interface set it, and not cuda.matmul."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        assert not _autograd.rnn_tf32()
+        assert not autograd.rnn_tf32()
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
-        assert _autograd.rnn_tf32()
+        assert autograd.rnn_tf32()
         get, set_ = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
         before = get("cuda", "rnn")
         try:
             set_("cuda", "rnn", "ieee")
-            assert not _autograd.rnn_tf32()
+            assert not autograd.rnn_tf32()
         finally:
             set_("cuda", "rnn", before)
 
 
 def test_modes_do_not_collide():
     """Tier and TensorFloat-32 share a number with what is saved or needed: their bits are apart."""
-    low = set(_ops.SAVE_MODES.values()) | {1, 2, 4, 8}
-    assert max(low) < min(t for t in _ops.TIERS.values() if t)
-    assert all(t % 16 == 0 and t < _ops.TF32 for t in _ops.TIERS.values())
+    low = set(library.SAVE_MODES.values()) | {1, 2, 4, 8}
+    assert max(low) < min(t for t in library.TIERS.values() if t)
+    assert all(t % 16 == 0 and t < library.TF32 for t in library.TIERS.values())

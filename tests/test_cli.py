@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastrnn import __version__, _gpus, _ops, verification
+from fastrnn import __version__
+from fastrnn._ops import library
+from fastrnn._plan import gpus
 from fastrnn.cli import console, main
+from fastrnn.proof import numbers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -85,7 +88,7 @@ def test_info_names_what_matters(capsys, plain):
     for text in (
         __version__,
         torch.__version__,
-        _ops.cpu_isa(),
+        library.cpu_isa(),
         "threads",
         "GPU",
         "CUDA architectures",
@@ -97,15 +100,15 @@ def test_info_names_what_matters(capsys, plain):
 def test_info_with_rich(capsys):
     pytest.importorskip("rich")
     assert main(["info"]) == 0
-    assert _ops.cpu_isa() in capsys.readouterr().out
+    assert library.cpu_isa() in capsys.readouterr().out
 
 
 def test_info_json(capsys):
     assert main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["versions"]["fastrnn"] == __version__
-    assert found["machine"]["isa"] == _ops.cpu_isa()
-    assert found["machine"]["available_isas"] == _ops.available_cpu_isas()
+    assert found["machine"]["isa"] == library.cpu_isa()
+    assert found["machine"]["available_isas"] == library.available_cpu_isas()
     assert found["threads"]["torch"] == found["threads"]["kernels"] == torch.get_num_threads()
     assert found["cuda"]["torch_sees_gpu"] == torch.cuda.is_available()
     assert "cuda_archs" in found["build"]
@@ -124,7 +127,7 @@ def test_verify_passes(capsys):
     assert main(["verify", "--cell", "gru", "--dtype", "float32", "float64"]) == 0
     out = capsys.readouterr().out
     for text in (
-        *_ops.available_cpu_isas(),
+        *library.available_cpu_isas(),
         "gru layers, bidirectional",
         "gru packed",
         "gru cells",
@@ -134,8 +137,8 @@ def test_verify_passes(capsys):
 
 
 def test_verify_fails_over_tolerance(capsys, plain, monkeypatch):
-    monkeypatch.setitem(verification.TOLERANCES, "float32", verification.Tolerance(1e-12, 1e-12))
-    isa = _ops.available_cpu_isas()[-1]
+    monkeypatch.setitem(numbers.TOLERANCES, "float32", numbers.Tolerance(1e-12, 1e-12))
+    isa = library.available_cpu_isas()[-1]
     assert main(["verify", "--cell", "lstm", "--dtype", "float32", "--path", "cells", "--isa", isa]) == 1
     out = capsys.readouterr().out
     assert "FAILED lstm cells float32" in out
@@ -143,20 +146,20 @@ def test_verify_fails_over_tolerance(capsys, plain, monkeypatch):
 
 
 def test_verify_reports_what_is_raised_and_restores_the_instruction_set(monkeypatch):
-    before = _ops.cpu_isa()
-    genuine = verification.run_functional
+    before = library.cpu_isa()
+    genuine = numbers.run_functional
 
     def broken(data, dtype, backend, mode):
         if backend == "fused":
             raise RuntimeError("no such kernel")
         return genuine(data, dtype, backend, mode)
 
-    monkeypatch.setattr(verification, "run_functional", broken)
-    wanted = verification.checks(["rnn_relu"], ["float64"], ["cells"])
-    outcomes = verification.verify(wanted)
-    assert [o.ok for o in outcomes] == [False] * len(_ops.available_cpu_isas())
+    monkeypatch.setattr(numbers, "run_functional", broken)
+    wanted = numbers.checks(["rnn_relu"], ["float64"], ["cells"])
+    outcomes = numbers.verify(wanted)
+    assert [o.ok for o in outcomes] == [False] * len(library.available_cpu_isas())
     assert outcomes[0].error == "RuntimeError: no such kernel"
-    assert _ops.cpu_isa() == before
+    assert library.cpu_isa() == before
 
 
 def test_verify_goes_on_without_torch_nn(monkeypatch):
@@ -166,24 +169,22 @@ def test_verify_goes_on_without_torch_nn(monkeypatch):
     def refused(data):
         raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED\nand a hint")
 
-    monkeypatch.setattr(verification, "run_torch", refused)
-    check = verification.Check("gru", "layers", 1, "float64")
-    targets = [verification.Target("here")]
-    monkeypatch.setattr(
-        verification, "make_data", lambda c, size, _, made=verification.make_data: made(c, size, "cpu")
-    )
-    (outcome,) = verification.run_check(check, targets, "cuda", lambda name: None)
+    monkeypatch.setattr(numbers, "run_torch", refused)
+    check = numbers.Check("gru", "layers", 1, "float64")
+    targets = [numbers.Target("here")]
+    monkeypatch.setattr(numbers, "make_data", lambda c, size, _, made=numbers.make_data: made(c, size, "cpu"))
+    (outcome,) = numbers.run_check(check, targets, "cuda", lambda name: None)
     assert outcome.ok
     assert 0 < outcome.output <= check.tolerance.output
     assert outcome.from_torch == outcome.torch_output == 0
     assert outcome.torch_error == "RuntimeError: cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"
     with pytest.raises(RuntimeError, match="NOT_SUPPORTED"):
-        verification.run_check(check, targets, "cpu", lambda name: None)
+        numbers.run_check(check, targets, "cpu", lambda name: None)
 
 
 def test_verify_json_and_the_gpus_options(tmp_path):
     """The outcomes with tolerances, commit and machine; options of a GPU without one are an error."""
-    isa = _ops.available_cpu_isas()[0]
+    isa = library.available_cpu_isas()[0]
     file = tmp_path / "new" / "verify.json"
     arguments = ["verify", "--cell", "gru", "--dtype", "float64", "--path", "cells", "--isa", isa]
     assert main([*arguments, "--json", str(file)]) == 0  # folders that do not exist yet are made
@@ -191,7 +192,7 @@ def test_verify_json_and_the_gpus_options(tmp_path):
     assert found["ok"] is True
     assert found["outcomes"][0]["check"]["cell"] == "gru"
     assert found["outcomes"][0]["runs"] > 0
-    assert found["outcomes"][0]["tolerance"]["output"] == verification.TOLERANCES["float64"].output
+    assert found["outcomes"][0]["tolerance"]["output"] == numbers.TOLERANCES["float64"].output
     for wrong in (["--tier", "grid"], ["--dtype", "tf32"]):
         with pytest.raises(SystemExit, match="about a GPU"):
             main(["verify", *wrong])
@@ -199,8 +200,8 @@ def test_verify_json_and_the_gpus_options(tmp_path):
 
 def test_verify_asks_a_tier_only_for_what_it_takes():
     """On paper: the persistent tiers leave out float64 and projections, and each leaves out some sizes."""
-    gpu = _gpus.find("H100")
-    auto, one_cta, cluster, grid, stepwise = verification.cuda_targets("cuda", gpu=gpu)
+    gpu = gpus.find("H100")
+    auto, one_cta, cluster, grid, stepwise = numbers.cuda_targets("cuda", gpu=gpu)
     assert [t.name for t in (auto, one_cta, cluster, grid, stepwise)] == [
         "cuda auto",
         "cuda one_cta",
@@ -208,34 +209,34 @@ def test_verify_asks_a_tier_only_for_what_it_takes():
         "cuda grid",
         "cuda stepwise",
     ]
-    for check in verification.checks(dtypes=(*verification.DTYPES, verification.TF32)):
-        sizes = [s for s in verification.CUDA_SIZES if one_cta.takes(check, s)]
-        assert all(auto.takes(check, s) for s in verification.CUDA_SIZES)
-        scan = check.cell in verification.SCANS
-        assert all(stepwise.takes(check, s) != scan for s in verification.CUDA_SIZES)
+    for check in numbers.checks(dtypes=(*numbers.DTYPES, numbers.TF32)):
+        sizes = [s for s in numbers.CUDA_SIZES if one_cta.takes(check, s)]
+        assert all(auto.takes(check, s) for s in numbers.CUDA_SIZES)
+        scan = check.cell in numbers.SCANS
+        assert all(stepwise.takes(check, s) != scan for s in numbers.CUDA_SIZES)
         if check.dtype == "float64" or check.path == "proj" or scan:
             assert not sizes
         elif check.dtype != "float32":
             assert sizes
-            assert len(sizes) < len(verification.CUDA_SIZES)
-            assert any(grid.takes(check, s) for s in verification.CUDA_SIZES)
-            assert any(cluster.takes(check, s) for s in verification.CUDA_SIZES)
+            assert len(sizes) < len(numbers.CUDA_SIZES)
+            assert any(grid.takes(check, s) for s in numbers.CUDA_SIZES)
+            assert any(cluster.takes(check, s) for s in numbers.CUDA_SIZES)
 
 
 def test_verify_compares_tensorfloat_as_tensorfloat(monkeypatch):
     """A tf32 check computes in float32, with cuDNN's setting on for its time, within TF32's tolerance."""
-    check = verification.Check("gru", "cells", 1, verification.TF32)
+    check = numbers.Check("gru", "cells", 1, numbers.TF32)
     assert check.torch_dtype == torch.float32
     seen = []
-    genuine = verification.run_functional
+    genuine = numbers.run_functional
 
     def watched(data, dtype, backend, mode):
         seen.append((dtype, torch._C._get_fp32_precision_getter("cuda", "rnn")))
         return genuine(data, dtype, backend, mode)
 
-    monkeypatch.setattr(verification, "run_functional", watched)
+    monkeypatch.setattr(numbers, "run_functional", watched)
     before = torch._C._get_fp32_precision_getter("cuda", "rnn")
-    outcomes = verification.verify([check], [_ops.available_cpu_isas()[0]])
+    outcomes = numbers.verify([check], [library.available_cpu_isas()[0]])
     assert outcomes[0].ok
     assert (torch.float32, "tf32") in seen
     assert torch._C._get_fp32_precision_getter("cuda", "rnn") == before
@@ -246,14 +247,14 @@ def test_verify_compares_tensorfloat_as_tensorfloat(monkeypatch):
 
 
 def test_verify_covers_everything():
-    everything = verification.checks()
-    assert {c.cell for c in everything} == set(verification.CELLS)
-    assert {c.dtype for c in everything} == set(verification.DTYPES)
+    everything = numbers.checks()
+    assert {c.cell for c in everything} == set(numbers.CELLS)
+    assert {c.dtype for c in everything} == set(numbers.DTYPES)
     assert {(c.path, c.directions) for c in everything if c.cell == "lstm"} == {
         *((p, d) for p in ("layers", "packed", "proj") for d in (1, 2)),
         ("cells", 1),
     }
-    for cell in verification.SCANS:
+    for cell in numbers.SCANS:
         found = {(c.path, c.directions) for c in everything if c.cell == cell}
         assert found == {(p, d) for p in ("layers", "packed") for d in (1, 2)}
 
@@ -262,33 +263,33 @@ def test_verify_checks_the_sru(capsys):
     """The SRU's scan is verified on every instruction set like the other recurrences."""
     assert main(["verify", "--cell", "sru"]) == 0
     out = capsys.readouterr().out
-    for text in (*_ops.available_cpu_isas(), "sru layers, bidirectional", "sru packed", "0 over"):
+    for text in (*library.available_cpu_isas(), "sru layers, bidirectional", "sru packed", "0 over"):
         assert text in out
 
 
 def test_verify_checks_srupp(monkeypatch):
     """SRU++ is verified, and judged by what its kernels add to the error of torch's own operations: a scan
     that is wrong by a part in fifty fails, in a half type too."""
-    from fastrnn import _autograd_sru
+    from fastrnn._ops import autograd_scan
 
-    isa = _ops.available_cpu_isas()[:1]
-    wanted = verification.checks(["srupp"], ["float32", "bfloat16"], ["packed"])
-    assert all(outcome.ok for outcome in verification.verify(wanted, isa))
-    genuine = _autograd_sru.scan
+    isa = library.available_cpu_isas()[:1]
+    wanted = numbers.checks(["srupp"], ["float32", "bfloat16"], ["packed"])
+    assert all(outcome.ok for outcome in numbers.verify(wanted, isa))
+    genuine = autograd_scan.scan
 
     def broken(*args, **options):
         h, c = genuine(*args, **options)
         return h * 1.02, c
 
-    monkeypatch.setattr(_autograd_sru, "scan", broken)
-    assert not any(outcome.ok for outcome in verification.verify(wanted, isa))
+    monkeypatch.setattr(autograd_scan, "scan", broken)
+    assert not any(outcome.ok for outcome in numbers.verify(wanted, isa))
 
 
 def test_distance_sees_nan_and_shapes():
     ones = torch.ones(3)
-    assert verification.distance(torch.tensor([1.0, float("nan"), 1.0]), ones) == float("inf")
-    assert verification.distance(torch.ones(2), ones) == float("inf")
-    assert verification.distance(ones, ones) == 0
+    assert numbers.distance(torch.tensor([1.0, float("nan"), 1.0]), ones) == float("inf")
+    assert numbers.distance(torch.ones(2), ones) == float("inf")
+    assert numbers.distance(ones, ones) == 0
 
 
 # Terminal

@@ -30,7 +30,9 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
-from fastrnn import _C, _gpus, reference, verification
+from fastrnn import _C, reference
+from fastrnn._plan import gpus
+from fastrnn.proof import numbers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -82,7 +84,7 @@ def takes(case: Case) -> bool:
     steps, rows = (len(case.sizes), case.sizes[0]) if case.sizes else (case.T, case.B)
     shape = {"T": steps, "B": rows, "I": case.IN, "H": case.H, "P": case.P, "directions": case.D}
     dtype = str(case.dtype).removeprefix("torch.")
-    gpu = _gpus.find().properties()
+    gpu = gpus.find().properties()
     plan = _C.plan(
         device="cuda",
         cell=case.cell,
@@ -325,7 +327,7 @@ def test_modules_follow_cudnns_tf32_setting():
             got = module_results(ours, x.to(DEVICE))
         errors[allowed] = max(error(g, w) for g, w in zip(got, want, strict=True))
     assert errors[False] <= 2 * TOLERANCES[torch.float32].gradient
-    assert errors[False] < errors[True] <= verification.TF32_TOLERANCE.gradient
+    assert errors[False] < errors[True] <= numbers.TF32_TOLERANCE.gradient
 
 
 # Streams, graphs, devices, memory

@@ -17,11 +17,11 @@ import pytest
 import torch
 from emu.build import CUDA, find_cuda_tool
 
-from fastrnn import _ops
+from fastrnn._ops import library
 
-PRECISIONS = ("float", "tf32", "bfloat16", "half")  # persistent.h's Precision
+PRECISIONS = ("float", "tf32", "bfloat16", "half")  # persistent/params.h's Precision
 STATIC_SHARED_LIMIT = 48 << 10  # bytes a block, on every architecture
-LIBRARY = Path(_ops.__file__).with_name("libfastrnn_cuda.so")
+LIBRARY = Path(library.__file__).with_name("libfastrnn_cuda.so")
 
 needs_library = pytest.mark.skipif(
     torch.version.cuda is None or os.environ.get("FASTRNN_CUDA") == "0" or find_cuda_tool("nvcc") is None,
@@ -108,7 +108,11 @@ def test_resource_table(compiled, capsys):
 
 def test_kernel_files_include_no_torch():
     """Kernels know pointers and sizes: their files compile in seconds, and without torch."""
-    contracts = [CUDA / "stepwise.h", CUDA / "scan.h", *CUDA.glob("persistent/*.h")]
+    contracts = [
+        CUDA / "stepwise" / "kernels.h",
+        CUDA / "scan" / "kernels.h",
+        CUDA / "persistent" / "params.h",
+    ]
     for path in (*CUDA.rglob("*.cu"), *CUDA.rglob("*.cuh"), *contracts):
         assert not re.search(r"#include\s*[<\"](torch|ATen|c10)/", path.read_text()), path.name
 
@@ -116,9 +120,10 @@ def test_kernel_files_include_no_torch():
 @needs_library
 def test_library_loads_without_a_gpu():
     """The CUDA library was built, is loaded, and knows no Python: one file for every interpreter."""
-    assert _ops.cuda_loaded
+    assert library.cuda_loaded
     layers = ("rnn_forward", "rnn_backward", "rnn_masked_forward", "rnn_masked_backward")
-    for op in (*layers, "sru_forward", "sru_backward"):
+    traced = ("rnn_layer", "rnn_masked_layer", "rnn_backward_unlisted", "rnn_masked_backward_unlisted")
+    for op in (*layers, *traced, "sru_forward", "sru_backward", "sru_scan"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastrnn::{op}", "CUDA")
     symbols = subprocess.check_output(["nm", "-D", "--undefined-only", LIBRARY], text=True)
     assert not re.findall(r"\b_?Py\w+", symbols)

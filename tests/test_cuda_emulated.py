@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from emu.build import NAMESPACE, Fault, library
+from emu import build
+from emu.build import NAMESPACE, Fault
 from emu.faults import assert_found, outcomes
 from layer_cases import (
     ALL,
@@ -32,12 +33,13 @@ from layer_cases import (
     worst,
 )
 
-from fastrnn.reference_masked import masked_layer
+from fastrnn._ops import library
+from fastrnn.reference.rows import masked_layer
 
 
 @pytest.fixture(scope="module")
 def ops():
-    torch.ops.load_library(str(library()))
+    torch.ops.load_library(str(build.library()))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the products are tiny, and the kernels run on one thread anyway
     yield getattr(torch.ops, NAMESPACE)
@@ -169,10 +171,43 @@ def test_under_grad_mode(ops):
 
 
 def test_schemas_are_the_ops(ops):
-    """emu_ops.cpp repeats the schemas of csrc/ops.cpp."""
-    for name in ("rnn_forward", "rnn_backward", "rnn_masked_forward", "rnn_masked_backward"):
+    """emu_ops.cpp repeats the schemas of csrc/ops/schema.cpp."""
+    layers = ("rnn_forward", "rnn_backward", "rnn_backward_unlisted", "rnn_layer")
+    for name in (*layers, *(name.replace("rnn", "rnn_masked") for name in layers), "sru_scan"):
         ours = str(getattr(ops, name).default._schema).replace(NAMESPACE, "fastrnn")
         assert ours == str(getattr(torch.ops.fastrnn, name).default._schema)
+
+
+def test_for_tracers_and_compilers(ops):
+    """The forms that programs and compilers call give what the raw operators give; a mode's options stay."""
+    case = Case("lstm", D=2, P=2, bias=False)
+    p = problem(case)
+    given, rest = (p.x, p.h0, p.c0, p.weights, None), ("lstm", False)
+    y, hn, cn, gates, cells = ops.rnn_forward(*given, *rest, 1)
+    for mode in (0, 1, 2 + library.TIERS["stepwise"]):
+        for a, b in zip(ops.rnn_layer(*given, *rest, mode), (y, hn, cn), strict=True):
+            assert torch.equal(a, b)
+    with pytest.raises(RuntimeError, match="mode: expected"):
+        ops.rnn_layer(*given, *rest, 3)
+    arguments = (*p.cotangents, *given, y, gates, cells, *rest, ALL)
+    *first, weights = ops.rnn_backward(*arguments)
+    found = ops.rnn_backward_unlisted(*arguments)
+    for a, b in zip(found, [*first, *weights], strict=False):
+        assert torch.equal(a, b)
+    assert [t.numel() for t in found[3 + len(weights) :]] == [0] * 4
+
+    case = Case("lstm", D=2, B=5, lengths=LENGTHS, reset="some", dtype=torch.float32)
+    p = problem(case)
+    given, rest = (p.x, p.h0, p.c0, p.weights, p.lengths, p.reset), ("lstm", True)
+    y, hn, cn, gates, cells = ops.rnn_masked_forward(*given, *rest, 1)
+    for keep in (True, False):
+        found = ops.rnn_masked_layer(*given, *rest, keep, 1)
+        for a, b in zip(found, (y, hn, cn, cells if keep else cells.new_empty((0,))), strict=True):
+            assert torch.equal(a, b)
+    arguments = (*p.cotangents, None, *given, y, gates, cells, *rest, ALL)
+    *first, weights = ops.rnn_masked_backward(*arguments)
+    for a, b in zip(ops.rnn_masked_backward_unlisted(*arguments), [*first, *weights], strict=False):
+        assert torch.equal(a, b)
 
 
 def test_every_steps_cells(ops):
@@ -204,7 +239,7 @@ def test_bad_masks_are_one_error(ops):
 
 
 def test_bad_input_is_one_error(ops):
-    """The CUDA ops make the checks that csrc/checks.h holds for every device."""
+    """The CUDA ops make the checks that csrc/ops/check.h holds for every device."""
     case = Case("lstm")
     p = problem(case)
     p.weights[1] = p.weights[1][:, :-1]
@@ -218,39 +253,41 @@ def test_bad_input_is_one_error(ops):
 
 FAULTS = {
     "forward: the recurrent part's gates in reverse order": Fault(
-        "stepwise.cuh", "begins ? A(0) : rec[g * H]", "rec[(G - 1 - g) * H]"
+        "stepwise/kernels.cuh", "begins ? A(0) : rec[g * H]", "rec[(G - 1 - g) * H]"
     ),
     "forward: both directions take the first one's bias": Fault(
-        "stepwise.cuh",
+        "stepwise/kernels.cuh",
         "static_cast<const A*>(p.bias) + d * kRecurrentGates<Cell> * H + u",
         "static_cast<const A*>(p.bias) + u",
     ),
     "backward: the GRU's gradients in another order": Fault(
-        "stepwise.cuh", "g == Cell::kGates - 1 ? 0 : g + 1", "g == 0 ? Cell::kGates - 1 : g - 1"
+        "stepwise/kernels.cuh", "g == Cell::kGates - 1 ? 0 : g + 1", "g == 0 ? Cell::kGates - 1 : g - 1"
     ),
     "backward: every row has a previous step": Fault(
-        "stepwise.cuh", "p.table.runs(pick(p.previous.t, at.direction), at.row)", "true"
+        "stepwise/kernels.cuh", "p.table.runs(pick(p.previous.t, at.direction), at.row)", "true"
     ),
     "recompute: a row's last piece runs past its end": Fault(
-        "stepwise.cuh", "at.unit >= shape.H || at.row >= shape.N", "at.unit > shape.H || at.row >= shape.N"
+        "stepwise/kernels.cuh",
+        "at.unit >= shape.H || at.row >= shape.N",
+        "at.unit > shape.H || at.row >= shape.N",
     ),
     "host: the previous step is this one": Fault(
-        "ops_cuda_backward.cpp", "layer.rows_at(t - 1)", "layer.rows_at(t)"
+        "ops/rnn_backward.cpp", "layer.rows_at(t - 1)", "layer.rows_at(t)"
     ),
     "lengths: a row runs for a step too many": Fault(
-        "stepwise.cuh",
+        "stepwise/kernels.cuh",
         "!p.table.runs(t, at.row)",
         "t > p.table.length(at.row)",
         "    forward_kernel(const StepShape",
     ),
     "backward: resets are ignored": Fault(
-        "stepwise.cuh", "p.table.ends(t, at.direction, at.row)", "false", "A dh = 0, dc = 0"
+        "stepwise/kernels.cuh", "p.table.ends(t, at.direction, at.row)", "false", "A dh = 0, dc = 0"
     ),
     "backward: a row that waits loses its gradient": Fault(
-        "stepwise.cuh", "static_cast<const A*>(p.dh)[state]", "A(0)", "A* const direct"
+        "stepwise/kernels.cuh", "static_cast<const A*>(p.dh)[state]", "A(0)", "A* const direct"
     ),
     "race: the pieces of a row overlap": Fault(
-        "stepwise.cuh",
+        "stepwise/kernels.cuh",
         "static_cast<int64_t>(chunk) * tiling.width",
         "static_cast<int64_t>(chunk) * (tiling.width - 1)",
     ),

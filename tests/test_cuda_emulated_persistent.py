@@ -92,7 +92,7 @@ def cases() -> list[Case]:
     # Rows of weights that begin at a multiple of 4 elements, of 2, of none, whatever H is.
     for i, cell in enumerate(CELLS[:3]):
         for j, precision in enumerate(PRECISIONS):
-            tier = TIERS[(i + j) % (3 if precision != "float32" else 2)]
+            tier = list(TIERS)[(i + j) % (3 if precision != "float32" else 2)]
             for shift in (4, 2, 1):
                 out.append(
                     Case(cell, precision, tier, T=2, B=2, H=36, D=1, inputs=8 * (tier != "grid"), shift=shift)
@@ -112,7 +112,7 @@ def cases() -> list[Case]:
     # x's part made by the kernel: steps of one row, of a few and of full tiles in a product; padded units.
     for i, cell in enumerate(CELLS):
         for j, precision in enumerate(PRECISIONS):
-            tier = TIERS[(i + j) % 3] if (i + j) % 3 < 2 or precision != "float32" else "one CTA"
+            tier = list(TIERS)[(i + j) % 3] if (i + j) % 3 < 2 or precision != "float32" else "one CTA"
             plain = Case(cell, precision, tier)
             out += [
                 replace(plain, T=37, B=1, H=7, D=1, inputs=1),
@@ -183,7 +183,7 @@ def test_nothing_saved_nothing_changed(ops, cell, tier):
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_in_place(ops, cell, tier):
-    """As persistent.h allows: gates saved where gx was, and their gradient written where they were."""
+    """As persistent/params.h allows: gates saved where gx was, and their gradient written where they were."""
     case = Case(cell, "bfloat16", tier, sizes=PACKED)
     p = problem(case)
     apart = forward(ops, case, p)
@@ -225,7 +225,7 @@ def test_a_wait_that_cannot_end_does_not_hang(ops, cell):
 
 def numbers(ops, cell, precision, tier, H, B=8, D=1, backward=False, device=H100, cluster=8):
     """The geometry as a dict, or the reason why there is none."""
-    at = (cell, PRECISIONS.index(precision), TIERS.index(tier), cluster, H, B, D, backward, *device.values())
+    at = (cell, PRECISIONS.index(precision), TIERS[tier], cluster, H, B, D, backward, *device.values())
     values, reason = ops.persistent_geometry(*at)
     assert (reason == "") == bool(values[0])
     keys = ("ctas_a_replica", "replicas", "ctas", "n_tiles", "threads", "shared", "workspace")

@@ -7,131 +7,157 @@ from emu.build import Fault
 from emu.faults import assert_found, outcomes
 
 FAULTS = {
-    "race: one CTA without its barrier": Fault("kernel.cuh", "__syncthreads()", "void()", "struct OneCta"),
-    "race: one CTA with one buffer": Fault("kernel.cuh", "buffers + (i & 1) * words", "buffers + 0 * words"),
-    "race: grid with one buffer": Fault("kernel.cuh", "2 * replica + (i & 1)", "2 * replica"),
+    "race: one CTA without its barrier": Fault(
+        "persistent/kernel.cuh", "__syncthreads()", "void()", "struct OneCta"
+    ),
+    "race: one CTA with one buffer": Fault(
+        "persistent/kernel.cuh", "buffers + (i & 1) * words", "buffers + 0 * words"
+    ),
+    "race: grid with one buffer": Fault("persistent/kernel.cuh", "2 * replica + (i & 1)", "2 * replica"),
     "race: the flag counts as whole one arrival early": Fault(
-        "kernel.cuh", "static_cast<uint32_t>(i + 1) * arrivals", "static_cast<uint32_t>(i + 1) * arrivals - 1"
+        "persistent/kernel.cuh",
+        "static_cast<uint32_t>(i + 1) * arrivals",
+        "static_cast<uint32_t>(i + 1) * arrivals - 1",
     ),
     "race: the sums do not wait for their parts": Fault(
-        "products.cuh", "__syncthreads()", "void()", "float4* part ="
+        "persistent/products.cuh", "__syncthreads()", "void()", "float4* part ="
     ),
     "weights: loads go on beyond the layer": Fault(
-        "weights.cuh", "row + r < row_end && column + i < column_end", "true"
+        "persistent/weights.cuh", "row + r < row_end && column + i < column_end", "true"
     ),
     "weights: rows of a block change places": Fault(
-        "weights.cuh", "words + r * kRowWords", "words + (r ^ 1) * kRowWords"
+        "persistent/weights.cuh", "words + r * kRowWords", "words + (r ^ 1) * kRowWords"
     ),
     "weights: every load takes as many elements as it can": Fault(
-        "persistent.cu",
+        "persistent/launch.cu",
         "elements_at_once(p.w_hh, p.w_hh_stride, p.shape.D, element, H)",
         "4",
         "{p.cells, sizeof(float), H}},",
     ),
     "weights: a chunk of tiles overwrites the one before": Fault(
-        "products.cuh", "(first + i) * kKeptWords", "i * kKeptWords"
+        "persistent/products.cuh", "(first + i) * kKeptWords", "i * kKeptWords"
     ),
     "weights: all warps of a CTA are given the room of those that keep fewest": Fault(
-        "products.cuh",
+        "persistent/products.cuh",
         "at.warp < before ? at.warp * tiles : before * fewer + (at.warp - before) * tiles",
         "at.warp * fewer",
     ),
     "cluster: a tile of units with a warp more is split as the others": Fault(
-        "kernel.cuh", "part_tiles(cut.unit_tiles, at.split)", "part_tiles(cut.unit_tiles, cut.k_split)"
+        "persistent/kernel.cuh",
+        "part_tiles(cut.unit_tiles, at.split)",
+        "part_tiles(cut.unit_tiles, cut.k_split)",
     ),
     "forward: a row that has ended goes on": Fault(
-        "forward.cuh", "lane_rows.run(now, j)", "true", "bool active ="
+        "persistent/forward.cuh", "lane_rows.run(now, j)", "true", "bool active ="
     ),
     "forward: a row runs for a step too many": Fault(
-        "memory.cuh",
+        "persistent/memory.cuh",
         "static_cast<unsigned>(lengths[j])",
         "static_cast<unsigned>(lengths[j]) + 1",
         "bool run(",
     ),
     "forward: both directions take the first one's bias": Fault(
-        "forward.cuh", "p.b_ih[d]", "p.b_ih[0]", "of_input[n] ="
+        "persistent/forward.cuh", "p.b_ih[d]", "p.b_ih[0]", "of_input[n] ="
     ),
     "forward: the next step's gx is this one's": Fault(
-        "forward.cuh", "schedule.at(s + 1)", "now", "nobody waits"
+        "persistent/forward.cuh", "schedule.at(s + 1)", "now", "nobody waits"
     ),
-    "projection: a row's later steps are taken for its first": Fault("projection.cuh", "i / rows", "0"),
+    "projection: a row's later steps are taken for its first": Fault(
+        "persistent/projection.cuh", "i / rows", "0"
+    ),
     "projection: both directions by the first one's weights": Fault(
-        "projection.cuh", "p.w_ih[d]", "p.w_ih[0]"
+        "persistent/projection.cuh", "p.w_ih[d]", "p.w_ih[0]"
     ),
     "projection: rows that have ended are made too": Fault(
-        "projection.cuh", "p.lengths ? p.lengths[column.row] : p.shape.T", "p.shape.T"
+        "persistent/projection.cuh", "p.lengths ? p.lengths[column.row] : p.shape.T", "p.shape.T"
     ),
     "backward: a row that has not begun passes its gradient on": Fault(
-        "backward.cuh", "active ? dh_prev : dh", "dh_prev"
+        "persistent/backward.cuh", "active ? dh_prev : dh", "dh_prev"
     ),
-    "backward: the GRU's gradients in another order": Fault("backward.cuh", "k == G - 1 ? 0 : k + 1", "k"),
+    "backward: the GRU's gradients in another order": Fault(
+        "persistent/backward.cuh", "k == G - 1 ? 0 : k + 1", "k"
+    ),
     "backward: every row has a previous step": Fault(
-        "backward.cuh", "!lane_rows.run(previous, j)", "false", "bool starts ="
+        "persistent/backward.cuh", "!lane_rows.run(previous, j)", "false", "bool starts ="
     ),
-    "backward: the product passes a reset": Fault("backward.cuh", "in.begins", "0", "      begun ="),
-    "backward: the gradient of c passes a reset": Fault("backward.cuh", "begins ? 0.0f : dc_prev", "dc_prev"),
+    "backward: the product passes a reset": Fault(
+        "persistent/backward.cuh", "in.begins", "0", "      begun ="
+    ),
+    "backward: the gradient of c passes a reset": Fault(
+        "persistent/backward.cuh", "begins ? 0.0f : dc_prev", "dc_prev"
+    ),
     "backward: the state before a reset is that step's": Fault(
-        "backward.cuh", "begins ? 0.0f : in.c_prev[j][u]", "in.c_prev[j][u]"
+        "persistent/backward.cuh", "begins ? 0.0f : in.c_prev[j][u]", "in.c_prev[j][u]"
     ),
-    "cluster: a CTA pushes nothing to itself": Fault("kernel.cuh", "n < cut.peers", "n + 1 < cut.peers"),
+    "cluster: a CTA pushes nothing to itself": Fault(
+        "persistent/kernel.cuh", "n < cut.peers", "n + 1 < cut.peers"
+    ),
     "race: a CTA stores its own tiles and pushes them to the others": Fault(
-        "kernel.cuh",
+        "persistent/kernel.cuh",
         "push(peer_address(data, peer), words, peer_address(bar, peer))",
         "peer != rank ? push(peer_address(data, peer), words, peer_address(bar, peer))"
         " : void((memcpy(slot(i) + offset + target * F::kWords, &words, sizeof words),"
         " emu::mbar(emu::S.cur->blk, bar, emu::Loc::current()).tx -= sizeof words))",
     ),
     "cluster: more bytes expected than come": Fault(
-        "kernel.cuh", "static_cast<uint32_t>(cut.operand_words * 4)", "uint32_t(cut.operand_words) * 4 + 8"
+        "persistent/kernel.cuh",
+        "static_cast<uint32_t>(cut.operand_words * 4)",
+        "uint32_t(cut.operand_words) * 4 + 8",
     ),
     "cluster: fewer bytes expected than come": Fault(
-        "kernel.cuh", "static_cast<uint32_t>(cut.operand_words * 4)", "uint32_t(cut.operand_words) * 4 - 8"
+        "persistent/kernel.cuh",
+        "static_cast<uint32_t>(cut.operand_words * 4)",
+        "uint32_t(cut.operand_words) * 4 - 8",
     ),
     "cluster: a barrier expects bytes after the last publication": Fault(
-        "kernel.cuh", "i + 2 < publications", "true"
+        "persistent/kernel.cuh", "i + 2 < publications", "true"
     ),
     "race: cluster with one buffer": Fault(
-        "kernel.cuh", "buffers + (i & 1) * cut.operand_words", "buffers + 0 * cut.operand_words"
+        "persistent/kernel.cuh", "buffers + (i & 1) * cut.operand_words", "buffers + 0 * cut.operand_words"
     ),
-    "cluster: the other buffer is read": Fault("kernel.cuh", "slot(i)", "slot(i + 1)", "barriers.wait(i);"),
+    "cluster: the other buffer is read": Fault(
+        "persistent/kernel.cuh", "slot(i)", "slot(i + 1)", "barriers.wait(i);"
+    ),
     "cluster: the other buffer's barrier counts": Fault(
-        "kernel.cuh", "barriers.address(i)", "barriers.address(i + 1)", " bar = "
+        "persistent/kernel.cuh", "barriers.address(i)", "barriers.address(i + 1)", " bar = "
     ),
     "cluster: warps read before the bytes are there": Fault(
-        "kernel.cuh", "wait_for_phase(address(i), (i >> 1) & 1)", "void()"
+        "persistent/kernel.cuh", "wait_for_phase(address(i), (i >> 1) & 1)", "void()"
     ),
     "race: one warp of a CTA waits for all": Fault(
-        "kernel.cuh",
+        "persistent/kernel.cuh",
         "wait_for_phase(address(i), (i >> 1) & 1)",
         "threadIdx.x < 32 ? wait_for_phase(address(i), i / 2 % 2) : void()",
     ),
-    "cluster: the phase's parity is the publication's": Fault("kernel.cuh", "(i >> 1) & 1", "i & 1"),
+    "cluster: the phase's parity is the publication's": Fault(
+        "persistent/kernel.cuh", "(i >> 1) & 1", "i & 1"
+    ),
     "cluster: pushes into CTAs that have not begun": Fault(
-        "kernel.cuh", "cluster_barrier()", "void()", "if (n > 1) arm(1);"
+        "persistent/kernel.cuh", "cluster_barrier()", "void()", "if (n > 1) arm(1);"
     ),
     "cluster: padded tiles are not pushed": Fault(
-        "forward.cuh",
+        "persistent/forward.cuh",
         "exchange.template write<F>(i, P::offset(cut, at.row_tile, 0, at.unit_tile), at.lane, rows)",
         "at.unit_tile < cut.unit_tiles"
         " ? exchange.template write<F>(i, P::offset(cut, at.row_tile, 0, at.unit_tile), at.lane, rows)"
         " : void()",
     ),
     "cluster: every weight from shared memory is the first tile's": Fault(
-        "products.cuh", "tile - at.first - kTiles", "0 * tile"
+        "persistent/products.cuh", "tile - at.first - kTiles", "0 * tile"
     ),
     "race: the products do not wait for the gates' gradient": Fault(
-        "backward_scattered.cuh", "__syncthreads()", "void()", "void publish(int i"
+        "persistent/backward_scattered.cuh", "__syncthreads()", "void()", "void publish(int i"
     ),
     "race: one buffer for the gates' gradient": Fault(
-        "backward_scattered.cuh",
+        "persistent/backward_scattered.cuh",
         "(i & 1) * static_cast<int>(cut.operand_words)",
         "0 * static_cast<int>(cut.operand_words)",
     ),
     "race: one buffer for the peers' parts": Fault(
-        "backward_scattered.cuh", "(i & 1) * cut.slot_words", "0 * cut.slot_words"
+        "persistent/backward_scattered.cuh", "(i & 1) * cut.slot_words", "0 * cut.slot_words"
     ),
     "race: a CTA stores its own part and pushes the others": Fault(
-        "backward_scattered.cuh",
+        "persistent/backward_scattered.cuh",
         "push(peer_address(to, owner), words, peer_address(bar, owner))",
         "owner != rank ? push(peer_address(to, owner), words, peer_address(bar, owner))"
         " : void((memcpy(emu::at(emu::S.cur->blk, to, 16, emu::Loc::current()), &words, sizeof words),"
@@ -139,45 +165,47 @@ FAULTS = {
         " emu::mbar_check(emu::mbar(emu::S.cur->blk, bar, emu::Loc::current()), emu::Loc::current())))",
     ),
     "race: the parts are added up before they are there": Fault(
-        "backward_scattered.cuh", "barriers.wait(i)", "void()"
+        "persistent/backward_scattered.cuh", "barriers.wait(i)", "void()"
     ),
     "race: the sum does not wait for one of the peers": Fault(
-        "backward_scattered.cuh", "cut.peers * own_tiles", "(cut.peers - 1) * own_tiles"
+        "persistent/backward_scattered.cuh", "cut.peers * own_tiles", "(cut.peers - 1) * own_tiles"
     ),
     "scattered: more bytes expected than come": Fault(
-        "backward_scattered.cuh", "kSlotBytes", "32 * 16 + 16", "barriers.bytes ="
+        "persistent/backward_scattered.cuh", "kSlotBytes", "32 * 16 + 16", "barriers.bytes ="
     ),
     "scattered: fewer bytes expected than come": Fault(
-        "backward_scattered.cuh", "kSlotBytes", "32 * 16 - 16", "barriers.bytes ="
+        "persistent/backward_scattered.cuh", "kSlotBytes", "32 * 16 - 16", "barriers.bytes ="
     ),
     "scattered: the phase after next is waited for": Fault(
-        "backward_scattered.cuh", "barriers.wait(i)", "barriers.wait(i + 2)"
+        "persistent/backward_scattered.cuh", "barriers.wait(i)", "barriers.wait(i + 2)"
     ),
     "scattered: the other buffer's barrier counts": Fault(
-        "backward_scattered.cuh", "barriers.address(i)", "barriers.address(i + 1)"
+        "persistent/backward_scattered.cuh", "barriers.address(i)", "barriers.address(i + 1)"
     ),
     "scattered: one peer's part is not added": Fault(
-        "backward_scattered.cuh", "sender < cut.peers", "sender + 1 < cut.peers"
+        "persistent/backward_scattered.cuh", "sender < cut.peers", "sender + 1 < cut.peers"
     ),
     "scattered: a CTA with fewer tiles waits for the parts of all": Fault(
-        "backward_scattered.cuh", "left < cut.cta_tiles ? left : cut.cta_tiles", "cut.cta_tiles"
+        "persistent/backward_scattered.cuh", "left < cut.cta_tiles ? left : cut.cta_tiles", "cut.cta_tiles"
     ),
     "scattered: a pair's missing output is pushed too": Fault(
-        "backward_scattered.cuh", "first + o < cut.unit_tiles", "true", "o == 0 || "
+        "persistent/backward_scattered.cuh", "first + o < cut.unit_tiles", "true", "o == 0 || "
     ),
     "scattered: every group from shared memory is the first one": Fault(
-        "backward_scattered.cuh", "kKeptWords", "0", "first < cut.unit_tiles; from += "
+        "persistent/backward_scattered.cuh", "kKeptWords", "0", "first < cut.unit_tiles; from += "
     ),
     "scattered: two warps' weights share a place": Fault(
-        "backward_scattered.cuh", "before * kKeptWords", "0 * before"
+        "persistent/backward_scattered.cuh", "before * kKeptWords", "0 * before"
     ),
-    "fragments: two words of B change places": Fault("fragments.cuh", "(g & 1)", "1 - (g & 1)", "kWords = 2"),
+    "fragments: two words of B change places": Fault(
+        "persistent/fragments.cuh", "(g & 1)", "1 - (g & 1)", "kWords = 2"
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def found():
-    return outcomes(FAULTS, "persistent", "emu.persistent_checks", folder="persistent")
+    return outcomes(FAULTS, "persistent", "emu.persistent_checks", kernels="persistent")
 
 
 def test_no_fault_no_race(found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def _streaming() -> dict:
     lstm = fastrnn.LSTM(4, 5)
     optimizer = torch.optim.SGD(lstm.parameters(), lr=0.1)
     lstm(torch.randn(3, 4))[0].sum().backward()
-    return {"lstm": lstm, "optimizer": optimizer, "microphone": torch.randn(6, 2, 4)}
+    own = {"copy": copy, "fastrnn": fastrnn, "torch": torch}
+    return {"lstm": lstm, "optimizer": optimizer, "microphone": torch.randn(6, 2, 4), **own}
 
 
 #: The pages, and what each takes for granted. export.md is run by test_export.py.
@@ -35,6 +37,7 @@ PAGES = {
     "models.md": lambda: {},
     "recipes.md": lambda: {},
     "streaming.md": _streaming,
+    "torchscript.md": lambda: {},
     "swapping-in.md": lambda: {
         "fastrnn": fastrnn,
         "model": nn.LSTM(4, 5),

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
-from fastrnn import _ops
-from fastrnn.explain import explain
+from fastrnn._ops import library
+from fastrnn._plan.explain import explain
 
 
 def test_a_module_with_an_input():
@@ -20,7 +20,7 @@ def test_a_module_with_an_input():
     assert found.device == "cpu"
     assert found.dtype == "float32"
     assert found.training is True
-    assert found.instruction_set == _ops.cpu_isa()
+    assert found.instruction_set == library.cpu_isa()
     assert found.threads == torch.get_num_threads()
     assert all(p.reason for p in found.layers)
     assert not found.notes
@@ -34,7 +34,7 @@ def test_a_module_with_an_input():
         "why",
         "FLOP",
         "saved",
-        _ops.cpu_isa(),
+        library.cpu_isa(),
     ):
         assert part in text
 
@@ -98,7 +98,7 @@ def test_a_gpu_can_be_asked_about_without_one():
     found = explain((100, 16, 128, 256), device="cuda", dtype=torch.float16, training=True)
     assert found.device == "cuda"
     assert found.instruction_set is None
-    assert found.kernels == ["cudnn"] if not _ops.cuda_loaded else found.kernels[0] in GPU_TIERS
+    assert found.kernels == ["cudnn"] if not library.cuda_loaded else found.kernels[0] in GPU_TIERS
 
 
 @pytest.mark.parametrize("device", ["mps", "xpu", "xla"])
@@ -117,8 +117,8 @@ def test_devices_without_kernels(device):
 
 def test_gpus_older_than_the_kernels(monkeypatch):
     """A GPU that the CUDA kernels were not compiled for."""
-    monkeypatch.setattr(_ops, "cuda_loaded", True)
-    monkeypatch.setattr(_ops, "build_info", lambda: {"cuda_archs": "9.0a;12.0+PTX"})
+    monkeypatch.setattr(library, "cuda_loaded", True)
+    monkeypatch.setattr(library, "build_info", lambda: {"cuda_archs": "9.0a;12.0+PTX"})
     assert explain((100, 16, 128, 256), gpu="H100").kernels[0] in GPU_TIERS
     found = explain((100, 16, 128, 256), gpu="A100")
     assert found.kernels == ["cudnn"]
@@ -199,7 +199,7 @@ def test_errors_name_the_argument(arguments, options, error, text):
 @pytest.fixture
 def with_kernels(monkeypatch):
     """As where the CUDA kernels are built."""
-    monkeypatch.setattr(_ops, "cuda_loaded", True)
+    monkeypatch.setattr(library, "cuda_loaded", True)
 
 
 def test_tiers_of_a_gpu(with_kernels):

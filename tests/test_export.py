@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import re
 import subprocess
 import sys
+import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,8 @@ from helpers import CELLS, LAYERS, flat, pair, randn
 from tolerances import assert_close
 from torch.export import Dim
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fastrnn
 
@@ -140,17 +145,152 @@ def test_packing_inside():
         torch.export.export(Packing(), (randn(5, 3, IN), torch.tensor([5, 4, 2])))
 
 
-def test_nothing_kept():
-    """An exported program, which has no gradients, does not store the gates that they would be made of."""
-    modules = [fastrnn.LSTM(IN, H), fastrnn.SRU(IN, H)]
-    assert all(p.requires_grad for module in modules for p in module.parameters())
-    modes = [
-        node.args[-1]
-        for module in modules
-        for node in _exported(module, randn(5, 3, IN)).graph.nodes
-        if str(node.target).startswith("fastrnn.")
-    ]
-    assert modes == [0, False, False]
+class _Tagger(torch.nn.Module):
+    """A layer between two others, whose gradients come through it or not at all."""
+
+    def __init__(self, layer: torch.nn.Module, **masks) -> None:
+        super().__init__()
+        self.before, self.layer, self.masks = torch.nn.Linear(IN, IN), layer, masks
+
+    def forward(self, x):
+        return torch.cat([t.flatten() for t in tree_leaves(self.layer(self.before(x), **self.masks))]).sin()
+
+
+class _First(torch.nn.Module):
+    def forward(self, result):
+        return result[0]
+
+
+def _tagger(name: str) -> _Tagger:
+    if name == "masked":
+        reset = torch.zeros(5, 3, dtype=torch.bool)
+        reset[2, 1] = True
+        layer = fastrnn.LSTM(IN, H, bidirectional=True)
+        return _Tagger(layer, lengths=torch.tensor([5, 0, 3]), reset=reset, return_all_states=True)
+    if name.startswith("SRU"):
+        return _Tagger(
+            {"SRU": fastrnn.SRU, "SRUpp": functools.partial(fastrnn.SRUpp, proj_size=4)}[name](IN, H)
+        )
+    if name == "recompute":
+        return _Tagger(fastrnn.GRU(IN, H, save="recompute"))
+    return _Tagger(pair(name, IN, H, **OPTIONS.get(name, {}))[0])
+
+
+def _gradients(model, x) -> dict:
+    grads = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+    return dict(zip((name for name, _ in model.named_parameters()), grads, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "strict"),
+    [
+        *((name, False) for name in (*LAYERS, *CELLS, "recompute", "masked", "SRU", "SRUpp")),
+        *((name, True) for name in ("LSTM", "GRUCell", "masked", "SRU")),
+    ],
+)
+def test_program_trains(name, strict):
+    """The program gives every parameter the gradient that the module gives it, as torch.nn's programs do,
+    with gradients on or off while it was exported, taken apart or not, saved and loaded."""
+    model = _tagger(name)
+    x = _inputs(name)[0]
+    want = _gradients(model, x)
+    for enabled in (True,) if strict else (True, False):
+        with torch.set_grad_enabled(enabled):
+            program = torch.export.export(model, (x,), strict=strict)
+        file = io.BytesIO()
+        torch.export.save(program, file)
+        file.seek(0)
+        for p in (program, program.run_decompositions(), torch.export.load(file)):
+            got = _gradients(p.module(), x)
+            assert got.keys() == want.keys()
+            for key, grad in want.items():
+                assert_close(got[key], grad, torch.float32)
+
+
+class _Calls(TorchDispatchMode):
+    """fastrnn's operators that run within it, and their modes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fastrnn":
+            self.seen.append((func._overloadpacket.__name__, args[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_is_kept():
+    """It is decided when the program runs what is kept for gradients: nothing where there are none, as the
+    operators then called do not return it; otherwise what the module would keep."""
+    for name, call, trains in (
+        ("GRU", "rnn_layer", ("rnn_forward", 1)),
+        ("recompute", "rnn_layer", ("rnn_forward", 2)),
+        ("masked", "rnn_masked_layer", ("rnn_masked_forward", 1)),
+        ("SRU", "sru_scan", ("sru_forward", True)),
+    ):
+        model, x = _tagger(name), _inputs(name)[0]
+        program = torch.export.export(model, (x,)).module()
+        for frozen in (False, True):
+            with torch.set_grad_enabled(frozen), _Calls() as calls:
+                program.requires_grad_(not frozen)
+                program(x)
+            assert {called for called, _ in calls.seen} == {call}
+        program.requires_grad_(True)
+        with _Calls() as calls:
+            program(x)
+        assert set(calls.seen) == {trains}
+        op = getattr(torch.ops.fastrnn, call).default
+        assert "gates" not in [r.name for r in op._schema.returns]
+
+
+@pytest.mark.parametrize("name", ["LSTM", "masked", "SRU"])
+def test_programs_in_other_tools(name):
+    """A program is differentiated twice, by torch.func too, and compiled, like the module."""
+    model, x = _tagger(name), _inputs(name)[0]
+    program = torch.export.export(model, (x,)).module()
+
+    def product(m):
+        grads = torch.autograd.grad(m(x).sum(), list(m.parameters()), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), list(m.parameters()))
+
+    for a, b in zip(product(program), product(model), strict=True):
+        assert_close(a, b, torch.float32)
+    weights = {k: v.detach() for k, v in program.named_parameters()}
+    found = torch.func.grad(lambda w: torch.func.functional_call(program, w, (x,)).sum())(weights)
+    compiled = _gradients(torch.compile(program, backend="aot_eager"), x)
+    for key, grad in _gradients(model, x).items():
+        assert_close(found[key], grad, torch.float32)
+        assert_close(compiled[f"_orig_mod.{key}"], grad, torch.float32)
+
+
+def test_compiled_ahead(tmp_path):
+    """AOTInductor's package of a program that could be trained calls the raw operators, which no way through
+    Python slows down, and saves nothing."""
+    model, x = _tagger("masked"), _inputs("masked")[0]
+    program = torch.export.export(torch.nn.Sequential(fastrnn.SRU(IN, IN), _First(), model), (x,))
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+    with zipfile.ZipFile(path) as package:
+        text = b"".join(package.read(name) for name in package.namelist() if name.endswith(".json"))
+    assert set(re.findall(rb"fastrnn::\w+", text)) == {
+        b"fastrnn::rnn_masked_forward",
+        b"fastrnn::sru_forward",
+    }
+    assert_close(torch._inductor.aoti_load_package(path)(x), program.module()(x).detach(), torch.float32)
+
+
+def test_within_patch():
+    """torch.nn's layers inside patch() are exported as fastrnn's operators, and that is said."""
+    model, x = torch.nn.Sequential(torch.nn.GRU(IN, H)), randn(5, 3, IN)
+    for strict in (False, True):
+        with fastrnn.patch(), pytest.warns(UserWarning, match="fastrnn has to be imported where"):
+            program = torch.export.export(model, (x,), strict=strict)
+        assert "rnn_layer" in str(program.graph)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", "The tensor attributes")  # torch's, of its own layers
+        assert "fastrnn" not in str(torch.export.export(model, (x,)).graph)
+        torch.export.export(fastrnn.GRU(IN, H), (x,))
 
 
 RECORD = "\nrecorded.append((torch.as_tensor(x), torch.as_tensor(y)))\n"

@@ -18,18 +18,18 @@ from hypothesis import strategies as st
 from layer_cases import CELLS, DTYPES, Case, Problem, names, problem, worst
 
 import fastrnn
-from fastrnn import _ops
-from fastrnn._autograd import layer
+from fastrnn._ops import library
+from fastrnn._ops.autograd import layer
 
-ISAS = _ops.available_cpu_isas()
+ISAS = library.available_cpu_isas()
 F32 = torch.float32
 
 
 @pytest.fixture(autouse=True)
 def _restore_isa():
-    before = _ops.cpu_isa()
+    before = library.cpu_isa()
     yield
-    _ops.set_cpu_isa(before)
+    library.set_cpu_isa(before)
 
 
 # ---- valid layers --------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def _fused(case: Case, p: Problem) -> list[torch.Tensor]:
 @quiet(60)
 @given(case=cases(), isa=st.sampled_from(ISAS), threads=st.integers(1, 3), seed=st.integers(0, 3))
 def test_valid_layers(case, isa, threads, seed):
-    _ops.set_cpu_isa(isa)
+    library.set_cpu_isa(isa)
     torch.set_num_threads(threads)
     p = problem(case, seed)
     ratio, what = worst(case, _fused(case, p), layer_cases.expected(case, p))

@@ -11,7 +11,8 @@ import pytest
 import torch
 from emu.build import NAMESPACE, OUT, ROOT, digest, find_cuda_tool, library
 
-from fastrnn import _checks, _gpus
+from fastrnn import _checks
+from fastrnn._plan import gpus
 
 FOLDER = ROOT / "tests" / "gpu"
 
@@ -125,7 +126,7 @@ def test_pytests_outcomes_are_taken(tmp_path):
 def ops():
     """The operators on an emulated H100."""
     torch.ops.load_library(str(library()))
-    found, gpu = getattr(torch.ops, NAMESPACE), _gpus.KNOWN["H100"]
+    found, gpu = getattr(torch.ops, NAMESPACE), gpus.KNOWN["H100"]
     found.device(gpu.compute_capability, gpu.sms, gpu.shared_bytes_per_block)
     yield found
     found.device(0, 0, 0)  # none, as other tests have it
@@ -174,7 +175,7 @@ def test_a_missing_gpu_is_one_clear_error():
 
 def test_small_cases_meet_every_kernel():
     """Each tier with each cell and type that it takes, packed and padded, saved and recomputed."""
-    found = small_cases.cases(_gpus.find("H100"))
+    found = small_cases.cases(gpus.find("H100"))
     for tier in _checks.TIERS:
         mine = [c for c in found if c.tier == tier]
         assert {c.cell for c in mine} == {"lstm", "gru", "rnn_tanh", "rnn_relu"}

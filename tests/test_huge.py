@@ -7,7 +7,7 @@ import torch
 from layer_cases import Case, expected, problem, worst
 from torch import Tensor
 
-from fastrnn._autograd import layer
+from fastrnn._ops.autograd import layer
 
 # Elements between two neighbours: 8.6 GB of float32, of which a few pages are touched.
 FAR = 2**31 + 2**20

@@ -17,10 +17,11 @@ from layer_cases import CELLS, DTYPES, PACKED, Case, Problem, names, problem, wo
 from tolerances import assert_close
 from torch import Tensor
 
-from fastrnn import _C, _ops
-from fastrnn._autograd import layer
+from fastrnn import _C
+from fastrnn._ops import library
+from fastrnn._ops.autograd import layer
 
-ISAS = _ops.available_cpu_isas()
+ISAS = library.available_cpu_isas()
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 

@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
-from fastrnn import _autograd_masked, _ops
-from fastrnn.reference_masked import masked_layer
+from fastrnn._ops import autograd_rows, library
+from fastrnn.reference.rows import masked_layer
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 MODULES = {
@@ -55,14 +55,14 @@ def results(function, inputs, seed, **options):
 
 
 def fused(*args, save="gates", **options):
-    return _autograd_masked.layer(*args, save=save, keep_cells=True, **options)
+    return autograd_rows.layer(*args, save=save, keep_cells=True, **options)
 
 
 @pytest.fixture
 def restore_isa():
-    name, threads = _ops.cpu_isa(), torch.get_num_threads()
+    name, threads = library.cpu_isa(), torch.get_num_threads()
     yield
-    _ops.set_cpu_isa(name)
+    library.set_cpu_isa(name)
     torch.set_num_threads(threads)
 
 
@@ -71,7 +71,7 @@ def restore_isa():
 def test_kernels_against_the_reference(seed):
     """Every output and gradient, for random cells, sizes, lengths, resets, threads and instruction sets."""
     choose = random.Random(seed)
-    isa, threads = _ops.cpu_isa(), torch.get_num_threads()
+    isa, threads = library.cpu_isa(), torch.get_num_threads()
     cell, H = choose.choice(list(GATES)), choose.choice([1, 3, 16, 17, 40])
     T, B = choose.choice([1, 2, 3, 7, 20]), choose.choice([0, 1, 2, 5, 13, 33])
     P = choose.choice([0, 1, 5]) if cell == "lstm" and H > 5 else 0
@@ -92,15 +92,18 @@ def test_kernels_against_the_reference(seed):
     reset = torch.rand(T, B, generator=g) < 0.3 if choose.random() < 0.7 else None
     options = {"cell": cell, "bias": bias, "lengths": lengths, "reset": reset}
     try:
-        _ops.set_cpu_isa(choose.choice(_ops.available_cpu_isas()))
+        library.set_cpu_isa(choose.choice(library.available_cpu_isas()))
         torch.set_num_threads(choose.choice([1, 2, 3]))
         got = results(fused, inputs, seed, save=choose.choice(["gates", "recompute"]), **options)
     finally:
-        _ops.set_cpu_isa(isa)
+        library.set_cpu_isa(isa)
         torch.set_num_threads(threads)
     expected = results(masked_layer, inputs, seed, **options)
     for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        # Beside the tensor's largest element: gradients of a sequence that grows reach thousands, and a small
+        # one among them is what is left of sums of such.
+        scale = max(1.0, b.abs().max().item()) if b is not None and b.numel() else 1.0
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * scale)
 
 
 def test_rows_much_shorter_than_the_batch():
@@ -229,7 +232,7 @@ def test_gradients(cell):
 
     def run(x, h0, *rest):
         c0, ws = (rest[0], rest[1:]) if cell == "lstm" else (None, rest)
-        out = _autograd_masked.layer(
+        out = autograd_rows.layer(
             x, h0, c0, list(ws), cell=cell, bias=True, lengths=lengths, reset=reset, keep_cells=True
         )
         return tuple(t for t in out if t is not None)
@@ -245,7 +248,7 @@ def test_opcheck():
     lengths, reset = torch.tensor([3, 1]), torch.tensor([[0, 1], [0, 0], [1, 0]]).bool()
     args = (x, h0, c0, weights, lengths, reset, "lstm", True, 1)
     torch.library.opcheck(torch.ops.fastrnn.rnn_masked_forward.default, args)
-    y, hn, cn, gates, cells = _ops.masked_forward(*args)
+    y, hn, cn, gates, cells = library.masked_forward(*args)
     grads = (torch.randn_like(y), torch.randn_like(hn), torch.randn_like(cn), torch.randn_like(cells))
     torch.library.opcheck(
         torch.ops.fastrnn.rnn_masked_backward.default,
@@ -267,7 +270,7 @@ def test_compile():
         (y.sum() + h.sum()).backward()
 
 
-@pytest.mark.skipif(not _ops.cuda_loaded, reason="built without CUDA kernels")
+@pytest.mark.skipif(not library.cuda_loaded, reason="built without CUDA kernels")
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("backend", ["auto", "fused", "one_cta", "grid", "stepwise"])
 def test_cuda_inputs_take_the_fused_ops(name, backend):
@@ -294,7 +297,7 @@ def test_cuda_inputs_take_the_fused_ops(name, backend):
             assert [t.shape for t in (h, *c)] == [(1, 6, 2, 8)] * (1 + (name == "lstm"))
             assert grad_x.shape == x.shape
             assert {t.device.type for t in (y, h, *c, grad_x)} == {"cuda"}
-    tier = _ops.TIERS.get(backend, 0)
+    tier = library.TIERS.get(backend, 0)
     passes = ["fastrnn::rnn_masked_forward", "fastrnn::rnn_masked_backward"]
     assert seen == [(op, tier) for op in passes] * 2
 
@@ -310,7 +313,7 @@ def test_a_tier_is_not_for_the_cpu():
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_explain(device, monkeypatch):
     """Masked layers run the same kernels, and explain says so."""
-    monkeypatch.setattr(_ops, "cuda_loaded", True)
+    monkeypatch.setattr(library, "cuda_loaded", True)
     shape = (100, 16, 64, 64)
     plain, masked = (fastrnn.explain(shape, device=device, masked=m) for m in (False, True))
     assert masked.kernels == plain.kernels

@@ -10,7 +10,7 @@ import torch
 from layer_cases import ALL, PACKED, Case, Problem, problem
 from torch.library import opcheck
 
-from fastrnn import _ops
+from fastrnn._ops import library
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
@@ -42,12 +42,12 @@ def _backward_arguments(case: Case, p: Problem, needs: int = ALL) -> tuple:
 
 @pytest.mark.parametrize("case", SAMPLES, ids=str)
 def test_opcheck_forward(case):
-    opcheck(_ops.forward, _forward_arguments(case, problem(case)))
+    opcheck(library.forward, _forward_arguments(case, problem(case)))
 
 
 @pytest.mark.parametrize("case", SAMPLES, ids=str)
 def test_opcheck_backward(case):
-    opcheck(_ops.backward, _backward_arguments(case, problem(case)))
+    opcheck(library.backward, _backward_arguments(case, problem(case)))
 
 
 @pytest.mark.parametrize("needs", range(16))
@@ -56,8 +56,8 @@ def test_opcheck_what_is_needed(cell, needs):
     """What is not asked for comes back empty, in the fake version too."""
     case = Case(cell, D=2)
     arguments = _backward_arguments(case, problem(case), needs)
-    opcheck(_ops.backward, arguments, test_utils=("test_schema", "test_faketensor"))
-    x, h0, c0, weights = _ops.backward(*arguments)
+    opcheck(library.backward, arguments, test_utils=("test_schema", "test_faketensor"))
+    x, h0, c0, weights = library.backward(*arguments)
     assert (x.numel() > 0) == bool(needs & 1)
     assert (h0.numel() > 0) == bool(needs & 2)
     assert (c0.numel() > 0) == (bool(needs & 4) and cell == "lstm")
@@ -69,7 +69,7 @@ def test_opcheck_missing_gradients():
     arguments = _backward_arguments(case, problem(case))
     for kept in range(3):
         given = [g if i == kept else None for i, g in enumerate(arguments[:3])]
-        opcheck(_ops.backward, (*given, *arguments[3:]), test_utils=("test_schema", "test_faketensor"))
+        opcheck(library.backward, (*given, *arguments[3:]), test_utils=("test_schema", "test_faketensor"))
 
 
 # ---- bad arguments: one error that names the argument ----------------------------------------------------
@@ -197,7 +197,7 @@ BAD = {
 def test_bad_arguments(what):
     arguments, message = BAD[what]
     with pytest.raises(RuntimeError) as caught:
-        _ops.forward(*arguments.values())
+        library.forward(*arguments.values())
     assert message in str(caught.value)
 
 
@@ -207,14 +207,14 @@ def test_sizes_beyond_any_memory():
     state = zeros(1, 1, 7).expand(1, rows, 7)
     wraps_to_zero = torch.full((16,), rows)  # 2^64
     with pytest.raises(RuntimeError, match="batch_sizes: expected a sum of 0"):
-        _ops.forward(
+        library.forward(
             *_arguments(RAGGED, x=zeros(0, 5), batch_sizes=wraps_to_zero, h0=state, c0=state).values()
         )
     wide = _arguments(x=zeros(1, 1, 5).expand(4, 2**58, 5), h0=state[:, : 2**58], c0=state[:, : 2**58])
     long = _arguments(x=zeros(1, 3, 5).expand(2**59, 3, 5))
     for arguments in (wide, long):
         with pytest.raises(RuntimeError):
-            _ops.forward(*arguments.values())
+            library.forward(*arguments.values())
 
 
 NAMES = ("grad_y", "grad_hn", "grad_cn", "x", "h0", "c0", "weights", "batch_sizes")
@@ -252,14 +252,14 @@ def test_bad_arguments_of_backward(what):
     changed, message = BAD_BACKWARD[what]
     arguments = dict(zip(NAMES, _backward_arguments(CASE, problem(CASE)), strict=True))
     with pytest.raises(RuntimeError) as caught:
-        _ops.backward(*{**arguments, **changed}.values())
+        library.backward(*{**arguments, **changed}.values())
     assert message in str(caught.value)
 
 
 def test_unknown_instruction_set():
-    before = _ops.cpu_isa()
+    before = library.cpu_isa()
     with pytest.raises(RuntimeError, match=r"name: expected one of .*baseline.*, got 'sse9'"):
-        _ops.set_cpu_isa("sse9")
-    assert _ops.cpu_isa() == before
-    assert before in _ops.available_cpu_isas()
-    assert _ops.available_cpu_isas()[-1] == "baseline"
+        library.set_cpu_isa("sse9")
+    assert library.cpu_isa() == before
+    assert before in library.available_cpu_isas()
+    assert library.available_cpu_isas()[-1] == "baseline"

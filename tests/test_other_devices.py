@@ -13,7 +13,9 @@ from helpers import CELLS, LAYERS, flat, pair, randn
 from tolerances import assert_close
 
 import fastrnn
-from fastrnn import _gpus, _torch, reference
+from fastrnn import reference
+from fastrnn._plan import gpus
+from fastrnn._run import native
 
 COMPLEX = torch.complex64
 
@@ -43,8 +45,8 @@ def test_a_device_without_kernels():
 def test_which_gpus_a_build_runs_on(archs, runs):
     """A GPU that the kernels were not compiled for must get torch's layer: a launch there fails with "no
     kernel image". The rules are those of CUDA's compatibility of machine code and of PTX."""
-    gpus = [(7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
-    assert {gpu for gpu in gpus if _gpus.compiled_for(archs, *gpu)} == runs
+    known = [(7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
+    assert {gpu for gpu in known if gpus.compiled_for(archs, *gpu)} == runs
 
 
 def test_an_old_gpu(monkeypatch):
@@ -55,13 +57,13 @@ def test_an_old_gpu(monkeypatch):
         asked.append(device)
         return (7, 5) if device.index == 1 else (9, 0)
 
-    monkeypatch.setattr(_gpus, "_runs", {})
+    monkeypatch.setattr(gpus, "_runs", {})
     monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
     first, second = torch.device("cuda", 0), torch.device("cuda", 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert _gpus.runs(second)  # on paper
+    assert gpus.runs(second)  # on paper
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [_gpus.runs(d) for d in (first, second, first, second)] == [True, False, True, False]
+    assert [gpus.runs(d) for d in (first, second, first, second)] == [True, False, True, False]
     assert asked == [first, second]
 
 
@@ -93,7 +95,7 @@ def test_complex_numbers_where_torch_must_be_taken_apart(monkeypatch):
     ours, theirs = pair("GRU", 4, 6, dtype=COMPLEX)
     x = randn(5, 3, 4, dtype=COMPLEX)
     want = theirs(x)[0]
-    monkeypatch.setitem(_torch._LAYERS, "gru", unwanted)
+    monkeypatch.setitem(native._LAYERS, "gru", unwanted)
     rows = torch.func.vmap(lambda row: ours(row)[0], in_dims=1, out_dims=1)(x)
     assert_close(rows, want, COMPLEX, slack=2.0)
     compiled = torch.compile(ours, backend="eager", fullgraph=True)

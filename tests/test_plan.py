@@ -26,18 +26,17 @@ def test_plan_is_pure():
 def test_plan_uses_no_more_threads_than_there_are(cell, threads, directions):
     """And no group is left without rows or units."""
     for dtype in ("float32", "float64", "bfloat16"):
-        for vector_bytes in (16, 32, 64):
+        for lanes in (2, 4, 8, 16):
             for T, B, H in ((1, 1, 1), (1, 1, 1024), (100, 1, 33), (20, 5, 512), (50, 64, 256), (9, 1000, 7)):
                 found = plan(
                     cell, T, B, 10, H, directions=directions, dtype=dtype, threads=threads,
-                    vector_bytes=vector_bytes,
+                    lanes=lanes,
                 )  # fmt: skip
                 groups = [found[f"{k}_groups"] for k in ("direction", "batch", "unit")]
                 assert min(groups) >= 1
                 assert groups[0] * groups[1] * groups[2] <= threads
                 assert groups[0] <= directions
                 assert groups[1] <= B
-                lanes = vector_bytes // (8 if dtype == "float64" else 4)
                 assert groups[2] <= -(-H // lanes)
                 assert 1 <= found["forward_chunk"] <= T
                 assert 1 <= found["backward_chunk"] <= T
@@ -103,14 +102,16 @@ def test_plan_of_bad_arguments(changed, name):
         plan(**changed)
 
 
-@pytest.mark.parametrize("vector_bytes", [-16, 0, 4, 7])
-def test_plan_of_registers_too_small(vector_bytes):
+@pytest.mark.parametrize("argument", ["lanes=0", "lanes=-4", "tile_rows=0"])
+def test_plan_of_registers_too_small(argument):
     """In a process of its own: this once was a division by zero."""
-    code = f"import _C; _C.plan('cpu', 'gru', 9, 9, 9, 9, dtype='float64', vector_bytes={vector_bytes})"
+    code = f"import _C; _C.plan('cpu', 'gru', 9, 9, 9, 9, dtype='float64', {argument})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(_C.__file__).parent, capture_output=True, text=True
     )
-    assert "ValueError: vector_bytes: " in done.stderr, f"exit status {done.returncode}: {done.stderr}"
+    assert f"ValueError: {argument.partition('=')[0]}: " in done.stderr, (
+        f"exit status {done.returncode}: {done.stderr}"
+    )
 
 
 def test_plan_of_no_rows():

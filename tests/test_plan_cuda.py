@@ -7,7 +7,8 @@ import itertools
 import pytest
 import torch
 
-from fastrnn import _C, _gpus
+from fastrnn import _C
+from fastrnn._plan import gpus
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
@@ -21,7 +22,7 @@ def plan(H, B=16, T=100, *, cell="lstm", dtype="bfloat16", gpu="H100", tier="aut
         **sizes,
         dtype=dtype,
         training=True,
-        gpu=_gpus.find(gpu).properties(),
+        gpu=gpus.find(gpu).properties(),
         tf32=tf32,
         tier=tier,
     )
@@ -58,10 +59,10 @@ def test_dispatch(arguments, tier):
     assert found["step_us"] > 0
 
 
-@pytest.mark.parametrize("gpu", _gpus.KNOWN)
+@pytest.mark.parametrize("gpu", gpus.KNOWN)
 def test_every_plan_can_run(gpu):
     """Over cells, types, sizes and batches: what is chosen is possible, and within the device's limits."""
-    device = _gpus.find(gpu)
+    device = gpus.find(gpu)
     for cell, dtype, H, B, D in itertools.product(
         CELLS,
         ("bfloat16", "float16", "float32"),
@@ -126,7 +127,7 @@ def test_narrow_inputs_of_short_sequences_are_projected_in_the_kernel():
             "directions": 1,
             "dtype": "bfloat16",
         }
-        gpu = _gpus.find("H100").properties()
+        gpu = gpus.find("H100").properties()
         found = _C.plan(device="cuda", **shape, training=True, gpu=gpu, **options)
         assert "input_projection" not in found["backward"]
         return found.get("input_projection")
@@ -153,7 +154,7 @@ def test_a_tier_by_name():
 def test_old_and_small_gpus():
     """Below compute capability 8.0, and without cooperative launches, there are fewer tiers."""
     shape = {"cell": "lstm", "T": 100, "B": 16, "I": 512, "H": 512, "dtype": "float16"}
-    known = _gpus.find("A100").properties()
+    known = gpus.find("A100").properties()
     for change in ({"compute_capability": 75}, {"cooperative_launch": False}, {"sms": 20}):
         assert _C.plan(device="cuda", **shape, gpu=known | change)["kernel"] == "stepwise"
     assert _C.plan(device="cuda", **shape, gpu=known)["kernel"] == "grid"
@@ -162,7 +163,7 @@ def test_old_and_small_gpus():
 def test_errors_name_the_argument():
     """A GPU that is not known, a tier that is none, no GPU at all."""
     with pytest.raises(ValueError, match=r"gpu: expected one of A100, .*, got 'Voodoo'"):
-        _gpus.find("Voodoo")
+        gpus.find("Voodoo")
     with pytest.raises(ValueError, match=r"tier: expected one of 'auto', .*, got 'both'"):
         plan(64, tier="both")
     with pytest.raises(ValueError, match="gpu: expected the properties"):
@@ -172,7 +173,7 @@ def test_errors_name_the_argument():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_properties_of_the_gpu_that_is_here():
     """What torch says of the device is what the kernels find: the plan on paper is the plan in use."""
-    here = _gpus.find()
+    here = gpus.find()
     assert here.compute_capability >= 70
     assert here.sms > 0
     assert here.shared_bytes_per_block >= 48 << 10

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fastrnn import _C, _gpus
+from fastrnn import _C
+from fastrnn._plan import gpus
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -47,7 +48,7 @@ def sweep(**changes) -> dict:
                     t: {"median_s": f(H, B) * T * 1e-6 * (3 if training else 1)} for t, f in tiers.items()
                 }
                 results.append({"case": case, "contenders": times})
-    gpu = {"name": "NVIDIA H100 80GB HBM3", "driver": "580.1", "properties": _gpus.find("H100").properties()}
+    gpu = {"name": "NVIDIA H100 80GB HBM3", "driver": "580.1", "properties": gpus.find("H100").properties()}
     run = {"date": "2026-11-23T00:00:00+00:00", "commit": "abc", "versions": {"torch": "2.14"}}
     return run | {"machine": {"devices": [gpu]}, "results": results} | changes
 
@@ -59,7 +60,7 @@ def table() -> dict:
 
 def plan(table, H, B, tier="auto", gpu="H100", **sizes):
     shape = {"cell": "lstm", "T": T, "B": B, "I": H, "H": H, "dtype": "float16"} | sizes
-    properties = _gpus.find(gpu).properties()
+    properties = gpus.find(gpu).properties()
     return _C.plan(device="cuda", **shape, training=True, gpu=properties, tier=tier, table=table)
 
 

@@ -146,14 +146,14 @@ def test_saved_cells_are_the_cpus(ops, sizes, dtype):
 
 
 def test_schemas_are_the_ops(ops):
-    """emu_ops.cpp repeats the schemas of csrc/ops.cpp."""
+    """emu_ops.cpp repeats the schemas of csrc/ops/schema.cpp."""
     for name in ("sru_forward", "sru_backward"):
         ours = str(getattr(ops, name).default._schema).replace(NAMESPACE, "fastrnn")
         assert ours == str(getattr(torch.ops.fastrnn, name).default._schema)
 
 
 def test_bad_input_is_one_error(ops):
-    """The CUDA ops make the checks that csrc/checks_scan.h holds for every device."""
+    """The CUDA ops make the checks that csrc/ops/scan_args.h holds for every device."""
     p = problem(FULL)
     cells = forward(ops, FULL, p)[2]
     with pytest.raises(RuntimeError, match="cells: expected"):
@@ -165,23 +165,27 @@ def test_bad_input_is_one_error(ops):
 
 FAULTS = {
     "ring: neighbours' words overlap": Fault(
-        "scan_ring.cuh", "memory + threadIdx.x * kWord", "memory + threadIdx.x * 2"
+        "scan/ring.cuh", "memory + threadIdx.x * kWord", "memory + threadIdx.x * 2"
     ),
-    "ring: the wrong half of a word": Fault("scan_ring.cuh", "(from & 2)", "(2 - (from & 2))"),
-    "ring: the pad of another row": Fault("scan_ring.cuh", "reinterpret_cast<uintptr_t>(from) & 3", "0"),
-    "walk: one column too many": Fault("scan_ring.cuh", "i >= s.B * wide", "i > s.B * wide"),
+    "ring: the wrong half of a word": Fault("scan/ring.cuh", "(from & 2)", "(2 - (from & 2))"),
+    "ring: the pad of another row": Fault("scan/ring.cuh", "reinterpret_cast<uintptr_t>(from) & 3", "0"),
+    "walk: one column too many": Fault("scan/ring.cuh", "i >= s.B * wide", "i > s.B * wide"),
     "walk: both directions run forwards": Fault(
-        "scan_ring.cuh", "out.reverse(s) != descending", "descending"
+        "scan/ring.cuh", "out.reverse(s) != descending", "descending"
     ),
-    "walk: a packed row is as long as the longest": Fault("scan_ring.cuh", "tables.lengths[out.b]", "s.L"),
+    "walk: a packed row is as long as the longest": Fault("scan/ring.cuh", "tables.lengths[out.b]", "s.L"),
     "backward: c of the step itself": Fault(
-        "scan.cuh", "ring.fetch_cell(slot, cells + row_ahead.at)", "ring.fetch_cell(slot, cells + row.at)"
+        "scan/kernels.cuh",
+        "ring.fetch_cell(slot, cells + row_ahead.at)",
+        "ring.fetch_cell(slot, cells + row.at)",
     ),
-    "backward: the first step's c before it": Fault("scan.cuh", "last ? c0[j] : c_prev[j]", "c_prev[j]"),
-    "backward: a pad adds to the sums": Fault("scan.cuh", "pad ? A(0) : grad[k]", "grad[k]"),
-    "sums: a row is left out": Fault("scan.cuh", "b += kSumRows", "b += kSumRows + 1"),
-    "host: pairs across the directions": Fault("scan.cu", "s.H() % 2 == 0", "true"),
-    "race: the sums are read before they are there": Fault("scan.cuh", "__syncthreads()", "(void)0"),
+    "backward: the first step's c before it": Fault(
+        "scan/kernels.cuh", "last ? c0[j] : c_prev[j]", "c_prev[j]"
+    ),
+    "backward: a pad adds to the sums": Fault("scan/kernels.cuh", "pad ? A(0) : grad[k]", "grad[k]"),
+    "sums: a row is left out": Fault("scan/kernels.cuh", "b += kSumRows", "b += kSumRows + 1"),
+    "host: pairs across the directions": Fault("scan/kernels.cu", "s.H() % 2 == 0", "true"),
+    "race: the sums are read before they are there": Fault("scan/kernels.cuh", "__syncthreads()", "(void)0"),
 }
 
 

@@ -108,7 +108,11 @@ def test_attention_errors(call, kind, message):
             TypeError,
             "weight_c_init should be a number, got str",
         ),
-        (lambda: fastrnn.SRU(3, 3, 1, transform_module=3), TypeError, "should be a torch.nn.Module, got int"),
+        (
+            lambda: fastrnn.SRU(3, 3, 1, transform_module=3),
+            TypeError,
+            "should be a torch.nn.Module or a function, got int",
+        ),
         (lambda: fastrnn.SRUpp(3, 3, 4, dropout=None), TypeError, "dropout should be a number, got NoneType"),
         (lambda: fastrnn.SRU(3, 3, init="2"), ValueError, "init should be '3.0' or '2.6'"),
         (

@@ -5,7 +5,7 @@ import torch
 from streaming_cases import TOLERANCE, close, walk
 
 import fastrnn
-from fastrnn import _ops
+from fastrnn._ops import library
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_sru_step_kernel(isa, dtype):
         weight = (torch.randn(features * k, inputs) * inputs**-0.5).to(dtype)
         gates = [torch.randn(2 * features).to(dtype) for _ in range(2)]
         skip = x if k == 3 else None
-        got = _ops.sru_step(x, weight, skip, *gates, c0, False, 1.0)
+        got = library.sru_step(x, weight, skip, *gates, c0, False, 1.0)
         exact = [t.double() for t in (x, c0, weight, *gates)]
         expected = fastrnn.functional.sru(
             exact[0][None], exact[1], *exact[2:], backend="reference", has_skip_term=True
@@ -82,17 +82,17 @@ def test_sru_errors():
         own.step(torch.zeros(1, 4))
     x, weight, gate = torch.zeros(2, 4), torch.zeros(12, 4), torch.zeros(8)
     for match, call in {
-        "x: expected shape": lambda: _ops.sru_step(x[0], weight, None, gate, gate, x, False, 1.0),
-        "c0: expected shape": lambda: _ops.sru_step(x, weight, None, gate, gate, x[0], False, 1.0),
-        "weight: expected shape": lambda: _ops.sru_step(x, weight[1:], None, gate, gate, x, False, 1.0),
-        "weight: expected the dtype": lambda: _ops.sru_step(
+        "x: expected shape": lambda: library.sru_step(x[0], weight, None, gate, gate, x, False, 1.0),
+        "c0: expected shape": lambda: library.sru_step(x, weight, None, gate, gate, x[0], False, 1.0),
+        "weight: expected shape": lambda: library.sru_step(x, weight[1:], None, gate, gate, x, False, 1.0),
+        "weight: expected the dtype": lambda: library.sru_step(
             x, weight.double(), None, gate, gate, x, False, 1.0
         ),
-        "skip: expected shape": lambda: _ops.sru_step(x, weight, x[:1], gate, gate, x, False, 1.0),
-        "skip: expected none with K = 4": lambda: _ops.sru_step(
+        "skip: expected shape": lambda: library.sru_step(x, weight, x[:1], gate, gate, x, False, 1.0),
+        "skip: expected none with K = 4": lambda: library.sru_step(
             x, torch.zeros(16, 4), x, gate, gate, x, False, 1.0
         ),
-        "bias: expected shape": lambda: _ops.sru_step(x, weight, None, gate, gate[1:], x, False, 1.0),
+        "bias: expected shape": lambda: library.sru_step(x, weight, None, gate, gate[1:], x, False, 1.0),
     }.items():
         with pytest.raises(RuntimeError, match=match):
             call()

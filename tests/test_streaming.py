@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -215,6 +216,68 @@ def test_streamer_of_weights_that_are_plain_attributes():
         with pytest.raises(RuntimeError, match="weight_hh_l0 has changed"):
             stream.step(x, h)
         stream.refresh()
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@pytest.mark.parametrize("which", ["all", "one", "parametrized", "attribute"])
+def test_streamer_of_weights_without_versions(which, dtype):
+    """Of tensors made under inference_mode torch counts no changes. A streamer of a layer that has any such
+    weight works, and answers from the weights as they are; moved ones are an error."""
+    with torch.inference_mode(which == "all"):
+        layer = make("GRU", num_layers=2, dtype=dtype)
+    with torch.inference_mode():
+        if which == "one":
+            layer.weight_hh_l1 = nn.Parameter(layer.weight_hh_l1.clone())
+        elif which == "parametrized":
+            del layer.weight_hh_l1
+            layer.weight_hh_l1 = nn.Parameter(torch.randn(99, 33, dtype=dtype))
+            nn.utils.parametrize.register_parametrization(layer, "weight_hh_l1", nn.Tanh(), unsafe=True)
+        elif which == "attribute":
+            drop = layer.weight_hh_l1 * 2
+            del layer.weight_hh_l1
+            layer.weight_hh_l1 = drop
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stream = layer.streamer()
+    with torch.inference_mode():
+        x = torch.randn(4, 2, 7, dtype=dtype)
+        for _ in range(2):
+            y, h = stream(x)
+            close((y, h), layer(x), 1e-5)
+            close(walk(stream.step, x, None, 0)[0], y, 1e-5)
+            parametrized = which == "parametrized"
+            changed = layer.parametrizations.weight_hh_l1.original if parametrized else layer.weight_hh_l1
+            changed[3] -= 2.0  # a row alone, nothing else
+            assert not torch.allclose(stream(x)[0], y)
+        layer.load_state_dict({k: v * 0.5 for k, v in layer.state_dict().items()})
+        if which != "all":  # the other weights' changes are counted
+            with pytest.raises(RuntimeError, match="weight_ih_l0 has changed"):
+                stream(x)
+            stream.refresh()
+        close(stream(x), layer(x), 1e-5)
+        if which == "all":
+            layer.bias_ih_l0.data = layer.bias_ih_l0.data.clone()
+            with pytest.raises(RuntimeError, match="bias_ih_l0 has changed"):
+                stream(x)
+
+
+def test_copy_of_weights_without_versions():
+    """What page and warning name as the way to packed weights: a copy made outside of inference_mode."""
+    with torch.inference_mode():
+        layer = make("LSTM", dtype=torch.float32)
+    with pytest.warns(UserWarning, match=r"deepcopy\(layer\)"):
+        layer.streamer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stream = copy.deepcopy(layer).streamer()
+    x = torch.randn(3, 2, 7)
+    assert stream._taken.packed
+    with torch.no_grad():
+        close(stream(x)[0], layer(x)[0], 1e-5)
+        stream.layer.weight_hh_l0.mul_(2)
+        with pytest.raises(RuntimeError, match="has changed"):
+            stream(x)
 
 
 @torch.no_grad()

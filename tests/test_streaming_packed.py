@@ -8,10 +8,10 @@ import torch
 from streaming_cases import close
 
 import fastrnn
-from fastrnn import _ops
+from fastrnn._ops import library
 
 HEADER_BYTES = 128
-#: Where a header keeps what, and how (ops_cpu_stream.cpp).
+#: Where a header keeps what, and how (csrc/cpu/ops/stream.cpp).
 FIELDS = {
     "magic": (0, "8s"),
     "isa": (8, "24s"),
@@ -34,7 +34,7 @@ class Packed:
         torch.manual_seed(5)
         layer = getattr(fastrnn, name)(7, 33, dtype=dtype, **options)
         weights = [p.detach() for p in layer.parameters()]
-        self.bytes = _ops.pack(weights, {"RNN": "rnn_tanh"}.get(name, name.lower()), True)
+        self.bytes = library.pack(weights, {"RNN": "rnn_tanh"}.get(name, name.lower()), True)
         self.x = torch.randn(2, 7).to(dtype)
         self.h0 = torch.randn(1, 2, layer.proj_size or 33).to(dtype)
         self.c0 = torch.randn(1, 2, 33).to(dtype) if name == "LSTM" else None
@@ -52,7 +52,7 @@ class Packed:
         return torch.frombuffer(data, dtype=torch.uint8)
 
     def stream(self, packed=None):
-        return _ops.stream(self.x, self.h0, self.c0, [self.bytes if packed is None else packed])
+        return library.stream(self.x, self.h0, self.c0, [self.bytes if packed is None else packed])
 
     def refuses(self, packed, match):
         with pytest.raises(RuntimeError, match=rf"^packed\[0\]: expected {match}"):
@@ -63,7 +63,7 @@ def test_header_is_where_these_tests_look_for_it():
     """The offsets of this file are those of the header: without that the tests below forge something else."""
     for name, cell, P in (("LSTM", LSTM, 5), ("GRU", GRU, 0), ("RNN", RNN_TANH, 0)):
         packed = Packed(name, torch.float64, **({"proj_size": P} if P else {}))
-        expected = {"magic": b"fastrnn\0", "isa": _ops.cpu_isa().encode().ljust(24, b"\0"), "cell": cell}
+        expected = {"magic": b"fastrnn\0", "isa": library.cpu_isa().encode().ljust(24, b"\0"), "cell": cell}
         expected |= {"dtype": DOUBLE, "I": 7, "H": 33, "P": P, "bytes": packed.bytes.numel() - HEADER_BYTES}
         assert {field: packed.get(field) for field in expected} == expected
         assert torch.equal(packed.forged(), packed.bytes)
@@ -202,21 +202,21 @@ def test_second_layer_is_checked_too():
         (packed.bytes[:-1], r"packed\[1\]: expected \d+ bytes"),
     ):
         with pytest.raises(RuntimeError, match=match):
-            _ops.stream(packed.x, h0, None, [packed.bytes, second])
+            library.stream(packed.x, h0, None, [packed.bytes, second])
 
 
 def test_packed_for_another_instruction_set():
     """Packed weights are laid out for one instruction set; under another they are refused, never misread."""
-    isas = _ops.available_cpu_isas()
+    isas = library.available_cpu_isas()
     packed = Packed("GRU", torch.float64)
-    before = _ops.cpu_isa()
+    before = library.cpu_isa()
     try:
         for other in isas:
-            _ops.set_cpu_isa(other)
+            library.set_cpu_isa(other)
             if other != before:
                 packed.refuses(packed.bytes, f"weights packed for {other}, .*, got some for {before};")
     finally:
-        _ops.set_cpu_isa(before)
+        library.set_cpu_isa(before)
     packed.stream()
 
 
@@ -227,15 +227,17 @@ def test_errors_of_the_operators():
     packed = Packed()
     x, h, c = packed.x, packed.h0, packed.c0
     for match, call in {
-        "w_ih, w_hh": lambda: _ops.pack(weights[:1], "lstm", True),
-        r"weights\[2\] \(b_ih\)": lambda: _ops.pack([*weights[:2], weights[2][1:], weights[3]], "lstm", True),
-        "expected 'lstm'": lambda: _ops.pack(weights, "cell", True),
-        "at least one layer": lambda: _ops.stream(x, h, c, []),
-        r"packed\[0\]: .*, float32": lambda: _ops.stream(x, h, c, [weights[0]]),
-        "expected 7 features, got 6": lambda: _ops.stream(x[:, :6], h, c, [packed.bytes]),
-        "x: expected the dtype": lambda: _ops.stream(x.double(), h, c, [packed.bytes]),
-        r"h0: expected shape \(1, 2, 33\)": lambda: _ops.stream(x, h[:, :1], c, [packed.bytes]),
-        "c0: expected a tensor": lambda: _ops.stream(x, h, None, [packed.bytes]),
+        "w_ih, w_hh": lambda: library.pack(weights[:1], "lstm", True),
+        r"weights\[2\] \(b_ih\)": lambda: library.pack(
+            [*weights[:2], weights[2][1:], weights[3]], "lstm", True
+        ),
+        "expected 'lstm'": lambda: library.pack(weights, "cell", True),
+        "at least one layer": lambda: library.stream(x, h, c, []),
+        r"packed\[0\]: .*, float32": lambda: library.stream(x, h, c, [weights[0]]),
+        "expected 7 features, got 6": lambda: library.stream(x[:, :6], h, c, [packed.bytes]),
+        "x: expected the dtype": lambda: library.stream(x.double(), h, c, [packed.bytes]),
+        r"h0: expected shape \(1, 2, 33\)": lambda: library.stream(x, h[:, :1], c, [packed.bytes]),
+        "c0: expected a tensor": lambda: library.stream(x, h, None, [packed.bytes]),
     }.items():
         with pytest.raises(RuntimeError, match=match):
             call()

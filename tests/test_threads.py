@@ -12,7 +12,8 @@ import torch
 from helpers import at_once, flat, randn
 
 import fastrnn
-from fastrnn import _ops, _threads
+from fastrnn._ops import library
+from fastrnn._ops import threads as limits
 
 LAYERS = [
     ("LSTM", {}),
@@ -57,7 +58,7 @@ def test_more_threads_than_cores(name, options, many, threads):
 def _elsewhere(code: str, **environment: str) -> list:
     """What a fresh process prints, which reads its settings anew."""
     keep = {
-        name: value for name, value in os.environ.items() if name not in ("FASTRNN_CPUS", *_threads._BINDING)
+        name: value for name, value in os.environ.items() if name not in ("FASTRNN_CPUS", *limits._BINDING)
     }
     ran = subprocess.run(
         [sys.executable, "-c", code],
@@ -76,12 +77,15 @@ if hasattr(os, "sched_setaffinity"):
 import torch, fastrnn
 module, x, best = fastrnn.LSTM(256, 256), torch.randn(50, 1, 256), {1: 1e9, 8: 1e9}
 with torch.no_grad():
-    for _ in range(60):
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
         for count in best:
             torch.set_num_threads(count)
             start = time.perf_counter()
             module(x)
             best[count] = min(best[count], time.perf_counter() - start)
+        if best[8] <= 2 * best[1]:
+            break
 print(json.dumps([best[1], best[8]]))
 """
 
@@ -122,11 +126,12 @@ def test_callers_share_a_layer(name, options, threads):
 ASK = """
 import json, os, sys
 import torch, fastrnn
-from fastrnn import _ops, explain
+from fastrnn import explain
+from fastrnn._ops import library
 torch.set_num_threads(8)
-found = [_ops.cpu_threads(), explain((50, 1, 256, 256)).threads]
+found = [library.cpu_threads(), explain((50, 1, 256, 256)).threads]
 torch.set_num_threads(1)
-print(json.dumps([*found, _ops.cpu_threads()]))
+print(json.dumps([*found, library.cpu_threads()]))
 """
 
 
@@ -153,12 +158,12 @@ def test_a_process_that_is_let_onto_more_cpus():
 import json, os
 os.sched_setaffinity(0, {{{cpus[0]}}})
 import torch, fastrnn
-from fastrnn import _ops
+from fastrnn._ops import library
 torch.set_num_threads(8)
-found = [_ops.cpu_threads()]
+found = [library.cpu_threads()]
 for cpus in ({set(cpus)}, {{{cpus[0]}}}):
     os.sched_setaffinity(0, cpus)
-    found.append(_ops.cpu_threads())
+    found.append(library.cpu_threads())
 print(json.dumps(found))
 """
     assert _elsewhere(code) == [1, min(8, len(cpus)), min(8, len(cpus))]
@@ -167,9 +172,9 @@ print(json.dumps(found))
 def test_torchs_own_pool_of_threads():
     """Where torch was built without OpenMP, one thread: pieces that wait for each other may never run
     together."""
-    assert _threads.limit({}, "ATen parallel backend: native thread pool") == (1, True)
-    assert _threads.limit({"FASTRNN_CPUS": "8"}, "ATen parallel backend: native thread pool") == (1, True)
-    assert _threads.limit({"FASTRNN_CPUS": "8"}, OPENMP) == (8, True)
+    assert limits.limit({}, "ATen parallel backend: native thread pool") == (1, True)
+    assert limits.limit({"FASTRNN_CPUS": "8"}, "ATen parallel backend: native thread pool") == (1, True)
+    assert limits.limit({"FASTRNN_CPUS": "8"}, OPENMP) == (8, True)
 
 
 @pytest.mark.parametrize("told", ["0", "-1", "two", "1.5"])
@@ -178,7 +183,7 @@ def test_wrong_number_of_cpus(told):
     with pytest.raises(
         ValueError, match=f"FASTRNN_CPUS: expected a number of CPUs, at least 1, got '{told}'"
     ):
-        _threads.limit({"FASTRNN_CPUS": told}, OPENMP)
+        limits.limit({"FASTRNN_CPUS": told}, OPENMP)
 
 
 @pytest.mark.parametrize(
@@ -225,11 +230,11 @@ def test_a_containers_share(tmp_path, files, cpus):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert _threads.cgroup_cpus(tmp_path) == cpus
-    assert _threads.limit({}, OPENMP, tmp_path) == (cpus or _threads._ALL, False)
+    assert limits.cgroup_cpus(tmp_path) == cpus
+    assert limits.limit({}, OPENMP, tmp_path) == (cpus or limits._ALL, False)
 
 
 def test_the_tests_have_their_threads(threads):
     """conftest.py takes the limit away, so that tests of many threads test many."""
     threads(17)
-    assert _ops.cpu_threads() == 17
+    assert library.cpu_threads() == 17

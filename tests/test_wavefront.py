@@ -9,9 +9,11 @@ import torch
 import torch.utils.checkpoint
 
 import fastrnn
-from fastrnn import _gpus, _ops, _wavefront
+from fastrnn._ops import library
+from fastrnn._plan import gpus
+from fastrnn._run import wavefront
 
-H100 = _gpus.KNOWN["H100"]
+H100 = gpus.KNOWN["H100"]
 LAYERS = {
     "lstm": lambda: fastrnn.LSTM(5, 7, 3),
     "lstm, projection": lambda: fastrnn.LSTM(5, 7, 2, proj_size=3),
@@ -51,7 +53,7 @@ def test_pieces_are_run_at_all(monkeypatch):
     """Protects the other tests: within the context a stack takes the path in pieces, outside it does not."""
     calls = []
     monkeypatch.setattr(
-        _wavefront, "run", lambda *a, _run=_wavefront.run, **k: calls.append(1) or _run(*a, **k)
+        wavefront, "run", lambda *a, _run=wavefront.run, **k: calls.append(1) or _run(*a, **k)
     )
     layer, x = fastrnn.GRU(4, 4, 2), torch.randn(6, 2, 4)
     layer(x)
@@ -150,7 +152,7 @@ def test_every_reader_waits_for_its_writer(monkeypatch, layers, pieces):
     values = [_Value(main) for _ in range(pieces)]
     states = [(_Value(main), _Value(main)) for _ in range(layers)]
     of_layers = [[_Value(main)] for _ in range(layers)]
-    _wavefront._run_pieces(layer, values, states, of_layers, streams, main)
+    wavefront._run_pieces(layer, values, states, of_layers, streams, main)
     for value in [*values, *(s for pair in states for s in pair)]:
         value.read(main)
         read_by.setdefault(value, set()).add("main")
@@ -160,7 +162,7 @@ def test_every_reader_waits_for_its_writer(monkeypatch, layers, pieces):
 
 
 def _planned(num_layers=2, steps=2048, rows=16, hidden=512, dtype="bfloat16", training=False, cell="lstm"):
-    return _wavefront.planned(cell, num_layers, steps, rows, hidden, 0, dtype, training, True, H100)
+    return wavefront.planned(cell, num_layers, steps, rows, hidden, 0, dtype, training, True, H100)
 
 
 def test_the_plan_cuts_where_it_pays():
@@ -175,7 +177,9 @@ def test_the_plan_cuts_where_it_pays():
 
 def test_explain_names_the_pieces(monkeypatch):
     """Protects the way to know of it: explain says how many pieces the plan's times ask for, or nothing."""
-    monkeypatch.setattr(_ops, "cuda_loaded", True)  # on paper; a build without CUDA kernels has none to cut
+    monkeypatch.setattr(
+        library, "cuda_loaded", True
+    )  # on paper; a build without CUDA kernels has none to cut
     deep = fastrnn.LSTM(512, 512, 2, device="meta", dtype=torch.bfloat16)
     wanted = f"wavefront of {_planned()} pieces"
     assert any(wanted in note for note in fastrnn.explain(deep, (2048, 16), device="cuda", gpu="H100").notes)
@@ -202,7 +206,7 @@ def test_the_context_ends_after_an_error():
     """Protects what follows a failure: the number of pieces is the one from before."""
     with pytest.raises(ZeroDivisionError), fastrnn.wavefront(5):
         _ = 1 / 0
-    assert _wavefront._asked.get() is None
+    assert wavefront._asked.get() is None
 
 
 def test_within_a_compiled_function():

@@ -11,20 +11,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastrnn import verification
+from fastrnn.proof import numbers
 
 #: Those of `python -m fastrnn verify`, against the float64 reference on the same (rounded) inputs, weights;
 #: complex numbers, which only the reference computes, are added here.
 TOLERANCES = {
-    **{getattr(torch, name): tolerance for name, tolerance in verification.TOLERANCES.items()},
-    torch.complex64: verification.Tolerance(4e-6, 2e-5),
-    torch.complex128: verification.Tolerance(1e-12, 1e-11),
+    **{getattr(torch, name): tolerance for name, tolerance in numbers.TOLERANCES.items()},
+    torch.complex64: numbers.Tolerance(4e-6, 2e-5),
+    torch.complex128: numbers.Tolerance(1e-12, 1e-11),
 }
 
 #: Times the table's, against torch.nn in the same dtype: it has errors of its own, and its half types round
 #: after every operation.
 TORCH_SLACK = {
-    **{getattr(torch, name): slack for name, slack in verification.TORCH_SLACK.items()},
+    **{getattr(torch, name): slack for name, slack in numbers.TORCH_SLACK.items()},
     torch.complex64: 2.0,
     torch.complex128: 2.0,
 }

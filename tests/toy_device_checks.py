@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from toy_device import ToyTensor, to_cpu, to_toy
 
 import fastrnn
-from fastrnn import _torch, explain, functional, reference
+from fastrnn import explain, functional, reference
+from fastrnn._run import native
 
 IN, H = 4, 6
 OPTIONS = [
@@ -48,7 +49,7 @@ def calls(monkeypatch):
 
         return call
 
-    for table in (_torch._LAYERS, _torch._CELLS):
+    for table in (native._LAYERS, native._CELLS):
         for name, function in list(table.items()):
             monkeypatch.setitem(table, name, spied("torch", function))
     monkeypatch.setattr(reference, "layer", spied("reference", reference.layer))

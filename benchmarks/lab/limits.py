@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from fastrnn import _ops  # noqa: F401 - loads torch.ops.fastrnn
+from fastrnn._ops import library  # noqa: F401 - loads torch.ops.fastrnn
 
 from .cases import Case
 from .problem import flops, weight_bytes

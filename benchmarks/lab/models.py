@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from fastrnn.convert import revert
+from fastrnn.compat._convert import revert
 from fastrnn.proof import machine
 from fastrnn.proof.timing import Contender, interleave
 

@@ -25,30 +25,30 @@ MODULES = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "SRU", "LSTM 
 def _calls(name: str) -> dict[str, tuple[Callable, Callable]]:
     """(module call, operator call) of fastrnn and, where it has such a module, of torch."""
     import fastrnn
-    from fastrnn import _ops
+    from fastrnn._ops import library
 
     x, zeros = torch.randn(1, SIZE), torch.zeros(1, SIZE)
     if name == "SRU":
         sru = fastrnn.SRU(SIZE, SIZE, 1).eval()
         layer = sru.rnn_lst[0]
         arguments = (layer.transform_module.weight, x, layer.weight_c, layer.bias, zeros, False, 1.0)
-        return {"fastrnn": (lambda: sru(x[None]), lambda: _ops.sru_step(x, *arguments))}
+        return {"fastrnn": (lambda: sru(x[None]), lambda: library.sru_step(x, *arguments))}
 
     kind, _, streamed = name.partition(" ")
     cell = kind.removesuffix("Cell").lower()
-    ours, theirs = (getattr(library, kind)(SIZE, SIZE).eval() for library in (fastrnn, nn))
+    ours, theirs = (getattr(package, kind)(SIZE, SIZE).eval() for package in (fastrnn, nn))
     theirs.load_state_dict(ours.state_dict())
     kernel, lstm = {"rnn": "rnn_tanh"}.get(cell, cell), cell == "lstm"
     weights = [p.detach() for p in ours.parameters()]
     steps, h = x[None], zeros[None]
     c = h if lstm else None
     if streamed:
-        stream, packed = ours.streamer(), [_ops.pack(weights, kernel, True)]
+        stream, packed = ours.streamer(), [library.pack(weights, kernel, True)]
         state = (h, h) if lstm else h
-        return {"fastrnn": (lambda: stream.step(x, state), lambda: _ops.stream(x, h, c, packed))}
+        return {"fastrnn": (lambda: stream.step(x, state), lambda: library.stream(x, h, c, packed))}
 
     def operator():
-        return _ops.forward(steps, h, c, weights, None, kernel, True, 0)
+        return library.forward(steps, h, c, weights, None, kernel, True, 0)
 
     if kind.endswith("Cell"):
         native, state = getattr(torch._VF, f"{kernel}_cell"), ((zeros, zeros) if lstm else zeros)
@@ -65,27 +65,27 @@ def _calls(name: str) -> dict[str, tuple[Callable, Callable]]:
 
 
 def measure(threads: int, budget_s: float = BUDGET_S) -> list[dict]:
-    """A line for each of MODULES: name, threads, and for each library seconds of a module's call and of its
+    """A line for each of MODULES: name, threads, and for each package seconds of a module's call and of its
     operator's, all of one line taking turns."""
     lines = []
     for name in MODULES:
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
             torch.manual_seed(0)
             contenders = [
-                Contender(f"{library} {what}", name, call)
-                for library, calls in _calls(name).items()
+                Contender(f"{package} {what}", name, call)
+                for package, calls in _calls(name).items()
                 for what, call in zip(("call", "operator"), calls, strict=True)
             ]
             timings = interleave(contenders, budget_s=budget_s, settle=threads > 1)
         line: dict = {"name": name, "threads": threads}
         for key, timing in timings.items():
-            library, what = key.split()
-            line.setdefault(library, {})[f"{what}_s"] = timing.median
+            package, what = key.split()
+            line.setdefault(package, {})[f"{what}_s"] = timing.median
         lines.append(line)
     return lines
 
 
-def above(line: dict, library: str = "fastrnn") -> float | None:
-    """Seconds of a module's call above its operator's; None where a library has no such module."""
-    times = line.get(library)
+def above(line: dict, package: str = "fastrnn") -> float | None:
+    """Seconds of a module's call above its operator's; None where a package has no such module."""
+    times = line.get(package)
     return times["call_s"] - times["operator_s"] if times else None

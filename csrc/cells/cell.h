@@ -3,7 +3,10 @@
 // A cell is arithmetic and nothing else: no loop, no tensor, no memory. It is a template over a
 // math policy M, which supplies the value type M::V (a scalar in a CUDA thread, a whole vector
 // register in a CPU kernel) and the functions that the equations need, as static members:
-//     V set(double), sigmoid(V), tanh(V), relu(V), positive_mask(V v, V d) = v > 0 ? d : 0
+//     V set(double), sigmoid(V), tanh(V), relu(V), positive_mask(V v, V d) = v <= 0 ? 0 : d
+// NaN passes through each of them; positive_mask passes d where v is NaN, as torch's derivative of relu does.
+// Backward takes derivatives from the results, 1 - y^2 and y (1 - y), and multiplies them by numbers that can be of
+// any size. So where a function has converged, its result is exactly +-1 or 0 or 1, in approximate policies too.
 // The same source is therefore the definition on every device.
 //
 // Every cell has

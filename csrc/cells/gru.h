@@ -4,7 +4,7 @@
 //     h = (1 - z) * n + z * h_prev
 // where rec = h_prev R_n^T + b_hn.
 #pragma once
-#include "cell.h"
+#include "cells/cell.h"
 
 namespace fastrnn {
 

@@ -4,7 +4,7 @@
 //     c = f * c_prev + i * g        h = o * tanh(c)
 // With a projection the recurrence goes on with W_hr h; that product belongs to the time loop.
 #pragma once
-#include "cell.h"
+#include "cells/cell.h"
 
 namespace fastrnn {
 

@@ -2,7 +2,7 @@
 //     h = tanh(pre)    or    h = relu(pre)
 // The derivative needs h alone, so nothing but the output is saved.
 #pragma once
-#include "cell.h"
+#include "cells/cell.h"
 
 namespace fastrnn {
 

@@ -16,7 +16,7 @@
 //         dx, dc_prev  gradients of X and of c_prev
 // backward computes the gates again: reading u once more costs less than saving and reading them.
 #pragma once
-#include "cell.h"
+#include "cells/cell.h"
 
 namespace fastrnn {
 

@@ -4,7 +4,7 @@
 // talk to each other (rows of a batch are independent), directions neither; the unit groups of one
 // batch group exchange h and meet at a barrier every step.
 #pragma once
-#include "../params.h"
+#include "params/rnn.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>

@@ -19,21 +19,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def collect() -> dict:
     """Everything that `info` shows, as plain data."""
-    from .. import _ops
+    from .._ops import library
     from ..proof import machine
 
     return {
         "versions": machine.versions(),
         "commit": machine.commit(),
-        "build": _ops.build_info(),
+        "build": library.build_info(),
         "machine": machine.describe(),
         "cuda": {
-            "kernels_loaded": bool(_ops.cuda_loaded),
+            "kernels_loaded": bool(library.cuda_loaded),
             "torch_sees_gpu": torch.cuda.is_available(),
         },
         "threads": {
             "torch": torch.get_num_threads(),
-            "kernels": _ops.cpu_threads(),
+            "kernels": library.cpu_threads(),
             "interop": torch.get_num_interop_threads(),
             "usable_cores": machine.usable_cores(),
         },

@@ -1,7 +1,8 @@
 """Check every cell, dtype, path, instruction set and CUDA tier against the float64 reference and torch.nn.
 
 Prints the worst errors over sizes, inference, training and recomputed gates, "output / gradient", each
-relative to the largest magnitude of its tensor. Exit status 1 if one is over its tolerance.
+relative to the largest magnitude of its tensor; and in float32 on the CPU how many times torch.nn's own error
+that is, as root mean squares over inputs of 1e-3 to 1e3. Exit status 1 if one is over its tolerance.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from . import options as types
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from .. import _checks, verification
+    from .. import _checks
+    from ..proof import numbers
 
     some = {"nargs": "+", "default": [], "metavar": ""}
-    cells, paths = verification.CELLS, verification.PATHS
-    dtypes = (*verification.DTYPES, verification.TF32)
+    cells, paths = numbers.CELLS, numbers.PATHS
+    dtypes = (*numbers.DTYPES, numbers.TF32)
     parser.add_argument("--cell", choices=cells, help=", ".join(cells), **some)
     parser.add_argument("--dtype", choices=dtypes, help=", ".join(dtypes), **some)
     parser.add_argument("--path", choices=paths, help=", ".join(paths), **some)
@@ -46,6 +48,28 @@ def _error_tables(outcomes) -> None:
         dtypes = list(dict.fromkeys(o.check.dtype for o in outcomes))
         rows = [[name, *(found.get(d, "") for d in dtypes)] for name, found in cells.items()]
         console.table(["", *dtypes], rows, f"Worst errors against float64, output / gradient: {target}")
+
+
+def _accuracy_table(outcomes) -> None:
+    """For each check in float32: error over torch.nn's, of the worst quantity and of the worst draw."""
+    from ..proof._accuracy import allowed
+
+    measured = [o for o in outcomes if o.accuracy]
+    if not measured:
+        return
+    targets = list(dict.fromkeys(o.target for o in measured))
+    rows = []
+    for name in dict.fromkeys(o.check.name for o in measured):
+        mine = {o.target: o for o in measured if o.check.name == name}
+        cells = dict.fromkeys(targets, "")
+        for target, o in mine.items():
+            text = f"{o.accuracy.ratio:.2f} ({o.accuracy.worst:.1f})"
+            cells[target] = text if o.accurate else f"**{text} missed**"
+        verdict = "ok" if all(o.accurate for o in mine.values()) else "FAILED"
+        rows.append([name, *cells.values(), verdict])
+    limits = ", ".join(f"{t} {allowed(t):.1f}" for t in targets)
+    title = f"float32: error over torch.nn's, worst quantity (worst single draw); allowed: {limits}"
+    console.table(["", *targets, "verdict"], rows, title)
 
 
 def _summary(outcomes) -> None:
@@ -95,26 +119,28 @@ def write_json(outcomes, options: argparse.Namespace, seconds: float) -> None:
 def run(options: argparse.Namespace) -> int:
     import torch
 
-    from .. import _ops, verification
+    from .._ops import library
+    from ..proof import numbers
 
     if options.device != "cpu" and not torch.cuda.is_available():
         raise SystemExit(f"--device {options.device}: torch sees no GPU")
-    unknown = set(options.isa) - set(_ops.available_cpu_isas())
+    unknown = set(options.isa) - set(library.available_cpu_isas())
     if unknown:
         raise SystemExit(f"--isa: {', '.join(sorted(unknown))} cannot run here")
-    if options.device == "cpu" and (options.tier or verification.TF32 in options.dtype):
+    if options.device == "cpu" and (options.tier or numbers.TF32 in options.dtype):
         raise SystemExit("--tier and --dtype tf32 are about a GPU: add --device cuda")
     dtypes = options.dtype
     if options.device != "cpu" and not dtypes:
-        dtypes = (*verification.DTYPES, verification.TF32)
-    wanted = verification.checks(options.cell, dtypes, options.path)
+        dtypes = (*numbers.DTYPES, numbers.TF32)
+    wanted = numbers.checks(options.cell, dtypes, options.path)
     if not wanted:
         raise SystemExit("the filters leave nothing to check")
 
     start = time.perf_counter()
     with console.progress(len(wanted)) as advance:
-        outcomes = verification.verify(wanted, options.isa, options.device, options.tier, advance)
+        outcomes = numbers.verify(wanted, options.isa, options.device, options.tier, advance)
     _error_tables(outcomes)
+    _accuracy_table(outcomes)
     _summary(outcomes)
 
     for name, why in dict.fromkeys((f"{o.check.name} {o.check.dtype}", o.torch_error) for o in outcomes):
@@ -127,6 +153,8 @@ def run(options: argparse.Namespace) -> int:
             if o.error
             else [f"{k}: {o.where[k]}" for k in ("output", "gradient", "from_torch") if k in o.where]
         )
+        if not o.accurate:
+            reasons.append(f"{o.accuracy.ratio:.2f} times torch.nn's error: {o.accuracy.where}")
         print(f"FAILED {o.check.name} {o.check.dtype} on {o.target}: " + "; ".join(reasons))
     seconds = time.perf_counter() - start
     if options.json:

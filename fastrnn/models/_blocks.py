@@ -52,8 +52,6 @@ class Recurrence(nn.Module):
             pads = None
             if lengths is not None:
                 pads = ~_inputs.steps_within(lengths, x.size(0), x.device)
-                # Its product takes all steps: whatever the padding is, a gradient of zero times it is zero.
-                x = x.masked_fill(pads.unsqueeze(-1), 0)
             y, c = layers(x, None if state is None else state[0], mask_pad=pads)
             return y, (c,)
         if state is not None and layers.mode == "GRU":

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from .._sru import hooked
+from .._run.scan import hooked
+from .._run.streaming import Streamer
 from ..modules import GRU, LSTM, RNN, SRU, SRUpp
-from ..streaming import Streamer
 from . import _inputs
 from .sampling import probabilities
 

@@ -13,11 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _autograd, _checks, _torch
-from .._masked import Masks
-from .._masked import read as read_masks
-from .._stack import Stack, permute, run
-from ..streaming import Streamer
+from .. import _checks
+from .._checks import tools
+from .._ops import autograd
+from .._run import native
+from .._run.rnn import Stack, permute, run
+from .._run.rows import Masks
+from .._run.rows import read as read_masks
+from .._run.streaming import Streamer
+from . import _overrides
 
 # torch's name of a recurrence, kept in every module, and the kernels' name of it.
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
@@ -51,9 +55,10 @@ class RecurrentLayer(nn.RNNBase):
     setting for matrix products, torch.backends.cuda.matmul, says nothing about layers, here as there.
     """
 
-    # Class attributes stand in for instances pickled without them.
-    save: str = "gates"
-    backend: str = "auto"
+    # Class attributes stand in for instances pickled without them. Not annotated: TorchScript would read the
+    # annotations, and knows none that are strings.
+    save = "gates"
+    backend = "auto"
     #: What messages call the layer, whatever a subclass is called.
     _name: str
 
@@ -78,14 +83,24 @@ class RecurrentLayer(nn.RNNBase):
         return (
             isinstance(weight, Tensor)
             and weight.is_cuda
-            and _torch.preferred(self.backend, _autograd.supported(weight))
+            and native.preferred(self.backend, autograd.supported(weight))
         )
 
     def __setattr__(self, name: str, value) -> None:
         # They may be changed at any time, and a wrong one should not wait for forward() to be noticed.
         if name in _OPTIONS:
             _checks.one_of(type(self).__name__, name, value, _OPTIONS[name])
+        elif name in tools.MARKS:
+            tools.warn(name, type(self).__name__)
         super().__setattr__(name, value)
+        if name in _overrides.NAMES:
+            vars(self)["_run"] = self._run_overridden
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        # Asked once a class, so that calls of the others do not have to ask.
+        if _overrides.in_class(cls):
+            cls._run = cls._run_overridden
 
     def _live_weights(self) -> list[Tensor]:
         """The weights of this call, flat.
@@ -129,6 +144,21 @@ class RecurrentLayer(nn.RNNBase):
         y, h, c = run(stack, data, hx, weights, batch_sizes, sorted_indices)
         output = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
         return output, permute(h, unsorted_indices), permute(c, unsorted_indices)
+
+    def _run_overridden(self, input: Tensor | PackedSequence, hx, masks: Masks | None = None) -> tuple:
+        """_run() of layers that have a check_input() or the like that is not torch.nn's; see _overrides."""
+        hx = _overrides.before(self, input, hx)
+        stack, weights = self._stack(), self._live_weights()
+        if isinstance(input, PackedSequence):
+            data, batch_sizes, sorted_indices, order = input
+            y, h, c = run(stack, data, hx, weights, batch_sizes)
+            y = PackedSequence(y, batch_sizes, sorted_indices, order)
+        else:
+            order = None
+            y, h, c = run(stack, input, hx, weights, masks=masks)
+        if c is None:
+            return y, self.permute_hidden(h, order), None
+        return y, *self.permute_hidden((h, c), order)
 
     def _stack(self) -> Stack:
         return Stack(

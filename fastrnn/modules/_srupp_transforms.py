@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from .. import _checks, _checks_sru, _sru
-from .._attention import attention
-from .._stack import autocasting
+from .. import _checks
+from .._checks import scan as scan_checks
+from .._run import scan as run_scan
+from .._run import symbolic
+from .._run.attention import attention
+from .._run.rnn import autocasting
+from .._run.torchscript import scripts_as
+from . import _script_srupp
 
 __all__ = ["SRUppAttention", "SRUppProjectedLinear"]
 
 
 def _sizes(name: str, in_features: int, out_features: int, proj_features: int) -> None:
-    _checks_sru.size(name, "in_features", in_features)
-    _checks_sru.size(name, "out_features", out_features)
-    _checks_sru.size(name, "proj_features", proj_features)
+    scan_checks.size(name, "in_features", in_features)
+    scan_checks.size(name, "out_features", out_features)
+    scan_checks.size(name, "proj_features", proj_features)
 
 
 class SRUppProjectedLinear(nn.Module):
@@ -27,6 +34,11 @@ class SRUppProjectedLinear(nn.Module):
     Parameters: ``linear1.weight`` (P, I), ``linear2.weight`` (O*K, P) and, with ``layer_norm``,
     ``layer_norm.weight`` and ``layer_norm.bias`` (P,).
     """
+
+    __jit_unused_properties__: ClassVar[list[str]] = ["last"]
+    #: That forward() knows the argument, for TorchScript to see: modules written for the package do not.
+    takes_is_causal = True
+    __constants__: ClassVar[list[str]] = ["takes_is_causal"]
 
     def __init__(
         self,
@@ -45,7 +57,7 @@ class SRUppProjectedLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.proj_features = proj_features
-        self.dropout = nn.Dropout(_checks_sru.probability(type(self).__name__, "dropout", dropout))
+        self.dropout = nn.Dropout(scan_checks.probability(type(self).__name__, "dropout", dropout))
         self.linear1 = nn.Linear(in_features, proj_features, bias=False, **kind)
         self.linear2 = nn.Linear(proj_features, out_features, bias=False, **kind)
         self.layer_norm: nn.Module | None = nn.LayerNorm(proj_features, **kind) if layer_norm else None
@@ -66,14 +78,20 @@ class SRUppProjectedLinear(nn.Module):
 
     def features(self, input: Tensor, packing=None, **_) -> Tensor:
         """What the last map is applied to, (..., P)."""
-        z = _sru.product(self.linear1, input)
+        z = run_scan.product(self.linear1, input)
         return self.dropout(z if self.layer_norm is None else self.layer_norm(z))
 
+    @scripts_as(_script_srupp.projected)
     def forward(self, input: Tensor, *_, **__) -> Tensor:
         """(L, B, I) to (L, B, O*K). The arguments of :class:`SRUppAttention`'s are accepted and ignored."""
         name = type(self).__name__
-        _checks_sru.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
-        return _sru.product(self.linear2, self.features(input))
+        try:
+            scan_checks.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
+            return run_scan.product(self.linear2, self.features(input))
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, SRUppProjectedLinear.forward, locals())) is None:
+                raise
+            return node
 
 
 class SRUppAttention(nn.Module):
@@ -95,6 +113,11 @@ class SRUppAttention(nn.Module):
     (2*P, P), ``linear3.weight`` (O*K, P); with ``layer_norm`` ``layer_norm.weight`` and ``.bias`` (P,).
     """
 
+    __jit_unused_properties__: ClassVar[list[str]] = ["last"]
+    #: That forward() knows the argument, for TorchScript to see: modules written for the package do not.
+    takes_is_causal = True
+    __constants__: ClassVar[list[str]] = ["takes_is_causal"]
+
     def __init__(
         self,
         in_features: int,
@@ -114,7 +137,7 @@ class SRUppAttention(nn.Module):
         kind = {"device": device, "dtype": dtype}
         name = type(self).__name__
         _sizes(name, in_features, out_features, proj_features)
-        if proj_features % _checks_sru.size(name, "num_heads", num_heads) != 0:
+        if proj_features % scan_checks.size(name, "num_heads", num_heads) != 0:
             raise ValueError(
                 f"{name}: proj_features should be divisible by num_heads = {num_heads}, got {proj_features}"
             )
@@ -122,9 +145,9 @@ class SRUppAttention(nn.Module):
         self.out_features = out_features
         self.proj_features = proj_features
         self.num_heads = num_heads
-        self.dropout = nn.Dropout(_checks_sru.probability(name, "dropout", dropout))
-        self.attn_dropout = _checks_sru.probability(name, "attn_dropout", attn_dropout)
-        self.rezero_init_alpha = _checks_sru.number(name, "rezero_init_alpha", rezero_init_alpha)
+        self.dropout = nn.Dropout(scan_checks.probability(name, "dropout", dropout))
+        self.attn_dropout = scan_checks.probability(name, "attn_dropout", attn_dropout)
+        self.rezero_init_alpha = scan_checks.number(name, "rezero_init_alpha", rezero_init_alpha)
         self.linear1 = nn.Linear(in_features, proj_features, bias=False, **kind)
         self.linear2 = nn.Linear(proj_features, proj_features * 2, bias=False, **kind)
         self.linear3 = nn.Linear(proj_features, out_features, bias=False, **kind)
@@ -155,12 +178,12 @@ class SRUppAttention(nn.Module):
         memory: Tensor | None = None,
         memory_mask_pad: Tensor | None = None,
         is_causal: bool = False,
-        packing: _sru.Packing | None = None,
+        packing: run_scan.Packing | None = None,
     ) -> Tensor:
         """What the last map is applied to, (..., P). With ``packing`` the input is packed rows (N, I), and
         what has rows of its own is in their order."""
         name, norm = type(self).__name__, self.layer_norm
-        residual = z = _sru.product(self.linear1, input)
+        residual = z = run_scan.product(self.linear1, input)
         if norm is not None and not self.normalize_after:
             z = norm(z)
         if packing is not None:
@@ -170,23 +193,23 @@ class SRUppAttention(nn.Module):
         keys, past = z, 0
         if memory is not None:
             if not isinstance(memory, Tensor) or memory.dim() != 3:
-                _checks_sru.shape(name, "memory", memory, ("M", batch, self.in_features))
+                scan_checks.shape(name, "memory", memory, ("M", batch, self.in_features))
             past = memory.size(0)
-            _checks_sru.shape(name, "memory", memory, (past, batch, self.in_features))
-            _checks_sru.like_input(name, input, [("memory", memory)], autocasting(input))
-            remembered = _sru.product(self.linear1, memory)
+            scan_checks.shape(name, "memory", memory, (past, batch, self.in_features))
+            scan_checks.like_input(name, input, [("memory", memory)], autocasting(input))
+            remembered = run_scan.product(self.linear1, memory)
             if norm is not None and not self.normalize_after:
                 remembered = norm(remembered)
             keys = torch.cat([remembered, z])
         if attn_mask is not None:
-            _checks_sru.attention_mask(name, attn_mask, (length, past + length))
+            scan_checks.attention_mask(name, attn_mask, (length, past + length))
             if is_causal:
                 raise ValueError(f"{name}: attn_mask should be None with is_causal=True")
 
         def heads(t: Tensor) -> Tensor:  # (S, B, P) to (B, heads, S, d)
             return t.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
 
-        k, v = _sru.product(self.linear2, keys).chunk(2, dim=-1)
+        k, v = run_scan.product(self.linear2, keys).chunk(2, dim=-1)
         found = attention(
             heads(z),
             heads(k),
@@ -220,9 +243,10 @@ class SRUppAttention(nn.Module):
             if mask is None:
                 parts.append(torch.zeros((steps, batch), dtype=torch.bool, device=device))
             else:
-                parts.append(_checks_sru.mask(name, argument, mask, device, (steps, batch)))
+                parts.append(scan_checks.mask(name, argument, mask, device, (steps, batch)))
         return torch.cat(parts).t()
 
+    @scripts_as(_script_srupp.attention)
     def forward(
         self,
         input: Tensor,
@@ -245,8 +269,25 @@ class SRUppAttention(nn.Module):
             (L, B, O*K). Where a query may see no key, attention contributes 0.
         """
         name = type(self).__name__
-        _checks_sru.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
-        _checks_sru.dims(name, input, (3,), "(L, B, I)")
-        masks = {"mask_pad": mask_pad, "attn_mask": attn_mask, "is_causal": is_causal}
-        found = self.features(input, memory=memory, memory_mask_pad=memory_mask_pad, **masks)
-        return _sru.product(self.linear3, found)
+        try:
+            scan_checks.features(name, _checks.tensor(name, "input", input), self.in_features, "in_features")
+            scan_checks.dims(name, input, (3,), "(L, B, I)")
+            masks = {"mask_pad": mask_pad, "attn_mask": attn_mask, "is_causal": is_causal}
+            past = memory
+            if memory is not None and memory_mask_pad is not None:
+                past = memory_without_pads(name, memory, memory_mask_pad)
+            found = self.features(input, memory=past, memory_mask_pad=memory_mask_pad, **masks)
+            return run_scan.product(self.linear3, found)
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, SRUppAttention.forward, locals())) is None:
+                raise
+            return node
+
+
+def memory_without_pads(name: str, memory: Tensor, mask: Tensor) -> Tensor:
+    """A memory (M, B, I) with zeros for its pads, see run_scan.without_pads; what does not fit is
+    left for the checks that name it."""
+    if not isinstance(memory, Tensor) or not isinstance(mask, Tensor) or mask.shape != memory.shape[:2]:
+        return memory
+    mask = scan_checks.mask(name, "memory_mask_pad", mask, memory.device, tuple(mask.shape))
+    return run_scan.without_pads(memory, mask)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .. import functional
+from .._checks import tools
+from .._run import symbolic
+from .._run.torchscript import scripts_as
+from . import _script_rnn
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -15,6 +19,11 @@ class RecurrentCell(nn.RNNCellBase):
     def _init(self, input_size, hidden_size, bias, num_chunks, device, dtype) -> None:
         # Not super(): in fastrnn.compat torch.nn.LSTMCell comes next, whose arguments have no num_chunks.
         nn.RNNCellBase.__init__(self, input_size, hidden_size, bias, num_chunks, device=device, dtype=dtype)
+
+    def __setattr__(self, name: str, value) -> None:
+        if name in tools.MARKS:
+            tools.warn(name, type(self).__name__)
+        super().__setattr__(name, value)
 
     def _live_weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         # The dictionary spares four walks through Module.__getattr__, 2 us a step. Parametrized weights, or
@@ -42,9 +51,15 @@ class LSTMCell(RecurrentCell):
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
         self._init(input_size, hidden_size, bias, 4, device, dtype)
 
+    @scripts_as(_script_rnn.lstm_cell)
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """(B, I) or (I,) and, optionally, (h, c) of (B, H) or (H,) each, to the next (h, c)."""
-        return functional.lstm_cell(input, hx, *self._live_weights())
+        try:
+            return functional._cell("LSTMCell", "lstm", input, hx, *self._live_weights())
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, LSTMCell.forward, locals())) is None:
+                raise
+            return node
 
 
 class GRUCell(RecurrentCell):
@@ -58,9 +73,15 @@ class GRUCell(RecurrentCell):
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
         self._init(input_size, hidden_size, bias, 3, device, dtype)
 
+    @scripts_as(_script_rnn.gru_cell)
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """(B, I) or (I,) and, optionally, h of (B, H) or (H,), to the next h."""
-        return functional.gru_cell(input, hx, *self._live_weights())
+        try:
+            return functional._cell("GRUCell", "gru", input, hx, *self._live_weights())[0]
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, GRUCell.forward, locals())) is None:
+                raise
+            return node
 
 
 class RNNCell(RecurrentCell):
@@ -85,8 +106,15 @@ class RNNCell(RecurrentCell):
         self._init(input_size, hidden_size, bias, 1, device, dtype)
         self.nonlinearity = nonlinearity
 
+    @scripts_as(_script_rnn.rnn_cell)
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """(B, I) or (I,) and, optionally, h of (B, H) or (H,), to the next h."""
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return functional.rnn_cell(input, hx, *self._live_weights(), nonlinearity=self.nonlinearity)
+        try:
+            cell = f"rnn_{self.nonlinearity}"
+            return functional._cell("RNNCell", cell, input, hx, *self._live_weights())[0]
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, RNNCell.forward, locals())) is None:
+                raise
+            return node

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .._stack import permute
+from .._run import symbolic
+from .._run.rnn import permute
+from .._run.torchscript import Overloads
+from . import _script_rnn
 from ._base import RecurrentLayer
 
 __all__ = ["LSTM"]
@@ -91,18 +94,28 @@ class LSTM(RecurrentLayer):
             TypeError: lengths, reset or done of another type.
             RuntimeError: sizes that do not fit, T = 0, lengths beyond T, tensors on different devices.
         """
-        masks = self._masks(input, lengths, reset, done, return_all_states)
-        y, h, c = self._run(input, hx, masks)
-        if return_all_states:
-            return y, (h, c), masks.states(input.dim() == 3, self.batch_first)
-        return y, (h, c)
+        try:
+            masks = self._masks(input, lengths, reset, done, return_all_states)
+            y, h, c = self._run(input, hx, masks)
+            if return_all_states:
+                return y, (h, c), masks.states(input.dim() == 3, self.batch_first)
+            return y, (h, c)
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, LSTM.forward, locals())) is None:
+                raise
+            return node
 
-    # torch.nn.LSTM's own versions of RNNBase's helpers. forward() has no use for them; subclasses with a
-    # forward() of their own call them.
+    # What torch.jit.script compiles.
+    _script_forward, _script_forward_packed = _script_rnn.lstm, _script_rnn.lstm_packed
+    __overloads__ = Overloads("_script_forward", "_script_forward_packed")
+
+    # torch.nn.LSTM's own versions of RNNBase's helpers. forward() has no use for them unless one is
+    # overridden (see _overrides); subclasses with a forward() of their own call them.
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         """Size of c_0 for this input."""
-        states, rows, _ = self.get_expected_hidden_size(input, batch_sizes)
+        # torch's does not ask a subclass's get_expected_hidden_size() either.
+        states, rows, _ = nn.RNNBase.get_expected_hidden_size(self, input, batch_sizes)
         return states, rows, self.hidden_size
 
     def check_forward_args(
@@ -110,12 +123,9 @@ class LSTM(RecurrentLayer):
     ) -> None:
         """Check the input and both states; RuntimeError or ValueError as in forward()."""
         self.check_input(input, batch_sizes)
-        expected = (
-            self.get_expected_hidden_size(input, batch_sizes),
-            self.get_expected_cell_size(input, batch_sizes),
-        )
-        for i, size in enumerate(expected):
-            self.check_hidden_size(hidden[i], size, f"Expected hidden[{i}] size {{}}, got {{}}")
+        for i, expected in enumerate((self.get_expected_hidden_size, self.get_expected_cell_size)):
+            message = f"Expected hidden[{i}] size {{}}, got {{}}"
+            self.check_hidden_size(hidden[i], expected(input, batch_sizes), message)
 
     def permute_hidden(self, hx: tuple[Tensor, Tensor], permutation: Tensor | None) -> tuple[Tensor, Tensor]:
         """Reorder the rows of both states."""

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from .._run import symbolic
+from .._run.torchscript import Overloads
+from . import _script_rnn
 from ._base import RecurrentLayer
 
 __all__ = ["RNN"]
@@ -56,8 +59,17 @@ class RNN(RecurrentLayer):
         return_all_states: bool = False,
     ) -> tuple:
         """Run the layers: as :meth:`fastrnn.GRU.forward`."""
-        masks = self._masks(input, lengths, reset, done, return_all_states)
-        y, h, _ = self._run(input, hx, masks)
-        if return_all_states:
-            return y, h, masks.states(input.dim() == 3, self.batch_first)[0]
-        return y, h
+        try:
+            masks = self._masks(input, lengths, reset, done, return_all_states)
+            y, h, _ = self._run(input, hx, masks)
+            if return_all_states:
+                return y, h, masks.states(input.dim() == 3, self.batch_first)[0]
+            return y, h
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, RNN.forward, locals())) is None:
+                raise
+            return node
+
+    # What torch.jit.script compiles.
+    _script_forward, _script_forward_packed = _script_rnn.rnn, _script_rnn.rnn_packed
+    __overloads__ = Overloads("_script_forward", "_script_forward_packed")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _checks, _checks_sru, _sru
-from .._stack import autocasting
+from .. import _checks
+from .._checks import scan as scan_checks
+from .._run import scan as run_scan
+from .._run import symbolic
+from .._run.rnn import autocasting
+from .._run.torchscript import scripts_as
+from . import _script_sru
 from .sru_cell import SRUCell, one_name
 
 __all__ = ["SRU"]
@@ -60,7 +65,8 @@ class SRU(nn.Module):
         layer_norm: of the product's input, or with ``normalize_after`` of h.
         transform_module: computes U in place of the linear map, from (L, B, I) to (L, B, O*K), K = 3 or 4; it
             is copied for each layer, or a list has one for each. It may return (U, V), V (L, B, O*2) being
-            added to ``weight_c``. ``custom_m`` is the argument's name in sru 2.6.
+            added to ``weight_c``. ``custom_m`` is the argument's name in sru 2.6. A plain function will do,
+            whose parameters are then not the layer's.
         has_skip_term: whether there is an X. use_tanh: g. v1: v = 0, and stays 0.
         nn_rnn_compatible_return: c as (layers*D, B, H), torch.nn's shape, in place of (layers, B, O).
         proj_input_to_hidden_first: a linear map to O features before the first layer.
@@ -86,7 +92,7 @@ class SRU(nn.Module):
         highway_bias: float = 0.0,
         layer_norm: bool = False,
         normalize_after: bool = False,
-        transform_module: nn.Module | Sequence[nn.Module] | None = None,
+        transform_module: nn.Module | Callable | Sequence[nn.Module | Callable] | None = None,
         has_skip_term: bool = True,
         rescale: bool = False,
         use_tanh: bool = False,
@@ -96,7 +102,7 @@ class SRU(nn.Module):
         amp_recurrence_fp16: bool = True,
         weight_c_init: float | None = 1.0,
         *,
-        custom_m: nn.Module | Sequence[nn.Module] | None = None,
+        custom_m: nn.Module | Callable | Sequence[nn.Module | Callable] | None = None,
         batch_first: bool = False,
         init: str = "3.0",
         backend: str = "auto",
@@ -106,10 +112,10 @@ class SRU(nn.Module):
         super().__init__()
         name = type(self).__name__
         transform_module = one_name(name, transform_module=transform_module, custom_m=custom_m)
-        self.input_size = _checks_sru.size(name, "input_size", input_size)
-        self.hidden_size = _checks_sru.size(name, "hidden_size", hidden_size)
+        self.input_size = scan_checks.size(name, "input_size", input_size)
+        self.hidden_size = scan_checks.size(name, "hidden_size", hidden_size)
         self.output_size = hidden_size * 2 if bidirectional else hidden_size
-        self.num_layers = _checks_sru.size(name, "num_layers", num_layers)
+        self.num_layers = scan_checks.size(name, "num_layers", num_layers)
         self.dropout = dropout
         self.rnn_dropout = rnn_dropout
         self.projection_size = projection_size
@@ -176,6 +182,7 @@ class SRU(nn.Module):
         if self.input_to_hidden is not None:
             self.input_to_hidden.reset_parameters()
 
+    @scripts_as(_script_sru.stack)
     def forward(
         self, input: Tensor | PackedSequence, c0: Tensor | None = None, mask_pad: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
@@ -196,17 +203,22 @@ class SRU(nn.Module):
             ValueError, RuntimeError: sizes, dtypes or devices that do not fit, naming the argument.
         """
         name = type(self).__name__
-        x, batch, mask_pad = stack_input(self, name, input, mask_pad)
-        c0 = stack_states(self, name, c0, batch)
-        if self.input_to_hidden is not None:
-            x = through(self.input_to_hidden, x)
-        states = []
-        for layer, c in zip(self.rnn_lst, c0, strict=True):
-            x, c = layer(x, c, mask_pad=mask_pad)
-            states.append(c)
-        if self.batch_first and isinstance(x, Tensor):
-            x = x.transpose(0, 1)
-        return x, stack_result(self, states)
+        try:
+            x, batch, pads = stack_input(self, name, input, mask_pad)
+            first = stack_states(self, name, c0, batch)
+            x = first_input(self, x, pads)
+            states = []
+            for layer, c in zip(self.rnn_lst, first, strict=True):
+                x, c = layer(x, c, mask_pad=pads)
+                run_scan.note_clean(pads)
+                states.append(c)
+            if self.batch_first and isinstance(x, Tensor):
+                x = x.transpose(0, 1)
+            return x, stack_result(self, states)
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, SRU.forward, locals())) is None:
+                raise
+            return node
 
     def step(self, input: Tensor, c0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One time step: ``forward()`` on a sequence of one, with gradients, hooks and all.
@@ -231,12 +243,12 @@ class SRU(nn.Module):
                 f"{name}: step() needs a layer in one direction, got bidirectional=True: the reverse "
                 "direction begins at the end of the sequence"
             )
-        _checks_sru.dims(name, _checks.tensor(name, "input", input), (1, 2), "(B, I) or (I,) for a step")
+        scan_checks.dims(name, _checks.tensor(name, "input", input), (1, 2), "(B, I) or (I,) for a step")
         single = input.dim() == 1
         if single:
             input = input.unsqueeze(0)
             if c0 is not None:
-                _checks_sru.shape(name, "c0", c0, (self.num_layers, self.output_size))
+                scan_checks.shape(name, "c0", c0, (self.num_layers, self.output_size))
                 c0 = c0.unsqueeze(1)
         time = 1 if self.batch_first else 0
         h, c = self(input.unsqueeze(time), c0)
@@ -250,22 +262,23 @@ class SRU(nn.Module):
 def stack_input(stack: nn.Module, name: str, input, mask_pad):
     """The input and its mask with time first, and the number of rows."""
     if isinstance(input, PackedSequence):
-        _checks_sru.features(name, input.data, stack.input_size)
+        scan_checks.features(name, input.data, stack.input_size)
         if mask_pad is not None:
             raise ValueError(f"{name}: mask_pad should be None for a PackedSequence, which has no pads")
-        return input, int(input.batch_sizes[0]), None
+        return input, run_scan.first_rows(input.batch_sizes), None
     x = _checks.tensor(name, "input", input)
     if x.layout is not torch.strided or x.is_nested:
         x = _checks.dense(name, x)
-    _checks_sru.dims(name, x, (3,), "(B, L, I)" if stack.batch_first else "(L, B, I)")
-    _checks_sru.features(name, x, stack.input_size)
+    scan_checks.dims(name, x, (3,), "(B, L, I)" if stack.batch_first else "(L, B, I)")
+    scan_checks.features(name, x, stack.input_size)
     if mask_pad is not None:
-        mask_pad = _checks_sru.mask(name, "mask_pad", mask_pad, x.device, tuple(x.shape[:2]))
+        mask_pad = scan_checks.mask(name, "mask_pad", mask_pad, x.device, tuple(x.shape[:2]))
+        mask_pad = mask_pad.view_as(mask_pad)  # ours to note something on
     if stack.batch_first:
         x, mask_pad = x.transpose(0, 1), (None if mask_pad is None else mask_pad.t())
     if stack.input_to_hidden is not None:  # otherwise the first layer looks at the input
         weights = [("weights", stack.input_to_hidden.weight)]
-        _checks_sru.like_input(name, x, weights, autocasting(x))
+        scan_checks.like_input(name, x, weights, autocasting(x))
     return x, x.size(1), mask_pad
 
 
@@ -277,7 +290,7 @@ def stack_states(stack: nn.Module, name: str, c0: Tensor | None, batch: int) -> 
     shapes = [(layers, batch, stack.output_size)]
     if directions == 2:
         shapes.append((layers * directions, batch, hidden))
-    _checks_sru.shape(name, "c0", c0, *shapes)
+    scan_checks.shape(name, "c0", c0, *shapes)
     if c0.size(0) != layers:
         c0 = c0.view(layers, directions, batch, hidden).transpose(1, 2).flatten(2)
     return list(c0.unbind(0))
@@ -292,8 +305,18 @@ def stack_result(stack: nn.Module, states: list[Tensor]) -> Tensor:
     return c.reshape(stack.num_layers * stack.num_directions, c.size(2), stack.hidden_size)
 
 
+def first_input(stack: nn.Module, x: Tensor | PackedSequence, mask_pad: Tensor | None):
+    """The first layer's input."""
+    if stack.input_to_hidden is None:
+        return x
+    if mask_pad is not None:
+        x = run_scan.without_pads(x, mask_pad)
+        run_scan.note_clean(mask_pad)
+    return through(stack.input_to_hidden, x)
+
+
 def through(module: nn.Module, x: Tensor | PackedSequence) -> Tensor | PackedSequence:
     """module(x), on the rows of a packed batch."""
     if isinstance(x, PackedSequence):
-        return PackedSequence(_sru.product(module, x.data), *x[1:])
-    return _sru.product(module, x)
+        return PackedSequence(run_scan.product(module, x.data), *x[1:])
+    return run_scan.product(module, x)

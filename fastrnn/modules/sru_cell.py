@@ -4,19 +4,48 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _checks, _checks_sru, _sru
-from .._stack import autocasting
+from .. import _checks
+from .._checks import scan as scan_checks
+from .._run import scan as run_scan
+from .._run import symbolic
+from .._run.rnn import autocasting
+from .._run.torchscript import scripts_as
+from . import _script_sru
 
 __all__ = ["SRUCell"]
 
 INITS = ("3.0", "2.6")
 #: One kernel runs the scan wherever there is one, so there are no tiers to choose among.
 BACKENDS = ("auto", "fused", "reference")
+
+
+class FunctionTransform(nn.Module):
+    """A plain function in the place of a transform module, as sru takes one. It has no parameters of its own;
+    those that the function uses belong to whoever made it."""
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+    def extra_repr(self) -> str:
+        return getattr(self.function, "__qualname__", repr(self.function))
+
+
+def as_module(transform: nn.Module | Callable | None) -> nn.Module | None:
+    """What was given as a transform module, as a module."""
+    if transform is None or isinstance(transform, nn.Module):
+        return transform
+    return FunctionTransform(transform)
 
 
 class SRUCell(nn.Module):
@@ -35,7 +64,9 @@ class SRUCell(nn.Module):
     maps, through P. ``scale_x`` (1,) is a buffer, ``layer_norm`` a ``torch.nn.LayerNorm``.
     """
 
-    scale_x: Tensor
+    if TYPE_CHECKING:  # TorchScript would read it, and knows no annotations that are strings
+        scale_x: Tensor
+    __jit_unused_properties__: ClassVar[list[str]] = ["_highway_scale"]
 
     def __init__(
         self,
@@ -48,7 +79,7 @@ class SRUCell(nn.Module):
         highway_bias: float = 0.0,
         layer_norm: bool = False,
         normalize_after: bool = True,
-        transform_module: nn.Module | None = None,
+        transform_module: nn.Module | Callable | None = None,
         rescale: bool = False,
         has_skip_term: bool = True,
         use_tanh: bool = False,
@@ -56,7 +87,7 @@ class SRUCell(nn.Module):
         amp_recurrence_fp16: bool = True,
         weight_c_init: float | None = 1.0,
         *,
-        custom_m: nn.Module | None = None,
+        custom_m: nn.Module | Callable | None = None,
         n_proj: int | None = None,
         init: str = "3.0",
         backend: str = "auto",
@@ -68,15 +99,15 @@ class SRUCell(nn.Module):
         transform_module = one_name(name, transform_module=transform_module, custom_m=custom_m)
         _checks.one_of(name, "init", init, INITS)
         _checks.one_of(name, "backend", backend, BACKENDS)
-        _checks_sru.transform_module(name, transform_module)
-        _checks_sru.number(name, "highway_bias", highway_bias)
+        scan_checks.transform_module(name, transform_module)
+        scan_checks.number(name, "highway_bias", highway_bias)
         if weight_c_init is not None:
-            _checks_sru.number(name, "weight_c_init", weight_c_init)
-        self.input_size = _checks_sru.size(name, "input_size", input_size)
-        self.hidden_size = _checks_sru.size(name, "hidden_size", hidden_size)
+            scan_checks.number(name, "weight_c_init", weight_c_init)
+        self.input_size = scan_checks.size(name, "input_size", input_size)
+        self.hidden_size = scan_checks.size(name, "hidden_size", hidden_size)
         self.output_size = hidden_size * 2 if bidirectional else hidden_size
-        self.dropout = _checks_sru.probability(name, "dropout", dropout)
-        self.rnn_dropout = _checks_sru.probability(name, "rnn_dropout", rnn_dropout)
+        self.dropout = scan_checks.probability(name, "dropout", dropout)
+        self.rnn_dropout = scan_checks.probability(name, "rnn_dropout", rnn_dropout)
         self.bidirectional = bool(bidirectional)
         self.has_skip_term = has_skip_term
         self.highway_bias = highway_bias
@@ -88,14 +119,14 @@ class SRUCell(nn.Module):
         self.normalize_after = normalize_after
         self.weight_c_init = weight_c_init
         projection_size = projection_size if n_proj is None else n_proj
-        self.projection_size = _checks_sru.size(name, "projection_size", projection_size, positive=False)
+        self.projection_size = scan_checks.size(name, "projection_size", projection_size, positive=False)
         self.num_matrices = 4 if has_skip_term and input_size != self.output_size else 3
         self.init = init
         self.backend = backend
 
         kind = {"device": device, "dtype": dtype}
         self._custom = transform_module is not None
-        self.transform_module = transform_module if self._custom else self._linears(kind)
+        self.transform_module = as_module(transform_module) if self._custom else self._linears(kind)
         self.weight_c = nn.Parameter(torch.empty(2 * self.output_size, **kind))
         self.bias = nn.Parameter(torch.empty(2 * self.output_size, **kind))
         # float32 as in the package, unless a dtype is asked for.
@@ -167,6 +198,7 @@ class SRUCell(nn.Module):
             forget.mul_(0.5**0.5)
             reset.mul_(0.5**0.5)
 
+    @scripts_as(_script_sru.cell)
     def forward(
         self, input: Tensor | PackedSequence, c0: Tensor | None = None, mask_pad: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
@@ -183,7 +215,12 @@ class SRUCell(nn.Module):
         Raises:
             ValueError, RuntimeError: sizes, dtypes or devices that do not fit, naming the argument.
         """
-        return self._run(input, c0, mask_pad)
+        try:
+            return self._run(input, c0, mask_pad)
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, SRUCell.forward, locals())) is None:
+                raise
+            return node
 
     def _run(self, input, c0, mask_pad, **attention):
         """forward(), with what a transform module of SRU++ takes besides."""
@@ -192,26 +229,28 @@ class SRUCell(nn.Module):
         if isinstance(input, PackedSequence):
             if mask_pad is not None:
                 raise ValueError(f"{name}: mask_pad should be None for a PackedSequence, which has no pads")
-            packing, x = _sru.Packing.of(input), input.data
+            packing, x = run_scan.Packing.of(input), input.data
             batch, steps = packing.batch, (x.size(0),)
         else:
             x = _checks.tensor(name, "input", input)
             if x.layout is not torch.strided or x.is_nested:
                 x = _checks.dense(name, x)
-            _checks_sru.dims(name, x, (2, 3), "(L, B, I) or (B, I)")
+            scan_checks.dims(name, x, (2, 3), "(L, B, I) or (B, I)")
             single = x.dim() == 2
             x = x.unsqueeze(0) if single else x
             steps = x.shape[:2]
             batch = steps[1]
-        _checks_sru.features(name, x, self.input_size)
+        scan_checks.features(name, x, self.input_size)
         autocast = autocasting(x)
-        _checks_sru.like_input(name, x, [("weights", self.weight_c), ("c0", c0)], autocast)
+        scan_checks.like_input(name, x, [("weights", self.weight_c), ("c0", c0)], autocast)
         if c0 is None:
             c0 = x.new_zeros((batch, self.output_size))
-        _checks_sru.shape(name, "c0", c0, (batch, self.output_size))
+        scan_checks.shape(name, "c0", c0, (batch, self.output_size))
         if mask_pad is not None:
+            clean = self._sees_pads() or run_scan.is_clean(mask_pad)
             shapes = (steps, steps[1:]) if single else (steps,)
-            mask_pad = _checks_sru.mask(name, "mask_pad", mask_pad, x.device, *map(tuple, shapes)).view(steps)
+            mask_pad = scan_checks.mask(name, "mask_pad", mask_pad, x.device, *map(tuple, shapes)).view(steps)
+            x = x if clean else run_scan.without_pads(x, mask_pad)
 
         residual, norm = x, self.layer_norm
         if norm is not None and not self.normalize_after:
@@ -227,8 +266,8 @@ class SRUCell(nn.Module):
         if packing is None and mask_pad is None and drop_mask is None and not autocast:
             linear, others = self.transform_module, (skip, self.weight_c, self.bias, c0)
             outputs = self.output_size * self.num_matrices
-            if _sru.takes_step(linear, outputs, x, others, self.backend):
-                h, c = _sru.step(linear, x, *others, self.activation_type == 1, scale)
+            if run_scan.takes_step(linear, outputs, x, others, self.backend):
+                h, c = run_scan.step(linear, x, *others, self.activation_type == 1, scale)
                 if norm is not None and self.normalize_after:
                     h = norm(h)
                 return (h.squeeze(0) if single else h), c
@@ -242,14 +281,14 @@ class SRUCell(nn.Module):
             weight_c = self.weight_c.view(self.output_size, 2).t()
         bias = self.bias.view(2, self.output_size)
         if autocast:
-            to = _sru.amp_dtype(u, self.amp_recurrence_fp16)
+            to = run_scan.amp_dtype(u, self.amp_recurrence_fp16)
             u, skip, weight_c, bias, c0, v, drop_mask = (
                 t if t is None else t.to(to) for t in (u, skip, weight_c, bias, c0, v, drop_mask)
             )
         batch_sizes = None
         if packing is not None:
             c0, drop_mask, batch_sizes = packing.sort(c0), packing.sort(drop_mask), packing.batch_sizes
-        h, c = _sru.scan(
+        h, c = run_scan.scan(
             u,
             skip,
             weight_c,
@@ -270,20 +309,30 @@ class SRUCell(nn.Module):
             return packing.packed(h), packing.unsort(c)
         return (h.squeeze(0) if single else h), c
 
+    def _sees_pads(self) -> bool:
+        """Whether a module of the user's gets what the pads hold, as it does in the package: it may look
+        along time."""
+        return self._custom
+
     def _skip(self, residual: Tensor) -> tuple[Tensor | None, float]:
         """The highway's input of K = 3, and a factor that is left to the scan."""
         if not self.has_skip_term or self.num_matrices == 4:
             return None, 1.0
         if not self.rescale:
             return residual, 1.0
-        # Reading a number off a GPU would wait for it, and a compiler has none to read.
-        if self.scale_x.is_cpu and not torch.compiler.is_compiling() and not _sru.transformed():
+        # Reading a number off a GPU would wait for it, and a compiler or a tracer has none to read.
+        if (
+            self.scale_x.is_cpu
+            and not torch.compiler.is_compiling()
+            and not run_scan.transformed()
+            and not run_scan.tracing()
+        ):
             return residual, float(self.scale_x)
         return residual * self.scale_x.to(residual.dtype), 1.0
 
     def _transform(self, x, packing, mask_pad) -> tuple[Tensor, Tensor | None]:
         """u (..., K, O), and V (..., 2, O), (2*O,) or None, from the transform module."""
-        u = _sru.transform(self.transform_module, x, self.num_matrices, self.output_size)
+        u = run_scan.transform(self.transform_module, x, self.num_matrices, self.output_size)
         if u is not None:
             return u, None
         # A module of the user's may look along time, and knows no packed rows.
@@ -301,16 +350,16 @@ class SRUCell(nn.Module):
         if not 1 <= len(result) <= 2:
             raise ValueError(f"{name}: transform_module should return 1 or 2 tensors, got {len(result)}")
         u, v = (*result, None)[:2]
-        _checks_sru.transformed(name, "U", u, steps, features * k)
-        u = _sru.gate_major(u.reshape(*steps, features * k), k)
+        scan_checks.transformed(name, "U", u, steps, features * k)
+        u = run_scan.gate_major(u.reshape(*steps, features * k), k)
         if v is not None and v.shape != (2 * features,):
-            _checks_sru.transformed(name, "V", v, steps, features * 2)
-            v = _sru.gate_major(v.reshape(*steps, features * 2), 2)
+            scan_checks.transformed(name, "V", v, steps, features * 2)
+            v = run_scan.gate_major(v.reshape(*steps, features * 2), 2)
         return u, v
 
     def get_dropout_mask_(self, size: tuple[int, int], p: float) -> Tensor:
         """A dropout mask of this size, zeros and 1 / (1 - p), of the parameters' dtype and device."""
-        return _sru.dropout_mask(self.bias.detach(), size, p)
+        return run_scan.dropout_mask(self.bias.detach(), size, p)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         self._translate_2_6(state_dict, prefix)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import torch  # noqa: F401 - what TorchScript compiles of forward() names it
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _checks, _checks_sru, _sru
-from ._srupp_transforms import SRUppAttention, SRUppProjectedLinear
-from .sru import stack_input, stack_result, stack_states, through
+from .. import _checks
+from .._checks import scan as scan_checks
+from .._run import scan as run_scan
+from .._run import symbolic
+from .._run.torchscript import scripts_as
+from . import _script_sru, _script_srupp  # noqa: F401 - likewise
+from ._srupp_transforms import SRUppAttention, SRUppProjectedLinear, memory_without_pads
+from .sru import first_input, stack_input, stack_result, stack_states
 from .sru_cell import SRUCell
 
 __all__ = ["SRUpp", "SRUppAttention", "SRUppCell", "SRUppProjectedLinear"]
@@ -21,8 +27,9 @@ class SRUppCell(SRUCell):
     """
 
     #: Whether layer_norm, where it precedes the transform, is applied to the memory too; see SRUpp.
-    normalize_memory: bool = False
+    normalize_memory = False
 
+    @scripts_as(_script_srupp.cell)
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -37,15 +44,23 @@ class SRUppCell(SRUCell):
 
         ``memory`` (M, B, I) has the rows in the order of the sequences, packed or not.
         """
-        return self._run(
-            input,
-            c0,
-            mask_pad,
-            attn_mask=attn_mask,
-            memory=memory,
-            memory_mask_pad=memory_mask_pad,
-            is_causal=is_causal,
-        )
+        try:
+            return self._run(
+                input,
+                c0,
+                mask_pad,
+                attn_mask=attn_mask,
+                memory=memory,
+                memory_mask_pad=memory_mask_pad,
+                is_causal=is_causal,
+            )
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, SRUppCell.forward, locals())) is None:
+                raise
+            return node
+
+    def _sees_pads(self) -> bool:
+        return not isinstance(self.transform_module, (SRUppAttention, SRUppProjectedLinear))
 
     def _transform(self, x, packing, mask_pad, **attention) -> tuple[Tensor, Tensor | None]:
         module = self.transform_module
@@ -53,6 +68,10 @@ class SRUppCell(SRUCell):
         if packing is not None:
             attention["memory"] = memory = packing.sort(memory, 1)
             attention["memory_mask_pad"] = packing.sort(memory_mask_pad, 1)
+        if memory is not None and attention["memory_mask_pad"] is not None:
+            attention["memory"] = memory = memory_without_pads(
+                type(self).__name__, memory, attention["memory_mask_pad"]
+            )
         if (
             memory is not None
             and self.normalize_memory
@@ -60,10 +79,10 @@ class SRUppCell(SRUCell):
             and not self.normalize_after
         ):
             attention["memory"] = self.layer_norm(memory)
-        own = isinstance(module, (SRUppAttention, SRUppProjectedLinear)) and not _sru.hooked(module)
+        own = isinstance(module, (SRUppAttention, SRUppProjectedLinear)) and not run_scan.hooked(module)
         if own and module.out_features == self.num_matrices * self.output_size:
             found = module.features(x, mask_pad=mask_pad, packing=packing, **attention)
-            return _sru.project(module.last, found, self.num_matrices), None
+            return run_scan.project(module.last, found, self.num_matrices), None
         if not attention["is_causal"]:  # modules written for the package do not know it
             del attention["is_causal"]
         steps = x
@@ -143,13 +162,13 @@ class SRUpp(nn.Module):
                 f"{attention_every_n_layers} and {attention_last_n_layers}"
             )
         super().__init__()
-        _checks_sru.probability(name, "dropout", dropout)
+        scan_checks.probability(name, "dropout", dropout)
         kind = {"device": device, "dtype": dtype}
-        self.input_size = _checks_sru.size(name, "input_size", input_size)
-        self.hidden_size = _checks_sru.size(name, "hidden_size", hidden_size)
-        self.proj_size = _checks_sru.size(name, "proj_size", proj_size)
+        self.input_size = scan_checks.size(name, "input_size", input_size)
+        self.hidden_size = scan_checks.size(name, "hidden_size", hidden_size)
+        self.proj_size = scan_checks.size(name, "proj_size", proj_size)
         self.output_size = hidden_size * 2 if bidirectional else hidden_size
-        self.num_layers = _checks_sru.size(name, "num_layers", num_layers)
+        self.num_layers = scan_checks.size(name, "num_layers", num_layers)
         self.num_heads = num_heads
         self.dropout = dropout
         self.bidirectional = bool(bidirectional)
@@ -157,9 +176,9 @@ class SRUpp(nn.Module):
         self.num_directions = 2 if bidirectional else 1
         self.nn_rnn_compatible_return = nn_rnn_compatible_return
         self.batch_first = batch_first
-        _checks_sru.size(name, "attention_every_n_layers", attention_every_n_layers)
+        scan_checks.size(name, "attention_every_n_layers", attention_every_n_layers)
         if attention_last_n_layers != -1:
-            _checks_sru.size(name, "attention_last_n_layers", attention_last_n_layers, positive=False)
+            scan_checks.size(name, "attention_last_n_layers", attention_last_n_layers, positive=False)
 
         self.input_to_hidden: nn.Module | None = None
         first_size = input_size
@@ -209,6 +228,7 @@ class SRUpp(nn.Module):
         if self.input_to_hidden is not None:
             nn.init.xavier_uniform_(self.input_to_hidden.weight)
 
+    @scripts_as(_script_srupp.stack)
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -243,44 +263,52 @@ class SRUpp(nn.Module):
             ValueError, RuntimeError, TypeError: what does not fit, naming the argument.
         """
         name = type(self).__name__
-        x, batch, mask_pad = stack_input(self, name, input, mask_pad)
-        c0 = stack_states(self, name, c0, batch)
-        if memory is None:
-            memory = [None] * self.num_layers
-        elif not isinstance(memory, (list, tuple)):
-            raise _checks_sru.StructureError(
-                f"{name}: memory should be a list of one tensor a layer, got {_checks.kind(memory)}"
-            )
-        elif len(memory) != self.num_layers:
-            raise ValueError(
-                f"{name}: memory should have one entry a layer, {self.num_layers}, got {len(memory)}"
-            )
-        if self.batch_first:
-            memory = [m.transpose(0, 1) if isinstance(m, Tensor) and m.dim() > 1 else m for m in memory]
-            memory_mask_pad = None if memory_mask_pad is None else memory_mask_pad.t()
-        if self.input_to_hidden is not None:
-            x = through(self.input_to_hidden, x)
+        try:
+            x, batch, pads = stack_input(self, name, input, mask_pad)
+            first = stack_states(self, name, c0, batch)
+            memories, memory_pads = memory, memory_mask_pad
+            if memory is None:
+                memories = [None] * self.num_layers
+            elif not isinstance(memory, (list, tuple)):
+                raise scan_checks.StructureError(
+                    f"{name}: memory should be a list of one tensor a layer, got {_checks.kind(memory)}"
+                )
+            elif len(memory) != self.num_layers:
+                raise ValueError(
+                    f"{name}: memory should have one entry a layer, {self.num_layers}, got {len(memory)}"
+                )
+            if self.batch_first:
+                memories = [
+                    m.transpose(0, 1) if isinstance(m, Tensor) and m.dim() > 1 else m for m in memories
+                ]
+                memory_pads = None if memory_mask_pad is None else memory_mask_pad.t()
+            x = first_input(self, x, pads)
 
-        states, saved = [], []
-        for layer, c, m in zip(self.rnn_lst, c0, memory, strict=True):
-            saved.append(self._saved(x))
-            x, c = layer(
-                x,
-                c,
-                mask_pad=mask_pad,
-                attn_mask=attn_mask,
-                memory=m,
-                memory_mask_pad=memory_mask_pad,
-                is_causal=is_causal,
-            )
-            states.append(c)
-        if self.batch_first and isinstance(x, Tensor):
-            x = x.transpose(0, 1)
-        return x, stack_result(self, states), {"saved_inputs": saved}
+            states, saved = [], []
+            for layer, c, m in zip(self.rnn_lst, first, memories, strict=True):
+                saved.append(self._saved(x))
+                x, c = layer(
+                    x,
+                    c,
+                    mask_pad=pads,
+                    attn_mask=attn_mask,
+                    memory=m,
+                    memory_mask_pad=memory_pads,
+                    is_causal=is_causal,
+                )
+                run_scan.note_clean(pads)
+                states.append(c)
+            if self.batch_first and isinstance(x, Tensor):
+                x = x.transpose(0, 1)
+            return x, stack_result(self, states), {"saved_inputs": saved}
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, SRUpp.forward, locals())) is None:
+                raise
+            return node
 
     def _saved(self, x: Tensor | PackedSequence) -> Tensor:
         """A layer's input, as it is given back as memory."""
         if isinstance(x, PackedSequence):
-            packing = _sru.Packing.of(x)
+            packing = run_scan.Packing.of(x)
             x = packing.unsort(packing.pad(x.data), 1)
         return x.transpose(0, 1) if self.batch_first else x

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .. import _gpus
+from .._plan import gpus
 
 #: Distributions that compile or export fastrnn's layers, or whose layers it stands in for.
 PACKAGES = ("triton", "onnx", "onnxscript", "onnxruntime", "sru")
@@ -96,10 +96,10 @@ def commit() -> str | None:
 def instruction_sets() -> tuple[str | None, list[str]]:
     """The instruction set that fastrnn's kernels chose, and all that can run here."""
     try:
-        from fastrnn import _ops
+        from .._ops import library
     except (ImportError, OSError):
         return None, []
-    return _ops.cpu_isa(), list(_ops.available_cpu_isas())
+    return library.cpu_isa(), list(library.available_cpu_isas())
 
 
 def driver() -> str | None:
@@ -130,7 +130,7 @@ def devices() -> list[dict]:
                 "memory_bytes": p.total_memory,
                 "multiprocessors": p.multi_processor_count,
                 "driver": version,
-                "properties": _gpus.find(device=f"cuda:{index}").properties(),
+                "properties": gpus.find(device=f"cuda:{index}").properties(),
             }
         )
     return found
@@ -147,7 +147,7 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Versions of Python, fastrnn, torch with its libraries, and what else there is of PACKAGES."""
-    from fastrnn._version import __version__
+    from .._version import __version__
 
     found = {"python": platform.python_version(), "fastrnn": __version__, "torch": torch.__version__}
     config = torch.__config__.show()

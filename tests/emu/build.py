@@ -17,6 +17,7 @@ import torch
 TORCH = Path(torch.__file__).parent
 ROOT = Path(__file__).resolve().parents[2]
 EMU = ROOT / "tests" / "emu"
+TWINS = EMU / "twins"  # headers that stand in for those of csrc of the same names
 CUDA = ROOT / "csrc" / "cuda"
 OUT = ROOT / "build" / "emu"
 
@@ -26,7 +27,7 @@ NAMESPACE = "fastrnn_emulated"
 class Fault(NamedTuple):
     """An expression that occurs once in a file of csrc/cuda, or once behind a text there, and a wrong one."""
 
-    file: str
+    file: str  # relative to csrc/cuda
     right: str
     wrong: str
     behind: str = ""  # the first occurrence after this text, which occurs once
@@ -35,7 +36,11 @@ class Fault(NamedTuple):
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fno-strict-aliasing", "-w"]
 # Several of these libraries may be in one process: their state must not be shared.
 FLAGS += ["-fvisibility=hidden", "-fno-gnu-unique"]
-FLAGS += ["-DCUDA_ON_CPU", f"-DFASTRNN_NAMESPACE={NAMESPACE}", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+FLAGS += [
+    f"-DFASTRNN_NAMESPACE={NAMESPACE}",
+    "-DFASTRNN_WIDE_COLUMNS=24",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+]
 
 RULES = """\
 rule cxx
@@ -48,24 +53,22 @@ rule link
 
 
 def library(
-    name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = False, folder: str = ""
+    name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = False, kernels: str = ""
 ) -> Path:
     """The ops over the emulator, as a library for torch.ops.load_library.
 
-    `folder` of csrc/cuda: only the kernels in it, and their ops.
+    `kernels`, a folder of csrc/cuda: those alone, without the ops.
 
     With `race` the kernels run under the happens-before check. `faults` are planted all at once, each behind
     a switch that the op `configure` sets (number 1 is the first one).
     """
-    own = [
-        ROOT / "csrc" / "plan_cuda.cpp",
-        ROOT / "csrc" / "plan_table.cpp",
-        EMU / "emu_ops.cpp",
-        EMU / "emu_persistent.cpp",
-    ]
-    sources = [*sorted((CUDA / folder).rglob("*.cpp")), *sorted((CUDA / folder).rglob("*.cu")), *own]
+    own = [ROOT / "csrc" / "plan" / f"{plan}.cpp" for plan in ("cuda", "table", "geometry")]
+    own += [EMU / "emu_ops.cpp", EMU / "emu_persistent.cpp"]
+    host = [] if kernels else sorted(CUDA.rglob("*.cpp"))
+    sources = [*host, *sorted((CUDA / kernels).rglob("*.cu")), *own]
     folder = OUT / name
-    include = [f"-I{p}" for p in (ROOT / "csrc", EMU, TORCH / "include")]
+    copy = folder / "source" / "cuda"
+    include = [f"-I{p}" for p in (TWINS, copy.parent, ROOT / "csrc", EMU, TORCH / "include")]
     edges, objects = [], []
     for source in sources:
         flags = FLAGS + ["-DEMU_RACE"] * race
@@ -73,14 +76,17 @@ def library(
             # For the calls it puts in; emu_race_hooks.inl defines them, libtsan is not linked.
             flags += ["-fsanitize=thread"]
         if faults and source.is_relative_to(CUDA):
-            # Quotes look in the copy's own folder first, so the whole of csrc/cuda goes along.
-            source = folder / "source" / source.relative_to(CUDA)
-        target = folder / f"{source.name}.o"
+            # Includes look in the copy first, so the whole of csrc/cuda goes along.
+            source = copy / source.relative_to(CUDA)
+        target = folder / "objects" / f"{'_'.join(source.parts[-3:])}.o"
         edges.append(f"build {target}: cxx {source}\n  flags = {' '.join(flags + include)}\n")
         objects.append(str(target))
     if faults:
+        for fault in faults:
+            if not (CUDA / fault.file).is_file():
+                raise RuntimeError(f"a fault in csrc/cuda/{fault.file}, which is not there")
         for file in filter(Path.is_file, CUDA.rglob("*")):
-            write(folder / "source" / file.relative_to(CUDA), plant(file, faults))
+            write(copy / file.relative_to(CUDA), plant(file, faults))
     result = folder / "libfastrnn_emulated.so"
     edges.append(f"build {result}: link {' '.join(objects)}\n")
     compile_and_link(folder, edges, f"-shared -L{TORCH / 'lib'} -Wl,-z,defs", "-ltorch_cpu -ltorch")
@@ -91,7 +97,7 @@ def selftest() -> Path:
     """The program of selftest.cpp, under the race check."""
     folder = OUT / "selftest"
     target, result = folder / "selftest.o", folder / "selftest"
-    flags = f"-std=c++20 -O1 -g1 -fPIE -w -DCUDA_ON_CPU -DEMU_RACE -fsanitize=thread -I{EMU}"
+    flags = f"-std=c++20 -O1 -g1 -fPIE -w -DEMU_RACE -fsanitize=thread -I{EMU}"
     edges = [
         f"build {target}: cxx {EMU / 'selftest.cpp'}\n  flags = {flags}\n",
         f"build {result}: link {target}\n",
@@ -115,7 +121,7 @@ def compile_and_link(folder: Path, edges: list[str], before: str, after: str) ->
 def plant(file: Path, faults: Sequence[Fault]) -> str:
     text = file.read_text()
     for number, fault in enumerate(faults, 1):
-        if fault.file == file.name:
+        if fault.file == str(file.relative_to(CUDA)):
             once = fault.behind or fault.right
             if text.count(once) != 1:
                 raise RuntimeError(f"{text.count(once)} times in {file.name}: {once}")
@@ -148,6 +154,7 @@ def find_cuda_tool(name: str) -> Path | None:
 
 def digest(*parts: str) -> str:
     """Of everything that the kernels' sources hold, and of `parts`."""
-    files = [*CUDA.rglob("*"), *(ROOT / "csrc" / "cells").iterdir(), ROOT / "csrc" / "params.h"]
+    folders = [CUDA, ROOT / "csrc" / "cells", ROOT / "csrc" / "params", ROOT / "csrc" / "plan"]
+    files = [path for folder in folders for path in folder.rglob("*")]
     sources = sorted(p for p in files if p.suffix in (".cu", ".cuh", ".h"))
     return hashlib.sha256("\0".join([*(p.read_text() for p in sources), *parts]).encode()).hexdigest()[:16]

@@ -1,5 +1,6 @@
 // Runs CUDA kernels' own source on the CPU, one fiber per CUDA thread, to test kernel logic without a GPU.
-// Compile with g++ -std=c++20 -DCUDA_ON_CPU -x c++; x86-64 has a fast path, others go through ucontext.
+// Compile with g++ -std=c++20 -x c++ and tests/emu/twins before csrc; x86-64 has a fast path, others go through
+// ucontext.
 //
 // Model. All co-resident blocks of a launch share one OS thread. A fiber runs until it meets a
 // synchronising operation (barrier, warp collective, mbarrier wait, polling load, atomic). The warp is the

@@ -1,9 +1,10 @@
-// The operators of csrc/ops.cpp over the emulator, in a namespace of their own (FASTRNN_NAMESPACE), and the
+// The operators of csrc/ops/schema.cpp over the emulator, in a namespace of their own (FASTRNN_NAMESPACE), and the
 // switches that tests have over it. The kernels and the host code around them are csrc/cuda's own, compiled
-// with -DCUDA_ON_CPU; this file only defines the schemas.
+// with the twins before it; this file only defines the schemas.
 #include <torch/csrc/stable/library.h>
 
-#include "emu_torch.h"
+#include "cuda/torch/device_properties.h"
+#include "cuda/torch/runtime.h"
 #ifdef EMU_RACE
 #include "emu_race_hooks.inl"
 #endif
@@ -59,9 +60,30 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
       "Tensor cells, str cell, bool bias, int mode) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
   m.def(
+      "rnn_backward_unlisted(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor h0, Tensor? c0, "
+      "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int mode) "
+      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
+      "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
+  m.def(
+      "rnn_masked_backward_unlisted(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, "
+      "Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
+      "Tensor cells, str cell, bool bias, int mode) "
+      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
+      "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
+  m.def(
+      "rnn_layer(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, bool bias, "
+      "int mode) -> (Tensor y, Tensor hn, Tensor cn)");
+  m.def(
+      "rnn_masked_layer(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, "
+      "str cell, bool bias, bool keep_cells, int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor cells)");
+  m.def(
       "sru_forward(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
       "Tensor? drop_mask, Tensor? batch_sizes, bool use_tanh, float scale, bool bidirectional, bool save) "
       "-> (Tensor h, Tensor c, Tensor cells)");
+  m.def(
+      "sru_scan(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
+      "Tensor? drop_mask, Tensor? batch_sizes, bool use_tanh, float scale, bool bidirectional) "
+      "-> (Tensor h, Tensor c)");
   m.def(
       "sru_backward(Tensor? grad_h, Tensor? grad_c, Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, "
       "Tensor? v, Tensor? mask_pad, Tensor? drop_mask, Tensor? batch_sizes, Tensor cells, bool use_tanh, "

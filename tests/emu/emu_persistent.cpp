@@ -4,8 +4,9 @@
 
 #include <string>
 
-#include "cuda/persistent/persistent.h"
-#include "emu_torch.h"
+#include "cuda/persistent/params.h"
+#include "cuda/torch/device_properties.h"
+#include "cuda/torch/runtime.h"
 
 namespace {
 

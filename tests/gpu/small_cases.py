@@ -18,13 +18,14 @@ import sru_cases
 import torch
 from layer_cases import CELLS, LENGTHS, PACKED, Case
 
-from fastrnn import _C, _checks, _gpus
+from fastrnn import _C, _checks
+from fastrnn._plan import gpus
 
 TYPES = ((torch.float64, False), (torch.float32, False), (torch.float32, True), (torch.bfloat16, False))
 TYPES += ((torch.float16, False),)
 
 
-def takes(case: Case, gpu: _gpus.Gpu) -> bool:
+def takes(case: Case, gpu: gpus.Gpu) -> bool:
     """Whether the case's tier can run both of its passes on this GPU."""
     T, B = (len(case.sizes), case.sizes[0]) if case.sizes else (case.T, case.B)
     plan = _C.plan(
@@ -40,7 +41,7 @@ def takes(case: Case, gpu: _gpus.Gpu) -> bool:
     return plan["possible"] and plan["backward"]["possible"]
 
 
-def cases(gpu: _gpus.Gpu) -> list[Case]:
+def cases(gpu: gpus.Gpu) -> list[Case]:
     """Both directions, packed and masked rows in turn; projections; what the GPU's tiers can take of it."""
     found = []
     for tier in ("stepwise", "one_cta", "cluster", "grid"):
@@ -78,7 +79,7 @@ def main() -> int:
         parser.add_argument(name, metavar="TIER", choices=(*_checks.TIERS, "scan"))
     parser.add_argument("--list", action="store_true", help="print the cases, run nothing")
     options = parser.parse_args()
-    chosen = [(layer_cases, case, case.tier) for case in cases(_gpus.find())]
+    chosen = [(layer_cases, case, case.tier) for case in cases(gpus.find())]
     chosen += [(sru_cases, case, "scan") for case in scans()]
     chosen = [
         (kind, case) for kind, case, tier in chosen if tier != options.but and tier == (options.only or tier)

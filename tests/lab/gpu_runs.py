@@ -4,10 +4,10 @@ from benchmarks.lab import run as bench_run
 from benchmarks.lab.cases import Case
 from benchmarks.lab.contenders import registry as contenders
 from benchmarks.lab.problem import flops
-from fastrnn import _gpus
+from fastrnn._plan import gpus
 from fastrnn.proof import machine
 
-H100 = _gpus.find("H100").properties()
+H100 = gpus.find("H100").properties()
 
 
 def on_gpu(cell="lstm", training=False, T=128, B=16, H=512, **options) -> Case:

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.lab import __main__ as lab
 from benchmarks.lab.__main__ import main, make_plan, parser
-from fastrnn import _ops
+from fastrnn._ops import library
 from fastrnn.cli import console
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ def test_end_to_end(tmp_path, capsys, monkeypatch):
     for result in run["results"]:
         assert {"fastrnn", "torch", "reference"} <= result["contenders"].keys(), result["skipped"]
         assert all(t["rounds"] >= 3 for t in result["contenders"].values())
-    assert run["machine"]["isa"] == _ops.cpu_isa()
+    assert run["machine"]["isa"] == library.cpu_isa()
     assert run["limits"][0]["flops"]
     before = (tmp_path / "report" / "report.md").read_text()
     assert main(["--render", str(tmp_path / "report")]) == 0

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fastrnn import reference as plain
 from fastrnn.proof.timing import Contender
+from fastrnn.reference import rnn as plain
 
 from ..problem import Problem
 from .contender import Row, leaf, only, torch_contender

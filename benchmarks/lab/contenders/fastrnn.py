@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fastrnn
-from fastrnn import _gpus
+from fastrnn._plan import gpus
 from fastrnn.proof.timing import Contender
 
 from .. import step_floor
@@ -22,7 +22,7 @@ def build(problem: Problem, threads: int = 1, tier: str = "") -> Contender:
     if tier:
         if case.path != "layers" or case.cell in SRU_CELLS or not case.device.startswith("cuda"):
             raise Unsupported("layers on a GPU only")
-        if step_floor.passes_of(case, _gpus.find(device=case.device).properties(), tier) is None:
+        if step_floor.passes_of(case, gpus.find(device=case.device).properties(), tier) is None:
             raise Unsupported("layers that fit only")
         options["backend"] = tier
     if case.cell in SRU_CELLS:

@@ -1,4 +1,4 @@
-// The backward kernel of the persistent tiers; persistent.h holds its contract.
+// The backward kernel of the persistent tiers; params.h holds its contract.
 //
 // A step takes the gradient of its h (grad_y, the later step's gates' gradient times the weights, and what passed the
 // product by) through the cell, and publishes the gates' gradient for the product of the step before it in time.
@@ -6,8 +6,8 @@
 // step and CTA as in forward: barriers, a flag or the peers' bytes. Read: the saved values and grad_y, prefetched a
 // step ahead. Written: dgates.
 #pragma once
-#include "backward_gathered.cuh"
-#include "backward_scattered.cuh"
+#include "cuda/persistent/backward_gathered.cuh"
+#include "cuda/persistent/backward_scattered.cuh"
 
 namespace fastrnn::cuda {
 

@@ -1,7 +1,7 @@
 // The gradient of h through the recurrent product where a replica's CTAs gather all gates' gradients: one CTA and the
 // grid tier. A CTA holds the columns of the weights that belong to its own units.
 #pragma once
-#include "products.cuh"
+#include "cuda/persistent/products.cuh"
 
 namespace fastrnn::cuda {
 

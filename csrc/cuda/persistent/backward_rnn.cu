@@ -1,5 +1,5 @@
-#include "backward.cuh"
-#include "launch.cuh"
+#include "cuda/persistent/backward.cuh"
+#include "cuda/persistent/launch.cuh"
 
 namespace fastrnn::cuda {
 

@@ -7,7 +7,7 @@
 // senders: the same bits in every run. A CTA receives for 8 rows and a step 32*H bytes, whatever the cell and type:
 // half of what gathering an LSTM's gates in half types would take, in pushes that all warps share.
 #pragma once
-#include "products.cuh"
+#include "cuda/persistent/products.cuh"
 
 namespace fastrnn::cuda {
 

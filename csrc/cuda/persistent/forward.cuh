@@ -1,4 +1,4 @@
-// The forward kernel of the persistent tiers; persistent.h holds its contract.
+// The forward kernel of the persistent tiers; params.h holds its contract.
 //
 // Where x is narrow, x's part of the gates is made first (projection.cuh). Then per step and CTA: one barrier (one
 // CTA), one flag of the L2 cache and two barriers (grid), or the peers' bytes and one barrier (cluster); the products
@@ -6,10 +6,10 @@
 // Everything else stays where it is: weights, c, a GRU's h and the biases in registers, h in shared memory or the L2
 // cache.
 //
-// Registers: the weights (tiles.h); for each gate four sums, four values of gx, on their way since the step before,
-// h and c, the rows' lengths. Biases are in shared memory.
+// Registers: the weights (plan/tiles.h); for each gate four sums, four values of gx, on their way since the step
+// before, h and c, the rows' lengths. Biases are in shared memory.
 #pragma once
-#include "projection.cuh"
+#include "cuda/persistent/projection.cuh"
 
 namespace fastrnn::cuda {
 

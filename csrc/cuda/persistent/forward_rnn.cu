@@ -1,5 +1,5 @@
-#include "forward.cuh"
-#include "launch.cuh"
+#include "cuda/persistent/forward.cuh"
+#include "cuda/persistent/launch.cuh"
 
 namespace fastrnn::cuda {
 

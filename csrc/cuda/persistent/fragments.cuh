@@ -13,9 +13,9 @@
 // B of a tile lies in memory as [lane][kWords], so that a lane reads its words at once; write() puts a lane's
 // own four values of a tile there.
 #pragma once
-#include "memory.cuh"
-#include "ptx.cuh"
-#include "tiles.h"
+#include "cuda/persistent/memory.cuh"
+#include "cuda/persistent/ptx.cuh"
+#include "plan/tiles.h"
 
 namespace fastrnn::cuda {
 
@@ -156,28 +156,31 @@ struct Fragments<Precision::kFloat32> : FloatFragments<false> {
   }
 };
 
-// The math policies of csrc/cells. bfloat16 keeps 8 bits, tanh.approx has 11: one instruction a function.
-struct ApproximateMath {
+// The math policies of csrc/cells for half types and TF32: a relative error of about 1e-6. Where a function has
+// converged, the approximate reciprocal of 1 must not decide whether the result is exactly 1 (see cells/cell.h).
+struct FastMath {
   using V = float;
   static FASTRNN_HD V set(double v) { return static_cast<V>(v); }
-  static __device__ __forceinline__ V sigmoid(V v) { return fmaf(0.5f, tanh_approx(0.5f * v), 0.5f); }
-  static __device__ __forceinline__ V tanh(V v) { return tanh_approx(v); }
-  static FASTRNN_HD V relu(V v) { return v < 0 ? 0 : v; }  // NaN stays NaN, as in torch
-  static FASTRNN_HD V positive_mask(V v, V d) { return v > 0 ? d : 0; }
-};
-
-// Relative error of about 1e-6, for half, whose 11 bits tanh.approx would use up, and for TF32.
-struct FastMath : ApproximateMath {
   static __device__ __forceinline__ V sigmoid(V v) {
-    return reciprocal_approx(1.0f + exp2_approx(-1.4426950408889634f * v));
+    const float d = 1.0f + exp2_approx(-1.4426950408889634f * v);
+    return d == 1.0f ? 1.0f : reciprocal_approx(d);
   }
-  // 1 - 2/(1 + e^2v) cancels near zero: there the series, whose next term is 62/2835 v^9.
+  // 1 - 2/(1 + e^2|v|) cancels near zero: there the series, whose next term is 62/2835 v^9.
   static __device__ __forceinline__ V tanh(V v) {
     const float s = v * v;
     const float small = v * fmaf(s, fmaf(s, fmaf(s, -17.0f / 315, 2.0f / 15), -1.0f / 3), 1.0f);
-    const float large = fmaf(-2.0f, reciprocal_approx(1.0f + exp2_approx(2.8853900817779268f * v)), 1.0f);
+    const float e = exp2_approx(2.8853900817779268f * fabsf(v));
+    const float large = copysignf(fmaf(-2.0f, reciprocal_approx(1.0f + e), 1.0f), v);
     return s < 0.0625f ? small : large;
   }
+  static FASTRNN_HD V relu(V v) { return v < 0 ? 0 : v; }  // NaN stays NaN, as in torch
+  static FASTRNN_HD V positive_mask(V v, V d) { return v <= 0 ? 0 : d; }
+};
+
+// bfloat16 keeps 8 bits, tanh.approx has 11: one instruction, but where tanh has converged in float. Not for the
+// gates: 2.4e-4 is much of one that is nearly closed, and what it lets through adds up over the steps.
+struct ApproximateMath : FastMath {
+  static __device__ __forceinline__ V tanh(V v) { return fabsf(v) >= 9.02f ? copysignf(1.0f, v) : tanh_approx(v); }
 };
 
 template <Precision precision>

@@ -11,13 +11,13 @@
 // Publication i+1 overwrites i-1, so a warp may write it only when nobody reads i-1 any more. That holds if every
 // warp's part of i+1 comes after its products of i, which come after wait(i): each exchange says why.
 #pragma once
-#include "../stepwise.h"
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
-#include "fragments.cuh"
-#include "memory.cuh"
-#include "persistent.h"
+#include "cuda/persistent/fragments.cuh"
+#include "cuda/persistent/memory.cuh"
+#include "cuda/persistent/params.h"
+#include "cuda/stepwise/kernels.h"
 
 namespace fastrnn::cuda {
 

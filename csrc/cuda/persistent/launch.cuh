@@ -7,8 +7,8 @@
 #include <mutex>
 #include <tuple>
 
-#include "../launch.h"
-#include "kernel.cuh"
+#include "cuda/device/launch.cuh"
+#include "cuda/persistent/kernel.cuh"
 
 namespace fastrnn::cuda {
 

@@ -1,7 +1,7 @@
 // Where a thread's values lie in global memory, and how it reads and writes them: the two neighbouring units of
 // a lane at once where every row starts at a multiple of two elements, else one by one.
 #pragma once
-#include "ptx.cuh"
+#include "cuda/persistent/ptx.cuh"
 
 namespace fastrnn::cuda {
 

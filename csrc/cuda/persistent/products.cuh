@@ -1,7 +1,7 @@
 // The products of a step: the weights that a warp keeps in registers, and the sums it makes with them.
 #pragma once
-#include "kernel.cuh"
-#include "weights.cuh"
+#include "cuda/persistent/kernel.cuh"
+#include "cuda/persistent/weights.cuh"
 
 namespace fastrnn::cuda {
 

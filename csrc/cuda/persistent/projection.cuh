@@ -5,7 +5,7 @@
 // the recurrent weights take afterwards. A product's 8 columns are so many steps of the tile's rows as there is room
 // for: with one row, 8 steps at once.
 #pragma once
-#include "products.cuh"
+#include "cuda/persistent/products.cuh"
 
 namespace fastrnn::cuda {
 

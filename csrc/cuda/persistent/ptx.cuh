@@ -1,10 +1,6 @@
-// Every instruction that the persistent kernels write as assembly, each with its twin for the emulator.
+// Every instruction that the persistent kernels write as assembly. The emulator has a twin of this file.
 #pragma once
-#include "../device.cuh"
-
-#ifdef CUDA_ON_CPU
-#include "emu_ptx.h"
-#else
+#include "cuda/device/types.cuh"
 
 namespace fastrnn::cuda {
 
@@ -160,4 +156,3 @@ __device__ __forceinline__ void push(uint32_t address, uint4 v, uint32_t barrier
 }
 
 }  // namespace fastrnn::cuda
-#endif

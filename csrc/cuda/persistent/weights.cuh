@@ -6,7 +6,7 @@
 // where by its columns (backward), two neighbouring units of 4 k. A load takes a whole row of the block, and the
 // lanes together whole sectors of 32 bytes.
 #pragma once
-#include "fragments.cuh"
+#include "cuda/persistent/fragments.cuh"
 
 namespace fastrnn::cuda {
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ... import _checks_sru, _sru
+from ..._checks import scan as scan_checks
+from ..._run import scan as run_scan
 
 __all__ = [
     "elementwise_recurrence_gpu",
@@ -49,17 +50,17 @@ def elementwise_recurrence(
     features = hidden_size * (2 if bidirectional else 1)
     k = U.size(-1) // features
     if k not in (3, 4):
-        raise _checks_sru.SizeError(f"{name}: U.size(-1) should be 3 or 4 times {features}, got {U.size(-1)}")
-    _checks_sru.transformed(name, "U", U, steps, features * k)
+        raise scan_checks.SizeError(f"{name}: U.size(-1) should be 3 or 4 times {features}, got {U.size(-1)}")
+    scan_checks.transformed(name, "U", U, steps, features * k)
     v = None
     if weight_c.dim() > 1:
-        v = _sru.gate_major(weight_c.reshape(*steps, 2 * features), 2)
+        v = run_scan.gate_major(weight_c.reshape(*steps, 2 * features), 2)
         weight_c = weight_c.new_zeros((2, features))
     skip = None
     if has_skip_term and k == 3:
         skip = x if scale_x is None else x * scale_x.to(x.dtype)
-    return _sru.scan(
-        _sru.gate_major(U.reshape(*steps, features * k), k),
+    return run_scan.scan(
+        run_scan.gate_major(U.reshape(*steps, features * k), k),
         skip,
         weight_c.view(2, features),
         bias.view(2, features),

@@ -1,0 +1,10 @@
+// What every processor of the target has: SSE2 on x86-64, NEON on aarch64; 4 floats a register.
+#include "cpu/isa/table.h"
+
+#define FASTRNN_VECTOR_BYTES 16
+#include "cpu/rnn/kernels.inl"
+
+namespace fastrnn {
+static bool runs_here() { return true; }
+const KernelTable kBaselineKernels = make_table("baseline", runs_here, &kBaselineScan);
+}  // namespace fastrnn

@@ -1,0 +1,74 @@
+// The operators that ask about the machine and switch its instruction set.
+#include <chrono>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/isa/choose.h"
+#include "ops/check.h"
+
+namespace fastrnn {
+namespace {
+
+// ---- instruction set --------------------------------------------------------------------------
+
+std::string cpu_isa() { return kernels_in_use().name; }
+
+std::string cpu_isas() {
+  std::string names;
+  for (const KernelTable* table : runnable_kernels()) {
+    if (!names.empty()) names += ',';
+    names += table->name;
+  }
+  return names;
+}
+
+void cpu_set_isa(std::string name) {
+  const KernelTable* table = find_kernels(name);
+  check(table, "name: expected one of ", cpu_isas(), ", got '", name, "'");
+  use_kernels(*table);
+}
+
+// What plan_cpu takes of the kernels in use.
+std::tuple<int64_t, int64_t> cpu_tile(bool float64) {
+  const CpuMachine machine = machine_of(kernels_in_use(), float64 ? Dtype::kDouble : Dtype::kFloat, 1);
+  return {machine.lanes, machine.tile_rows};
+}
+
+// ---- limits of the machine ------------------------------------------------------------------------
+
+template <class F>
+double best_rate(F&& work) {  // units of work() a second, the best of a few tries of about 10 ms
+  double best = 0;
+  for (int i = 0; i < 8; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    const double units = work();
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    best = std::max(best, units / seconds.count());
+  }
+  return best;
+}
+
+double cpu_fma_peak() {
+  return best_rate([] { return kernels_in_use().fma_loop(2'000'000); });
+}
+
+double cpu_read_bandwidth(int64_t bytes) {
+  check(bytes >= 1024, "bytes: expected at least 1024, got ", bytes);
+  std::vector<float> data(bytes / sizeof(float), 1.0f);
+  const int64_t repeats = std::max<int64_t>(1, (1 << 30) / bytes);
+  return best_rate([&] { return kernels_in_use().read_loop(data.data(), data.size(), repeats); });
+}
+
+}  // namespace
+
+}  // namespace fastrnn
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&fastrnn::cpu_isa));
+  m.impl("cpu_isas", TORCH_BOX(&fastrnn::cpu_isas));
+  m.impl("cpu_set_isa", TORCH_BOX(&fastrnn::cpu_set_isa));
+  m.impl("cpu_tile", TORCH_BOX(&fastrnn::cpu_tile));
+  m.impl("cpu_fma_peak", TORCH_BOX(&fastrnn::cpu_fma_peak));
+  m.impl("cpu_read_bandwidth", TORCH_BOX(&fastrnn::cpu_read_bandwidth));
+}

@@ -1,0 +1,69 @@
+// The CPUs of this process, for threads.h. A limit that files and settings make (cgroups, FASTRNN_CPUS) is read by
+// fastrnn/_threads.py when the package loads; where there is no Python there is none.
+#include "cpu/ops/threads.h"
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+
+#include "cpu/ops/tensors.h"
+#include "ops/check.h"
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+namespace fastrnn {
+namespace {
+
+constexpr int kAll = std::numeric_limits<int>::max();
+
+std::atomic<int> most{kAll};              // of every call
+std::atomic<bool> affinity_known{false};  // most says how many CPUs there are, whatever the system says
+std::atomic<int> allowed{0};              // the most CPUs that the calling threads were seen to have
+
+int cpus_of_this_thread() {
+#ifdef __linux__
+  for (int cpus = 1024; cpus <= 1 << 20; cpus *= 4) {  // the system may know of more than a cpu_set_t has room for
+    cpu_set_t* set = CPU_ALLOC(cpus);
+    if (!set) break;
+    const size_t bytes = CPU_ALLOC_SIZE(cpus);
+    const int count = sched_getaffinity(0, bytes, set) == 0 ? CPU_COUNT_S(bytes, set) : 0;
+    CPU_FREE(set);
+    if (count > 0) return count;
+  }
+#endif
+  return kAll;
+}
+
+int64_t cpu_threads() { return usable_threads(); }
+
+void cpu_limit_threads(int64_t limit, bool is_known) {
+  check(limit >= 1, "limit: expected at least 1, got ", limit);
+  most = static_cast<int>(std::min<int64_t>(limit, kAll));
+  affinity_known = is_known;
+}
+
+}  // namespace
+
+int usable_threads() {
+  const int wanted =
+      std::min(static_cast<int>(torch::stable::get_num_threads()), most.load(std::memory_order_relaxed));
+  if (wanted <= 1 || affinity_known.load(std::memory_order_relaxed)) return wanted;
+  // Asked only where more are wanted than were ever seen: the calling thread may be bound to a part of the CPUs
+  // since, its helpers are not, and a process that was let onto more of them is to use them.
+  if (wanted > allowed.load(std::memory_order_relaxed)) {
+    const int now = cpus_of_this_thread();
+    int seen = allowed.load(std::memory_order_relaxed);
+    while (now > seen && !allowed.compare_exchange_weak(seen, now)) {
+    }
+  }
+  return std::min(wanted, allowed.load(std::memory_order_relaxed));
+}
+
+}  // namespace fastrnn
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
+  m.impl("cpu_threads", TORCH_BOX(&fastrnn::cpu_threads));
+  m.impl("cpu_limit_threads", TORCH_BOX(&fastrnn::cpu_limit_threads));
+}

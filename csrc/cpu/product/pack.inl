@@ -1,0 +1,140 @@
+// Weights into panels: the order in which a tile reads them.
+//
+// Gate panels (forward): a panel serves `units` blocks of W hidden units with all their gates,
+//     [panel][K][units][G][W], element = weight[g*H + unit][k],
+// so that a tile ends with every gate of its units in registers. Units beyond H are zero. The last
+// panel may hold fewer blocks.
+//
+// Row panels (backward): `kPanelVectors` vectors of consecutive columns,
+//     [panel][K][vectors*W], element = weight[k][column],
+// a plain copy of row segments, zero beyond the last column.
+#pragma once
+#include "cpu/product/tile.inl"
+
+namespace fastrnn {
+namespace {
+
+FASTRNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How a row of hidden units (or of columns) is cut into panels.
+template <class T>
+struct Panels {
+  int64_t length;  // units or columns
+  int per_panel;   // blocks of W a panel
+
+  int64_t blocks() const { return ceil_div(length, Simd<T>::W); }
+  int64_t count() const { return ceil_div(blocks(), per_panel); }
+  int64_t first_block(int64_t panel) const { return panel * per_panel; }
+  int blocks_of(int64_t panel) const {
+    return static_cast<int>(min_of<int64_t>(per_panel, blocks() - first_block(panel)));
+  }
+  // Lanes in use of a block of W.
+  int lanes(int64_t block) const {
+    return static_cast<int>(min_of<int64_t>(Simd<T>::W, length - block * Simd<T>::W));
+  }
+};
+
+// W rows of `weight` from column k on, W columns, transposed; zero beyond `lanes` rows and n columns.
+template <class T>
+FASTRNN_INLINE void load_transposed(typename Simd<T>::V (&rows)[Simd<T>::W], const void* weight, int64_t first_row,
+                                    int64_t ld, int64_t k, int lanes, int n, Dtype dtype) {
+  using S = Simd<T>;
+  constexpr int W = S::W;
+  if (lanes == W && n == W && size_of(dtype) == sizeof(T)) {
+    const T* from = static_cast<const T*>(weight) + first_row * ld + k;
+#pragma GCC unroll 16
+    for (int j = 0; j < W; ++j) rows[j] = S::load(from + j * ld);
+  } else {  // edges and half types: through memory, in a loop that stays small
+    alignas(64) T edge[W * W] = {};
+#pragma GCC unroll 1
+    for (int j = 0; j < lanes; ++j) S::store(edge + j * W, load_as<T>(weight, (first_row + j) * ld + k, n, dtype));
+#pragma GCC unroll 16
+    for (int j = 0; j < W; ++j) rows[j] = S::load(edge + j * W);
+  }
+  transpose<T>(rows);
+}
+
+// One gate panel of `weight` (G*H rows of ld elements in the layer's dtype), K columns.
+template <class T>
+void pack_gate_panel(const void* weight, int64_t ld, Dtype dtype, int G, const Panels<T>& units, int64_t panel,
+                     int64_t K, T* out) {
+  using S = Simd<T>;
+  constexpr int W = S::W;
+  const int blocks = units.blocks_of(panel);
+  const int64_t row_size = static_cast<int64_t>(blocks) * G * W;
+  for (int u = 0; u < blocks; ++u) {
+    const int64_t block = units.first_block(panel) + u;
+    const int lanes = units.lanes(block);
+    for (int g = 0; g < G; ++g) {
+      T* dst = out + (u * G + g) * W;
+      const int64_t first_row = g * units.length + block * W;
+      for (int64_t k = 0; k < K; k += W) {
+        const int n = static_cast<int>(min_of<int64_t>(W, K - k));
+        typename S::V rows[W];
+        load_transposed<T>(rows, weight, first_row, ld, k, lanes, n, dtype);
+        if (n == W) {
+#pragma GCC unroll 16
+          for (int j = 0; j < W; ++j) S::store(dst + (k + j) * row_size, rows[j]);
+        } else {
+          alignas(64) T edge[W * W];
+#pragma GCC unroll 16
+          for (int j = 0; j < W; ++j) S::store(edge + j * W, rows[j]);
+          for (int j = 0; j < n; ++j) S::store(dst + (k + j) * row_size, S::load(edge + j * W));
+        }
+      }
+    }
+  }
+}
+
+// The biases of one block of units: what the input projection starts from, and apart from it what a
+// split gate's recurrent part starts from (C is the cell).
+template <class T, class C>
+void pack_gate_bias(const DirectionWeights& weights, const LayerShape& shape, const Panels<T>& units, int64_t block,
+                    T* bias, T* bias_rec) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  constexpr int W = S::W, G = C::kGates;
+  const int lanes = units.lanes(block);
+  for (int g = 0; g < G; ++g) {
+    const int64_t at = g * shape.H + block * W;
+    const V input = shape.bias ? load_as<T>(weights.b_ih, at, lanes, shape.dtype) : V{};
+    const V recurrent = shape.bias ? load_as<T>(weights.b_hh, at, lanes, shape.dtype) : V{};
+    const bool split = C::kSplit && g == G - 1;
+    if (split) S::store(bias_rec + block * W, recurrent);
+    S::store(bias + (block * G + g) * W, split ? input : input + recurrent);
+  }
+}
+
+// One row panel of `weight` (K rows of ld elements), columns of `columns`.
+template <class T>
+void pack_row_panel(const void* weight, int64_t ld, Dtype dtype, const Panels<T>& columns, int64_t panel, int64_t K,
+                    T* out) {
+  using S = Simd<T>;
+  constexpr int W = S::W;
+  const int blocks = columns.blocks_of(panel);
+  const int64_t first = columns.first_block(panel);
+  for (int64_t k = 0; k < K; ++k, out += blocks * W) {
+    for (int v = 0; v < blocks; ++v) {
+      S::store(out + v * W, load_as<T>(weight, k * ld + (first + v) * W, columns.lanes(first + v), dtype));
+    }
+  }
+}
+
+// Rows to allocate for a blocked operand: odd, so that the blocks of a row, which a tile reads one
+// after the other, spread over all sets of a cache (64 rows of 64 bytes would hit the same ones).
+FASTRNN_INLINE int64_t spread_rows(int64_t rows) { return rows | 1; }
+
+// A natural row of `size` features (layer dtype) into row r of a blocked operand of `rows` rows, whose
+// elements Operand stores (operand.inl).
+template <class T, class Operand>
+FASTRNN_INLINE void block_row(const void* row, int64_t size, Dtype dtype, typename Operand::E* out, int64_t rows,
+                              int64_t r) {
+  constexpr int W = Simd<T>::W;
+  out += r * W;
+  for (int64_t k = 0; k < size; k += W, out += rows * W) {
+    Operand::store(out, load_as<T>(row, k, static_cast<int>(min_of<int64_t>(W, size - k)), dtype));
+  }
+}
+
+}  // namespace
+}  // namespace fastrnn

@@ -1,0 +1,74 @@
+// The weights of one direction as the forward pass reads them: packed at every call, in its workspace, or
+// packed once and kept by the caller (rnn_pack), for steps whose time is the reading of the weights.
+#pragma once
+#include "cpu/product/operand.inl"
+#include "cpu/team.h"
+
+namespace fastrnn {
+namespace {
+
+template <class T, template <class> class CellOf, class Operand>
+struct PackedWeights {
+  using E = typename Operand::E;
+  using C = CellOf<VectorMath<T>>;
+  static constexpr int W = Simd<T>::W;
+  static constexpr int G = C::kGates;
+  static constexpr int kUnits = G == 1 ? kRnnUnits : 1;  // blocks of units a gate panel
+
+  E* w_ih = nullptr;      // gate panels; null where they are not packed ahead, as w_hh
+  E* w_hh = nullptr;      // gate panels
+  E* w_hr = nullptr;      // gate panels with one gate, projection only
+  T* bias = nullptr;      // [block][G][W], what the input projection starts from
+  T* bias_rec = nullptr;  // [block][W], what a split gate's recurrent part starts from
+
+  static Panels<T> units_of(const LayerShape& s) { return {s.H, kUnits}; }
+  static Panels<T> outputs_of(const LayerShape& s) { return {s.out_size(), kPanelVectors}; }
+  // Elements of a block of units in a gate panel.
+  static int64_t panel_size(int64_t K) { return G * W * Operand::depth(K); }
+
+  // Takes room for the pieces; with an arena that only measures, for their size.
+  void lay_out(Arena& arena, const LayerShape& s, bool input, bool state) {
+    const int64_t blocks = units_of(s).blocks();
+    if (input) w_ih = arena.take<E>(blocks * panel_size(s.I));
+    if (state) w_hh = arena.take<E>(blocks * panel_size(s.out_size()));
+    if (s.P) w_hr = arena.take<E>(outputs_of(s).blocks() * W * Operand::depth(s.H));
+    bias = arena.take<T>(blocks * G * W);
+    bias_rec = arena.take<T>(C::kSplit ? blocks * W : 0);
+  }
+
+  // Points into what was packed before. Nothing is written there.
+  void read(const void* packed, const LayerShape& s) {
+    Arena arena{const_cast<char*>(static_cast<const char*>(packed))};
+    lay_out(arena, s, true, true);
+  }
+
+  static size_t bytes(const LayerShape& s) {
+    Arena arena;
+    PackedWeights().lay_out(arena, s, true, true);
+    return arena.used;
+  }
+
+  // Fills every `shares`th panel from `share` on, of the pieces that were laid out.
+  void pack(const DirectionWeights& weights, const LayerShape& s, int64_t share, int64_t shares) const {
+    const Panels<T> units = units_of(s), outputs = outputs_of(s);
+    for (int64_t panel = share; panel < units.count(); panel += shares) {
+      const int64_t first = units.first_block(panel);
+      if (w_ih) Operand::pack(weights.w_ih, s.I, s.dtype, G, units, panel, s.I, w_ih + first * panel_size(s.I));
+      if (w_hh) {
+        Operand::pack(weights.w_hh, s.out_size(), s.dtype, G, units, panel, s.out_size(),
+                      w_hh + first * panel_size(s.out_size()));
+      }
+      for (int u = 0; u < units.blocks_of(panel); ++u) {
+        pack_gate_bias<T, C>(weights, s, units, first + u, bias, bias_rec);
+      }
+    }
+    if (!s.P) return;
+    for (int64_t panel = share; panel < outputs.count(); panel += shares) {
+      Operand::pack(weights.w_hr, s.H, s.dtype, 1, outputs, panel, s.H,
+                    w_hr + outputs.first_block(panel) * W * Operand::depth(s.H));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace fastrnn

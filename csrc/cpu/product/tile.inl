@@ -1,0 +1,235 @@
+// Register-tiled matrix products: the arithmetic core of every kernel here.
+//
+// A tile is up to tile_rows(NV) rows by NV vectors of accumulators that live in registers for the
+// reduction. The left operand is read one scalar at a time (broadcast), the right one a vector at a
+// time. A tile begins and ends in a small buffer that stays in the L1 cache, so these kernels are
+// compiled once a shape of tile and know nothing of cells, which work on the buffer; loading and
+// storing it costs 2 of the K multiply-adds of each accumulator.
+//
+// Every sum is made in blocks of at most kSumBlock terms that start from zero and are added to the tile
+// when they end. A chain of n float additions is off by about sqrt(n / 2) roundings of its result, blocks
+// of n of the N terms by sqrt((n + N / n) / 2) of them; and what the tile held before, which may be far
+// larger than the terms (an input of 1e3 beside a state below 1), is rounded once a block instead of
+// once a term.
+//
+// Blocked layout of a left operand with `rows` rows and K columns: [ceil(K/W)][rows][W]. One vector
+// store writes a block of W units of a row, the rows of a tile lie on consecutive lines whatever K
+// is (no power-of-two strides), and the same memory serves as the transposed operand of the weight
+// gradients.
+#pragma once
+#include "cpu/simd/math.h"
+
+namespace fastrnn {
+namespace {
+
+// Registers of this instruction set decide the tile: 24 accumulators of 32, or 12 of 16, leave room
+// for a row of the right operand and a broadcast.
+#if defined(FASTRNN_AVX512) || defined(__aarch64__)
+constexpr int kAccumulators = 24;
+constexpr int kPanelVectors = 4;  // vectors a row of the right operand in general products
+constexpr int kRnnUnits = 4;      // unit blocks a panel for a cell with one gate
+#else
+constexpr int kAccumulators = 12;
+constexpr int kPanelVectors = 2;  // 6 x 2 reaches the peak of AVX2, 3 x 4 stays at 80% of it
+constexpr int kRnnUnits = 2;
+#endif
+constexpr int kMaxVectors = 4;
+constexpr int kMaxRows = 8;
+constexpr int kTileSize = 24;       // most vectors a tile holds
+constexpr int64_t kSumBlock = 128;  // most terms of a chain of additions, a multiple of every W
+constexpr int64_t kRowBlock = 32;   // the same for sums over rows and steps, of which there are more
+
+constexpr int tile_rows(int vectors) {
+  return kAccumulators / vectors < kMaxRows ? kAccumulators / vectors : kMaxRows;
+}
+
+// tile[m][v] += sum over k in [0, K) of A[m][k] * B[k][v]. A is blocked: element (m, k) at
+// a[(k / W) * block_stride + m * W + k % W]. B has rows of `ld` elements. `ahead` (or null) is brought
+// into the cache on the way, a line every k: the panel that comes next, see PanelPrefetch.
+template <class T>
+using ProductKernel = void (*)(T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld, int64_t K,
+                               const char* ahead);
+
+// How many sets of accumulators share a block of K between them. A few rows leave too few independent
+// chains to hide the latency of a multiply-add; more sets than there are registers would live in memory.
+constexpr int chains_of(int tile, int lanes) {
+  return lanes < 4 ? 1 : tile <= 4 && 4 * tile <= kAccumulators ? 4 : tile <= 8 && 2 * tile <= kAccumulators ? 2 : 1;
+}
+
+template <class T, int MR, int NV>
+void product_kernel(T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld, int64_t K, const char* ahead) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  constexpr int W = S::W;
+  constexpr int kChains = chains_of(MR * NV, W);
+  // acc += A[.][k] * B[k][.] for one k, B's row at b.
+  const auto accumulate = [](V(&acc)[MR][NV], const T* column, const T* row_of_b) __attribute__((always_inline)) {
+    V row[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) row[v] = S::load(row_of_b + v * W);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      const V broadcast = S::broadcast(column[m * W]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] += broadcast * row[v];
+    }
+  };
+  const int64_t ahead_step = ahead ? 64 : 0;
+  if (!ahead) ahead = reinterpret_cast<const char*>(b);
+  V sums[kChains][MR][NV];
+#pragma GCC unroll 4
+  for (int s = 0; s < kChains; ++s) {
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sums[s][m][v] = V{};
+    }
+  }
+  int64_t k = 0;
+  for (; k + W <= K; k += W, a += block_stride) {
+    // The blocks of A lie far apart, where no hardware prefetcher looks for them.
+    if constexpr (kChains == 1) {
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) __builtin_prefetch(a + 2 * block_stride + m * W);
+    }
+    constexpr int kSteps = kChains > 2 ? kChains : W < 4 ? W : 4;
+#pragma GCC unroll 1
+    for (int kk = 0; kk < W; kk += kSteps) {
+#pragma GCC unroll 4
+      for (int s = 0; s < kSteps; ++s, b += ld) {
+        if constexpr (kChains == 1) {
+          __builtin_prefetch(ahead, 0, 2);
+          ahead += ahead_step;
+        }
+        accumulate(sums[s % kChains], a + kk + s, b);
+      }
+    }
+  }
+  for (; k < K; ++k, ++a, b += ld) accumulate(sums[0], a, b);
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      V sum = sums[0][m][v];
+      if constexpr (kChains == 2) sum += sums[1][m][v];
+      if constexpr (kChains == 4) sum = (sum + sums[1][m][v]) + (sums[2][m][v] + sums[3][m][v]);
+      S::store(tile + (m * NV + v) * W, S::load(tile + (m * NV + v) * W) + sum);
+    }
+  }
+}
+
+// tile[m][v] += sum over r of A[r][m] * B[r][v]: one block of a blocked operand, transposed; element
+// (r, m) at a[r * W + m]; B has rows of NV * W elements.
+template <class T>
+using TransposedKernel = void (*)(T* tile, const T* a, const T* b, int64_t rows);
+
+template <class T, int MR, int NV>
+void transposed_kernel(T* tile, const T* a, const T* b, int64_t rows) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  constexpr int W = S::W;
+  V acc[MR][NV];
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[m][v] = V{};
+  }
+  for (int64_t r = 0; r < rows; ++r, a += W, b += NV * W) {
+    V row[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) row[v] = S::load(b + v * W);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      const V broadcast = S::broadcast(a[m]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] += broadcast * row[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      S::store(tile + (m * NV + v) * W, S::load(tile + (m * NV + v) * W) + acc[m][v]);
+    }
+  }
+}
+
+// The kernels of every tile shape, by [vectors - 1][rows - 1].
+template <class T>
+struct Kernels {
+  ProductKernel<T> product[kMaxVectors][kMaxRows];
+  TransposedKernel<T> transposed[kMaxVectors][kMaxRows];
+
+  template <int NV, int MR>
+  constexpr void fill() {
+    if constexpr (MR <= tile_rows(NV)) {
+      product[NV - 1][MR - 1] = product_kernel<T, MR, NV>;
+      transposed[NV - 1][MR - 1] = transposed_kernel<T, MR, NV>;
+    }
+    if constexpr (MR < kMaxRows) {
+      fill<NV, MR + 1>();
+    } else if constexpr (NV < kMaxVectors) {
+      fill<NV + 1, 1>();
+    }
+  }
+  constexpr Kernels() : product{}, transposed{} { fill<1, 1>(); }
+};
+template <class T>
+constexpr Kernels<T> kKernels{};
+
+// The kernels on blocks. The loop is out here because a compiler that sees it beside the tile's loads and
+// stores keeps the tile in registers from block to block, and spills the accumulators for it.
+template <class T>
+FASTRNN_INLINE void multiply(int rows, int vectors, T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld,
+                             int64_t K, const char* ahead = nullptr) {
+  const ProductKernel<T> kernel = kKernels<T>.product[vectors - 1][rows - 1];
+  for (int64_t k = 0; k < K; k += kSumBlock) {
+    kernel(tile, a, block_stride, b, ld, min_of(kSumBlock, K - k), ahead);
+    a += kSumBlock / Simd<T>::W * block_stride;
+    b += kSumBlock * ld;
+    if (ahead) ahead += kSumBlock * 64;
+  }
+}
+template <class T>
+FASTRNN_INLINE void multiply_transposed(int rows, int vectors, T* tile, const T* a, const T* b, int64_t reduction) {
+  constexpr int W = Simd<T>::W;
+  const TransposedKernel<T> kernel = kKernels<T>.transposed[vectors - 1][rows - 1];
+  for (int64_t r = 0; r < reduction; r += kRowBlock) {
+    kernel(tile, a + r * W, b + r * vectors * W, min_of(kRowBlock, reduction - r));
+  }
+}
+
+// Brings the panel that comes next into the cache, a slice with each row tile of the present one:
+// where the weights are larger than the L2 cache, the first tile of a panel would otherwise wait for
+// every line of it. A null or finished panel costs a prefetch of nothing.
+struct PanelPrefetch {
+  const char* next = nullptr;
+  const char* end = nullptr;
+
+  // The slice to prefetch while a tile runs through K.
+  const char* slice(int64_t K) {
+    if (next >= end) return nullptr;
+    const char* slice = next;
+    next += K * 64;
+    return slice;
+  }
+};
+// Below this a panel set stays in the L2 cache by itself.
+constexpr int64_t kPrefetchBytes = 512 << 10;
+
+// Cuts [begin, end) into tiles of at most max_rows rows of nearly equal height, since one row left
+// over would cost as much as a whole tile: f(first_row, rows).
+template <class F>
+FASTRNN_INLINE void for_tiles(int max_rows, int64_t begin, int64_t end, F&& f) {
+  const int64_t rows = end - begin;
+  const int64_t tiles = (rows + max_rows - 1) / max_rows;
+  int64_t row = begin;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t next = begin + rows * (i + 1) / tiles;
+    f(row, static_cast<int>(next - row));
+    row = next;
+  }
+}
+
+}  // namespace
+}  // namespace fastrnn

@@ -1,0 +1,452 @@
+// Backward pass of one layer over the whole sequence, in chunks of steps from the last to the first:
+//   1. (recompute mode) the chunk's gates, as one product each with W_ih and W_hh;
+//   2. step by step: the cell's derivative gives dg_t, then dh_{t-1} = dg_t W_hh;
+//   3. for the whole chunk at once: grad_x = dg W_ih, grad_W_ih += dg^T x, grad_W_hh += dg^T h_prev
+//      and the bias sums, while dg is still in the cache.
+//
+// Layouts (T = compute type, W lanes a register, R rows of a batch group, M rows of a chunk):
+//   dg a direction   blocked [(G + split) * blocks][M][W]  gradients of the gates; a split gate has
+//                    two, of its input part and (last) of its recurrent part
+//   dh, dc a group   blocked [blocks][R][W]                what reaches h and c from later steps
+// Rows of a chunk ("slots") are ordered by time, then batch group, then row, so a group's rows of a
+// step lie together.
+//
+// Costs a step: 2*B*G*H*Hout flops, and as much again for each of grad_x (with I), grad_W_ih and
+// grad_W_hh. Nothing that forward saved is written to.
+#pragma once
+#include "cpu/product/operand.inl"
+#include "cpu/rnn/weight_gradient.inl"
+#include "cpu/team.h"
+#include "plan/cpu.h"
+
+namespace fastrnn {
+namespace {
+
+template <class T, template <class> class CellOf>
+class Backward {
+  using S = Simd<T>;
+  using V = typename S::V;
+  using C = CellOf<VectorMath<T>>;
+  static constexpr int W = S::W;
+  static constexpr int G = C::kGates;
+  static constexpr int kColumns = G + (C::kSplit ? 1 : 0);
+  static constexpr int64_t kReductionRows = 1024;    // rows a pass of the weight gradients
+  static constexpr int64_t kPanelBytes = 256 << 10;  // of a panel, so that it and the next stay in the L2 cache
+
+  // The gate of dg whose gradient belongs to recurrent gate g.
+  static constexpr int recurrent_column(int g) { return C::kSplit && g == G - 1 ? G : g; }
+
+ public:
+  Backward(const BackwardParams& params, const CpuPlan& plan, char* workspace)
+      : p_(params),
+        s_(params.shape),
+        plan_(plan),
+        grid_{params.shape.D, plan.batch_groups, plan.unit_groups},
+        units_{s_.H, kPanelVectors},
+        outputs_{s_.out_size(), kPanelVectors},
+        inputs_{s_.I, kPanelVectors} {
+    arena_.base = workspace;
+    recompute_ = C::kSaved > 0 && !p_.gates;
+    natural_ = (plan_.direct || s_.T == 1) && size_of(s_.dtype) == sizeof(T);
+    lay_out();
+  }
+
+  size_t workspace_bytes() const { return arena_.used; }
+
+  static void body(int64_t begin, int64_t end, void* self) {
+    static_cast<Backward*>(self)->run(static_cast<int>(begin), static_cast<int>(end));
+  }
+
+  int workers() const { return grid_.workers(); }
+
+ private:
+  // Where a chunk row finds what it needs in natural tensors.
+  struct Slot {
+    const char* x;
+    const char* h_prev;  // layer dtype
+    const T* c_prev;
+    int64_t row;  // of y, gates, cells, grad_x
+    bool cut;     // the state before it is zero, and no gradient goes there
+  };
+  struct Direction {
+    T* w_hh;  // row panels over Hout, K = G*H
+    T* w_hr;  // row panels over H, K = P
+    T* c0;    // (B, H) in the compute dtype
+    T* dg;
+    T* dh_out;  // projection: gradient of the projected output, blocked [ceil(P/W)][M][W]
+    T* m;       // projection: output before it, rows of blocks*W
+    Slot* slots;
+    Barrier* barrier;
+    // recompute mode
+    T* gate_w_ih;
+    T* gate_w_hh;
+    T* bias;
+    T* bias_rec;
+    T* gates;  // [M][kSaved][blocks*W]
+  };
+  struct Group {
+    T* dh;  // over Hout
+    T* dm;  // projection: over H
+    T* dc;
+    Barrier* barrier;
+  };
+  struct OwnRow {
+    int64_t slot;
+    const T* c_prev;
+  };
+  struct Worker {
+    T* panel;  // scratch of WeightGradient
+    T* w_ih;   // a row panel over I of some gates, packed just before its use
+    T* tile;   // [rows of a share][kPanelVectors*W], grad_x over several passes
+    T* x;      // recompute: blocked rows of this worker
+    T* h;
+    OwnRow* own_rows;
+  };
+  struct Chunk {
+    int64_t s_begin, s_end;  // in processing order
+    int64_t t_begin;         // earliest time
+    int64_t rows;
+    bool first;  // of this call: gradients are written, not added to
+  };
+  struct Range {
+    int64_t begin, end;
+  };
+
+  // ---- memory ---------------------------------------------------------------------------------
+
+  int64_t row_length() const { return units_.blocks() * W; }
+
+  void lay_out() {
+    const int64_t blocks = units_.blocks(), out_blocks = outputs_.blocks();
+    group_rows_ = spread_rows(ceil_div(s_.B, grid_.batch_groups));
+    chunk_rows_ = 0;  // of the busiest chunk of either direction
+    for (int d = 0; d < s_.D; ++d) {
+      for (int64_t s_end = s_.T; s_end > 0; s_end -= plan_.backward_chunk) {
+        chunk_rows_ = max_of(chunk_rows_, chunk_before(d, s_end).rows);
+      }
+    }
+    chunk_rows_ = spread_rows(chunk_rows_);
+    const int64_t M = chunk_rows_;
+    const int groups = grid_.directions * grid_.batch_groups;
+    barriers_ = arena_.take<Barrier>(2 + groups);
+    zeros_ = arena_.take<T>(s_.resets ? max_of(out_blocks, blocks) * W : 0);
+    for (int d = 0; d < s_.D; ++d) {
+      Direction& dir = directions_[d];
+      dir.barrier = barriers_ + d;
+      dir.w_hh = take_panels(outputs_, G * s_.H);
+      if (s_.P) dir.w_hr = take_panels(units_, s_.P);
+      dir.c0 = arena_.take<T>(C::kHasCell ? s_.B * s_.H : 0);
+      dir.dg = arena_.take<T>(kColumns * blocks * M * W);
+      dir.dh_out = arena_.take<T>(s_.P ? out_blocks * M * W : 0);
+      dir.m = arena_.take<T>(s_.P && p_.need_weights ? M * row_length() : 0);
+      dir.slots = arena_.take<Slot>(M);
+      if (recompute_) {
+        dir.gate_w_ih = arena_.take<T>(blocks * G * W * s_.I);
+        dir.gate_w_hh = arena_.take<T>(blocks * G * W * s_.out_size());
+        dir.bias = arena_.take<T>(blocks * G * W);
+        dir.bias_rec = arena_.take<T>(blocks * W);
+        dir.gates = arena_.take<T>(M * C::kSaved * row_length());
+      }
+    }
+    groups_ = arena_.take<Group>(groups);
+    workers_ = arena_.take<Worker>(grid_.workers());
+    for (int g = 0; g < groups; ++g) {
+      Group group;
+      group.dh = arena_.take<T>(out_blocks * group_rows_ * W);
+      group.dm = arena_.take<T>(s_.P ? blocks * group_rows_ * W : 0);
+      group.dc = arena_.take<T>(C::kHasCell ? blocks * group_rows_ * W : 0);
+      group.barrier = barriers_ + 2 + g;
+      if (arena_.base) groups_[g] = group;
+    }
+    const int64_t own_rows = spread_rows(min_of(M, plan_.backward_chunk * group_rows_));
+    for (int r = 0; r < grid_.workers(); ++r) {
+      Worker worker;
+      worker.panel = arena_.take<T>(p_.need_weights ? WeightGradient<T>::buffer_size(M) : 0);
+      worker.w_ih = arena_.take<T>(
+          p_.grad_x[grid_.direction(r)] && !natural(inputs_, inputs_.count() - 1) ? largest_pass() : 0);
+      worker.tile = arena_.take<T>(
+          p_.grad_x[grid_.direction(r)] ? ceil_div(M, grid_.workers_a_direction()) * kPanelVectors * W : 0);
+      worker.x = arena_.take<T>(recompute_ ? inputs_.blocks() * own_rows * W : 0);
+      worker.h = arena_.take<T>(recompute_ ? out_blocks * own_rows * W : 0);
+      worker.own_rows = arena_.take<OwnRow>(recompute_ ? own_rows : 0);
+      if (arena_.base) workers_[r] = worker;
+    }
+    own_rows_ = own_rows;
+    if (arena_.base) {
+      for (int b = 0; b < 2 + groups; ++b) barriers_[b].reset();
+      if (s_.resets) __builtin_memset(zeros_, 0, max_of(out_blocks, blocks) * W * sizeof(T));
+    }
+  }
+
+  // Room for packed panels: none where every panel is read from the natural weight.
+  T* take_panels(const Panels<T>& columns, int64_t K) {
+    return arena_.take<T>(natural(columns, columns.count() - 1) ? 0 : columns.blocks() * W * K);
+  }
+
+  Range own_panels(const Panels<T>& panels, int rank) const {
+    const int64_t n = panels.count(), q = grid_.unit_group(rank);
+    return {n * q / grid_.unit_groups, n * (q + 1) / grid_.unit_groups};
+  }
+  Range own_blocks(const Panels<T>& panels, int rank) const {
+    const Range own = own_panels(panels, rank);
+    return {min_of(panels.first_block(own.begin), panels.blocks()),
+            min_of(panels.first_block(own.end), panels.blocks())};
+  }
+  int share(int rank) const { return rank % grid_.workers_a_direction(); }
+  Range share_of(int rank, int64_t count) const {
+    const int64_t n = grid_.workers_a_direction();
+    return {count * share(rank) / n, count * (share(rank) + 1) / n};
+  }
+
+  int64_t time_of(int direction, int64_t s) const { return direction ? s_.T - 1 - s : s; }
+
+  // First chunk row of batch group p at time t.
+  int64_t first_slot(const Chunk& chunk, int64_t t, int p) const {
+    const int64_t n = s_.active(t), groups = grid_.batch_groups;
+    return s_.row_offset(t) - s_.row_offset(chunk.t_begin) + p * (n / groups) + min_of<int64_t>(p, n % groups);
+  }
+
+  Chunk chunk_before(int direction, int64_t s_end) const {
+    Chunk chunk;
+    chunk.s_end = s_end;
+    chunk.s_begin = max_of<int64_t>(0, s_end - plan_.backward_chunk);
+    chunk.t_begin = direction ? s_.T - s_end : chunk.s_begin;
+    chunk.rows = s_.row_offset(chunk.t_begin + s_end - chunk.s_begin) - s_.row_offset(chunk.t_begin);
+    chunk.first = s_end == s_.T;
+    return chunk;
+  }
+
+  // ---- schedule -------------------------------------------------------------------------------
+
+  void run(int begin, int end) {
+    int64_t direction_meetings = 0, group_meetings = 0;
+    const auto meet_direction = [&] {
+      ++direction_meetings;
+      const int64_t all = direction_meetings * grid_.workers_a_direction();
+      for (int r = begin; r < end; ++r) directions_[grid_.direction(r)].barrier->arrive(all);
+      for (int r = begin; r < end; ++r) directions_[grid_.direction(r)].barrier->wait(all);
+    };
+    const auto meet_group = [&] {
+      ++group_meetings;
+      const int64_t all = group_meetings * grid_.unit_groups;
+      for (int r = begin; r < end; ++r) groups_[grid_.group(r)].barrier->arrive(all);
+      for (int r = begin; r < end; ++r) groups_[grid_.group(r)].barrier->wait(all);
+    };
+    for (int r = begin; r < end; ++r) prepare(r);
+    meet_direction();
+    for (int64_t s_end = s_.T; s_end > 0;) {
+      const auto chunk_of = [&](int r) { return chunk_before(grid_.direction(r), s_end); };
+      const int64_t s_begin = chunk_before(0, s_end).s_begin;
+      if (recompute_) {
+        for (int r = begin; r < end; ++r) recompute_gates(r, chunk_of(r));
+      }
+      if (grid_.unit_groups == 1) {
+        for (int r = begin; r < end; ++r) {
+          const Chunk chunk = chunk_of(r);
+          for (int64_t s = s_end - 1; s >= s_begin; --s) {
+            if (s_.P) {
+              gather_output_gradient(r, chunk, s);
+              project_back(r, chunk, s);
+            }
+            pointwise(r, chunk, s);
+            propagate(r, chunk, s);
+          }
+        }
+      } else {
+        for (int64_t s = s_end - 1; s >= s_begin; --s) {
+          if (s_.P) {
+            for (int r = begin; r < end; ++r) gather_output_gradient(r, chunk_of(r), s);
+            meet_group();  // the whole gradient of h is there before anyone multiplies it by W_hr
+            for (int r = begin; r < end; ++r) project_back(r, chunk_of(r), s);
+          }
+          for (int r = begin; r < end; ++r) pointwise(r, chunk_of(r), s);
+          meet_group();  // every gate of dg_t is written before anyone multiplies it by W_hh
+          for (int r = begin; r < end; ++r) propagate(r, chunk_of(r), s);
+        }
+      }
+      meet_direction();  // all of the chunk's dg
+      for (int r = begin; r < end; ++r) finish_chunk(r, chunk_of(r));
+      meet_direction();  // dg is free again
+      s_end = s_begin;
+    }
+    for (int r = begin; r < end; ++r) store_state_gradients(r);
+  }
+
+  // ---- before the last step -------------------------------------------------------------------
+
+  void prepare(int rank) {
+    const int d = grid_.direction(rank), shares = grid_.workers_a_direction();
+    const DirectionWeights& weights = p_.weights[d];
+    const Direction& dir = directions_[d];
+    const auto pack = [&](const Panels<T>& columns, const void* weight, int64_t K, T* out) {
+      for (int64_t panel = share(rank); panel < columns.count(); panel += shares) {
+        if (natural(columns, panel)) continue;
+        pack_row_panel<T>(weight, columns.length, s_.dtype, columns, panel, K,
+                          out + columns.first_block(panel) * W * K);
+      }
+    };
+    pack(outputs_, weights.w_hh, G * s_.H, dir.w_hh);
+    if (s_.P) pack(units_, weights.w_hr, s_.P, dir.w_hr);
+    if (recompute_) pack_gates(rank);
+    if constexpr (C::kHasCell) {
+      const Range rows = share_of(rank, s_.B);
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        for (int64_t block = 0; block < units_.blocks(); ++block) {
+          const int lanes = units_.lanes(block);
+          S::store_n(dir.c0 + row * s_.H + block * W,
+                     load_as<T>(p_.c0, (d * s_.B + row) * s_.H + block * W, lanes, s_.dtype), lanes);
+        }
+      }
+    }
+    const Group& group = groups_[grid_.group(rank)];
+    load_state_gradient(rank, outputs_, p_.grad_hn, group.dh);
+    if constexpr (C::kHasCell) load_state_gradient(rank, units_, p_.grad_cn, group.dc);
+  }
+
+  void load_state_gradient(int rank, const Panels<T>& columns, const void* gradient, T* out) {
+    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+    const Range blocks = own_blocks(columns, rank);
+    const int64_t rows = grid_.rows(s_.B, b);
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t at = (d * s_.B + s_.row_of(b + i * grid_.batch_groups)) * columns.length + block * W;
+        S::store(out + (block * group_rows_ + i) * W,
+                 gradient ? load_as<T>(gradient, at, columns.lanes(block), s_.dtype) : V{});
+      }
+    }
+  }
+
+  void store_state_gradients(int rank) {
+    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+    const Group& group = groups_[grid_.group(rank)];
+    const int64_t rows = grid_.rows(s_.B, b);
+    const auto store = [&](const Panels<T>& columns, const T* from, void* out) {
+      if (!out) return;
+      const Range blocks = own_blocks(columns, rank);
+      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        for (int64_t i = 0; i < rows; ++i) {
+          const int64_t at = (d * s_.B + s_.row_of(b + i * grid_.batch_groups)) * columns.length + block * W;
+          store_as<T>(out, at, S::load(from + (block * group_rows_ + i) * W), columns.lanes(block), s_.dtype);
+        }
+      }
+    };
+    store(outputs_, group.dh, p_.grad_h0);
+    if constexpr (C::kHasCell) store(units_, group.dc, p_.grad_c0);
+  }
+
+  // ---- where things lie -------------------------------------------------------------------------
+
+  // Fills what a chunk row needs to find its neighbours in natural tensors.
+  Slot slot_at(int d, int64_t t, int64_t b) const {
+    Slot slot;
+    const int64_t element = static_cast<int64_t>(size_of(s_.dtype)), out = s_.out_size();
+    slot.x = static_cast<const char*>(p_.x.data) + row_start(s_, p_.x, t, b) * element;
+    slot.row = s_.tensor_row(t, b);
+    slot.cut = s_.cut(d ? t + 1 : t, b);
+    const int64_t before = d ? t + 1 : t - 1;
+    const bool starts = before < 0 || b >= s_.active(before);
+    if (d && starts) slot.cut = false;  // the reverse direction begins here, with its h0
+    if (slot.cut) {
+      slot.h_prev = reinterpret_cast<const char*>(zeros_);
+    } else if (starts) {
+      slot.h_prev = static_cast<const char*>(p_.h0) + (d * s_.B + s_.row_of(b)) * out * element;
+    } else {
+      slot.h_prev = static_cast<const char*>(p_.y) + (s_.tensor_row(before, b) * s_.D + d) * out * element;
+    }
+    slot.c_prev = nullptr;
+    if constexpr (C::kHasCell) {
+      slot.c_prev = slot.cut ? zeros_
+                    : starts ? directions_[d].c0 + s_.row_of(b) * s_.H
+                             : static_cast<const T*>(p_.cells) + (d * s_.rows() + s_.tensor_row(before, b)) * s_.H;
+    }
+    return slot;
+  }
+
+  // A panel of a right operand: rows of `ld` elements, H of them a gate.
+  struct Panel {
+    const T* data;
+    int64_t ld;
+    int first_gate = 0;
+  };
+
+  // Whether a panel is read from the natural weight: few rows do not repay a copy. A last panel that
+  // is not whole is copied all the same, since kernels read whole vectors.
+  bool natural(const Panels<T>& columns, int64_t panel) const {
+    const int64_t last = columns.first_block(panel) + columns.blocks_of(panel) - 1;
+    return natural_ && columns.lanes(last) == W;
+  }
+  Panel panel_of(const Panels<T>& columns, int64_t panel, const T* packed, const void* weight, int64_t K) const {
+    const int64_t first = columns.first_block(panel);
+    if (natural(columns, panel)) return {static_cast<const T*>(weight) + first * W, columns.length};
+    return {packed + first * W * K, columns.blocks_of(panel) * W};
+  }
+
+  // What to prefetch while gates [g, g + pass) of `panel` are at work: the panel's next gates, then
+  // the next panel's first (packed panels follow one another in memory).
+  PanelPrefetch next_gates(const Panels<T>& columns, Panel panel, int vectors, int g, int pass) const {
+    if (natural_ || G * s_.H * columns.blocks() * W * static_cast<int64_t>(sizeof(T)) < kPrefetchBytes) return {};
+    const char* begin = reinterpret_cast<const char*>(panel.data + min_of(G, g + pass) * s_.H * panel.ld);
+    return {begin, begin + pass * s_.H * vectors * W * static_cast<int64_t>(sizeof(T))};
+  }
+
+  // Gates a pass, so that the panel's part stays in the L2 cache while the rows go by.
+  int gates_a_pass(int vectors) const {
+    const int64_t gate = s_.H * vectors * W * static_cast<int64_t>(sizeof(T));
+    return static_cast<int>(min_of<int64_t>(G, max_of<int64_t>(1, kPanelBytes / gate)));
+  }
+  // Elements of the largest such part. That may be a narrow panel's: two gates with three vectors each, where only
+  // one fits with four.
+  int64_t largest_pass() const {
+    int64_t most = 0;
+    for (int v = 1; v <= kPanelVectors; ++v) most = max_of<int64_t>(most, gates_a_pass(v) * v);
+    return most * s_.H * W;
+  }
+
+  // ---- backward_step.inl ------------------------------------------------------------------------
+
+  void pointwise(int rank, const Chunk& chunk, int64_t s);
+  void add_gates(T* tile, int rows, int vectors, const Direction& dir, int64_t slot, Panel panel, int g0, int g1,
+                 bool recurrent, PanelPrefetch& ahead) const;
+  void propagate(int rank, const Chunk& chunk, int64_t s);
+  void stop_at_resets(int rank, int64_t slot0, int64_t rows);
+  void store_blocked(const T* tile, int rows, int vectors, T* to) const;
+  void gather_output_gradient(int rank, const Chunk& chunk, int64_t s);
+  void project_back(int rank, const Chunk& chunk, int64_t s);
+
+  // ---- backward_recompute.inl -------------------------------------------------------------------
+
+  void pack_gates(int rank);
+  void recompute_gates(int rank, const Chunk& chunk);
+  void recompute_tile(int rank, int64_t block, int64_t row, int height);
+
+  // ---- backward_chunk.inl -----------------------------------------------------------------------
+
+  void finish_chunk(int rank, const Chunk& chunk);
+  Panel input_panel(int rank, int64_t p, int g0, int g1) const;
+  void input_gradient(int rank, const Chunk& chunk);
+
+  const BackwardParams& p_;
+  const LayerShape& s_;
+  const CpuPlan plan_;
+  const Grid grid_;
+  const Panels<T> units_;    // hidden units
+  const Panels<T> outputs_;  // columns of h
+  const Panels<T> inputs_;   // columns of x
+  Arena arena_;
+  bool recompute_ = false;
+  bool natural_ = false;  // weights are read where they lie
+  int64_t chunk_rows_ = 0, group_rows_ = 0, own_rows_ = 0;
+  Barrier* barriers_ = nullptr;
+  T* zeros_ = nullptr;  // the state before a reset
+  Direction directions_[2] = {};
+  Group* groups_ = nullptr;
+  Worker* workers_ = nullptr;
+};
+
+}  // namespace
+}  // namespace fastrnn
+
+// The member functions that are only declared above.
+#include "cpu/rnn/backward_chunk.inl"
+#include "cpu/rnn/backward_recompute.inl"
+#include "cpu/rnn/backward_step.inl"

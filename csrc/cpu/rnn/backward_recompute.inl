@@ -1,0 +1,81 @@
+// Recompute mode of the backward pass: a chunk's gates, which forward did not save, from x and the saved states;
+// see backward.inl.
+#pragma once
+#include "cpu/rnn/backward.inl"
+
+namespace fastrnn {
+namespace {
+
+template <class T, template <class> class CellOf>
+inline void Backward<T, CellOf>::pack_gates(int rank) {
+  const int d = grid_.direction(rank), shares = grid_.workers_a_direction();
+  const DirectionWeights& weights = p_.weights[d];
+  const Direction& dir = directions_[d];
+  const Panels<T> gates{s_.H, 1};
+  for (int64_t block = share(rank); block < gates.count(); block += shares) {
+    pack_gate_panel<T>(weights.w_ih, s_.I, s_.dtype, G, gates, block, s_.I, dir.gate_w_ih + block * G * W * s_.I);
+    pack_gate_panel<T>(weights.w_hh, s_.out_size(), s_.dtype, G, gates, block, s_.out_size(),
+                       dir.gate_w_hh + block * G * W * s_.out_size());
+    pack_gate_bias<T, C>(weights, s_, gates, block, dir.bias, dir.bias_rec);
+  }
+}
+
+// The chunk's gates for this worker's rows and units, as forward computed them, from x and the
+// saved states: no step waits for another.
+template <class T, template <class> class CellOf>
+inline void Backward<T, CellOf>::recompute_gates(int rank, const Chunk& chunk) {
+  const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+  const Worker& worker = workers_[rank];
+  int64_t rows = 0;
+  for (int64_t s = chunk.s_begin; s < chunk.s_end; ++s) {
+    const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
+    for (int64_t i = 0; i < n; ++i, ++rows) {
+      const Slot slot = slot_at(d, t, b + i * grid_.batch_groups);
+      worker.own_rows[rows] = {slot0 + i, slot.c_prev};
+      // Others of this batch group find the same slot; one of them writes it for the end of the chunk.
+      if (grid_.unit_group(rank) == 0) directions_[d].slots[slot0 + i] = slot;
+      block_row<T, NaturalOperand<T>>(slot.x, s_.I, s_.dtype, worker.x, own_rows_, rows);
+      block_row<T, NaturalOperand<T>>(slot.h_prev, s_.out_size(), s_.dtype, worker.h, own_rows_, rows);
+    }
+  }
+  const Range blocks = own_blocks(units_, rank);
+  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+    for_tiles(tile_rows(G), 0, rows, [&](int64_t row, int height) { recompute_tile(rank, block, row, height); });
+  }
+}
+
+template <class T, template <class> class CellOf>
+inline void Backward<T, CellOf>::recompute_tile(int rank, int64_t block, int64_t row, int height) {
+  const Direction& dir = directions_[grid_.direction(rank)];
+  const Worker& worker = workers_[rank];
+  alignas(64) T input[kTileSize * W], tile[kTileSize * W];
+  for (int m = 0; m < height; ++m) {
+    for (int g = 0; g < G; ++g) S::store(input + (m * G + g) * W, S::load(dir.bias + (block * G + g) * W));
+  }
+  multiply<T>(height, G, input, worker.x + row * W, own_rows_ * W, dir.gate_w_ih + block * G * W * s_.I, G * W, s_.I);
+  for (int m = 0; m < height; ++m) {
+    for (int g = 0; g < G; ++g) {
+      const bool split = C::kSplit && g == G - 1;
+      S::store(tile + (m * G + g) * W, S::load(split ? dir.bias_rec + block * W : input + (m * G + g) * W));
+    }
+  }
+  multiply<T>(height, G, tile, worker.h + row * W, own_rows_ * W, dir.gate_w_hh + block * G * W * s_.out_size(),
+              G * W, s_.out_size());
+  for (int m = 0; m < height; ++m) {
+    const auto [slot, c_before] = worker.own_rows[row + m];
+    V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, c_prev{}, c, h;
+    for (int g = 0; g < G; ++g) pre[g] = S::load(tile + (m * G + g) * W);
+    if constexpr (C::kSplit) {
+      rec = pre[G - 1];
+      pre[G - 1] = S::load(input + (m * G + G - 1) * W);
+    }
+    if constexpr (C::kHasCell) c_prev = S::load_n(c_before + block * W, units_.lanes(block));
+    C::forward(pre, rec, V{}, c_prev, saved, c, h);  // h_prev only enters h, which is not used
+    for (int k = 0; k < C::kSaved; ++k) {
+      S::store(dir.gates + (slot * C::kSaved + k) * row_length() + block * W, saved[k]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fastrnn

@@ -1,0 +1,222 @@
+// One step of the forward pass: products, the cell, the projection of its output; and the same for too few rows
+// to repay packing; see forward.inl.
+#pragma once
+#include "cpu/rnn/forward.inl"
+
+namespace fastrnn {
+namespace {
+
+template <class T, template <class> class CellOf, class Operand>
+inline void Forward<T, CellOf, Operand>::step(int rank, int64_t s, int64_t s_in_chunk) {
+  const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+  const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b);
+  const Range own = own_panels(units_, grid_.unit_group(rank));
+  // Every other step runs through the panels backwards: it begins with those that the step before left
+  // in the cache, which holds a part of weights that are larger than it.
+  const bool back = s & 1;
+  for (int64_t i = own.begin; i < own.end; ++i) {
+    const int64_t panel = back ? own.begin + own.end - 1 - i : i;
+    const int units = units_.blocks_of(panel);
+    if (plan_.direct) {
+      for_tiles(kDirectRows, 0, n,
+                [&](int64_t row, int height) { direct_tile(rank, s, t, panel, units, row, height); });
+    } else {
+      const int64_t slot0 = workers_[rank].slots[s_in_chunk];
+      const E* weights = directions_[d].w_hh + units_.first_block(panel) * panel_size(s_.out_size());
+      PanelPrefetch ahead;
+      if (state_just_in_time_) {
+        Operand::pack(p_.weights[d].w_hh, s_.out_size(), s_.dtype, G, units_, panel, s_.out_size(),
+                      workers_[rank].panel);
+        weights = workers_[rank].panel;
+      } else {
+        ahead = next_panel(directions_[d].w_hh, panel, back ? own.begin : own.end - 1, s_.out_size());
+      }
+      for_tiles(tile_rows(units * G), 0, n, [&](int64_t row, int height) {
+        step_tile(rank, weights, s, t, panel, units, row, height, slot0 + row, ahead);
+      });
+    }
+  }
+  // Rows that end here hand their state over. A reverse direction ends all of its rows at t = 0.
+  const int64_t still_active = d ? (t > 0 ? n : 0) : grid_.rows(s_.active(t + 1), b);
+  for (int64_t i = still_active; i < n; ++i) {
+    const int64_t row = d * s_.B + s_.row_of(b + i * grid_.batch_groups);
+    const Group& group = groups_[grid_.group(rank)];
+    for (int64_t block = units_.first_block(own.begin); block < last_block(units_, own.end); ++block) {
+      const int lanes = units_.lanes(block);
+      const int64_t from = (block * group_rows_ + i) * W, to = row * s_.H + block * W;
+      if constexpr (C::kHasCell) store_as<T>(p_.cn, to, S::load(group.c + from), lanes, s_.dtype);
+      if (!s_.P) store_as<T>(p_.hn, to, Operand::load(group.h[(s + 1) & 1] + from), lanes, s_.dtype);
+    }
+  }
+}
+
+template <class T, template <class> class CellOf, class Operand>
+inline void Forward<T, CellOf, Operand>::step_tile(int rank, const E* weights, int64_t s, int64_t t, int64_t panel,
+                                                   int units, int64_t row, int height, int64_t slot,
+                                                   PanelPrefetch& ahead) {
+  const int vectors = units * G;
+  const Direction& dir = directions_[grid_.direction(rank)];
+  const Group& group = groups_[grid_.group(rank)];
+  const int64_t first = units_.first_block(panel);
+  const T* gx = workers_[rank].gx + gx_offset(rank, panel) + slot * vectors * W;
+  alignas(64) T tile[kTileSize * W];
+  copy_vectors(gx, tile, height * vectors);
+  if constexpr (C::kSplit) {
+    for (int m = 0; m < height; ++m) {
+      for (int u = 0; u < units; ++u) {
+        copy_vectors(dir.bias_rec + (first + u) * W, tile + (m * vectors + u * G + G - 1) * W, 1);
+      }
+    }
+  }
+  Operand::multiply(height, vectors, tile, group.h[s & 1] + row * W, group_rows_ * W, weights, s_.out_size(),
+                    ahead.slice(s_.out_size()));
+  finish_tile(tile, gx, rank, s, t, panel, units, row, height);
+}
+
+// The gates of a tile become the new state. gx holds the input part of a split gate.
+template <class T, template <class> class CellOf, class Operand>
+inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx, int rank, int64_t s, int64_t t,
+                                                     int64_t panel, int units, int64_t row, int height) {
+  const int d = grid_.direction(rank);
+  const Group& group = groups_[grid_.group(rank)];
+  const int64_t out = s_.out_size(), N = s_.rows();
+  const E* h_in = group.h[s & 1];
+  E* h_out = s_.P ? group.m : group.h[(s + 1) & 1];
+  for (int u = 0; u < units; ++u) {
+    const int64_t block = units_.first_block(panel) + u;
+    const int lanes = units_.lanes(block);
+    for (int m = 0; m < height; ++m) {
+      const int64_t at = (block * group_rows_ + row + m) * W;
+      const int64_t b = grid_.batch_group(rank) + (row + m) * grid_.batch_groups;
+      const int64_t y_row = s_.tensor_row(t, b);
+      const bool cut = restarts(d, t, b);
+      const int64_t from = (m * units + u) * G * W;
+      V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, h_prev{}, c_prev{}, c, h;
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) pre[g] = S::load(tile + from + g * W);
+      if constexpr (C::kSplit) {
+        rec = pre[G - 1];
+        pre[G - 1] = S::load(gx + from + (G - 1) * W);
+        h_prev = kKeepsState ? S::load(group.h_state + at) : Operand::load(h_in + at);
+      }
+      if constexpr (C::kHasCell) c_prev = S::load(group.c + at);
+      C::forward(pre, rec, h_prev, c_prev, saved, c, h);
+      if constexpr (C::kHasCell) {
+        S::store(group.c + at, cut ? V{} : c);
+        if (p_.cells) S::store_n(static_cast<T*>(p_.cells) + (d * N + y_row) * s_.H + block * W, c, lanes);
+      }
+      if constexpr (C::kSaved > 0) {
+        if (p_.gates) {
+          const int64_t base = (d * N + y_row) * C::kSaved * s_.H + block * W;
+#pragma GCC unroll 4
+          for (int k = 0; k < C::kSaved; ++k) store_as<T>(p_.gates, base + k * s_.H, saved[k], lanes, s_.dtype);
+        }
+      }
+      Operand::store(h_out + at, cut && !s_.P ? V{} : h);
+      Operand::end_row(h_out + at, lanes);
+      if constexpr (kKeepsState) S::store(group.h_state + at, cut ? V{} : h);
+      if (!s_.P) store_as<T>(p_.y, (y_row * s_.D + d) * out + block * W, h, lanes, s_.dtype);
+    }
+  }
+}
+
+// ---- projection of the output (LSTM with proj_size) -----------------------------------------
+
+template <class T, template <class> class CellOf, class Operand>
+inline void Forward<T, CellOf, Operand>::project_output(int rank, int64_t s) {
+  const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+  const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b);
+  const Range own = own_panels(outputs_, grid_.unit_group(rank));
+  for (int64_t panel = own.begin; panel < own.end; ++panel) {
+    const int vectors = outputs_.blocks_of(panel);
+    for_tiles(tile_rows(vectors), 0, n,
+              [&](int64_t row, int height) { output_tile(rank, s, t, panel, vectors, row, height); });
+  }
+  const int64_t still_active = d ? (t > 0 ? n : 0) : grid_.rows(s_.active(t + 1), b);
+  const E* h = groups_[grid_.group(rank)].h[(s + 1) & 1];
+  for (int64_t i = still_active; i < n; ++i) {
+    const int64_t row = d * s_.B + s_.row_of(b + i * grid_.batch_groups);
+    for (int64_t block = outputs_.first_block(own.begin); block < last_block(outputs_, own.end); ++block) {
+      store_as<T>(p_.hn, row * s_.P + block * W, Operand::load(h + (block * group_rows_ + i) * W),
+                  outputs_.lanes(block), s_.dtype);
+    }
+  }
+}
+
+template <class T, template <class> class CellOf, class Operand>
+inline void Forward<T, CellOf, Operand>::output_tile(int rank, int64_t s, int64_t t, int64_t panel, int vectors,
+                                                     int64_t row, int height) {
+  const int d = grid_.direction(rank);
+  const Group& group = groups_[grid_.group(rank)];
+  const int64_t first = outputs_.first_block(panel);
+  alignas(64) T tile[kTileSize * W] = {};
+  Operand::multiply(height, vectors, tile, group.m + row * W, group_rows_ * W,
+                    directions_[d].w_hr + first * W * Operand::depth(s_.H), s_.H, nullptr);
+  for (int m = 0; m < height; ++m) {
+    const int64_t b = grid_.batch_group(rank) + (row + m) * grid_.batch_groups, y_row = s_.tensor_row(t, b);
+    const bool cut = restarts(d, t, b);
+    for (int v = 0; v < vectors; ++v) {
+      const V h = S::load(tile + (m * vectors + v) * W);
+      E* to = group.h[(s + 1) & 1] + ((first + v) * group_rows_ + row + m) * W;
+      Operand::store(to, cut ? V{} : h);
+      Operand::end_row(to, outputs_.lanes(first + v));
+      store_as<T>(p_.y, (y_row * s_.D + d) * s_.P + (first + v) * W, h, outputs_.lanes(first + v), s_.dtype);
+    }
+  }
+}
+
+// ---- too few rows to repay packing ----------------------------------------------------------
+
+template <class T, template <class> class CellOf, class Operand>
+template <int MR>
+inline void Forward<T, CellOf, Operand>::direct_gates(int rank, int64_t s, int64_t panel, int units, int64_t row,
+                                                      T* tile, T* gx) {
+  const int d = grid_.direction(rank);
+  const Worker& worker = workers_[rank];
+  const Direction& dir = directions_[d];
+  const E* h = groups_[grid_.group(rank)].h[s & 1] + row * W;
+  const E* x = worker.x + (worker.slots[0] + row) * W;
+  for (int u = 0; u < units; ++u) {
+    const int64_t block = units_.first_block(panel) + u;
+    const int lanes = units_.lanes(block);
+    for (int g = 0; g < G; ++g) {
+      const bool split = C::kSplit && g == G - 1;
+      for (int j = 0; j < lanes; j += 4) {
+        const int count = min_of(4, lanes - j);
+        const int64_t weight_row = g * s_.H + block * W + j;
+        V input[4][MR], recurrent[4][MR];
+        dot_rows<T, Operand, MR>(input, p_.weights[d].w_ih, weight_row, count, s_.I, s_.dtype, x, chunk_rows_ * W);
+        dot_rows<T, Operand, MR>(recurrent, p_.weights[d].w_hh, weight_row, count, s_.out_size(), s_.dtype, h,
+                                 group_rows_ * W);
+        for (int q = 0; q < count; ++q) {
+          const T bias = dir.bias[(block * G + g) * W + j + q];
+          for (int m = 0; m < MR; ++m) {
+            const int64_t to = ((m * units + u) * G + g) * W + j + q;
+            if (split) {
+              gx[to] = sum_lanes<T>(input[q][m]) + bias;
+              tile[to] = sum_lanes<T>(recurrent[q][m]) + dir.bias_rec[block * W + j + q];
+            } else {
+              tile[to] = sum_lanes<T>(input[q][m] + recurrent[q][m]) + bias;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class T, template <class> class CellOf, class Operand>
+inline void Forward<T, CellOf, Operand>::direct_tile(int rank, int64_t s, int64_t t, int64_t panel, int units,
+                                                     int64_t row, int height) {
+  alignas(64) T tile[kTileSize * W] = {}, gx[kTileSize * W] = {};
+  static_assert(kDirectRows == 4 && kDirectRows * kMaxVectors <= kTileSize);
+  const auto gates = height == 1   ? &Forward::direct_gates<1>
+                     : height == 2 ? &Forward::direct_gates<2>
+                     : height == 3 ? &Forward::direct_gates<3>
+                                   : &Forward::direct_gates<4>;
+  (this->*gates)(rank, s, panel, units, row, tile, gx);
+  finish_tile(tile, gx, rank, s, t, panel, units, row, height);
+}
+
+}  // namespace
+}  // namespace fastrnn

@@ -1,0 +1,26 @@
+// The scan kernels of one instruction set, as isa/table.h has those of the other layers: isa/*_scan.cpp
+// compile kernels.inl once each.
+#pragma once
+#include "cpu/team.h"
+#include "params/scan.h"
+#include "plan/scan.h"
+
+namespace fastrnn {
+
+struct ScanKernels {
+  int (*lanes)(Dtype dtype);
+  // Bytes of scratch that the caller must provide (64-byte aligned), then the kernel itself.
+  size_t (*forward_workspace)(const ScanForwardParams& params, const ScanPlan& plan);
+  void (*forward)(const ScanForwardParams& params, const ScanPlan& plan, char* workspace, const Parallel& parallel);
+  size_t (*backward_workspace)(const ScanBackwardParams& params, const ScanPlan& plan);
+  void (*backward)(const ScanBackwardParams& params, const ScanPlan& plan, char* workspace, const Parallel& parallel);
+};
+
+extern const ScanKernels kBaselineScan;
+#if defined(__x86_64__)
+extern const ScanKernels kAvx2Scan;
+extern const ScanKernels kAvx512Scan;
+extern const ScanKernels kAvx512Bf16Scan;
+#endif
+
+}  // namespace fastrnn

@@ -1,0 +1,61 @@
+// The SRU's scan over the whole sequence, forward and backward (cells/sru.h), for one instruction set.
+//
+// Every column (row of the batch, feature) is a recurrence of its own, and a step of it costs some forty
+// operations for five or more values from memory: the scan is bound by memory. So a worker takes a share of
+// the columns and walks through time with all of them, in the order in which u lies in memory: K + 1
+// sequential streams in, one or two out, while c (forward) or its gradient (backward) stays in the cache.
+// The next row is prefetched, because hardware prefetchers start anew with every row of a gate.
+//
+// Bytes a column and step, e bytes an element, a bytes a state value: forward (K+2)e, with x e more, a more
+// where c is saved; backward reads (K+2)e + a, writes (K+1)e.
+#pragma once
+#include "cpu/scan/backward.inl"
+#include "cpu/scan/forward.inl"
+
+namespace fastrnn {
+namespace {
+
+// Calls f.template operator()<T, dtype, use_tanh>().
+template <class F>
+void with_scan(const ScanShape& s, F&& f) {
+  const auto with_type = [&]<class T, Dtype kDtype>() {
+    s.use_tanh ? f.template operator()<T, kDtype, true>() : f.template operator()<T, kDtype, false>();
+  };
+  switch (s.dtype) {
+    case Dtype::kFloat:
+      return with_type.template operator()<float, Dtype::kFloat>();
+    case Dtype::kDouble:
+      return with_type.template operator()<double, Dtype::kDouble>();
+    case Dtype::kBFloat16:
+      return with_type.template operator()<float, Dtype::kBFloat16>();
+    case Dtype::kHalf:
+      return with_type.template operator()<float, Dtype::kHalf>();
+  }
+}
+
+template <template <class, Dtype, bool> class Kernel, class Params>
+size_t scan_workspace(const Params& params, const ScanPlan& plan) {
+  size_t bytes = 0;
+  with_scan(params.in.shape, [&]<class T, Dtype kDtype, bool kTanh>() {
+    bytes = Kernel<T, kDtype, kTanh>(params, plan, nullptr).workspace_bytes();
+  });
+  return bytes;
+}
+
+template <template <class, Dtype, bool> class Kernel, class Params>
+void run_scan(const Params& params, const ScanPlan& plan, char* workspace, const Parallel& parallel) {
+  with_scan(params.in.shape, [&]<class T, Dtype kDtype, bool kTanh>() {
+    Kernel<T, kDtype, kTanh> kernel(params, plan, workspace);
+    parallel.run(kernel.workers(), Kernel<T, kDtype, kTanh>::body, &kernel);
+  });
+}
+
+int scan_lanes(Dtype dtype) { return dtype == Dtype::kDouble ? Simd<double>::W : Simd<float>::W; }
+
+constexpr ScanKernels make_scan_kernels() {
+  return {scan_lanes, scan_workspace<ScanForward, ScanForwardParams>, run_scan<ScanForward, ScanForwardParams>,
+          scan_workspace<ScanBackward, ScanBackwardParams>, run_scan<ScanBackward, ScanBackwardParams>};
+}
+
+}  // namespace
+}  // namespace fastrnn

@@ -1,0 +1,240 @@
+// Backward pass of a layer: the time loop, then the gradients of x and of every weight as one large GEMM each.
+// The stepwise tier's loop is here: a pointwise kernel and a GEMM a step.
+#include "cuda/persistent/loop.h"
+#include "cuda/torch/layer.h"
+
+namespace fastrnn::cuda {
+namespace {
+
+// h_prev of every row as one (D,N,Hout) operand.
+Tensor previous_states(const Layer& layer, const Tensor& y, const Tensor& h0) {
+  const int64_t width = layer.shape().out_size();
+  const Tensor out = layer.make({layer.shape().D, layer.N, width});
+  check_cuda(previous_outputs(layer.step_shape(), layer.table(), width, y.data_ptr(), h0.data_ptr(), out.data_ptr(),
+                              layer.stream));
+  return out;
+}
+
+// The gates that forward did not save: one product over all rows for x, one for h_prev, one kernel.
+Tensor recompute_gates(const Layer& layer, const Tensor& h_prev) {
+  const int64_t H = layer.shape().H, G = layer.G, D = layer.shape().D;
+  const Tensor gates = layer.make({D, layer.N, layer.saved * H});
+  for (int d = 0; d < D; ++d) {
+    const Tensor out = slice(gates, d), h = slice(h_prev, d);
+    multiply(columns(out, 0, G * H), layer.x(), transposed(layer.w_ih(d)), layer.tf32);
+    if (layer.is(CellKind::kLstm)) {
+      multiply_add(out, h, transposed(layer.w_hh(d)), layer.tf32);
+    } else {  // GRU: n's two parts stay apart
+      multiply_add(columns(out, 0, 2 * H), h, transposed(rows(layer.w_hh(d), 0, 2 * H)), layer.tf32);
+      multiply(columns(out, 3 * H, H), h, transposed(rows(layer.w_hh(d), 2 * H, H)), layer.tf32);
+    }
+  }
+  const std::optional<Tensor> bias = layer.combined_bias();
+  check_cuda(activate_gates(layer.step_shape(), gates.data_ptr(), data(bias), layer.stream));
+  return gates;
+}
+
+// dst (G*H,.) = src, whose blocks of H rows are in the order n, r, z; or the other way round.
+void from_nrz(const Tensor& dst, const Tensor& src, int64_t H) {
+  copy(rows(dst, 0, 2 * H), rows(src, H, 2 * H));
+  copy(rows(dst, 2 * H, H), rows(src, 0, H));
+}
+void to_nrz(const Tensor& dst, const Tensor& src, int64_t H) {
+  copy(rows(dst, H, 2 * H), rows(src, 0, 2 * H));
+  copy(rows(dst, 0, H), rows(src, 2 * H, H));
+}
+
+Tensor as_column(const Tensor& v) { return view(v, {v.size(0), 1}, {v.stride(0), 1}); }
+
+// The part of the gates' gradient that belongs to the input, and to the recurrence.
+Tensor of_input(const Layer& layer, const Tensor& dgates, int d) {
+  return columns(slice(dgates, d), 0, layer.G * layer.shape().H);
+}
+Tensor of_recurrence(const Layer& layer, const Tensor& dgates, int d) {
+  const int64_t H = layer.shape().H;
+  return columns(slice(dgates, d), (layer.recurrent_gates - layer.G) * H, layer.G * H);
+}
+
+Tensor input_gradient(const Layer& layer, const Tensor& dgates) {
+  const LayerShape& shape = layer.shape();
+  const Tensor out =
+      layer.make(shape.packed() ? Sizes{layer.N, shape.I} : Sizes{shape.tensor_steps(), shape.B, shape.I});
+  const Tensor flat = view(out, {layer.N, shape.I}, {shape.I, 1});
+  for (int d = 0; d < shape.D; ++d) {
+    Tensor weight = layer.w_ih(d);
+    if (layer.is(CellKind::kGru)) {
+      weight = layer.make({layer.G * shape.H, shape.I});
+      to_nrz(weight, layer.w_ih(d), shape.H);
+    }
+    (d == 0 ? multiply : multiply_add)(flat, of_input(layer, dgates, d), weight, layer.tf32);
+  }
+  return out;
+}
+
+// x as a factor of the weights' gradient, where what lies beyond a row's length meets zeros: it may not be finite.
+Tensor finite_input(const Layer& layer) {
+  if (!layer.has_lengths()) return layer.x();
+  const Tensor out = layer.make({layer.N, layer.shape().I});
+  copy(out, layer.x());
+  layer.clear_padding(out, 1);
+  return out;
+}
+
+// In the order of the weights.
+std::vector<Tensor> weight_gradients(const Layer& layer, const BackwardSequence& s, const Tensor& h_prev) {
+  const LayerShape& shape = layer.shape();
+  const Tensor& dgates = s.dgates;
+  const int64_t H = shape.H, GH = layer.G * H;
+  const bool gru = layer.is(CellKind::kGru);
+  const Tensor x = finite_input(layer);
+  std::vector<Tensor> out;
+  for (int d = 0; d < shape.D; ++d) {
+    const Tensor w_ih = layer.make({GH, shape.I}), w_hh = layer.make({GH, shape.out_size()});
+    if (gru) {
+      const Tensor nrz = layer.make({GH, shape.I});
+      multiply(nrz, transposed(of_input(layer, dgates, d)), x, layer.tf32);
+      from_nrz(w_ih, nrz, H);
+    } else {
+      multiply(w_ih, transposed(of_input(layer, dgates, d)), x, layer.tf32);
+    }
+    multiply(w_hh, transposed(of_recurrence(layer, dgates, d)), slice(h_prev, d), layer.tf32);
+    out.push_back(w_ih);
+    out.push_back(w_hh);
+    if (shape.bias) {
+      const Tensor b_ih = layer.make({GH}), b_hh = layer.make({GH});
+      const Tensor sums = layer.make({layer.recurrent_gates * H});
+      sum_rows(sums, slice(dgates, d));
+      if (gru) {
+        from_nrz(as_column(b_ih), as_column(sums), H);
+      } else {
+        copy(b_ih, sums);
+      }
+      copy(b_hh, view(sums, {GH}, {1}, (layer.recurrent_gates - layer.G) * H));
+      out.push_back(b_ih);
+      out.push_back(b_hh);
+    }
+    if (shape.P) {
+      const Tensor w_hr = layer.make({shape.P, H});
+      multiply(w_hr, transposed(slice(*s.dh_y, d)), slice(*s.m, d), layer.tf32);
+      out.push_back(w_hr);
+    }
+  }
+  return out;
+}
+
+// A (D,B,.) gradient of the compute type, or zeros.
+Tensor final_gradient(const Layer& layer, const std::optional<Tensor>& grad, const Sizes& sizes) {
+  if (!grad) return layer.make_zeros(sizes, layer.compute);
+  const Tensor out = layer.make_compute(sizes);
+  copy(out, *grad);
+  return out;
+}
+
+// out = a + b, (D,B,.) gradients of the compute type as a result.
+void store_result(const Layer& layer, const Tensor& out, const Tensor& a, const std::optional<Tensor>& b) {
+  check_cuda(initial_gradient(layer.step_shape(), layer.table(), a.size(2), a.data_ptr(), data(b), out.data_ptr(),
+                              layer.stream));
+}
+
+// dh, dc and direct hold every row's gradient while the loop runs, as hn and c do in forward: a row that does not
+// run waits in them with the gradient of its last state until its last step is reached. Where the products write
+// dh for the rows that wait too, which they do with lengths, it waits in direct.
+void run_stepwise(const Layer& layer, const BackwardSequence& s) {
+  const LayerShape& shape = layer.shape();
+  const int64_t B = shape.B, H = shape.H, D = shape.D, N = layer.N, width = shape.out_size();
+  const bool lstm = layer.is(CellKind::kLstm), gru = layer.is(CellKind::kGru), projected = shape.P > 0;
+
+  const std::optional<Tensor> none;
+  const bool waits = layer.has_lengths();
+  const Tensor dh = final_gradient(layer, waits ? none : s.grad_hn, {D, B, width});
+  const std::optional<Tensor> dc = lstm ? std::optional(final_gradient(layer, s.grad_cn, {D, B, H})) : none;
+  const std::optional<Tensor> direct =
+      gru || waits ? std::optional(final_gradient(layer, waits ? s.grad_hn : none, {D, B, width})) : none;
+  const Tensor dm = projected ? layer.make_compute({D, B, H}) : dh;  // gradient of h before the projection
+
+  const int64_t first_column = (layer.recurrent_gates - layer.G) * H;
+  const Tensor recurrent_part =
+      view(s.dgates, {D, N, layer.G * H}, {s.dgates.stride(0), s.dgates.stride(1), 1}, first_column);
+  StepProduct recurrent(layer, recurrent_part, layer.stacked_w_hh(), dh);
+  std::optional<StepProduct> project;
+  if (projected) project.emplace(layer, *s.dh_y, layer.stacked_w_hr(), dm);
+
+  BackwardStep step;
+  step.table = layer.table();
+  step.gates = s.gates.data_ptr();
+  step.cells = s.cells.data_ptr();
+  step.c0 = data(s.c0);
+  step.y = s.y.data_ptr();
+  step.h0 = s.h0.data_ptr();
+  step.grad_y = projected ? nullptr : data(s.grad_y);
+  step.dh = dm.data_ptr();
+  step.dh_is_whole = projected;
+  step.direct = projected ? nullptr : data(direct);
+  step.grad_cells = data(s.grad_cells);
+  step.dc = data(dc);
+  step.dgates = s.dgates.data_ptr();
+  step.m = data(s.m);
+
+  for (int64_t t = shape.T - 1; t >= 0; --t) {
+    step.rows = layer.rows_at(t);
+    step.previous = layer.rows_at(t - 1);
+    if (projected) {
+      check_cuda(sum_output_gradient(layer.step_shape(), step.rows, step.table, shape.P, data(s.grad_y),
+                                     dh.data_ptr(), data(direct), s.dh_y->data_ptr(), layer.stream));
+      (*project)(step.rows);
+    }
+    check_cuda(backward_step(layer.step_shape(), step, layer.stream));
+    if (t > 0 || s.dh0) recurrent(step.rows);
+  }
+  if (s.dh0) store_result(layer, *s.dh0, dh, direct);
+  if (s.dc0) store_result(layer, *s.dc0, *dc, std::nullopt);
+}
+
+}  // namespace
+
+Backward backward(const Layer& layer, const BackwardInputs& in) {
+  const LayerShape& shape = layer.shape();
+  const int64_t B = shape.B, H = shape.H, D = shape.D, N = layer.N, width = shape.out_size();
+  const bool lstm = layer.is(CellKind::kLstm), projected = shape.P > 0;
+  const bool need_x = in.needs & Needs::kX, need_h0 = in.needs & Needs::kH0,
+             need_c0 = lstm && (in.needs & Needs::kC0);
+  const bool need_weights = in.needs & Needs::kWeights;
+  const bool recompute = layer.saved && in.gates.dim() == 1;
+  const Tensor none = layer.make({0});
+  const CudaPlan plan = plan_pass(layer, Pass::kBackward, in.wanted);
+  const auto contiguous = [](const std::optional<Tensor>& t) {
+    return t ? std::optional(as_contiguous(*t)) : std::nullopt;
+  };
+  const auto where = [](bool wanted, const auto& make) { return wanted ? std::optional(make()) : std::nullopt; };
+
+  const Tensor h0 = as_contiguous(in.h0);
+  const Tensor h_prev = recompute || need_weights ? previous_states(layer, in.y, h0) : none;
+  const Tensor gates = recompute ? recompute_gates(layer, h_prev) : in.gates;
+  const BackwardSequence s{
+      .y = in.y,
+      .gates = gates,
+      .cells = in.cells,
+      .h0 = h0,
+      .c0 = lstm ? contiguous(in.c0) : std::nullopt,
+      .grad_y = contiguous(in.grad_y),
+      .grad_hn = in.grad_hn,
+      .grad_cn = in.grad_cn,
+      .grad_cells = contiguous(in.grad_cells),
+      // Recomputed gates are ours to overwrite, and just as large.
+      .dgates = recompute ? gates : layer.make({D, N, layer.recurrent_gates * H}),
+      .dh_y = where(projected, [&] { return layer.make({D, N, width}); }),
+      .m = where(projected && need_weights, [&] { return layer.make({D, N, H}); }),
+      .dh0 = where(need_h0, [&] { return layer.make({D, B, width}); }),
+      .dc0 = where(need_c0, [&] { return layer.make({D, B, H}); }),
+  };
+  // Beyond the rows' lengths the loops write nothing, and the products read everything.
+  layer.clear_padding(s.dgates, D);
+  if (s.dh_y) layer.clear_padding(*s.dh_y, D);
+  if (s.m) layer.clear_padding(*s.m, D);
+  const bool persistent = plan.tier != Tier::kStepwise && shape.T > 0;
+  if (B > 0 && !(persistent && run_persistent(layer, plan, s))) run_stepwise(layer, s);
+  return {need_x ? input_gradient(layer, s.dgates) : none, s.dh0.value_or(none), s.dc0.value_or(none),
+          need_weights ? weight_gradients(layer, s, h_prev) : std::vector<Tensor>{}};
+}
+
+}  // namespace fastrnn::cuda

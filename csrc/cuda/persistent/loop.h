@@ -1,0 +1,13 @@
+// A pass of a layer in one launch, for ops/rnn_forward.cpp and ops/rnn_backward.cpp.
+#pragma once
+#include "cuda/torch/layer.h"
+
+namespace fastrnn::cuda {
+
+// Both return false, with nothing launched, where the device has no room for the whole grid at once just now (a
+// part of it belongs to somebody else): the stepwise tier then does the same work. A plan of the cluster tier that
+// finds no room tries smaller clusters and the grid before that.
+bool run_persistent(const Layer& layer, const CudaPlan& plan, const ForwardSequence& sequence);
+bool run_persistent(const Layer& layer, const CudaPlan& plan, const BackwardSequence& sequence);
+
+}  // namespace fastrnn::cuda

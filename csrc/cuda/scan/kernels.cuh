@@ -1,0 +1,219 @@
+// Kernels of the SRU's scan; kernels.h holds their contracts.
+//
+// One thread owns one column (row of the batch, feature), or two neighbours of a half type, and walks
+// through time with c in a register. Threads share nothing but the cache: no barrier, no atomics, hence the
+// same bits in every run. What hides the latency of memory is not the number of threads (a layer has few
+// columns) but the steps that each has on their way: every thread copies the values of the next
+// (kStages - 1) * kChunk steps into its own slots of shared memory and waits for the oldest alone.
+//
+// A copy has 4 bytes at least. A thread that owns one value of a half type copies the aligned word that holds
+// it, which its neighbour wants anyway: no memory beyond the word is touched, and none of another allocation.
+#pragma once
+#include "cuda/scan/ring.cuh"
+
+namespace fastrnn::cuda {
+
+template <class T, int kWide>
+__global__ void __launch_bounds__(kScanBlock<T>, 1)
+    scan_forward_kernel(const ScanForwardParams p, const ScanTables tables) {
+  using A = Compute<T>;
+  FASTRNN_DYNAMIC_SHARED(memory);
+  const ScanShape& s = p.in.shape;
+  Column column;
+  if (!find_column<kWide>(s, tables, false, column)) return;
+  Ring<T, kWide> ring(memory, input_streams(p.in), false);
+  InputWalk<T, kWide> ahead(p.in, tables, column), here(p.in, tables, column);
+  Walk row = walk(tables, column, s.B * s.O, s.O);
+  const Constants<T, kWide> constant(p.in, column);
+  A c[kWide];
+  load_wide<T, kWide>(static_cast<const T*>(p.in.c0) + column.b * s.O + column.o, c);
+
+  int64_t fetched = 0;
+  const auto fetch_chunk = [&](int stage) {
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) {
+      if (fetched < column.steps) {
+        ahead.fetch(ring, stage * kChunk + i);
+        ahead.next();
+      }
+      ++fetched;
+    }
+    commit_copies();
+  };
+  for (int stage = 0; stage < kStages - 1; ++stage) fetch_chunk(stage);
+
+  int64_t t = column.t;
+  int stage = 0, free = kStages - 1;
+  for (int64_t first = 0; first < column.steps; first += kChunk) {
+    wait_copies<kStages - 2>();  // this stage's; only the thread itself reads them
+    fetch_chunk(free);           // into the stage whose values the last turn has used up
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) {
+      if (first + i >= column.steps) break;
+      A u[3][kWide], x[kWide], w[2][kWide], h[kWide];
+      const bool pad = here.read(ring, stage * kChunk + i, constant.w, u, x, w);
+#pragma unroll
+      for (int j = 0; j < kWide; ++j) {
+        const A input[3] = {u[0][j], u[1][j], u[2][j]}, weight[2] = {w[0][j], w[1][j]};
+        const A bias[2] = {constant.b[0][j], constant.b[1][j]};
+        A next;
+        if (s.use_tanh) {
+          ScanCell<true, A>::forward(input, weight, bias, x[j], constant.m[j], c[j], next, h[j]);
+        } else {
+          ScanCell<false, A>::forward(input, weight, bias, x[j], constant.m[j], c[j], next, h[j]);
+        }
+        c[j] = pad ? c[j] : next;
+        h[j] = pad ? A(0) : h[j];
+      }
+      const int64_t at = row.at + column.o;
+      store_wide<T, kWide>(static_cast<T*>(p.h) + at, h);
+      if (p.cells) store_wide<A, kWide>(static_cast<A*>(p.cells) + at, c);
+      here.next();
+      t += column.towards;
+      if (first + i + 1 < column.steps) row.next(tables, column, t);
+    }
+    free = stage;
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+  }
+  wait_copies<0>();
+  store_wide<T, kWide>(static_cast<T*>(p.c) + column.b * s.O + column.o, c);
+}
+
+template <class T, int kWide>
+__global__ void __launch_bounds__(kScanBlock<T>, 1)
+    scan_backward_kernel(const ScanBackwardParams p, const ScanTables tables, Compute<T>* partials) {
+  using A = Compute<T>;
+  FASTRNN_DYNAMIC_SHARED(memory);
+  const ScanShape& s = p.in.shape;
+  Column column;
+  if (!find_column<kWide>(s, tables, true, column)) return;
+  const int inputs = input_streams(p.in), streams = inputs + (p.grad_h.data != nullptr);
+  Ring<T, kWide> ring(memory, streams, true);
+  InputWalk<T, kWide> ahead(p.in, tables, column), here(p.in, tables, column);
+  Walk row_ahead = walk(tables, column, s.B * s.O, s.O), row = row_ahead;
+  Walk dh_ahead = walk(tables, column, p.grad_h.step_stride, p.grad_h.row_stride), dh_here = dh_ahead;
+  const T* grad_h = static_cast<const T*>(p.grad_h.data) + column.o;
+  const A* cells = static_cast<const A*>(p.cells) + column.o;
+  const Constants<T, kWide> constant(p.in, column);
+  const int64_t state = column.b * s.O + column.o;
+  A c0[kWide], dc[kWide] = {}, sums[4][kWide] = {};
+  load_wide<T, kWide>(static_cast<const T*>(p.in.c0) + state, c0);
+  if (p.grad_c) load_wide<T, kWide>(static_cast<const T*>(p.grad_c) + state, dc);
+
+  int64_t fetched = 0, t_ahead = column.t;
+  const auto fetch_chunk = [&](int stage) {
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) {
+      if (fetched < column.steps) {
+        const int slot = stage * kChunk + i;
+        ahead.fetch(ring, slot);
+        if (p.grad_h.data) ring.fetch(slot, inputs, grad_h + dh_ahead.at);
+        ahead.next();
+        if (fetched + 1 < column.steps) {
+          // c before this step is c of the row that comes next on the way back.
+          t_ahead += column.towards;
+          row_ahead.next(tables, column, t_ahead);
+          dh_ahead.next(tables, column, t_ahead);
+          ring.fetch_cell(slot, cells + row_ahead.at);
+        }
+      }
+      ++fetched;
+    }
+    commit_copies();
+  };
+  for (int stage = 0; stage < kStages - 1; ++stage) fetch_chunk(stage);
+
+  int64_t t = column.t;
+  int stage = 0, free = kStages - 1;
+  for (int64_t first = 0; first < column.steps; first += kChunk) {
+    wait_copies<kStages - 2>();  // this stage's; only the thread itself reads them
+    fetch_chunk(free);           // into the stage whose values the last turn has used up
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) {
+      if (first + i >= column.steps) break;
+      const int slot = stage * kChunk + i;
+      const bool last = first + i + 1 == column.steps;
+      A u[3][kWide], x[kWide], w[2][kWide], dh[kWide] = {}, c_prev[kWide], du[3][kWide], dx[kWide], dv[2][kWide];
+      const bool pad = here.read(ring, slot, constant.w, u, x, w);
+      if (p.grad_h.data) ring.read(slot, inputs, reinterpret_cast<uintptr_t>(grad_h + dh_here.at), dh);
+      if (!last) ring.read_cell(slot, c_prev);
+#pragma unroll
+      for (int j = 0; j < kWide; ++j) {
+        const A before = last ? c0[j] : c_prev[j];
+        const A input[3] = {u[0][j], u[1][j], u[2][j]}, weight[2] = {w[0][j], w[1][j]};
+        const A bias[2] = {constant.b[0][j], constant.b[1][j]};
+        A grad[3], next;
+        if (s.use_tanh) {
+          ScanCell<true, A>::backward(input, weight, bias, x[j], constant.m[j], before, dh[j], dc[j], grad, dx[j],
+                                      next);
+        } else {
+          ScanCell<false, A>::backward(input, weight, bias, x[j], constant.m[j], before, dh[j], dc[j], grad, dx[j],
+                                       next);
+        }
+        dc[j] = pad ? dc[j] : next;
+        dx[j] = pad ? A(0) : dx[j];
+#pragma unroll
+        for (int k = 0; k < 3; ++k) du[k][j] = pad ? A(0) : grad[k];
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          dv[k][j] = pad ? A(0) : grad[1 + k] * before;
+          sums[k][j] += dv[k][j];
+          sums[2 + k][j] += du[1 + k][j];
+        }
+      }
+      if (p.grad_u) {
+        T* to = static_cast<T*>(p.grad_u) + row.at * s.K + column.o;
+#pragma unroll
+        for (int k = 0; k < 3; ++k) store_wide<T, kWide>(to + k * s.O, du[k]);
+        if (s.K == 4) store_wide<T, kWide>(to + 3 * s.O, dx);
+      }
+      if (p.grad_x) {
+#pragma unroll
+        for (int j = 0; j < kWide; ++j) dx[j] *= static_cast<A>(p.in.scale);
+        store_wide<T, kWide>(static_cast<T*>(p.grad_x) + row.at + column.o, dx);
+      }
+      if (p.grad_v) {
+        T* to = static_cast<T*>(p.grad_v) + row.at * 2 + column.o;
+#pragma unroll
+        for (int k = 0; k < 2; ++k) store_wide<T, kWide>(to + k * s.O, dv[k]);
+      }
+      here.next();
+      t += column.towards;
+      if (!last) {
+        row.next(tables, column, t);
+        dh_here.next(tables, column, t);
+      }
+    }
+    free = stage;
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+  }
+  wait_copies<0>();
+  if (p.grad_c0) store_wide<T, kWide>(static_cast<T*>(p.grad_c0) + state, dc);
+  if (partials) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) store_wide<A, kWide>(partials + (column.b * 4 + k) * s.O + column.o, sums[k]);
+  }
+}
+
+// A block adds up 32 columns of (B,4*O): each of its warps every eighth row, then one warp the eight sums.
+constexpr int kSumColumns = 32, kSumRows = 8;
+
+template <class T>
+__global__ void __launch_bounds__(kSumColumns* kSumRows)
+    scan_sums_kernel(int64_t B, int64_t O, const Compute<T>* partials, T* grad_weight_c, T* grad_bias) {
+  FASTRNN_SHARED(double, part, [kSumRows][kSumColumns]);
+  const int lane = static_cast<int>(threadIdx.x) % kSumColumns, first = static_cast<int>(threadIdx.x) / kSumColumns;
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kSumColumns + lane, columns = 4 * O;
+  double sum = 0;
+  if (column < columns) {
+    for (int64_t b = first; b < B; b += kSumRows) sum += static_cast<double>(partials[b * columns + column]);
+  }
+  part[first][lane] = sum;
+  __syncthreads();  // every row's sum is there
+  if (first != 0 || column >= columns) return;
+  for (int i = 1; i < kSumRows; ++i) sum += part[i][lane];
+  T* to = column < 2 * O ? grad_weight_c + column : grad_bias + (column - 2 * O);
+  store(to, static_cast<Compute<T>>(sum));
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,138 @@
+// Launches of the stepwise kernels: one instance a cell and type, chosen here.
+#include "cuda/stepwise/kernels.cuh"
+
+#include <algorithm>
+#include <limits>
+
+#include "cuda/device/launch.cuh"
+
+namespace fastrnn::cuda {
+namespace {
+
+// False where the grid would have more blocks than an int counts: no GPU's memory holds such a step.
+bool tile(int64_t rows, int64_t units, int directions, Tiling& tiling) {
+  tiling.units = units;
+  tiling.chunks = static_cast<int>((units + kBlock - 1) / kBlock);
+  // Whole warps where a row is cut into pieces, so that no piece begins inside a cache line.
+  const int64_t even = (units + tiling.chunks - 1) / tiling.chunks;
+  tiling.width = static_cast<int>(tiling.chunks > 1 ? (even + 31) / 32 * 32 : even);
+  tiling.rows_per_block = kBlock / tiling.width;
+  const int64_t blocks = (rows + tiling.rows_per_block - 1) / tiling.rows_per_block * tiling.chunks;
+  tiling.blocks_per_direction = static_cast<int>(blocks);
+  return blocks * directions <= std::numeric_limits<int>::max();
+}
+
+template <class... Params, class... Args>
+int launch_rows(void (*kernel)(Params...), int64_t rows, int64_t units, int directions, void* stream, Args... args) {
+  if (rows == 0 || units == 0) return cudaSuccess;
+  Tiling tiling;
+  if (!tile(rows, units, directions, tiling)) return cudaErrorInvalidValue;
+  return launch(kernel, static_cast<int64_t>(directions) * tiling.blocks_per_direction,
+                tiling.width * tiling.rows_per_block, stream, args..., tiling);
+}
+
+int64_t longest(const StepRows& rows, int directions) {
+  return directions == 1 ? rows.count[0] : std::max(rows.count[0], rows.count[1]);
+}
+
+template <template <class> class Cell>
+struct CellTag {
+  template <class M>
+  using Of = Cell<M>;
+};
+
+// f(CellTag<Cell>, TypeTag<T>)
+template <class F>
+int with_cell(const StepShape& shape, F f) {
+  return with_type(shape.dtype, [&](auto type) {
+    switch (shape.cell) {
+      case CellKind::kLstm:
+        return f(CellTag<LstmCell>{}, type);
+      case CellKind::kGru:
+        return f(CellTag<GruCell>{}, type);
+      case CellKind::kRnnTanh:
+        return f(CellTag<RnnTanhCell>{}, type);
+      case CellKind::kRnnRelu:
+        return f(CellTag<RnnReluCell>{}, type);
+    }
+    return static_cast<int>(cudaErrorInvalidValue);
+  });
+}
+
+}  // namespace
+
+int forward_step(const StepShape& shape, const ForwardStep& step, void* stream) {
+  return with_cell(shape, [&]<template <class> class Cell, class T>(CellTag<Cell>, TypeTag<T>) {
+    return launch_rows(forward_kernel<Cell, T>, longest(step.rows, shape.D), shape.H, shape.D, stream, shape, step);
+  });
+}
+
+int backward_step(const StepShape& shape, const BackwardStep& step, void* stream) {
+  return with_cell(shape, [&]<template <class> class Cell, class T>(CellTag<Cell>, TypeTag<T>) {
+    return launch_rows(backward_kernel<Cell, T>, longest(step.rows, shape.D), shape.H, shape.D, stream, shape, step);
+  });
+}
+
+int activate_gates(const StepShape& shape, void* pre, const void* bias, void* stream) {
+  return with_type(shape.dtype, [&]<class T>(TypeTag<T>) {
+    const auto kernel = shape.cell == CellKind::kLstm ? activate_kernel<LstmCell, T> : activate_kernel<GruCell, T>;
+    return launch_rows(kernel, shape.N, shape.H, shape.D, stream, shape, static_cast<T*>(pre),
+                       static_cast<const Compute<T>*>(bias));
+  });
+}
+
+int combine_bias(const StepShape& shape, const void* b_ih, const void* b_hh, void* out, void* stream) {
+  return with_type(shape.dtype, [&]<class T>(TypeTag<T>) {
+    const int G = gates_of(shape.cell);
+    return launch(combine_bias_kernel<T>, (G * shape.H + kBlock - 1) / kBlock, kBlock, stream, shape.H, G,
+                  shape.cell == CellKind::kGru, static_cast<const T*>(b_ih), static_cast<const T*>(b_hh),
+                  static_cast<Compute<T>*>(out));
+  });
+}
+
+int store_output(const StepShape& shape, const StepRows& rows, const RowTable& table, int64_t P, const void* h,
+                 void* y, void* hn, void* stream) {
+  return with_type(shape.dtype, [&]<class T>(TypeTag<T>) {
+    return launch_rows(store_output_kernel<T>, longest(rows, shape.D), P, shape.D, stream, shape, rows, table,
+                       static_cast<const T*>(h), static_cast<T*>(y), static_cast<T*>(hn));
+  });
+}
+
+int sum_output_gradient(const StepShape& shape, const StepRows& rows, const RowTable& table, int64_t P,
+                        const void* grad_y, const void* dh, void* direct, void* out, void* stream) {
+  return with_type(shape.dtype, [&]<class T>(TypeTag<T>) {
+    using A = Compute<T>;
+    return launch_rows(sum_output_gradient_kernel<T>, longest(rows, shape.D), P, shape.D, stream, shape, rows, table,
+                       static_cast<const T*>(grad_y), static_cast<const A*>(dh), static_cast<A*>(direct),
+                       static_cast<T*>(out));
+  });
+}
+
+int previous_outputs(const StepShape& shape, const RowTable& table, int64_t width, const void* y, const void* h0,
+                     void* out, void* stream) {
+  const int64_t rows = table.row_offsets ? table.T * table.B : shape.N;
+  return with_type(shape.dtype, [&]<class T>(TypeTag<T>) {
+    return launch_rows(previous_outputs_kernel<T>, rows, width, shape.D, stream, shape, table,
+                       static_cast<const T*>(y), static_cast<const T*>(h0), static_cast<T*>(out));
+  });
+}
+
+int clear_padding(const RowTable& table, int64_t T, int D, int64_t width, size_t element, void* data, void* stream) {
+  const auto clear = [&]<class Bits>(Bits* bits) {
+    return launch_rows(clear_padding_kernel<Bits>, T * table.B, width, D, stream, table, T * table.B, bits);
+  };
+  return element == 2   ? clear(static_cast<uint16_t*>(data))
+         : element == 4 ? clear(static_cast<uint32_t*>(data))
+                        : clear(static_cast<uint64_t*>(data));
+}
+
+int initial_gradient(const StepShape& shape, const RowTable& table, int64_t width, const void* a, const void* b,
+                     void* out, void* stream) {
+  return with_type(shape.dtype, [&]<class T>(TypeTag<T>) {
+    using A = Compute<T>;
+    return launch_rows(initial_gradient_kernel<T>, shape.B, width, shape.D, stream, shape, table,
+                       static_cast<const A*>(a), static_cast<const A*>(b), static_cast<T*>(out));
+  });
+}
+
+}  // namespace fastrnn::cuda

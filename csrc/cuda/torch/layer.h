@@ -1,0 +1,256 @@
+// What the forward and backward pass of the CUDA ops share: a layer's checked arguments, ready for use,
+// and the product that every time step begins or ends with.
+#pragma once
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "cuda/device/upload.h"
+#include "cuda/stepwise/kernels.h"
+#include "cuda/torch/device_properties.h"
+#include "cuda/torch/tensors.h"
+#include "ops/rows_args.h"
+#include "plan/cuda.h"
+
+namespace fastrnn::cuda {
+
+using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // y, hn, cn, gates, cells
+using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+// What only the masked operators take: lengths of the rows, steps that begin a new sequence.
+struct Masks {
+  std::optional<Tensor> lengths, reset;
+};
+
+class Layer {
+ public:
+  // Checks everything. weights must outlive the layer.
+  Layer(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
+        const std::optional<Tensor>& batch_sizes, const Masks& masks, const std::string& cell, bool bias,
+        bool tf32_allowed)
+      : weights_(weights) {
+    check_layer(checked_, x, h0, c0, weights, batch_sizes, cell, bias);
+    if (masks.lengths || masks.reset) check_masks(masks_, checked_.shape, x, masks.lengths, masks.reset);
+    type = x.scalar_type();
+    tf32 = tf32_allowed && type == ScalarType::Float;
+    compute = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    device = x.get_device_index();
+    stream = current_stream(device);
+    N = shape().rows();
+    G = gates_of(shape().cell);
+    saved = saved_of(shape().cell);
+    recurrent_gates = recurrent_gates_of(shape().cell);
+    rows_ = view(as_contiguous(x), {N, shape().I}, {shape().I, 1});
+  }
+
+  // shape().T counts the steps of the longest row: a padded batch with lengths may have more.
+  const LayerShape& shape() const { return checked_.shape; }
+  bool has_lengths() const { return shape().order; }
+  bool is(CellKind cell) const { return shape().cell == cell; }
+  StepShape step_shape() const { return {shape().cell, shape().dtype, N, shape().B, shape().H, shape().D}; }
+
+  // The rows that are s steps into each direction's own time: step s of the one, step T-1-s of the
+  // other. None for s = -1, the initial state.
+  StepRows rows_at(int64_t s) const {
+    StepRows rows = {.t = {-1, -1}};
+    if (s < 0) return rows;
+    for (int d = 0; d < shape().D; ++d) {
+      const int64_t t = d ? shape().T - 1 - s : s;
+      rows.t[d] = t;
+      rows.first[d] = shape().packed() ? shape().row_offsets[t] : t * shape().B;
+      rows.count[d] = shape().packed() ? shape().batch_sizes[t] : shape().B;
+    }
+    return rows;
+  }
+
+  // On the device, uploaded by the first call.
+  const RowTable& table() const {
+    if (!table_) {
+      const LayerShape& s = shape();
+      table_ = RowTable{.T = s.T, .B = s.B, .resets = s.resets};
+      const int64_t offsets = s.packed() ? s.T + 1 : 0;
+      if (s.batch_sizes) {
+        std::vector<int64_t> lengths(s.B);
+        for (int64_t t = 0; t < s.T; ++t) {
+          for (int64_t b = s.active(t + 1); b < s.active(t); ++b) lengths[s.row_of(b)] = t + 1;
+        }
+        on_device_ = empty({offsets + s.B}, ScalarType::Long, device);
+        int64_t* const to = static_cast<int64_t*>(on_device_->data_ptr());
+        check_cuda(upload(s.row_offsets, offsets, to, stream));
+        check_cuda(upload(lengths.data(), s.B, to + offsets, stream));
+        table_->row_offsets = offsets ? to : nullptr;
+        table_->lengths = to + offsets;
+      }
+    }
+    return *table_;
+  }
+
+  // Zeroes what lies beyond the rows' lengths of a contiguous (T,B,.) or (D,T*B,.) tensor.
+  void clear_padding(const Tensor& tensor, int directions) const {
+    if (!has_lengths() || !tensor.numel()) return;
+    const int64_t width = tensor.size(tensor.dim() - 1);
+    check_cuda(cuda::clear_padding(table(), shape().padded_steps, directions, width, tensor.element_size(),
+                                   tensor.data_ptr(), stream));
+  }
+
+  Tensor make(const Sizes& sizes) const { return empty(sizes, type, device); }
+  Tensor make_compute(const Sizes& sizes) const { return empty(sizes, compute, device); }
+  Tensor make_zeros(const Sizes& sizes, ScalarType of_type) const {
+    Tensor out = empty(sizes, of_type, device);
+    zero(out);
+    return out;
+  }
+  Sizes output_sizes() const {
+    const int64_t width = shape().D * shape().out_size();
+    return shape().packed() ? Sizes{N, width} : Sizes{shape().tensor_steps(), shape().B, width};
+  }
+
+  const Tensor& x() const { return rows_; }  // (N,I)
+  const Tensor& w_ih(int d) const { return weight(d, 0); }
+  const Tensor& w_hh(int d) const { return weight(d, 1); }
+  const Tensor& b_ih(int d) const { return weight(d, 2); }
+  const Tensor& b_hh(int d) const { return weight(d, 3); }
+  const Tensor& w_hr(int d) const { return weight(d, shape().bias ? 4 : 2); }
+
+  // One weight of all directions as one (D,rows,columns) stack, for the products of the steps: no copy
+  // where there is one direction with contiguous weights.
+  Tensor stacked_w_hh() const { return stacked(&Layer::w_hh); }
+  Tensor stacked_w_hr() const { return stacked(&Layer::w_hr); }
+
+  // (D,Gr*H) in the compute type as the kernels add it, see combine_bias; nullopt without bias.
+  std::optional<Tensor> combined_bias() const {
+    if (!shape().bias) return std::nullopt;
+    const int64_t width = recurrent_gates * shape().H;
+    Tensor out = make_compute({shape().D, width});
+    for (int d = 0; d < shape().D; ++d) {
+      const Tensor b_ih = as_contiguous(this->b_ih(d)), b_hh = as_contiguous(this->b_hh(d));
+      check_cuda(combine_bias(step_shape(), b_ih.data_ptr(), b_hh.data_ptr(),
+                              view(out, {width}, {1}, d * width).data_ptr(), stream));
+    }
+    return out;
+  }
+
+  ScalarType type, compute;
+  bool tf32;  // float32 products may round their factors to TensorFloat-32
+  int device;
+  void* stream;
+  int64_t N, G, saved, recurrent_gates;
+
+ private:
+  const Tensor& weight(int d, int i) const { return weights_[d * checked_.weights_a_direction + i]; }
+  Tensor stacked(const Tensor& (Layer::*of)(int) const) const {
+    const Tensor& first = (this->*of)(0);
+    const int64_t m = first.size(0), n = first.size(1);
+    if (shape().D == 1) return view(as_contiguous(first), {1, m, n}, {m * n, n, 1});
+    Tensor out = make({shape().D, m, n});
+    for (int d = 0; d < shape().D; ++d) copy(slice(out, d), (this->*of)(d));
+    return out;
+  }
+
+  CheckedLayer checked_;
+  CheckedMasks masks_;
+  const std::vector<Tensor>& weights_;
+  Tensor rows_;
+  mutable std::optional<RowTable> table_;
+  mutable std::optional<Tensor> on_device_;  // what it points into
+};
+
+inline void* data(const std::optional<Tensor>& tensor) { return tensor ? tensor->data_ptr() : nullptr; }
+
+// out[d] = a[d] b[d] over the rows of a step, for every direction d: one batched product where the
+// directions have equally many rows, one each where a packed sequence gives them different numbers.
+//
+// a (D,Na,K), rows of any stride; b (D,K,M), any strides; out (D,B,M) contiguous, its first rows are
+// written. The three views are kept for as long as the rows stay the same: a padded sequence whose
+// operand does not move makes them once, not once a step.
+class StepProduct {
+ public:
+  StepProduct(const Layer& layer, Tensor a, Tensor b, Tensor out)
+      : tf32_(layer.tf32), a_(std::move(a)), b_(std::move(b)), out_(std::move(out)) {}
+
+  void operator()(const StepRows& rows) {
+    if (products_.empty() || !same(rows)) set(rows);
+    for (const Product& p : products_) multiply(p.out, p.a, p.b, tf32_);
+  }
+
+ private:
+  struct Product {
+    Tensor out, a, b;
+  };
+  bool same(const StepRows& rows) const {
+    return rows.first[0] == rows_.first[0] && rows.first[1] == rows_.first[1] && rows.count[0] == rows_.count[0] &&
+           rows.count[1] == rows_.count[1];
+  }
+  void set(const StepRows& rows) {
+    rows_ = rows;
+    products_.clear();
+    const int64_t D = a_.size(0);
+    if (D == 2 && rows.count[0] == rows.count[1]) {
+      // The directions stand at different steps: the distance between their operands moves with them. It
+      // stays positive, as the second direction's rows all lie behind the first's.
+      add(rows, 0, 2, a_.stride(0) + (rows.first[1] - rows.first[0]) * a_.stride(1));
+    } else {
+      for (int d = 0; d < D; ++d) add(rows, d, 1, a_.stride(0));
+    }
+  }
+  void add(const StepRows& rows, int d, int64_t directions, int64_t a_distance) {
+    const int64_t n = rows.count[d], K = a_.size(2), M = out_.size(2);
+    products_.push_back(
+        {view(out_, {directions, n, M}, {out_.stride(0), M, 1}, d * out_.stride(0)),
+         view(a_, {directions, n, K}, {a_distance, a_.stride(1), 1}, d * a_.stride(0) + rows.first[d] * a_.stride(1)),
+         view(b_, {directions, K, M}, {b_.stride(0), b_.stride(1), b_.stride(2)}, d * b_.stride(0))});
+  }
+
+  bool tf32_;
+  Tensor a_, b_, out_;
+  StepRows rows_;
+  std::vector<Product> products_;
+};
+
+// The matrices of a stack, each transposed.
+inline Tensor transposed_each(const Tensor& stack) {
+  return view(stack, {stack.size(0), stack.size(2), stack.size(1)},
+              {stack.stride(0), stack.stride(2), stack.stride(1)});
+}
+
+// The tier for a pass of a layer on its device. An error where one was asked for that cannot take it.
+inline CudaPlan plan_pass(const Layer& layer, Pass pass, Tier wanted) {
+  const CudaPlan plan = plan_cuda(layer.shape(), layer.tf32, pass, device_properties(layer.device), wanted);
+  check(plan.possible, "tier '", tier_name(wanted), "' cannot run this layer's ",
+        pass == Pass::kForward ? "forward" : "backward", " pass: ", plan.reason);
+  return plan;
+}
+
+// What the time loop of forward reads and fills, whatever the tier.
+struct ForwardSequence {
+  Tensor h0;  // (D,B,Hout), any strides
+  std::optional<Tensor> c0;
+  Tensor gx;         // (D,N,.): x's part of the gates in the first G*H columns, or room for it
+  Tensor y, hn, cn;  // results; cn (0,) unless LSTM
+  bool save_gates, save_cells;
+  Tensor gates, cells;  // (0,) where not saved; gates may be gx
+};
+Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor>& c0, Save save, Tier wanted);
+
+// What the time loop of backward reads and fills, whatever the tier. Contiguous, but for grad_hn and grad_cn.
+struct BackwardSequence {
+  Tensor y, gates, cells, h0;
+  std::optional<Tensor> c0, grad_y, grad_hn, grad_cn;
+  std::optional<Tensor> grad_cells;  // (D,N,H), of every step's c
+  Tensor dgates;                     // (D,N,Gr*H), order as in BackwardStep; may be gates
+  std::optional<Tensor> dh_y;        // with a projection (D,N,P): gradient of every step's projected h
+  std::optional<Tensor> m;           // and (D,N,H): every step's h before the projection, where it is wanted
+  std::optional<Tensor> dh0, dc0;    // results, where wanted
+};
+
+struct BackwardInputs {
+  std::optional<Tensor> grad_y, grad_hn, grad_cn, grad_cells;
+  Tensor h0;
+  std::optional<Tensor> c0;
+  Tensor y, gates, cells;
+  int64_t needs;
+  Tier wanted;
+};
+Backward backward(const Layer& layer, const BackwardInputs& in);
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,242 @@
+// The one place where an operator's arguments are checked, on every device: afterwards kernels may
+// trust every shape, dtype and length. Each message names the argument, what was expected and what
+// came.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <iterator>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "params/rnn.h"
+
+namespace fastrnn {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// A failed check is a std::runtime_error, which Python sees as a RuntimeError with this text alone
+// (torch's own macro would put the source file's path before it).
+template <class... Parts>
+inline void check(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string describe(const int64_t* sizes, size_t dim) {
+  std::ostringstream out;
+  out << '(';
+  for (size_t i = 0; i < dim; ++i) out << (i ? ", " : "") << sizes[i];
+  out << ')';
+  return out.str();
+}
+inline std::string shape_of(const Tensor& t) { return describe(t.sizes().data(), t.sizes().size()); }
+
+// "float32 on cpu"
+inline std::string kind_of(const Tensor& t) {
+  static const char* const names[] = {"uint8",   "int8",    "int16",     "int32",     "int64",      "float16",
+                                      "float32", "float64", "complex32", "complex64", "complex128", "bool"};
+  const int code = static_cast<int>(t.scalar_type());
+  const std::string dtype = t.scalar_type() == ScalarType::BFloat16 ? "bfloat16"
+                            : code >= 0 && code < 12                ? names[code]
+                                                                    : "ScalarType " + std::to_string(code);
+  return dtype + " on " +
+         (t.is_cpu()    ? "cpu"
+          : t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index())
+                        : "another device");
+}
+
+inline void check_same_kind(const Tensor& tensor, const std::string& name, const Tensor& x,
+                            const char* name_of_x = "x") {
+  check(tensor.scalar_type() == x.scalar_type() && tensor.device() == x.device(), name,
+        ": expected the dtype and device of ", name_of_x, ", ", kind_of(x), ", got ", kind_of(tensor));
+}
+
+inline void check_shape(const Tensor& tensor, const std::string& name, const std::vector<int64_t>& expected) {
+  bool equal = tensor.dim() == static_cast<int64_t>(expected.size());
+  for (size_t i = 0; equal && i < expected.size(); ++i) equal = tensor.size(i) == expected[i];
+  check(equal, name, ": expected shape ", describe(expected.data(), expected.size()), ", got ", shape_of(tensor));
+}
+
+// The optional gradients of an operator: null where absent.
+inline const Tensor* tensor_or_null(const std::optional<Tensor>& tensor) { return tensor ? &*tensor : nullptr; }
+
+inline CellKind parse_cell(const std::string& cell) {
+  for (size_t i = 0; i < std::size(kCells); ++i) {
+    if (cell == kCells[i].name) return static_cast<CellKind>(i);
+  }
+  check(false, "cell: expected 'lstm', 'gru', 'rnn_tanh' or 'rnn_relu', got '", cell, "'");
+  return CellKind::kLstm;  // not reached
+}
+
+inline Dtype parse_dtype(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat;
+    case ScalarType::Double:
+      return Dtype::kDouble;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kHalf;
+    default:
+      check(false, name, ": expected dtype float32, float64, bfloat16 or float16, got ", kind_of(tensor));
+  }
+  return Dtype::kFloat;  // not reached
+}
+
+// The numbers of a 1-D int64 tensor on the CPU.
+inline std::vector<int64_t> copy_of(const Tensor& numbers) {
+  const Tensor contiguous = numbers.is_contiguous() ? numbers : torch::stable::contiguous(numbers);
+  const int64_t* const from = static_cast<const int64_t*>(contiguous.data_ptr());
+  return {from, from + contiguous.numel()};
+}
+
+// Checks batch_sizes against the number of packed rows and makes their sums. Returns a copy: kernels must
+// not read a tensor that somebody may change after its numbers were checked.
+inline std::vector<int64_t> read_batch_sizes(const Tensor& batch_sizes, int64_t rows, const char* name_of_rows,
+                                             std::vector<int64_t>& row_offsets) {
+  check(batch_sizes.dim() == 1 && batch_sizes.scalar_type() == ScalarType::Long && batch_sizes.is_cpu(),
+        "batch_sizes: expected a 1-D int64 tensor on the CPU, got shape ", shape_of(batch_sizes));
+  check(batch_sizes.size(0) > 0, "batch_sizes: expected at least one step, got none");
+  std::vector<int64_t> of_step = copy_of(batch_sizes);
+  const int64_t T = static_cast<int64_t>(of_step.size());
+  row_offsets.resize(T + 1);
+  for (int64_t t = 0; t < T; ++t) {
+    const int64_t n = of_step[t];
+    check(n > 0 && (t == 0 || n <= of_step[t - 1]), "batch_sizes: expected positive, non-increasing numbers, got ", n,
+          " at step ", t, t ? " after " : "", t ? std::to_string(of_step[t - 1]) : "");
+    // Before the sum, which must not overflow.
+    check(n <= rows - row_offsets[t], "batch_sizes: expected a sum of ", rows, " (the rows of ", name_of_rows,
+          "), got more");
+    row_offsets[t + 1] = row_offsets[t] + n;
+  }
+  check(row_offsets[T] == rows, "batch_sizes: expected a sum of ", rows, " (the rows of ", name_of_rows, "), got ",
+        row_offsets[T]);
+  return of_step;
+}
+
+// A layer's checked shape, with the row counts and offsets of a packed sequence (shape points into them).
+struct CheckedLayer {
+  LayerShape shape;
+  std::vector<int64_t> batch_sizes, row_offsets;
+  int weights_a_direction = 0;
+
+  CheckedLayer() = default;
+  CheckedLayer(const CheckedLayer&) = delete;
+  CheckedLayer& operator=(const CheckedLayer&) = delete;
+};
+
+inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
+                        const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
+                        const std::string& cell_name, bool bias) {
+  LayerShape& s = out.shape;
+  s.cell = parse_cell(cell_name);
+  s.dtype = parse_dtype(x, "x");
+  s.bias = bias;
+  const bool lstm = s.cell == CellKind::kLstm;
+  const int64_t G = gates_of(s.cell);
+
+  if (batch_sizes) {
+    check(x.dim() == 2, "x: expected packed data of shape (N, input_size), got ", shape_of(x));
+    out.batch_sizes = read_batch_sizes(*batch_sizes, x.size(0), "x", out.row_offsets);
+    s.T = static_cast<int64_t>(out.batch_sizes.size());
+    s.batch_sizes = out.batch_sizes.data();
+    s.row_offsets = out.row_offsets.data();
+    s.B = s.batch_sizes[0];
+    s.I = x.size(1);
+  } else {
+    check(x.dim() == 3, "x: expected shape (T, B, input_size), got ", shape_of(x));
+    s.T = x.size(0);
+    s.B = x.size(1);
+    s.I = x.size(2);
+    check(s.T > 0, "x: expected a sequence length larger than 0, got ", s.T);
+  }
+
+  check(h0.dim() == 3, "h0: expected shape (directions, B, size), got ", shape_of(h0));
+  s.D = static_cast<int>(h0.size(0));
+  check(s.D == 1 || s.D == 2, "h0: expected 1 or 2 directions, got ", h0.size(0));
+  check(!weights.empty() && weights.size() % s.D == 0, "weights: expected the same number for each of ", s.D,
+        " directions, got ", weights.size(), " in all");
+  const int a_direction = static_cast<int>(weights.size()) / s.D;
+  out.weights_a_direction = a_direction;
+  const int plain = bias ? 4 : 2;
+  check(a_direction == plain || (lstm && a_direction == plain + 1), "weights: expected ", plain,
+        " tensors a direction", lstm ? " (one more with a projection)" : "", ", got ", a_direction);
+  const Tensor& w_ih = weights[0];
+  check(w_ih.dim() == 2 && w_ih.size(0) % G == 0 && w_ih.size(0) > 0, "weights[0] (w_ih): expected shape (", G,
+        " * hidden_size, input_size), got ", shape_of(w_ih));
+  s.H = w_ih.size(0) / G;
+  if (a_direction > plain) {
+    const Tensor& w_hr = weights[plain];
+    check(w_hr.dim() == 2 && w_hr.size(0) > 0, "weights[", plain,
+          "] (w_hr): expected shape (proj_size, hidden_size), got ", shape_of(w_hr));
+    s.P = w_hr.size(0);
+  }
+  const int64_t out_size = s.out_size();
+  static const char* const names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
+  for (int d = 0; d < s.D; ++d) {
+    for (int i = 0; i < a_direction; ++i) {
+      const int at = d * a_direction + i;
+      const Tensor& w = weights[at];
+      const bool projection = i == plain;
+      const std::vector<int64_t> expected = projection ? std::vector<int64_t>{s.P, s.H}
+                                            : i == 0   ? std::vector<int64_t>{G * s.H, s.I}
+                                            : i == 1   ? std::vector<int64_t>{G * s.H, out_size}
+                                                       : std::vector<int64_t>{G * s.H};
+      bool fits = w.dim() == static_cast<int64_t>(expected.size()) && w.scalar_type() == x.scalar_type() &&
+                  w.device() == x.device();
+      for (size_t k = 0; fits && k < expected.size(); ++k) fits = w.size(k) == expected[k];
+      if (fits) continue;
+      const std::string name = "weights[" + std::to_string(at) + "] (" + (projection ? "w_hr" : names[i]) + ")";
+      check_shape(w, name, expected);
+      check_same_kind(w, name, x);
+    }
+  }
+  const auto check_state = [&](const Tensor& state, const char* name, int64_t size) {
+    check_shape(state, name, {s.D, s.B, size});
+    check_same_kind(state, name, x);
+  };
+  check_state(h0, "h0", out_size);
+  check(c0.has_value() == lstm, "c0: expected ", lstm ? "a tensor for an LSTM, got none" : "none, got a tensor");
+  if (c0) check_state(*c0, "c0", s.H);
+}
+
+// What backward takes beyond forward's arguments.
+inline void check_saved(const LayerShape& s, const Tensor& x, const std::optional<Tensor>& grad_y,
+                        const std::optional<Tensor>& grad_hn, const std::optional<Tensor>& grad_cn, const Tensor& y,
+                        const Tensor& gates, const Tensor& cells) {
+  const int64_t out = s.out_size(), N = s.rows();
+  const std::vector<int64_t> y_shape =
+      s.packed() ? std::vector<int64_t>{N, s.D * out} : std::vector<int64_t>{s.tensor_steps(), s.B, s.D * out};
+  const auto check_like_x = [&](const std::optional<Tensor>& t, const char* name, const std::vector<int64_t>& shape) {
+    if (!t) return;
+    check_shape(*t, name, shape);
+    check_same_kind(*t, name, x);
+  };
+  check_like_x(y, "y", y_shape);
+  check_like_x(grad_y, "grad_y", y_shape);
+  check_like_x(grad_hn, "grad_hn", {s.D, s.B, out});
+  if (s.cell == CellKind::kLstm) {
+    check_like_x(grad_cn, "grad_cn", {s.D, s.B, s.H});
+    check_shape(cells, "cells", {s.D, N, s.H});
+    const ScalarType state = s.dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
+    check(cells.scalar_type() == state && cells.is_contiguous() && cells.device() == x.device(),
+          "cells: expected the contiguous tensor that rnn_forward returned");
+  }
+  if (saved_of(s.cell) && gates.dim() != 1) {  // (0,): recompute
+    check_like_x(gates, "gates", {s.D, N, saved_of(s.cell) * s.H});
+    check(gates.is_contiguous(), "gates: expected the contiguous tensor that rnn_forward returned");
+  }
+  check(y.is_contiguous(), "y: expected the contiguous tensor that rnn_forward returned");
+}
+
+}  // namespace fastrnn

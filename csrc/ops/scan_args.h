@@ -1,0 +1,103 @@
+// The checks of check.h for the SRU's scan: afterwards kernels may trust every shape, dtype and length.
+#pragma once
+#include "ops/check.h"
+#include "params/scan.h"
+
+namespace fastrnn {
+
+// The scan's arguments as its operators take them, see ops.cpp.
+struct ScanArguments {
+  const Tensor& u;
+  const std::optional<Tensor>& x;
+  const Tensor& weight_c;
+  const Tensor& bias;
+  const Tensor& c0;
+  const std::optional<Tensor>& v;
+  const std::optional<Tensor>& mask_pad;
+  const std::optional<Tensor>& drop_mask;
+  const std::optional<Tensor>& batch_sizes;
+  bool use_tanh;
+  bool bidirectional;
+};
+
+// A scan's checked shape, with the row counts and offsets of a packed sequence (shape points into them).
+struct CheckedScan {
+  ScanShape shape;
+  std::vector<int64_t> batch_sizes, row_offsets;
+
+  CheckedScan() = default;
+  CheckedScan(const CheckedScan&) = delete;
+  CheckedScan& operator=(const CheckedScan&) = delete;
+
+  // Sizes of rows of features: (L,B,...) or, packed, (N,...).
+  std::vector<int64_t> sizes(std::vector<int64_t> features) const {
+    std::vector<int64_t> out =
+        shape.batch_sizes ? std::vector<int64_t>{shape.rows()} : std::vector<int64_t>{shape.L, shape.B};
+    out.insert(out.end(), features.begin(), features.end());
+    return out;
+  }
+};
+
+inline void check_scan(CheckedScan& out, const ScanArguments& in) {
+  ScanShape& s = out.shape;
+  s.dtype = parse_dtype(in.u, "u");
+  s.use_tanh = in.use_tanh;
+  s.D = in.bidirectional ? 2 : 1;
+  if (in.batch_sizes) {
+    check(in.u.dim() == 3, "u: expected packed data of shape (N, K, O), got ", shape_of(in.u));
+    out.batch_sizes = read_batch_sizes(*in.batch_sizes, in.u.size(0), "u", out.row_offsets);
+    s.L = static_cast<int64_t>(out.batch_sizes.size());
+    s.batch_sizes = out.batch_sizes.data();
+    s.row_offsets = out.row_offsets.data();
+    s.B = s.batch_sizes[0];
+  } else {
+    check(in.u.dim() == 4, "u: expected shape (L, B, K, O), got ", shape_of(in.u));
+    s.L = in.u.size(0);
+    s.B = in.u.size(1);
+  }
+  const int64_t K = in.u.size(in.u.dim() - 2);
+  check(K == 3 || K == 4, "u: expected K = 3 or 4 projections a feature, got ", K, " (shape ", shape_of(in.u), ")");
+  s.K = static_cast<int>(K);
+  s.O = in.u.size(in.u.dim() - 1);
+  check(s.O > 0 && s.O % s.D == 0, "u: expected ", s.D == 2 ? "an even, positive" : "a positive",
+        " number of features O, got ", s.O);
+
+  const auto check_like_u = [&](const Tensor& t, const char* name, const std::vector<int64_t>& shape) {
+    check_shape(t, name, shape);
+    check_same_kind(t, name, in.u, "u");
+  };
+  check(!(in.x && K == 4), "x: expected none with K = 4 (u holds the skip term), got a tensor");
+  if (in.x) check_like_u(*in.x, "x", out.sizes({s.O}));
+  check_like_u(in.weight_c, "weight_c", {2, s.O});
+  check_like_u(in.bias, "bias", {2, s.O});
+  check_like_u(in.c0, "c0", {s.B, s.O});
+  if (in.v) check_like_u(*in.v, "v", out.sizes({2, s.O}));
+  if (in.mask_pad) {
+    check(!in.batch_sizes, "mask_pad: expected none with batch_sizes (a packed sequence has no pads), got a tensor");
+    check_shape(*in.mask_pad, "mask_pad", {s.L, s.B});
+    check(in.mask_pad->scalar_type() == ScalarType::Bool && in.mask_pad->device() == in.u.device(),
+          "mask_pad: expected dtype bool on the device of u, got ", kind_of(*in.mask_pad));
+  }
+  if (in.drop_mask) check_like_u(*in.drop_mask, "drop_mask", {s.B, s.O});
+}
+
+// What backward takes beyond forward's arguments.
+inline void check_scan_saved(const CheckedScan& checked, const Tensor& u, const std::optional<Tensor>& grad_h,
+                             const std::optional<Tensor>& grad_c, const Tensor& cells, int64_t needs) {
+  const ScanShape& s = checked.shape;
+  if (grad_h) {
+    check_shape(*grad_h, "grad_h", checked.sizes({s.O}));
+    check_same_kind(*grad_h, "grad_h", u, "u");
+  }
+  if (grad_c) {
+    check_shape(*grad_c, "grad_c", {s.B, s.O});
+    check_same_kind(*grad_c, "grad_c", u, "u");
+  }
+  check_shape(cells, "cells", {s.rows(), s.O});
+  const ScalarType state = s.dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
+  check(cells.scalar_type() == state && cells.is_contiguous() && cells.device() == u.device(),
+        "cells: expected the contiguous tensor that sru_forward returned");
+  check(needs >= 0 && needs <= 31, "needs: expected 0 to 31, got ", needs);
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,162 @@
+// Every operator's schema. The devices register their implementations of them in cpu/ops/ and cuda/ops/; autograd
+// is in fastrnn/_ops/autograd.py and differentiable.py, fake (meta) versions in fastrnn/_ops/library.py.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+STABLE_TORCH_LIBRARY(fastrnn, m) {
+  // Every operator that takes a list is defined twice, first as its overload .script. The stable ABI moves the
+  // elements out of a list that it converts. The lists of a call from Python or C++ are the call's own; those of
+  // TorchScript are the program's, which may pass one again (in a loop, or as a constant of a frozen module) and
+  // would find it empty. TorchScript knows no names of overloads and takes the first that fits, also for programs
+  // saved before there were two: and fastrnn/_ops/script.py makes of that one a call with a list of its own.
+  const auto define = [&](const std::string& schema) {
+    const size_t name_ends = schema.find('(');
+    m.def((schema.substr(0, name_ends) + ".script" + schema.substr(name_ends)).c_str());
+    m.def(schema.c_str());
+  };
+
+  // One recurrent layer over a whole sequence, one or two directions, input projection included.
+  //
+  // x            (T, B, I), any strides; with batch_sizes packed rows (N, I), N = sum(batch_sizes)
+  // h0, c0       (D, B, Hout), (D, B, H); c0 for an LSTM alone
+  // weights      for each direction: w_ih (G*H, I), w_hh (G*H, Hout), with bias b_ih and b_hh (G*H),
+  //              for an LSTM with projection w_hr (P, H)
+  // batch_sizes  (T,) int64 on the CPU, positive and non-increasing, as in a PackedSequence
+  // cell         "lstm", "gru", "rnn_tanh", "rnn_relu"
+  // mode         what backward will find: 0 nothing, 1 gates, 2 what recomputes them; plus, for the CUDA
+  //              kernels (the CPU has neither), 16 times the tier: 0 as plan_cuda chooses, 1 one CTA, 2
+  //              grid, 3 stepwise, 4 cluster, an error where that one cannot; plus 128 where the products of a
+  //              float32 layer may round their factors to TensorFloat-32
+  //
+  // y            (T, B, D*Hout) or (N, D*Hout); hn (D, B, Hout); cn (D, B, H), LSTM
+  // gates        mode 1: (D, N, 4*H), the activated i, f, g, o (LSTM) or r, z, n and the recurrent
+  //              part of n (GRU); otherwise and for an RNN (0,)
+  // cells        LSTM, mode 1 or 2: (D, N, H), c of every step, float32 for half types
+  define(
+      "rnn_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, bool bias, "
+      "int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
+
+  // mode: sum of 1 (grad_x), 2 (grad_h0), 4 (grad_c0), 8 (grad_weights), the rest comes back empty; plus a
+  // tier and TensorFloat-32 as in forward. One number, as every argument costs a call its time.
+  // Nothing that is passed in is written to, so a graph may be walked twice.
+  define(
+      "rnn_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor h0, Tensor? c0, "
+      "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int mode) "
+      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
+
+  // rnn_backward for compilers that take no list among an operator's results: the gradients of the weights one
+  // by one, (0,) where there is no such weight. Eager code has no use for the empty ones, which cost it their
+  // making.
+  define(
+      "rnn_backward_unlisted(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor h0, Tensor? c0, "
+      "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int mode) "
+      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
+      "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
+
+  // One recurrent layer for the programs that tracers write: arguments and results as of rnn_forward, and a
+  // derivative that the dispatcher knows (fastrnn/_ops/differentiable.py registers it). So it is decided when the
+  // program runs whether something is kept for a backward pass: what mode says, or without gradients nothing.
+  // Where a kind of device has no tiers or TensorFloat-32, the mode's numbers for them are ignored.
+  define(
+      "rnn_layer(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, bool bias, "
+      "int mode) -> (Tensor y, Tensor hn, Tensor cn)");
+
+  // The recurrence of one SRU layer over a whole sequence, one or two directions (cells/sru.h); the
+  // projections are products outside of it. O = D*H features, the direction outermost.
+  //
+  // u            (L, B, K, O), any strides, K = 3 (x~, f, r) or 4 (and the skip term); with batch_sizes
+  //              packed rows (N, K, O)
+  // x            (L, B, O) or (N, O), the highway's input times scale; K = 3 only, none: no skip term
+  // weight_c, bias   (2, O): forget row, reset row
+  // c0           (B, O)
+  // v            (L, B, 2, O) or (N, 2, O), added to weight_c
+  // mask_pad     (L, B) bool, true where c is carried and h is 0; not with batch_sizes
+  // drop_mask    (B, O), on the highway's difference
+  // batch_sizes  (L,) int64 on the CPU, positive and non-increasing, as in a PackedSequence
+  // save         whether backward will follow
+  //
+  // h            (L, B, O) or (N, O); c (B, O), the state after the last step of each direction
+  // cells        (N, O), c of every step, float32 for half types; without save (0,)
+  m.def(
+      "sru_forward(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
+      "Tensor? drop_mask, Tensor? batch_sizes, bool use_tanh, float scale, bool bidirectional, bool save) "
+      "-> (Tensor h, Tensor c, Tensor cells)");
+
+  // The same for the programs that tracers write: see rnn_layer.
+  m.def(
+      "sru_scan(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
+      "Tensor? drop_mask, Tensor? batch_sizes, bool use_tanh, float scale, bool bidirectional) "
+      "-> (Tensor h, Tensor c)");
+
+  // needs: sum of 1 (grad_u), 2 (grad_x), 4 (grad_weight_c and grad_bias), 8 (grad_c0), 16 (grad_v); the
+  // rest comes back empty, as does the gradient of what is none. drop_mask and mask_pad are constants.
+  // Nothing that is passed in is written to.
+  m.def(
+      "sru_backward(Tensor? grad_h, Tensor? grad_c, Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, "
+      "Tensor? v, Tensor? mask_pad, Tensor? drop_mask, Tensor? batch_sizes, Tensor cells, bool use_tanh, "
+      "float scale, bool bidirectional, int needs) -> (Tensor grad_u, Tensor grad_x, Tensor grad_weight_c, "
+      "Tensor grad_bias, Tensor grad_c0, Tensor grad_v)");
+
+  // The same layer over a padded batch whose rows differ: those beyond their length are neither read nor
+  // written (y, cells and grad_x are zero there), and a row's state starts from zero where a step begins a
+  // new sequence. Nothing is sorted or copied.
+  //
+  // lengths      (B,) int64 on the CPU, 0 to T; a row of length 0 ends in the state in which it began
+  // reset        (T, B) bool or uint8 on x's device. Neither direction's state passes from before such a
+  //              step to it or back; the forward direction drops h0 and c0 where step 0 is one
+  // grad_cells   of every step's c, like cells; only an LSTM's is looked at
+  define(
+      "rnn_masked_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, "
+      "str cell, bool bias, int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
+  define(
+      "rnn_masked_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, "
+      "Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
+      "Tensor cells, str cell, bool bias, int mode) "
+      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
+  // For compilers, and for the programs that tracers write, as above. cells is (0,) where it is not asked for.
+  define(
+      "rnn_masked_backward_unlisted(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, "
+      "Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
+      "Tensor cells, str cell, bool bias, int mode) "
+      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
+      "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
+  define(
+      "rnn_masked_layer(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, "
+      "str cell, bool bias, bool keep_cells, int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor cells)");
+
+  // Streams: a step or a few at a time, with weights that were packed once. On the CPU, of layers in one
+  // direction; nothing here has gradients.
+  //
+  // rnn_pack     one layer's weights as the instruction set in use reads them: bytes for rnn_stream alone
+  // rnn_stream   a stack of layers over x (T, B, I), or a step (B, I); h0 (L, B, Hout), c0 (L, B, H) for an
+  //              LSTM alone; packed: of each layer by rnn_pack. y (T, B, Hout), or (B, Hout), of the last
+  //              layer; hn, cn like h0 and c0
+  define("rnn_pack(Tensor[] weights, str cell, bool bias) -> Tensor");
+  define("rnn_stream(Tensor x, Tensor h0, Tensor? c0, Tensor[] packed) -> (Tensor y, Tensor hn, Tensor cn)");
+
+  // One step of an SRU layer with the product that gives u, by kernels for a few rows; no gradients. x (B, I);
+  // weight (O*K, I), the K rows of a feature next to each other; skip (B, O) is sru_forward's x; weight_c,
+  // bias (2*O,), the rest as there. h (B, O), c (B, O).
+  m.def(
+      "sru_step(Tensor x, Tensor weight, Tensor? skip, Tensor weight_c, Tensor bias, Tensor c0, bool use_tanh, "
+      "float scale) -> (Tensor h, Tensor c)");
+
+  // The CPU instruction set in use, those this machine can run (comma-separated), and a switch for
+  // tests; it applies to calls that start afterwards.
+  m.def("cpu_isa() -> str");
+  m.def("cpu_isas() -> str");
+  m.def("cpu_set_isa(str name) -> ()");
+  // Of its kernels, what the plan looks at: lanes of a register in the compute dtype, rows of a full tile.
+  m.def("cpu_tile(bool float64) -> (int lanes, int tile_rows)");
+
+  // How many threads a call may use now, and a limit to that; with `known` the limit is the number of CPUs, and
+  // the system is not asked for it.
+  m.def("cpu_threads() -> int");
+  m.def("cpu_limit_threads(int limit, bool known) -> ()");
+
+  // What this machine could do at best, for "% of the limit": float32 multiply-adds in registers
+  // (flop/s) and reading a buffer of that many bytes (bytes/s), each on one thread.
+  m.def("cpu_fma_peak() -> float");
+  m.def("cpu_read_bandwidth(int bytes) -> float");
+}

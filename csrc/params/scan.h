@@ -1,0 +1,81 @@
+// The plain structs of the SRU's scan, as rnn.h holds those of the other layers: what crosses the line
+// between the operators (which know tensors) and the kernels (which know pointers and sizes).
+//
+// Letters: L steps, B batch rows, D directions, O = D*H output features with the direction outermost,
+// K projections a feature (3: x~, f, r; 4: the skip term behind them); N rows in all: L*B, or
+// sum(batch_sizes) of a packed sequence. Every column (row b, feature o) is a recurrence of its own.
+#pragma once
+#include "params/tensor.h"
+
+namespace fastrnn {
+
+// Rows of `K` or 2 groups of O features each: u and v. Features are contiguous, strides count elements.
+struct GateRows {
+  void* data = nullptr;
+  int64_t step_stride = 0;
+  int64_t row_stride = 0;
+  int64_t gate_stride = 0;
+};
+
+struct ScanShape {
+  Dtype dtype = Dtype::kFloat;
+  int64_t L = 0, B = 0, O = 0;
+  int K = 3;
+  int D = 1;
+  bool use_tanh = false;
+  const int64_t* batch_sizes = nullptr;  // L rows active at each step, non-increasing; null: always B
+  const int64_t* row_offsets = nullptr;  // L+1 sums of batch_sizes; null with batch_sizes
+
+  int64_t H() const { return O / D; }
+  int64_t active(int64_t t) const { return batch_sizes ? batch_sizes[t] : B; }
+  int64_t row_offset(int64_t t) const { return row_offsets ? row_offsets[t] : t * B; }
+  int64_t rows() const { return row_offset(L); }
+};
+
+// What forward and backward both read; everything in the layer's type, contiguous where no stride says
+// otherwise.
+struct ScanInputs {
+  ScanShape shape;
+  GateRows u;                         // (N,K,O)
+  Rows x;                             // (N,O), K = 3 only; null: no skip term
+  double scale = 1;                   // of x
+  const void* weight_c = nullptr;     // (2,O): forget, reset
+  const void* bias = nullptr;         // (2,O)
+  const void* c0 = nullptr;           // (B,O)
+  GateRows v;                         // (N,2,O), added to weight_c; or null
+  const uint8_t* mask_pad = nullptr;  // (L,B), not 0: c is carried, h is 0; or null; never of a packed sequence
+  const void* drop_mask = nullptr;    // (B,O) on the highway difference, or null
+};
+
+// u = x W^T of a few rows, for a single step: W (O*K,I) has the K rows of a feature next to each other, u
+// (B,K,O) the features.
+struct GateProductParams {
+  Dtype dtype = Dtype::kFloat;
+  int64_t B = 0, I = 0, O = 0;
+  int K = 3;
+  Rows x;                        // (B,I), rows at row_stride
+  const void* weight = nullptr;  // contiguous
+  void* u = nullptr;             // contiguous, in the layer's type
+};
+
+struct ScanForwardParams {
+  ScanInputs in;
+  void* h = nullptr;      // (N,O)
+  void* c = nullptr;      // (B,O): the last state
+  void* cells = nullptr;  // (N,O) in the compute type: c of every step; null: not saved
+};
+
+struct ScanBackwardParams {
+  ScanInputs in;
+  const void* cells = nullptr;    // (N,O) as written by forward
+  Rows grad_h;                    // (N,O); null: zero
+  const void* grad_c = nullptr;   // (B,O); null: zero
+  void* grad_u = nullptr;         // (N,K,O), contiguous; this and all below: null where not wanted
+  void* grad_x = nullptr;         // (N,O)
+  void* grad_weight_c = nullptr;  // (2,O)
+  void* grad_bias = nullptr;      // (2,O); with grad_weight_c or not at all
+  void* grad_c0 = nullptr;        // (B,O)
+  void* grad_v = nullptr;         // (N,2,O)
+};
+
+}  // namespace fastrnn

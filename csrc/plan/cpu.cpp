@@ -1,0 +1,66 @@
+#include "plan/cpu.h"
+
+#include <algorithm>
+
+namespace fastrnn {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Chunks of steps. Forward: long enough that a product has rows to reuse a panel for, short enough
+// that the chunk is still in the L2 cache when its steps read it. Backward: each chunk adds to the
+// whole weight gradients once, which 384 rows feel (9% at H = 1024) and 1024 do not.
+constexpr int64_t kForwardChunkBytes = 512 << 10;
+constexpr int64_t kForwardChunkRows = 96;
+constexpr int64_t kBackwardChunkRows = 1024;
+// Recurrent weights that a core keeps in its L2 cache beside everything else.
+constexpr int64_t kCacheBytes = 640 << 10;
+// A parallel region costs a few microseconds: below this much work one thread is faster.
+constexpr double kSerialFlops = 4e5;
+// Steps and rows for which packing costs more than it saves.
+constexpr int64_t kDirectSteps = 2, kDirectRows = 4;
+
+}  // namespace
+
+CpuPlan plan_cpu(const LayerShape& s, const CpuMachine& machine, bool packed) {
+  CpuPlan plan;
+  const int64_t G = gates_of(s.cell);
+  const double flops = 2.0 * s.rows() * G * s.H * (s.I + s.out_size()) * s.D;
+  plan.direct = !packed && s.T <= kDirectSteps && s.B <= kDirectRows;
+
+  int threads = machine.threads;
+  if (flops < kSerialFlops) threads = 1;
+  if (s.D == 2 && threads >= 2) {
+    plan.direction_groups = 2;
+    threads /= 2;
+  }
+  // Batch groups never wait for each other; unit groups meet at a barrier every step, but each core
+  // then reads only its share of the recurrent weights. So the batch is split while the weights fit
+  // a core's cache and every group can fill its tiles, the units otherwise.
+  const int64_t element = s.dtype == Dtype::kDouble ? 8 : 4;
+  const int64_t unit_blocks = ceil_div(s.H, machine.lanes);
+  const bool weights_fit = G * s.H * s.out_size() * element <= kCacheBytes;
+  int best_batch = 1;
+  for (int groups = 1; groups <= threads; ++groups) {
+    const bool units_left = unit_blocks * groups >= threads;
+    const bool rows_left = s.B >= groups * static_cast<int64_t>(machine.tile_rows);
+    if (threads % groups == 0 && rows_left && (weights_fit || !units_left || groups == 1)) best_batch = groups;
+  }
+  plan.batch_groups = best_batch;
+  plan.unit_groups = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads / best_batch, unit_blocks)));
+  plan.reason = threads == 1 && plan.direction_groups == 2 ? "the directions run at the same time"
+                : threads == 1                             ? "one thread"
+                : plan.unit_groups == 1                    ? "the batch is split: its rows are independent"
+                : plan.batch_groups == 1 ? "few rows or large weights: the hidden units are split, a barrier a step"
+                                         : "batch and hidden units are split";
+
+  const int64_t group_rows = std::max<int64_t>(1, ceil_div(s.B, plan.batch_groups));
+  const int64_t row_bytes = ceil_div(unit_blocks, plan.unit_groups) * machine.lanes * G * element;
+  const int64_t steps =
+      std::max(ceil_div(kForwardChunkRows, group_rows), kForwardChunkBytes / (group_rows * row_bytes));
+  plan.forward_chunk = plan.direct ? 1 : std::max<int64_t>(1, std::min(s.T, steps));
+  plan.backward_chunk = std::max<int64_t>(1, std::min(s.T, ceil_div(kBackwardChunkRows, std::max<int64_t>(1, s.B))));
+  return plan;
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,248 @@
+// Which tier of the CUDA kernels runs a pass of a layer. Compiled into the CUDA library and, for plans on
+// paper, into the Python module: no CUDA header, no CUDA call.
+#include "plan/cuda.h"
+
+#include <algorithm>
+#include <initializer_list>
+
+#include "plan/table.h"
+#include "plan/tiles.h"
+
+namespace fastrnn {
+namespace {
+
+using cuda::CudaDevice;
+using cuda::Pass;
+using cuda::PersistentGeometry;
+using cuda::Precision;
+
+// The model: microseconds a time step, by tier. Estimates for an H100 from published latencies (a flag exchange
+// through the L2 of about 1 us, a kernel launch of 2.4) and the kernels' instruction counts; nothing here is
+// measured. It carries the timings of table.inl to other GPUs and shapes, and serves where there are none.
+struct StepCosts {
+  // A CTA: fixed part, and a part for each unit whose products a warp issues; the second grows with the
+  // matrix instructions a product takes.
+  double cta_fixed, cta_unit;
+  // The grid: the exchange, and the products of a tile of 8 rows over 1024 units.
+  double grid_exchange, grid_tile;
+  // A cluster: a product of 16 units, 16 of K and 8 rows on one of an SM's four schedulers.
+  double cluster_product;
+};
+constexpr StepCosts kHalfTypes = {0.06, 0.0027, 0.60, 0.20, 0.0045};
+constexpr StepCosts kTf32 = {0.06, 0.0054, 0.60, 0.40, 0.0090};
+constexpr StepCosts kFloat32 = {0.06, 0.0150, 0.60, 1.10, 0};  // three TF32 products each, and their splits
+constexpr double kBackward = 1.4;                              // a backward step's share of a forward one's
+// A cluster: the cell and a push that arrives; the push of a tile to one peer; a peer's part of a sum, read and added
+// (backward); what an SM receives from its peers, and what it reads of its own shared memory (128 bytes a clock), in
+// bytes a microsecond.
+constexpr double kClusterFixed = 0.17, kPush = 0.004, kPart = 0.005, kReceived = 50e3, kSharedRead = 217e3;
+// A product and a kernel a step, each launched by the host; with a projection two of each.
+constexpr double kStepwiseLaunches = 9.0;
+// Before the first step of a persistent tier: a launch (2.4), code that no cache has yet, and one answer of memory
+// (0.8) for weights, state, inputs and biases, which are asked for together; the weights' bytes come as kReceived.
+// The grid's flags are cleared by a launch of their own before it.
+constexpr double kPersistentStart = 4.5, kGridFlags = 2.5;
+// The product with W_ih as a launch of its own, a direction; and inside the kernel: fixed part of the products of
+// 8 rows, and a part for each 16 of I and gate.
+constexpr double kProductLaunch = 6.0, kProjectFixed = 0.06, kProjectTile = 0.008;
+// What a GPU with so many SMs multiplies a microsecond, for the stepwise tier's large products.
+constexpr int kReferenceSms = 132;
+double stepwise_flops(Dtype dtype, Precision precision) {
+  if (dtype == Dtype::kDouble) return 30e6;
+  return precision == Precision::kFloat32 ? 35e6 : precision == Precision::kTf32 ? 200e6 : 400e6;
+}
+
+const StepCosts& costs_of(Precision precision) {
+  return precision == Precision::kFloat32 ? kFloat32 : precision == Precision::kTf32 ? kTf32 : kHalfTypes;
+}
+
+double stepwise_us(const LayerShape& s, Precision precision, const CudaDevice& device) {
+  const double flops = 2.0 * s.D * s.B * (gates_of(s.cell) * s.H * s.out_size() + s.H * s.P);
+  const double rate = stepwise_flops(s.dtype, precision) * std::max(1, device.sms) / kReferenceSms;
+  return kStepwiseLaunches * (s.P ? 2 : 1) + flops / rate;
+}
+
+double cluster_us(const LayerShape& s, const PersistentGeometry& g, const CudaDevice& device) {
+  const int gates = gates_of(s.cell), cta_tiles = g.units_per_cta / cuda::kTileUnits;
+  const double products = double(cta_tiles) * g.unit_tiles * gates * g.n_tiles / 4;
+  const double kept = static_cast<double>(cuda::cluster_kept_bytes(g)) * g.n_tiles;
+  double us = costs_of(g.precision).cluster_product * products + kept / kSharedRead +
+              cuda::cluster_received_bytes(g) / kReceived;
+  if (g.pass == Pass::kForward) {
+    us += kClusterFixed + kPush * g.peers;  // a finishing warp's, in a row
+  } else {
+    // The products are as many as forward's. Every warp pushes its own outputs, behind their products.
+    const int outputs = cuda::groups_of(g.unit_tiles, 1, g.threads / 32, 0) * cuda::kOutputsTogether;
+    us += kBackward * kClusterFixed + kPart * g.peers + kPush * outputs * g.n_tiles;
+  }
+  const int at_once = cuda::clusters_at_once(device, g.ctas_per_replica), clusters = g.replicas * g.D;
+  return us * ((clusters + at_once - 1) / at_once);
+}
+
+double start_us(const LayerShape& s, const PersistentGeometry& g) {
+  const double weights = static_cast<double>(gates_of(s.cell) * s.H * g.units_per_cta) * size_of(s.dtype);
+  return kPersistentStart + weights / kReceived + (g.tier == Tier::kGrid ? kGridFlags : 0);
+}
+
+double persistent_us(const LayerShape& s, const PersistentGeometry& g, const CudaDevice& device) {
+  const StepCosts& cost = costs_of(g.precision);
+  double us = 0;
+  if (g.tier == Tier::kCluster) {
+    us = cluster_us(s, g, device);
+  } else if (g.tier == Tier::kOneCta) {
+    const int waves = (g.ctas + device.sms - 1) / std::max(1, device.sms);
+    us = waves * (cost.cta_fixed + cost.cta_unit * s.H);
+  } else {
+    us = cost.grid_exchange + cost.grid_tile * g.n_tiles * s.H / 1024;
+  }
+  if (g.pass == Pass::kBackward && g.tier != Tier::kCluster) us *= kBackward;
+  return us + start_us(s, g) / std::max<int64_t>(1, s.T);
+}
+
+// How a tier cuts a layer. Of clusters the smallest that is the fastest by the model; where none takes the layer, the
+// largest one's reason.
+PersistentGeometry geometry_of(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
+                               Tier tier) {
+  const auto of = [&](Tier kind, int cluster) {
+    return cuda::geometry(s.cell, precision, kind, s.H, s.B, s.D, pass, device, cluster);
+  };
+  if (tier != Tier::kCluster) return of(tier == Tier::kOneCta ? Tier::kOneCta : Tier::kGrid, 0);
+  PersistentGeometry best = of(Tier::kCluster, 4);
+  for (int ctas : {8, 16}) {
+    const PersistentGeometry larger = of(Tier::kCluster, ctas);
+    const bool better = best.fits ? larger.fits && persistent_us(s, larger, device) < persistent_us(s, best, device)
+                                  : larger.fits || ctas <= device.max_cluster;
+    if (better) best = larger;
+  }
+  return best;
+}
+
+// A plan's time: the table's at the point next to the layer, times what the model makes of the difference. At a
+// point of the table, on its GPU, that is the timing itself.
+void set_step_us(CudaPlan& plan, const LayerShape& s, Pass pass, const CudaDevice& device, const PlanTable& table) {
+  const auto model = [&](const LayerShape& shape, const PersistentGeometry& g, const CudaDevice& on) {
+    return plan.tier == Tier::kStepwise ? stepwise_us(shape, plan.precision, on) : persistent_us(shape, g, on);
+  };
+  plan.step_us = plan.model_us = model(s, plan.geometry, device);
+  if (table.batches.empty() || s.dtype == Dtype::kDouble) return;
+  bool point = false;
+  LayerShape there = s;
+  const double timed = table_us(table, plan.tier, s.cell, plan.precision, pass, there.H, there.B, point);
+  if (!(timed > 0)) return;
+  there.T = table.steps;
+  there.D = 1;
+  there.P = 0;
+  const bool persistent = plan.tier != Tier::kStepwise;
+  const PersistentGeometry g =
+      persistent ? geometry_of(there, plan.precision, pass, table.device, plan.tier) : PersistentGeometry{};
+  if (persistent && !g.fits) return;
+  plan.step_us = timed * plan.model_us / model(there, g, table.device);
+  if (!table.measured) return;
+  const bool same_gpu =
+      device.compute_capability == table.device.compute_capability && device.sms == table.device.sms;
+  const bool within = there.B == s.B && there.H == s.H && s.D == 1 && s.P == 0;
+  plan.source = !same_gpu || !within          ? StepSource::kScaled
+                : point && s.T == table.steps ? StepSource::kMeasured
+                                              : StepSource::kInterpolated;
+}
+
+CudaPlan stepwise(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
+                  const PlanTable& table, const char* reason) {
+  CudaPlan plan;
+  plan.tier = Tier::kStepwise;
+  plan.precision = precision;
+  set_step_us(plan, s, pass, device, table);
+  plan.reason = reason;
+  return plan;
+}
+
+// Whether a forward kernel should make x's part of the gates itself. It takes the rows of each CTA one after another,
+// so that costs less than a launch where x is narrow and there are few steps; 8 rows are one product, 1 row's steps
+// an eighth.
+bool projects(const LayerShape& s, const PersistentGeometry& g, const CudaDevice& device) {
+  if (g.pass == Pass::kBackward || s.I < 1 || s.I > cuda::kMaxProjected || g.ctas > device.sms) return false;
+  const double slower = g.precision == Precision::kFloat32 ? 6 : g.precision == Precision::kTf32 ? 2 : 1;
+  const int64_t steps_a_product = std::max<int64_t>(1, cuda::kTileRows / s.B);
+  const double products = static_cast<double>(s.T) / static_cast<double>(steps_a_product);
+  const double tiles = static_cast<double>((s.I + cuda::kTileUnits - 1) / cuda::kTileUnits) * gates_of(s.cell);
+  return products * (kProjectFixed + kProjectTile * slower * tiles) < kProductLaunch * s.D;
+}
+
+CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
+                    const PlanTable& table, Tier tier) {
+  CudaPlan plan;
+  plan.tier = tier;
+  plan.precision = precision;
+  plan.geometry = geometry_of(s, precision, pass, device, tier);
+  plan.possible = plan.geometry.fits;
+  if (!plan.possible) {
+    plan.reason = plan.geometry.reason;
+    return plan;
+  }
+  plan.projects = projects(s, plan.geometry, device);
+  set_step_us(plan, s, pass, device, table);
+  plan.reason = tier == Tier::kOneCta ? "the recurrent weights stay in one SM's registers: nothing leaves it"
+                : tier == Tier::kCluster
+                    ? "the recurrent weights stay in a cluster of SMs: they push h to each other, past the L2 cache"
+                    : "the recurrent weights stay in the GPU's registers: one flag exchange a step";
+  return plan;
+}
+
+// Why no persistent tier is worth asking, null where one may be.
+const char* only_stepwise(const LayerShape& s) {
+  if (s.dtype == Dtype::kDouble) return "float64: the persistent kernels know float32 and half types";
+  if (s.P) return "a projection: the persistent kernels have none";
+  if (s.B == 0) return "no rows: nothing to compute";
+  return nullptr;
+}
+// Fewer steps do not repay reading the weights into registers.
+constexpr int64_t kFewSteps = 4;
+
+}  // namespace
+
+Precision cuda_precision(Dtype dtype, bool tf32) {
+  return dtype == Dtype::kBFloat16        ? Precision::kBFloat16
+         : dtype == Dtype::kHalf          ? Precision::kHalf
+         : tf32 && dtype == Dtype::kFloat ? Precision::kTf32
+                                          : Precision::kFloat32;
+}
+
+CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& device, Tier wanted,
+                   const PlanTable& table) {
+  const Precision precision = cuda_precision(s.dtype, tf32);
+  const char* never = only_stepwise(s);
+  const auto a_step_at_a_time = [&](const char* reason) {
+    return stepwise(s, precision, pass, device, table, reason);
+  };
+  if (wanted == Tier::kStepwise) return a_step_at_a_time("asked for by name");
+  if (wanted != Tier::kAuto) {
+    CudaPlan plan;
+    if (never) {
+      plan.tier = wanted;
+      plan.precision = precision;
+      plan.possible = s.B == 0;  // nothing to launch
+      plan.reason = never;
+    } else {
+      plan = persistent(s, precision, pass, device, table, wanted);
+    }
+    return plan;
+  }
+  if (never) return a_step_at_a_time(never);
+  if (s.T < kFewSteps) return a_step_at_a_time("few steps: they do not repay loading the weights");
+
+  const CudaPlan one = persistent(s, precision, pass, device, table, Tier::kOneCta);
+  const CudaPlan grid = persistent(s, precision, pass, device, table, Tier::kGrid);
+  // A cluster has nothing to offer where one SM holds the weights: its SMs take further rows instead.
+  CudaPlan cluster;
+  cluster.possible = false;
+  if (!one.possible) cluster = persistent(s, precision, pass, device, table, Tier::kCluster);
+  CudaPlan best = a_step_at_a_time("");
+  best.reason =
+      one.possible || cluster.possible || grid.possible ? "a step at a time is faster here" : grid.geometry.reason;
+  for (const CudaPlan* plan : std::initializer_list<const CudaPlan*>{&grid, &cluster, &one}) {
+    if (plan->possible && plan->step_us < best.step_us) best = *plan;
+  }
+  return best;
+}
+
+}  // namespace fastrnn

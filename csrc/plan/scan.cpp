@@ -1,0 +1,43 @@
+#include "plan/scan.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace fastrnn {
+namespace {
+
+// A parallel region costs a few microseconds: below this many column steps one thread is faster.
+constexpr int64_t kSerialElements = 16 << 10;
+// Results larger than this would push each other out of the last cache before anybody reads them: past the
+// caches no line has to be read before it is written.
+constexpr int64_t kStreamBytes = 16 << 20;
+// Multiply-adds below which a second thread costs more than it saves.
+constexpr int64_t kSerialProduct = 200'000;
+
+}  // namespace
+
+// Batch groups walk through whole rows and units through pieces of them: of the ways to make equal shares
+// the one with the most batch groups.
+ScanPlan plan_scan(const ScanShape& s, int64_t result_bytes, int available) {
+  ScanPlan plan;
+  plan.stream = result_bytes > kStreamBytes;
+  const int64_t elements = s.rows() * s.O;
+  const int64_t threads = elements < kSerialElements ? 1 : available;
+  const int64_t blocks = s.D * ((s.H() + 63) / 64);  // see Scan::kUnitBlock
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int64_t batch = std::max<int64_t>(1, std::min(threads, s.B)); batch >= 1; --batch) {
+    const int64_t units = std::max<int64_t>(1, std::min(threads / batch, blocks));
+    const int64_t largest = ((s.B + batch - 1) / batch) * ((blocks + units - 1) / units);
+    if (largest >= least) continue;
+    least = largest;
+    plan.batch_groups = static_cast<int>(batch);
+    plan.unit_groups = static_cast<int>(units);
+  }
+  return plan;
+}
+
+int gate_product_threads(const GateProductParams& p, int threads) {
+  return p.B * p.O * p.K * p.I < kSerialProduct ? 1 : threads;
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,21 @@
+// How a scan on the CPU is shared out among threads: as cpu.h for the recurrences without a product.
+#pragma once
+#include "params/scan.h"
+
+namespace fastrnn {
+
+// How the columns (rows of the batch x features) are shared out. They never wait for each other.
+struct ScanPlan {
+  int batch_groups = 1;
+  int unit_groups = 1;
+  bool stream = false;  // results go past the caches
+  int workers() const { return batch_groups * unit_groups; }
+};
+
+// result_bytes: of everything that the kernel writes.
+ScanPlan plan_scan(const ScanShape& shape, int64_t result_bytes, int threads);
+
+// Workers for the product that gives a single step its gates.
+int gate_product_threads(const GateProductParams& params, int threads);
+
+}  // namespace fastrnn

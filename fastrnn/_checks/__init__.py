@@ -1,0 +1,27 @@
+"""What a caller may pass, and the errors for everything else: once, at the door."""
+
+from .rnn import (  # noqa: F401
+    BACKENDS,
+    NONLINEARITIES,
+    SAVE,
+    TIERS,
+    StructureError,
+    ValueOrRuntimeError,
+    batch_sizes_form,
+    batch_sizes_values,
+    cell_dims,
+    cell_params,
+    cell_state,
+    cell_weights,
+    dense,
+    hidden_dims,
+    hidden_size,
+    input_dtype,
+    kind,
+    one_of,
+    pair,
+    params,
+    probability,
+    same_kind,
+    tensor,
+)

@@ -1,0 +1,274 @@
+"""Loads the compiled operators and says what they can do without data (fake implementations).
+
+`torch.ops.fastrnn.rnn_forward` and `rnn_backward` are one recurrent layer over a whole sequence,
+`sru_forward` and `sru_backward` the recurrence of one SRU layer; their schemas, and those of their forms for
+tracers and compilers, are in csrc/ops/schema.cpp. The CPU library defines them, the CUDA library adds its
+implementation where torch itself has CUDA.
+"""
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+from .. import _C
+from . import threads
+
+_FOLDER = Path(__file__).parents[1]  # where the binaries lie
+SAVED_GATES = {"lstm": 4, "gru": 4, "rnn_tanh": 0, "rnn_relu": 0}
+SAVE_MODES = {None: 0, "gates": 1, "recompute": 2}
+# Of the ops' argument `mode`: a tier of the CUDA kernels, and whether float32 may use TensorFloat-32.
+TIERS = {"auto": 0, "one_cta": 16, "grid": 32, "stepwise": 48, "cluster": 64}
+TIER_MASK, TF32 = 112, 128
+
+torch.ops.load_library(_FOLDER / "libfastrnn_cpu.so")
+cuda_loaded = False
+#: How many blocks of fastrnn.patch() are open.
+patched = 0
+if torch.version.cuda is not None and (_FOLDER / "libfastrnn_cuda.so").exists():
+    try:
+        torch.ops.load_library(_FOLDER / "libfastrnn_cuda.so")
+        cuda_loaded = True
+    except OSError as error:  # the driver or libtorch_cuda is missing: the CPU still works
+        warnings.warn(f"fastrnn's CUDA kernels could not be loaded: {error}", RuntimeWarning, stacklevel=2)
+
+forward = torch.ops.fastrnn.rnn_forward.default
+backward = torch.ops.fastrnn.rnn_backward.default
+masked_forward = torch.ops.fastrnn.rnn_masked_forward.default
+masked_backward = torch.ops.fastrnn.rnn_masked_backward.default
+sru_forward = torch.ops.fastrnn.sru_forward.default
+sru_backward = torch.ops.fastrnn.sru_backward.default
+sru_step = torch.ops.fastrnn.sru_step.default
+# With derivatives of their own, for tracers alone: see differentiable.py.
+layer = torch.ops.fastrnn.rnn_layer.default
+masked_layer = torch.ops.fastrnn.rnn_masked_layer.default
+sru_scan = torch.ops.fastrnn.sru_scan.default
+# Without a list among the results, for compilers alone.
+backward_unlisted = torch.ops.fastrnn.rnn_backward_unlisted.default
+masked_backward_unlisted = torch.ops.fastrnn.rnn_masked_backward_unlisted.default
+pack = torch.ops.fastrnn.rnn_pack.default
+stream = torch.ops.fastrnn.rnn_stream.default
+
+
+def build_info() -> dict:
+    """Version, compilers and CUDA architectures of the binaries."""
+    return _C.build_info()
+
+
+def cpu_isa() -> str:
+    """The instruction set whose kernels run: "avx512_bf16", "avx512", "avx2" or "baseline"."""
+    return torch.ops.fastrnn.cpu_isa()
+
+
+def available_cpu_isas() -> list[str]:
+    """The instruction sets that this machine can run, best first."""
+    return torch.ops.fastrnn.cpu_isas().split(",")
+
+
+def cpu_tile(dtype: torch.dtype) -> dict[str, int]:
+    """What the plan of a CPU layer looks at of the kernels in use: ``lanes`` and ``tile_rows``."""
+    lanes, tile_rows = torch.ops.fastrnn.cpu_tile(dtype == torch.float64)
+    return {"lanes": lanes, "tile_rows": tile_rows}
+
+
+def set_cpu_isa(name: str) -> None:
+    """Run other kernels than the best, for tests; the environment variable FASTRNN_CPU_ISA does the same
+    at load. Not between a forward and its backward."""
+    torch.ops.fastrnn.cpu_set_isa(name)
+
+
+def cpu_threads() -> int:
+    """How many threads a call on the CPU may use: torch.get_num_threads(), or fewer where there are fewer
+    CPUs."""
+    return torch.ops.fastrnn.cpu_threads()
+
+
+torch.ops.fastrnn.cpu_limit_threads(*threads.from_here())
+
+_requested = os.environ.get("FASTRNN_CPU_ISA")
+if _requested and _requested != cpu_isa():
+    warnings.warn(
+        f"FASTRNN_CPU_ISA={_requested!r} cannot run here (available: {', '.join(available_cpu_isas())}); "
+        f"using {cpu_isa()}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """Of an LSTM's cell states as they are saved, and of every sum."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _same_device(x, *tensors):
+    """Fake implementations stand for one device: a real tensor among meta ones is a mistake."""
+    for tensor in tensors:
+        if tensor is not None and tensor.device != x.device:
+            raise RuntimeError(f"expected all tensors on x's device, {x.device}, got one on {tensor.device}")
+
+
+@torch.library.register_fake("fastrnn::rnn_forward")
+def _fake_forward(x, h0, c0, weights, batch_sizes, cell, bias, mode):
+    _same_device(x, h0, c0, *weights)
+    directions, batch, out = h0.shape
+    hidden = weights[0].shape[0] // (4 if cell == "lstm" else 3 if cell == "gru" else 1)
+    rows = x.shape[0] if batch_sizes is not None else x.shape[0] * x.shape[1]
+    lstm, saved = cell == "lstm", SAVED_GATES[cell]
+    y = x.new_empty((*x.shape[:-1], directions * out))
+    cn = x.new_empty((directions, batch, hidden)) if lstm else x.new_empty((0,))
+    gates = x.new_empty((directions, rows, saved * hidden)) if mode % 16 == 1 and saved else x.new_empty((0,))
+    cells_shape = (directions, rows, hidden) if lstm and mode % 16 else (0,)
+    return y, x.new_empty(h0.shape), cn, gates, x.new_empty(cells_shape, dtype=compute_dtype(x))
+
+
+@torch.library.register_fake("fastrnn::rnn_layer")
+def _(x, h0, c0, weights, batch_sizes, cell, bias, mode):
+    return _fake_forward(x, h0, c0, weights, batch_sizes, cell, bias, 0)[:3]
+
+
+@torch.library.register_fake("fastrnn::rnn_backward")
+def _fake_backward(
+    grad_y,
+    grad_hn,
+    grad_cn,
+    x,
+    h0,
+    c0,
+    weights,
+    batch_sizes,
+    y,
+    gates,
+    cells,
+    cell,
+    bias,
+    mode,
+):
+    _same_device(x, h0, c0, *weights)
+
+    def like(tensor, wanted):
+        return tensor.new_empty(tensor.shape) if wanted and tensor is not None else x.new_empty((0,))
+
+    return (
+        like(x, mode & 1),
+        like(h0, mode & 2),
+        like(c0, mode & 4),
+        [w.new_empty(w.shape) for w in weights] if mode & 8 else [],
+    )
+
+
+def _unlisted(gradients):
+    """The results of a backward operator one by one, with an empty tensor for each weight there is not."""
+    *first, weights = gradients
+    return *first, *weights, *(first[0].new_empty((0,)) for _ in range(10 - len(weights)))
+
+
+@torch.library.register_fake("fastrnn::rnn_backward_unlisted")
+def _(*args):
+    return _unlisted(_fake_backward(*args))
+
+
+@torch.library.register_fake("fastrnn::rnn_masked_forward")
+def _fake_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode):
+    _same_device(x, reset)
+    return _fake_forward(x, h0, c0, weights, None, cell, bias, mode)
+
+
+@torch.library.register_fake("fastrnn::rnn_masked_layer")
+def _(x, h0, c0, weights, lengths, reset, cell, bias, keep_cells, mode):
+    mode = SAVE_MODES["recompute"] if keep_cells else 0
+    y, hn, cn, _, cells = _fake_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode)
+    return y, hn, cn, cells
+
+
+@torch.library.register_fake("fastrnn::rnn_masked_backward")
+def _fake_masked_backward(
+    grad_y,
+    grad_hn,
+    grad_cn,
+    grad_cells,
+    x,
+    h0,
+    c0,
+    weights,
+    lengths,
+    reset,
+    y,
+    gates,
+    cells,
+    cell,
+    bias,
+    mode,
+):
+    _same_device(x, reset, grad_cells)
+    return _fake_backward(
+        grad_y, grad_hn, grad_cn, x, h0, c0, weights, None, y, gates, cells, cell, bias, mode
+    )
+
+
+@torch.library.register_fake("fastrnn::rnn_masked_backward_unlisted")
+def _(*args):
+    return _unlisted(_fake_masked_backward(*args))
+
+
+@torch.library.register_fake("fastrnn::sru_forward")
+def _fake_sru_forward(
+    u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, save
+):
+    _same_device(u, x, weight_c, bias, c0, v, mask_pad, drop_mask)
+    *rows, _, features = u.shape
+    count = rows[0] if batch_sizes is not None else rows[0] * rows[1]
+    cells = u.new_empty((count, features) if save else (0,), dtype=compute_dtype(u))
+    return u.new_empty((*rows, features)), u.new_empty(c0.shape), cells
+
+
+@torch.library.register_fake("fastrnn::sru_scan")
+def _(*args):
+    return _fake_sru_forward(*args, False)[:2]
+
+
+@torch.library.register_fake("fastrnn::sru_backward")
+def _(
+    grad_h,
+    grad_c,
+    u,
+    x,
+    weight_c,
+    bias,
+    c0,
+    v,
+    mask_pad,
+    drop_mask,
+    batch_sizes,
+    cells,
+    use_tanh,
+    scale,
+    bidirectional,
+    needs,
+):
+    _same_device(u, grad_h, grad_c, x, weight_c, bias, c0, v, mask_pad, drop_mask, cells)
+
+    def like(tensor, wanted):
+        return u.new_empty(tensor.shape) if wanted and tensor is not None else u.new_empty((0,))
+
+    return (
+        like(u, needs & 1),
+        like(x, needs & 2),
+        like(weight_c, needs & 4),
+        like(bias, needs & 4),
+        like(c0, needs & 8),
+        like(v, needs & 16),
+    )
+
+
+@torch.library.register_fake("fastrnn::sru_step")
+def _(x, weight, skip, weight_c, bias, c0, use_tanh, scale):
+    _same_device(x, weight, skip, weight_c, bias, c0)
+    return x.new_empty(c0.shape), x.new_empty(c0.shape)
+
+
+@torch.library.register_fake("fastrnn::rnn_stream")
+def _(x, h0, c0, packed):
+    _same_device(x, h0, c0)
+    y = x.new_empty((*x.shape[:-1], h0.shape[-1]))
+    return y, x.new_empty(h0.shape), x.new_empty((0,) if c0 is None else c0.shape)

@@ -1,0 +1,296 @@
+"""What torch.onnx.export puts in the place of fastrnn's operators.
+
+The exporter takes a program apart until only operators that it knows are left, and asks torch's table of
+decompositions how. There the functions below stand for fastrnn's operators; outside an export to ONNX they
+decline. So a model is traced as for ``torch.export``, what that gave can be exported too, and nothing has to
+be passed. onnx itself is imported by nobody but the exporter.
+
+A layer becomes one LSTM, GRU or RNN node with both directions in it. What those nodes cannot say becomes one
+Scan for each direction, with the step of ``fastrnn.reference`` as its body: resets, projections, every step's
+cell state, and float64, which ONNX has and ONNX Runtime does not compute. So does the recurrence of SRU. A
+layer of a single step, such as a cell, becomes that step's operations.
+
+Shape letters are those of ``fastrnn.functional``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch._decomp import decomposition_table, meta_table
+from torch._higher_order_ops.scan import scan_op
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from .. import reference
+from ..reference import rows as rows_reference
+from ..reference import scan as scan_reference
+from . import library, onnx_weights
+from .onnx_weights import integers, node
+
+_NODES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
+_ZEROS = (torch.ops.aten.zeros.default, torch.ops.aten.new_zeros.default)
+_NO_PACKED = "ONNX has no packed sequences: pass the padded batch{} in place of the PackedSequence"
+
+
+class _ForOnnx:
+    """An operator's key in torch's table of decompositions, equal to the operator during an export to ONNX.
+
+    At all other times the table must seem not to know the operator: torch.compile refuses operators with a
+    decomposition that it does not use, where the environment has CI set.
+    """
+
+    def __init__(self, op: torch._ops.OpOverload) -> None:
+        self.op = op
+
+    def __hash__(self) -> int:
+        return hash(self.op)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (other is self.op and torch.onnx.is_in_onnx_export())
+
+    def __getattr__(self, name: str):
+        if name == "op":  # not there yet
+            raise AttributeError(name)
+        return getattr(self.op, name)
+
+
+def _decomposition(op: torch._ops.OpOverload) -> Callable:
+    """Register a function as what an operator is for ONNX. It takes the operator's arguments."""
+
+    def register(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def decomposition(*args, **kwargs):
+            if not torch.onnx.is_in_onnx_export():
+                return NotImplemented
+            return function(*args, **kwargs)
+
+        # Fake tensors of symbolic sizes would ask the same table. They do not for what is listed as having a
+        # meta function, and then find the operator's fake implementation.
+        meta_table[op] = op
+        decomposition_table[_ForOnnx(op)] = decomposition
+        return decomposition
+
+    return register
+
+
+@_decomposition(library.forward)
+def _rnn_forward(x, h0, c0, weights, batch_sizes, cell, bias, mode):
+    if batch_sizes is not None:
+        raise RuntimeError(_NO_PACKED.format(" and lengths="))
+    return _rnn_masked_forward(x, h0, c0, weights, None, None, cell, bias, 0)
+
+
+@_decomposition(library.layer)
+def _rnn_layer(x, h0, c0, weights, batch_sizes, cell, bias, mode):
+    return _rnn_forward(x, h0, c0, weights, batch_sizes, cell, bias, 0)[:3]
+
+
+@_decomposition(library.masked_layer)
+def _rnn_masked_layer(x, h0, c0, weights, lengths, reset, cell, bias, keep_cells, mode):
+    mode = library.SAVE_MODES["recompute"] if keep_cells else 0
+    y, hn, cn, _, cells = _rnn_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode)
+    return y, hn, cn, cells
+
+
+@_decomposition(library.masked_forward)
+def _rnn_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode):
+    masks = {"lengths": lengths, "reset": reset}
+    cells = None
+    if _is_one(x.shape[0]):
+        y, hn, cn, cells = rows_reference.masked_layer(x, h0, c0, weights, cell=cell, bias=bias, **masks)
+    elif (
+        reset is not None
+        or x.dtype is torch.float64
+        or h0.shape[2] != weights[1].shape[0] // reference.GATES[cell]  # projected
+        or (mode and cell == "lstm")  # every step's cell state is wanted
+    ):
+        y, hn, cn, cells = _scanned_layer(x, h0, c0, weights, cell=cell, bias=bias, **masks)
+    else:
+        y, hn, cn = _layer(x, h0, c0, weights, lengths, cell, bias)
+    # What is not there, the operator gives as an empty tensor.
+    nothing = x.new_empty((0,))
+    return y, hn, nothing if cn is None else cn, nothing, nothing if cells is None else cells
+
+
+def _layer(x, h0, c0, weights, lengths, cell, bias):
+    """A layer as one node. Returns y, h_n and c_n (None unless LSTM)."""
+    directions, rows, hidden = h0.shape
+    dtype, device, steps = x.dtype, x.device, x.shape[0]
+    # Without a state the nodes begin with zeros.
+    given = not all(_is_zeros(t) for t in (h0, c0) if t is not None)
+    arranged = onnx_weights.arranged(weights, directions, cell, bias)
+    if dtype is torch.bfloat16:  # ONNX Runtime has no such nodes; float32 is what the kernels compute in
+        x, h0, c0, *arranged = reference._widen(x, h0, c0, *arranged)
+    sequence_lens = None if lengths is None else lengths.to(torch.int32)
+    states = (h0,) if c0 is None else (h0, c0)
+    attributes = {"hidden_size": hidden}
+    if directions == 2:
+        attributes["direction"] = "bidirectional"
+    if cell == "gru":
+        attributes["linear_before_reset"] = 1
+    elif cell == "rnn_relu":
+        attributes["activations"] = ["Relu"] * directions
+    found = torch.onnx.ops.symbolic_multi_out(
+        _NODES[cell],
+        (x, *arranged, sequence_lens, *(states if given else ())),
+        attributes,
+        dtypes=[x.dtype] * (1 + len(states)),
+        shapes=[(steps, directions, rows, hidden), *[(directions, rows, hidden)] * len(states)],
+    )
+    y, *finals = (t.to(device) for t in found)
+    if directions == 1:
+        y = node("Squeeze", (y, integers([1])), (steps, rows, hidden), x.dtype)
+    else:
+        y = y.transpose(1, 2)
+        y = node("Reshape", (y, integers([0, 0, -1])), (steps, rows, directions * hidden), x.dtype)
+    if given and lengths is not None:
+        # A row without a step keeps its state here; ONNX does not say, and ONNX Runtime gives zeros.
+        none = (lengths == 0).view(1, -1, 1).to(device)
+        finals = [torch.where(none, s, f) for s, f in zip(states, finals, strict=True)]
+    y, *finals = (t.to(device, dtype) for t in (y, *finals))
+    return y, finals[0], (finals[1] if cell == "lstm" else None)
+
+
+def _is_one(steps: int | torch.SymInt) -> bool:
+    """Whether there is a single step, whatever the program is called with."""
+    return isinstance(steps, int) and steps == 1
+
+
+def _is_zeros(t: Tensor) -> bool:
+    """Whether the program that is being taken apart makes t as zeros."""
+    mode = get_proxy_mode()
+    slot = None if mode is None else mode.tracer.tensor_tracker.get(t)
+    if slot is None:
+        return False
+    made_by = slot.proxy.node
+    if made_by.target is torch.ops.aten.full.default:
+        return made_by.args[1] == 0
+    return made_by.target in _ZEROS
+
+
+def _scan(step: Callable, state: Sequence[Tensor], xs: Sequence[Tensor], constants, reverse: bool):
+    """The states after, and everything of, step(*state, *xs[t], *constants), which gives both in one list."""
+    # What asks for a gradient would have scan_op look for a derivative, in passes of the exporter too.
+    state, xs, constants = ([t.detach() for t in ts] for ts in (state, xs, constants))
+    if reverse:
+        xs = [t.flip(0) for t in xs]
+    found = scan_op(step, state, xs, tuple(constants))
+    outputs = found[len(state) :]
+    return found[: len(state)], [t.flip(0) if reverse else t for t in outputs]
+
+
+def _scanned_layer(x, h0, c0, weights, *, cell, bias, lengths, reset):
+    """``rows_reference.masked_layer`` as a Scan for each direction; its arguments and results."""
+    dtype, directions, steps = x.dtype, h0.size(0), x.size(0)
+    x, h0, c0 = reference._widen(x, h0, c0)
+    weights = reference._widen(*weights)
+    per_direction = len(weights) // directions
+    running = None
+    if lengths is not None:
+        running = (torch.arange(steps, device=x.device).unsqueeze(1) < lengths.to(x.device)).unsqueeze(2)
+    begins = None if reset is None else reset.to(x.device).unsqueeze(2)
+
+    outputs, cells, finals = [], [], []
+    for d in range(directions):
+        w_ih, w_hh, *rest = weights[d * per_direction : (d + 1) * per_direction]
+        b_ih, b_hh = rest[:2] if bias else (None, None)
+        w_hr = rest[-1] if len(rest) in (1, 3) else None
+        if d and begins is not None:
+            # In reverse a step is cut off from the one after it, if the row has that.
+            after = begins if running is None else begins & running
+            begins = torch.cat([after[1:], torch.zeros_like(after[:1])])
+        gx = node("MatMul", (x, w_ih.t()), (*x.shape[:2], w_ih.size(0)), x.dtype)
+        gx = gx.to(x.device) if b_ih is None else gx.to(x.device) + b_ih
+        state = (h0[d],) if c0 is None else (h0[d], c0[d])
+        step = functools.partial(
+            _masked_step, cell, begins is not None, running is not None, b_hh is not None
+        )
+        state, (y, *c) = _scan(
+            step,
+            state,
+            [t for t in (gx, begins, running) if t is not None],
+            [t for t in (w_hh, b_hh, w_hr) if t is not None],
+            reverse=d == 1,
+        )
+        outputs.append(y)
+        cells += c
+        finals.append(state)
+    y = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
+    h_n, *c_n = (torch.stack(s).to(dtype) for s in zip(*finals, strict=True))
+    if cell != "lstm":
+        return y.to(dtype), h_n, None, None
+    return y.to(dtype), h_n, c_n[0], torch.stack(cells).flatten(1, 2)
+
+
+def _masked_step(cell: str, resets: bool, masked: bool, bias: bool, *tensors: Tensor) -> list[Tensor]:
+    """One step: the states, gx, perhaps begins and running (B, 1), the recurrent weights. Returns the states
+    and what is seen of them in the output."""
+    given = iter(tensors)
+    state = tuple(next(given) for _ in range(2 if cell == "lstm" else 1))
+    gx = next(given)
+    begins = next(given) if resets else None
+    running = next(given) if masked else None
+    w_hh, b_hh = next(given), (next(given) if bias else None)
+    step = reference._make_step(cell, w_hh, b_hh, next(given, None))
+    new = step(gx, state if begins is None else tuple(s.masked_fill(begins, 0) for s in state))
+    if running is None:
+        return [*new, *(n.clone() for n in new)]  # the results of a Scan may not be one tensor
+    kept = [torch.where(running, n, s) for n, s in zip(new, state, strict=True)]
+    return [*kept, *(n.masked_fill(~running, 0) for n in new)]
+
+
+@_decomposition(library.sru_forward)
+def _sru_forward(
+    u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, save
+):
+    if batch_sizes is not None:
+        raise RuntimeError(_NO_PACKED.format(" and mask_pad"))
+    nothing = u.new_empty((0,))
+    if _is_one(u.shape[0]):
+        masks = {"v": v, "mask_pad": mask_pad, "drop_mask": drop_mask}
+        options = {"use_tanh": use_tanh, "scale": scale, "bidirectional": bidirectional}
+        return *reference.sru_scan(u, x, weight_c, bias, c0, **masks, **options), nothing
+    dtype, hidden = u.dtype, u.shape[-1] // (2 if bidirectional else 1)
+    by_step = {"u": u, "x": x, "v": v}
+    constant = {"weight": weight_c, "bias": bias, "drop": drop_mask}
+    outputs, finals = [], []
+    for d in range(2 if bidirectional else 1):
+
+        def own(t: Tensor, d: int = d) -> Tensor:
+            """This direction's part of t."""
+            return scan_reference._widen(t.narrow(-1, d * hidden, hidden) if bidirectional else t)
+
+        xs = {k: own(t) for k, t in by_step.items() if t is not None}
+        if mask_pad is not None:
+            xs["pad"] = mask_pad.unsqueeze(-1)
+        constants = {k: own(t) for k, t in constant.items() if t is not None}
+        step = functools.partial(_sru_step, (*xs, *constants), use_tanh, scale)
+        (c,), (h,) = _scan(step, [own(c0)], xs.values(), constants.values(), reverse=d == 1)
+        outputs.append(h)
+        finals.append(c)
+    h, c = (torch.cat(t, dim=-1) if bidirectional else t[0] for t in (outputs, finals))
+    return h.to(dtype), c.to(dtype), nothing
+
+
+@_decomposition(library.sru_scan)
+def _sru_scan(*args):
+    return _sru_forward(*args, False)[:2]
+
+
+def _sru_step(names: tuple[str, ...], use_tanh: bool, scale: float, c: Tensor, *tensors: Tensor):
+    """One step of SRU: the state, u (B, K, H) and what else there is by name. Returns the state and h."""
+    given = dict(zip(names, tensors, strict=True))
+    u, skip, v = given["u"], given.get("x"), given.get("v")
+    if u.size(1) == 4:
+        skip = u[:, 3]
+    elif skip is not None and scale != 1:
+        skip = skip * scale
+    weight = given["weight"] if v is None else given["weight"] + v
+    gates = u[:, 1:3] + given["bias"]
+    h, new = scan_reference._step(
+        u[:, 0], gates, weight, skip, given.get("drop"), given.get("pad"), c, use_tanh
+    )
+    return [new, h.clone()]

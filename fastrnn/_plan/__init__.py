@@ -1,0 +1,1 @@
+"""Which kernel runs a layer, why, and what it costs: pure questions."""

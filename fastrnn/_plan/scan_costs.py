@@ -1,0 +1,87 @@
+"""fastrnn.explain for SRU and SRU++: a matrix product, perhaps attention, and the scan."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+from torch import nn
+
+_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class Layer(NamedTuple):
+    """One layer's sizes: I inputs, H units, D directions, K blocks of u; widths between its linear maps; P
+    features and heads of its attention, 0 without."""
+
+    I: int  # noqa: E741
+    H: int
+    D: int
+    K: int
+    widths: tuple[int, ...] = ()
+    P: int = 0
+    heads: int = 0
+    custom: str | None = None
+
+
+def layers_of(module: nn.Module) -> list[Layer]:
+    """The layers of an SRU, SRUpp or one of their cells."""
+    from ..modules import SRUppAttention, SRUppProjectedLinear
+
+    found = []
+    for cell in getattr(module, "rnn_lst", [module]):
+        transform, widths, P, heads, custom = cell.transform_module, (), 0, 0, None
+        if isinstance(transform, SRUppAttention):
+            P, heads = transform.proj_features, transform.num_heads
+        elif isinstance(transform, SRUppProjectedLinear):
+            widths = (transform.proj_features,)
+        elif isinstance(transform, nn.Sequential) and all(isinstance(m, nn.Linear) for m in transform):
+            widths = tuple(m.out_features for m in transform[:-1])
+        elif not isinstance(transform, nn.Linear):
+            custom = type(transform).__name__
+        D = 2 if cell.bidirectional else 1
+        found.append(Layer(cell.input_size, cell.hidden_size, D, cell.num_matrices, widths, P, heads, custom))
+    return found
+
+
+def costs(layer: Layer, T: int, B: int, dtype: str, training: bool) -> dict:
+    """Operations and bytes of one layer, as the plans of the other recurrences have them."""
+    size, O = _BYTES[dtype], layer.D * layer.H  # noqa: E741
+    state = max(size, 4)
+    widths = (layer.I, *layer.widths, O * layer.K)
+    if layer.P:
+        widths = (layer.I, layer.P, O * layer.K)
+    products = sum(a * b for a, b in pairwise(widths)) if not layer.custom else 0
+    products += 2 * layer.P * layer.P
+    flops = 2.0 * T * B * products + 4.0 * B * T * T * layer.P
+    rows = layer.K + (layer.K == 3)  # u, and the highway's input
+    a_step = B * O * (rows * size + (state if training else 0))
+    plan = {
+        "flops": flops * (3 if training else 1),
+        "weight_bytes": (products + 4 * O) * size,
+        "step_weight_bytes": 4 * O * size,
+        "saved_bytes_per_step": a_step if training else 0,
+        "saved_bytes_per_step_recompute": a_step if training else 0,
+        "scan_bytes": T * B * O * (rows + 1) * size,
+    }
+    if layer.P:
+        plan["attention"] = f"scaled_dot_product_attention, {layer.heads} x {layer.P // layer.heads} features"
+    if layer.custom:
+        plan["transform_module"] = f"{layer.custom}, not counted"
+    return plan
+
+
+REASON = "elementwise: one pass through u, rows and units side by side; the matrix product is outside of it"
+
+
+def largest_product(layers: list[Layer], T: int, B: int, device: str, dtype: str) -> str | None:
+    """A note about the library of the matrix products, where it is not torch's usual one."""
+    from .._run import projection
+
+    largest = max(T * B * layer.I * layer.D * layer.H * layer.K for layer in layers)
+    if device == "cpu" and dtype == "float32" and projection.uses_onednn(largest):
+        return "matrix products by oneDNN"
+    return None
+
+
+__all__ = ["REASON", "Layer", "costs", "largest_product", "layers_of"]

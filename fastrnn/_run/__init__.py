@@ -1,0 +1,1 @@
+"""From checked arguments to one operator a layer: stacks, directions, packing, autocast, streaming."""

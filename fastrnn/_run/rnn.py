@@ -1,0 +1,292 @@
+"""The body of the recurrent layers: checks, default states, layers, directions, dropout, packing, autocast.
+
+``fastrnn.functional`` and the modules both end here, so that an input is checked once and in one place.
+One layer over the whole sequence is one call of the fused op, or of its definition in ``fastrnn.reference``.
+Shape letters are those of ``fastrnn.functional``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _checks, reference
+from .._ops import autograd
+from . import native, wavefront
+from .rows import Masks
+
+# What autocast casts; float64 and complex pass through it unchanged.
+_AUTOCAST_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Stack(NamedTuple):
+    """A stack of recurrent layers without its weights.
+
+    ``name`` is what messages call it and ``cell`` what the kernels do: "lstm", "gru", "rnn_tanh", "rnn_relu".
+    ``proj_size`` is 0 without a projection. The rest is what the modules' arguments of the same names say.
+    """
+
+    name: str
+    cell: str
+    input_size: int
+    hidden_size: int
+    proj_size: int
+    bias: bool
+    num_layers: int
+    dropout: float
+    training: bool
+    bidirectional: bool
+    batch_first: bool
+    save: str
+    backend: str
+
+
+def choose(backend: str, x: Tensor) -> Callable:
+    """The function that computes a layer: the fused one or the reference, in whose place torch's own may
+    come."""
+    if backend == "reference":
+        return reference.layer
+    # Kernels have derivatives in reverse mode and no batching rules: torch.func's transforms (vmap, jvp,
+    # hessian, ...) and forward-mode differentiation take the reference apart instead.
+    transformed = autograd.transformed()
+    if not transformed and autograd.supported(x):
+        if backend in _checks.TIERS:
+            return functools.partial(autograd.layer, tier=autograd.tier(backend, x))
+        return autograd.layer
+    if backend == "auto":
+        return reference.layer
+    what = "torch.func's transforms or forward-mode AD" if transformed else f"{x.dtype} on {x.device}"
+    raise RuntimeError(f"backend={backend!r}: no kernel covers {what}; use backend='auto' or 'reference'")
+
+
+def run(
+    stack: Stack,
+    input: Tensor,
+    hx: Tensor | Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None = None,
+    sorted_indices: Tensor | None = None,
+    masks: Masks | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Check the input and hx, and run the layers.
+
+    The weights, flat, are known to have the stack's sizes. ``sorted_indices`` permutes hx, for packed
+    batches; ``masks`` belong to padded ones. Returns output, h_n and c_n (None unless LSTM), with the
+    dimensions and order of the input.
+    """
+    name = stack.name
+    dims = _checks.tensor(name, "input", input).dim()
+    if input.layout is not torch.strided or input.is_nested:
+        input = _checks.dense(name, input)
+    packed, batched = batch_sizes is not None, True
+    if packed:
+        _checks.batch_sizes_form(batch_sizes)
+        x = input
+    elif dims == 3:
+        x = input.transpose(0, 1) if stack.batch_first else input
+    elif dims == 2:
+        x, batched = input.unsqueeze(1), False
+    else:
+        tensor = " tensor" if name == "RNN" else ""
+        raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dims}D{tensor} instead")
+
+    h = c = None
+    if hx is not None:
+        h, c = _checks.pair(name, hx) if stack.cell == "lstm" else (_checks.tensor(name, "hx", hx), None)
+        if not packed:
+            _checks.hidden_dims(h, c, batched)
+            if not batched:
+                h, c = h.unsqueeze(1), (None if c is None else c.unsqueeze(1))
+
+    w0 = weights[0]
+    autocast = autocasting(x)
+    if x.dtype != w0.dtype and not autocast:
+        _checks.input_dtype(x.dtype, w0.dtype)
+    if packed and dims != 2:
+        raise RuntimeError(f"input must have 2 dimensions, got {dims}")
+    shape = x.shape
+    if shape[-1] != stack.input_size:
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. Expected {stack.input_size}, got {shape[-1]}"
+        )
+    if packed and h is not None and torch.compiler.is_compiling():
+        rows = h.size(1)  # a graph cannot compare sizes with values: the kernels will
+    else:
+        rows = shape[1] if not packed else _first(batch_sizes)
+    if h is not None:
+        _checks.hidden_size(stack, h, c, rows)
+        h, c = permute(h, sorted_indices), permute(c, sorted_indices)
+    if shape[0] == 0 and not packed:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    # The kernels look at everything, but a weight on "meta" would take the call away from them.
+    device = x.device
+    for w in weights:
+        if w.device != device:
+            _checks.same_kind(x, [("parameter", w)])
+
+    try:
+        if stack.backend == "cudnn" and masks is None:  # autocast included
+            y, h, c = native.layers(stack, x, h, c, weights, rows, batch_sizes)
+        elif autocast:
+            y, h, c = _autocast_layers(stack, x, h, c, weights, rows, batch_sizes, masks)
+        else:
+            y, h, c = _layers(stack, x, h, c, weights, rows, batch_sizes, masks)
+    except RuntimeError:
+        # Asked here, where no other call has to wait for the answer.
+        if masks is not None or not native.per_sample(weights):
+            raise
+        with native.taken_apart():
+            y, h, c = native.layers(stack, x, h, c, weights, rows, batch_sizes)
+
+    if packed:
+        return y, h, c
+    if not batched:
+        return y.squeeze(1), h.squeeze(1), (None if c is None else c.squeeze(1))
+    return (y.transpose(0, 1) if stack.batch_first else y), h, c
+
+
+def _first(batch_sizes: Tensor) -> int:
+    """The rows of the first step, which for a program is a number that it reads when it runs."""
+    if autograd.tracing():
+        return batch_sizes[0]
+    if not autograd.exporting():
+        return int(batch_sizes[0])
+    rows = batch_sizes[0].item()
+    torch._check(rows >= 0)
+    return rows
+
+
+def permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:
+    """Reorder the rows of a state (L*D, B, .), where there are both a state and an order."""
+    return state if state is None or indices is None else state.index_select(1, indices)
+
+
+def _autocast_layers(stack, x, h, c, weights, rows, batch_sizes, masks):
+    """The layers under autocast, in the dtypes of torch's."""
+    # On a device of torch's alone its layers know best what autocast means there.
+    if masks is None and not x.is_cpu:
+        found = native.layers_instead(stack, x, h, c, weights, rows, batch_sizes)
+        if found is not None:
+            return found
+    packed, projected = batch_sizes is not None, stack.proj_size > 0
+    x, h, c, weights, round_to = autocast_inputs(stack.cell, projected, packed, x, h, c, weights)
+    with torch.autocast(x.device.type, enabled=False):
+        y, h, c = _layers(stack, x, h, c, weights, rows, batch_sizes, masks)
+    if round_to is not None:
+        y, h = y.to(round_to), h.to(round_to)
+        if masks is not None:
+            masks.round_outputs(round_to)
+    return y, h, c
+
+
+def _layers(stack, x, h, c, weights, rows, batch_sizes, masks):
+    """The layers themselves. h and c are (L*D, B, .) or None for zeros."""
+    cell, bias, save = stack.cell, stack.bias, stack.save
+    directions = 2 if stack.bidirectional else 1
+    layer = choose(stack.backend, x) if masks is None else masks.layer(stack.backend, x)
+    if layer is reference.layer:
+        _checks.same_kind(x, [*(("parameter", w) for w in weights), ("hidden", h), ("cell", c)])
+        if batch_sizes is not None:
+            _checks.batch_sizes_values(batch_sizes, x.size(0))
+        found = native.layers_instead(stack, x, h, c, weights, rows, batch_sizes)
+        if found is not None:
+            return found
+    if h is not None:
+        _checks.same_kind(x, (("hidden", h), ("cell", c)))
+
+    # Zero states are the same for every layer, and without projection for h and c too (torch.compile wants
+    # two tensors there).
+    zero_h = zero_c = None
+    if h is None:
+        zero_h = zero_c = x.new_zeros((directions, rows, stack.proj_size or stack.hidden_size))
+        if cell != "lstm":
+            zero_c = None
+        elif stack.proj_size or torch.compiler.is_compiling():
+            zero_c = x.new_zeros((directions, rows, stack.hidden_size))
+
+    if stack.num_layers == 1:
+        h, c = (zero_h, zero_c) if h is None else (h, c)
+        return layer(x, h, c, weights, cell=cell, bias=bias, batch_sizes=batch_sizes, save=save)
+
+    per_layer = len(weights) // stack.num_layers
+    dropout = _checks.probability(stack.name, stack.dropout) if stack.training else 0.0
+    if (
+        directions == 1
+        and batch_sizes is None
+        and masks is None
+        and not dropout
+        and layer is not reference.layer
+    ):
+        pieces = wavefront.pieces(stack, x, rows, weights)
+        if pieces > 1:
+            starts = (
+                [(zero_h, zero_c)] * stack.num_layers
+                if h is None
+                else [(h[k : k + 1], None if c is None else c[k : k + 1]) for k in range(stack.num_layers)]
+            )
+            of_layers = [weights[k * per_layer : (k + 1) * per_layer] for k in range(stack.num_layers)]
+            return wavefront.run(
+                layer, x, starts, of_layers, pieces, cell=cell, bias=bias, batch_sizes=None, save=save
+            )
+    last_h, last_c = [], []
+    for k in range(stack.num_layers):
+        if k and dropout:
+            x = torch.nn.functional.dropout(x, dropout, True)
+        states = slice(k * directions, (k + 1) * directions)
+        x, hn, cn = layer(
+            x,
+            zero_h if h is None else h[states],
+            zero_c if c is None else c[states],
+            weights[k * per_layer : (k + 1) * per_layer],
+            cell=cell,
+            bias=bias,
+            batch_sizes=batch_sizes,
+            save=save,
+        )
+        last_h.append(hn)
+        last_c.append(cn)
+    return x, torch.cat(last_h), (torch.cat(last_c) if cell == "lstm" else None)
+
+
+def autocasting(x: Tensor) -> bool:
+    """Whether autocast is on for the device of x."""
+    if x.is_cpu:
+        return torch.is_autocast_enabled("cpu")
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def autocast_inputs(cell: str, projected: bool, packed: bool, x, h, c, weights):
+    """Cast everything to the dtype in which torch's own modules answer under autocast.
+
+    On a GPU that is the autocast dtype. On the CPU torch runs the matrix products in the autocast dtype and
+    oneDNN's LSTM, which takes whole sequences (``packed`` false) without projection, altogether. In the rest
+    the state decides: RNN and its cell answer in the autocast dtype; GRU, the other LSTMs and their cells in
+    the wider of that and the state's, which by default is the input's. Here the whole layer runs in the
+    answer's dtype, at least as precisely as in torch. With projections torch rounds h, and not c.
+
+    Returns x, h, c, weights, and a dtype to round output and h to, or None.
+    """
+    if x.dtype not in _AUTOCAST_TYPES:
+        _checks.same_kind(x, [("parameter", w) for w in weights])
+        return x, h, c, weights, None
+    to, round_to = torch.get_autocast_dtype(x.device.type), None
+    if x.is_cpu and cell in ("lstm", "gru"):
+        layer_of_onednn = cell == "lstm" and not packed and not projected
+        if not layer_of_onednn or x.dtype == torch.float16:
+            round_to = to if projected else None
+            state = h if cell == "gru" else c
+            state_type = x.dtype if state is None else state.dtype
+            if state_type in _AUTOCAST_TYPES:
+                to = torch.promote_types(to, state_type)
+
+    def cast(t):
+        return t.to(to) if t is not None and t.dtype in _AUTOCAST_TYPES else t
+
+    x, h, c, weights = cast(x), cast(h), cast(c), [cast(w) for w in weights]
+    _checks.same_kind(x, [("parameter", w) for w in weights])
+    return x, h, c, weights, round_to

@@ -1,0 +1,193 @@
+"""Padded batches whose rows differ: lengths, resets, and the states of every step.
+
+What ``lengths``, ``reset``, ``done`` and ``return_all_states`` of the layers mean, their checks, and the
+function that computes a layer with them. The body of the layers is in ``rnn``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from .._ops import autograd, autograd_rows
+from .._ops.autograd import supported, transformed
+from ..reference.rows import masked_layer
+
+
+class Masks:
+    """What a call asks for beyond input and hx, and, once the layers have run, the states that it wanted.
+
+    lengths: (B,) int64 on the CPU, or None. reset: (T, B) bool on the input's device, or None.
+    ended: (B,) bool on the input's device, rows whose sequence is over after their last step, or None.
+    keep_states: whether ``states()`` will be asked for.
+    """
+
+    def __init__(
+        self, lengths: Tensor | None, reset: Tensor | None, ended: Tensor | None, keep_states: bool
+    ) -> None:
+        self.lengths, self.reset, self.ended, self.keep_states = lengths, reset, ended, keep_states
+        self._h: list[Tensor] = []
+        self._c: list[Tensor] = []
+
+    def layer(self, backend: str, x: Tensor) -> Callable:
+        """A function like those that ``rnn.choose`` gives, for this input."""
+        looked_into = transformed()
+        if backend in ("auto", "fused", *_checks.TIERS) and supported(x) and not looked_into:
+            tier = autograd.tier(backend, x) if backend in _checks.TIERS else 0
+            return functools.partial(self._call, functools.partial(autograd_rows.layer, tier=tier))
+        if backend not in ("auto", "reference"):
+            what = "torch.func's transforms or forward-mode AD" if looked_into else f"{x.dtype} on {x.device}"
+            raise RuntimeError(
+                f"backend={backend!r}: it does not cover lengths, reset, done or return_all_states with "
+                f"{what}; use backend='auto' or 'reference'"
+            )
+        self._check_values(x)
+        return functools.partial(self._call, None)
+
+    def _check_values(self, x: Tensor) -> None:
+        """The kernels look at the lengths themselves."""
+        if self.lengths is None or not self.lengths.numel():
+            return
+        values = self.lengths
+        while torch._C._functorch.is_functorch_wrapped_tensor(values):  # vmap's rows: all of them at once
+            values = torch._C._functorch.get_unwrapped(values)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > x.size(0):
+            raise RuntimeError(
+                f"lengths: expected 0 to {x.size(0)} (the steps of x), got {low if low < 0 else high}"
+            )
+
+    def _call(self, fused, x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates"):
+        if fused is None:
+            y, hn, cn, cells = masked_layer(
+                x, h0, c0, weights, cell=cell, bias=bias, lengths=self.lengths, reset=self.reset
+            )
+        else:
+            y, hn, cn, cells = fused(
+                x,
+                h0,
+                c0,
+                weights,
+                cell=cell,
+                bias=bias,
+                lengths=self.lengths,
+                reset=self.reset,
+                save=save,
+                keep_cells=self.keep_states,
+            )
+        if self.ended is not None:
+            hn, cn = self._over(hn), (None if cn is None else self._over(cn))
+        if self.keep_states:
+            self._h.append(y)
+            if cells is not None:
+                directions, _, hidden = cells.shape
+                by_step = cells.view(directions, *x.shape[:2], hidden).permute(1, 2, 0, 3)
+                self._c.append(by_step.flatten(2).to(y.dtype))
+        return y, hn, cn
+
+    def _over(self, state: Tensor) -> Tensor:
+        """A last state (D, B, .) with zeros for the next call to begin with, in the forward direction."""
+        over = self.ended.view(1, -1, 1)
+        if state.size(0) == 2:
+            over = torch.cat([over, torch.zeros_like(over)])
+        return state.masked_fill(over, 0)
+
+    def round_outputs(self, dtype: torch.dtype) -> None:
+        """What autocast does to the output, for every step's h."""
+        self._h = [h.to(dtype) for h in self._h]
+
+    def states(self, batched: bool, batch_first: bool) -> tuple[Tensor, Tensor | None]:
+        """h and, for an LSTM, c of every layer and step, (L, T, B, D*P) and (L, T, B, D*H), laid out as the
+        output."""
+        h, c = torch.stack(self._h), (torch.stack(self._c) if self._c else None)
+        if not batched:
+            return h.squeeze(2), (None if c is None else c.squeeze(2))
+        if batch_first:
+            return h.transpose(1, 2), (None if c is None else c.transpose(1, 2))
+        return h, c
+
+
+def read(name: str, input: object, lengths, reset, done, keep_states: bool, batch_first: bool) -> Masks:
+    """Check the arguments against the input. lengths: integers in a tensor on any device, or in a list."""
+    x = _checks.tensor(name, "input", input)
+    if x.dim() not in (2, 3):  # the layers say what is wrong with it
+        return Masks(None, None, None, keep_states)
+    batched = x.dim() == 3
+    steps, rows = (x.shape[1], x.shape[0]) if batched and batch_first else (x.shape[0], x.shape[1])
+    if not batched:
+        rows = 1
+    if lengths is not None:
+        lengths = _lengths(name, lengths, rows, batched)
+    if reset is not None:
+        reset = _mask(name, "reset", reset, x, steps, rows, batched, batch_first)
+    ended = None
+    if done is not None and steps > 0:
+        done = _mask(name, "done", done, x, steps, rows, batched, batch_first)
+        begins = torch.cat([torch.zeros_like(done[:1]), done[:-1]])
+        reset, ended = (begins if reset is None else reset | begins), _at_the_end(done, lengths)
+    return Masks(lengths, reset, ended, keep_states)
+
+
+def _at_the_end(done: Tensor, lengths: Tensor | None) -> Tensor:
+    """done (T, B) at each row's last step; False for rows without one."""
+    if lengths is None:
+        return done[-1]
+    lengths = lengths.to(done.device)
+    last = (lengths - 1).clamp(0, done.size(0) - 1)  # the kernels will say what is wrong with others
+    return done.gather(0, last.unsqueeze(0)).squeeze(0) & (lengths > 0)
+
+
+def _lengths(name: str, lengths: object, rows: int, batched: bool) -> Tensor:
+    if isinstance(lengths, (int, Sequence)) and not isinstance(lengths, (bool, str)):
+        values = [lengths] if isinstance(lengths, int) else lengths
+        if not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+            raise TypeError(f"{name}: lengths should be integers, got {lengths!r}")
+        try:
+            lengths = torch.tensor(values, dtype=torch.int64)
+        except (ValueError, OverflowError, RuntimeError):  # torch's answer to 2**64 differs by version
+            raise ValueError(f"{name}: lengths should be 64-bit integers, got {lengths!r}") from None
+    elif not isinstance(lengths, Tensor):
+        raise TypeError(
+            f"{name}: lengths should be a Tensor or a list of integers, got {_checks.kind(lengths)}"
+        )
+    if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
+        raise TypeError(f"{name}: lengths should be integers, got {lengths.dtype}")
+    if lengths.is_meta or lengths.layout != torch.strided:
+        raise RuntimeError(
+            f"{name}: lengths should be a dense Tensor with values, got {lengths.layout} on {lengths.device}"
+        )
+    if not batched and lengths.dim() == 0:
+        lengths = lengths.unsqueeze(0)
+    if lengths.shape != (rows,):
+        raise ValueError(
+            f"{name}: lengths should have one number for each of the {rows} rows of the batch, "
+            f"got size {list(lengths.shape)}"
+        )
+    return lengths.to(device="cpu", dtype=torch.int64)
+
+
+def _mask(
+    name: str, argument: str, mask: object, x: Tensor, steps: int, rows: int, batched: bool, batch_first: bool
+) -> Tensor:
+    """reset or done as (T, B) bool."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name}: {argument} should be a Tensor, got {_checks.kind(mask)}")
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(f"{name}: {argument} should be a mask of bool or integers, got {mask.dtype}")
+    expected = (steps,) if not batched else (rows, steps) if batch_first else (steps, rows)
+    if mask.shape != expected:
+        raise ValueError(f"{name}: {argument} should have size {list(expected)}, got {list(mask.shape)}")
+    if mask.device != x.device:
+        raise RuntimeError(
+            f"{name}: {argument} should be on the input's device, {x.device}, and is on {mask.device}"
+        )
+    if mask.layout != torch.strided:
+        raise RuntimeError(f"{name}: {argument} should be a dense Tensor, got {mask.layout}")
+    mask = mask if mask.dtype == torch.bool else mask != 0
+    if not batched:
+        return mask.unsqueeze(1)
+    return mask.transpose(0, 1) if batch_first else mask

@@ -1,0 +1,206 @@
+"""Stacked layers on a GPU at the same time: the sequence in pieces, a stream for each layer.
+
+A persistent kernel fills a few SMs of many, and layer l needs of layer l-1 only the steps before its own. So
+the time steps are cut into pieces, and layer l computes piece j while layer l-1 computes piece j+1:
+
+    layer 0   0 1 2 3
+    layer 1     0 1 2 3          L + P - 1 pieces' time instead of L * P
+    layer 2       0 1 2 3
+
+Every piece is a call of the layer's op with the last one's state, and autograd runs backward on the streams
+of forward, so that the gradients go through the same wavefront the other way. What it costs is a launch and
+the reading of the weights once a piece, and the host's time to start them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .. import _C, _checks
+from .._ops import autograd, library
+from .._plan import gpus
+
+_asked: contextvars.ContextVar[int | None] = contextvars.ContextVar("fastrnn_wavefront", default=None)
+
+#: Microseconds. Estimates: a call from Python with its autograd node, and a kernel's start with its weights.
+_HOST_CALL_US = 60.0
+_PIECE_START_US = 15.0
+_PIECES = (2, 4, 8, 16, 32)
+#: Of the time without pieces; nearer to 1 an estimate decides nothing.
+_WORTH = 0.8
+
+
+@contextlib.contextmanager
+def wavefront(pieces: int | None) -> Iterator[None]:
+    """Within it, stacked layers cut their sequence into so many pieces that run as a wavefront.
+
+    Args:
+        pieces: 1 for whole layers one after the other, more for that many pieces, None for what the plan
+            says, which is the state without this context: pieces on a GPU where the layers' kernels leave
+            each other room and the plan's times say that it pays. As long as those times are estimates,
+            that is whole layers; ``fastrnn.explain`` names the number of pieces that they would make.
+
+    Layers with two directions, packed or masked batches, dropout in training, and compiled graphs run whole
+    all the same. The numbers are the same up to rounding in the weights' gradients, whose sums over time are
+    cut into pieces.
+
+    It holds for calls on the thread (or asyncio task) that entered it. What torch.utils.checkpoint computes
+    again during backward() comes later, and on a GPU from a thread of autograd's: enter it within the
+    function that is checkpointed, so that both runs are cut alike.
+
+    Raises:
+        TypeError, ValueError: pieces that is no integer, or below 1.
+    """
+    if pieces is not None:
+        if isinstance(pieces, bool) or not isinstance(pieces, int):
+            raise TypeError(f"wavefront: expected an int or None as pieces, got {_checks.kind(pieces)}")
+        if pieces < 1:
+            raise ValueError(f"wavefront: expected pieces of at least 1, got {pieces}")
+    if torch.compiler.is_compiling():  # layers run whole there
+        yield
+        return
+    token = _asked.set(pieces)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def pieces(stack, x: Tensor, rows: int, weights) -> int:
+    """Into how many pieces a stack of plain layers over x, (T, B, I), is cut; 1 for not at all."""
+    if torch.compiler.is_compiling() or autograd.tracing():
+        return 1
+    asked = _asked.get()
+    if asked is not None:
+        return min(asked, x.size(0))
+    if not x.is_cuda or not library.cuda_loaded or stack.backend not in ("auto", "fused") or not measured():
+        return 1
+    training = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights))
+    return planned(
+        stack.cell,
+        stack.num_layers,
+        x.size(0),
+        rows,
+        stack.hidden_size,
+        stack.proj_size,
+        str(x.dtype).removeprefix("torch."),
+        training,
+        autograd.rnn_tf32(),
+        gpus.find(device=x.device),
+    )
+
+
+@functools.cache
+def measured() -> bool:
+    """Whether the plan's times a step come from a GPU."""
+    return not _C.plan_table_provenance().startswith("estimated")
+
+
+@functools.lru_cache(maxsize=4096)
+def planned(
+    cell: str,
+    num_layers: int,
+    steps: int,
+    rows: int,
+    hidden: int,
+    proj: int,
+    dtype: str,
+    training: bool,
+    tf32: bool,
+    gpu: gpus.Gpu,
+) -> int:
+    """The number of pieces that the plan's times make the fastest, 1 unless it is clearly so.
+
+    The upper layers' plan stands for all: they differ in the input size alone, which is no part of it.
+    """
+    plan = _C.plan(
+        device="cuda",
+        cell=cell,
+        T=steps,
+        B=rows,
+        I=hidden,
+        H=hidden,
+        P=proj,
+        dtype=dtype,
+        training=training,
+        gpu=gpu.properties(),
+        tf32=tf32,
+    )
+    passes = [plan, plan["backward"]] if training else [plan]
+    if any(p["kernel"] == "stepwise" or 2 * p["ctas"] > gpu.sms for p in passes):
+        return 1  # it fills the GPU by itself
+    at_once = min(num_layers, *(gpu.sms // p["ctas"] for p in passes))
+    step_us = sum(p["step_us"] for p in passes)
+    best, best_us = 1, _WORTH * num_layers * steps * step_us
+    for count in _PIECES:
+        if count > steps:
+            break
+        # Layers beyond those that find room wait for a whole wave of the others.
+        waves = -(-num_layers // at_once) * (count + at_once - 1)
+        device_us = waves * (steps * step_us / count + len(passes) * _PIECE_START_US)
+        host_us = len(passes) * count * num_layers * _HOST_CALL_US
+        if max(device_us, host_us) < best_us:
+            best, best_us = count, max(device_us, host_us)
+    return best
+
+
+@functools.lru_cache(maxsize=64)
+def _streams(device: torch.device, count: int) -> list:
+    """The streams of the layers, made once a device; one more layer does not change those of the others."""
+    return [torch.cuda.Stream(device) for _ in range(count)]
+
+
+def run(layer, x: Tensor, states: list, weights: list, count: int, **options):
+    """The layers over x, (T, B, I), cut into ``count`` pieces.
+
+    states: (h, c) of each layer, (1, B, .); c None unless LSTM. weights: the list of each layer.
+    layer: as ``fastrnn._ops.autograd.layer``, with its options.
+    Returns y, h_n and c_n (None unless LSTM), (L, B, .).
+    """
+    streams = _streams(x.device, len(weights)) if x.is_cuda else None
+    main = torch.cuda.current_stream(x.device) if streams else None
+    values, states = list(x.tensor_split(count)), list(states)
+    _run_pieces(functools.partial(layer, **options), values, states, weights, streams, main)
+    y, (h, c) = torch.cat(values), zip(*states, strict=True)
+    return y, torch.cat(h), (None if c[0] is None else torch.cat(c))
+
+
+def _run_pieces(layer, values: list, states: list, weights: list, streams: list | None, main) -> None:
+    """Puts the last layer's output in place of the pieces in ``values``, and the last states in ``states``.
+
+    streams: one for each layer; work queued on ``main`` before comes before theirs, and after them all what
+    it is given next. None on the CPU: the same calls in the same order.
+    """
+    for k, stream in enumerate(streams or ()):
+        stream.wait_stream(main)
+        # Made on `main`, which waits for the forward pass below. But backward reads them on this stream again
+        # and then lets go of them, and nothing on `main` waits for that: their memory has to.
+        for tensor in (*states[k], *weights[k], *(values if k == 0 else ())):
+            if tensor is not None:
+                tensor.record_stream(stream)
+    for wave in range(len(values) + len(weights) - 1):
+        # From the top, so that a layer waits for the piece it takes and not for the next one too.
+        for k in reversed(range(len(weights))):
+            j = wave - k
+            if not 0 <= j < len(values):
+                continue
+            if streams is None:
+                values[j], *states[k] = layer(values[j], *states[k], weights[k])
+                continue
+            if k:
+                streams[k].wait_stream(streams[k - 1])
+            with torch.cuda.stream(streams[k]):
+                values[j], *states[k] = layer(values[j], *states[k], weights[k])
+            # Made on this layer's stream and read last on another: its memory waits for that one.
+            values[j].record_stream(streams[k + 1] if k + 1 < len(weights) else main)
+            for state in states[k]:
+                if state is not None:
+                    state.record_stream(main)
+    for stream in streams or ():
+        main.wait_stream(stream)

@@ -1,0 +1,168 @@
+"""The recurrence of SRU and SRU++ in plain torch: the definition, the oracle and the fallback.
+
+What the fused scan computes is defined here; ``fastrnn.reference`` exports it. The equations are those of
+Lei et al., "Simple Recurrent Units for Highly Parallelizable Recurrence" (2018), with the options that the
+``sru`` package added later: dropout masks, pads, tanh, and weights v that differ from step to step.
+
+Shapes: L steps, B rows, H hidden units, D directions, O = D*H with the direction outermost, K = 3 or 4.
+bfloat16 and float16 are computed in float32 and rounded once at the end, as the kernels do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["sru_scan", "sru_scan_gradients"]
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def _widen(t: Tensor | None) -> Tensor | None:
+    """Half types as float32, everything else as it is."""
+    return t.float() if t is not None and t.dtype in _HALF else t
+
+
+def _step(candidate, gates, weight, skip, drop, pad, c, use_tanh):
+    """One step: gates and weight (B, 2, H) or weight (2, H), pad (B, 1), the rest (B, H). Returns h and c."""
+    f, r = torch.sigmoid(gates + weight * c.unsqueeze(-2)).unbind(-2)
+    new = candidate + (c - candidate) * f
+    if pad is not None:
+        new = torch.where(pad, c, new)
+    output = torch.tanh(new) if use_tanh else new
+    difference = output if skip is None else output - skip
+    if drop is not None:
+        difference = difference * drop
+    h = difference * r if skip is None else skip + difference * r
+    return (h if pad is None else h.masked_fill(pad, 0)), new
+
+
+def sru_scan(
+    u: Tensor,
+    x: Tensor | None,
+    weight_c: Tensor,
+    bias: Tensor,
+    c0: Tensor,
+    *,
+    v: Tensor | None = None,
+    mask_pad: Tensor | None = None,
+    drop_mask: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    use_tanh: bool = False,
+    scale: float = 1.0,
+    bidirectional: bool = False,
+) -> tuple[Tensor, Tensor]:
+    r"""The elementwise recurrence of one SRU layer over whole sequences, one or two directions.
+
+    .. math::
+        f_t &= \sigma(u_{1,t} + (w_f + v_{f,t}) \odot c_{t-1} + b_f) \\
+        r_t &= \sigma(u_{2,t} + (w_r + v_{r,t}) \odot c_{t-1} + b_r) \\
+        c_t &= u_{0,t} + (c_{t-1} - u_{0,t}) \odot f_t \\
+        h_t &= X_t + (g(c_t) - X_t) \odot m \odot r_t
+
+    where X is ``scale * x`` for K = 3, the fourth block of u for K = 4, and 0 without x; g is the identity or
+    tanh, m the dropout mask. Both gates read the state before the step. The second direction starts at the
+    end.
+
+    Args:
+        u: (L, B, K, O), blocks candidate, forget gate, reset gate and, for K = 4, skip; packed (N, K, O).
+        x: (L, B, O) or packed (N, O), the highway's input for K = 3; None for no skip term, and for K = 4.
+        weight_c, bias: (2, O), the row of the forget gate and that of the reset gate.
+        c0: (B, O).
+        v: (L, B, 2, O) or packed (N, 2, O), added to weight_c at each step.
+        mask_pad: (L, B) bool, True where a step is padding: c passes unchanged, h is 0. Not for packed rows.
+        drop_mask: (B, O), the same at every step; the zeros and 1/(1-p) of dropout.
+        batch_sizes: (L,) int64 on the CPU, rows still running at each step, as in a PackedSequence.
+
+    Returns:
+        h (L, B, O) or (N, O); c (B, O), the state after the last step of each direction. In u's dtype.
+    """
+    dtype, directions = u.dtype, 2 if bidirectional else 1
+    u, x, weight_c, bias, c0, v, drop_mask = map(_widen, (u, x, weight_c, bias, c0, v, drop_mask))
+    if mask_pad is not None:  # a gradient of zero times what a pad may hold is not always zero
+        u = u.masked_fill(mask_pad[..., None, None], 0)
+        x = None if x is None else x.masked_fill(mask_pad.unsqueeze(-1), 0)
+        v = None if v is None else v.masked_fill(mask_pad[..., None, None], 0)
+    skip = None if x is None else x * scale
+    if u.size(-2) == 4:
+        skip = u[..., 3, :]
+    weight = weight_c if v is None else weight_c + v
+
+    def steps(t: Tensor) -> Sequence[Tensor]:
+        return t.unbind(0) if batch_sizes is None else t.split(batch_sizes.tolist())
+
+    outputs, finals = [], []
+    for d, c in enumerate(c0.chunk(directions, dim=-1)):
+        # This direction's part of everything, cut into steps.
+        candidates, forgets_resets = (
+            steps(t.chunk(directions, dim=-1)[d]) for t in (u[..., 0, :], u[..., 1:3, :] + bias)
+        )
+        own = weight.chunk(directions, dim=-1)[d]
+        weights = [own] * len(candidates) if v is None else steps(own)
+        skips = [None] * len(candidates) if skip is None else steps(skip.chunk(directions, dim=-1)[d])
+        pads = [None] * len(candidates) if mask_pad is None else mask_pad.unsqueeze(-1).unbind(0)
+        drop = None if drop_mask is None else drop_mask.chunk(directions, dim=-1)[d]
+
+        hs = []
+        order = range(len(candidates))
+        for t in reversed(order) if d else order:
+            rows = candidates[t].size(0)
+            h, new = _step(
+                candidates[t],
+                forgets_resets[t],
+                weights[t],
+                skips[t],
+                None if drop is None else drop[:rows],
+                pads[t],
+                c[:rows],
+                use_tanh,
+            )
+            # Rows of a packed batch that have ended, or in reverse have not begun, keep their state.
+            c = new if rows == c.size(0) else torch.cat([new, c[rows:]])
+            hs.append(h)
+        hs = hs[::-1] if d else hs
+        if not hs:
+            outputs.append(u[..., 0, :].chunk(directions, dim=-1)[d])
+        else:
+            outputs.append(torch.stack(hs) if batch_sizes is None else torch.cat(hs))
+        finals.append(c)
+    h, c = torch.cat(outputs, dim=-1), torch.cat(finals, dim=-1)
+    return h.to(dtype), c.to(dtype)
+
+
+def sru_scan_gradients(
+    grads: Sequence[Tensor | None],
+    u: Tensor,
+    x: Tensor | None,
+    weight_c: Tensor,
+    bias: Tensor,
+    c0: Tensor,
+    v: Tensor | None = None,
+    *,
+    wanted: Sequence[bool],
+    **options,
+) -> list[Tensor | None]:
+    """The gradients of :func:`sru_scan` as functions that can be differentiated again.
+
+    Args:
+        grads: those of h and c, None where a result was not used.
+        wanted: whether to give the gradient of u, x, weight_c, bias, c0 and v.
+        options: the remaining arguments of :func:`sru_scan`.
+
+    Returns:
+        For each of ``wanted`` the gradient, or None where it is not wanted or does not exist.
+    """
+    with torch.enable_grad():
+        # Views stand in for the tensors: one in two places is to get two gradients, not their sum twice.
+        leaves = [t if t is None else t.view_as(t) for t in (u, x, weight_c, bias, c0, v)]
+        results = sru_scan(*leaves[:5], v=leaves[5], **options)
+        used = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None]
+        chosen = [t for t, w in zip(leaves, wanted, strict=True) if w and t is not None]
+        found = iter(
+            torch.autograd.grad(
+                [r for r, _ in used], chosen, [g for _, g in used], create_graph=True, allow_unused=True
+            )
+        )
+    return [next(found) if w and t is not None else None for w, t in zip(wanted, leaves, strict=True)]

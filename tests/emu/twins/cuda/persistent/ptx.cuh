@@ -1,0 +1,120 @@
+// Host twins of the assembly in csrc/cuda/persistent/ptx.cuh, by the same names.
+#pragma once
+#include "cuda/device/types.cuh"
+
+namespace fastrnn::cuda {
+
+struct MmaArguments {
+  float* d;
+  const uint32_t* a;
+  uint32_t b[2];
+};
+
+// One value of a register: bf16 and half pack two, the lower k in the lower half; TF32 ignores the low 13 bits.
+inline float bf16_value(uint32_t word, int e) { return __uint_as_float(e ? word & 0xffff0000u : word << 16); }
+inline float f16_value(uint32_t word, int e) { return __half2float({static_cast<uint16_t>(word >> 16 * e)}); }
+inline float tf32_value(uint32_t word, int) { return __uint_as_float(word & 0xffffe000u); }
+
+// What a tensor core makes of an exact sum: float, cut off towards zero.
+inline float cut_off(double sum) {
+  const float nearest = static_cast<float>(sum);
+  return std::fabs(static_cast<double>(nearest)) > std::fabs(sum) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
+// D (16x8) += A (16xK) B (Kx8) of a warp from PTX's fragments, with P values a register. lane = 4*g + c.
+// A register r: row g + 8*(r&1), k = P*c + (r>>1)*K/2 on; B register r: k = P*c + r*K/2 on, column g;
+// D register r: row g + 8*(r>>1), column 2*c + (r&1).
+template <int P, float (*value)(uint32_t, int)>
+void mma_of_warp(void** lanes, uint32_t) {
+  constexpr int K = 8 * P;
+  float A[16][K], B[K][8], D[16][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto& m = *static_cast<MmaArguments*>(lanes[lane]);
+    const int g = lane >> 2, c = lane & 3;
+    for (int r = 0; r < 4; ++r) {
+      for (int e = 0; e < P; ++e) A[g + 8 * (r & 1)][P * c + (r >> 1) * (K / 2) + e] = value(m.a[r], e);
+      D[g + 8 * (r >> 1)][2 * c + (r & 1)] = m.d[r];
+    }
+    for (int r = 0; r < 2; ++r) {
+      for (int e = 0; e < P; ++e) B[P * c + r * (K / 2) + e][g] = value(m.b[r], e);
+    }
+  }
+  // PTX leaves the order and the rounding of the sum open. Ampere's tensor cores add half of K at a time, exactly
+  // but for the last bit, which they cut off: errors that grow with the number of products, unlike rounding's.
+  for (int i = 0; i < 16; ++i) {
+    for (int half = 0; half < K; half += K / 2) {
+      double sums[8] = {};
+      for (int k = half; k < half + K / 2; ++k) {
+        for (int j = 0; j < 8; ++j) sums[j] += static_cast<double>(A[i][k]) * B[k][j];
+      }
+      for (int j = 0; j < 8; ++j) D[i][j] = cut_off(D[i][j] + sums[j]);
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto& m = *static_cast<MmaArguments*>(lanes[lane]);
+    for (int r = 0; r < 4; ++r) m.d[r] = D[(lane >> 2) + 8 * (r >> 1)][2 * (lane & 3) + (r & 1)];
+  }
+}
+
+inline void mma_bf16(float (&d)[4], const uint32_t* a, uint32_t b0, uint32_t b1, EMU_LOC) {
+  MmaArguments m{d, a, {b0, b1}};
+  emu::collective(~0u, "mma.bf16", &m, mma_of_warp<2, bf16_value>, loc);
+}
+inline void mma_f16(float (&d)[4], const uint32_t* a, uint32_t b0, uint32_t b1, EMU_LOC) {
+  MmaArguments m{d, a, {b0, b1}};
+  emu::collective(~0u, "mma.f16", &m, mma_of_warp<2, f16_value>, loc);
+}
+inline void mma_tf32(float (&d)[4], const uint32_t* a, uint32_t b0, uint32_t b1, EMU_LOC) {
+  MmaArguments m{d, a, {b0, b1}};
+  emu::collective(~0u, "mma.tf32", &m, mma_of_warp<1, tf32_value>, loc);
+}
+inline uint32_t to_tf32(float v) { return v != v ? 0x7fffe000u : (__float_as_uint(v) + 0x1000u) & 0xffffe000u; }
+
+template <class Vector>
+Vector load_vector(const Vector* p, EMU_LOC) {
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(Vector)) {
+    emu::fail(emu::fmt("misaligned load of %zu bytes from %p", sizeof(Vector), (const void*)p), &loc);
+  }
+  return *p;
+}
+
+// As wrong as PTX allows: a systematic error of half the size that it states.
+inline float tanh_approx(float v) { return std::tanh(v) * (1.0f + 0x1p-12f); }
+inline float flushed(float v) { return std::fabs(v) < 0x1p-126f ? std::copysign(0.0f, v) : v; }
+inline float exp2_approx(float v) { return flushed(std::exp2(flushed(v))) * (1.0f + 0x1p-23f); }
+inline float reciprocal_approx(float v) { return flushed(1.0f / flushed(v)) * (1.0f + 0x1p-23f); }
+
+template <class Int>
+void forget(Int&) {}
+
+constexpr bool kHasClusters = true;
+inline uint32_t shared_address(const void* p) { return emu::to_shared(p); }
+inline uint32_t peer_address(uint32_t address, int rank, EMU_LOC) { return emu::mapa(address, rank, loc); }
+inline void cluster_barrier(EMU_LOC) {
+  emu::cluster_arrive(loc);
+  emu::cluster_wait(loc);
+}
+inline void barrier_init(uint32_t barrier, EMU_LOC) { emu::mbar_init(barrier, 1, loc); }
+inline void barrier_init_fence() {}
+inline void barrier_expect(uint32_t barrier, uint32_t bytes, EMU_LOC) { emu::mbar_arrive(barrier, bytes, loc); }
+inline void wait_for_phase(uint32_t barrier, int parity, EMU_LOC) { emu::mbar_wait(barrier, parity, loc); }
+template <class Words>
+void push(uint32_t address, Words v, uint32_t barrier, EMU_LOC) {
+  emu::st_async(address, &v, sizeof v, barrier, loc);
+}
+
+inline void add_release(uint32_t* flag, uint32_t n) { atomicAdd(flag, n); }
+inline uint32_t load_acquire(const uint32_t* flag, EMU_LOC) { return emu::poll(flag, loc); }
+template <class Words>
+Words load_exchanged(const Words* p) {
+  return *p;
+}
+// The limit counts polls on a GPU. Here a wait gives up when nothing else can run: when it would hang.
+inline bool wait_for_count(const uint32_t* flag, uint32_t target, uint32_t /*limit*/, EMU_LOC) {
+  for (;;) {
+    if (static_cast<int32_t>(emu::poll(flag, loc, true) - target) >= 0) return true;
+    if (emu::S.cur->gave_up) return false;
+  }
+}
+
+}  // namespace fastrnn::cuda
