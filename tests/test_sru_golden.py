@@ -110,7 +110,12 @@ def test_layers(name, dtype, backend):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_initial_values(name):
-    """From the same seed the same parameters, bit for bit, under the same keys in the same order."""
+    """From the same seed the same parameters, bit for bit, under the same keys in the same order.
+
+    torch's normal distribution ends in a logarithm and a cosine, whose last bits are those of the vector
+    library that the values were recorded with; a processor without it is held to those within 4 ulp of the
+    largest.
+    """
     case = cases()[name]
     torch.manual_seed(case["seed"])
     if case["sru_version"].startswith("2"):
@@ -125,7 +130,11 @@ def test_initial_values(name):
     assert list(found) == list(expected)
     for key, value in expected.items():
         assert found[key].dtype == value.dtype
-        assert torch.equal(found[key], value), key
+        if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+            assert torch.equal(found[key], value), key
+        elif value.numel():
+            limit = 4 * torch.finfo(value.dtype).eps * value.abs().max()
+            assert (found[key] - value).abs().max() <= limit, key
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
