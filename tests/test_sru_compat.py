@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -142,6 +143,25 @@ def test_weight_may_be_assigned(case):
         setattr(cell, name, nn.Parameter(torch.ones(values.shape[0] + 1, values.shape[1])))
     with pytest.raises(TypeError, match=rf"{name}: expected a torch.nn.Parameter, got"):
         setattr(cell, name, values)
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_weight_may_be_copied_and_saved(case, tmp_path):
+    """Copies and files hold a Parameter of 2.6's shape that is nobody else's and may be assigned."""
+    cell, name = _cells_2_6()[case]
+    values = getattr(cell, name).detach().clone()
+    copied = copy.deepcopy(getattr(cell, name))
+    torch.save({name: getattr(cell, name)}, tmp_path / "weight.pt")
+    loaded = torch.load(tmp_path / "weight.pt")[name]  # weights_only, which knows no class of fastrnn's
+    for own in (copied, loaded, pickle.loads(pickle.dumps(getattr(cell, name)))):
+        assert type(own) is nn.Parameter
+        assert own.requires_grad
+        assert torch.equal(own, values)
+        with torch.no_grad():
+            getattr(cell, name).zero_()
+        assert torch.equal(own, values)
+        setattr(cell, name, own)
+        assert torch.equal(getattr(cell, name), values)
 
 
 def test_weight_of_none():

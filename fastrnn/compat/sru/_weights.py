@@ -13,7 +13,8 @@ class TransposedWeight(Tensor):
     """A view of a Parameter of two dimensions, transposed: the same numbers, the same gradient.
 
     ``grad`` and ``requires_grad`` are the Parameter's, read and written through; operations see an ordinary
-    tensor, whose gradient goes to the Parameter.
+    tensor, whose gradient goes to the Parameter. A deep copy, and what is pickled, is a Parameter of its own
+    in this shape, as in sru 2.6. An optimizer needs the Parameter itself: ``cell.parameters()`` has it.
     """
 
     # Results are plain tensors.
@@ -25,6 +26,17 @@ class TransposedWeight(Tensor):
         view = parameter.t().as_subclass(cls)
         view._parameter = parameter
         return view
+
+    def __deepcopy__(self, memo: dict) -> nn.Parameter:
+        parameter = self._parameter
+        memo[id(self)] = own = nn.Parameter(
+            parameter.detach().t().clone(memory_format=torch.contiguous_format), parameter.requires_grad
+        )
+        return own
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        parameter = self._parameter
+        return nn.Parameter(parameter.detach().t(), parameter.requires_grad).__reduce_ex__(protocol)
 
     @property
     def grad(self) -> Tensor | None:
