@@ -150,6 +150,11 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   // Of its kernels, what the plan looks at: lanes of a register in the compute dtype, rows of a full tile.
   m.def("cpu_tile(bool float64) -> (int lanes, int tile_rows)");
 
+  // How this thread's last call of rnn_forward or rnn_backward on the CPU was divided: a plan's fields.
+  m.def(
+      "cpu_last_plan() -> (bool direct, int direction_groups, int batch_groups, int unit_groups, int forward_chunk, "
+      "int backward_chunk)");
+
   // How many threads a call may use now, and a limit to that; with `known` the limit is the number of CPUs, and
   // the system is not asked for it.
   m.def("cpu_threads() -> int");

@@ -55,8 +55,17 @@ void read_inputs(Inputs& in, const Tensor& x, const Tensor& h0, const std::optio
 
 // ---- running kernels ----------------------------------------------------------------------------
 
-CpuPlan plan_for(const LayerShape& shape, const KernelTable& kernels) {
-  return plan_cpu(shape, machine_of(kernels, shape.dtype, usable_threads()));
+// The plan of this thread's last call with a step to compute: what fastrnn.explain foretold, for those who check.
+thread_local CpuPlan last_plan;
+
+const CpuPlan& plan_for(const LayerShape& shape, const KernelTable& kernels) {
+  return last_plan = plan_cpu(shape, machine_of(kernels, shape.dtype, usable_threads()));
+}
+
+auto cpu_last_plan() {
+  const CpuPlan& plan = last_plan;
+  return std::make_tuple(plan.direct, int64_t{plan.direction_groups}, int64_t{plan.batch_groups},
+                         int64_t{plan.unit_groups}, plan.forward_chunk, plan.backward_chunk);
 }
 
 template <class Params>
@@ -315,4 +324,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   impl("rnn_masked_backward_unlisted", TORCH_BOX(&fastrnn::rnn_masked_backward_unlisted));
   impl("rnn_layer", TORCH_BOX(&fastrnn::rnn_layer));
   impl("rnn_masked_layer", TORCH_BOX(&fastrnn::rnn_masked_layer));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
+  m.impl("cpu_last_plan", TORCH_BOX(&fastrnn::cpu_last_plan));
 }
