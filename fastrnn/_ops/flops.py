@@ -17,7 +17,8 @@ import sys
 
 import torch
 
-from . import library
+from .._cells import RNN
+from .mode import NEEDS
 
 _COUNTER = "torch.utils.flop_counter"
 
@@ -38,7 +39,7 @@ def _forward(x, h0, c0, weights, *_, **__) -> int:
 def _backward(x, h0, weights, gates, cell: str, mode: int) -> int:
     rows, directions = math.prod(x[:-1]), h0[0]
     of_input, of_state, of_projection = _products(x, weights, directions)
-    need_x, need_h0, need_weights = mode & 1, mode & 2, mode & 8
+    need_x, need_h0, need_weights = (mode & NEEDS[of] for of in ("x", "h0", "weights"))
     total = 0
     if need_x:
         total += rows * of_input
@@ -46,7 +47,7 @@ def _backward(x, h0, weights, gates, cell: str, mode: int) -> int:
         total += rows * (of_input + of_state + of_projection)
     # Back through the steps. Nobody needs the product that leads from the first step to h0, except h0.
     total += rows * of_projection + (rows if need_h0 else rows - h0[1]) * of_state
-    if library.SAVED_GATES[cell] and len(gates) == 1:  # save="recompute"
+    if RNN[cell].saved and len(gates) == 1:  # save="recompute"
         total += rows * (of_input + of_state)
     return directions * total
 

@@ -13,14 +13,11 @@ from pathlib import Path
 import torch
 
 from .. import _C
+from .._cells import RNN
 from . import threads
+from .mode import NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
 
 _FOLDER = Path(__file__).parents[1]  # where the binaries lie
-SAVED_GATES = {"lstm": 4, "gru": 4, "rnn_tanh": 0, "rnn_relu": 0}
-SAVE_MODES = {None: 0, "gates": 1, "recompute": 2}
-# Of the ops' argument `mode`: a tier of the CUDA kernels, and whether float32 may use TensorFloat-32.
-TIERS = {"auto": 0, "one_cta": 16, "grid": 32, "stepwise": 48, "cluster": 64}
-TIER_MASK, TF32 = 112, 128
 
 torch.ops.load_library(_FOLDER / "libfastrnn_cpu.so")
 cuda_loaded = False
@@ -112,13 +109,16 @@ def _same_device(x, *tensors):
 def _fake_forward(x, h0, c0, weights, batch_sizes, cell, bias, mode):
     _same_device(x, h0, c0, *weights)
     directions, batch, out = h0.shape
-    hidden = weights[0].shape[0] // (4 if cell == "lstm" else 3 if cell == "gru" else 1)
+    card = RNN[cell]
+    hidden = weights[0].shape[0] // card.gates
     rows = x.shape[0] if batch_sizes is not None else x.shape[0] * x.shape[1]
-    lstm, saved = cell == "lstm", SAVED_GATES[cell]
+    lstm, saved = card.has_cell, card.saved
     y = x.new_empty((*x.shape[:-1], directions * out))
     cn = x.new_empty((directions, batch, hidden)) if lstm else x.new_empty((0,))
-    gates = x.new_empty((directions, rows, saved * hidden)) if mode % 16 == 1 and saved else x.new_empty((0,))
-    cells_shape = (directions, rows, hidden) if lstm and mode % 16 else (0,)
+    save = mode % TIERS["one_cta"]
+    gates_shape = (directions, rows, saved * hidden) if saved and save == SAVE_MODES["gates"] else (0,)
+    gates = x.new_empty(gates_shape)
+    cells_shape = (directions, rows, hidden) if lstm and save else (0,)
     return y, x.new_empty(h0.shape), cn, gates, x.new_empty(cells_shape, dtype=compute_dtype(x))
 
 
@@ -150,10 +150,10 @@ def _fake_backward(
         return tensor.new_empty(tensor.shape) if wanted and tensor is not None else x.new_empty((0,))
 
     return (
-        like(x, mode & 1),
-        like(h0, mode & 2),
-        like(c0, mode & 4),
-        [w.new_empty(w.shape) for w in weights] if mode & 8 else [],
+        like(x, mode & NEEDS["x"]),
+        like(h0, mode & NEEDS["h0"]),
+        like(c0, mode & NEEDS["c0"]),
+        [w.new_empty(w.shape) for w in weights] if mode & NEEDS["weights"] else [],
     )
 
 
@@ -252,12 +252,12 @@ def _(
         return u.new_empty(tensor.shape) if wanted and tensor is not None else u.new_empty((0,))
 
     return (
-        like(u, needs & 1),
-        like(x, needs & 2),
-        like(weight_c, needs & 4),
-        like(bias, needs & 4),
-        like(c0, needs & 8),
-        like(v, needs & 16),
+        like(u, needs & SCAN_NEEDS["u"]),
+        like(x, needs & SCAN_NEEDS["x"]),
+        like(weight_c, needs & SCAN_NEEDS["weights"]),
+        like(bias, needs & SCAN_NEEDS["weights"]),
+        like(c0, needs & SCAN_NEEDS["c0"]),
+        like(v, needs & SCAN_NEEDS["v"]),
     )
 
 

@@ -25,12 +25,14 @@ from torch._higher_order_ops.scan import scan_op
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .. import reference
+from .._cells import RNN
+from ..reference import rnn as rnn_reference
 from ..reference import rows as rows_reference
 from ..reference import scan as scan_reference
 from . import library, onnx_weights
 from .onnx_weights import integers, node
 
-_NODES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
+_NODES = {name: card.mode.partition("_")[0] for name, card in RNN.items()}
 _ZEROS = (torch.ops.aten.zeros.default, torch.ops.aten.new_zeros.default)
 _NO_PACKED = "ONNX has no packed sequences: pass the padded batch{} in place of the PackedSequence"
 
@@ -104,8 +106,8 @@ def _rnn_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode):
     elif (
         reset is not None
         or x.dtype is torch.float64
-        or h0.shape[2] != weights[1].shape[0] // reference.GATES[cell]  # projected
-        or (mode and cell == "lstm")  # every step's cell state is wanted
+        or h0.shape[2] != weights[1].shape[0] // RNN[cell].gates  # projected
+        or (mode and RNN[cell].has_cell)  # every step's cell state is wanted
     ):
         y, hn, cn, cells = _scanned_layer(x, h0, c0, weights, cell=cell, bias=bias, **masks)
     else:
@@ -123,7 +125,7 @@ def _layer(x, h0, c0, weights, lengths, cell, bias):
     given = not all(_is_zeros(t) for t in (h0, c0) if t is not None)
     arranged = onnx_weights.arranged(weights, directions, cell, bias)
     if dtype is torch.bfloat16:  # ONNX Runtime has no such nodes; float32 is what the kernels compute in
-        x, h0, c0, *arranged = reference._widen(x, h0, c0, *arranged)
+        x, h0, c0, *arranged = rnn_reference._widen(x, h0, c0, *arranged)
     sequence_lens = None if lengths is None else lengths.to(torch.int32)
     states = (h0,) if c0 is None else (h0, c0)
     attributes = {"hidden_size": hidden}
@@ -151,7 +153,7 @@ def _layer(x, h0, c0, weights, lengths, cell, bias):
         none = (lengths == 0).view(1, -1, 1).to(device)
         finals = [torch.where(none, s, f) for s, f in zip(states, finals, strict=True)]
     y, *finals = (t.to(device, dtype) for t in (y, *finals))
-    return y, finals[0], (finals[1] if cell == "lstm" else None)
+    return y, finals[0], (finals[1] if len(finals) > 1 else None)
 
 
 def _is_one(steps: int | torch.SymInt) -> bool:
@@ -185,8 +187,8 @@ def _scan(step: Callable, state: Sequence[Tensor], xs: Sequence[Tensor], constan
 def _scanned_layer(x, h0, c0, weights, *, cell, bias, lengths, reset):
     """``rows_reference.masked_layer`` as a Scan for each direction; its arguments and results."""
     dtype, directions, steps = x.dtype, h0.size(0), x.size(0)
-    x, h0, c0 = reference._widen(x, h0, c0)
-    weights = reference._widen(*weights)
+    x, h0, c0 = rnn_reference._widen(x, h0, c0)
+    weights = rnn_reference._widen(*weights)
     per_direction = len(weights) // directions
     running = None
     if lengths is not None:
@@ -220,7 +222,7 @@ def _scanned_layer(x, h0, c0, weights, *, cell, bias, lengths, reset):
         finals.append(state)
     y = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
     h_n, *c_n = (torch.stack(s).to(dtype) for s in zip(*finals, strict=True))
-    if cell != "lstm":
+    if not c_n:
         return y.to(dtype), h_n, None, None
     return y.to(dtype), h_n, c_n[0], torch.stack(cells).flatten(1, 2)
 
@@ -229,12 +231,12 @@ def _masked_step(cell: str, resets: bool, masked: bool, bias: bool, *tensors: Te
     """One step: the states, gx, perhaps begins and running (B, 1), the recurrent weights. Returns the states
     and what is seen of them in the output."""
     given = iter(tensors)
-    state = tuple(next(given) for _ in range(2 if cell == "lstm" else 1))
+    state = tuple(next(given) for _ in range(RNN[cell].states))
     gx = next(given)
     begins = next(given) if resets else None
     running = next(given) if masked else None
     w_hh, b_hh = next(given), (next(given) if bias else None)
-    step = reference._make_step(cell, w_hh, b_hh, next(given, None))
+    step = rnn_reference._make_step(cell, w_hh, b_hh, next(given, None))
     new = step(gx, state if begins is None else tuple(s.masked_fill(begins, 0) for s in state))
     if running is None:
         return [*new, *(n.clone() for n in new)]  # the results of a Scan may not be one tensor

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..reference import GATES
+from .._cells import RNN
 
 #: Which of torch's gate blocks stands where: LSTM i, f, g, o as i, o, f, c; GRU r, z, n as z, r, h.
 _ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
@@ -51,7 +51,7 @@ def _stacked(weights: Sequence[Tensor], directions: int, cell: str) -> Tensor:
     if len(weights) > 1:
         whole = node("Concat", list(weights), (total, *rest), dtype, mark, axis=0)
     if cell in _ORDER:
-        hidden = rows // GATES[cell]
+        hidden = rows // RNN[cell].gates
         order = [
             start + gate * hidden + unit
             for start in range(0, total, rows)

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._cells import RNN
 from .._ops import autograd
 
 # torch's functions and module modes by the kernels' name of a recurrence.
-_LAYERS = {cell: getattr(torch._VF, cell) for cell in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
+_LAYERS = {cell: getattr(torch._VF, cell) for cell in RNN}
 _CELLS = {cell: getattr(torch._VF, f"{cell}_cell") for cell in _LAYERS}
 
 
@@ -51,7 +52,7 @@ def layers(stack, x: Tensor, h, c, weights, rows: int, batch_sizes: Tensor | Non
 
     h and c are (L*D, B, .) or None for zeros. Returns y, h_n and c_n (None unless LSTM).
     """
-    lstm = stack.cell == "lstm"
+    lstm = RNN[stack.cell].has_cell
     if h is None:
         states = stack.num_layers * (2 if stack.bidirectional else 1)
         h = x.new_zeros((states, rows, stack.proj_size or stack.hidden_size))
@@ -67,7 +68,7 @@ def layers(stack, x: Tensor, h, c, weights, rows: int, batch_sizes: Tensor | Non
 
 def cell(name: str, x: Tensor, h: Tensor | None, c: Tensor | None, weights):
     """One step. x (B, I); h and c (B, H) or None for zeros. Returns h and c (None unless LSTM)."""
-    lstm = name == "lstm"
+    lstm = RNN[name].has_cell
     if h is None:
         h = c = x.new_zeros((x.size(0), weights[1].size(1)))
     biases = weights[2:] or (None, None)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _checks
+from .. import _cells, _checks
 from .._checks import tools
 from .._ops import autograd
 from .._run import native
@@ -23,8 +23,6 @@ from .._run.rows import read as read_masks
 from .._run.streaming import Streamer
 from . import _overrides
 
-# torch's name of a recurrence, kept in every module, and the kernels' name of it.
-_CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 #: fastrnn's own options and their values.
 _OPTIONS = {"save": _checks.SAVE, "backend": _checks.BACKENDS}
 
@@ -163,7 +161,7 @@ class RecurrentLayer(nn.RNNBase):
     def _stack(self) -> Stack:
         return Stack(
             self._name,
-            _CELLS[self.mode],
+            _cells.NAMES[self.mode],
             self.input_size,
             self.hidden_size,
             self.proj_size,

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from .._cells import RNN
+
 __all__ = ["GATES", "gradients", "gru_cell", "layer", "lstm_cell", "rnn_cell"]
 
 #: Number of gate blocks in the weights of each cell.
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+GATES = {name: card.gates for name, card in RNN.items()}
 
 _HALF = (torch.bfloat16, torch.float16)
 _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
