@@ -112,7 +112,7 @@ def cases() -> list[Case]:
     # x's part made by the kernel: steps of one row, of a few and of full tiles in a product; padded units.
     for i, cell in enumerate(CELLS):
         for j, precision in enumerate(PRECISIONS):
-            tier = TIERS[(i + j) % 3] if (i + j) % 3 < 2 or precision != "float32" else "one CTA"
+            tier = list(TIERS)[(i + j) % 3] if (i + j) % 3 < 2 or precision != "float32" else "one CTA"
             plain = Case(cell, precision, tier)
             out += [
                 replace(plain, T=37, B=1, H=7, D=1, inputs=1),

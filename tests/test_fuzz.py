@@ -12,7 +12,6 @@ from dataclasses import replace
 import layer_cases
 import pytest
 import torch
-from fastrnn._ops.library.autograd import layer
 from fuzzing import CHANGES, EXCEPTIONS, SIZES, assert_same_numbers, changed, quiet
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +19,7 @@ from layer_cases import CELLS, DTYPES, Case, Problem, names, problem, worst
 
 import fastrnn
 from fastrnn._ops import library
+from fastrnn._ops.autograd import layer
 
 ISAS = library.available_cpu_isas()
 F32 = torch.float32

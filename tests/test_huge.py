@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastrnn._ops.library.autograd import layer
 from layer_cases import Case, expected, problem, worst
 from torch import Tensor
+
+from fastrnn._ops.autograd import layer
 
 # Elements between two neighbours: 8.6 GB of float32, of which a few pages are touched.
 FAR = 2**31 + 2**20

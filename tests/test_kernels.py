@@ -13,13 +13,13 @@ from functools import cache
 import layer_cases
 import pytest
 import torch
-from fastrnn._ops.library.autograd import layer
 from layer_cases import CELLS, DTYPES, PACKED, Case, Problem, names, problem, worst
 from tolerances import assert_close
 from torch import Tensor
 
 from fastrnn import _C
 from fastrnn._ops import library
+from fastrnn._ops.autograd import layer
 
 ISAS = library.available_cpu_isas()
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16

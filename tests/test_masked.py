@@ -100,7 +100,10 @@ def test_kernels_against_the_reference(seed):
         torch.set_num_threads(threads)
     expected = results(masked_layer, inputs, seed, **options)
     for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        # Beside the tensor's largest element: gradients of a sequence that grows reach thousands, and a small
+        # one among them is what is left of sums of such.
+        scale = max(1.0, b.abs().max().item()) if b is not None and b.numel() else 1.0
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * scale)
 
 
 def test_rows_much_shorter_than_the_batch():
