@@ -28,9 +28,10 @@ from torch import Tensor
 
 from . import _checks, reference
 from ._checks import scan as scan_checks
+from ._plan import route
 from ._run import native, symbolic
 from ._run import scan as run_scan
-from ._run.rnn import Stack, autocast_inputs, autocasting, choose, run
+from ._run.rnn import Stack, autocast_inputs, autocasting, run, runner
 from ._run.rows import Rows
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell", "sru", "sru_scan"]
@@ -364,32 +365,36 @@ def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend="auto"):
         _checks.cell_weights(name, (w_ih, w_hh, b_ih, b_hh))
         other = w_ih.new_zeros(w_ih.size(0))
         weights = [w_ih, w_hh, other if b_ih is None else b_ih, other if b_hh is None else b_hh]
-    if backend == "cudnn":  # autocast included
+    # torch lets cells have no inputs or no units; there is nothing to fuse in those.
+    way = route.of(x, backend, empty=not (features and hidden_size))
+    if way.asked:  # autocast included
         h, c = native.cell(cell, x, h, c, weights)
     elif autocasting(x):
-        found = None if x.is_cpu else native.cell_instead(backend, cell, x, h, c, weights)
+        found = None
+        if way.runner == "native" and not x.is_cpu:
+            found = native.cell_instead(cell, x, h, c, weights)
         if found is None:
             x, h, c, weights, _ = autocast_inputs(cell, False, True, x, h, c, weights)
             with torch.autocast(x.device.type, enabled=False):
-                found = _cell_step(name, cell, x, h, c, weights, backend)
+                found = _cell_step(name, way, cell, x, h, c, weights)
         h, c = found
     else:
-        h, c = _cell_step(name, cell, x, h, c, weights, backend)
+        h, c = _cell_step(name, way, cell, x, h, c, weights)
     if batched:
         return h, c
     return h.squeeze(0), (None if c is None else c.squeeze(0))
 
 
-def _cell_step(name, cell, x, h, c, weights, backend):
+def _cell_step(name, way, cell, x, h, c, weights):
     """A cell is a layer of one step. h and c are (B, H) or None for zeros."""
-    rows, features = x.shape
-    hidden_size = weights[1].size(1)
-    # torch lets cells have no inputs or no units; there is nothing to fuse in those.
-    layer = choose(backend, x) if features and hidden_size else reference.layer
+    if way.runner == "none":
+        raise RuntimeError(way.why)
+    rows, hidden_size = x.size(0), weights[1].size(1)
+    layer = runner(way)
     if layer is reference.layer:
         _checks.cell_params(name, cell, weights, hidden_size)
         _checks.same_kind(x, [("hidden", h), ("cell", c), *(("parameter", w) for w in weights)])
-        found = native.cell_instead(backend, cell, x, h, c, weights)
+        found = native.cell_instead(cell, x, h, c, weights) if way.runner == "native" else None
         if found is not None:
             return found
     dtype, device = x.dtype, x.device

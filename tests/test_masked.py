@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from fastrnn.reference.rows import masked_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -14,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
 from fastrnn._ops import autograd_rows, library
-from fastrnn.reference.rows import masked_layer
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 MODULES = {

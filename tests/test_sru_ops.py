@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fastrnn._ops.autograd_scan import scan
 from layer_cases import PACKED
 from sru_cases import ALL, INPUTS, Case, backward, expected, forward, problem, worst
 from torch import Tensor
 
 from fastrnn import reference
-from fastrnn._ops.autograd_scan import scan
 
 OPS = torch.ops.fastrnn
 F32, BF16 = torch.float32, torch.bfloat16

@@ -77,6 +77,23 @@ def cpu_threads() -> int:
     return torch.ops.fastrnn.cpu_threads()
 
 
+def cpu_fma_peak() -> float:
+    """Float32 operations a second of one thread at best, measured."""
+    return torch.ops.fastrnn.cpu_fma_peak()
+
+
+def cpu_read_bandwidth(size: int) -> float:
+    """Bytes a second that one thread reads of a buffer of this size, measured."""
+    return torch.ops.fastrnn.cpu_read_bandwidth(size)
+
+
+def cpu_last_plan() -> dict[str, int | bool]:
+    """How this thread's last call of a recurrent layer on the CPU was divided, in the plan's own words."""
+    direct, *groups = torch.ops.fastrnn.cpu_last_plan()
+    names = "direction_groups", "batch_groups", "unit_groups", "forward_chunk", "backward_chunk"
+    return {"kernel": "direct" if direct else "packed", **dict(zip(names, groups, strict=True))}
+
+
 torch.ops.fastrnn.cpu_limit_threads(*threads.from_here())
 
 _requested = os.environ.get("FASTRNN_CPU_ISA")

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from .. import _checks
 from .._cells import RNN
-from .._ops import autograd
 
 # torch's functions and module modes by the kernels' name of a recurrence.
 _LAYERS = {cell: getattr(torch._VF, cell) for cell in RNN}
@@ -76,20 +75,8 @@ def cell(name: str, x: Tensor, h: Tensor | None, c: Tensor | None, weights):
     return out if lstm else (out, None)
 
 
-def preferred(backend: str, covered: bool) -> bool:
-    """Whether a layer is to be torch's own though only "auto" was asked for. ``covered``: by our kernels.
-
-    Compilers take the reference apart, as they would torch's layer, and torch.func's transforms need that.
-    """
-    return (
-        backend == "auto" and not covered and not autograd.transformed() and not torch.compiler.is_compiling()
-    )
-
-
 def layers_instead(stack, x: Tensor, h, c, weights, rows: int, batch_sizes: Tensor | None):
-    """``layers`` where they are preferred and torch can, else None."""
-    if not preferred(stack.backend, autograd.supported(x)):
-        return None
+    """``layers`` where they were not asked for: None where torch cannot."""
     if batch_sizes is not None:
         _checks.batch_sizes_values(batch_sizes, x.size(0))
     if not stack.training and torch.is_grad_enabled():
@@ -100,10 +87,8 @@ def layers_instead(stack, x: Tensor, h, c, weights, rows: int, batch_sizes: Tens
     return _attempt(layers, stack, x, h, c, weights, rows, batch_sizes)
 
 
-def cell_instead(backend: str, name: str, x: Tensor, h: Tensor | None, c: Tensor | None, weights):
-    """``cell`` where it is preferred and torch can, else None."""
-    if not preferred(backend, autograd.supported(x)):
-        return None
+def cell_instead(name: str, x: Tensor, h: Tensor | None, c: Tensor | None, weights):
+    """``cell`` where it was not asked for: None where torch cannot."""
     return _attempt(cell, name, x, h, c, weights)
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from .. import _checks, reference
 from .._ops import autograd
+from .._plan import route
+from .._plan.route import Route
 from . import native, wavefront
 from .rows import Rows, by_step
 
@@ -45,22 +47,11 @@ class Stack(NamedTuple):
     backend: str
 
 
-def choose(backend: str, x: Tensor) -> Callable:
-    """The function that computes a layer: the fused one or the reference, in whose place torch's own may
-    come."""
-    if backend == "reference":
+def runner(way: Route) -> Callable:
+    """The function that computes a layer where the kernels do, or the reference."""
+    if way.runner != "fused":
         return reference.layer
-    # Kernels have derivatives in reverse mode and no batching rules: torch.func's transforms (vmap, jvp,
-    # hessian, ...) and forward-mode differentiation take the reference apart instead.
-    transformed = autograd.transformed()
-    if not transformed and autograd.supported(x):
-        if backend in _checks.TIERS:
-            return functools.partial(autograd.layer, tier=autograd.tier(backend, x))
-        return autograd.layer
-    if backend == "auto":
-        return reference.layer
-    what = "torch.func's transforms or forward-mode AD" if transformed else f"{x.dtype} on {x.device}"
-    raise RuntimeError(f"backend={backend!r}: no kernel covers {what}; use backend='auto' or 'reference'")
+    return functools.partial(autograd.layer, tier=way.tier) if way.tier else autograd.layer
 
 
 def run(
@@ -131,12 +122,13 @@ def run(
 
     native_rows = rows is None or rows.only_packed()
     try:
-        if stack.backend == "cudnn" and native_rows:  # autocast included
+        way = route.of(x, stack.backend, masked=not native_rows)
+        if way.asked:  # autocast included
             found = native.layers(stack, x, h, c, weights, batch, batch_sizes)
         elif autocast:
-            found = _autocast_layers(stack, x, h, c, weights, batch, rows)
+            found = _autocast_layers(stack, way, x, h, c, weights, batch, rows)
         else:
-            found = _layers(stack, x, h, c, weights, batch, rows)
+            found = _layers(stack, way, x, h, c, weights, batch, rows)
     except RuntimeError:
         # Asked here, where no other call has to wait for the answer.
         if not native_rows or not native.per_sample(weights):
@@ -172,36 +164,39 @@ def permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:
     return state if state is None or indices is None else state.index_select(1, indices)
 
 
-def _autocast_layers(stack, x, h, c, weights, batch, rows):
+def _autocast_layers(stack, way, x, h, c, weights, batch, rows):
     """The layers under autocast, in the dtypes of torch's."""
     batch_sizes = None if rows is None else rows.batch_sizes
     # On a device of torch's alone its layers know best what autocast means there.
-    if (rows is None or rows.only_packed()) and not x.is_cpu:
+    if way.runner == "native" and not x.is_cpu:
         found = native.layers_instead(stack, x, h, c, weights, batch, batch_sizes)
         if found is not None:
             return found
     packed, projected = batch_sizes is not None, stack.proj_size > 0
     x, h, c, weights, round_to = autocast_inputs(stack.cell, projected, packed, x, h, c, weights)
     with torch.autocast(x.device.type, enabled=False):
-        y, h, c, *states = _layers(stack, x, h, c, weights, batch, rows)
+        y, h, c, *states = _layers(stack, way, x, h, c, weights, batch, rows)
     if round_to is not None:
         y, h = y.to(round_to), h.to(round_to)
         states = [(every_h.to(round_to), every_c) for every_h, every_c in states]
     return y, h, c, *states
 
 
-def _layers(stack, x, h, c, weights, batch, rows):
+def _layers(stack, way, x, h, c, weights, batch, rows):
     """The layers themselves. h and c are (L*D, B, .) or None for zeros."""
+    if way.runner == "none":
+        raise RuntimeError(way.why)
     cell, bias, save = stack.cell, stack.bias, stack.save
     directions = 2 if stack.bidirectional else 1
-    native_rows = rows is None or rows.only_packed()
-    layer = choose(stack.backend, x) if native_rows else rows.layer(stack.backend, x)
+    layer = runner(way)
     if layer is reference.layer:
         _checks.same_kind(x, [*(("parameter", w) for w in weights), ("hidden", h), ("cell", c)])
         batch_sizes = None if rows is None else rows.batch_sizes
         if batch_sizes is not None:
             _checks.batch_sizes_values(batch_sizes, x.size(0))
-        if native_rows:
+        if rows is not None:
+            rows.check_lengths(x)
+        if way.runner == "native":
             found = native.layers_instead(stack, x, h, c, weights, batch, batch_sizes)
             if found is not None:
                 return found

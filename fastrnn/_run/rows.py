@@ -6,16 +6,13 @@ function that computes a layer with them. The body of the layers is in ``rnn``.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import _checks, reference
-from .._ops import autograd
-from .._ops.autograd import supported, transformed
+from .. import _checks
 
 
 class Rows(NamedTuple):
@@ -47,23 +44,8 @@ class Rows(NamedTuple):
             "keep_cells": self.keep_states and cell == "lstm",
         }
 
-    def layer(self, backend: str, x: Tensor) -> Callable:
-        """A function like those that ``rnn.choose`` gives, for this input."""
-        looked_into = transformed()
-        if backend in ("auto", "fused", *_checks.TIERS) and supported(x) and not looked_into:
-            tier = autograd.tier(backend, x) if backend in _checks.TIERS else 0
-            return functools.partial(autograd.layer, tier=tier)
-        if backend not in ("auto", "reference"):
-            what = "torch.func's transforms or forward-mode AD" if looked_into else f"{x.dtype} on {x.device}"
-            raise RuntimeError(
-                f"backend={backend!r}: it does not cover lengths, reset, done or return_all_states with "
-                f"{what}; use backend='auto' or 'reference'"
-            )
-        self._check_values(x)
-        return reference.layer
-
-    def _check_values(self, x: Tensor) -> None:
-        """The kernels look at the lengths themselves."""
+    def check_lengths(self, x: Tensor) -> None:
+        """The values of the lengths, for the reference; the kernels look at them themselves."""
         if self.lengths is None or not self.lengths.numel():
             return
         values = self.lengths

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _checks
 from .._ops import autograd, library
+from .._plan import route
 from .rnn import Stack, autocasting, run
 from .scan import hooked
 
@@ -114,7 +115,7 @@ class Streamer:
             packs = (
                 stack.backend in ("auto", "fused")
                 and all(w.is_cpu for w in weights)
-                and autograd.supported(weights[0])
+                and route.supported(weights[0])
             )
             if packs and live:
                 packs = False

@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _cells, _checks
 from .._checks import tools
-from .._ops import autograd
-from .._run import native
+from .._plan import route
+from .._run import quick
 from .._run.rnn import Stack, permute, run
 from .._run.rows import Rows
 from .._run.rows import read as read_rows
@@ -81,7 +81,7 @@ class RecurrentLayer(nn.RNNBase):
         return (
             isinstance(weight, Tensor)
             and weight.is_cuda
-            and native.preferred(self.backend, autograd.supported(weight))
+            and route.of(weight, self.backend).runner == "native"
         )
 
     def __setattr__(self, name: str, value) -> None:
@@ -136,6 +136,10 @@ class RecurrentLayer(nn.RNNBase):
     def _run(self, input: Tensor | PackedSequence, hx, rows: Rows | None = None) -> tuple:
         """Output, h_n and c_n (None unless LSTM) for whatever forward() was given, and the states of every
         step if the rows keep them."""
+        if rows is None:
+            found = quick.one_layer(self, input, hx)
+            if found is not None:
+                return found
         stack, weights = self._stack(), self._live_weights()
         if not isinstance(input, PackedSequence):
             return run(stack, input, hx, weights, rows)

@@ -54,7 +54,9 @@ class GRU(RecurrentLayer):
     ) -> tuple:
         """Run the layers: as :meth:`fastrnn.LSTM.forward`, with one state h (L*D, B, H) in and out."""
         try:
-            rows = self._rows(input, lengths, reset, done, return_all_states)
+            rows = None
+            if not (lengths is reset is done is None and return_all_states is False):
+                rows = self._rows(input, lengths, reset, done, return_all_states)
             y, h, _, *states = self._run(input, hx, rows)
             if return_all_states:
                 return y, h, states[0][0]

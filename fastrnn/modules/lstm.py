@@ -95,7 +95,9 @@ class LSTM(RecurrentLayer):
             RuntimeError: sizes that do not fit, T = 0, lengths beyond T, tensors on different devices.
         """
         try:
-            rows = self._rows(input, lengths, reset, done, return_all_states)
+            rows = None
+            if not (lengths is reset is done is None and return_all_states is False):
+                rows = self._rows(input, lengths, reset, done, return_all_states)
             y, h, c, *states = self._run(input, hx, rows)
             if return_all_states:
                 return y, (h, c), states[0]

@@ -60,7 +60,9 @@ class RNN(RecurrentLayer):
     ) -> tuple:
         """Run the layers: as :meth:`fastrnn.GRU.forward`."""
         try:
-            rows = self._rows(input, lengths, reset, done, return_all_states)
+            rows = None
+            if not (lengths is reset is done is None and return_all_states is False):
+                rows = self._rows(input, lengths, reset, done, return_all_states)
             y, h, _, *states = self._run(input, hx, rows)
             if return_all_states:
                 return y, h, states[0][0]
