@@ -116,10 +116,25 @@ struct Argument {
   }
 };
 
+// What every tensor of a call has in common with the first.
+class Common {
+ public:
+  explicit Common(const Tensor& tensor, const char* name = "x")
+      : tensor_(tensor), name_(name), dtype_(tensor.scalar_type()), device_(tensor.device()) {}
+  void check_kind(const Tensor& other, const Argument& argument) const {
+    check(other.scalar_type() == dtype_ && other.device() == device_, argument, ": expected the dtype and device of ",
+          name_, ", ", kind_of(tensor_), ", got ", kind_of(other));
+  }
+
+ private:
+  const Tensor& tensor_;
+  const char* name_;
+  ScalarType dtype_;
+  torch::stable::Device device_;
+};
 inline void check_same_kind(const Tensor& tensor, const Argument& name, const Tensor& x,
                             const char* name_of_x = "x") {
-  check(tensor.scalar_type() == x.scalar_type() && tensor.device() == x.device(), name,
-        ": expected the dtype and device of ", name_of_x, ", ", kind_of(x), ", got ", kind_of(tensor));
+  Common(x, name_of_x).check_kind(tensor, name);
 }
 
 inline void check_shape(const Tensor& tensor, const Argument& name, const ExpectedShape& expected) {
@@ -244,6 +259,7 @@ inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, co
     s.P = w_hr.size(0);
   }
   const int64_t out_size = s.out_size();
+  const Common common(x);
   static const char* const names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
   for (int d = 0; d < s.D; ++d) {
     for (int i = 0; i < a_direction; ++i) {
@@ -256,12 +272,12 @@ inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, co
                                                 : ExpectedShape{G * s.H};
       const Argument name("weights", at, projection ? "w_hr" : names[i]);
       check_shape(w, name, expected);
-      check_same_kind(w, name, x);
+      common.check_kind(w, name);
     }
   }
   const auto check_state = [&](const Tensor& state, const char* name, int64_t size) {
     check_shape(state, name, {s.D, s.B, size});
-    check_same_kind(state, name, x);
+    common.check_kind(state, name);
   };
   check_state(h0, "h0", out_size);
   check(c0.has_value() == lstm, "c0: expected ", lstm ? "a tensor for an LSTM, got none" : "none, got a tensor");

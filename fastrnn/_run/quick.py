@@ -19,7 +19,8 @@ from .._cells import NAMES, RNN
 from .._ops import autograd, library
 from .._plan.route import fused_on_cpu
 
-_CARDS = {mode: RNN[name] for mode, name in NAMES.items()}
+_CELLS = {mode: (name, RNN[name].has_cell) for mode, name in NAMES.items()}
+_forward = library.forward._op  # without the frame of Python's around it
 _transforms, _autocast = torch._C._are_functorch_transforms_active, torch._C._is_any_autocast_enabled
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 _tracing, _gradients = torch._C._get_tracing_state, torch.is_grad_enabled
@@ -29,15 +30,13 @@ _zeros: dict[tuple, Tensor] = {}
 _MOST_ZEROS, _LARGEST_ZEROS = 64, 1 << 14
 
 
-def one_layer(module, x: Tensor, hx) -> tuple | None:
+def one_layer(fields: dict, x: Tensor, hx) -> tuple | None:
     """Output, h_n and c_n (None unless LSTM) of a module of one layer for what its forward() was given, or
-    None for whatever is out of the ordinary."""
+    None for whatever is out of the ordinary. ``fields``: what the module has in its __dict__."""
     if (
         is_compiling()
         or type(x) is not Tensor
-        or module.num_layers != 1
         or not x.is_cpu
-        or (module.backend, x.dtype) not in fused_on_cpu
         or _transforms()
         or forward_ad._current_level >= 0
         or _autocast()
@@ -46,45 +45,54 @@ def one_layer(module, x: Tensor, hx) -> tuple | None:
         or _tracing()
     ):
         return None
-    # The list at hand is that of the parameters; else it has to be made anew.
-    weights, parameters = module._flat_weights, module._parameters
-    if len(weights) > len(parameters) or not all(map(is_, weights, parameters.values())):
-        return None
-    shape = x.shape
-    if len(shape) != 3 or shape[2] != module.input_size:
-        return None
-    card, batch_first, gradients = _CARDS[module.mode], module.batch_first, _gradients()
-    if hx is None:
-        if module.proj_size:
-            return None
-        key = (2 if module.bidirectional else 1, shape[0 if batch_first else 1], module.hidden_size), x.dtype
-        h = None if gradients else _zeros.get(key)
-        if h is None:
-            h = _new_zeros(*key, gradients)
-        c = h if card.has_cell else None
-    elif card.has_cell:
-        if type(hx) is not tuple or len(hx) != 2:
-            return None
-        h, c = hx
-        if type(h) is not Tensor or type(c) is not Tensor:
-            return None
-    else:
-        h, c = hx, None
-        if type(h) is not Tensor:
-            return None
     try:
+        # The list at hand is that of the parameters; else it has to be made anew.
+        weights, parameters = fields["_flat_weights"], fields["_parameters"]
+        batch_first, dtype, shape = fields["batch_first"], x.dtype, x.shape
+        if (
+            (fields["backend"], dtype) not in fused_on_cpu
+            or fields["num_layers"] != 1
+            or len(weights) > len(parameters)
+            or not all(map(is_, weights, parameters.values()))
+            or len(shape) != 3
+            or shape[2] != fields["input_size"]
+        ):
+            return None
+        cell, has_cell = _CELLS[fields["mode"]]
+        gradients = _gradients()
+        if hx is None:
+            if fields["proj_size"]:
+                return None
+            rows, directions = shape[0 if batch_first else 1], 2 if fields["bidirectional"] else 1
+            key = directions, rows, fields["hidden_size"], dtype
+            h = None if gradients else _zeros.get(key)
+            if h is None:
+                h = _new_zeros(*key, gradients)
+            c = h if has_cell else None
+        elif has_cell:
+            if type(hx) is not tuple or len(hx) != 2:
+                return None
+            h, c = hx
+            if type(h) is not Tensor or type(c) is not Tensor:
+                return None
+        else:
+            h, c = hx, None
+            if type(h) is not Tensor:
+                return None
         if batch_first:
             x = x.transpose(0, 1)
+        bias = fields["bias"]
         if gradients:
-            y, h, c = autograd.layer(x, h, c, weights, cell=card.name, bias=module.bias, save=module.save)
+            y, h, c = autograd.layer(x, h, c, weights, cell=cell, bias=bias, save=fields["save"])
         else:
-            y, h, c, _, _ = library.forward(x, h, c, weights, None, None, None, card.name, module.bias, 0)
+            y, h, c, _, _ = _forward(x, h, c, weights, None, None, None, cell, bias, 0)
     except Exception:  # the long way meets it again, and says what it means
         return None
-    return (y.transpose(0, 1) if batch_first else y), h, (c if card.has_cell else None)
+    return (y.transpose(0, 1) if batch_first else y), h, (c if has_cell else None)
 
 
-def _new_zeros(size: tuple[int, int, int], dtype: torch.dtype, gradients: bool) -> Tensor:
+def _new_zeros(directions: int, rows: int, hidden: int, dtype: torch.dtype, gradients: bool) -> Tensor:
+    size = directions, rows, hidden
     if gradients:
         return torch.zeros(size, dtype=dtype, device="cpu")
     with torch.inference_mode(False):  # kept beyond it
@@ -92,5 +100,5 @@ def _new_zeros(size: tuple[int, int, int], dtype: torch.dtype, gradients: bool) 
     if zeros.numel() <= _LARGEST_ZEROS:
         if len(_zeros) >= _MOST_ZEROS:
             _zeros.clear()
-        _zeros[size, dtype] = zeros
+        _zeros[(*size, dtype)] = zeros
     return zeros

@@ -54,13 +54,12 @@ class GRU(RecurrentLayer):
     ) -> tuple:
         """Run the layers: as :meth:`fastrnn.LSTM.forward`, with one state h (L*D, B, H) in and out."""
         try:
-            rows = None
-            if not (lengths is reset is done is None and return_all_states is False):
-                rows = self._rows(input, lengths, reset, done, return_all_states)
+            if lengths is reset is done is None and return_all_states is False:
+                y, h, _ = self._run(input, hx)
+                return y, h
+            rows = self._rows(input, lengths, reset, done, return_all_states)
             y, h, _, *states = self._run(input, hx, rows)
-            if return_all_states:
-                return y, h, states[0][0]
-            return y, h
+            return (y, h, states[0][0]) if return_all_states else (y, h)
         except symbolic.ERRORS:
             if (node := symbolic.module_call(self, GRU.forward, locals())) is None:
                 raise

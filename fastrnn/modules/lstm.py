@@ -95,13 +95,12 @@ class LSTM(RecurrentLayer):
             RuntimeError: sizes that do not fit, T = 0, lengths beyond T, tensors on different devices.
         """
         try:
-            rows = None
-            if not (lengths is reset is done is None and return_all_states is False):
-                rows = self._rows(input, lengths, reset, done, return_all_states)
+            if lengths is reset is done is None and return_all_states is False:
+                y, h, c = self._run(input, hx)
+                return y, (h, c)
+            rows = self._rows(input, lengths, reset, done, return_all_states)
             y, h, c, *states = self._run(input, hx, rows)
-            if return_all_states:
-                return y, (h, c), states[0]
-            return y, (h, c)
+            return (y, (h, c), states[0]) if return_all_states else (y, (h, c))
         except symbolic.ERRORS:
             if (node := symbolic.module_call(self, LSTM.forward, locals())) is None:
                 raise
