@@ -31,6 +31,7 @@ from ._checks import scan as scan_checks
 from ._run import native, symbolic
 from ._run import scan as run_scan
 from ._run.rnn import Stack, autocast_inputs, autocasting, choose, run
+from ._run.rows import Rows
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell", "sru", "sru_scan"]
 
@@ -73,7 +74,8 @@ def lstm(
     try:
         layout = bidirectional, batch_first, save, backend
         stack = _stack("LSTM", "lstm", params, bias, num_layers, dropout, training, *layout)
-        y, h, c = run(stack, input, hx, params, batch_sizes)
+        rows = None if batch_sizes is None else Rows(batch_sizes)
+        y, h, c = run(stack, input, hx, params, rows)
         return y, (h, c)
     except symbolic.ERRORS:
         if (node := symbolic.function_call(lstm, locals())) is None:
@@ -103,7 +105,8 @@ def gru(
     try:
         layout = bidirectional, batch_first, save, backend
         stack = _stack("GRU", "gru", params, bias, num_layers, dropout, training, *layout)
-        y, h, _ = run(stack, input, hx, params, batch_sizes)
+        rows = None if batch_sizes is None else Rows(batch_sizes)
+        y, h, _ = run(stack, input, hx, params, rows)
         return y, h
     except symbolic.ERRORS:
         if (node := symbolic.function_call(gru, locals())) is None:
@@ -133,7 +136,8 @@ def rnn(
         cell = f"rnn_{nonlinearity}"
         layout = bidirectional, batch_first, save, backend
         stack = _stack("RNN", cell, params, bias, num_layers, dropout, training, *layout)
-        y, h, _ = run(stack, input, hx, params, batch_sizes)
+        rows = None if batch_sizes is None else Rows(batch_sizes)
+        y, h, _ = run(stack, input, hx, params, rows)
         return y, h
     except symbolic.ERRORS:
         if (node := symbolic.function_call(rnn, locals())) is None:

@@ -35,7 +35,26 @@ def _forward(x, h0, c0, weights, *_, **__) -> int:
     return directions * rows * sum(_products(x, weights, directions))
 
 
-def _backward(x, h0, weights, gates, cell: str, mode: int) -> int:
+def _backward(
+    grad_y,
+    grad_hn,
+    grad_cn,
+    grad_cells,
+    x,
+    h0,
+    c0,
+    weights,
+    batch_sizes,
+    lengths,
+    reset,
+    y,
+    gates,
+    cells,
+    cell,
+    bias,
+    mode,
+    **_,
+) -> int:
     rows, directions = math.prod(x[:-1]), h0[0]
     of_input, of_state, of_projection = _products(x, weights, directions)
     need_x, need_h0, need_weights = mode & 1, mode & 2, mode & 8
@@ -51,34 +70,6 @@ def _backward(x, h0, weights, gates, cell: str, mode: int) -> int:
     return directions * total
 
 
-def _rnn_backward(
-    grad_y, grad_hn, grad_cn, x, h0, c0, weights, batch_sizes, y, gates, cells, cell, bias, mode, **_
-):
-    return _backward(x, h0, weights, gates, cell, mode)
-
-
-def _masked_backward(
-    grad_y,
-    grad_hn,
-    grad_cn,
-    grad_cells,
-    x,
-    h0,
-    c0,
-    weights,
-    lengths,
-    reset,
-    y,
-    gates,
-    cells,
-    cell,
-    bias,
-    mode,
-    **_,
-):
-    return _backward(x, h0, weights, gates, cell, mode)
-
-
 def _sru_step(x, weight, *_, **__) -> int:
     return 2 * x[0] * math.prod(weight)
 
@@ -86,9 +77,8 @@ def _sru_step(x, weight, *_, **__) -> int:
 def _register(counter) -> None:
     ops = torch.ops.fastrnn
     formulas = {
-        _forward: (ops.rnn_forward, ops.rnn_masked_forward, ops.rnn_layer, ops.rnn_masked_layer),
-        _rnn_backward: (ops.rnn_backward, ops.rnn_backward_unlisted),
-        _masked_backward: (ops.rnn_masked_backward, ops.rnn_masked_backward_unlisted),
+        _forward: (ops.rnn_forward, ops.rnn_layer),
+        _backward: (ops.rnn_backward, ops.rnn_backward_unlisted),
         _sru_step: (ops.sru_step,),
     }
     for formula, targets in formulas.items():

@@ -35,18 +35,14 @@ if torch.version.cuda is not None and (_FOLDER / "libfastrnn_cuda.so").exists():
 
 forward = torch.ops.fastrnn.rnn_forward.default
 backward = torch.ops.fastrnn.rnn_backward.default
-masked_forward = torch.ops.fastrnn.rnn_masked_forward.default
-masked_backward = torch.ops.fastrnn.rnn_masked_backward.default
 sru_forward = torch.ops.fastrnn.sru_forward.default
 sru_backward = torch.ops.fastrnn.sru_backward.default
 sru_step = torch.ops.fastrnn.sru_step.default
 # With derivatives of their own, for tracers alone: see differentiable.py.
 layer = torch.ops.fastrnn.rnn_layer.default
-masked_layer = torch.ops.fastrnn.rnn_masked_layer.default
 sru_scan = torch.ops.fastrnn.sru_scan.default
 # Without a list among the results, for compilers alone.
 backward_unlisted = torch.ops.fastrnn.rnn_backward_unlisted.default
-masked_backward_unlisted = torch.ops.fastrnn.rnn_masked_backward_unlisted.default
 pack = torch.ops.fastrnn.rnn_pack.default
 stream = torch.ops.fastrnn.rnn_stream.default
 
@@ -109,8 +105,8 @@ def _same_device(x, *tensors):
 
 
 @torch.library.register_fake("fastrnn::rnn_forward")
-def _fake_forward(x, h0, c0, weights, batch_sizes, cell, bias, mode):
-    _same_device(x, h0, c0, *weights)
+def _fake_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode):
+    _same_device(x, h0, c0, *weights, reset)
     directions, batch, out = h0.shape
     hidden = weights[0].shape[0] // (4 if cell == "lstm" else 3 if cell == "gru" else 1)
     rows = x.shape[0] if batch_sizes is not None else x.shape[0] * x.shape[1]
@@ -123,8 +119,10 @@ def _fake_forward(x, h0, c0, weights, batch_sizes, cell, bias, mode):
 
 
 @torch.library.register_fake("fastrnn::rnn_layer")
-def _(x, h0, c0, weights, batch_sizes, cell, bias, mode):
-    return _fake_forward(x, h0, c0, weights, batch_sizes, cell, bias, 0)[:3]
+def _(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, keep_cells, mode):
+    mode = SAVE_MODES["recompute"] if keep_cells else 0
+    y, hn, cn, _, cells = _fake_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode)
+    return y, hn, cn, cells
 
 
 @torch.library.register_fake("fastrnn::rnn_backward")
@@ -132,11 +130,14 @@ def _fake_backward(
     grad_y,
     grad_hn,
     grad_cn,
+    grad_cells,
     x,
     h0,
     c0,
     weights,
     batch_sizes,
+    lengths,
+    reset,
     y,
     gates,
     cells,
@@ -144,7 +145,7 @@ def _fake_backward(
     bias,
     mode,
 ):
-    _same_device(x, h0, c0, *weights)
+    _same_device(x, h0, c0, *weights, reset, grad_cells)
 
     def like(tensor, wanted):
         return tensor.new_empty(tensor.shape) if wanted and tensor is not None else x.new_empty((0,))
@@ -166,49 +167,6 @@ def _unlisted(gradients):
 @torch.library.register_fake("fastrnn::rnn_backward_unlisted")
 def _(*args):
     return _unlisted(_fake_backward(*args))
-
-
-@torch.library.register_fake("fastrnn::rnn_masked_forward")
-def _fake_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode):
-    _same_device(x, reset)
-    return _fake_forward(x, h0, c0, weights, None, cell, bias, mode)
-
-
-@torch.library.register_fake("fastrnn::rnn_masked_layer")
-def _(x, h0, c0, weights, lengths, reset, cell, bias, keep_cells, mode):
-    mode = SAVE_MODES["recompute"] if keep_cells else 0
-    y, hn, cn, _, cells = _fake_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode)
-    return y, hn, cn, cells
-
-
-@torch.library.register_fake("fastrnn::rnn_masked_backward")
-def _fake_masked_backward(
-    grad_y,
-    grad_hn,
-    grad_cn,
-    grad_cells,
-    x,
-    h0,
-    c0,
-    weights,
-    lengths,
-    reset,
-    y,
-    gates,
-    cells,
-    cell,
-    bias,
-    mode,
-):
-    _same_device(x, reset, grad_cells)
-    return _fake_backward(
-        grad_y, grad_hn, grad_cn, x, h0, c0, weights, None, y, gates, cells, cell, bias, mode
-    )
-
-
-@torch.library.register_fake("fastrnn::rnn_masked_backward_unlisted")
-def _(*args):
-    return _unlisted(_fake_masked_backward(*args))
 
 
 @torch.library.register_fake("fastrnn::sru_forward")

@@ -25,7 +25,7 @@ from torch._higher_order_ops.scan import scan_op
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .. import reference
-from ..reference import rows as rows_reference
+from ..reference import rnn as rnn_reference
 from ..reference import scan as scan_reference
 from . import library, onnx_weights
 from .onnx_weights import integers, node
@@ -77,42 +77,32 @@ def _decomposition(op: torch._ops.OpOverload) -> Callable:
 
 
 @_decomposition(library.forward)
-def _rnn_forward(x, h0, c0, weights, batch_sizes, cell, bias, mode):
+def _rnn_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode):
     if batch_sizes is not None:
         raise RuntimeError(_NO_PACKED.format(" and lengths="))
-    return _rnn_masked_forward(x, h0, c0, weights, None, None, cell, bias, 0)
-
-
-@_decomposition(library.layer)
-def _rnn_layer(x, h0, c0, weights, batch_sizes, cell, bias, mode):
-    return _rnn_forward(x, h0, c0, weights, batch_sizes, cell, bias, 0)[:3]
-
-
-@_decomposition(library.masked_layer)
-def _rnn_masked_layer(x, h0, c0, weights, lengths, reset, cell, bias, keep_cells, mode):
-    mode = library.SAVE_MODES["recompute"] if keep_cells else 0
-    y, hn, cn, _, cells = _rnn_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode)
-    return y, hn, cn, cells
-
-
-@_decomposition(library.masked_forward)
-def _rnn_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode):
-    masks = {"lengths": lengths, "reset": reset}
+    rows = {"lengths": lengths, "reset": reset}
     cells = None
     if _is_one(x.shape[0]):
-        y, hn, cn, cells = rows_reference.masked_layer(x, h0, c0, weights, cell=cell, bias=bias, **masks)
+        y, hn, cn, cells = reference.layer(x, h0, c0, weights, cell=cell, bias=bias, keep_cells=True, **rows)
     elif (
         reset is not None
         or x.dtype is torch.float64
         or h0.shape[2] != weights[1].shape[0] // reference.GATES[cell]  # projected
         or (mode and cell == "lstm")  # every step's cell state is wanted
     ):
-        y, hn, cn, cells = _scanned_layer(x, h0, c0, weights, cell=cell, bias=bias, **masks)
+        y, hn, cn, cells = _scanned_layer(x, h0, c0, weights, cell=cell, bias=bias, **rows)
     else:
         y, hn, cn = _layer(x, h0, c0, weights, lengths, cell, bias)
     # What is not there, the operator gives as an empty tensor.
     nothing = x.new_empty((0,))
     return y, hn, nothing if cn is None else cn, nothing, nothing if cells is None else cells
+
+
+@_decomposition(library.layer)
+def _rnn_layer(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, keep_cells, mode):
+    mode = library.SAVE_MODES["recompute"] if keep_cells else 0
+    y, hn, cn, _, cells = _rnn_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode)
+    return y, hn, cn, cells
 
 
 def _layer(x, h0, c0, weights, lengths, cell, bias):
@@ -123,7 +113,7 @@ def _layer(x, h0, c0, weights, lengths, cell, bias):
     given = not all(_is_zeros(t) for t in (h0, c0) if t is not None)
     arranged = onnx_weights.arranged(weights, directions, cell, bias)
     if dtype is torch.bfloat16:  # ONNX Runtime has no such nodes; float32 is what the kernels compute in
-        x, h0, c0, *arranged = reference._widen(x, h0, c0, *arranged)
+        x, h0, c0, *arranged = rnn_reference._widen(x, h0, c0, *arranged)
     sequence_lens = None if lengths is None else lengths.to(torch.int32)
     states = (h0,) if c0 is None else (h0, c0)
     attributes = {"hidden_size": hidden}
@@ -183,10 +173,11 @@ def _scan(step: Callable, state: Sequence[Tensor], xs: Sequence[Tensor], constan
 
 
 def _scanned_layer(x, h0, c0, weights, *, cell, bias, lengths, reset):
-    """``rows_reference.masked_layer`` as a Scan for each direction; its arguments and results."""
+    """``reference.layer`` of a padded batch as a Scan for each direction; its arguments, and
+    its results with every step's cell state."""
     dtype, directions, steps = x.dtype, h0.size(0), x.size(0)
-    x, h0, c0 = reference._widen(x, h0, c0)
-    weights = reference._widen(*weights)
+    x, h0, c0 = rnn_reference._widen(x, h0, c0)
+    weights = rnn_reference._widen(*weights)
     per_direction = len(weights) // directions
     running = None
     if lengths is not None:
@@ -234,7 +225,7 @@ def _masked_step(cell: str, resets: bool, masked: bool, bias: bool, *tensors: Te
     begins = next(given) if resets else None
     running = next(given) if masked else None
     w_hh, b_hh = next(given), (next(given) if bias else None)
-    step = reference._make_step(cell, w_hh, b_hh, next(given, None))
+    step = rnn_reference._make_step(cell, w_hh, b_hh, next(given, None))
     new = step(gx, state if begins is None else tuple(s.masked_fill(begins, 0) for s in state))
     if running is None:
         return [*new, *(n.clone() for n in new)]  # the results of a Scan may not be one tensor

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import reference
-from .._ops import autograd, autograd_scan, library
+from .._ops import autograd, library
 from .._ops.autograd import tracing, transformed
 from . import projection
 
@@ -154,7 +154,7 @@ def scan(u: Tensor, x: Tensor | None, weight_c: Tensor, bias: Tensor, c0: Tensor
         return reference.sru_scan(u, x, weight_c, bias, c0, **options)
     looked_into = transformed()
     if not looked_into and autograd.supported(u):
-        return autograd_scan.scan(u, x, weight_c, bias, c0, **options)
+        return autograd.scan(u, x, weight_c, bias, c0, **options)
     if backend == "auto":
         return reference.sru_scan(u, x, weight_c, bias, c0, **options)
     what = "torch.func's transforms or forward-mode AD" if looked_into else f"{u.dtype} on {u.device}"
