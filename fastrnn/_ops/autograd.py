@@ -148,33 +148,32 @@ def _function(
     again: Callable,
     *,
     constants: int,
-    options: int,
     weights: slice,
     edited: bool,
 ) -> type[torch.autograd.Function]:
     """The autograd.Function of a family of layers.
 
-    Its arguments are constants (tensors that have no gradient, or None), options, and then the inputs, which
-    may have a gradient: all that the functions take too.
+    Its arguments are constants (tensors that have no gradient, or None), the options in a tuple, and then the
+    inputs, which may have a gradient.
 
     Args:
         name: of the options; the layer's, for messages.
-        forward: of all arguments; gives a tuple of results and a tuple of what else backward needs.
-        gradients: of the results' gradients, constants, options, what forward kept (the first one None
-            where it was edited), inputs, and which of the inputs want a gradient; gives those, None for others.
+        forward: of all arguments; gives a tuple of results and one of what else backward needs.
+        gradients: of the results' gradients, constants, options, what forward kept (the first one None where
+            it was edited), inputs, and which of the inputs want a gradient; gives those, None for others.
         again: of the same without what forward kept; gives gradients that can be differentiated again.
-        constants, options: how many there are of them.
+        constants: how many there are of them.
         weights: which of the inputs nobody edits between forward and backward.
         edited: whether the first thing that forward kept is a result, which the caller may edit.
     """
-    before = constants + options
+    none = (None,) * (constants + 1)
 
     class Fused(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *arguments):
             results, kept = forward(*arguments)
-            inputs = arguments[before:]
-            ctx.options, ctx.count = arguments[constants:before], len(kept)
+            ctx.options, ctx.first_input = arguments[constants], constants + len(kept)
+            inputs = arguments[constants + 1 :]
             if torch.compiler.is_compiling():
                 inputs = _unedited(inputs, weights)
                 kept = _unedited(kept, slice(1 if edited else 0, None))
@@ -184,23 +183,25 @@ def _function(
 
         @staticmethod
         def backward(ctx, *grads):
-            tensors = saved(ctx, name(*ctx.options), constants if edited else None)
-            first_input = constants + ctx.count
+            options, first_input = ctx.options, ctx.first_input
+            tensors = saved(ctx, name(*options), constants if edited else None)
             inputs = tensors[first_input:]
-            if all(g is None for g in grads):
-                return (None,) * (before + len(inputs))
-            wanted = ctx.needs_input_grad[before:]
-            if differentiable(*grads):
-                found = again(grads, tensors[:constants], ctx.options, inputs, wanted)
+            for g in grads:
+                if g is not None:
+                    break
             else:
-                kept = tensors[constants:first_input]
-                found = gradients(grads, tensors[:constants], ctx.options, kept, inputs, wanted)
-            return (*(None,) * before, *found)
+                return (*none, *(None,) * len(inputs))
+            wanted = ctx.needs_input_grad[constants + 1 :]
+            if differentiable(*grads):
+                return *none, *again(grads, tensors[:constants], options, inputs, wanted)
+            kept = tensors[constants:first_input]
+            return *none, *gradients(grads, tensors[:constants], options, kept, inputs, wanted)
 
     return Fused
 
 
-def _rnn_forward(batch_sizes, lengths, reset, cell, bias, save, tier, keep_cells, x, h0, c0, *weights):
+def _rnn_forward(batch_sizes, lengths, reset, options, x, h0, c0, *weights):
+    cell, bias, save, tier, keep_cells = options
     mode = save + tier + _cuda_mode(x) if x.is_cuda else save
     y, hn, cn, gates, cells = library.forward(
         x, h0, c0, list(weights), batch_sizes, lengths, reset, cell, bias, mode
@@ -219,11 +220,15 @@ def _rnn_gradients(grads, constants, options, kept, inputs, wanted):
         y = library.forward(x, h0, c0, weights, *constants, cell, bias, kernels)[0]
     if not keep_cells:
         grads = *grads, None
-    *found, of_weights = _rnn_backward(
+    grad_x, grad_h0, grad_c0, grad_weights = _rnn_backward(
         *grads, x, h0, c0, weights, *constants, y, gates, cells, cell, bias, mode + kernels
     )
-    found = [g if w else None for g, w in zip(found, wanted[:3], strict=True)]
-    return *found, *(of_weights if need_weights else [None] * len(weights))
+    return (
+        grad_x if wanted[0] else None,
+        grad_h0 if wanted[1] else None,
+        grad_c0 if wanted[2] else None,
+        *(grad_weights if need_weights else [None] * len(weights)),
+    )
 
 
 def _rnn_again(grads, constants, options, inputs, wanted):
@@ -241,7 +246,6 @@ _Layer = _function(
     _rnn_gradients,
     _rnn_again,
     constants=3,
-    options=5,
     weights=slice(3, None),
     edited=True,
 )
@@ -285,12 +289,11 @@ def layer(
         RuntimeError: from the operator, naming the argument, what was expected and what came.
     """
     lstm = cell == "lstm"
+    rows = batch_sizes, lengths, reset
     if torch.compiler._is_exporting_flag:  # a program cannot hold the Function
         mode = library.SAVE_MODES[save] + (tier + _cuda_mode(x) if x.is_cuda else 0)
         keep = keep_cells and lstm
-        y, hn, cn, cells = library.layer(
-            x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, keep, mode
-        )
+        y, hn, cn, cells = library.layer(x, h0, c0, weights, *rows, cell, bias, keep, mode)
     elif (
         torch.is_grad_enabled()
         and (
@@ -301,11 +304,9 @@ def layer(
         )
         and not tracing()
     ):
-        save = library.SAVE_MODES[save]
-        y, hn, cn, *cells = _Layer.apply(
-            batch_sizes, lengths, reset, cell, bias, save, tier, keep_cells, x, h0, c0, *weights
-        )
-        cells = cells[0] if cells else None
+        options = cell, bias, library.SAVE_MODES[save], tier, keep_cells
+        found = _Layer.apply(*rows, options, x, h0, c0, *weights)
+        y, hn, cn, cells = found if keep_cells else (*found, None)
     else:
         mode = library.SAVE_MODES["recompute"] if keep_cells and lstm else 0  # the cells and no gates
         if x.is_cuda:
@@ -313,15 +314,13 @@ def layer(
         y, hn, cn, _, cells = library.forward(
             x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode
         )
-    if not lstm:
-        cn = cells = None
-    return (y, hn, cn, cells) if keep_cells else (y, hn, cn)
+    if keep_cells:
+        return (y, hn, cn, cells) if lstm else (y, hn, None, None)
+    return y, hn, cn if lstm else None
 
 
-def _scan_forward(mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, *inputs):
-    h, c, cells = library.sru_forward(
-        *inputs, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, True
-    )
+def _scan_forward(mask_pad, drop_mask, batch_sizes, options, *inputs):
+    h, c, cells = library.sru_forward(*inputs, mask_pad, drop_mask, batch_sizes, *options, True)
     return (h, c), (cells,)
 
 
@@ -346,7 +345,6 @@ _Scan = _function(
     _scan_gradients,
     _scan_again,
     constants=3,
-    options=3,
     weights=slice(2, 4),
     edited=False,
 )
@@ -400,9 +398,8 @@ def scan(
         if drop_mask is not None and drop_mask.requires_grad:
             raise RuntimeError(DROP_MASK_IS_CONSTANT)
         if any(t is not None and t.requires_grad for t in (u, x, weight_c, bias, c0, v)) and not tracing():
-            return _Scan.apply(
-                mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, u, x, weight_c, bias, c0, v
-            )
+            options = use_tanh, scale, bidirectional
+            return _Scan.apply(mask_pad, drop_mask, batch_sizes, options, u, x, weight_c, bias, c0, v)
     h, c, _ = library.sru_forward(
         u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, False
     )

@@ -101,7 +101,7 @@ def _rnn_layer(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, keep
         )
     else:
         options = cell, bias, *_options(x, mode), keep_cells
-        y, hn, cn, *cells = autograd._Layer.apply(batch_sizes, lengths, reset, *options, x, h0, c0, *weights)
+        y, hn, cn, *cells = autograd._Layer.apply(batch_sizes, lengths, reset, options, x, h0, c0, *weights)
     if cn is None:
         cn = x.new_empty((0,))
     if not keep_cells or cells[0] is None:
@@ -117,6 +117,5 @@ def _sru_scan(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use
         masks = {"v": v, "mask_pad": mask_pad, "drop_mask": drop_mask, "batch_sizes": batch_sizes}
         options = {"use_tanh": use_tanh, "scale": scale, "bidirectional": bidirectional}
         return reference.sru_scan(u, x, weight_c, bias, c0, **masks, **options)
-    return autograd._Scan.apply(
-        mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, u, x, weight_c, bias, c0, v
-    )
+    options = use_tanh, scale, bidirectional
+    return autograd._Scan.apply(mask_pad, drop_mask, batch_sizes, options, u, x, weight_c, bias, c0, v)

@@ -19,7 +19,7 @@ from .._ops import autograd
 from .._plan import route
 from .._plan.route import Route
 from . import native, wavefront
-from .rows import Rows, by_step
+from .rows import Rows, states
 
 # What autocast casts; float64 and complex pass through it unchanged.
 _AUTOCAST_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -72,7 +72,11 @@ def run(
     dims = _checks.tensor(name, "input", input).dim()
     if input.layout is not torch.strided or input.is_nested:
         input = _checks.dense(name, input)
-    batch_sizes = None if rows is None else rows.batch_sizes
+    batch_sizes = order = None
+    if rows is not None:
+        batch_sizes, order = rows.batch_sizes, rows.sorted_indices
+        if rows.only_packed():
+            rows = None
     packed, batched = batch_sizes is not None, True
     if packed:
         _checks.batch_sizes_form(batch_sizes)
@@ -110,8 +114,7 @@ def run(
         batch = shape[1] if not packed else _first(batch_sizes)
     if h is not None:
         _checks.hidden_size(stack, h, c, batch)
-        if packed:
-            h, c = permute(h, rows.sorted_indices), permute(c, rows.sorted_indices)
+        h, c = permute(h, order), permute(c, order)
     if shape[0] == 0 and not packed:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     # The kernels look at everything, but a weight on "meta" would take the call away from them.
@@ -120,18 +123,17 @@ def run(
         if w.device != device:
             _checks.same_kind(x, [("parameter", w)])
 
-    native_rows = rows is None or rows.only_packed()
     try:
-        way = route.of(x, stack.backend, masked=not native_rows)
+        way = route.of(x, stack.backend, masked=rows is not None)
         if way.asked:  # autocast included
             found = native.layers(stack, x, h, c, weights, batch, batch_sizes)
         elif autocast:
-            found = _autocast_layers(stack, way, x, h, c, weights, batch, rows)
+            found = _autocast_layers(stack, way, x, h, c, weights, batch, batch_sizes, rows)
         else:
-            found = _layers(stack, way, x, h, c, weights, batch, rows)
+            found = _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows)
     except RuntimeError:
         # Asked here, where no other call has to wait for the answer.
-        if not native_rows or not native.per_sample(weights):
+        if rows is not None or not native.per_sample(weights):
             raise
         with native.taken_apart():
             found = native.layers(stack, x, h, c, weights, batch, batch_sizes)
@@ -164,9 +166,8 @@ def permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:
     return state if state is None or indices is None else state.index_select(1, indices)
 
 
-def _autocast_layers(stack, way, x, h, c, weights, batch, rows):
+def _autocast_layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
     """The layers under autocast, in the dtypes of torch's."""
-    batch_sizes = None if rows is None else rows.batch_sizes
     # On a device of torch's alone its layers know best what autocast means there.
     if way.runner == "native" and not x.is_cpu:
         found = native.layers_instead(stack, x, h, c, weights, batch, batch_sizes)
@@ -175,15 +176,16 @@ def _autocast_layers(stack, way, x, h, c, weights, batch, rows):
     packed, projected = batch_sizes is not None, stack.proj_size > 0
     x, h, c, weights, round_to = autocast_inputs(stack.cell, projected, packed, x, h, c, weights)
     with torch.autocast(x.device.type, enabled=False):
-        y, h, c, *states = _layers(stack, way, x, h, c, weights, batch, rows)
+        y, h, c, *states = _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows)
     if round_to is not None:
         y, h = y.to(round_to), h.to(round_to)
         states = [(every_h.to(round_to), every_c) for every_h, every_c in states]
     return y, h, c, *states
 
 
-def _layers(stack, way, x, h, c, weights, batch, rows):
-    """The layers themselves. h and c are (L*D, B, .) or None for zeros."""
+def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
+    """The layers themselves. h and c are (L*D, B, .) or None for zeros; rows None where there is nothing to
+    say but batch_sizes."""
     if way.runner == "none":
         raise RuntimeError(way.why)
     cell, bias, save = stack.cell, stack.bias, stack.save
@@ -191,7 +193,6 @@ def _layers(stack, way, x, h, c, weights, batch, rows):
     layer = runner(way)
     if layer is reference.layer:
         _checks.same_kind(x, [*(("parameter", w) for w in weights), ("hidden", h), ("cell", c)])
-        batch_sizes = None if rows is None else rows.batch_sizes
         if batch_sizes is not None:
             _checks.batch_sizes_values(batch_sizes, x.size(0))
         if rows is not None:
@@ -213,13 +214,19 @@ def _layers(stack, way, x, h, c, weights, batch, rows):
         elif stack.proj_size or torch.compiler.is_compiling():
             zero_c = x.new_zeros((directions, batch, stack.hidden_size))
 
-    if stack.num_layers == 1 and rows is None:
+    if stack.num_layers == 1:
         h, c = (zero_h, zero_c) if h is None else (h, c)
-        return layer(x, h, c, weights, cell=cell, bias=bias, save=save)
+        if rows is None:
+            return layer(x, h, c, weights, cell=cell, bias=bias, batch_sizes=batch_sizes, save=save)
+        y, h, c, *cells = layer(x, h, c, weights, cell=cell, bias=bias, save=save, **rows.options(cell))
+        if rows.ended is not None:
+            h, c = rows.last(h), rows.last(c)
+        return (y, h, c, states([y], cells)) if rows.keep_states else (y, h, c)
 
     per_layer = len(weights) // stack.num_layers
     dropout = _checks.probability(stack.name, stack.dropout) if stack.training else 0.0
-    if directions == 1 and rows is None and not dropout and layer is not reference.layer:
+    equal = batch_sizes is None and rows is None
+    if directions == 1 and equal and not dropout and layer is not reference.layer:
         pieces = wavefront.pieces(stack, x, batch, weights)
         if pieces > 1:
             starts = (
@@ -229,33 +236,30 @@ def _layers(stack, way, x, h, c, weights, batch, rows):
             )
             of_layers = [weights[k * per_layer : (k + 1) * per_layer] for k in range(stack.num_layers)]
             return wavefront.run(layer, x, starts, of_layers, pieces, cell=cell, bias=bias, save=save)
-    options = {"cell": cell, "bias": bias, "save": save}
-    if rows is not None:
-        options |= rows.options(cell)
-    last_h, last_c, every_h, every_c = [], [], [], []
+    options = {"batch_sizes": batch_sizes} if rows is None else rows.options(cell)
+    last_h, last_c, outputs, every_c = [], [], [], []
     for k in range(stack.num_layers):
         if k and dropout:
             x = torch.nn.functional.dropout(x, dropout, True)
-        states = slice(k * directions, (k + 1) * directions)
+        own = slice(k * directions, (k + 1) * directions)
         x, hn, cn, *cells = layer(
             x,
-            zero_h if h is None else h[states],
-            zero_c if c is None else c[states],
+            zero_h if h is None else h[own],
+            zero_c if c is None else c[own],
             weights[k * per_layer : (k + 1) * per_layer],
+            cell=cell,
+            bias=bias,
+            save=save,
             **options,
         )
-        if rows is not None:
-            hn, cn = rows.last(hn), rows.last(cn)
-            if rows.keep_states:
-                every_h.append(x)
-                every_c += [by_step(of_c, x) for of_c in cells]
         last_h.append(hn)
         last_c.append(cn)
-    h_n = last_h[0] if stack.num_layers == 1 else torch.cat(last_h)
-    c_n = None if cell != "lstm" else last_c[0] if stack.num_layers == 1 else torch.cat(last_c)
-    if not every_h:
-        return x, h_n, c_n
-    return x, h_n, c_n, (torch.stack(every_h), torch.stack(every_c) if every_c else None)
+        outputs.append(x)
+        every_c += cells
+    if rows is not None and rows.ended is not None:
+        last_h, last_c = [rows.last(s) for s in last_h], [rows.last(s) for s in last_c]
+    h, c = torch.cat(last_h), (torch.cat(last_c) if cell == "lstm" else None)
+    return (x, h, c, states(outputs, every_c)) if rows is not None and rows.keep_states else (x, h, c)
 
 
 def autocasting(x: Tensor) -> bool:

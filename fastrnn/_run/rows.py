@@ -18,7 +18,7 @@ from .. import _checks
 class Rows(NamedTuple):
     """What there is to say of a batch's rows; where nothing is, None stands in its place.
 
-    batch_sizes: (T,) int64 on the CPU, of packed rows. sorted_indices: the order in which hx is given, or None.
+    batch_sizes: (T,) int64 on the CPU, of packed rows. sorted_indices: their order in what the caller has.
     lengths: (B,) int64 on the CPU, of padded ones. reset: (T, B) bool on the input's device.
     ended: (B,) bool on the input's device, rows whose sequence is over after their last step.
     keep_states: whether the states of every step are wanted.
@@ -68,10 +68,14 @@ class Rows(NamedTuple):
         return state.masked_fill(over, 0)
 
 
-def by_step(cells: Tensor, y: Tensor) -> Tensor:
-    """A layer's c of every step, (D, T*B, H), as (T, B, D*H), of the dtype of its output y (T, B, .)."""
-    directions, _, hidden = cells.shape
-    return cells.view(directions, *y.shape[:2], hidden).permute(1, 2, 0, 3).flatten(2).to(y.dtype)
+def states(outputs: list[Tensor], cells: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """h and, if there are cells, c of every layer and step, (L, T, B, D*P) and (L, T, B, D*H), from each
+    layer's output (T, B, D*P) and its cells (D, T*B, H)."""
+    h, c = torch.stack(outputs), None
+    if cells:
+        c = torch.stack([s.unflatten(1, outputs[0].shape[:2]).permute(1, 2, 0, 3).flatten(2) for s in cells])
+        c = c.to(h.dtype)
+    return h, c
 
 
 def read(name: str, input: object, lengths, reset, done, keep_states: bool, batch_first: bool) -> Rows:

@@ -58,8 +58,12 @@ class GRU(RecurrentLayer):
                 y, h, _ = self._run(input, hx)
                 return y, h
             rows = self._rows(input, lengths, reset, done, return_all_states)
-            y, h, _, *states = self._run(input, hx, rows)
-            return (y, h, states[0][0]) if return_all_states else (y, h)
+            found = self._run(input, hx, rows)
+            if return_all_states:
+                y, h, _, states = found
+                return y, h, states[0]
+            y, h, _ = found
+            return y, h
         except symbolic.ERRORS:
             if (node := symbolic.module_call(self, GRU.forward, locals())) is None:
                 raise

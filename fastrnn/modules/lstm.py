@@ -99,8 +99,12 @@ class LSTM(RecurrentLayer):
                 y, h, c = self._run(input, hx)
                 return y, (h, c)
             rows = self._rows(input, lengths, reset, done, return_all_states)
-            y, h, c, *states = self._run(input, hx, rows)
-            return (y, (h, c), states[0]) if return_all_states else (y, (h, c))
+            found = self._run(input, hx, rows)
+            if return_all_states:
+                y, h, c, states = found
+                return y, (h, c), states
+            y, h, c = found
+            return y, (h, c)
         except symbolic.ERRORS:
             if (node := symbolic.module_call(self, LSTM.forward, locals())) is None:
                 raise

@@ -126,11 +126,11 @@ def layer(
 ) -> tuple[Tensor | None, ...]:
     """One layer over whole sequences, one or two directions.
 
-    The rows of a batch may differ. A packed one has rows of the lengths that ``batch_sizes`` says. Of a padded
-    one row b takes its steps t < lengths[b] alone: beyond them the output and the cell states are zero, and
-    the state stays what it was. The reverse direction begins at a row's own last step. Where reset[t, b] is
-    true, a new sequence begins at step t: neither direction's state passes between the steps t-1 and t. So
-    the forward direction starts from zero there (at step 0 too, which drops h0), and the reverse one at t-1.
+    The rows of a batch may differ. In a packed one ``batch_sizes`` says how long they are. Of a padded one
+    row b takes its steps t < lengths[b] alone: beyond them the output and the cell states are zero, and the
+    state stays what it was. The reverse direction begins at a row's own last step. Where reset[t, b] is true,
+    a new sequence begins at step t: neither direction's state passes between the steps t-1 and t. So the
+    forward direction starts from zero there (at step 0 too, which drops h0), and the reverse one at t-1.
 
     Args:
         x: (T, B, I); with ``batch_sizes``, packed rows (N, I), N = sum(batch_sizes).
@@ -145,9 +145,9 @@ def layer(
         keep_cells: whether there is a fourth result.
 
     Returns:
-        y (T, B, D*P) or (N, D*P), h_n (D, B, P), c_n (D, B, H) or None, in x's dtype; with ``keep_cells`` also
-        the LSTM's c of every step, (D, N, H), N = T*B without batch_sizes, float32 for half types, or None.
-        None of them aliases another or an input.
+        y (T, B, D*P) or (N, D*P), h_n (D, B, P), c_n (D, B, H) or None, in x's dtype; with ``keep_cells``
+        also the LSTM's c of every step, (D, N, H), N = T*B without batch_sizes, float32 for half types, or
+        None. None of them aliases another or an input.
     """
     dtype, directions, batch = x.dtype, h0.size(0), h0.size(1)
     x, h0, c0 = _widen(x, h0, c0)
