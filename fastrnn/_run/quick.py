@@ -64,10 +64,13 @@ def one_layer(fields: dict, x: Tensor, hx) -> tuple | None:
             if fields["proj_size"]:
                 return None
             rows, directions = shape[0 if batch_first else 1], 2 if fields["bidirectional"] else 1
-            key = directions, rows, fields["hidden_size"], dtype
-            h = None if gradients else _zeros.get(key)
-            if h is None:
-                h = _new_zeros(*key, gradients)
+            hidden = fields["hidden_size"]
+            if gradients:  # some of them are saved
+                h = x.new_zeros((directions, rows, hidden))
+            else:
+                h = _zeros.get((directions, rows, hidden, dtype))
+                if h is None:
+                    h = _new_zeros(directions, rows, hidden, dtype)
             c = h if has_cell else None
         elif has_cell:
             if type(hx) is not tuple or len(hx) != 2:
@@ -91,10 +94,8 @@ def one_layer(fields: dict, x: Tensor, hx) -> tuple | None:
     return (y.transpose(0, 1) if batch_first else y), h, (c if has_cell else None)
 
 
-def _new_zeros(directions: int, rows: int, hidden: int, dtype: torch.dtype, gradients: bool) -> Tensor:
+def _new_zeros(directions: int, rows: int, hidden: int, dtype: torch.dtype) -> Tensor:
     size = directions, rows, hidden
-    if gradients:
-        return torch.zeros(size, dtype=dtype, device="cpu")
     with torch.inference_mode(False):  # kept beyond it
         zeros = torch.zeros(size, dtype=dtype, device="cpu")
     if zeros.numel() <= _LARGEST_ZEROS:
