@@ -30,9 +30,9 @@ _zeros: dict[tuple, Tensor] = {}
 _MOST_ZEROS, _LARGEST_ZEROS = 64, 1 << 14
 
 
-def one_layer(fields: dict, x: Tensor, hx) -> tuple | None:
+def one_layer(module, x: Tensor, hx) -> tuple | None:
     """Output, h_n and c_n (None unless LSTM) of a module of one layer for what its forward() was given, or
-    None for whatever is out of the ordinary. ``fields``: what the module has in its __dict__."""
+    None for whatever is out of the ordinary."""
     if (
         is_compiling()
         or type(x) is not Tensor
@@ -46,6 +46,7 @@ def one_layer(fields: dict, x: Tensor, hx) -> tuple | None:
     ):
         return None
     try:
+        fields = module.__dict__  # half the time of nn.Module's own way to them
         # The list at hand is that of the parameters; else it has to be made anew.
         weights, parameters = fields["_flat_weights"], fields["_parameters"]
         batch_first, dtype, shape = fields["batch_first"], x.dtype, x.shape

@@ -137,7 +137,7 @@ class RecurrentLayer(nn.RNNBase):
         """Output, h_n and c_n (None unless LSTM) for whatever forward() was given, and the states of every
         step if the rows keep them."""
         if rows is None:
-            found = quick.one_layer(self.__dict__, input, hx)
+            found = quick.one_layer(self, input, hx)
             if found is not None:
                 return found
         stack, weights = self._stack(), self._live_weights()
