@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, reference
+from ._cells import RNN
 from ._checks import scan as scan_checks
 from ._plan import route
 from ._run import native, symbolic
@@ -333,7 +334,7 @@ def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend="auto"):
     if backend != "auto":
         _checks.one_of(name, "backend", backend, _checks.BACKENDS)
     if hx is not None:
-        h, c = _checks.pair(name, hx) if cell == "lstm" else (_checks.tensor(name, "hidden", hx), None)
+        h, c = _checks.pair(name, hx) if RNN[cell].has_cell else (_checks.tensor(name, "hidden", hx), None)
     batched = x.dim() == 2
     if not batched or (h is not None and (h.dim() != 2 or (c is not None and c.dim() != 2))):
         _checks.cell_dims(name, x, h, c)
@@ -404,7 +405,7 @@ def _cell_step(name, way, cell, x, h, c, weights):
     if h is None:
         h = x.new_zeros((1, rows, hidden_size))
         c = None
-        if cell == "lstm":
+        if RNN[cell].has_cell:
             c = torch.zeros_like(h) if torch.compiler.is_compiling() else h
     else:
         h, c = h.unsqueeze(0), (None if c is None else c.unsqueeze(0))

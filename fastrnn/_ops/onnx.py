@@ -25,13 +25,10 @@ from torch._higher_order_ops.scan import scan_op
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .. import reference
-from .._cells import RNN
-from ..reference import rnn as rnn_reference
-from ..reference import scan as scan_reference
+from .._cells import RNN, sru, widen
 from . import library, onnx_weights
 from .onnx_weights import integers, node
 
-_NODES = {name: card.mode.partition("_")[0] for name, card in RNN.items()}
 _ZEROS = (torch.ops.aten.zeros.default, torch.ops.aten.new_zeros.default)
 _NO_PACKED = "ONNX has no packed sequences: pass the padded batch{} in place of the PackedSequence"
 
@@ -114,18 +111,16 @@ def _layer(x, h0, c0, weights, lengths, cell, bias):
     given = not all(_is_zeros(t) for t in (h0, c0) if t is not None)
     arranged = onnx_weights.arranged(weights, directions, cell, bias)
     if dtype is torch.bfloat16:  # ONNX Runtime has no such nodes; float32 is what the kernels compute in
-        x, h0, c0, *arranged = rnn_reference._widen(x, h0, c0, *arranged)
+        x, h0, c0, *arranged = map(widen, (x, h0, c0, *arranged))
     sequence_lens = None if lengths is None else lengths.to(torch.int32)
     states = (h0,) if c0 is None else (h0, c0)
     attributes = {"hidden_size": hidden}
     if directions == 2:
         attributes["direction"] = "bidirectional"
-    if cell == "gru":
-        attributes["linear_before_reset"] = 1
-    elif cell == "rnn_relu":
-        attributes["activations"] = ["Relu"] * directions
+    for name, value in RNN[cell].onnx.attributes.items():
+        attributes[name] = value * directions if isinstance(value, list) else value
     found = torch.onnx.ops.symbolic_multi_out(
-        _NODES[cell],
+        RNN[cell].onnx.name,
         (x, *arranged, sequence_lens, *(states if given else ())),
         attributes,
         dtypes=[x.dtype] * (1 + len(states)),
@@ -177,8 +172,8 @@ def _scanned_layer(x, h0, c0, weights, *, cell, bias, lengths, reset):
     """``reference.layer`` of a padded batch as a Scan for each direction; its arguments, and
     its results with every step's cell state."""
     dtype, directions, steps = x.dtype, h0.size(0), x.size(0)
-    x, h0, c0 = rnn_reference._widen(x, h0, c0)
-    weights = rnn_reference._widen(*weights)
+    x, h0, c0 = map(widen, (x, h0, c0))
+    weights = list(map(widen, weights))
     per_direction = len(weights) // directions
     running = None
     if lengths is not None:
@@ -226,8 +221,8 @@ def _masked_step(cell: str, resets: bool, masked: bool, bias: bool, *tensors: Te
     begins = next(given) if resets else None
     running = next(given) if masked else None
     w_hh, b_hh = next(given), (next(given) if bias else None)
-    step = rnn_reference._make_step(cell, w_hh, b_hh, next(given, None))
-    new = step(gx, state if begins is None else tuple(s.masked_fill(begins, 0) for s in state))
+    start = state if begins is None else tuple(s.masked_fill(begins, 0) for s in state)
+    new = RNN[cell].step(gx, start, w_hh, b_hh, next(given, None))
     if running is None:
         return [*new, *(n.clone() for n in new)]  # the results of a Scan may not be one tensor
     kept = [torch.where(running, n, s) for n, s in zip(new, state, strict=True)]
@@ -253,7 +248,7 @@ def _sru_forward(
 
         def own(t: Tensor, d: int = d) -> Tensor:
             """This direction's part of t."""
-            return scan_reference._widen(t.narrow(-1, d * hidden, hidden) if bidirectional else t)
+            return widen(t.narrow(-1, d * hidden, hidden) if bidirectional else t)
 
         xs = {k: own(t) for k, t in by_step.items() if t is not None}
         if mask_pad is not None:
@@ -282,7 +277,5 @@ def _sru_step(names: tuple[str, ...], use_tanh: bool, scale: float, c: Tensor, *
         skip = skip * scale
     weight = given["weight"] if v is None else given["weight"] + v
     gates = u[:, 1:3] + given["bias"]
-    h, new = scan_reference._step(
-        u[:, 0], gates, weight, skip, given.get("drop"), given.get("pad"), c, use_tanh
-    )
+    h, new = sru.step(u[:, 0], gates, weight, skip, given.get("drop"), given.get("pad"), c, use_tanh)
     return [new, h.clone()]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks, reference
+from .._cells import RNN
 from .._ops import autograd
 from .._plan import route
 from .._plan.route import Route
@@ -91,7 +92,7 @@ def run(
 
     h = c = None
     if hx is not None:
-        h, c = _checks.pair(name, hx) if stack.cell == "lstm" else (_checks.tensor(name, "hx", hx), None)
+        h, c = _checks.pair(name, hx) if RNN[stack.cell].has_cell else (_checks.tensor(name, "hx", hx), None)
         if not packed:
             _checks.hidden_dims(h, c, batched)
             if not batched:
@@ -209,7 +210,7 @@ def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
     zero_h = zero_c = None
     if h is None:
         zero_h = zero_c = x.new_zeros((directions, batch, stack.proj_size or stack.hidden_size))
-        if cell != "lstm":
+        if not RNN[cell].has_cell:
             zero_c = None
         elif stack.proj_size or torch.compiler.is_compiling():
             zero_c = x.new_zeros((directions, batch, stack.hidden_size))
@@ -258,7 +259,7 @@ def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
         every_c += cells
     if rows is not None and rows.ended is not None:
         last_h, last_c = [rows.last(s) for s in last_h], [rows.last(s) for s in last_c]
-    h, c = torch.cat(last_h), (torch.cat(last_c) if cell == "lstm" else None)
+    h, c = torch.cat(last_h), (torch.cat(last_c) if RNN[cell].has_cell else None)
     return (x, h, c, states(outputs, every_c)) if rows is not None and rows.keep_states else (x, h, c)
 
 

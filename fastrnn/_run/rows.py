@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._cells import RNN
 
 
 class Rows(NamedTuple):
@@ -41,7 +42,7 @@ class Rows(NamedTuple):
             "batch_sizes": self.batch_sizes,
             "lengths": self.lengths,
             "reset": self.reset,
-            "keep_cells": self.keep_states and cell == "lstm",
+            "keep_cells": self.keep_states and RNN[cell].has_cell,
         }
 
     def check_lengths(self, x: Tensor) -> None:

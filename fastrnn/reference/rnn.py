@@ -1,50 +1,23 @@
-"""LSTM, GRU and RNN in plain torch: a step of each, and the loop over a layer. See the package."""
+"""LSTM, GRU and RNN in plain torch: the loop over the steps of a layer. The steps are the cells' own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .._cells import RNN
+from .._cells import RNN, widen
 
 __all__ = ["GATES", "gradients", "gru_cell", "layer", "lstm_cell", "masked_layer", "rnn_cell"]
 
 #: Number of gate blocks in the weights of each cell.
 GATES = {name: card.gates for name, card in RNN.items()}
 
-_HALF = (torch.bfloat16, torch.float16)
-_ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
-
-
-# One step, given the input's part of the gates: gx = W_ih x + b_ih, (B, G*H).
-
-
-def _lstm_step(gx, h, c, w_hh, b_hh=None, w_hr=None):
-    i, f, g, o = (gx + linear(h, w_hh, b_hh)).chunk(4, dim=-1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    h = torch.sigmoid(o) * torch.tanh(c)
-    return (h if w_hr is None else linear(h, w_hr)), c
-
-
-def _gru_step(gx, h, w_hh, b_hh=None):
-    x_r, x_z, x_n = gx.chunk(3, dim=-1)
-    h_r, h_z, h_n = linear(h, w_hh, b_hh).chunk(3, dim=-1)
-    r = torch.sigmoid(x_r + h_r)
-    z = torch.sigmoid(x_z + h_z)
-    n = torch.tanh(x_n + r * h_n)
-    return (1 - z) * n + z * h
-
-
-def _rnn_step(gx, h, w_hh, b_hh, activation):
-    return activation(gx + linear(h, w_hh, b_hh))
-
 
 def _widen(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Half types as float32, everything else as it is."""
-    return [t.float() if t is not None and t.dtype in _HALF else t for t in tensors]
+    return [widen(t) for t in tensors]
 
 
 def lstm_cell(
@@ -63,7 +36,7 @@ def lstm_cell(
     """
     dtype = x.dtype
     x, h, c, w_ih, w_hh, b_ih, b_hh, w_hr = _widen(x, h, c, w_ih, w_hh, b_ih, b_hh, w_hr)
-    h, c = _lstm_step(linear(x, w_ih, b_ih), h, c, w_hh, b_hh, w_hr)
+    h, c = RNN["lstm"].step(linear(x, w_ih, b_ih), (h, c), w_hh, b_hh, w_hr)
     return h.to(dtype), c.to(dtype)
 
 
@@ -78,7 +51,8 @@ def gru_cell(
     """One GRU step. x (B, I), h (B, H), w_ih (3H, I), w_hh (3H, H), biases (3H,). Returns h (B, H)."""
     dtype = x.dtype
     x, h, w_ih, w_hh, b_ih, b_hh = _widen(x, h, w_ih, w_hh, b_ih, b_hh)
-    return _gru_step(linear(x, w_ih, b_ih), h, w_hh, b_hh).to(dtype)
+    (h,) = RNN["gru"].step(linear(x, w_ih, b_ih), (h,), w_hh, b_hh)
+    return h.to(dtype)
 
 
 def rnn_cell(
@@ -93,21 +67,8 @@ def rnn_cell(
     """One Elman step ("tanh" or "relu"). x (B, I), h (B, H), w_ih (H, I), w_hh (H, H). Returns h (B, H)."""
     dtype = x.dtype
     x, h, w_ih, w_hh, b_ih, b_hh = _widen(x, h, w_ih, w_hh, b_ih, b_hh)
-    return _rnn_step(linear(x, w_ih, b_ih), h, w_hh, b_hh, _ACTIVATIONS[nonlinearity]).to(dtype)
-
-
-# A step is a function (gx, state) -> state, where state is (h,) or (h, c).
-_State = tuple[Tensor, ...]
-_Step = Callable[[Tensor, _State], _State]
-
-
-def _make_step(cell: str, w_hh: Tensor, b_hh: Tensor | None, w_hr: Tensor | None) -> _Step:
-    if cell == "lstm":
-        return lambda gx, s: _lstm_step(gx, s[0], s[1], w_hh, b_hh, w_hr)
-    if cell == "gru":
-        return lambda gx, s: (_gru_step(gx, s[0], w_hh, b_hh),)
-    activation = _ACTIVATIONS[cell.removeprefix("rnn_")]
-    return lambda gx, s: (_rnn_step(gx, s[0], w_hh, b_hh, activation),)
+    (h,) = RNN[f"rnn_{nonlinearity}"].step(linear(x, w_ih, b_ih), (h,), w_hh, b_hh)
+    return h.to(dtype)
 
 
 def layer(
@@ -149,7 +110,7 @@ def layer(
         also the LSTM's c of every step, (D, N, H), N = T*B without batch_sizes, float32 for half types, or
         None. None of them aliases another or an input.
     """
-    dtype, directions, batch = x.dtype, h0.size(0), h0.size(1)
+    card, dtype, directions, batch = RNN[cell], x.dtype, h0.size(0), h0.size(1)
     x, h0, c0 = _widen(x, h0, c0)
     weights = _widen(*weights)
     per_direction = len(weights) // directions
@@ -166,7 +127,6 @@ def layer(
         w_ih, w_hh, *rest = weights[d * per_direction : (d + 1) * per_direction]
         b_ih, b_hh = rest[:2] if bias else (None, None)
         w_hr = rest[-1] if len(rest) in (1, 3) else None
-        step = _make_step(cell, w_hh, b_hh, w_hr)
         state = (h0[d],) if c0 is None else (h0[d], c0[d])
         gx = linear(x, w_ih, b_ih)
         gx = gx.unbind(0) if batch_sizes is None else gx.split(batch_sizes.tolist())
@@ -179,7 +139,7 @@ def layer(
             begins = _begins(cut, running, t, reverse=d == 1)
             if begins is not None:
                 start = tuple(s.masked_fill(begins, 0) for s in old)
-            new = shown = step(gx[t], start)
+            new = shown = card.step(gx[t], start, w_hh, b_hh, w_hr)
             if running is not None:
                 row = running[t].unsqueeze(1)
                 new = tuple(torch.where(row, n, s) for n, s in zip(shown, old, strict=True))
@@ -189,7 +149,7 @@ def layer(
             state = new
             hs[t], cs[t] = shown[0], shown[-1]
         outputs.append(torch.stack(hs) if batch_sizes is None else torch.cat(hs))
-        if keep_cells and cell == "lstm":
+        if keep_cells and card.has_cell:
             states.append(torch.cat(cs))
         finals.append(state)
 
