@@ -27,10 +27,13 @@ import torch
 from torch import Tensor
 
 from . import _checks, reference
+from ._cells import RNN
 from ._checks import scan as scan_checks
+from ._plan import route
 from ._run import native, symbolic
 from ._run import scan as run_scan
-from ._run.rnn import Stack, autocast_inputs, autocasting, choose, run
+from ._run.rnn import Stack, autocast_inputs, autocasting, run, runner
+from ._run.rows import Rows
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell", "sru", "sru_scan"]
 
@@ -73,7 +76,8 @@ def lstm(
     try:
         layout = bidirectional, batch_first, save, backend
         stack = _stack("LSTM", "lstm", params, bias, num_layers, dropout, training, *layout)
-        y, h, c = run(stack, input, hx, params, batch_sizes)
+        rows = None if batch_sizes is None else Rows(batch_sizes)
+        y, h, c = run(stack, input, hx, params, rows)
         return y, (h, c)
     except symbolic.ERRORS:
         if (node := symbolic.function_call(lstm, locals())) is None:
@@ -103,7 +107,8 @@ def gru(
     try:
         layout = bidirectional, batch_first, save, backend
         stack = _stack("GRU", "gru", params, bias, num_layers, dropout, training, *layout)
-        y, h, _ = run(stack, input, hx, params, batch_sizes)
+        rows = None if batch_sizes is None else Rows(batch_sizes)
+        y, h, _ = run(stack, input, hx, params, rows)
         return y, h
     except symbolic.ERRORS:
         if (node := symbolic.function_call(gru, locals())) is None:
@@ -133,7 +138,8 @@ def rnn(
         cell = f"rnn_{nonlinearity}"
         layout = bidirectional, batch_first, save, backend
         stack = _stack("RNN", cell, params, bias, num_layers, dropout, training, *layout)
-        y, h, _ = run(stack, input, hx, params, batch_sizes)
+        rows = None if batch_sizes is None else Rows(batch_sizes)
+        y, h, _ = run(stack, input, hx, params, rows)
         return y, h
     except symbolic.ERRORS:
         if (node := symbolic.function_call(rnn, locals())) is None:
@@ -328,7 +334,7 @@ def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend="auto"):
     if backend != "auto":
         _checks.one_of(name, "backend", backend, _checks.BACKENDS)
     if hx is not None:
-        h, c = _checks.pair(name, hx) if cell == "lstm" else (_checks.tensor(name, "hidden", hx), None)
+        h, c = _checks.pair(name, hx) if RNN[cell].has_cell else (_checks.tensor(name, "hidden", hx), None)
     batched = x.dim() == 2
     if not batched or (h is not None and (h.dim() != 2 or (c is not None and c.dim() != 2))):
         _checks.cell_dims(name, x, h, c)
@@ -360,32 +366,36 @@ def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend="auto"):
         _checks.cell_weights(name, (w_ih, w_hh, b_ih, b_hh))
         other = w_ih.new_zeros(w_ih.size(0))
         weights = [w_ih, w_hh, other if b_ih is None else b_ih, other if b_hh is None else b_hh]
-    if backend == "cudnn":  # autocast included
+    # torch lets cells have no inputs or no units; there is nothing to fuse in those.
+    way = route.of(x, backend, empty=not (features and hidden_size))
+    if way.asked:  # autocast included
         h, c = native.cell(cell, x, h, c, weights)
     elif autocasting(x):
-        found = None if x.is_cpu else native.cell_instead(backend, cell, x, h, c, weights)
+        found = None
+        if way.runner == "native" and not x.is_cpu:
+            found = native.cell_instead(cell, x, h, c, weights)
         if found is None:
             x, h, c, weights, _ = autocast_inputs(cell, False, True, x, h, c, weights)
             with torch.autocast(x.device.type, enabled=False):
-                found = _cell_step(name, cell, x, h, c, weights, backend)
+                found = _cell_step(name, way, cell, x, h, c, weights)
         h, c = found
     else:
-        h, c = _cell_step(name, cell, x, h, c, weights, backend)
+        h, c = _cell_step(name, way, cell, x, h, c, weights)
     if batched:
         return h, c
     return h.squeeze(0), (None if c is None else c.squeeze(0))
 
 
-def _cell_step(name, cell, x, h, c, weights, backend):
+def _cell_step(name, way, cell, x, h, c, weights):
     """A cell is a layer of one step. h and c are (B, H) or None for zeros."""
-    rows, features = x.shape
-    hidden_size = weights[1].size(1)
-    # torch lets cells have no inputs or no units; there is nothing to fuse in those.
-    layer = choose(backend, x) if features and hidden_size else reference.layer
+    if way.runner == "none":
+        raise RuntimeError(way.why)
+    rows, hidden_size = x.size(0), weights[1].size(1)
+    layer = runner(way)
     if layer is reference.layer:
         _checks.cell_params(name, cell, weights, hidden_size)
         _checks.same_kind(x, [("hidden", h), ("cell", c), *(("parameter", w) for w in weights)])
-        found = native.cell_instead(backend, cell, x, h, c, weights)
+        found = native.cell_instead(cell, x, h, c, weights) if way.runner == "native" else None
         if found is not None:
             return found
     dtype, device = x.dtype, x.device
@@ -395,7 +405,7 @@ def _cell_step(name, cell, x, h, c, weights, backend):
     if h is None:
         h = x.new_zeros((1, rows, hidden_size))
         c = None
-        if cell == "lstm":
+        if RNN[cell].has_cell:
             c = torch.zeros_like(h) if torch.compiler.is_compiling() else h
     else:
         h, c = h.unsqueeze(0), (None if c is None else c.unsqueeze(0))

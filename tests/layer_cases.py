@@ -16,7 +16,6 @@ from torch import Tensor
 from fastrnn import reference
 from fastrnn._ops import library
 from fastrnn.proof import numbers
-from fastrnn.reference.rows import masked_layer
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -31,7 +30,7 @@ class Case:
 
     tier: of the CUDA kernels, both passes. tf32: float32 products may round to TensorFloat-32.
     lengths: of the rows of a padded batch, whose tensors hold NaN beyond them. reset: "some" of the steps or
-    "all" begin a new sequence. With either the ops are the masked ones, and an LSTM's cells have a gradient.
+    "all" begin a new sequence. With either an LSTM's cells have a gradient.
     """
 
     cell: str
@@ -93,6 +92,11 @@ class Problem:
     reset: Tensor | None = None
     grad_cells: Tensor | None = None
     padding: Tensor = field(default_factory=lambda: torch.tensor(False))  # (T,B) bool: beyond a row's length
+
+    @property
+    def rows(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """batch_sizes, lengths and reset, as the ops take them."""
+        return self.batch_sizes, self.lengths, self.reset
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Problem:
         """The same numbers elsewhere: f of every tensor but batch_sizes and lengths, which are on the CPU."""
@@ -182,13 +186,10 @@ def expected(case: Case, p: Problem, dtype: torch.dtype = torch.float64) -> list
     leaves = [t.detach().to(dtype).requires_grad_() for t in inputs]
     x, h0, *rest = leaves
     c0 = None if p.c0 is None else rest.pop(0)
-    if case.masked:
-        masks = {"lengths": p.lengths, "reset": p.reset}
-        y, hn, cn, cells = masked_layer(x, h0, c0, rest, cell=case.cell, bias=case.bias, **masks)
-    else:
-        y, hn, cn = reference.layer(
-            x, h0, c0, rest, cell=case.cell, bias=case.bias, batch_sizes=p.batch_sizes
-        )
+    rows = {"batch_sizes": p.batch_sizes, "lengths": p.lengths, "reset": p.reset}
+    y, hn, cn, cells = reference.layer(
+        x, h0, c0, rest, cell=case.cell, bias=case.bias, keep_cells=True, **rows
+    )
     outputs = [y, hn] + ([] if cn is None else [cn])
     to, cotangents = list(outputs), [g.to(dtype) for g in p.cotangents]
     cotangents[0] = cotangents[0].masked_fill(padding, 0)
@@ -202,35 +203,15 @@ def expected(case: Case, p: Problem, dtype: torch.dtype = torch.float64) -> list
 def forward(ops, case: Case, p: Problem, save: str | None = None) -> tuple[Tensor, ...]:
     """(y, hn, cn, gates, cells) of the op."""
     mode = SAVES[save or case.save] + case.mode
-    if case.masked:
-        return ops.rnn_masked_forward(
-            p.x, p.h0, p.c0, p.weights, p.lengths, p.reset, case.cell, case.bias, mode
-        )
-    return ops.rnn_forward(p.x, p.h0, p.c0, p.weights, p.batch_sizes, case.cell, case.bias, mode)
+    return ops.rnn_forward(p.x, p.h0, p.c0, p.weights, *p.rows, case.cell, case.bias, mode)
 
 
 def backward(ops, case: Case, p: Problem, saved: tuple[Tensor, ...], needs: int = ALL):
     """(grad_x, grad_h0, grad_c0, grad_weights) of the op, from what forward returned."""
     y, _, _, gates, cells = saved
     grads = [*p.cotangents, None][:3]
-    if case.masked:
-        masks, saved = (p.lengths, p.reset), (y, gates, cells)
-        rest = (*saved, case.cell, case.bias, needs + case.mode)
-        return ops.rnn_masked_backward(*grads, p.grad_cells, p.x, p.h0, p.c0, p.weights, *masks, *rest)
-    return ops.rnn_backward(
-        *grads,
-        p.x,
-        p.h0,
-        p.c0,
-        p.weights,
-        p.batch_sizes,
-        y,
-        gates,
-        cells,
-        case.cell,
-        case.bias,
-        needs + case.mode,
-    )
+    rest = (y, gates, cells, case.cell, case.bias, needs + case.mode)
+    return ops.rnn_backward(*grads, p.grad_cells, p.x, p.h0, p.c0, p.weights, *p.rows, *rest)
 
 
 def fused(ops, case: Case, p: Problem) -> list[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastrnn import reference
 from fastrnn.proof.numbers import Tolerance
-from fastrnn.reference.rows import masked_layer
+from fastrnn.reference import masked_layer
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")

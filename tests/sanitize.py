@@ -23,8 +23,8 @@ from helpers import flat
 from layer_cases import CELLS, DTYPES, PACKED, Case, problem, worst
 
 import fastrnn
-from fastrnn._ops import autograd_rows, library
-from fastrnn.reference.rows import masked_layer
+from fastrnn._ops import autograd, library
+from fastrnn.reference import masked_layer
 
 F32, F64 = torch.float32, torch.float64
 
@@ -109,12 +109,12 @@ def bad_arguments() -> Iterator[tuple[str, tuple]]:
     p = problem(Case("lstm", dtype=F32))
     rest = (p.h0, p.c0, p.weights)
     for sizes in ([5, 7], [12, 0], [3, 3, 3, 4], [2**62] * 4, [-4, 16]):
-        packed = (p.x.reshape(12, 5), *rest, torch.tensor(sizes), "lstm", True, 1)
+        packed = (p.x.reshape(12, 5), *rest, torch.tensor(sizes), None, None, "lstm", True, 1)
         yield f"batch_sizes {sizes}", packed
-    yield "features", (p.x[..., 1:], *rest, None, "lstm", True, 1)
-    yield "rows", (p.x[:, 1:], *rest, None, "lstm", True, 1)
-    yield "weights", (p.x, p.h0, p.c0, p.weights[:3], None, "lstm", True, 1)
-    yield "cell", (p.x, *rest, None, "gru", True, 1)
+    yield "features", (p.x[..., 1:], *rest, None, None, None, "lstm", True, 1)
+    yield "rows", (p.x[:, 1:], *rest, None, None, None, "lstm", True, 1)
+    yield "weights", (p.x, p.h0, p.c0, p.weights[:3], None, None, None, "lstm", True, 1)
+    yield "cell", (p.x, *rest, None, None, None, "gru", True, 1)
 
 
 def masked(isa: str) -> Iterator[tuple[str, bool]]:
@@ -132,7 +132,7 @@ def masked(isa: str) -> Iterator[tuple[str, bool]]:
             weights = [w.clone().requires_grad_() for w in p.weights]
             results = []
             for function, kept in (
-                (autograd_rows.layer, {"save": save, "keep_cells": True}),
+                (autograd.layer, {"save": save, "keep_cells": True}),
                 (masked_layer, {}),
             ):
                 out = function(*leaves, weights, cell=cell, bias=True, **masks, **kept)
@@ -164,8 +164,8 @@ def bad_masks() -> Iterator[tuple[str, tuple]]:
     p = problem(Case("lstm", dtype=F32))
     rest = (p.h0, p.c0, p.weights)
     for lengths in ([5] * p.x.size(1), [-1] * p.x.size(1), [1], [2**62] * p.x.size(1)):
-        yield f"lengths {lengths}", (p.x, *rest, torch.tensor(lengths), None, "lstm", True, 1)
-    yield "reset", (p.x, *rest, None, torch.zeros(1, 1, dtype=torch.bool), "lstm", True, 1)
+        yield f"lengths {lengths}", (p.x, *rest, None, torch.tensor(lengths), None, "lstm", True, 1)
+    yield "reset", (p.x, *rest, None, None, torch.zeros(1, 1, dtype=torch.bool), "lstm", True, 1)
 
 
 @torch.no_grad()
@@ -252,9 +252,7 @@ def main() -> int:
             for what, ok in (*masked(label), *episodes(label), *streams(label)):
                 check(what, ok)
         print(f"{isa}: {time.monotonic() - start:.0f} s", flush=True)
-    bad = [(library.forward, *b) for b in bad_arguments()] + [
-        (library.masked_forward, *b) for b in bad_masks()
-    ]
+    bad = [(library.forward, *b) for b in bad_arguments()] + [(library.forward, *b) for b in bad_masks()]
     bad += [(library.stream, *b) for b in bad_packed()]
     for op, what, arguments in bad:
         try:

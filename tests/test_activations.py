@@ -37,7 +37,7 @@ def activations(x: Tensor) -> tuple[Tensor, Tensor]:
     state = torch.zeros(1, len(x), 1, dtype=x.dtype)
     weights = [torch.ones(4, 1, dtype=x.dtype), torch.zeros(4, 1, dtype=x.dtype)]
     gates = torch.ops.fastrnn.rnn_forward(
-        x.view(1, -1, 1), state, state, weights, None, "lstm", False, SAVES["gates"]
+        x.view(1, -1, 1), state, state, weights, None, None, None, "lstm", False, SAVES["gates"]
     )[3].view(-1, 4)
     for i in (1, 3):
         assert torch.equal(gates[:, 0].nan_to_num(9), gates[:, i].nan_to_num(9))
@@ -123,10 +123,11 @@ def test_derivatives_of_the_layers(isa):
     x = x[x.isfinite()]
     state = torch.zeros(1, len(x), 1)
     weights, ones = [torch.ones(1, 1), torch.zeros(1, 1)], torch.ones(1, len(x), 1)
-    ops, rest = torch.ops.fastrnn, (None, "rnn_tanh", False)
+    ops, rest = torch.ops.fastrnn, (None, None, None, "rnn_tanh", False)
     inputs = (x.view(1, -1, 1), state, None, weights)
     y, _, _, gates, cells = ops.rnn_forward(*inputs, *rest, SAVES["gates"])
-    slope = ops.rnn_backward(ones, None, None, *inputs, None, y, gates, cells, *rest[1:], 1)[0].flatten()
+    given = (*inputs, *rest[:3], y, gates, cells, *rest[3:], 1)
+    slope = ops.rnn_backward(ones, None, None, None, *given)[0].flatten()
     assert (slope - 1 / torch.cosh(x.double()) ** 2).abs().max() < 1.5e-7
     assert not slope[x.abs() > TANH_CONVERGED].any()
 

@@ -270,18 +270,18 @@ def test_verify_checks_the_sru(capsys):
 def test_verify_checks_srupp(monkeypatch):
     """SRU++ is verified, and judged by what its kernels add to the error of torch's own operations: a scan
     that is wrong by a part in fifty fails, in a half type too."""
-    from fastrnn._ops import autograd_scan
+    from fastrnn._ops import autograd
 
     isa = library.available_cpu_isas()[:1]
     wanted = numbers.checks(["srupp"], ["float32", "bfloat16"], ["packed"])
     assert all(outcome.ok for outcome in numbers.verify(wanted, isa))
-    genuine = autograd_scan.scan
+    genuine = autograd.scan
 
     def broken(*args, **options):
         h, c = genuine(*args, **options)
         return h * 1.02, c
 
-    monkeypatch.setattr(autograd_scan, "scan", broken)
+    monkeypatch.setattr(autograd, "scan", broken)
     assert not any(outcome.ok for outcome in numbers.verify(wanted, isa))
 
 

@@ -459,10 +459,10 @@ def test_more_than_2_to_the_31_elements(cell):
 
     def run(rows: slice):
         c = None if c0 is None else c0[:, rows].contiguous()
-        given = x[:, rows].contiguous(), h0[:, rows].contiguous(), c, weights, None
+        given = x[:, rows].contiguous(), h0[:, rows].contiguous(), c, weights, None, None, None
         y, _, _, gates, cells = ops.rnn_forward(*given, cell, True, 1)
         grad = grad_y[:, rows].contiguous()
-        grad_x, *_ = ops.rnn_backward(grad, None, None, *given, y, gates, cells, cell, True, 1)
+        grad_x, *_ = ops.rnn_backward(grad, None, None, None, *given, y, gates, cells, cell, True, 1)
         return y, grad_x
 
     y, grad_x = run(slice(None))

@@ -35,7 +35,7 @@ from layer_cases import (
 )
 
 from fastrnn._ops import library
-from fastrnn.reference.rows import masked_layer
+from fastrnn.reference import masked_layer
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_absent_gradients_are_zero(ops, cell, absent):
     y, _, _, gates, cells = forward(ops, case, p)
     given = [None if i in absent or i >= len(p.cotangents) else p.cotangents[i] for i in range(3)]
     saved = (y, gates, cells)
-    got = ops.rnn_backward(*given, p.x, p.h0, p.c0, p.weights, None, *saved, cell, case.bias, ALL)
+    got = ops.rnn_backward(*given, None, p.x, p.h0, p.c0, p.weights, *p.rows, *saved, cell, case.bias, ALL)
     want = backward(ops, case, p, (y, None, None, gates, cells))
     for a, b in zip((*got[:3], *got[3]), (*want[:3], *want[3]), strict=True):
         assert torch.equal(a, b)
@@ -174,7 +174,7 @@ def test_under_grad_mode(ops):
 def test_schemas_are_the_ops(ops):
     """emu_ops.cpp repeats the schemas of csrc/ops/schema.cpp."""
     layers = ("rnn_forward", "rnn_backward", "rnn_backward_unlisted", "rnn_layer")
-    for name in (*layers, *(name.replace("rnn", "rnn_masked") for name in layers), "sru_scan"):
+    for name in (*layers, "sru_forward", "sru_backward", "sru_scan"):
         ours = str(getattr(ops, name).default._schema).replace(NAMESPACE, "fastrnn")
         assert ours == str(getattr(torch.ops.fastrnn, name).default._schema)
 
@@ -183,14 +183,14 @@ def test_for_tracers_and_compilers(ops):
     """The forms that programs and compilers call give what the raw operators give; a mode's options stay."""
     case = Case("lstm", D=2, P=2, bias=False)
     p = problem(case)
-    given, rest = (p.x, p.h0, p.c0, p.weights, None), ("lstm", False)
+    given, rest = (p.x, p.h0, p.c0, p.weights, *p.rows), ("lstm", False)
     y, hn, cn, gates, cells = ops.rnn_forward(*given, *rest, 1)
     for mode in (0, 1, 2 + library.TIERS["stepwise"]):
-        for a, b in zip(ops.rnn_layer(*given, *rest, mode), (y, hn, cn), strict=True):
+        for a, b in zip(ops.rnn_layer(*given, *rest, False, mode)[:3], (y, hn, cn), strict=True):
             assert torch.equal(a, b)
     with pytest.raises(RuntimeError, match="mode: expected"):
-        ops.rnn_layer(*given, *rest, 3)
-    arguments = (*p.cotangents, *given, y, gates, cells, *rest, ALL)
+        ops.rnn_layer(*given, *rest, False, 3)
+    arguments = (*p.cotangents, None, *given, y, gates, cells, *rest, ALL)
     *first, weights = ops.rnn_backward(*arguments)
     found = ops.rnn_backward_unlisted(*arguments)
     for a, b in zip(found, [*first, *weights], strict=False):
@@ -199,15 +199,15 @@ def test_for_tracers_and_compilers(ops):
 
     case = Case("lstm", D=2, B=5, lengths=LENGTHS, reset="some", dtype=torch.float32)
     p = problem(case)
-    given, rest = (p.x, p.h0, p.c0, p.weights, p.lengths, p.reset), ("lstm", True)
-    y, hn, cn, gates, cells = ops.rnn_masked_forward(*given, *rest, 1)
+    given, rest = (p.x, p.h0, p.c0, p.weights, *p.rows), ("lstm", True)
+    y, hn, cn, gates, cells = ops.rnn_forward(*given, *rest, 1)
     for keep in (True, False):
-        found = ops.rnn_masked_layer(*given, *rest, keep, 1)
+        found = ops.rnn_layer(*given, *rest, keep, 1)
         for a, b in zip(found, (y, hn, cn, cells if keep else cells.new_empty((0,))), strict=True):
             assert torch.equal(a, b)
     arguments = (*p.cotangents, None, *given, y, gates, cells, *rest, ALL)
-    *first, weights = ops.rnn_masked_backward(*arguments)
-    for a, b in zip(ops.rnn_masked_backward_unlisted(*arguments), [*first, *weights], strict=False):
+    *first, weights = ops.rnn_backward(*arguments)
+    for a, b in zip(ops.rnn_backward_unlisted(*arguments), [*first, *weights], strict=False):
         assert torch.equal(a, b)
 
 

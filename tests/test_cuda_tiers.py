@@ -108,12 +108,12 @@ def test_absent_gradients_and_needs(ops, tier):
     saved = forward(ops, case, p)
     p.cotangents = [p.cotangents[0], *(torch.zeros_like(g) for g in p.cotangents[1:])]
     y, _, _, gates, cells = saved
-    rest = (p.x, p.h0, p.c0, p.weights, None, y, gates, cells, "lstm", True)
-    got = ops.rnn_backward(p.cotangents[0], None, None, *rest, ALL + case.mode)
+    rest = (p.x, p.h0, p.c0, p.weights, *p.rows, y, gates, cells, "lstm", True)
+    got = ops.rnn_backward(p.cotangents[0], None, None, None, *rest, ALL + case.mode)
     want = backward(ops, case, p, saved)
     for a, b in zip((*got[:3], *got[3]), (*want[:3], *want[3]), strict=True):
         assert torch.equal(a, b)
-    none = ops.rnn_backward(p.cotangents[0], None, None, *rest, case.mode)
+    none = ops.rnn_backward(p.cotangents[0], None, None, None, *rest, case.mode)
     assert [t.numel() for t in none[:3]] == [0, 0, 0]
     assert none[3] == []
 
@@ -183,7 +183,7 @@ def test_a_tier_that_cannot_is_one_error(ops):
     p = problem(case)
     for mode in (3, -1, 256):
         with pytest.raises(RuntimeError, match="mode: expected what to save"):
-            ops.rnn_forward(p.x, p.h0, p.c0, p.weights, None, "lstm", True, mode)
+            ops.rnn_forward(p.x, p.h0, p.c0, p.weights, *p.rows, "lstm", True, mode)
 
 
 @pytest.mark.parametrize("tier", ["one_cta", "stepwise"])

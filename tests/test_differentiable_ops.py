@@ -37,7 +37,8 @@ MASKED = Case("lstm", D=2, B=5, lengths=LENGTHS, reset="some", dtype=F64)
 
 
 def _arguments(case: Case, p) -> tuple:
-    return p.x, p.h0, p.c0, p.weights, p.batch_sizes, case.cell, case.bias, layer_cases.SAVES[case.save]
+    saves = layer_cases.SAVES[case.save]
+    return p.x, p.h0, p.c0, p.weights, *p.rows, case.cell, case.bias, False, saves
 
 
 def _leaves(p) -> list:
@@ -58,7 +59,7 @@ def test_layer(case):
     p = problem(case)
     arguments = _arguments(case, p)
     raw = _raw(case, p)
-    for a, b in zip(library.layer(*arguments), raw, strict=False):
+    for a, b in zip(library.layer(*arguments)[:3], raw[:3], strict=True):
         assert torch.equal(a, b)
     opcheck(library.layer, arguments)
     leaves = _leaves(p)
@@ -66,9 +67,10 @@ def test_layer(case):
     grads = torch.autograd.grad(outputs, leaves, list(p.cotangents)[: len(outputs)])
     x, h0, c0, weights = library.backward(
         *(*p.cotangents, None)[:3],
+        None,
         *(t.detach() if isinstance(t, torch.Tensor) else t for t in arguments[:3]),
         [w.detach() for w in p.weights],
-        p.batch_sizes,
+        *p.rows,
         raw[0],
         *raw[3:],
         case.cell,
@@ -86,21 +88,21 @@ def test_layer(case):
 
 
 @pytest.mark.parametrize("keep_cells", [False, True])
-def test_masked_layer(keep_cells):
+def test_layer_with_rows(keep_cells):
     """The same with lengths and resets, and with every step's cell state as a result."""
     p = problem(MASKED)
-    arguments = (p.x, p.h0, p.c0, p.weights, p.lengths, p.reset, "lstm", True, keep_cells, 1)
+    arguments = (p.x, p.h0, p.c0, p.weights, *p.rows, "lstm", True, keep_cells, 1)
     leaves = _leaves(p)
-    opcheck(library.masked_layer, arguments)
-    found = library.masked_layer(*arguments)
+    opcheck(library.layer, arguments)
+    found = library.layer(*arguments)
     assert (found[3].numel() > 0) == keep_cells
     with torch.no_grad():
-        kept = library.masked_layer(*arguments)
+        kept = library.layer(*arguments)
     for a, b in zip(found, kept, strict=True):
         assert torch.equal(a, b)
 
     def run(*_):
-        return tuple(t for t in library.masked_layer(*arguments) if t.numel())
+        return tuple(t for t in library.layer(*arguments) if t.numel())
 
     assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
 
@@ -139,8 +141,8 @@ def test_unlisted(case):
     """The gradients of the weights one by one are those in the list, and empty where there is no weight."""
     p = problem(case)
     *_, gates, cells = raw = _raw(case, p)
-    inputs = (p.x, p.h0, p.c0, p.weights, p.batch_sizes)
-    arguments = (*(*p.cotangents, None)[:3], *inputs, raw[0], gates, cells, case.cell, case.bias, ALL)
+    inputs = (p.x, p.h0, p.c0, p.weights, *p.rows)
+    arguments = (*(*p.cotangents, None)[:3], None, *inputs, raw[0], gates, cells, case.cell, case.bias, ALL)
     *first, weights = library.backward(*arguments)
     found = library.backward_unlisted(*arguments)
     assert len(found) == 13

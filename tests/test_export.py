@@ -231,7 +231,7 @@ def test_what_is_kept():
     for name, call, trains in (
         ("GRU", "rnn_layer", ("rnn_forward", 1)),
         ("recompute", "rnn_layer", ("rnn_forward", 2)),
-        ("masked", "rnn_masked_layer", ("rnn_masked_forward", 1)),
+        ("masked", "rnn_layer", ("rnn_forward", 1)),
         ("SRU", "sru_scan", ("sru_forward", True)),
     ):
         model, x = _tagger(name), _inputs(name)[0]
@@ -278,7 +278,7 @@ def test_compiled_ahead(tmp_path):
     with zipfile.ZipFile(path) as package:
         text = b"".join(package.read(name) for name in package.namelist() if name.endswith(".json"))
     assert set(re.findall(rb"fastrnn::\w+", text)) == {
-        b"fastrnn::rnn_masked_forward",
+        b"fastrnn::rnn_forward",
         b"fastrnn::sru_forward",
     }
     assert_close(torch._inductor.aoti_load_package(path)(x), program.module()(x).detach(), torch.float32)

@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
-from fastrnn._ops import autograd_rows, library
-from fastrnn.reference.rows import masked_layer
+from fastrnn import reference
+from fastrnn._ops import autograd, library
+from fastrnn.reference import masked_layer
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 MODULES = {
@@ -55,7 +56,7 @@ def results(function, inputs, seed, **options):
 
 
 def fused(*args, save="gates", **options):
-    return autograd_rows.layer(*args, save=save, keep_cells=True, **options)
+    return autograd.layer(*args, save=save, keep_cells=True, **options)
 
 
 @pytest.fixture
@@ -232,7 +233,7 @@ def test_gradients(cell):
 
     def run(x, h0, *rest):
         c0, ws = (rest[0], rest[1:]) if cell == "lstm" else (None, rest)
-        out = autograd_rows.layer(
+        out = autograd.layer(
             x, h0, c0, list(ws), cell=cell, bias=True, lengths=lengths, reset=reset, keep_cells=True
         )
         return tuple(t for t in out if t is not None)
@@ -242,17 +243,34 @@ def test_gradients(cell):
     assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
 
 
+def test_cells_of_packed_rows():
+    """Every step's c of packed rows, and its gradient: as the reference's."""
+    _, _, _, weights = problem("lstm", 1, 1, 4, 5)
+    sizes = torch.tensor([3, 2, 2, 1])
+    x, h0, c0 = (torch.randn(*n, dtype=torch.float64) for n in ((8, 4), (1, 3, 5), (1, 3, 5)))
+    leaves = [t.requires_grad_() for t in (x, h0, c0, *weights)]
+    found = []
+    for layer in (autograd.layer, reference.layer):
+        torch.manual_seed(1)
+        out = layer(x, h0, c0, weights, cell="lstm", bias=True, batch_sizes=sizes, keep_cells=True)
+        assert out[3].shape == (1, 8, 5)
+        loss = sum((t * torch.randn_like(t)).sum() for t in out)
+        found.append([*out, *torch.autograd.grad(loss, leaves)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
 def test_opcheck():
-    """Schemas, fake implementations and dispatch of the masked operators."""
+    """Schemas, fake implementations and dispatch of the operators with lengths and resets."""
     x, h0, c0, weights = problem("lstm", 3, 2, 4, 5, dtype=torch.float32)
     lengths, reset = torch.tensor([3, 1]), torch.tensor([[0, 1], [0, 0], [1, 0]]).bool()
-    args = (x, h0, c0, weights, lengths, reset, "lstm", True, 1)
-    torch.library.opcheck(torch.ops.fastrnn.rnn_masked_forward.default, args)
-    y, hn, cn, gates, cells = library.masked_forward(*args)
+    args = (x, h0, c0, weights, None, lengths, reset, "lstm", True, 1)
+    torch.library.opcheck(library.forward, args)
+    y, hn, cn, gates, cells = library.forward(*args)
     grads = (torch.randn_like(y), torch.randn_like(hn), torch.randn_like(cn), torch.randn_like(cells))
     torch.library.opcheck(
-        torch.ops.fastrnn.rnn_masked_backward.default,
-        (*grads, x, h0, c0, weights, lengths, reset, y, gates, cells, "lstm", True, 15),
+        library.backward,
+        (*grads, x, h0, c0, weights, None, lengths, reset, y, gates, cells, "lstm", True, 15),
     )
 
 
@@ -274,7 +292,7 @@ def test_compile():
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("backend", ["auto", "fused", "one_cta", "grid", "stepwise"])
 def test_cuda_inputs_take_the_fused_ops(name, backend):
-    """Without a GPU, on fake tensors: forward and backward are the masked ops, with the tier that was asked
+    """Without a GPU, on fake tensors: forward and backward are the fused ops, with the tier that was asked
     for, for lengths on either device, and their results have the devices and shapes of a module's."""
     seen = []
 
@@ -298,7 +316,7 @@ def test_cuda_inputs_take_the_fused_ops(name, backend):
             assert grad_x.shape == x.shape
             assert {t.device.type for t in (y, h, *c, grad_x)} == {"cuda"}
     tier = library.TIERS.get(backend, 0)
-    passes = ["fastrnn::rnn_masked_forward", "fastrnn::rnn_masked_backward"]
+    passes = ["fastrnn::rnn_forward", "fastrnn::rnn_backward"]
     assert seen == [(op, tier) for op in passes] * 2
 
 

@@ -249,7 +249,7 @@ def test_no_decomposition_outside_of_an_export():
     """torch.compile refuses, where CI is set, operators with a decomposition that it does not use."""
     operators = [
         torch.ops.fastrnn.rnn_forward,
-        torch.ops.fastrnn.rnn_masked_forward,
+        torch.ops.fastrnn.rnn_layer,
         torch.ops.fastrnn.sru_forward,
     ]
     known = torch._decomp.get_decompositions([*operators, *(op.default for op in operators)])

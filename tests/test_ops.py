@@ -31,13 +31,13 @@ SAMPLES = [
 
 def _forward_arguments(case: Case, p: Problem) -> tuple:
     save = layer_cases.SAVES[case.save]
-    return p.x, p.h0, p.c0, p.weights, p.batch_sizes, case.cell, case.bias, save
+    return p.x, p.h0, p.c0, p.weights, *p.rows, case.cell, case.bias, save
 
 
 def _backward_arguments(case: Case, p: Problem, needs: int = ALL) -> tuple:
     y, _, _, gates, cells = layer_cases.forward(torch.ops.fastrnn, case, p)
-    inputs = p.x, p.h0, p.c0, p.weights, p.batch_sizes
-    return *(*p.cotangents, None)[:3], *inputs, y, gates, cells, case.cell, case.bias, needs
+    inputs = p.x, p.h0, p.c0, p.weights, *p.rows
+    return *(*p.cotangents, None)[:3], p.grad_cells, *inputs, y, gates, cells, case.cell, case.bias, needs
 
 
 @pytest.mark.parametrize("case", SAMPLES, ids=str)
@@ -82,7 +82,7 @@ def _arguments(case: Case = CASE, **changed) -> dict:
     p = problem(case)
     arguments = dict(
         zip(
-            ("x", "h0", "c0", "weights", "batch_sizes", "cell", "bias", "save"),
+            ("x", "h0", "c0", "weights", "batch_sizes", "lengths", "reset", "cell", "bias", "save"),
             _forward_arguments(case, p),
             strict=True,
         )
@@ -118,6 +118,14 @@ BAD = {
     "x 1-D": (_arguments(x=zeros(5)), "x: expected shape"),
     "x 2-D": (_arguments(x=zeros(4, 5)), "x: expected shape"),
     "x 4-D": (_arguments(x=zeros(1, 4, 3, 5)), "x: expected shape"),
+    "packed rows with lengths": (
+        _arguments(RAGGED, lengths=torch.zeros(RAGGED.sizes[0], dtype=torch.int64)),
+        "lengths: expected none with batch_sizes",
+    ),
+    "packed rows that begin anew": (
+        _arguments(RAGGED, reset=torch.zeros(len(RAGGED.sizes), RAGGED.sizes[0], dtype=torch.bool)),
+        "reset: expected none with batch_sizes",
+    ),
     "x 3-D and packed": (_arguments(RAGGED, x=zeros(1, ROWS, 5)), "x: expected packed"),
     "no steps": (_arguments(x=zeros(0, 3, 5)), "x: expected a sequence length"),
     "features": (_arguments(x=zeros(4, 3, 6)), "weights[0] (w_ih): expected shape (28, 6)"),
@@ -217,8 +225,8 @@ def test_sizes_beyond_any_memory():
             library.forward(*arguments.values())
 
 
-NAMES = ("grad_y", "grad_hn", "grad_cn", "x", "h0", "c0", "weights", "batch_sizes")
-NAMES += ("y", "gates", "cells", "cell", "bias", "needs")
+NAMES = ("grad_y", "grad_hn", "grad_cn", "grad_cells", "x", "h0", "c0", "weights", "batch_sizes")
+NAMES += ("lengths", "reset", "y", "gates", "cells", "cell", "bias", "needs")
 
 BAD_BACKWARD = {
     "grad_y's shape": ({"grad_y": zeros(4, 3, 8)}, "grad_y: expected shape (4, 3, 7)"),

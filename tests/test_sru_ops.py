@@ -12,7 +12,7 @@ from sru_cases import ALL, INPUTS, Case, backward, expected, forward, problem, w
 from torch import Tensor
 
 from fastrnn import reference
-from fastrnn._ops.autograd_scan import scan
+from fastrnn._ops.autograd import scan
 
 OPS = torch.ops.fastrnn
 F32, BF16 = torch.float32, torch.bfloat16

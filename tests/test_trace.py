@@ -364,30 +364,18 @@ def _twice(
 ):
     ops = torch.jit.annotate(list[list[Tensor]], [])
     for _ in range(2):
-        a = torch.ops.fastrnn.rnn_forward(x, h, c, weights, None, "lstm", True, 1)
+        a = torch.ops.fastrnn.rnn_forward(x, h, c, weights, None, None, None, "lstm", True, 1)
         ops.append([a[0], a[1], a[2], a[3], a[4]])
-        b = torch.ops.fastrnn.rnn_masked_forward(x, h, c, weights, None, None, "lstm", True, 1)
-        ops.append([b[0], b[1], b[2], b[3], b[4]])
-        d = torch.ops.fastrnn.rnn_layer(x, h, c, weights, None, "lstm", True, 1)
-        ops.append([d[0], d[1], d[2]])
-        e = torch.ops.fastrnn.rnn_masked_layer(x, h, c, weights, None, None, "lstm", True, True, 1)
+        e = torch.ops.fastrnn.rnn_layer(x, h, c, weights, None, None, None, "lstm", True, True, 1)
         ops.append([e[0], e[1], e[2], e[3]])
         f = torch.ops.fastrnn.rnn_backward(
-            grad, None, None, x, h, c, weights, None, y, gates, cells, "lstm", True, 15
+            grad, None, None, None, x, h, c, weights, None, None, None, y, gates, cells, "lstm", True, 15
         )
         ops.append([f[0], f[1], f[2], f[3][0], f[3][1], f[3][2], f[3][3]])
-        g = torch.ops.fastrnn.rnn_masked_backward(
-            grad, None, None, None, x, h, c, weights, None, None, y, gates, cells, "lstm", True, 15
-        )
-        ops.append([g[0], g[1], g[2], g[3][0], g[3][1], g[3][2], g[3][3]])
         i = torch.ops.fastrnn.rnn_backward_unlisted(
-            grad, None, None, x, h, c, weights, None, y, gates, cells, "lstm", True, 15
+            grad, None, None, None, x, h, c, weights, None, None, None, y, gates, cells, "lstm", True, 15
         )
         ops.append([i[0], i[1], i[2], i[3], i[4], i[5], i[6]])
-        j = torch.ops.fastrnn.rnn_masked_backward_unlisted(
-            grad, None, None, None, x, h, c, weights, None, None, y, gates, cells, "lstm", True, 15
-        )
-        ops.append([j[0], j[1], j[2], j[3], j[4], j[5], j[6]])
         packed = [torch.ops.fastrnn.rnn_pack(weights, "lstm", True)]
         for _ in range(2):
             k = torch.ops.fastrnn.rnn_stream(x, h, c, packed)
@@ -407,7 +395,7 @@ def test_operators_leave_the_list(mode):
                 assert torch.equal(a, b)
         assert all(torch.equal(w, v) for w, v in zip(weights, given["weights"], strict=True))
     arguments = [given[name] for name in ("x", "h", "c", "weights")]
-    for a, b in zip(results[0], library.forward(*arguments, None, "lstm", True, 1), strict=True):
+    for a, b in zip(results[0], library.forward(*arguments, None, None, None, "lstm", True, 1), strict=True):
         assert torch.equal(a, b)
 
 
@@ -416,8 +404,8 @@ def test_operators_by_their_short_name():
     x, h, c, weights = (v for k, v in _arguments().items() if k in ("x", "h", "c", "weights"))
 
     def call(x, h, c, weights):
-        layer = torch.ops.fastrnn.rnn_layer(x, h, c, weights, None, "lstm", True, 1)
-        return *layer, *torch.ops.fastrnn.rnn_forward(x, h, c, weights, None, "lstm", True, 1)
+        layer = torch.ops.fastrnn.rnn_layer(x, h, c, weights, None, None, None, "lstm", True, True, 1)
+        return *layer, *torch.ops.fastrnn.rnn_forward(x, h, c, weights, None, None, None, "lstm", True, 1)
 
     expected = call(x, h, c, weights)
     for a, b in zip(

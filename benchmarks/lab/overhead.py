@@ -48,7 +48,7 @@ def _calls(name: str) -> dict[str, tuple[Callable, Callable]]:
         return {"fastrnn": (lambda: stream.step(x, state), lambda: library.stream(x, h, c, packed))}
 
     def operator():
-        return library.forward(steps, h, c, weights, None, kernel, True, 0)
+        return library.forward(steps, h, c, weights, None, None, None, kernel, True, 0)
 
     if kind.endswith("Cell"):
         native, state = getattr(torch._VF, f"{kernel}_cell"), ((zeros, zeros) if lstm else zeros)

@@ -7,6 +7,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <iterator>
 #include <optional>
 #include <sstream>
@@ -22,48 +24,122 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // A failed check is a std::runtime_error, which Python sees as a RuntimeError with this text alone
-// (torch's own macro would put the source file's path before it).
+// (torch's own macro would put the source file's path before it). The parts are put together on failure alone: a
+// call of one step has dozens of checks, and what they would say took longer than its kernel. So parts are numbers,
+// literals and the small values below that know how to write themselves, not strings made beforehand.
 template <class... Parts>
 inline void check(bool condition, const Parts&... parts) {
-  if (condition) return;
+  if (condition) [[likely]]
+    return;
   std::ostringstream message;
   (message << ... << parts);
   throw std::runtime_error(message.str());
 }
 
-inline std::string describe(const int64_t* sizes, size_t dim) {
-  std::ostringstream out;
-  out << '(';
-  for (size_t i = 0; i < dim; ++i) out << (i ? ", " : "") << sizes[i];
-  out << ')';
-  return out.str();
-}
-inline std::string shape_of(const Tensor& t) { return describe(t.sizes().data(), t.sizes().size()); }
+// An expected shape: a few numbers, and no memory of its own.
+class ExpectedShape {
+ public:
+  ExpectedShape(std::initializer_list<int64_t> sizes) : dim_(sizes.size()) {
+    std::copy(sizes.begin(), sizes.end(), sizes_);
+  }
+  ExpectedShape(const std::vector<int64_t>& sizes) : dim_(sizes.size()) {
+    std::copy(sizes.begin(), sizes.end(), sizes_);
+  }
+  bool fits(const Tensor& tensor) const {
+    if (tensor.dim() != static_cast<int64_t>(dim_)) return false;
+    const auto sizes = tensor.sizes();
+    return std::equal(sizes_, sizes_ + dim_, sizes.begin());
+  }
+  const int64_t* data() const { return sizes_; }
+  size_t size() const { return dim_; }
+
+ private:
+  static constexpr size_t kMostDims = 4;
+  int64_t sizes_[kMostDims] = {};
+  size_t dim_;
+};
+
+// "(3, 4)". Lives as long as the expression that it is written in.
+struct Listed {
+  const int64_t* sizes;
+  size_t dim;
+  friend std::ostream& operator<<(std::ostream& out, const Listed& listed) {
+    out << '(';
+    for (size_t i = 0; i < listed.dim; ++i) out << (i ? ", " : "") << listed.sizes[i];
+    return out << ')';
+  }
+};
+
+struct ShapeOf {
+  const Tensor& tensor;
+  friend std::ostream& operator<<(std::ostream& out, const ShapeOf& shape) {
+    const auto sizes = shape.tensor.sizes();
+    return out << Listed{sizes.data(), sizes.size()};
+  }
+};
+inline ShapeOf shape_of(const Tensor& tensor) { return {tensor}; }
 
 // "float32 on cpu"
-inline std::string kind_of(const Tensor& t) {
-  static const char* const names[] = {"uint8",   "int8",    "int16",     "int32",     "int64",      "float16",
-                                      "float32", "float64", "complex32", "complex64", "complex128", "bool"};
-  const int code = static_cast<int>(t.scalar_type());
-  const std::string dtype = t.scalar_type() == ScalarType::BFloat16 ? "bfloat16"
-                            : code >= 0 && code < 12                ? names[code]
-                                                                    : "ScalarType " + std::to_string(code);
-  return dtype + " on " +
-         (t.is_cpu()    ? "cpu"
-          : t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index())
-                        : "another device");
-}
+struct KindOf {
+  const Tensor& tensor;
+  friend std::ostream& operator<<(std::ostream& out, const KindOf& kind) {
+    static const char* const names[] = {"uint8",   "int8",    "int16",     "int32",     "int64",      "float16",
+                                        "float32", "float64", "complex32", "complex64", "complex128", "bool"};
+    const Tensor& t = kind.tensor;
+    const int code = static_cast<int>(t.scalar_type());
+    if (t.scalar_type() == ScalarType::BFloat16) {
+      out << "bfloat16";
+    } else if (code >= 0 && code < 12) {
+      out << names[code];
+    } else {
+      out << "ScalarType " << code;
+    }
+    out << " on ";
+    if (t.is_cpu()) return out << "cpu";
+    if (t.is_cuda()) return out << "cuda:" << t.get_device_index();
+    return out << "another device";
+  }
+};
+inline KindOf kind_of(const Tensor& tensor) { return {tensor}; }
 
-inline void check_same_kind(const Tensor& tensor, const std::string& name, const Tensor& x,
+// A name that is a literal, or one of a list's: "weights[2] (b_ih)".
+struct Argument {
+  const char* text;
+  int64_t at = -1;
+  const char* role = nullptr;
+  Argument(const char* text) : text(text) {}
+  Argument(const char* text, int64_t at, const char* role) : text(text), at(at), role(role) {}
+  friend std::ostream& operator<<(std::ostream& out, const Argument& name) {
+    out << name.text;
+    if (name.at >= 0) out << '[' << name.at << "] (" << name.role << ')';
+    return out;
+  }
+};
+
+// What every tensor of a call has in common with the first.
+class Common {
+ public:
+  explicit Common(const Tensor& tensor, const char* name = "x")
+      : tensor_(tensor), name_(name), dtype_(tensor.scalar_type()), device_(tensor.device()) {}
+  void check_kind(const Tensor& other, const Argument& argument) const {
+    check(other.scalar_type() == dtype_ && other.device() == device_, argument, ": expected the dtype and device of ",
+          name_, ", ", kind_of(tensor_), ", got ", kind_of(other));
+  }
+
+ private:
+  const Tensor& tensor_;
+  const char* name_;
+  ScalarType dtype_;
+  torch::stable::Device device_;
+};
+inline void check_same_kind(const Tensor& tensor, const Argument& name, const Tensor& x,
                             const char* name_of_x = "x") {
-  check(tensor.scalar_type() == x.scalar_type() && tensor.device() == x.device(), name,
-        ": expected the dtype and device of ", name_of_x, ", ", kind_of(x), ", got ", kind_of(tensor));
+  Common(x, name_of_x).check_kind(tensor, name);
 }
 
-inline void check_shape(const Tensor& tensor, const std::string& name, const std::vector<int64_t>& expected) {
-  bool equal = tensor.dim() == static_cast<int64_t>(expected.size());
-  for (size_t i = 0; equal && i < expected.size(); ++i) equal = tensor.size(i) == expected[i];
-  check(equal, name, ": expected shape ", describe(expected.data(), expected.size()), ", got ", shape_of(tensor));
+inline void check_shape(const Tensor& tensor, const Argument& name, const ExpectedShape& expected) {
+  check(expected.fits(tensor), name, ": expected shape ", Listed{expected.data(), expected.size()}, ", got ",
+        shape_of(tensor));
 }
 
 // The optional gradients of an operator: null where absent.
@@ -112,8 +188,9 @@ inline std::vector<int64_t> read_batch_sizes(const Tensor& batch_sizes, int64_t 
   row_offsets.resize(T + 1);
   for (int64_t t = 0; t < T; ++t) {
     const int64_t n = of_step[t];
-    check(n > 0 && (t == 0 || n <= of_step[t - 1]), "batch_sizes: expected positive, non-increasing numbers, got ", n,
-          " at step ", t, t ? " after " : "", t ? std::to_string(of_step[t - 1]) : "");
+    check(n > 0, "batch_sizes: expected positive, non-increasing numbers, got ", n, " at step ", t);
+    check(t == 0 || n <= of_step[t - 1], "batch_sizes: expected positive, non-increasing numbers, got ", n,
+          " at step ", t, " after ", of_step[t ? t - 1 : 0]);
     // Before the sum, which must not overflow.
     check(n <= rows - row_offsets[t], "batch_sizes: expected a sum of ", rows, " (the rows of ", name_of_rows,
           "), got more");
@@ -182,28 +259,25 @@ inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, co
     s.P = w_hr.size(0);
   }
   const int64_t out_size = s.out_size();
+  const Common common(x);
   static const char* const names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
   for (int d = 0; d < s.D; ++d) {
     for (int i = 0; i < a_direction; ++i) {
       const int at = d * a_direction + i;
       const Tensor& w = weights[at];
       const bool projection = i == plain;
-      const std::vector<int64_t> expected = projection ? std::vector<int64_t>{s.P, s.H}
-                                            : i == 0   ? std::vector<int64_t>{G * s.H, s.I}
-                                            : i == 1   ? std::vector<int64_t>{G * s.H, out_size}
-                                                       : std::vector<int64_t>{G * s.H};
-      bool fits = w.dim() == static_cast<int64_t>(expected.size()) && w.scalar_type() == x.scalar_type() &&
-                  w.device() == x.device();
-      for (size_t k = 0; fits && k < expected.size(); ++k) fits = w.size(k) == expected[k];
-      if (fits) continue;
-      const std::string name = "weights[" + std::to_string(at) + "] (" + (projection ? "w_hr" : names[i]) + ")";
+      const ExpectedShape expected = projection ? ExpectedShape{s.P, s.H}
+                                     : i == 0   ? ExpectedShape{G * s.H, s.I}
+                                     : i == 1   ? ExpectedShape{G * s.H, out_size}
+                                                : ExpectedShape{G * s.H};
+      const Argument name("weights", at, projection ? "w_hr" : names[i]);
       check_shape(w, name, expected);
-      check_same_kind(w, name, x);
+      common.check_kind(w, name);
     }
   }
   const auto check_state = [&](const Tensor& state, const char* name, int64_t size) {
     check_shape(state, name, {s.D, s.B, size});
-    check_same_kind(state, name, x);
+    common.check_kind(state, name);
   };
   check_state(h0, "h0", out_size);
   check(c0.has_value() == lstm, "c0: expected ", lstm ? "a tensor for an LSTM, got none" : "none, got a tensor");
@@ -215,9 +289,9 @@ inline void check_saved(const LayerShape& s, const Tensor& x, const std::optiona
                         const std::optional<Tensor>& grad_hn, const std::optional<Tensor>& grad_cn, const Tensor& y,
                         const Tensor& gates, const Tensor& cells) {
   const int64_t out = s.out_size(), N = s.rows();
-  const std::vector<int64_t> y_shape =
-      s.packed() ? std::vector<int64_t>{N, s.D * out} : std::vector<int64_t>{s.tensor_steps(), s.B, s.D * out};
-  const auto check_like_x = [&](const std::optional<Tensor>& t, const char* name, const std::vector<int64_t>& shape) {
+  const ExpectedShape y_shape =
+      s.packed() ? ExpectedShape{N, s.D * out} : ExpectedShape{s.tensor_steps(), s.B, s.D * out};
+  const auto check_like_x = [&](const std::optional<Tensor>& t, const char* name, const ExpectedShape& shape) {
     if (!t) return;
     check_shape(*t, name, shape);
     check_same_kind(*t, name, x);

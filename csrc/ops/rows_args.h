@@ -1,5 +1,4 @@
-// Checks of what the masked operators take beyond a layer's arguments: lengths of the rows of a padded
-// batch, and steps at which a row begins a new sequence.
+// Checks of how the rows of a padded batch differ: their lengths, and steps at which a row begins a new sequence.
 #pragma once
 #include <algorithm>
 #include <numeric>
@@ -8,14 +7,17 @@
 
 namespace fastrnn {
 
-// What a LayerShape points into. A tensor of masks may be absent.
-struct CheckedMasks {
+// What a LayerShape points into.
+struct CheckedRows {
   std::vector<int64_t> order, active, row_offsets;
   std::optional<Tensor> reset;  // contiguous
 };
 
-inline void check_masks(CheckedMasks& out, LayerShape& shape, const Tensor& x, const std::optional<Tensor>& lengths,
-                        const std::optional<Tensor>& reset) {
+inline void check_rows(CheckedRows& out, LayerShape& shape, const Tensor& x, const std::optional<Tensor>& lengths,
+                       const std::optional<Tensor>& reset) {
+  if (!lengths && !reset) return;
+  check(!shape.packed(), lengths ? "lengths" : "reset",
+        ": expected none with batch_sizes (packed rows end by themselves), got a tensor");
   if (reset) {
     check_shape(*reset, "reset", {shape.T, shape.B});
     check((reset->scalar_type() == ScalarType::Bool || reset->scalar_type() == ScalarType::Byte) &&

@@ -29,7 +29,7 @@ struct CheckedScan {
   CheckedScan(const CheckedScan&) = delete;
   CheckedScan& operator=(const CheckedScan&) = delete;
 
-  // Sizes of rows of features: (L,B,...) or, packed, (N,...).
+  // ExpectedShape of rows of features: (L,B,...) or, packed, (N,...).
   std::vector<int64_t> sizes(std::vector<int64_t> features) const {
     std::vector<int64_t> out =
         shape.batch_sizes ? std::vector<int64_t>{shape.rows()} : std::vector<int64_t>{shape.L, shape.B};
@@ -62,7 +62,7 @@ inline void check_scan(CheckedScan& out, const ScanArguments& in) {
   check(s.O > 0 && s.O % s.D == 0, "u: expected ", s.D == 2 ? "an even, positive" : "a positive",
         " number of features O, got ", s.O);
 
-  const auto check_like_u = [&](const Tensor& t, const char* name, const std::vector<int64_t>& shape) {
+  const auto check_like_u = [&](const Tensor& t, const char* name, const ExpectedShape& shape) {
     check_shape(t, name, shape);
     check_same_kind(t, name, in.u, "u");
   };

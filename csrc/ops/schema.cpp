@@ -22,7 +22,15 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   // h0, c0       (D, B, Hout), (D, B, H); c0 for an LSTM alone
   // weights      for each direction: w_ih (G*H, I), w_hh (G*H, Hout), with bias b_ih and b_hh (G*H),
   //              for an LSTM with projection w_hr (P, H)
-  // batch_sizes  (T,) int64 on the CPU, positive and non-increasing, as in a PackedSequence
+  //
+  // The rows of a batch may differ. Packed or padded, nothing is sorted or copied:
+  // batch_sizes  (T,) int64 on the CPU, positive and non-increasing, as in a PackedSequence; x is packed then
+  // lengths      (B,) int64 on the CPU, 0 to T, of a padded batch's rows: what lies beyond is neither read nor
+  //              written (y, cells and grad_x are zero there); a row of length 0 ends in the state in which it began
+  // reset        (T, B) bool or uint8 on x's device, of a padded batch: steps that begin a new sequence, from
+  //              a state of zeros. Neither direction's state passes from before such a step to it or back; the
+  //              forward direction drops h0 and c0 where step 0 is one
+  //
   // cell         "lstm", "gru", "rnn_tanh", "rnn_relu"
   // mode         what backward will find: 0 nothing, 1 gates, 2 what recomputes them; plus, for the CUDA
   //              kernels (the CPU has neither), 16 times the tier: 0 as plan_cuda chooses, 1 one CTA, 2
@@ -34,33 +42,40 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   //              part of n (GRU); otherwise and for an RNN (0,)
   // cells        LSTM, mode 1 or 2: (D, N, H), c of every step, float32 for half types
   define(
-      "rnn_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, bool bias, "
-      "int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
+      "rnn_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, "
+      "Tensor? reset, str cell, bool bias, int mode) "
+      "-> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
 
+  // grad_cells: of every step's c, like cells; only an LSTM's is looked at.
   // mode: sum of 1 (grad_x), 2 (grad_h0), 4 (grad_c0), 8 (grad_weights), the rest comes back empty; plus a
   // tier and TensorFloat-32 as in forward. One number, as every argument costs a call its time.
   // Nothing that is passed in is written to, so a graph may be walked twice.
   define(
-      "rnn_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor h0, Tensor? c0, "
-      "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int mode) "
+      "rnn_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, Tensor h0, "
+      "Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
+      "Tensor cells, str cell, bool bias, int mode) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
 
   // rnn_backward for compilers that take no list among an operator's results: the gradients of the weights one
   // by one, (0,) where there is no such weight. Eager code has no use for the empty ones, which cost it their
   // making.
   define(
-      "rnn_backward_unlisted(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor h0, Tensor? c0, "
-      "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int mode) "
+      "rnn_backward_unlisted(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, Tensor "
+      "h0, "
+      "Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
+      "Tensor cells, str cell, bool bias, int mode) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
       "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
 
-  // One recurrent layer for the programs that tracers write: arguments and results as of rnn_forward, and a
-  // derivative that the dispatcher knows (fastrnn/_ops/differentiable.py registers it). So it is decided when the
-  // program runs whether something is kept for a backward pass: what mode says, or without gradients nothing.
-  // Where a kind of device has no tiers or TensorFloat-32, the mode's numbers for them are ignored.
+  // One recurrent layer for the programs that tracers write: arguments and results as of rnn_forward without the
+  // gates, an LSTM's cells if keep_cells, else (0,); and a derivative that the dispatcher knows
+  // (fastrnn/_ops/differentiable.py registers it). So it is decided when the program runs whether something is
+  // kept for a backward pass: what mode says, or without gradients nothing. Where a kind of device has no tiers
+  // or TensorFloat-32, the mode's numbers for them are ignored.
   define(
-      "rnn_layer(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, bool bias, "
-      "int mode) -> (Tensor y, Tensor hn, Tensor cn)");
+      "rnn_layer(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, "
+      "Tensor? reset, str cell, bool bias, bool keep_cells, int mode) "
+      "-> (Tensor y, Tensor hn, Tensor cn, Tensor cells)");
 
   // The recurrence of one SRU layer over a whole sequence, one or two directions (cells/sru.h); the
   // projections are products outside of it. O = D*H features, the direction outermost.
@@ -98,33 +113,6 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
       "float scale, bool bidirectional, int needs) -> (Tensor grad_u, Tensor grad_x, Tensor grad_weight_c, "
       "Tensor grad_bias, Tensor grad_c0, Tensor grad_v)");
 
-  // The same layer over a padded batch whose rows differ: those beyond their length are neither read nor
-  // written (y, cells and grad_x are zero there), and a row's state starts from zero where a step begins a
-  // new sequence. Nothing is sorted or copied.
-  //
-  // lengths      (B,) int64 on the CPU, 0 to T; a row of length 0 ends in the state in which it began
-  // reset        (T, B) bool or uint8 on x's device. Neither direction's state passes from before such a
-  //              step to it or back; the forward direction drops h0 and c0 where step 0 is one
-  // grad_cells   of every step's c, like cells; only an LSTM's is looked at
-  define(
-      "rnn_masked_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, "
-      "str cell, bool bias, int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
-  define(
-      "rnn_masked_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, "
-      "Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
-      "Tensor cells, str cell, bool bias, int mode) "
-      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
-  // For compilers, and for the programs that tracers write, as above. cells is (0,) where it is not asked for.
-  define(
-      "rnn_masked_backward_unlisted(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, "
-      "Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
-      "Tensor cells, str cell, bool bias, int mode) "
-      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
-      "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
-  define(
-      "rnn_masked_layer(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, "
-      "str cell, bool bias, bool keep_cells, int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor cells)");
-
   // Streams: a step or a few at a time, with weights that were packed once. On the CPU, of layers in one
   // direction; nothing here has gradients.
   //
@@ -149,6 +137,11 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def("cpu_set_isa(str name) -> ()");
   // Of its kernels, what the plan looks at: lanes of a register in the compute dtype, rows of a full tile.
   m.def("cpu_tile(bool float64) -> (int lanes, int tile_rows)");
+
+  // How this thread's last call of rnn_forward or rnn_backward on the CPU was divided: a plan's fields.
+  m.def(
+      "cpu_last_plan() -> (bool direct, int direction_groups, int batch_groups, int unit_groups, int forward_chunk, "
+      "int backward_chunk)");
 
   // How many threads a call may use now, and a limit to that; with `known` the limit is the number of CPUs, and
   // the system is not asked for it.

@@ -1,5 +1,5 @@
 // What the forms of an operator that compilers and tracers use return: a backward pass's results one by one, a
-// forward pass's without what it saved.
+// forward pass's without the gates.
 #pragma once
 #include <cstddef>
 #include <tuple>
@@ -20,10 +20,11 @@ auto unlisted(const Backward& gradients, const MakeEmpty& make_empty) {
   }(std::make_index_sequence<kMaxWeights>());
 }
 
-// y, hn, cn of a forward pass's results.
+// y, hn, cn and cells of a forward pass's results.
 template <class Forward>
 auto outputs(const Forward& results) {
-  return std::make_tuple(std::get<0>(results), std::get<1>(results), std::get<2>(results));
+  const auto& [y, hn, cn, gates, cells] = results;
+  return std::make_tuple(y, hn, cn, cells);
 }
 
 }  // namespace fastrnn

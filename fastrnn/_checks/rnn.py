@@ -14,14 +14,12 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from .._cells import RNN
 from .._ops import autograd
-from ..reference import GATES
+from .._ops.mode import BACKENDS, SAVE  # noqa: F401
+from .._ops.mode import NAMED_TIERS as TIERS  # noqa: F401
 
-SAVE = ("gates", "recompute")
-#: Tiers of the CUDA kernels that can be asked for by name, see csrc/plan/cuda.h.
-TIERS = ("one_cta", "cluster", "grid", "stepwise")
-BACKENDS = ("auto", "fused", *TIERS, "cudnn", "reference")
-NONLINEARITIES = ("tanh", "relu")
+NONLINEARITIES = tuple(card.activation for card in RNN.values() if card.activation)
 
 
 class StructureError(TypeError, RuntimeError, AttributeError, IndexError):
@@ -176,8 +174,9 @@ def params(
         raise TypeError(f"{name}: num_layers should be an int, got {kind(num_layers)}")
     if isinstance(weights, Tensor) or not hasattr(weights, "__getitem__"):
         raise TypeError(f"{name}: params should be a list of Tensors, got {kind(weights)}")
-    gates, states, plain = GATES[cell], num_layers * directions, 4 if bias else 2
-    allowed = (plain, plain + 1) if cell == "lstm" else (plain,)
+    card = RNN[cell]
+    gates, states, plain = card.gates, num_layers * directions, 4 if bias else 2
+    allowed = (plain, plain + 1) if card.projects else (plain,)
     if states < 1 or len(weights) not in [n * states for n in allowed]:
         raise ValueError(
             f"{name}: params should hold {' or '.join(map(str, allowed))} tensors for each of {num_layers} "
@@ -211,7 +210,7 @@ def params(
 
 def cell_params(name: str, cell: str, weights: Sequence[Tensor], hidden: int) -> None:
     """The weights of a cell, w_ih, w_hh and perhaps the biases, for a path without checks of its own."""
-    rows = GATES[cell] * hidden
+    rows = RNN[cell].gates * hidden
     for label, w, expected in zip(
         ("w_ih", "w_hh", "b_ih", "b_hh"),
         weights,

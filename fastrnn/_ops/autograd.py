@@ -1,8 +1,11 @@
 """The fused path of one layer, differentiable: an autograd.Function around the raw operators.
 
 A Python Function costs less at small sizes than an autograd formula registered with the operator, and it
-is skipped altogether where nothing needs a gradient.
+is skipped altogether where nothing needs a gradient. One maker gives that of each family, the recurrent
+layers' and the scan's.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch.autograd import forward_ad
@@ -12,7 +15,7 @@ from .._plan import gpus
 from . import library
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
-_NEED_X, _NEED_H0, _NEED_C0, _NEED_WEIGHTS = 1, 2, 4, 8
+DROP_MASK_IS_CONSTANT = "drop_mask: expected a constant, got a tensor that requires a gradient"
 
 
 def supported(x: torch.Tensor) -> bool:
@@ -80,24 +83,13 @@ def differentiable(*grads: torch.Tensor | None) -> bool:
     return False
 
 
-def backward_op(masked: bool = False):
-    """The operator of a backward pass, or, where a compiler records it, its form without a list among the
-    results, which some of them refuse; with the results of the operator."""
+def _rnn_backward(*arguments):
+    """library.backward, or, where a compiler records it, its form without a list among the results, which
+    some of them refuse; with the results of the operator."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return _recorded_masked_backward if masked else _recorded_backward
-    return library.masked_backward if masked else library.backward
-
-
-def _recorded_backward(grad_y, grad_hn, grad_cn, x, h0, c0, weights, *others):
-    found = library.backward_unlisted(grad_y, grad_hn, grad_cn, x, h0, c0, weights, *others)
-    return *found[:3], found[3 : 3 + len(weights)]
-
-
-def _recorded_masked_backward(grad_y, grad_hn, grad_cn, grad_cells, x, h0, c0, weights, *others):
-    found = library.masked_backward_unlisted(
-        grad_y, grad_hn, grad_cn, grad_cells, x, h0, c0, weights, *others
-    )
-    return *found[:3], found[3 : 3 + len(weights)]
+        found = library.backward_unlisted(*arguments)
+        return *found[:3], found[3 : 3 + len(arguments[7])]
+    return library.backward(*arguments)
 
 
 #: Stands among the saved tensors for an output that was edited; nobody else's has a version like it.
@@ -141,82 +133,139 @@ def saved(ctx, name: str, output: int | None = None) -> tuple:
     return tensors
 
 
-def unedited(*tensors: torch.Tensor | None) -> tuple:
-    """What to save of tensors that the program has too. A graph of torch.compile's counts no versions for
-    an autograd.Function: where the program in it edits one, backward would read what it has become.
-    Inductor leaves out the copies that nobody needs."""
-    if not torch.compiler.is_compiling():
-        return tensors
-    return tuple(None if t is None else t.clone() for t in tensors)
+def _unedited(tensors: tuple, others: slice) -> list:
+    """What to save of tensors all of which, but for the others, the program has too. A graph of
+    torch.compile's counts no versions for an autograd.Function: where the program in it edits one, backward
+    would read what it has become. Inductor leaves out the copies that nobody needs."""
+    others = range(len(tensors))[others]
+    return [t if t is None or i in others else t.clone() for i, t in enumerate(tensors)]
 
 
-class _Layer(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, h0, c0, batch_sizes, cell, bias, save, tier, *weights):
-        weights = list(weights)
-        mode = save + tier + _cuda_mode(x) if x.is_cuda else save
-        y, hn, cn, gates, cells = library.forward(x, h0, c0, weights, batch_sizes, cell, bias, mode)
-        ctx.save_for_backward(*unedited(x, h0, c0), batch_sizes, *unedited(y), gates, cells, *weights)
-        ctx.cell, ctx.bias, ctx.tier = cell, bias, tier
-        ctx.set_materialize_grads(False)
-        return y, hn, cn
+def _function(
+    name: Callable,
+    forward: Callable,
+    gradients: Callable,
+    again: Callable,
+    *,
+    constants: int,
+    weights: slice,
+    edited: bool,
+) -> type[torch.autograd.Function]:
+    """The autograd.Function of a family of layers.
 
-    @staticmethod
-    def backward(ctx, grad_y, grad_hn, grad_cn):
-        x, h0, c0, batch_sizes, y, gates, cells, *weights = saved(ctx, ctx.cell, output=4)
-        if grad_y is None and grad_hn is None and grad_cn is None:
-            return (None,) * (8 + len(weights))
-        wanted = ctx.needs_input_grad
-        if differentiable(grad_y, grad_hn, grad_cn):
-            grads = reference.gradients(
-                (grad_y, grad_hn, grad_cn),
-                x,
-                h0,
-                c0,
-                weights,
-                cell=ctx.cell,
-                bias=ctx.bias,
-                batch_sizes=batch_sizes,
-                wanted=(*wanted[:3], *wanted[8:]),
-            )
-            return (*grads[:3], None, None, None, None, None, *grads[3:])
-        need_weights = any(wanted[8:])
-        mode = (
-            _NEED_X * wanted[0] + _NEED_H0 * wanted[1] + _NEED_C0 * wanted[2] + _NEED_WEIGHTS * need_weights
-        )
-        kernels = ctx.tier + _cuda_mode(x) if x.is_cuda else 0
-        if y is None:
-            y = library.forward(x, h0, c0, weights, batch_sizes, ctx.cell, ctx.bias, kernels)[0]
-        grad_x, grad_h0, grad_c0, grad_weights = backward_op()(
-            grad_y,
-            grad_hn,
-            grad_cn,
-            x,
-            h0,
-            c0,
-            weights,
-            batch_sizes,
-            y,
-            gates,
-            cells,
-            ctx.cell,
-            ctx.bias,
-            mode + kernels,
-        )
-        return (
-            grad_x if wanted[0] else None,
-            grad_h0 if wanted[1] else None,
-            grad_c0 if wanted[2] else None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            *(grad_weights if need_weights else [None] * len(weights)),
-        )
+    Its arguments are constants (tensors that have no gradient, or None), the options in a tuple, and then the
+    inputs, which may have a gradient.
+
+    Args:
+        name: of the options; the layer's, for messages.
+        forward: of all arguments; gives a tuple of results and one of what else backward needs.
+        gradients: of the results' gradients, constants, options, what forward kept (the first one None where
+            it was edited), inputs, and which of the inputs want a gradient; gives those, None for others.
+        again: of the same without what forward kept; gives gradients that can be differentiated again.
+        constants: how many there are of them.
+        weights: which of the inputs nobody edits between forward and backward.
+        edited: whether the first thing that forward kept is a result, which the caller may edit.
+    """
+    none = (None,) * (constants + 1)
+
+    class Fused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *arguments):
+            results, kept = forward(*arguments)
+            ctx.options, ctx.first_input = arguments[constants], constants + len(kept)
+            inputs = arguments[constants + 1 :]
+            if torch.compiler.is_compiling():
+                inputs = _unedited(inputs, weights)
+                kept = _unedited(kept, slice(1 if edited else 0, None))
+            ctx.save_for_backward(*arguments[:constants], *kept, *inputs)
+            ctx.set_materialize_grads(False)
+            return results
+
+        @staticmethod
+        def backward(ctx, *grads):
+            options, first_input = ctx.options, ctx.first_input
+            tensors = saved(ctx, name(*options), constants if edited else None)
+            inputs = tensors[first_input:]
+            for g in grads:
+                if g is not None:
+                    break
+            else:
+                return (*none, *(None,) * len(inputs))
+            wanted = ctx.needs_input_grad[constants + 1 :]
+            if differentiable(*grads):
+                return *none, *again(grads, tensors[:constants], options, inputs, wanted)
+            kept = tensors[constants:first_input]
+            return *none, *gradients(grads, tensors[:constants], options, kept, inputs, wanted)
+
+    return Fused
 
 
-def layer(x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates", tier=0):
+def _rnn_forward(batch_sizes, lengths, reset, options, x, h0, c0, *weights):
+    cell, bias, save, tier, keep_cells = options
+    mode = save + tier + _cuda_mode(x) if x.is_cuda else save
+    y, hn, cn, gates, cells = library.forward(
+        x, h0, c0, list(weights), batch_sizes, lengths, reset, cell, bias, mode
+    )
+    return ((y, hn, cn, cells) if keep_cells else (y, hn, cn)), (y, gates, cells)
+
+
+def _rnn_gradients(grads, constants, options, kept, inputs, wanted):
+    cell, bias, _, tier, keep_cells = options
+    y, gates, cells = kept
+    x, h0, c0, *weights = inputs
+    need_weights = any(wanted[3:])
+    mode = wanted[0] + 2 * wanted[1] + 4 * wanted[2] + 8 * need_weights
+    kernels = tier + _cuda_mode(x) if x.is_cuda else 0
+    if y is None:
+        y = library.forward(x, h0, c0, weights, *constants, cell, bias, kernels)[0]
+    if not keep_cells:
+        grads = *grads, None
+    grad_x, grad_h0, grad_c0, grad_weights = _rnn_backward(
+        *grads, x, h0, c0, weights, *constants, y, gates, cells, cell, bias, mode + kernels
+    )
+    return (
+        grad_x if wanted[0] else None,
+        grad_h0 if wanted[1] else None,
+        grad_c0 if wanted[2] else None,
+        *(grad_weights if need_weights else [None] * len(weights)),
+    )
+
+
+def _rnn_again(grads, constants, options, inputs, wanted):
+    batch_sizes, lengths, reset = constants
+    cell, bias, _, _, keep_cells = options
+    x, h0, c0, *weights = inputs
+    rows = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset}
+    options = {"cell": cell, "bias": bias, "keep_cells": keep_cells}
+    return reference.gradients(grads, x, h0, c0, weights, wanted=wanted, **options, **rows)
+
+
+_Layer = _function(
+    lambda cell, *_: cell,
+    _rnn_forward,
+    _rnn_gradients,
+    _rnn_again,
+    constants=3,
+    weights=slice(3, None),
+    edited=True,
+)
+
+
+def layer(
+    x,
+    h0,
+    c0,
+    weights,
+    *,
+    cell,
+    bias,
+    batch_sizes=None,
+    lengths=None,
+    reset=None,
+    save="gates",
+    keep_cells=False,
+    tier=0,
+):
     """One recurrent layer, one or two directions, over a whole sequence.
 
     Args:
@@ -225,18 +274,26 @@ def layer(x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates", tie
         weights: for each direction w_ih, w_hh, [b_ih, b_hh], [w_hr].
         cell: "lstm", "gru", "rnn_tanh" or "rnn_relu".
         batch_sizes: (T,) int64 on the CPU, as in a PackedSequence.
+        lengths: (B,) int64 on the CPU, 0 to T, of a padded batch's rows; None: all T.
+        reset: (T, B) bool on x's device, where a padded batch's rows begin anew; None: nowhere.
         save: what backward finds: "gates" or "recompute" (less memory, one more product a layer).
+        keep_cells: whether there is a fourth result.
         tier: one of library.TIERS, which CUDA kernels; elsewhere 0.
 
     Returns:
-        y (T, B, D*Hout) or (N, D*Hout); hn (D, B, Hout); cn (D, B, H) for an LSTM, else None.
+        y (T, B, D*Hout) or (N, D*Hout); hn (D, B, Hout); cn (D, B, H) for an LSTM, else None; and with
+        keep_cells an LSTM's c of every step, (D, N, H) in the compute dtype, N = T*B without batch_sizes, or
+        None.
 
     Raises:
         RuntimeError: from the operator, naming the argument, what was expected and what came.
     """
-    if torch.compiler._is_exporting_flag:  # a program cannot hold the Function below
+    lstm = cell == "lstm"
+    rows = batch_sizes, lengths, reset
+    if torch.compiler._is_exporting_flag:  # a program cannot hold the Function
         mode = library.SAVE_MODES[save] + (tier + _cuda_mode(x) if x.is_cuda else 0)
-        y, hn, cn = library.layer(x, h0, c0, weights, batch_sizes, cell, bias, mode)
+        keep = keep_cells and lstm
+        y, hn, cn, cells = library.layer(x, h0, c0, weights, *rows, cell, bias, keep, mode)
     elif (
         torch.is_grad_enabled()
         and (
@@ -247,8 +304,103 @@ def layer(x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates", tie
         )
         and not tracing()
     ):
-        y, hn, cn = _Layer.apply(x, h0, c0, batch_sizes, cell, bias, library.SAVE_MODES[save], tier, *weights)
+        options = cell, bias, library.SAVE_MODES[save], tier, keep_cells
+        found = _Layer.apply(*rows, options, x, h0, c0, *weights)
+        y, hn, cn, cells = found if keep_cells else (*found, None)
     else:
-        mode = tier + _cuda_mode(x) if x.is_cuda else 0
-        y, hn, cn, _, _ = library.forward(x, h0, c0, weights, batch_sizes, cell, bias, mode)
-    return y, hn, cn if cell == "lstm" else None
+        mode = library.SAVE_MODES["recompute"] if keep_cells and lstm else 0  # the cells and no gates
+        if x.is_cuda:
+            mode += tier + _cuda_mode(x)
+        y, hn, cn, _, cells = library.forward(
+            x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode
+        )
+    if keep_cells:
+        return (y, hn, cn, cells) if lstm else (y, hn, None, None)
+    return y, hn, cn if lstm else None
+
+
+def _scan_forward(mask_pad, drop_mask, batch_sizes, options, *inputs):
+    h, c, cells = library.sru_forward(*inputs, mask_pad, drop_mask, batch_sizes, *options, True)
+    return (h, c), (cells,)
+
+
+def _scan_gradients(grads, constants, options, kept, inputs, wanted):
+    u, x, weights, bias, c0, v = wanted
+    needs = u + 2 * x + 4 * (weights or bias) + 8 * c0 + 16 * v
+    found = library.sru_backward(*grads, *inputs, *constants, *kept, *options, needs)
+    return [g if w else None for g, w in zip(found, wanted, strict=True)]
+
+
+def _scan_again(grads, constants, options, inputs, wanted):
+    mask_pad, drop_mask, batch_sizes = constants
+    use_tanh, scale, bidirectional = options
+    masks = {"mask_pad": mask_pad, "drop_mask": drop_mask, "batch_sizes": batch_sizes}
+    options = {"use_tanh": use_tanh, "scale": scale, "bidirectional": bidirectional}
+    return reference.sru_scan_gradients(grads, *inputs, wanted=wanted, **masks, **options)
+
+
+_Scan = _function(
+    lambda *_: "sru",
+    _scan_forward,
+    _scan_gradients,
+    _scan_again,
+    constants=3,
+    weights=slice(2, 4),
+    edited=False,
+)
+
+
+def scan(
+    u: torch.Tensor,
+    x: torch.Tensor | None,
+    weight_c: torch.Tensor,
+    bias: torch.Tensor,
+    c0: torch.Tensor,
+    *,
+    v: torch.Tensor | None = None,
+    mask_pad: torch.Tensor | None = None,
+    drop_mask: torch.Tensor | None = None,
+    batch_sizes: torch.Tensor | None = None,
+    use_tanh: bool = False,
+    scale: float = 1.0,
+    bidirectional: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The elementwise recurrence of one SRU layer, one or two directions, over a whole sequence.
+
+    The equations are those of :func:`fastrnn.reference.sru_scan`, which takes the same arguments. O = D*H
+    features with the direction outermost.
+
+    Args:
+        u: (L, B, K, O) with contiguous features and any other strides, or with batch_sizes packed rows
+            (N, K, O); float32, float64, bfloat16 or float16. K = 3 (candidate, forget gate, reset gate) or 4
+            (and the skip term).
+        x: (L, B, O) or (N, O), the highway's input, multiplied by scale; None for no skip term and for K = 4.
+        weight_c, bias: (2, O), the row of the forget gate and that of the reset gate.
+        c0: (B, O).
+        v: (L, B, 2, O) or (N, 2, O), added to weight_c at each step.
+        mask_pad: (L, B) bool, True where a step is padding: c passes unchanged, h is 0. Not with batch_sizes.
+        drop_mask: (B, O), a constant on the highway's difference, the same at every step.
+        batch_sizes: (L,) int64 on the CPU, as in a PackedSequence.
+
+    Returns:
+        h (L, B, O) or (N, O); c (B, O), the state after the last step of each direction. In u's dtype.
+        Gradients go to u, x, weight_c, bias, c0 and v.
+
+    Raises:
+        RuntimeError: from the operator, naming the argument, what was expected and what came; for a drop_mask
+            that requires a gradient, as there is none.
+    """
+    if exporting():  # see layer
+        return library.sru_scan(
+            u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional
+        )
+    if torch.is_grad_enabled():
+        if drop_mask is not None and drop_mask.requires_grad:
+            raise RuntimeError(DROP_MASK_IS_CONSTANT)
+        if any(t is not None and t.requires_grad for t in (u, x, weight_c, bias, c0, v)) and not tracing():
+            options = use_tanh, scale, bidirectional
+            return _Scan.apply(mask_pad, drop_mask, batch_sizes, options, u, x, weight_c, bias, c0, v)
+    h, c, _ = library.sru_forward(
+        u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, False
+    )
+    return h, c

@@ -1,10 +1,8 @@
 """Operators whose derivatives the dispatcher knows: what tracers write into a program in a layer's place.
 
-Eager code wraps the raw operators in an autograd.Function (``autograd``, ``autograd_rows``,
-``autograd_scan``), which a traced program cannot hold: torch.export would keep what the Function calls, and
-with it lose the derivative; torch.jit.trace cannot save it. The operators here are whole layers:
-
-- ``fastrnn::rnn_layer``, ``fastrnn::rnn_masked_layer`` (lengths, resets), ``fastrnn::sru_scan``.
+Eager code wraps the raw operators in an autograd.Function (``autograd``), which a traced program cannot hold:
+torch.export would keep what the Function calls, and with it lose the derivative; torch.jit.trace cannot save
+it. The operators here are whole layers, ``fastrnn::rnn_layer`` and ``fastrnn::sru_scan``.
 
 Their kernels are inference, which saves nothing. Where a gradient is wanted when the program runs, the
 registration below puts the same Function around the raw operators as eager code does: so a program trains
@@ -22,8 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..reference.rows import masked_layer
-from . import autograd, autograd_rows, autograd_scan, library
+from . import autograd, library
 
 _SAVES = library.TIERS["one_cta"]  # below it a mode says what is saved
 _library = torch.library.Library("fastrnn", "IMPL")
@@ -83,16 +80,11 @@ def _options(x: Tensor, mode: int) -> tuple[int, int]:
 
 
 def _raw_layer(*args):
-    *others, mode = args
-    return library.forward(*others, mode - mode % _SAVES if args[0].is_cuda else 0)[:3]
-
-
-def _raw_masked_layer(*args):
     *others, keep_cells, mode = args
     keeps = library.SAVE_MODES["recompute"] if keep_cells else 0
     if args[0].is_cuda:
         keeps += mode - mode % _SAVES
-    y, hn, cn, _, cells = library.masked_forward(*others, keeps)
+    y, hn, cn, _, cells = library.forward(*others, keeps)
     return y, hn, cn, cells
 
 
@@ -101,36 +93,29 @@ def _raw_scan(*args):
 
 
 @_derivative(library.layer, _raw_layer)
-def _rnn_layer(x, h0, c0, weights, batch_sizes, cell, bias, mode):
+def _rnn_layer(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, keep_cells, mode):
     if autograd.transformed():
-        y, hn, cn = reference.layer(x, h0, c0, weights, cell=cell, bias=bias, batch_sizes=batch_sizes)
-        return y, hn, (x.new_empty((0,)) if cn is None else cn)
-    return autograd._Layer.apply(x, h0, c0, batch_sizes, cell, bias, *_options(x, mode), *weights)
-
-
-@_derivative(library.masked_layer, _raw_masked_layer)
-def _rnn_masked_layer(x, h0, c0, weights, lengths, reset, cell, bias, keep_cells, mode):
-    if autograd.transformed():
-        masks = {"lengths": lengths, "reset": reset}
-        y, hn, cn, cells = masked_layer(x, h0, c0, weights, cell=cell, bias=bias, **masks)
-        cn = x.new_empty((0,)) if cn is None else cn
-    else:
-        y, hn, cn, cells = autograd_rows._MaskedLayer.apply(
-            x, h0, c0, lengths, reset, cell, bias, *_options(x, mode), *weights
+        rows = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset}
+        y, hn, cn, *cells = reference.layer(
+            x, h0, c0, weights, cell=cell, bias=bias, keep_cells=keep_cells, **rows
         )
-    if not keep_cells or cells is None:
-        cells = x.new_empty((0,), dtype=library.compute_dtype(x))
-    return y, hn, cn, cells
+    else:
+        options = cell, bias, *_options(x, mode), keep_cells
+        y, hn, cn, *cells = autograd._Layer.apply(batch_sizes, lengths, reset, options, x, h0, c0, *weights)
+    if cn is None:
+        cn = x.new_empty((0,))
+    if not keep_cells or cells[0] is None:
+        cells = [x.new_empty((0,), dtype=library.compute_dtype(x))]
+    return y, hn, cn, *cells
 
 
 @_derivative(library.sru_scan, _raw_scan)
 def _sru_scan(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional):
     if drop_mask is not None and drop_mask.requires_grad:
-        raise RuntimeError(autograd_scan.DROP_MASK_IS_CONSTANT)
+        raise RuntimeError(autograd.DROP_MASK_IS_CONSTANT)
     if autograd.transformed():
         masks = {"v": v, "mask_pad": mask_pad, "drop_mask": drop_mask, "batch_sizes": batch_sizes}
         options = {"use_tanh": use_tanh, "scale": scale, "bidirectional": bidirectional}
         return reference.sru_scan(u, x, weight_c, bias, c0, **masks, **options)
-    return autograd_scan._Scan.apply(
-        u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional
-    )
+    options = use_tanh, scale, bidirectional
+    return autograd._Scan.apply(mask_pad, drop_mask, batch_sizes, options, u, x, weight_c, bias, c0, v)

@@ -17,7 +17,8 @@ import sys
 
 import torch
 
-from . import library
+from .._cells import RNN
+from .mode import NEEDS
 
 _COUNTER = "torch.utils.flop_counter"
 
@@ -35,29 +36,7 @@ def _forward(x, h0, c0, weights, *_, **__) -> int:
     return directions * rows * sum(_products(x, weights, directions))
 
 
-def _backward(x, h0, weights, gates, cell: str, mode: int) -> int:
-    rows, directions = math.prod(x[:-1]), h0[0]
-    of_input, of_state, of_projection = _products(x, weights, directions)
-    need_x, need_h0, need_weights = mode & 1, mode & 2, mode & 8
-    total = 0
-    if need_x:
-        total += rows * of_input
-    if need_weights:
-        total += rows * (of_input + of_state + of_projection)
-    # Back through the steps. Nobody needs the product that leads from the first step to h0, except h0.
-    total += rows * of_projection + (rows if need_h0 else rows - h0[1]) * of_state
-    if library.SAVED_GATES[cell] and len(gates) == 1:  # save="recompute"
-        total += rows * (of_input + of_state)
-    return directions * total
-
-
-def _rnn_backward(
-    grad_y, grad_hn, grad_cn, x, h0, c0, weights, batch_sizes, y, gates, cells, cell, bias, mode, **_
-):
-    return _backward(x, h0, weights, gates, cell, mode)
-
-
-def _masked_backward(
+def _backward(
     grad_y,
     grad_hn,
     grad_cn,
@@ -66,6 +45,7 @@ def _masked_backward(
     h0,
     c0,
     weights,
+    batch_sizes,
     lengths,
     reset,
     y,
@@ -75,8 +55,20 @@ def _masked_backward(
     bias,
     mode,
     **_,
-):
-    return _backward(x, h0, weights, gates, cell, mode)
+) -> int:
+    rows, directions = math.prod(x[:-1]), h0[0]
+    of_input, of_state, of_projection = _products(x, weights, directions)
+    need_x, need_h0, need_weights = (mode & NEEDS[of] for of in ("x", "h0", "weights"))
+    total = 0
+    if need_x:
+        total += rows * of_input
+    if need_weights:
+        total += rows * (of_input + of_state + of_projection)
+    # Back through the steps. Nobody needs the product that leads from the first step to h0, except h0.
+    total += rows * of_projection + (rows if need_h0 else rows - h0[1]) * of_state
+    if RNN[cell].saved and len(gates) == 1:  # save="recompute"
+        total += rows * (of_input + of_state)
+    return directions * total
 
 
 def _sru_step(x, weight, *_, **__) -> int:
@@ -86,9 +78,8 @@ def _sru_step(x, weight, *_, **__) -> int:
 def _register(counter) -> None:
     ops = torch.ops.fastrnn
     formulas = {
-        _forward: (ops.rnn_forward, ops.rnn_masked_forward, ops.rnn_layer, ops.rnn_masked_layer),
-        _rnn_backward: (ops.rnn_backward, ops.rnn_backward_unlisted),
-        _masked_backward: (ops.rnn_masked_backward, ops.rnn_masked_backward_unlisted),
+        _forward: (ops.rnn_forward, ops.rnn_layer),
+        _backward: (ops.rnn_backward, ops.rnn_backward_unlisted),
         _sru_step: (ops.sru_step,),
     }
     for formula, targets in formulas.items():

@@ -13,14 +13,11 @@ from pathlib import Path
 import torch
 
 from .. import _C
+from .._cells import RNN
 from . import threads
+from .mode import NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
 
 _FOLDER = Path(__file__).parents[1]  # where the binaries lie
-SAVED_GATES = {"lstm": 4, "gru": 4, "rnn_tanh": 0, "rnn_relu": 0}
-SAVE_MODES = {None: 0, "gates": 1, "recompute": 2}
-# Of the ops' argument `mode`: a tier of the CUDA kernels, and whether float32 may use TensorFloat-32.
-TIERS = {"auto": 0, "one_cta": 16, "grid": 32, "stepwise": 48, "cluster": 64}
-TIER_MASK, TF32 = 112, 128
 
 torch.ops.load_library(_FOLDER / "libfastrnn_cpu.so")
 cuda_loaded = False
@@ -35,18 +32,14 @@ if torch.version.cuda is not None and (_FOLDER / "libfastrnn_cuda.so").exists():
 
 forward = torch.ops.fastrnn.rnn_forward.default
 backward = torch.ops.fastrnn.rnn_backward.default
-masked_forward = torch.ops.fastrnn.rnn_masked_forward.default
-masked_backward = torch.ops.fastrnn.rnn_masked_backward.default
 sru_forward = torch.ops.fastrnn.sru_forward.default
 sru_backward = torch.ops.fastrnn.sru_backward.default
 sru_step = torch.ops.fastrnn.sru_step.default
 # With derivatives of their own, for tracers alone: see differentiable.py.
 layer = torch.ops.fastrnn.rnn_layer.default
-masked_layer = torch.ops.fastrnn.rnn_masked_layer.default
 sru_scan = torch.ops.fastrnn.sru_scan.default
 # Without a list among the results, for compilers alone.
 backward_unlisted = torch.ops.fastrnn.rnn_backward_unlisted.default
-masked_backward_unlisted = torch.ops.fastrnn.rnn_masked_backward_unlisted.default
 pack = torch.ops.fastrnn.rnn_pack.default
 stream = torch.ops.fastrnn.rnn_stream.default
 
@@ -84,6 +77,23 @@ def cpu_threads() -> int:
     return torch.ops.fastrnn.cpu_threads()
 
 
+def cpu_fma_peak() -> float:
+    """Float32 operations a second of one thread at best, measured."""
+    return torch.ops.fastrnn.cpu_fma_peak()
+
+
+def cpu_read_bandwidth(size: int) -> float:
+    """Bytes a second that one thread reads of a buffer of this size, measured."""
+    return torch.ops.fastrnn.cpu_read_bandwidth(size)
+
+
+def cpu_last_plan() -> dict[str, int | bool]:
+    """How this thread's last call of a recurrent layer on the CPU was divided, in the plan's own words."""
+    direct, *groups = torch.ops.fastrnn.cpu_last_plan()
+    names = "direction_groups", "batch_groups", "unit_groups", "forward_chunk", "backward_chunk"
+    return {"kernel": "direct" if direct else "packed", **dict(zip(names, groups, strict=True))}
+
+
 torch.ops.fastrnn.cpu_limit_threads(*threads.from_here())
 
 _requested = os.environ.get("FASTRNN_CPU_ISA")
@@ -109,22 +119,27 @@ def _same_device(x, *tensors):
 
 
 @torch.library.register_fake("fastrnn::rnn_forward")
-def _fake_forward(x, h0, c0, weights, batch_sizes, cell, bias, mode):
-    _same_device(x, h0, c0, *weights)
+def _fake_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode):
+    _same_device(x, h0, c0, *weights, reset)
     directions, batch, out = h0.shape
-    hidden = weights[0].shape[0] // (4 if cell == "lstm" else 3 if cell == "gru" else 1)
+    card = RNN[cell]
+    hidden = weights[0].shape[0] // card.gates
     rows = x.shape[0] if batch_sizes is not None else x.shape[0] * x.shape[1]
-    lstm, saved = cell == "lstm", SAVED_GATES[cell]
+    lstm, saved = card.has_cell, card.saved
     y = x.new_empty((*x.shape[:-1], directions * out))
     cn = x.new_empty((directions, batch, hidden)) if lstm else x.new_empty((0,))
-    gates = x.new_empty((directions, rows, saved * hidden)) if mode % 16 == 1 and saved else x.new_empty((0,))
-    cells_shape = (directions, rows, hidden) if lstm and mode % 16 else (0,)
+    save = mode % TIERS["one_cta"]
+    gates_shape = (directions, rows, saved * hidden) if saved and save == SAVE_MODES["gates"] else (0,)
+    gates = x.new_empty(gates_shape)
+    cells_shape = (directions, rows, hidden) if lstm and save else (0,)
     return y, x.new_empty(h0.shape), cn, gates, x.new_empty(cells_shape, dtype=compute_dtype(x))
 
 
 @torch.library.register_fake("fastrnn::rnn_layer")
-def _(x, h0, c0, weights, batch_sizes, cell, bias, mode):
-    return _fake_forward(x, h0, c0, weights, batch_sizes, cell, bias, 0)[:3]
+def _(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, keep_cells, mode):
+    mode = SAVE_MODES["recompute"] if keep_cells else 0
+    y, hn, cn, _, cells = _fake_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode)
+    return y, hn, cn, cells
 
 
 @torch.library.register_fake("fastrnn::rnn_backward")
@@ -132,11 +147,14 @@ def _fake_backward(
     grad_y,
     grad_hn,
     grad_cn,
+    grad_cells,
     x,
     h0,
     c0,
     weights,
     batch_sizes,
+    lengths,
+    reset,
     y,
     gates,
     cells,
@@ -144,16 +162,16 @@ def _fake_backward(
     bias,
     mode,
 ):
-    _same_device(x, h0, c0, *weights)
+    _same_device(x, h0, c0, *weights, reset, grad_cells)
 
     def like(tensor, wanted):
         return tensor.new_empty(tensor.shape) if wanted and tensor is not None else x.new_empty((0,))
 
     return (
-        like(x, mode & 1),
-        like(h0, mode & 2),
-        like(c0, mode & 4),
-        [w.new_empty(w.shape) for w in weights] if mode & 8 else [],
+        like(x, mode & NEEDS["x"]),
+        like(h0, mode & NEEDS["h0"]),
+        like(c0, mode & NEEDS["c0"]),
+        [w.new_empty(w.shape) for w in weights] if mode & NEEDS["weights"] else [],
     )
 
 
@@ -166,49 +184,6 @@ def _unlisted(gradients):
 @torch.library.register_fake("fastrnn::rnn_backward_unlisted")
 def _(*args):
     return _unlisted(_fake_backward(*args))
-
-
-@torch.library.register_fake("fastrnn::rnn_masked_forward")
-def _fake_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode):
-    _same_device(x, reset)
-    return _fake_forward(x, h0, c0, weights, None, cell, bias, mode)
-
-
-@torch.library.register_fake("fastrnn::rnn_masked_layer")
-def _(x, h0, c0, weights, lengths, reset, cell, bias, keep_cells, mode):
-    mode = SAVE_MODES["recompute"] if keep_cells else 0
-    y, hn, cn, _, cells = _fake_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode)
-    return y, hn, cn, cells
-
-
-@torch.library.register_fake("fastrnn::rnn_masked_backward")
-def _fake_masked_backward(
-    grad_y,
-    grad_hn,
-    grad_cn,
-    grad_cells,
-    x,
-    h0,
-    c0,
-    weights,
-    lengths,
-    reset,
-    y,
-    gates,
-    cells,
-    cell,
-    bias,
-    mode,
-):
-    _same_device(x, reset, grad_cells)
-    return _fake_backward(
-        grad_y, grad_hn, grad_cn, x, h0, c0, weights, None, y, gates, cells, cell, bias, mode
-    )
-
-
-@torch.library.register_fake("fastrnn::rnn_masked_backward_unlisted")
-def _(*args):
-    return _unlisted(_fake_masked_backward(*args))
 
 
 @torch.library.register_fake("fastrnn::sru_forward")
@@ -252,12 +227,12 @@ def _(
         return u.new_empty(tensor.shape) if wanted and tensor is not None else u.new_empty((0,))
 
     return (
-        like(u, needs & 1),
-        like(x, needs & 2),
-        like(weight_c, needs & 4),
-        like(bias, needs & 4),
-        like(c0, needs & 8),
-        like(v, needs & 16),
+        like(u, needs & SCAN_NEEDS["u"]),
+        like(x, needs & SCAN_NEEDS["x"]),
+        like(weight_c, needs & SCAN_NEEDS["weights"]),
+        like(bias, needs & SCAN_NEEDS["weights"]),
+        like(c0, needs & SCAN_NEEDS["c0"]),
+        like(v, needs & SCAN_NEEDS["v"]),
     )
 
 

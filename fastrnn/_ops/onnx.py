@@ -25,12 +25,10 @@ from torch._higher_order_ops.scan import scan_op
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .. import reference
-from ..reference import rows as rows_reference
-from ..reference import scan as scan_reference
+from .._cells import RNN, sru, widen
 from . import library, onnx_weights
 from .onnx_weights import integers, node
 
-_NODES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
 _ZEROS = (torch.ops.aten.zeros.default, torch.ops.aten.new_zeros.default)
 _NO_PACKED = "ONNX has no packed sequences: pass the padded batch{} in place of the PackedSequence"
 
@@ -77,42 +75,32 @@ def _decomposition(op: torch._ops.OpOverload) -> Callable:
 
 
 @_decomposition(library.forward)
-def _rnn_forward(x, h0, c0, weights, batch_sizes, cell, bias, mode):
+def _rnn_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode):
     if batch_sizes is not None:
         raise RuntimeError(_NO_PACKED.format(" and lengths="))
-    return _rnn_masked_forward(x, h0, c0, weights, None, None, cell, bias, 0)
-
-
-@_decomposition(library.layer)
-def _rnn_layer(x, h0, c0, weights, batch_sizes, cell, bias, mode):
-    return _rnn_forward(x, h0, c0, weights, batch_sizes, cell, bias, 0)[:3]
-
-
-@_decomposition(library.masked_layer)
-def _rnn_masked_layer(x, h0, c0, weights, lengths, reset, cell, bias, keep_cells, mode):
-    mode = library.SAVE_MODES["recompute"] if keep_cells else 0
-    y, hn, cn, _, cells = _rnn_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode)
-    return y, hn, cn, cells
-
-
-@_decomposition(library.masked_forward)
-def _rnn_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, mode):
-    masks = {"lengths": lengths, "reset": reset}
+    rows = {"lengths": lengths, "reset": reset}
     cells = None
     if _is_one(x.shape[0]):
-        y, hn, cn, cells = rows_reference.masked_layer(x, h0, c0, weights, cell=cell, bias=bias, **masks)
+        y, hn, cn, cells = reference.layer(x, h0, c0, weights, cell=cell, bias=bias, keep_cells=True, **rows)
     elif (
         reset is not None
         or x.dtype is torch.float64
-        or h0.shape[2] != weights[1].shape[0] // reference.GATES[cell]  # projected
-        or (mode and cell == "lstm")  # every step's cell state is wanted
+        or h0.shape[2] != weights[1].shape[0] // RNN[cell].gates  # projected
+        or (mode and RNN[cell].has_cell)  # every step's cell state is wanted
     ):
-        y, hn, cn, cells = _scanned_layer(x, h0, c0, weights, cell=cell, bias=bias, **masks)
+        y, hn, cn, cells = _scanned_layer(x, h0, c0, weights, cell=cell, bias=bias, **rows)
     else:
         y, hn, cn = _layer(x, h0, c0, weights, lengths, cell, bias)
     # What is not there, the operator gives as an empty tensor.
     nothing = x.new_empty((0,))
     return y, hn, nothing if cn is None else cn, nothing, nothing if cells is None else cells
+
+
+@_decomposition(library.layer)
+def _rnn_layer(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, keep_cells, mode):
+    mode = library.SAVE_MODES["recompute"] if keep_cells else 0
+    y, hn, cn, _, cells = _rnn_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode)
+    return y, hn, cn, cells
 
 
 def _layer(x, h0, c0, weights, lengths, cell, bias):
@@ -123,18 +111,16 @@ def _layer(x, h0, c0, weights, lengths, cell, bias):
     given = not all(_is_zeros(t) for t in (h0, c0) if t is not None)
     arranged = onnx_weights.arranged(weights, directions, cell, bias)
     if dtype is torch.bfloat16:  # ONNX Runtime has no such nodes; float32 is what the kernels compute in
-        x, h0, c0, *arranged = reference._widen(x, h0, c0, *arranged)
+        x, h0, c0, *arranged = map(widen, (x, h0, c0, *arranged))
     sequence_lens = None if lengths is None else lengths.to(torch.int32)
     states = (h0,) if c0 is None else (h0, c0)
     attributes = {"hidden_size": hidden}
     if directions == 2:
         attributes["direction"] = "bidirectional"
-    if cell == "gru":
-        attributes["linear_before_reset"] = 1
-    elif cell == "rnn_relu":
-        attributes["activations"] = ["Relu"] * directions
+    for name, value in RNN[cell].onnx.attributes.items():
+        attributes[name] = value * directions if isinstance(value, list) else value
     found = torch.onnx.ops.symbolic_multi_out(
-        _NODES[cell],
+        RNN[cell].onnx.name,
         (x, *arranged, sequence_lens, *(states if given else ())),
         attributes,
         dtypes=[x.dtype] * (1 + len(states)),
@@ -151,7 +137,7 @@ def _layer(x, h0, c0, weights, lengths, cell, bias):
         none = (lengths == 0).view(1, -1, 1).to(device)
         finals = [torch.where(none, s, f) for s, f in zip(states, finals, strict=True)]
     y, *finals = (t.to(device, dtype) for t in (y, *finals))
-    return y, finals[0], (finals[1] if cell == "lstm" else None)
+    return y, finals[0], (finals[1] if len(finals) > 1 else None)
 
 
 def _is_one(steps: int | torch.SymInt) -> bool:
@@ -183,10 +169,11 @@ def _scan(step: Callable, state: Sequence[Tensor], xs: Sequence[Tensor], constan
 
 
 def _scanned_layer(x, h0, c0, weights, *, cell, bias, lengths, reset):
-    """``rows_reference.masked_layer`` as a Scan for each direction; its arguments and results."""
+    """``reference.layer`` of a padded batch as a Scan for each direction; its arguments, and
+    its results with every step's cell state."""
     dtype, directions, steps = x.dtype, h0.size(0), x.size(0)
-    x, h0, c0 = reference._widen(x, h0, c0)
-    weights = reference._widen(*weights)
+    x, h0, c0 = map(widen, (x, h0, c0))
+    weights = list(map(widen, weights))
     per_direction = len(weights) // directions
     running = None
     if lengths is not None:
@@ -220,7 +207,7 @@ def _scanned_layer(x, h0, c0, weights, *, cell, bias, lengths, reset):
         finals.append(state)
     y = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
     h_n, *c_n = (torch.stack(s).to(dtype) for s in zip(*finals, strict=True))
-    if cell != "lstm":
+    if not c_n:
         return y.to(dtype), h_n, None, None
     return y.to(dtype), h_n, c_n[0], torch.stack(cells).flatten(1, 2)
 
@@ -229,13 +216,13 @@ def _masked_step(cell: str, resets: bool, masked: bool, bias: bool, *tensors: Te
     """One step: the states, gx, perhaps begins and running (B, 1), the recurrent weights. Returns the states
     and what is seen of them in the output."""
     given = iter(tensors)
-    state = tuple(next(given) for _ in range(2 if cell == "lstm" else 1))
+    state = tuple(next(given) for _ in range(RNN[cell].states))
     gx = next(given)
     begins = next(given) if resets else None
     running = next(given) if masked else None
     w_hh, b_hh = next(given), (next(given) if bias else None)
-    step = reference._make_step(cell, w_hh, b_hh, next(given, None))
-    new = step(gx, state if begins is None else tuple(s.masked_fill(begins, 0) for s in state))
+    start = state if begins is None else tuple(s.masked_fill(begins, 0) for s in state)
+    new = RNN[cell].step(gx, start, w_hh, b_hh, next(given, None))
     if running is None:
         return [*new, *(n.clone() for n in new)]  # the results of a Scan may not be one tensor
     kept = [torch.where(running, n, s) for n, s in zip(new, state, strict=True)]
@@ -261,7 +248,7 @@ def _sru_forward(
 
         def own(t: Tensor, d: int = d) -> Tensor:
             """This direction's part of t."""
-            return scan_reference._widen(t.narrow(-1, d * hidden, hidden) if bidirectional else t)
+            return widen(t.narrow(-1, d * hidden, hidden) if bidirectional else t)
 
         xs = {k: own(t) for k, t in by_step.items() if t is not None}
         if mask_pad is not None:
@@ -290,7 +277,5 @@ def _sru_step(names: tuple[str, ...], use_tanh: bool, scale: float, c: Tensor, *
         skip = skip * scale
     weight = given["weight"] if v is None else given["weight"] + v
     gates = u[:, 1:3] + given["bias"]
-    h, new = scan_reference._step(
-        u[:, 0], gates, weight, skip, given.get("drop"), given.get("pad"), c, use_tanh
-    )
+    h, new = sru.step(u[:, 0], gates, weight, skip, given.get("drop"), given.get("pad"), c, use_tanh)
     return [new, h.clone()]

@@ -14,10 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..reference import GATES
+from .._cells import RNN
 
-#: Which of torch's gate blocks stands where: LSTM i, f, g, o as i, o, f, c; GRU r, z, n as z, r, h.
-_ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
 #: Tells the nodes that arrange weights from those of the user's model.
 _MARK = ("pkg.fastrnn", "weights")
 
@@ -50,12 +48,13 @@ def _stacked(weights: Sequence[Tensor], directions: int, cell: str) -> Tensor:
     whole = weights[0]
     if len(weights) > 1:
         whole = node("Concat", list(weights), (total, *rest), dtype, mark, axis=0)
-    if cell in _ORDER:
-        hidden = rows // GATES[cell]
+    gate_order = RNN[cell].onnx.order
+    if gate_order is not None:
+        hidden = rows // RNN[cell].gates
         order = [
             start + gate * hidden + unit
             for start in range(0, total, rows)
-            for gate in _ORDER[cell]
+            for gate in gate_order
             for unit in range(hidden)
         ]
         whole = node("Gather", (whole, integers(order)), (total, *rest), dtype, mark, axis=0)

@@ -30,11 +30,7 @@ _WITH_LISTS = (
     "rnn_forward",
     "rnn_backward",
     "rnn_backward_unlisted",
-    "rnn_masked_forward",
-    "rnn_masked_backward",
-    "rnn_masked_backward_unlisted",
     "rnn_layer",
-    "rnn_masked_layer",
     "rnn_pack",
     "rnn_stream",
 )
@@ -59,17 +55,13 @@ def _recorded_as(name: str):
 
 
 @_recorded_as("rnn_forward")
-def _(x, h0, c0, weights, batch_sizes, cell, bias, mode):
-    y, hn, cn = library.layer(x, h0, c0, weights, batch_sizes, cell, bias, _saving(mode))
-    return y, hn, cn, _nothing(x), _nothing(x)
-
-
-@_recorded_as("rnn_masked_forward")
-def _(x, h0, c0, weights, lengths, reset, cell, bias, mode):
-    keep_cells = mode % library.TIERS["one_cta"] != 0
-    mode = _saving(mode - mode % library.TIERS["one_cta"])
-    y, hn, cn, cells = library.masked_layer(x, h0, c0, weights, lengths, reset, cell, bias, keep_cells, mode)
-    return y, hn, cn, _nothing(x), cells
+def _(*args):
+    *arguments, mode = args
+    saves = mode % library.TIERS["one_cta"]  # of inference: nothing, or every step's cell state
+    # The mode of a program that may train: the call's own is inference, which has no use for gates.
+    mode += library.SAVE_MODES["gates"] - saves
+    y, hn, cn, cells = library.layer(*arguments, saves != 0, mode)
+    return y, hn, cn, _nothing(y), cells
 
 
 @_recorded_as("sru_forward")
@@ -77,11 +69,6 @@ def _(*args):
     *arguments, _save = args
     h, c = library.sru_scan(*arguments)
     return h, c, _nothing(h)
-
-
-def _saving(mode: int) -> int:
-    """The mode of a program that may train: the call's own is inference, which saves nothing."""
-    return mode if mode % library.TIERS["one_cta"] else mode + library.SAVE_MODES["gates"]
 
 
 def _nothing(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ class LayerPlan:
     Attributes:
         layer: its number. T, B, I, H, P: steps, rows, inputs, hidden and projected units (P 0 without).
         kernel: name of the kernel. Where none covers the case, "cudnn" is torch's own layer, "reference"
-            plain torch.
+            plain torch, and "none" a call that raises; the reason says what.
         reason: why this one, and why the work is divided as it is.
         plan: everything else that the planner says: how the work is divided, operations and bytes.
         floor_s: seconds that this machine needs at least; None unless measured.

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._ops import autograd
+from .._cells import RNN
 
 # torch's functions and module modes by the kernels' name of a recurrence.
-_LAYERS = {cell: getattr(torch._VF, cell) for cell in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
+_LAYERS = {cell: getattr(torch._VF, cell) for cell in RNN}
 _CELLS = {cell: getattr(torch._VF, f"{cell}_cell") for cell in _LAYERS}
 
 
@@ -51,7 +51,7 @@ def layers(stack, x: Tensor, h, c, weights, rows: int, batch_sizes: Tensor | Non
 
     h and c are (L*D, B, .) or None for zeros. Returns y, h_n and c_n (None unless LSTM).
     """
-    lstm = stack.cell == "lstm"
+    lstm = RNN[stack.cell].has_cell
     if h is None:
         states = stack.num_layers * (2 if stack.bidirectional else 1)
         h = x.new_zeros((states, rows, stack.proj_size or stack.hidden_size))
@@ -67,7 +67,7 @@ def layers(stack, x: Tensor, h, c, weights, rows: int, batch_sizes: Tensor | Non
 
 def cell(name: str, x: Tensor, h: Tensor | None, c: Tensor | None, weights):
     """One step. x (B, I); h and c (B, H) or None for zeros. Returns h and c (None unless LSTM)."""
-    lstm = name == "lstm"
+    lstm = RNN[name].has_cell
     if h is None:
         h = c = x.new_zeros((x.size(0), weights[1].size(1)))
     biases = weights[2:] or (None, None)
@@ -75,20 +75,8 @@ def cell(name: str, x: Tensor, h: Tensor | None, c: Tensor | None, weights):
     return out if lstm else (out, None)
 
 
-def preferred(backend: str, covered: bool) -> bool:
-    """Whether a layer is to be torch's own though only "auto" was asked for. ``covered``: by our kernels.
-
-    Compilers take the reference apart, as they would torch's layer, and torch.func's transforms need that.
-    """
-    return (
-        backend == "auto" and not covered and not autograd.transformed() and not torch.compiler.is_compiling()
-    )
-
-
 def layers_instead(stack, x: Tensor, h, c, weights, rows: int, batch_sizes: Tensor | None):
-    """``layers`` where they are preferred and torch can, else None."""
-    if not preferred(stack.backend, autograd.supported(x)):
-        return None
+    """``layers`` where they were not asked for: None where torch cannot."""
     if batch_sizes is not None:
         _checks.batch_sizes_values(batch_sizes, x.size(0))
     if not stack.training and torch.is_grad_enabled():
@@ -99,10 +87,8 @@ def layers_instead(stack, x: Tensor, h, c, weights, rows: int, batch_sizes: Tens
     return _attempt(layers, stack, x, h, c, weights, rows, batch_sizes)
 
 
-def cell_instead(backend: str, name: str, x: Tensor, h: Tensor | None, c: Tensor | None, weights):
-    """``cell`` where it is preferred and torch can, else None."""
-    if not preferred(backend, autograd.supported(x)):
-        return None
+def cell_instead(name: str, x: Tensor, h: Tensor | None, c: Tensor | None, weights):
+    """``cell`` where it was not asked for: None where torch cannot."""
     return _attempt(cell, name, x, h, c, weights)
 
 

@@ -12,17 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._ops.autograd import differentiable, tracing, transformed
-
-#: Below so many multiplications the Python around the product costs more than oneDNN gains.
-_WORTHWHILE = 1 << 21
-
-_onednn = (
-    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-)
+from .._plan.costs import onednn, uses_onednn
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
-    return _onednn(x, weight, None, "none", [], "")
+    return onednn(x, weight, None, "none", [], "")
 
 
 class _Linear(torch.autograd.Function):
@@ -43,11 +37,6 @@ class _Linear(torch.autograd.Function):
             # Transposed, because oneDNN is faster this way round: 25 ms in place of 29 at the shape above.
             product(rows.t(), grad_rows.t()).t() if ctx.needs_input_grad[1] else None,
         )
-
-
-def uses_onednn(multiplications: int) -> bool:
-    """Whether a float32 product of this size on the CPU goes to oneDNN."""
-    return _onednn is not None and torch.backends.mkldnn.enabled and multiplications >= _WORTHWHILE
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from .. import _checks, reference
+from .._cells import RNN
 from .._ops import autograd
+from .._plan import route
+from .._plan.route import Route
 from . import native, wavefront
-from .rows import Masks
+from .rows import Rows, states
 
 # What autocast casts; float64 and complex pass through it unchanged.
 _AUTOCAST_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -45,22 +48,11 @@ class Stack(NamedTuple):
     backend: str
 
 
-def choose(backend: str, x: Tensor) -> Callable:
-    """The function that computes a layer: the fused one or the reference, in whose place torch's own may
-    come."""
-    if backend == "reference":
+def runner(way: Route) -> Callable:
+    """The function that computes a layer where the kernels do, or the reference."""
+    if way.runner != "fused":
         return reference.layer
-    # Kernels have derivatives in reverse mode and no batching rules: torch.func's transforms (vmap, jvp,
-    # hessian, ...) and forward-mode differentiation take the reference apart instead.
-    transformed = autograd.transformed()
-    if not transformed and autograd.supported(x):
-        if backend in _checks.TIERS:
-            return functools.partial(autograd.layer, tier=autograd.tier(backend, x))
-        return autograd.layer
-    if backend == "auto":
-        return reference.layer
-    what = "torch.func's transforms or forward-mode AD" if transformed else f"{x.dtype} on {x.device}"
-    raise RuntimeError(f"backend={backend!r}: no kernel covers {what}; use backend='auto' or 'reference'")
+    return functools.partial(autograd.layer, tier=way.tier) if way.tier else autograd.layer
 
 
 def run(
@@ -68,20 +60,24 @@ def run(
     input: Tensor,
     hx: Tensor | Sequence[Tensor] | None,
     weights: Sequence[Tensor],
-    batch_sizes: Tensor | None = None,
-    sorted_indices: Tensor | None = None,
-    masks: Masks | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    rows: Rows | None = None,
+) -> tuple:
     """Check the input and hx, and run the layers.
 
-    The weights, flat, are known to have the stack's sizes. ``sorted_indices`` permutes hx, for packed
-    batches; ``masks`` belong to padded ones. Returns output, h_n and c_n (None unless LSTM), with the
-    dimensions and order of the input.
+    The weights, flat, are known to have the stack's sizes. ``rows``: None for a padded batch of equal ones.
+    Returns output, h_n and c_n (None unless LSTM), with the dimensions and order of the input; and where
+    every step's states are kept, h and c (None unless LSTM) of every layer and step, (L, T, B, D*P) and
+    (L, T, B, D*H), laid out as the output.
     """
     name = stack.name
     dims = _checks.tensor(name, "input", input).dim()
     if input.layout is not torch.strided or input.is_nested:
         input = _checks.dense(name, input)
+    batch_sizes = order = None
+    if rows is not None:
+        batch_sizes, order = rows.batch_sizes, rows.sorted_indices
+        if rows.only_packed():
+            rows = None
     packed, batched = batch_sizes is not None, True
     if packed:
         _checks.batch_sizes_form(batch_sizes)
@@ -96,7 +92,7 @@ def run(
 
     h = c = None
     if hx is not None:
-        h, c = _checks.pair(name, hx) if stack.cell == "lstm" else (_checks.tensor(name, "hx", hx), None)
+        h, c = _checks.pair(name, hx) if RNN[stack.cell].has_cell else (_checks.tensor(name, "hx", hx), None)
         if not packed:
             _checks.hidden_dims(h, c, batched)
             if not batched:
@@ -114,12 +110,12 @@ def run(
             f"input.size(-1) must be equal to input_size. Expected {stack.input_size}, got {shape[-1]}"
         )
     if packed and h is not None and torch.compiler.is_compiling():
-        rows = h.size(1)  # a graph cannot compare sizes with values: the kernels will
+        batch = h.size(1)  # a graph cannot compare sizes with values: the kernels will
     else:
-        rows = shape[1] if not packed else _first(batch_sizes)
+        batch = shape[1] if not packed else _first(batch_sizes)
     if h is not None:
-        _checks.hidden_size(stack, h, c, rows)
-        h, c = permute(h, sorted_indices), permute(c, sorted_indices)
+        _checks.hidden_size(stack, h, c, batch)
+        h, c = permute(h, order), permute(c, order)
     if shape[0] == 0 and not packed:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     # The kernels look at everything, but a weight on "meta" would take the call away from them.
@@ -129,24 +125,30 @@ def run(
             _checks.same_kind(x, [("parameter", w)])
 
     try:
-        if stack.backend == "cudnn" and masks is None:  # autocast included
-            y, h, c = native.layers(stack, x, h, c, weights, rows, batch_sizes)
+        way = route.of(x, stack.backend, masked=rows is not None)
+        if way.asked:  # autocast included
+            found = native.layers(stack, x, h, c, weights, batch, batch_sizes)
         elif autocast:
-            y, h, c = _autocast_layers(stack, x, h, c, weights, rows, batch_sizes, masks)
+            found = _autocast_layers(stack, way, x, h, c, weights, batch, batch_sizes, rows)
         else:
-            y, h, c = _layers(stack, x, h, c, weights, rows, batch_sizes, masks)
+            found = _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows)
     except RuntimeError:
         # Asked here, where no other call has to wait for the answer.
-        if masks is not None or not native.per_sample(weights):
+        if rows is not None or not native.per_sample(weights):
             raise
         with native.taken_apart():
-            y, h, c = native.layers(stack, x, h, c, weights, rows, batch_sizes)
+            found = native.layers(stack, x, h, c, weights, batch, batch_sizes)
 
-    if packed:
-        return y, h, c
-    if not batched:
-        return y.squeeze(1), h.squeeze(1), (None if c is None else c.squeeze(1))
-    return (y.transpose(0, 1) if stack.batch_first else y), h, c
+    if packed or (batched and not stack.batch_first):
+        return found
+    y, h, c, *states = found
+    if states:
+        states = [
+            tuple(s if s is None else s.transpose(1, 2) if batched else s.squeeze(2) for s in states[0])
+        ]
+    if batched:
+        return y.transpose(0, 1), h, c, *states
+    return y.squeeze(1), h.squeeze(1), (None if c is None else c.squeeze(1)), *states
 
 
 def _first(batch_sizes: Tensor) -> int:
@@ -165,36 +167,41 @@ def permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:
     return state if state is None or indices is None else state.index_select(1, indices)
 
 
-def _autocast_layers(stack, x, h, c, weights, rows, batch_sizes, masks):
+def _autocast_layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
     """The layers under autocast, in the dtypes of torch's."""
     # On a device of torch's alone its layers know best what autocast means there.
-    if masks is None and not x.is_cpu:
-        found = native.layers_instead(stack, x, h, c, weights, rows, batch_sizes)
+    if way.runner == "native" and not x.is_cpu:
+        found = native.layers_instead(stack, x, h, c, weights, batch, batch_sizes)
         if found is not None:
             return found
     packed, projected = batch_sizes is not None, stack.proj_size > 0
     x, h, c, weights, round_to = autocast_inputs(stack.cell, projected, packed, x, h, c, weights)
     with torch.autocast(x.device.type, enabled=False):
-        y, h, c = _layers(stack, x, h, c, weights, rows, batch_sizes, masks)
+        y, h, c, *states = _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows)
     if round_to is not None:
         y, h = y.to(round_to), h.to(round_to)
-        if masks is not None:
-            masks.round_outputs(round_to)
-    return y, h, c
+        states = [(every_h.to(round_to), every_c) for every_h, every_c in states]
+    return y, h, c, *states
 
 
-def _layers(stack, x, h, c, weights, rows, batch_sizes, masks):
-    """The layers themselves. h and c are (L*D, B, .) or None for zeros."""
+def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
+    """The layers themselves. h and c are (L*D, B, .) or None for zeros; rows None where there is nothing to
+    say but batch_sizes."""
+    if way.runner == "none":
+        raise RuntimeError(way.why)
     cell, bias, save = stack.cell, stack.bias, stack.save
     directions = 2 if stack.bidirectional else 1
-    layer = choose(stack.backend, x) if masks is None else masks.layer(stack.backend, x)
+    layer = runner(way)
     if layer is reference.layer:
         _checks.same_kind(x, [*(("parameter", w) for w in weights), ("hidden", h), ("cell", c)])
         if batch_sizes is not None:
             _checks.batch_sizes_values(batch_sizes, x.size(0))
-        found = native.layers_instead(stack, x, h, c, weights, rows, batch_sizes)
-        if found is not None:
-            return found
+        if rows is not None:
+            rows.check_lengths(x)
+        if way.runner == "native":
+            found = native.layers_instead(stack, x, h, c, weights, batch, batch_sizes)
+            if found is not None:
+                return found
     if h is not None:
         _checks.same_kind(x, (("hidden", h), ("cell", c)))
 
@@ -202,26 +209,26 @@ def _layers(stack, x, h, c, weights, rows, batch_sizes, masks):
     # two tensors there).
     zero_h = zero_c = None
     if h is None:
-        zero_h = zero_c = x.new_zeros((directions, rows, stack.proj_size or stack.hidden_size))
-        if cell != "lstm":
+        zero_h = zero_c = x.new_zeros((directions, batch, stack.proj_size or stack.hidden_size))
+        if not RNN[cell].has_cell:
             zero_c = None
         elif stack.proj_size or torch.compiler.is_compiling():
-            zero_c = x.new_zeros((directions, rows, stack.hidden_size))
+            zero_c = x.new_zeros((directions, batch, stack.hidden_size))
 
     if stack.num_layers == 1:
         h, c = (zero_h, zero_c) if h is None else (h, c)
-        return layer(x, h, c, weights, cell=cell, bias=bias, batch_sizes=batch_sizes, save=save)
+        if rows is None:
+            return layer(x, h, c, weights, cell=cell, bias=bias, batch_sizes=batch_sizes, save=save)
+        y, h, c, *cells = layer(x, h, c, weights, cell=cell, bias=bias, save=save, **rows.options(cell))
+        if rows.ended is not None:
+            h, c = rows.last(h), rows.last(c)
+        return (y, h, c, states([y], cells)) if rows.keep_states else (y, h, c)
 
     per_layer = len(weights) // stack.num_layers
     dropout = _checks.probability(stack.name, stack.dropout) if stack.training else 0.0
-    if (
-        directions == 1
-        and batch_sizes is None
-        and masks is None
-        and not dropout
-        and layer is not reference.layer
-    ):
-        pieces = wavefront.pieces(stack, x, rows, weights)
+    equal = batch_sizes is None and rows is None
+    if directions == 1 and equal and not dropout and layer is not reference.layer:
+        pieces = wavefront.pieces(stack, x, batch, weights)
         if pieces > 1:
             starts = (
                 [(zero_h, zero_c)] * stack.num_layers
@@ -229,27 +236,31 @@ def _layers(stack, x, h, c, weights, rows, batch_sizes, masks):
                 else [(h[k : k + 1], None if c is None else c[k : k + 1]) for k in range(stack.num_layers)]
             )
             of_layers = [weights[k * per_layer : (k + 1) * per_layer] for k in range(stack.num_layers)]
-            return wavefront.run(
-                layer, x, starts, of_layers, pieces, cell=cell, bias=bias, batch_sizes=None, save=save
-            )
-    last_h, last_c = [], []
+            return wavefront.run(layer, x, starts, of_layers, pieces, cell=cell, bias=bias, save=save)
+    options = {"batch_sizes": batch_sizes} if rows is None else rows.options(cell)
+    last_h, last_c, outputs, every_c = [], [], [], []
     for k in range(stack.num_layers):
         if k and dropout:
             x = torch.nn.functional.dropout(x, dropout, True)
-        states = slice(k * directions, (k + 1) * directions)
-        x, hn, cn = layer(
+        own = slice(k * directions, (k + 1) * directions)
+        x, hn, cn, *cells = layer(
             x,
-            zero_h if h is None else h[states],
-            zero_c if c is None else c[states],
+            zero_h if h is None else h[own],
+            zero_c if c is None else c[own],
             weights[k * per_layer : (k + 1) * per_layer],
             cell=cell,
             bias=bias,
-            batch_sizes=batch_sizes,
             save=save,
+            **options,
         )
         last_h.append(hn)
         last_c.append(cn)
-    return x, torch.cat(last_h), (torch.cat(last_c) if cell == "lstm" else None)
+        outputs.append(x)
+        every_c += cells
+    if rows is not None and rows.ended is not None:
+        last_h, last_c = [rows.last(s) for s in last_h], [rows.last(s) for s in last_c]
+    h, c = torch.cat(last_h), (torch.cat(last_c) if RNN[cell].has_cell else None)
+    return (x, h, c, states(outputs, every_c)) if rows is not None and rows.keep_states else (x, h, c)
 
 
 def autocasting(x: Tensor) -> bool:

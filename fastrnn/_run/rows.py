@@ -1,4 +1,4 @@
-"""Padded batches whose rows differ: lengths, resets, and the states of every step.
+"""How the rows of a batch lie and differ: packed, padded with lengths, begun anew; and whose states are kept.
 
 What ``lengths``, ``reset``, ``done`` and ``return_all_states`` of the layers mean, their checks, and the
 function that computes a layer with them. The body of the layers is in ``rnn``.
@@ -6,50 +6,47 @@ function that computes a layer with them. The body of the layers is in ``rnn``.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _checks
-from .._ops import autograd, autograd_rows
-from .._ops.autograd import supported, transformed
-from ..reference.rows import masked_layer
+from .._cells import RNN
 
 
-class Masks:
-    """What a call asks for beyond input and hx, and, once the layers have run, the states that it wanted.
+class Rows(NamedTuple):
+    """What there is to say of a batch's rows; where nothing is, None stands in its place.
 
-    lengths: (B,) int64 on the CPU, or None. reset: (T, B) bool on the input's device, or None.
-    ended: (B,) bool on the input's device, rows whose sequence is over after their last step, or None.
-    keep_states: whether ``states()`` will be asked for.
+    batch_sizes: (T,) int64 on the CPU, of packed rows. sorted_indices: their order in what the caller has.
+    lengths: (B,) int64 on the CPU, of padded ones. reset: (T, B) bool on the input's device.
+    ended: (B,) bool on the input's device, rows whose sequence is over after their last step.
+    keep_states: whether the states of every step are wanted.
     """
 
-    def __init__(
-        self, lengths: Tensor | None, reset: Tensor | None, ended: Tensor | None, keep_states: bool
-    ) -> None:
-        self.lengths, self.reset, self.ended, self.keep_states = lengths, reset, ended, keep_states
-        self._h: list[Tensor] = []
-        self._c: list[Tensor] = []
+    batch_sizes: Tensor | None = None
+    sorted_indices: Tensor | None = None
+    lengths: Tensor | None = None
+    reset: Tensor | None = None
+    ended: Tensor | None = None
+    keep_states: bool = False
 
-    def layer(self, backend: str, x: Tensor) -> Callable:
-        """A function like those that ``rnn.choose`` gives, for this input."""
-        looked_into = transformed()
-        if backend in ("auto", "fused", *_checks.TIERS) and supported(x) and not looked_into:
-            tier = autograd.tier(backend, x) if backend in _checks.TIERS else 0
-            return functools.partial(self._call, functools.partial(autograd_rows.layer, tier=tier))
-        if backend not in ("auto", "reference"):
-            what = "torch.func's transforms or forward-mode AD" if looked_into else f"{x.dtype} on {x.device}"
-            raise RuntimeError(
-                f"backend={backend!r}: it does not cover lengths, reset, done or return_all_states with "
-                f"{what}; use backend='auto' or 'reference'"
-            )
-        self._check_values(x)
-        return functools.partial(self._call, None)
+    def only_packed(self) -> bool:
+        """Whether torch's own layers know such rows."""
+        return self.lengths is None and self.reset is None and self.ended is None and not self.keep_states
 
-    def _check_values(self, x: Tensor) -> None:
-        """The kernels look at the lengths themselves."""
+    def options(self, cell: str) -> dict:
+        """Of the functions that compute a layer."""
+        return {
+            "batch_sizes": self.batch_sizes,
+            "lengths": self.lengths,
+            "reset": self.reset,
+            "keep_cells": self.keep_states and RNN[cell].has_cell,
+        }
+
+    def check_lengths(self, x: Tensor) -> None:
+        """The values of the lengths, for the reference; the kernels look at them themselves."""
         if self.lengths is None or not self.lengths.numel():
             return
         values = self.lengths
@@ -61,61 +58,32 @@ class Masks:
                 f"lengths: expected 0 to {x.size(0)} (the steps of x), got {low if low < 0 else high}"
             )
 
-    def _call(self, fused, x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates"):
-        if fused is None:
-            y, hn, cn, cells = masked_layer(
-                x, h0, c0, weights, cell=cell, bias=bias, lengths=self.lengths, reset=self.reset
-            )
-        else:
-            y, hn, cn, cells = fused(
-                x,
-                h0,
-                c0,
-                weights,
-                cell=cell,
-                bias=bias,
-                lengths=self.lengths,
-                reset=self.reset,
-                save=save,
-                keep_cells=self.keep_states,
-            )
-        if self.ended is not None:
-            hn, cn = self._over(hn), (None if cn is None else self._over(cn))
-        if self.keep_states:
-            self._h.append(y)
-            if cells is not None:
-                directions, _, hidden = cells.shape
-                by_step = cells.view(directions, *x.shape[:2], hidden).permute(1, 2, 0, 3)
-                self._c.append(by_step.flatten(2).to(y.dtype))
-        return y, hn, cn
-
-    def _over(self, state: Tensor) -> Tensor:
-        """A last state (D, B, .) with zeros for the next call to begin with, in the forward direction."""
+    def last(self, state: Tensor | None) -> Tensor | None:
+        """A last state (D, B, .), with zeros where the next call is to begin with them: in the forward
+        direction of rows whose sequence is over."""
+        if state is None or self.ended is None:
+            return state
         over = self.ended.view(1, -1, 1)
         if state.size(0) == 2:
             over = torch.cat([over, torch.zeros_like(over)])
         return state.masked_fill(over, 0)
 
-    def round_outputs(self, dtype: torch.dtype) -> None:
-        """What autocast does to the output, for every step's h."""
-        self._h = [h.to(dtype) for h in self._h]
 
-    def states(self, batched: bool, batch_first: bool) -> tuple[Tensor, Tensor | None]:
-        """h and, for an LSTM, c of every layer and step, (L, T, B, D*P) and (L, T, B, D*H), laid out as the
-        output."""
-        h, c = torch.stack(self._h), (torch.stack(self._c) if self._c else None)
-        if not batched:
-            return h.squeeze(2), (None if c is None else c.squeeze(2))
-        if batch_first:
-            return h.transpose(1, 2), (None if c is None else c.transpose(1, 2))
-        return h, c
+def states(outputs: list[Tensor], cells: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """h and, if there are cells, c of every layer and step, (L, T, B, D*P) and (L, T, B, D*H), from each
+    layer's output (T, B, D*P) and its cells (D, T*B, H)."""
+    h, c = torch.stack(outputs), None
+    if cells:
+        c = torch.stack([s.unflatten(1, outputs[0].shape[:2]).permute(1, 2, 0, 3).flatten(2) for s in cells])
+        c = c.to(h.dtype)
+    return h, c
 
 
-def read(name: str, input: object, lengths, reset, done, keep_states: bool, batch_first: bool) -> Masks:
+def read(name: str, input: object, lengths, reset, done, keep_states: bool, batch_first: bool) -> Rows:
     """Check the arguments against the input. lengths: integers in a tensor on any device, or in a list."""
     x = _checks.tensor(name, "input", input)
     if x.dim() not in (2, 3):  # the layers say what is wrong with it
-        return Masks(None, None, None, keep_states)
+        return Rows(keep_states=keep_states)
     batched = x.dim() == 3
     steps, rows = (x.shape[1], x.shape[0]) if batched and batch_first else (x.shape[0], x.shape[1])
     if not batched:
@@ -129,7 +97,7 @@ def read(name: str, input: object, lengths, reset, done, keep_states: bool, batc
         done = _mask(name, "done", done, x, steps, rows, batched, batch_first)
         begins = torch.cat([torch.zeros_like(done[:1]), done[:-1]])
         reset, ended = (begins if reset is None else reset | begins), _at_the_end(done, lengths)
-    return Masks(lengths, reset, ended, keep_states)
+    return Rows(lengths=lengths, reset=reset, ended=ended, keep_states=keep_states)
 
 
 def _at_the_end(done: Tensor, lengths: Tensor | None) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import reference
-from .._ops import autograd, autograd_scan, library
-from .._ops.autograd import tracing, transformed
+from .._ops import autograd, library
+from .._ops.autograd import tracing
+from .._plan import route
 from . import projection
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -150,20 +151,12 @@ def transform(module: nn.Module, x: Tensor, k: int, features: int) -> Tensor | N
 
 def scan(u: Tensor, x: Tensor | None, weight_c: Tensor, bias: Tensor, c0: Tensor, *, backend: str, **options):
     """``fastrnn.reference.sru_scan`` by the fused kernels where there are any; its arguments and results."""
-    if backend == "reference" or (u.numel() == 0 and not tracing()):  # of nothing, torch is just as fast
-        return reference.sru_scan(u, x, weight_c, bias, c0, **options)
-    looked_into = transformed()
-    if not looked_into and autograd.supported(u):
-        return autograd_scan.scan(u, x, weight_c, bias, c0, **options)
-    if backend == "auto":
-        return reference.sru_scan(u, x, weight_c, bias, c0, **options)
-    what = "torch.func's transforms or forward-mode AD" if looked_into else f"{u.dtype} on {u.device}"
-    raise RuntimeError(f"backend='fused': no kernel covers {what}; use backend='auto' or 'reference'")
-
-
-#: Rows up to which one kernel for the product and the step of the recurrence beats a library's product and
-#: the scan: at B = 1, H = 512 it saves a permutation of u, four calls and their Python.
-_FEW_ROWS = 4
+    # Of nothing, torch is just as fast.
+    way = route.of(u, backend, "scan", empty=u.numel() == 0 and not tracing())
+    if way.runner == "none":
+        raise RuntimeError(way.why)
+    run = autograd.scan if way.runner == "fused" else reference.sru_scan
+    return run(u, x, weight_c, bias, c0, **options)
 
 
 def takes_step(
@@ -173,10 +166,7 @@ def takes_step(
     linear map to O*K outputs, and no gradients wanted of x, of the weight or of the others."""
     return (
         type(module) is nn.Linear
-        and x.is_cpu
-        and x.size(0) == 1
-        and 0 < x.size(1) <= _FEW_ROWS
-        and backend != "reference"
+        and route.one_step(x.size(0), x.size(1), x.is_cpu)
         and module.bias is None
         and module.out_features == outputs
         and not hooked(module)
@@ -189,8 +179,7 @@ def takes_step(
                 or any(t is not None and t.requires_grad for t in others)
             )
         )
-        and autograd.supported(x)
-        and not transformed()
+        and route.of(x, backend, "scan").runner == "fused"
         and not tracing()  # the program may be given more steps
     )
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._cells import RNN
 from .._ops import autograd, library
+from .._plan import route
 from .rnn import Stack, autocasting, run
 from .scan import hooked
 
@@ -114,7 +116,7 @@ class Streamer:
             packs = (
                 stack.backend in ("auto", "fused")
                 and all(w.is_cpu for w in weights)
-                and autograd.supported(weights[0])
+                and route.supported(weights[0])
             )
             if packs and live:
                 packs = False
@@ -204,17 +206,17 @@ def _run_unbatched(taken: _Taken, x: Tensor, hx) -> tuple:
     """x (1, I) for a step or (T, 1, I), and hx without B."""
     stack = taken.stack
     if hx is not None:
-        h, c = _checks.pair(stack.name, hx) if stack.cell == "lstm" else (hx, None)
+        h, c = _checks.pair(stack.name, hx) if RNN[stack.cell].has_cell else (hx, None)
         _checks.hidden_dims(_checks.tensor(stack.name, "hx", h), c, False)
         hx = h.unsqueeze(1) if c is None else (h.unsqueeze(1), c.unsqueeze(1))
     y, state = _run(taken, x, hx)
-    squeezed = tuple(s.squeeze(1) for s in state) if stack.cell == "lstm" else state.squeeze(1)
+    squeezed = tuple(s.squeeze(1) for s in state) if RNN[stack.cell].has_cell else state.squeeze(1)
     return y.squeeze(-2), squeezed
 
 
 def _run(taken: _Taken, x: Tensor, hx) -> tuple:
     """x (B, I) for a step or (T, B, I). These are microseconds that every step pays."""
-    stack, lstm, h, c = taken.stack, taken.stack.cell == "lstm", None, None
+    stack, lstm, h, c = taken.stack, RNN[taken.stack.cell].has_cell, None, None
     if hx is not None:
         h, c = _checks.pair(stack.name, hx) if lstm else (_checks.tensor(stack.name, "hx", hx), None)
     _refuse_gradients(stack.name, x, h, c)

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.jit._builtins import _register_builtin
 
 from .. import functional
-from .._ops import autograd, library
+from .._ops import library
+from .._plan import route
 from .._run import native
 
 __all__ = ["patch"]
@@ -90,7 +91,7 @@ def _stand_in(name: str, original):
 
 
 def _covered(x: Tensor) -> bool:
-    return x.layout == torch.strided and autograd.supported(x)
+    return x.layout == torch.strided and route.supported(x)
 
 
 def _layer(ours, **options):

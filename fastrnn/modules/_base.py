@@ -13,18 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _checks
+from .. import _cells, _checks
 from .._checks import tools
-from .._ops import autograd
-from .._run import native
+from .._plan import route
+from .._run import quick
 from .._run.rnn import Stack, permute, run
-from .._run.rows import Masks
-from .._run.rows import read as read_masks
+from .._run.rows import Rows
+from .._run.rows import read as read_rows
 from .._run.streaming import Streamer
 from . import _overrides
 
-# torch's name of a recurrence, kept in every module, and the kernels' name of it.
-_CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 #: fastrnn's own options and their values.
 _OPTIONS = {"save": _checks.SAVE, "backend": _checks.BACKENDS}
 
@@ -83,7 +81,7 @@ class RecurrentLayer(nn.RNNBase):
         return (
             isinstance(weight, Tensor)
             and weight.is_cuda
-            and native.preferred(self.backend, autograd.supported(weight))
+            and route.of(weight, self.backend).runner == "native"
         )
 
     def __setattr__(self, name: str, value) -> None:
@@ -135,35 +133,41 @@ class RecurrentLayer(nn.RNNBase):
                 )
         return flat
 
-    def _run(self, input: Tensor | PackedSequence, hx, masks: Masks | None = None) -> tuple:
-        """Output, h_n and c_n (None unless LSTM) for whatever forward() was given."""
+    def _run(self, input: Tensor | PackedSequence, hx, rows: Rows | None = None) -> tuple:
+        """Output, h_n and c_n (None unless LSTM) for whatever forward() was given, and the states of every
+        step if the rows keep them."""
+        if rows is None:
+            found = quick.one_layer(self, input, hx)
+            if found is not None:
+                return found
         stack, weights = self._stack(), self._live_weights()
         if not isinstance(input, PackedSequence):
-            return run(stack, input, hx, weights, masks=masks)
+            return run(stack, input, hx, weights, rows)
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        y, h, c = run(stack, data, hx, weights, batch_sizes, sorted_indices)
+        y, h, c = run(stack, data, hx, weights, Rows(batch_sizes, sorted_indices))
         output = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
         return output, permute(h, unsorted_indices), permute(c, unsorted_indices)
 
-    def _run_overridden(self, input: Tensor | PackedSequence, hx, masks: Masks | None = None) -> tuple:
+    def _run_overridden(self, input: Tensor | PackedSequence, hx, rows: Rows | None = None) -> tuple:
         """_run() of layers that have a check_input() or the like that is not torch.nn's; see _overrides."""
         hx = _overrides.before(self, input, hx)
         stack, weights = self._stack(), self._live_weights()
+        states = ()
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, order = input
-            y, h, c = run(stack, data, hx, weights, batch_sizes)
+            y, h, c = run(stack, data, hx, weights, Rows(batch_sizes))
             y = PackedSequence(y, batch_sizes, sorted_indices, order)
         else:
             order = None
-            y, h, c = run(stack, input, hx, weights, masks=masks)
+            y, h, c, *states = run(stack, input, hx, weights, rows)
         if c is None:
-            return y, self.permute_hidden(h, order), None
-        return y, *self.permute_hidden((h, c), order)
+            return y, self.permute_hidden(h, order), None, *states
+        return y, *self.permute_hidden((h, c), order), *states
 
     def _stack(self) -> Stack:
         return Stack(
             self._name,
-            _CELLS[self.mode],
+            _cells.NAMES[self.mode],
             self.input_size,
             self.hidden_size,
             self.proj_size,
@@ -217,7 +221,7 @@ class RecurrentLayer(nn.RNNBase):
         :class:`fastrnn.Streamer`, which says what becomes of changes to the weights."""
         return Streamer(self)
 
-    def _masks(self, input, lengths, reset, done, return_all_states: bool) -> Masks | None:
+    def _rows(self, input, lengths, reset, done, return_all_states: bool) -> Rows | None:
         """The arguments of forward() that only padded batches have, checked; None where there are none."""
         if not isinstance(return_all_states, bool):
             got = _checks.kind(return_all_states)
@@ -229,7 +233,7 @@ class RecurrentLayer(nn.RNNBase):
                 f"{self._name}: lengths, reset, done and return_all_states belong to padded input, got a "
                 "PackedSequence; pass what it was packed from, and its lengths"
             )
-        return read_masks(self._name, input, lengths, reset, done, return_all_states, self.batch_first)
+        return read_rows(self._name, input, lengths, reset, done, return_all_states, self.batch_first)
 
     def extra_repr(self) -> str:
         """torch's, with fastrnn's own options where they are not the default."""

@@ -36,6 +36,8 @@ class SRUppProjectedLinear(nn.Module):
     """
 
     __jit_unused_properties__: ClassVar[list[str]] = ["last"]
+    #: For fastrnn.explain: how its products are counted.
+    _counted_as = "projection"
     #: That forward() knows the argument, for TorchScript to see: modules written for the package do not.
     takes_is_causal = True
     __constants__: ClassVar[list[str]] = ["takes_is_causal"]
@@ -114,6 +116,8 @@ class SRUppAttention(nn.Module):
     """
 
     __jit_unused_properties__: ClassVar[list[str]] = ["last"]
+    #: For fastrnn.explain: how its products are counted.
+    _counted_as = "attention"
     #: That forward() knows the argument, for TorchScript to see: modules written for the package do not.
     takes_is_causal = True
     __constants__: ClassVar[list[str]] = ["takes_is_causal"]

@@ -54,10 +54,15 @@ class GRU(RecurrentLayer):
     ) -> tuple:
         """Run the layers: as :meth:`fastrnn.LSTM.forward`, with one state h (L*D, B, H) in and out."""
         try:
-            masks = self._masks(input, lengths, reset, done, return_all_states)
-            y, h, _ = self._run(input, hx, masks)
+            if lengths is reset is done is None and return_all_states is False:
+                y, h, _ = self._run(input, hx)
+                return y, h
+            rows = self._rows(input, lengths, reset, done, return_all_states)
+            found = self._run(input, hx, rows)
             if return_all_states:
-                return y, h, masks.states(input.dim() == 3, self.batch_first)[0]
+                y, h, _, states = found
+                return y, h, states[0]
+            y, h, _ = found
             return y, h
         except symbolic.ERRORS:
             if (node := symbolic.module_call(self, GRU.forward, locals())) is None:

@@ -95,10 +95,15 @@ class LSTM(RecurrentLayer):
             RuntimeError: sizes that do not fit, T = 0, lengths beyond T, tensors on different devices.
         """
         try:
-            masks = self._masks(input, lengths, reset, done, return_all_states)
-            y, h, c = self._run(input, hx, masks)
+            if lengths is reset is done is None and return_all_states is False:
+                y, h, c = self._run(input, hx)
+                return y, (h, c)
+            rows = self._rows(input, lengths, reset, done, return_all_states)
+            found = self._run(input, hx, rows)
             if return_all_states:
-                return y, (h, c), masks.states(input.dim() == 3, self.batch_first)
+                y, h, c, states = found
+                return y, (h, c), states
+            y, h, c = found
             return y, (h, c)
         except symbolic.ERRORS:
             if (node := symbolic.module_call(self, LSTM.forward, locals())) is None:

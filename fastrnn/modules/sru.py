@@ -80,6 +80,9 @@ class SRU(nn.Module):
     with ``proj_input_to_hidden_first`` where I is not O.
     """
 
+    #: For fastrnn.explain: of which family of recurrences its layers are.
+    _family = "scan"
+
     def __init__(
         self,
         input_size: int,

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
 from .._checks import scan as scan_checks
+from .._ops.autograd import transformed
 from .._run import scan as run_scan
 from .._run import symbolic
 from .._run.rnn import autocasting
@@ -63,6 +64,9 @@ class SRUCell(nn.Module):
     input has not O features itself, skip term. With a projection of size P, ``transform_module`` is two such
     maps, through P. ``scale_x`` (1,) is a buffer, ``layer_norm`` a ``torch.nn.LayerNorm``.
     """
+
+    #: For fastrnn.explain: of which family of recurrences its layers are.
+    _family = "scan"
 
     if TYPE_CHECKING:  # TorchScript would read it, and knows no annotations that are strings
         scale_x: Tensor
@@ -324,7 +328,7 @@ class SRUCell(nn.Module):
         if (
             self.scale_x.is_cpu
             and not torch.compiler.is_compiling()
-            and not run_scan.transformed()
+            and not transformed()
             and not run_scan.tracing()
         ):
             return residual, float(self.scale_x)

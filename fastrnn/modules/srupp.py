@@ -128,6 +128,9 @@ class SRUpp(nn.Module):
     ``normalize_memory=True`` normalises both, and chunks are exact there too.
     """
 
+    #: For fastrnn.explain: of which family of recurrences its layers are.
+    _family = "scan"
+
     def __init__(
         self,
         input_size: int,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import functional
+from .._cells import RNN
 from ._tolerances import Check
 
 
@@ -44,7 +45,8 @@ def make_data(
 ) -> Data:
     """Draw the numbers of a check; a size is one of SIZES, and scale the size of the input."""
     T, B, I, H, num_layers = size  # noqa: E741
-    G = {"lstm": 4, "gru": 3}.get(check.cell, 1)
+    card = RNN.get(check.cell)  # a scan draws its own below
+    G = card.gates if card else 1
     P = check.projection(H) or H
     single = check.path == "cells"
     num_layers, D = (1 if single else num_layers), check.directions
@@ -72,7 +74,7 @@ def make_data(
         # From every row running down to one: each step drops one row, where there are enough.
         batch_sizes = torch.tensor([max(1, B - t) for t in range(T)])
         rows = (int(batch_sizes.sum()),)
-    widths = [P, H] if check.cell == "lstm" else [H]
+    widths = [P, H] if card and card.has_cell else [H]
     states = [(B, w) if single else (num_layers * D, B, w) for w in widths]
     outputs = states if single else [(*rows, D * P), *states]
     hx = [draw(*s, scale=0.5) for s in states]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _C, _checks
+from .._cells import RNN
 from .._plan import gpus
 from . import _accuracy
 from ._accuracy import Accuracy
@@ -30,7 +31,7 @@ from ._tolerances import (  # noqa: F401 - read from here
     Tolerance,
 )
 
-CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu", "sru", "srupp")
+CELLS = (*RNN, "sru", "srupp")
 #: Those whose kernel is the scan: no projection, single steps or gates to compute again.
 SCANS = ("sru", "srupp")
 DTYPES = tuple(TOLERANCES)

@@ -14,8 +14,7 @@ bfloat16 and float16 are computed in float32 and rounded once at the end, as the
 computed in float32: for an oracle, pass float64.
 """
 
-from .rnn import GATES, gradients, gru_cell, layer, lstm_cell, rnn_cell
-from .rows import masked_layer
+from .rnn import GATES, gradients, gru_cell, layer, lstm_cell, masked_layer, rnn_cell
 from .scan import sru_scan, sru_scan_gradients
 
 __all__ = [

@@ -1,48 +1,23 @@
-"""LSTM, GRU and RNN in plain torch: a step of each, and the loop over a layer. See the package."""
+"""LSTM, GRU and RNN in plain torch: the loop over the steps of a layer. The steps are the cells' own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["GATES", "gradients", "gru_cell", "layer", "lstm_cell", "rnn_cell"]
+from .._cells import RNN, widen
+
+__all__ = ["GATES", "gradients", "gru_cell", "layer", "lstm_cell", "masked_layer", "rnn_cell"]
 
 #: Number of gate blocks in the weights of each cell.
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
-
-_HALF = (torch.bfloat16, torch.float16)
-_ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
-
-
-# One step, given the input's part of the gates: gx = W_ih x + b_ih, (B, G*H).
-
-
-def _lstm_step(gx, h, c, w_hh, b_hh=None, w_hr=None):
-    i, f, g, o = (gx + linear(h, w_hh, b_hh)).chunk(4, dim=-1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    h = torch.sigmoid(o) * torch.tanh(c)
-    return (h if w_hr is None else linear(h, w_hr)), c
-
-
-def _gru_step(gx, h, w_hh, b_hh=None):
-    x_r, x_z, x_n = gx.chunk(3, dim=-1)
-    h_r, h_z, h_n = linear(h, w_hh, b_hh).chunk(3, dim=-1)
-    r = torch.sigmoid(x_r + h_r)
-    z = torch.sigmoid(x_z + h_z)
-    n = torch.tanh(x_n + r * h_n)
-    return (1 - z) * n + z * h
-
-
-def _rnn_step(gx, h, w_hh, b_hh, activation):
-    return activation(gx + linear(h, w_hh, b_hh))
+GATES = {name: card.gates for name, card in RNN.items()}
 
 
 def _widen(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Half types as float32, everything else as it is."""
-    return [t.float() if t is not None and t.dtype in _HALF else t for t in tensors]
+    return [widen(t) for t in tensors]
 
 
 def lstm_cell(
@@ -61,7 +36,7 @@ def lstm_cell(
     """
     dtype = x.dtype
     x, h, c, w_ih, w_hh, b_ih, b_hh, w_hr = _widen(x, h, c, w_ih, w_hh, b_ih, b_hh, w_hr)
-    h, c = _lstm_step(linear(x, w_ih, b_ih), h, c, w_hh, b_hh, w_hr)
+    h, c = RNN["lstm"].step(linear(x, w_ih, b_ih), (h, c), w_hh, b_hh, w_hr)
     return h.to(dtype), c.to(dtype)
 
 
@@ -76,7 +51,8 @@ def gru_cell(
     """One GRU step. x (B, I), h (B, H), w_ih (3H, I), w_hh (3H, H), biases (3H,). Returns h (B, H)."""
     dtype = x.dtype
     x, h, w_ih, w_hh, b_ih, b_hh = _widen(x, h, w_ih, w_hh, b_ih, b_hh)
-    return _gru_step(linear(x, w_ih, b_ih), h, w_hh, b_hh).to(dtype)
+    (h,) = RNN["gru"].step(linear(x, w_ih, b_ih), (h,), w_hh, b_hh)
+    return h.to(dtype)
 
 
 def rnn_cell(
@@ -91,60 +67,8 @@ def rnn_cell(
     """One Elman step ("tanh" or "relu"). x (B, I), h (B, H), w_ih (H, I), w_hh (H, H). Returns h (B, H)."""
     dtype = x.dtype
     x, h, w_ih, w_hh, b_ih, b_hh = _widen(x, h, w_ih, w_hh, b_ih, b_hh)
-    return _rnn_step(linear(x, w_ih, b_ih), h, w_hh, b_hh, _ACTIVATIONS[nonlinearity]).to(dtype)
-
-
-# A step is a function (gx, state) -> state, where state is (h,) or (h, c).
-_State = tuple[Tensor, ...]
-_Step = Callable[[Tensor, _State], _State]
-
-
-def _make_step(cell: str, w_hh: Tensor, b_hh: Tensor | None, w_hr: Tensor | None) -> _Step:
-    if cell == "lstm":
-        return lambda gx, s: _lstm_step(gx, s[0], s[1], w_hh, b_hh, w_hr)
-    if cell == "gru":
-        return lambda gx, s: (_gru_step(gx, s[0], w_hh, b_hh),)
-    activation = _ACTIVATIONS[cell.removeprefix("rnn_")]
-    return lambda gx, s: (_rnn_step(gx, s[0], w_hh, b_hh, activation),)
-
-
-def _scan(step: _Step, gates: Sequence[Tensor], state: _State, reverse: bool) -> tuple[list[Tensor], _State]:
-    """Run the steps of equally long sequences. Returns each step's h, in time order, and the last state."""
-    outputs = []
-    for gx in reversed(gates) if reverse else gates:
-        state = step(gx, state)
-        outputs.append(state[0])
-    return (outputs[::-1] if reverse else outputs), state
-
-
-def _scan_packed(step: _Step, gates: Sequence[Tensor], state: _State) -> tuple[list[Tensor], _State]:
-    """Forward direction of packed sequences: the batch shrinks, and rows that end leave with their state."""
-    outputs, ended = [], []
-    for gx in gates:
-        rows = gx.size(0)
-        if rows < state[0].size(0):
-            ended.append([s[rows:] for s in state])
-            state = tuple(s[:rows] for s in state)
-        state = step(gx, state)
-        outputs.append(state[0])
-    ended.append(list(state))
-    # The shortest sequences are the last rows and ended first.
-    return outputs, tuple(torch.cat(parts) for parts in zip(*reversed(ended), strict=True))
-
-
-def _scan_packed_reverse(
-    step: _Step, gates: Sequence[Tensor], initial: _State
-) -> tuple[list[Tensor], _State]:
-    """Reverse direction of packed sequences: the batch grows, and a row starts at its own last step."""
-    outputs = []
-    state = tuple(s[:0] for s in initial)
-    for gx in reversed(gates):
-        rows, running = gx.size(0), state[0].size(0)
-        if rows > running:
-            state = tuple(torch.cat([s, s0[running:rows]]) for s, s0 in zip(state, initial, strict=True))
-        state = step(gx, state)
-        outputs.append(state[0])
-    return outputs[::-1], state
+    (h,) = RNN[f"rnn_{nonlinearity}"].step(linear(x, w_ih, b_ih), (h,), w_hh, b_hh)
+    return h.to(dtype)
 
 
 def layer(
@@ -156,9 +80,18 @@ def layer(
     cell: str,
     bias: bool,
     batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
     save: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    keep_cells: bool = False,
+) -> tuple[Tensor | None, ...]:
     """One layer over whole sequences, one or two directions.
+
+    The rows of a batch may differ. In a packed one ``batch_sizes`` says how long they are. Of a padded one
+    row b takes its steps t < lengths[b] alone: beyond them the output and the cell states are zero, and the
+    state stays what it was. The reverse direction begins at a row's own last step. Where reset[t, b] is true,
+    a new sequence begins at step t: neither direction's state passes between the steps t-1 and t. So the
+    forward direction starts from zero there (at step 0 too, which drops h0), and the reverse one at t-1.
 
     Args:
         x: (T, B, I); with ``batch_sizes``, packed rows (N, I), N = sum(batch_sizes).
@@ -167,38 +100,85 @@ def layer(
             w_hr (P, H) for an LSTM with projection; the directions one after the other.
         cell: "lstm", "gru", "rnn_tanh" or "rnn_relu".
         batch_sizes: (T,) int64 on the CPU, positive and never increasing: rows still running at each step.
+        lengths: (B,) integers from 0 to T, or None: all T. reset: (T, B) bool, or None: nowhere. Both of a
+            padded batch.
         save: accepted and ignored; the fused layer takes it, and autograd decides here.
+        keep_cells: whether there is a fourth result.
 
     Returns:
-        y (T, B, D*P) or (N, D*P), h_n (D, B, P), c_n (D, B, H) or None, in x's dtype. None of them aliases
-        another or an input.
+        y (T, B, D*P) or (N, D*P), h_n (D, B, P), c_n (D, B, H) or None, in x's dtype; with ``keep_cells``
+        also the LSTM's c of every step, (D, N, H), N = T*B without batch_sizes, float32 for half types, or
+        None. None of them aliases another or an input.
     """
-    dtype, directions = x.dtype, h0.size(0)
+    card, dtype, directions, batch = RNN[cell], x.dtype, h0.size(0), h0.size(1)
     x, h0, c0 = _widen(x, h0, c0)
     weights = _widen(*weights)
     per_direction = len(weights) // directions
-    sizes = None if batch_sizes is None else batch_sizes.tolist()
+    running = cut = None
+    if lengths is not None:
+        running = torch.arange(x.size(0), device=x.device).unsqueeze(1) < lengths.to(x.device)
+        # What is in the padding, NaN too, reaches no gradient.
+        x = x.masked_fill(~running.unsqueeze(2), 0)
+    if reset is not None:
+        cut = reset.to(device=x.device, dtype=torch.bool)
 
-    outputs, finals = [], []
+    outputs, states, finals = [], [], []
     for d in range(directions):
         w_ih, w_hh, *rest = weights[d * per_direction : (d + 1) * per_direction]
         b_ih, b_hh = rest[:2] if bias else (None, None)
         w_hr = rest[-1] if len(rest) in (1, 3) else None
-        step = _make_step(cell, w_hh, b_hh, w_hr)
         state = (h0[d],) if c0 is None else (h0[d], c0[d])
         gx = linear(x, w_ih, b_ih)
-        if sizes is None:
-            hs, state = _scan(step, gx.unbind(0), state, reverse=d == 1)
-            outputs.append(torch.stack(hs))
-        else:
-            scan = _scan_packed if d == 0 else _scan_packed_reverse
-            hs, state = scan(step, gx.split(sizes), state)
-            outputs.append(torch.cat(hs))
+        gx = gx.unbind(0) if batch_sizes is None else gx.split(batch_sizes.tolist())
+        steps = len(gx)
+        hs, cs = [None] * steps, [None] * steps
+        for t in reversed(range(steps)) if d else range(steps):
+            # Rows of a packed batch that have ended, or in reverse have not begun, keep their state.
+            rows = batch if batch_sizes is None else gx[t].size(0)
+            start = old = state if rows == batch else tuple(s[:rows] for s in state)
+            begins = _begins(cut, running, t, reverse=d == 1)
+            if begins is not None:
+                start = tuple(s.masked_fill(begins, 0) for s in old)
+            new = shown = card.step(gx[t], start, w_hh, b_hh, w_hr)
+            if running is not None:
+                row = running[t].unsqueeze(1)
+                new = tuple(torch.where(row, n, s) for n, s in zip(shown, old, strict=True))
+                shown = tuple(n.masked_fill(~row, 0) for n in shown)
+            if rows != batch:
+                new = tuple(torch.cat([n, s[rows:]]) for n, s in zip(new, state, strict=True))
+            state = new
+            hs[t], cs[t] = shown[0], shown[-1]
+        outputs.append(torch.stack(hs) if batch_sizes is None else torch.cat(hs))
+        if keep_cells and card.has_cell:
+            states.append(torch.cat(cs))
         finals.append(state)
 
     y = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
     h_n, *c_n = (torch.stack(s).to(dtype) for s in zip(*finals, strict=True))
-    return y.to(dtype), h_n, (c_n[0] if c_n else None)
+    results = y.to(dtype), h_n, (c_n[0] if c_n else None)
+    if not keep_cells:
+        return results
+    return *results, (torch.stack(states) if states else None)
+
+
+def _begins(cut: Tensor | None, running: Tensor | None, t: int, reverse: bool) -> Tensor | None:
+    """(B, 1): the rows whose state does not reach step t from the step taken before it."""
+    if cut is None:
+        return None
+    if not reverse:
+        return cut[t].unsqueeze(1)
+    if t + 1 == cut.size(0):
+        return None
+    # A row that begins at t, its last step, begins with its h0.
+    begins = cut[t + 1] if running is None else cut[t + 1] & running[t + 1]
+    return begins.unsqueeze(1)
+
+
+def masked_layer(
+    x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], **options
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """:func:`layer` with every step's c among its results."""
+    return layer(x, h0, c0, weights, keep_cells=True, **options)
 
 
 def gradients(
@@ -209,16 +189,14 @@ def gradients(
     weights: Sequence[Tensor],
     *,
     wanted: Sequence[bool],
-    function: Callable | None = None,
     **options,
 ) -> list[Tensor | None]:
-    """The gradients of a layer as functions that can be differentiated again, for one forward more.
+    """The gradients of :func:`layer` as functions that can be differentiated again, for one forward more.
 
     Args:
-        grads: those of the function's results, None where a result was not used.
+        grads: those of the layer's results, None where a result was not used.
         wanted: whether to give the gradient of x, h0, c0 and each of the weights.
-        function: :func:`layer` by default, or another that begins with the same arguments.
-        options: its keyword arguments.
+        options: the layer's keyword arguments.
 
     Returns:
         For each of ``wanted`` the gradient, or None where it is not wanted or does not exist.
@@ -226,7 +204,7 @@ def gradients(
     with torch.enable_grad():
         # Views stand in for the tensors: a weight in two places is to get two gradients, not their sum twice.
         x, h0, c0, *weights = leaves = [t if t is None else t.view_as(t) for t in (x, h0, c0, *weights)]
-        results = (function or layer)(x, h0, c0, weights, **options)
+        results = layer(x, h0, c0, weights, **options)
         used = [(r, g) for r, g in zip(results, grads, strict=True) if r is not None and g is not None]
         chosen = [t for t, w in zip(leaves, wanted, strict=True) if w]
         found = iter(

@@ -15,28 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._cells import widen
+from .._cells.sru import step
+
 __all__ = ["sru_scan", "sru_scan_gradients"]
-
-_HALF = (torch.bfloat16, torch.float16)
-
-
-def _widen(t: Tensor | None) -> Tensor | None:
-    """Half types as float32, everything else as it is."""
-    return t.float() if t is not None and t.dtype in _HALF else t
-
-
-def _step(candidate, gates, weight, skip, drop, pad, c, use_tanh):
-    """One step: gates and weight (B, 2, H) or weight (2, H), pad (B, 1), the rest (B, H). Returns h and c."""
-    f, r = torch.sigmoid(gates + weight * c.unsqueeze(-2)).unbind(-2)
-    new = candidate + (c - candidate) * f
-    if pad is not None:
-        new = torch.where(pad, c, new)
-    output = torch.tanh(new) if use_tanh else new
-    difference = output if skip is None else output - skip
-    if drop is not None:
-        difference = difference * drop
-    h = difference * r if skip is None else skip + difference * r
-    return (h if pad is None else h.masked_fill(pad, 0)), new
 
 
 def sru_scan(
@@ -80,7 +62,7 @@ def sru_scan(
         h (L, B, O) or (N, O); c (B, O), the state after the last step of each direction. In u's dtype.
     """
     dtype, directions = u.dtype, 2 if bidirectional else 1
-    u, x, weight_c, bias, c0, v, drop_mask = map(_widen, (u, x, weight_c, bias, c0, v, drop_mask))
+    u, x, weight_c, bias, c0, v, drop_mask = map(widen, (u, x, weight_c, bias, c0, v, drop_mask))
     if mask_pad is not None:  # a gradient of zero times what a pad may hold is not always zero
         u = u.masked_fill(mask_pad[..., None, None], 0)
         x = None if x is None else x.masked_fill(mask_pad.unsqueeze(-1), 0)
@@ -109,7 +91,7 @@ def sru_scan(
         order = range(len(candidates))
         for t in reversed(order) if d else order:
             rows = candidates[t].size(0)
-            h, new = _step(
+            h, new = step(
                 candidates[t],
                 forgets_resets[t],
                 weights[t],

@@ -45,37 +45,25 @@ Tensor guarded(const Tensor& x) {
 
 STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   m.def(
-      "rnn_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, bool bias, "
-      "int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
+      "rnn_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, "
+      "Tensor? reset, str cell, bool bias, int mode) "
+      "-> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
   m.def(
-      "rnn_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor h0, Tensor? c0, "
-      "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int mode) "
-      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
-  m.def(
-      "rnn_masked_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, "
-      "str cell, bool bias, int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
-  m.def(
-      "rnn_masked_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, "
-      "Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
+      "rnn_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, Tensor h0, "
+      "Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
       "Tensor cells, str cell, bool bias, int mode) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
   m.def(
-      "rnn_backward_unlisted(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor x, Tensor h0, Tensor? c0, "
-      "Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor cells, str cell, bool bias, int mode) "
-      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
-      "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
-  m.def(
-      "rnn_masked_backward_unlisted(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, "
-      "Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
+      "rnn_backward_unlisted(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, Tensor "
+      "h0, "
+      "Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
       "Tensor cells, str cell, bool bias, int mode) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
       "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
   m.def(
-      "rnn_layer(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, bool bias, "
-      "int mode) -> (Tensor y, Tensor hn, Tensor cn)");
-  m.def(
-      "rnn_masked_layer(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, "
-      "str cell, bool bias, bool keep_cells, int mode) -> (Tensor y, Tensor hn, Tensor cn, Tensor cells)");
+      "rnn_layer(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, "
+      "Tensor? reset, str cell, bool bias, bool keep_cells, int mode) "
+      "-> (Tensor y, Tensor hn, Tensor cn, Tensor cells)");
   m.def(
       "sru_forward(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
       "Tensor? drop_mask, Tensor? batch_sizes, bool use_tanh, float scale, bool bidirectional, bool save) "

@@ -16,15 +16,10 @@ namespace {
 
 // ---- arguments --------------------------------------------------------------------------------
 
-// What only the masked operators take: lengths of the rows, steps that begin a new sequence.
-struct Masks {
-  std::optional<Tensor> lengths, reset;
-};
-
 // Contiguous weights and states, kept alive for the length of a call.
 struct Inputs {
   CheckedLayer checked;
-  CheckedMasks masks;
+  CheckedRows rows;
   Tensor x, h0, c0;
   std::vector<Tensor> weights;
   DirectionWeights directions[2];
@@ -32,9 +27,10 @@ struct Inputs {
 
 void read_inputs(Inputs& in, const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
                  const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
-                 const std::string& cell, bool bias, const Masks& masks) {
+                 const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset, const std::string& cell,
+                 bool bias) {
   check_layer(in.checked, x, h0, c0, weights, batch_sizes, cell, bias);
-  if (masks.lengths || masks.reset) check_masks(in.masks, in.checked.shape, x, masks.lengths, masks.reset);
+  check_rows(in.rows, in.checked.shape, x, lengths, reset);
   in.x = with_contiguous_rows(x);
   in.h0 = as_contiguous(h0);
   if (c0) in.c0 = as_contiguous(*c0);
@@ -55,8 +51,17 @@ void read_inputs(Inputs& in, const Tensor& x, const Tensor& h0, const std::optio
 
 // ---- running kernels ----------------------------------------------------------------------------
 
-CpuPlan plan_for(const LayerShape& shape, const KernelTable& kernels) {
-  return plan_cpu(shape, machine_of(kernels, shape.dtype, usable_threads()));
+// The plan of this thread's last call with a step to compute: what fastrnn.explain foretold, for those who check.
+thread_local CpuPlan last_plan;
+
+const CpuPlan& plan_for(const LayerShape& shape, const KernelTable& kernels) {
+  return last_plan = plan_cpu(shape, machine_of(kernels, shape.dtype, usable_threads()));
+}
+
+auto cpu_last_plan() {
+  const CpuPlan& plan = last_plan;
+  return std::make_tuple(plan.direct, int64_t{plan.direction_groups}, int64_t{plan.batch_groups},
+                         int64_t{plan.unit_groups}, plan.forward_chunk, plan.backward_chunk);
 }
 
 template <class Params>
@@ -93,11 +98,12 @@ void keep_unused_states(const LayerShape& s, const Tensor& from, const Tensor& t
 using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
-Forward forward(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
-                const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes, const Masks& masks,
-                const std::string& cell, bool bias, int64_t mode) {
+Forward rnn_forward(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
+                    const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
+                    const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset, const std::string& cell,
+                    bool bias, int64_t mode) {
   Inputs in;
-  read_inputs(in, x, h0, c0, weights, batch_sizes, cell, bias, masks);
+  read_inputs(in, x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias);
   check(mode >= 0 && mode <= 2, "mode: expected 0, 1 or 2, got ", mode);
   ForwardParams params;
   const LayerShape& s = params.shape = in.checked.shape;
@@ -136,20 +142,18 @@ Forward forward(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& 
   return {y, hn, cn, gates, cells};
 }
 
-struct Gradients {
-  std::optional<Tensor> y, hn, cn, cells;
-};
-
-Backward backward(const Gradients& grad, const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
-                  const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes, const Masks& masks,
-                  const Tensor& y, const Tensor& gates, const Tensor& cells, const std::string& cell, bool bias,
-                  int64_t mode) {
+Backward rnn_backward(const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_hn,
+                      const std::optional<Tensor>& grad_cn, const std::optional<Tensor>& grad_cells, const Tensor& x,
+                      const Tensor& h0, const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
+                      const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& lengths,
+                      const std::optional<Tensor>& reset, const Tensor& y, const Tensor& gates, const Tensor& cells,
+                      const std::string& cell, bool bias, int64_t mode) {
   Inputs in;
-  read_inputs(in, x, h0, c0, weights, batch_sizes, cell, bias, masks);
+  read_inputs(in, x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias);
   BackwardParams params;
   const LayerShape& s = params.shape = in.checked.shape;
-  check_saved(s, x, grad.y, grad.hn, grad.cn, y, gates, cells);
-  if (grad.cells && s.cell == CellKind::kLstm) check_grad_cells(s, *grad.cells, cells);
+  check_saved(s, x, grad_y, grad_hn, grad_cn, y, gates, cells);
+  if (grad_cells && s.cell == CellKind::kLstm) check_grad_cells(s, *grad_cells, cells);
   check(mode >= 0 && mode <= 15, "mode: expected 0 to 15, got ", mode);
   const ScalarType dtype = x.scalar_type(), compute = compute_type(s.dtype);
   const bool lstm = s.cell == CellKind::kLstm;
@@ -181,20 +185,20 @@ Backward backward(const Gradients& grad, const Tensor& x, const Tensor& h0, cons
     params.y = y.data_ptr();
     params.gates = saved_of(s.cell) && gates.dim() != 1 ? gates.data_ptr() : nullptr;
     params.cells = lstm ? cells.data_ptr() : nullptr;
-    if (grad.y) {
-      dy = with_contiguous_rows(*grad.y);
+    if (grad_y) {
+      dy = with_contiguous_rows(*grad_y);
       params.grad_y = rows_of(dy);
     }
-    if (grad.hn) {
-      dhn = as_contiguous(*grad.hn);
+    if (grad_hn) {
+      dhn = as_contiguous(*grad_hn);
       params.grad_hn = dhn.data_ptr();
     }
-    if (grad.cn && lstm) {
-      dcn = as_contiguous(*grad.cn);
+    if (grad_cn && lstm) {
+      dcn = as_contiguous(*grad_cn);
       params.grad_cn = dcn.data_ptr();
     }
-    if (grad.cells && lstm) {
-      dcells = as_contiguous(*grad.cells);
+    if (grad_cells && lstm) {
+      dcells = as_contiguous(*grad_cells);
       params.grad_cells = dcells.data_ptr();
     }
     if (need_x) {
@@ -229,74 +233,31 @@ Backward backward(const Gradients& grad, const Tensor& x, const Tensor& h0, cons
   return {input_gradient, grad_h0, grad_c0, grad_weights};
 }
 
-Forward rnn_forward(Tensor x, Tensor h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
-                    std::optional<Tensor> batch_sizes, std::string cell, bool bias, int64_t mode) {
-  return forward(x, h0, c0, weights, batch_sizes, {}, cell, bias, mode);
-}
-
-Backward rnn_backward(std::optional<Tensor> grad_y, std::optional<Tensor> grad_hn, std::optional<Tensor> grad_cn,
-                      Tensor x, Tensor h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
-                      std::optional<Tensor> batch_sizes, Tensor y, Tensor gates, Tensor cells, std::string cell,
-                      bool bias, int64_t mode) {
-  return backward({grad_y, grad_hn, grad_cn, {}}, x, h0, c0, weights, batch_sizes, {}, y, gates, cells, cell, bias,
-                  mode);
-}
-
-Forward rnn_masked_forward(Tensor x, Tensor h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
-                           std::optional<Tensor> lengths, std::optional<Tensor> reset, std::string cell, bool bias,
-                           int64_t mode) {
-  return forward(x, h0, c0, weights, {}, {lengths, reset}, cell, bias, mode);
-}
-
-Backward rnn_masked_backward(std::optional<Tensor> grad_y, std::optional<Tensor> grad_hn,
-                             std::optional<Tensor> grad_cn, std::optional<Tensor> grad_cells, Tensor x, Tensor h0,
-                             std::optional<Tensor> c0, std::vector<Tensor> weights, std::optional<Tensor> lengths,
-                             std::optional<Tensor> reset, Tensor y, Tensor gates, Tensor cells, std::string cell,
-                             bool bias, int64_t mode) {
-  return backward({grad_y, grad_hn, grad_cn, grad_cells}, x, h0, c0, weights, {}, {lengths, reset}, y, gates, cells,
-                  cell, bias, mode);
-}
-
 // ---- for compilers and tracers --------------------------------------------------------------------
 
-auto rnn_backward_unlisted(std::optional<Tensor> grad_y, std::optional<Tensor> grad_hn, std::optional<Tensor> grad_cn,
-                           Tensor x, Tensor h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
-                           std::optional<Tensor> batch_sizes, Tensor y, Tensor gates, Tensor cells, std::string cell,
-                           bool bias, int64_t mode) {
-  return unlisted(backward({grad_y, grad_hn, grad_cn, {}}, x, h0, c0, weights, batch_sizes, {}, y, gates, cells, cell,
-                           bias, mode),
-                  [&] { return empty({0}, x.scalar_type()); });
-}
-
-auto rnn_masked_backward_unlisted(std::optional<Tensor> grad_y, std::optional<Tensor> grad_hn,
-                                  std::optional<Tensor> grad_cn, std::optional<Tensor> grad_cells, Tensor x,
-                                  Tensor h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
-                                  std::optional<Tensor> lengths, std::optional<Tensor> reset, Tensor y, Tensor gates,
-                                  Tensor cells, std::string cell, bool bias, int64_t mode) {
-  return unlisted(backward({grad_y, grad_hn, grad_cn, grad_cells}, x, h0, c0, weights, {}, {lengths, reset}, y, gates,
-                           cells, cell, bias, mode),
+auto rnn_backward_unlisted(const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_hn,
+                           const std::optional<Tensor>& grad_cn, const std::optional<Tensor>& grad_cells,
+                           const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
+                           const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
+                           const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset, const Tensor& y,
+                           const Tensor& gates, const Tensor& cells, const std::string& cell, bool bias,
+                           int64_t mode) {
+  return unlisted(rnn_backward(grad_y, grad_hn, grad_cn, grad_cells, x, h0, c0, weights, batch_sizes, lengths, reset,
+                               y, gates, cells, cell, bias, mode),
                   [&] { return empty({0}, x.scalar_type()); });
 }
 
 // The modes of a program that may have been traced on a GPU: options that only its kernels have go.
 constexpr int64_t kModeOptions = 16;
 
-void check_layer_mode(int64_t mode) {
+auto rnn_layer(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
+               const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& lengths,
+               const std::optional<Tensor>& reset, const std::string& cell, bool bias, bool keep_cells,
+               int64_t mode) {
   check(mode >= 0 && mode % kModeOptions <= 2, "mode: expected what to save, 0 to 2, and options, got ", mode);
-}
-
-auto rnn_layer(Tensor x, Tensor h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
-               std::optional<Tensor> batch_sizes, std::string cell, bool bias, int64_t mode) {
-  check_layer_mode(mode);
-  return outputs(forward(x, h0, c0, weights, batch_sizes, {}, cell, bias, 0));
-}
-
-auto rnn_masked_layer(Tensor x, Tensor h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
-                      std::optional<Tensor> lengths, std::optional<Tensor> reset, std::string cell, bool bias,
-                      bool keep_cells, int64_t mode) {
-  check_layer_mode(mode);
-  const Forward found = forward(x, h0, c0, weights, {}, {lengths, reset}, cell, bias, keep_cells ? 2 : 0);
-  return std::tuple_cat(outputs(found), std::make_tuple(std::get<4>(found)));
+  const Save save = keep_cells ? Save::kRecompute : Save::kNothing;
+  return outputs(
+      rnn_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, static_cast<int64_t>(save)));
 }
 
 }  // namespace
@@ -309,10 +270,10 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   };
   impl("rnn_forward", TORCH_BOX(&fastrnn::rnn_forward));
   impl("rnn_backward", TORCH_BOX(&fastrnn::rnn_backward));
-  impl("rnn_masked_forward", TORCH_BOX(&fastrnn::rnn_masked_forward));
-  impl("rnn_masked_backward", TORCH_BOX(&fastrnn::rnn_masked_backward));
   impl("rnn_backward_unlisted", TORCH_BOX(&fastrnn::rnn_backward_unlisted));
-  impl("rnn_masked_backward_unlisted", TORCH_BOX(&fastrnn::rnn_masked_backward_unlisted));
   impl("rnn_layer", TORCH_BOX(&fastrnn::rnn_layer));
-  impl("rnn_masked_layer", TORCH_BOX(&fastrnn::rnn_masked_layer));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
+  m.impl("cpu_last_plan", TORCH_BOX(&fastrnn::cpu_last_plan));
 }

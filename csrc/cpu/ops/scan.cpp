@@ -138,7 +138,7 @@ std::tuple<Tensor, Tensor> sru_step(Tensor x, Tensor weight, std::optional<Tenso
   s.O = O;
   s.K = weight.dim() == 2 && weight.size(0) == 4 * O ? 4 : 3;
   s.use_tanh = use_tanh;
-  const auto check_like_x = [&](const Tensor& t, const char* name, const std::vector<int64_t>& shape) {
+  const auto check_like_x = [&](const Tensor& t, const char* name, const ExpectedShape& shape) {
     check_shape(t, name, shape);
     check_same_kind(t, name, x);
   };

@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <initializer_list>
+#include <stdexcept>
 #include <vector>
 
 #include "cpu/ops/scratch.h"
@@ -20,21 +22,33 @@ using torch::stable::Tensor;
 // own. In huge pages it is a fraction of that.
 constexpr size_t kAlwaysMapped = 32 << 20;
 
-inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t i = sizes.size(); i-- > 0;) {
+inline Tensor empty(const int64_t* sizes, size_t dim, ScalarType dtype) {
+  constexpr size_t kMostDims = 8;
+  int64_t strides[kMostDims];
+  if (dim > kMostDims) throw std::length_error("empty: expected at most 8 dimensions");
+  int64_t stride = 1, numel = 1;
+  for (size_t i = dim; i-- > 0;) {
     strides[i] = stride;
     stride *= sizes[i] > 0 ? sizes[i] : 1;
+    numel *= sizes[i];
   }
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                                  code, aoti_torch_device_type_cpu(), 0, &handle));
-  const Tensor tensor(handle);
-  const size_t bytes = static_cast<size_t>(tensor.numel()) * tensor.element_size();
-  if (bytes >= kAlwaysMapped) wish_for_huge_pages(tensor.data_ptr(), bytes);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(dim), sizes, strides, code,
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor tensor(handle);
+  constexpr size_t kLargestElement = 16;  // a small tensor need not be asked for its own
+  if (static_cast<size_t>(numel) * kLargestElement >= kAlwaysMapped) {
+    const size_t bytes = static_cast<size_t>(numel) * tensor.element_size();
+    if (bytes >= kAlwaysMapped) wish_for_huge_pages(tensor.data_ptr(), bytes);
+  }
   return tensor;
+}
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  return empty(sizes.begin(), sizes.size(), dtype);
+}
+inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
+  return empty(sizes.data(), sizes.size(), dtype);
 }
 
 inline Tensor as_contiguous(const Tensor& tensor) {

@@ -11,36 +11,35 @@
 namespace fastrnn::cuda {
 namespace {
 
-Forward run_forward(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
-                    const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes, const Masks& masks,
-                    const std::string& cell, bool bias, int64_t mode) {
+Forward rnn_forward(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
+                    const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
+                    const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset, const std::string& cell,
+                    bool bias, int64_t mode) {
   check(mode >= 0 && mode < kModeEnd && mode % kModeTier <= 2,
         "mode: expected what to save, 0 to 2, and options, got ", mode);
   const DeviceGuard device(device_of(x));
   const NoGrad no_grad;
-  const Layer layer(x, h0, c0, weights, batch_sizes, masks, cell, bias, mode & kModeTf32);
+  const Layer layer(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode & kModeTf32);
   return forward(layer, h0, c0, static_cast<Save>(mode % kModeTier), tier_of(mode));
 }
 
-struct Gradients {
-  std::optional<Tensor> y, hn, cn, cells;
-};
-
-Backward run_backward(const Gradients& grad, const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
-                      const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
-                      const Masks& masks, const Tensor& y, const Tensor& gates, const Tensor& cells,
+Backward rnn_backward(const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_hn,
+                      const std::optional<Tensor>& grad_cn, const std::optional<Tensor>& grad_cells, const Tensor& x,
+                      const Tensor& h0, const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
+                      const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& lengths,
+                      const std::optional<Tensor>& reset, const Tensor& y, const Tensor& gates, const Tensor& cells,
                       const std::string& cell, bool bias, int64_t mode) {
   check(mode >= 0 && mode < kModeEnd, "mode: expected what is needed, 0 to 15, and options, got ", mode);
   const DeviceGuard device(device_of(x));
   const NoGrad no_grad;
-  const Layer layer(x, h0, c0, weights, batch_sizes, masks, cell, bias, mode & kModeTf32);
-  check_saved(layer.shape(), x, grad.y, grad.hn, grad.cn, y, gates, cells);
+  const Layer layer(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode & kModeTf32);
+  check_saved(layer.shape(), x, grad_y, grad_hn, grad_cn, y, gates, cells);
   const bool lstm = layer.is(CellKind::kLstm);
-  if (grad.cells && lstm) check_grad_cells(layer.shape(), *grad.cells, cells);
-  return backward(layer, {.grad_y = grad.y,
-                          .grad_hn = grad.hn,
-                          .grad_cn = grad.cn,
-                          .grad_cells = lstm ? grad.cells : std::nullopt,
+  if (grad_cells && lstm) check_grad_cells(layer.shape(), *grad_cells, cells);
+  return backward(layer, {.grad_y = grad_y,
+                          .grad_hn = grad_hn,
+                          .grad_cn = grad_cn,
+                          .grad_cells = lstm ? grad_cells : std::nullopt,
                           .h0 = h0,
                           .c0 = c0,
                           .y = y,
@@ -50,55 +49,15 @@ Backward run_backward(const Gradients& grad, const Tensor& x, const Tensor& h0, 
                           .wanted = tier_of(mode)});
 }
 
-Forward rnn_forward(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
-                    const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
-                    const std::string& cell, bool bias, int64_t mode) {
-  return run_forward(x, h0, c0, weights, batch_sizes, {}, cell, bias, mode);
-}
-
-Backward rnn_backward(const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_hn,
-                      const std::optional<Tensor>& grad_cn, const Tensor& x, const Tensor& h0,
-                      const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
-                      const std::optional<Tensor>& batch_sizes, const Tensor& y, const Tensor& gates,
-                      const Tensor& cells, const std::string& cell, bool bias, int64_t mode) {
-  return run_backward({grad_y, grad_hn, grad_cn, {}}, x, h0, c0, weights, batch_sizes, {}, y, gates, cells, cell,
-                      bias, mode);
-}
-
-Forward rnn_masked_forward(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
-                           const std::vector<Tensor>& weights, const std::optional<Tensor>& lengths,
-                           const std::optional<Tensor>& reset, const std::string& cell, bool bias, int64_t mode) {
-  return run_forward(x, h0, c0, weights, {}, {lengths, reset}, cell, bias, mode);
-}
-
-Backward rnn_masked_backward(const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_hn,
-                             const std::optional<Tensor>& grad_cn, const std::optional<Tensor>& grad_cells,
-                             const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
-                             const std::vector<Tensor>& weights, const std::optional<Tensor>& lengths,
-                             const std::optional<Tensor>& reset, const Tensor& y, const Tensor& gates,
-                             const Tensor& cells, const std::string& cell, bool bias, int64_t mode) {
-  return run_backward({grad_y, grad_hn, grad_cn, grad_cells}, x, h0, c0, weights, {}, {lengths, reset}, y, gates,
-                      cells, cell, bias, mode);
-}
-
 auto rnn_backward_unlisted(const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_hn,
-                           const std::optional<Tensor>& grad_cn, const Tensor& x, const Tensor& h0,
-                           const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
-                           const std::optional<Tensor>& batch_sizes, const Tensor& y, const Tensor& gates,
-                           const Tensor& cells, const std::string& cell, bool bias, int64_t mode) {
-  return unlisted(
-      rnn_backward(grad_y, grad_hn, grad_cn, x, h0, c0, weights, batch_sizes, y, gates, cells, cell, bias, mode),
-      [&] { return empty({0}, x.scalar_type(), device_of(x)); });
-}
-
-auto rnn_masked_backward_unlisted(const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_hn,
-                                  const std::optional<Tensor>& grad_cn, const std::optional<Tensor>& grad_cells,
-                                  const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
-                                  const std::vector<Tensor>& weights, const std::optional<Tensor>& lengths,
-                                  const std::optional<Tensor>& reset, const Tensor& y, const Tensor& gates,
-                                  const Tensor& cells, const std::string& cell, bool bias, int64_t mode) {
-  return unlisted(rnn_masked_backward(grad_y, grad_hn, grad_cn, grad_cells, x, h0, c0, weights, lengths, reset, y,
-                                      gates, cells, cell, bias, mode),
+                           const std::optional<Tensor>& grad_cn, const std::optional<Tensor>& grad_cells,
+                           const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
+                           const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
+                           const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset, const Tensor& y,
+                           const Tensor& gates, const Tensor& cells, const std::string& cell, bool bias,
+                           int64_t mode) {
+  return unlisted(rnn_backward(grad_y, grad_hn, grad_cn, grad_cells, x, h0, c0, weights, batch_sizes, lengths, reset,
+                               y, gates, cells, cell, bias, mode),
                   [&] { return empty({0}, x.scalar_type(), device_of(x)); });
 }
 
@@ -109,17 +68,11 @@ int64_t options_of(int64_t mode) {
 }
 
 auto rnn_layer(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
-               const std::optional<Tensor>& batch_sizes, const std::string& cell, bool bias, int64_t mode) {
-  return outputs(rnn_forward(x, h0, c0, weights, batch_sizes, cell, bias, options_of(mode)));
-}
-
-auto rnn_masked_layer(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
-                      const std::vector<Tensor>& weights, const std::optional<Tensor>& lengths,
-                      const std::optional<Tensor>& reset, const std::string& cell, bool bias, bool keep_cells,
-                      int64_t mode) {
+               const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& lengths,
+               const std::optional<Tensor>& reset, const std::string& cell, bool bias, bool keep_cells,
+               int64_t mode) {
   const int64_t saves = options_of(mode) + (keep_cells ? static_cast<int64_t>(Save::kRecompute) : 0);
-  const Forward found = rnn_masked_forward(x, h0, c0, weights, lengths, reset, cell, bias, saves);
-  return std::tuple_cat(outputs(found), std::make_tuple(std::get<4>(found)));
+  return outputs(rnn_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, saves));
 }
 
 }  // namespace
@@ -132,10 +85,6 @@ STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, FASTRNN_DEVICE, m) {
   };
   impl("rnn_forward", TORCH_BOX(&fastrnn::cuda::rnn_forward));
   impl("rnn_backward", TORCH_BOX(&fastrnn::cuda::rnn_backward));
-  impl("rnn_masked_forward", TORCH_BOX(&fastrnn::cuda::rnn_masked_forward));
-  impl("rnn_masked_backward", TORCH_BOX(&fastrnn::cuda::rnn_masked_backward));
   impl("rnn_backward_unlisted", TORCH_BOX(&fastrnn::cuda::rnn_backward_unlisted));
-  impl("rnn_masked_backward_unlisted", TORCH_BOX(&fastrnn::cuda::rnn_masked_backward_unlisted));
   impl("rnn_layer", TORCH_BOX(&fastrnn::cuda::rnn_layer));
-  impl("rnn_masked_layer", TORCH_BOX(&fastrnn::cuda::rnn_masked_layer));
 }

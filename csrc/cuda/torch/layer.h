@@ -17,20 +17,15 @@ namespace fastrnn::cuda {
 using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // y, hn, cn, gates, cells
 using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
-// What only the masked operators take: lengths of the rows, steps that begin a new sequence.
-struct Masks {
-  std::optional<Tensor> lengths, reset;
-};
-
 class Layer {
  public:
   // Checks everything. weights must outlive the layer.
   Layer(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
-        const std::optional<Tensor>& batch_sizes, const Masks& masks, const std::string& cell, bool bias,
-        bool tf32_allowed)
+        const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& lengths,
+        const std::optional<Tensor>& reset, const std::string& cell, bool bias, bool tf32_allowed)
       : weights_(weights) {
     check_layer(checked_, x, h0, c0, weights, batch_sizes, cell, bias);
-    if (masks.lengths || masks.reset) check_masks(masks_, checked_.shape, x, masks.lengths, masks.reset);
+    check_rows(checked_rows_, checked_.shape, x, lengths, reset);
     type = x.scalar_type();
     tf32 = tf32_allowed && type == ScalarType::Float;
     compute = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -148,7 +143,7 @@ class Layer {
   }
 
   CheckedLayer checked_;
-  CheckedMasks masks_;
+  CheckedRows checked_rows_;
   const std::vector<Tensor>& weights_;
   Tensor rows_;
   mutable std::optional<RowTable> table_;

@@ -1,11 +1,19 @@
-"""fastrnn.explain for SRU and SRU++: a matrix product, perhaps attention, and the scan."""
+"""What a layer costs at least: operations, bytes, and the seconds of this machine that they take.
+
+The recurrent layers' operations and bytes are the planner's (csrc/plan/cost.h); those of SRU and SRU++, a
+matrix product, perhaps attention, and the scan, are counted here.
+"""
 
 from __future__ import annotations
 
+import functools
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import nn
+
+from .._ops import library
 
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -23,17 +31,25 @@ class Layer(NamedTuple):
     heads: int = 0
     custom: str | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether there is one linear map before the scan and nothing else."""
+        return not (self.widths or self.P or self.custom)
+
+
+def is_scan(module: nn.Module) -> bool:
+    """Whether this is a module of fastrnn's SRU family: its class says so."""
+    return getattr(type(module), "_family", None) == "scan"
+
 
 def layers_of(module: nn.Module) -> list[Layer]:
     """The layers of an SRU, SRUpp or one of their cells."""
-    from ..modules import SRUppAttention, SRUppProjectedLinear
-
     found = []
     for cell in getattr(module, "rnn_lst", [module]):
         transform, widths, P, heads, custom = cell.transform_module, (), 0, 0, None
-        if isinstance(transform, SRUppAttention):
+        if getattr(type(transform), "_counted_as", None) == "attention":
             P, heads = transform.proj_features, transform.num_heads
-        elif isinstance(transform, SRUppProjectedLinear):
+        elif getattr(type(transform), "_counted_as", None) == "projection":
             widths = (transform.proj_features,)
         elif isinstance(transform, nn.Sequential) and all(isinstance(m, nn.Linear) for m in transform):
             widths = tuple(m.out_features for m in transform[:-1])
@@ -71,17 +87,48 @@ def costs(layer: Layer, T: int, B: int, dtype: str, training: bool) -> dict:
     return plan
 
 
+STEP_REASON = "one step of few rows: the matrix product and the recurrence in one kernel"
 REASON = "elementwise: one pass through u, rows and units side by side; the matrix product is outside of it"
+
+
+#: Below so many multiplications the Python around oneDNN's product costs more than it gains.
+_WORTHWHILE = 1 << 21
+
+#: oneDNN's matrix product; None where torch was built without it.
+onednn = None
+if torch.backends.mkldnn.is_available():
+    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def uses_onednn(multiplications: int) -> bool:
+    """Whether a float32 product of this size on the CPU goes to oneDNN (``_run.projection``)."""
+    return onednn is not None and torch.backends.mkldnn.enabled and multiplications >= _WORTHWHILE
 
 
 def largest_product(layers: list[Layer], T: int, B: int, device: str, dtype: str) -> str | None:
     """A note about the library of the matrix products, where it is not torch's usual one."""
-    from .._run import projection
-
     largest = max(T * B * layer.I * layer.D * layer.H * layer.K for layer in layers)
-    if device == "cpu" and dtype == "float32" and projection.uses_onednn(largest):
+    if device == "cpu" and dtype == "float32" and uses_onednn(largest):
         return "matrix products by oneDNN"
     return None
 
 
-__all__ = ["REASON", "Layer", "costs", "largest_product", "layers_of"]
+@functools.cache
+def _fma_peak() -> float:
+    return library.cpu_fma_peak()
+
+
+@functools.cache
+def _read_bandwidth(size: int) -> float:
+    return library.cpu_read_bandwidth(size)
+
+
+def floor(plan: dict, T: int, dtype: str, threads: int, training: bool) -> tuple[float, str]:
+    """Seconds at least on this CPU, and what sets them."""
+    peak = _fma_peak() * threads / (2 if dtype == "float64" else 1)
+    # The bandwidth of a power of two near the size, so that few sizes are ever measured.
+    size = 1 << max(12, (plan["step_weight_bytes"] // threads).bit_length())
+    read = _read_bandwidth(min(size, 1 << 26)) * threads
+    arithmetic = plan["flops"] / peak
+    reading = T * plan["step_weight_bytes"] * (2 if training else 1) / read
+    return max((arithmetic, "arithmetic"), (reading, "reading the weights"))

@@ -1,0 +1,106 @@
+"""The shortest way from a module to the operator: an ordinary call of one layer on the CPU.
+
+A step of a small layer takes the kernel a microsecond or two; what a program waits for is the Python before
+it. So everything is asked in one go, and what does not hold is no error here: None sends the call the long
+way (``rnn.run``), which does what there is to do or says in torch's words what is wrong. An error of the
+operator, which checks all of its arguments before it computes anything, does the same.
+"""
+
+from __future__ import annotations
+
+from operator import is_
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+from .._cells import NAMES, RNN
+from .._ops import autograd, library
+from .._plan.route import fused_on_cpu
+
+_CELLS = {mode: (name, RNN[name].has_cell) for mode, name in NAMES.items()}
+_forward = library.forward._op  # without the frame of Python's around it
+_transforms, _autocast = torch._C._are_functorch_transforms_active, torch._C._is_any_autocast_enabled
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_tracing, _gradients = torch._C._get_tracing_state, torch.is_grad_enabled
+
+#: States of zeros, for calls without gradients: nobody gets to see them but the kernels, which read them.
+_zeros: dict[tuple, Tensor] = {}
+_MOST_ZEROS, _LARGEST_ZEROS = 64, 1 << 14
+
+
+def one_layer(module, x: Tensor, hx) -> tuple | None:
+    """Output, h_n and c_n (None unless LSTM) of a module of one layer for what its forward() was given, or
+    None for whatever is out of the ordinary."""
+    if (
+        is_compiling()
+        or type(x) is not Tensor
+        or not x.is_cpu
+        or _transforms()
+        or forward_ad._current_level >= 0
+        or _autocast()
+        or _dispatch_modes()
+        or _function_modes()
+        or _tracing()
+    ):
+        return None
+    try:
+        fields = module.__dict__  # half the time of nn.Module's own way to them
+        # The list at hand is that of the parameters; else it has to be made anew.
+        weights, parameters = fields["_flat_weights"], fields["_parameters"]
+        batch_first, dtype, shape = fields["batch_first"], x.dtype, x.shape
+        if (
+            (fields["backend"], dtype) not in fused_on_cpu
+            or fields["num_layers"] != 1
+            or len(weights) > len(parameters)
+            or not all(map(is_, weights, parameters.values()))
+            or len(shape) != 3
+            or shape[2] != fields["input_size"]
+        ):
+            return None
+        cell, has_cell = _CELLS[fields["mode"]]
+        gradients = _gradients()
+        if hx is None:
+            if fields["proj_size"]:
+                return None
+            rows, directions = shape[0 if batch_first else 1], 2 if fields["bidirectional"] else 1
+            hidden = fields["hidden_size"]
+            if gradients:  # some of them are saved
+                h = x.new_zeros((directions, rows, hidden))
+            else:
+                h = _zeros.get((directions, rows, hidden, dtype))
+                if h is None:
+                    h = _new_zeros(directions, rows, hidden, dtype)
+            c = h if has_cell else None
+        elif has_cell:
+            if type(hx) is not tuple or len(hx) != 2:
+                return None
+            h, c = hx
+            if type(h) is not Tensor or type(c) is not Tensor:
+                return None
+        else:
+            h, c = hx, None
+            if type(h) is not Tensor:
+                return None
+        if batch_first:
+            x = x.transpose(0, 1)
+        bias = fields["bias"]
+        if gradients:
+            y, h, c = autograd.layer(x, h, c, weights, cell=cell, bias=bias, save=fields["save"])
+        else:
+            y, h, c, _, _ = _forward(x, h, c, weights, None, None, None, cell, bias, 0)
+    except Exception:  # the long way meets it again, and says what it means
+        return None
+    return (y.transpose(0, 1) if batch_first else y), h, (c if has_cell else None)
+
+
+def _new_zeros(directions: int, rows: int, hidden: int, dtype: torch.dtype) -> Tensor:
+    size = directions, rows, hidden
+    with torch.inference_mode(False):  # kept beyond it
+        zeros = torch.zeros(size, dtype=dtype, device="cpu")
+    if zeros.numel() <= _LARGEST_ZEROS:
+        if len(_zeros) >= _MOST_ZEROS:
+            _zeros.clear()
+        _zeros[(*size, dtype)] = zeros
+    return zeros

@@ -1,0 +1,219 @@
+"""The short way of an ordinary call: the numbers of the long one, and every surprise goes the long one."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastrnn
+from fastrnn._run import quick
+
+LAYERS = [fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN]
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Whether each call went the short way."""
+    found, one_layer = [], quick.one_layer
+
+    def note(*args):
+        result = one_layer(*args)
+        found.append(result is not None)
+        return result
+
+    monkeypatch.setattr(quick, "one_layer", note)
+    return found
+
+
+def _flat(result) -> list[torch.Tensor]:
+    y, state = result
+    return [y, *(state if isinstance(state, tuple) else (state,))]
+
+
+def _state(module, rows: int):
+    size = 2 if module.bidirectional else 1, rows
+    h = torch.randn(*size, module.proj_size or module.hidden_size, dtype=module.weight_hh_l0.dtype)
+    if module.mode != "LSTM":
+        return h
+    return h, torch.randn(*size, module.hidden_size, dtype=h.dtype)
+
+
+OPTIONS = [
+    {},
+    {"batch_first": True},
+    {"bidirectional": True, "bias": False},
+    {"bidirectional": True, "batch_first": True},
+    {"dtype": torch.float64, "save": "recompute"},
+    {"dtype": torch.bfloat16, "backend": "fused"},
+]
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_both_ways_agree(taken, monkeypatch, kind, options, gradients, given):
+    """Output, states and gradients are the same to the bit, by whichever way."""
+    module = kind(3, 5, **options)
+    hx = _state(module, 4) if given else None
+    results = []
+    for way in ("short", "long"):
+        if way == "long":
+            monkeypatch.setattr(quick, "one_layer", lambda *args: taken.append(False))
+        x = torch.linspace(-1, 1, 4 * 4 * 3, dtype=module.weight_hh_l0.dtype).view(4, 4, 3)
+        x.requires_grad_(gradients)
+        with torch.set_grad_enabled(gradients):
+            found = _flat(module(x, hx))
+        if gradients:
+            found += torch.autograd.grad(sum(t.sum() for t in found), [x, *module.parameters()])
+        results.append(found)
+    assert taken == [True, False]
+    for short, long in zip(*results, strict=True):
+        assert torch.equal(short, long)
+        assert short.stride() == long.stride()
+        assert short.requires_grad == long.requires_grad
+
+
+def test_projection_with_a_state(taken):
+    module = fastrnn.LSTM(3, 5, proj_size=2)
+    exact = nn.LSTM(3, 5, proj_size=2)
+    exact.load_state_dict(module.state_dict())
+    x, hx = torch.randn(4, 2, 3), _state(module, 2)
+    with torch.no_grad():
+        for ours, theirs in zip(_flat(module(x, hx)), _flat(exact(x, hx)), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        module(x)
+    assert taken == [True, False]  # its two states of zeros differ in size
+
+
+def test_zeros_are_the_kernels_alone():
+    """Results may be edited in place: the next call still begins with zeros, whatever the mode in which the
+    first one was made, and for every size and dtype its own."""
+    quick._zeros.clear()
+    module, x = fastrnn.LSTM(3, 5), torch.randn(2, 4, 3)
+    with torch.inference_mode():
+        first = [t.clone() for t in _flat(module(x))]
+        for t in _flat(module(x)):
+            t.fill_(7)
+    with torch.no_grad():
+        again = _flat(module(x))
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        assert not any(t.is_inference() for t in quick._zeros.values())
+        assert not any(t.data_ptr() == z.data_ptr() for t in again for z in quick._zeros.values())
+        module(x[:, :1])
+        module.double()(x.double())
+    assert len(quick._zeros) == 3
+    assert all(not z.any() for z in quick._zeros.values())
+
+
+def test_zeros_are_few_and_small():
+    """What is kept for the next call has a bound: many batch sizes, and large ones."""
+    quick._zeros.clear()
+    module = fastrnn.RNN(1, 1)
+    with torch.no_grad():
+        for rows in range(1, 2 * quick._MOST_ZEROS):
+            module(torch.ones(1, rows, 1))
+        module(torch.ones(1, quick._LARGEST_ZEROS + 1, 1))
+    gc.collect()
+    assert 0 < len(quick._zeros) <= quick._MOST_ZEROS
+    assert max(z.numel() for z in quick._zeros.values()) <= quick._LARGEST_ZEROS
+
+
+class _Seen(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names = [*getattr(self, "names", []), func.name()]
+        return func(*args, **(kwargs or {}))
+
+
+class _Functions(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class _Subclass(torch.Tensor):
+    pass
+
+
+def _changed(name: str, value) -> fastrnn.LSTM:
+    module = fastrnn.LSTM(3, 5)
+    setattr(module, name, value)
+    return module
+
+
+def test_surprises_go_the_long_way(taken):
+    """Whatever has a meaning of its own: modes, transforms, subclasses, weights that are no parameters."""
+    x, module = torch.randn(2, 4, 3), fastrnn.LSTM(3, 5)
+    with torch.no_grad():
+        module(x[:, 0])  # a single sequence
+        module(x.as_subclass(_Subclass))
+        module(x, list(_state(module, 4)))
+        module(x, tuple(nn.Parameter(s) for s in _state(module, 4)))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert module(x)[0].dtype == torch.bfloat16
+        with _Seen() as seen:
+            module(x)
+        assert any("new_zeros" in name for name in seen.names)  # programs are to see where a state comes from
+        with _Functions():
+            module(x)
+        torch.func.vmap(module)(x.unsqueeze(0))
+        torch.func.jvp(lambda t: module(t)[0], (x,), (x,))
+        torch.func.functional_call(module, {n: p + 1 for n, p in module.named_parameters()}, (x,))
+        parametrizations.weight_norm(fastrnn.LSTM(3, 5), "weight_hh_l0")(x)
+        fastrnn.LSTM(3, 5, num_layers=2)(x)
+        fastrnn.LSTM(3, 5, backend="reference")(x)
+        fastrnn.LSTM(3, 5, backend="cudnn")(x)
+        fastrnn.LSTM(3, 5, dtype=torch.complex64)(x.to(torch.complex64))
+        module(x, lengths=[2, 1, 2, 0])
+    assert not any(taken)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize(
+    ("module", "x", "hx", "message"),
+    [
+        (fastrnn.LSTM(3, 5), torch.ones(2, 4, 6), None, "Expected 3, got 6"),
+        (fastrnn.LSTM(3, 5), torch.ones(0, 4, 3), None, "larger than 0"),
+        (fastrnn.LSTM(3, 5), torch.ones(2, 4, 3, dtype=torch.float64), None, "does not match weight dtype"),
+        (fastrnn.GRU(3, 5), torch.ones(2, 4, 3), torch.ones(1, 3, 5), r"Expected hidden size \(1, 4, 5\)"),
+        (fastrnn.GRU(3, 5), torch.ones(2, 4, 3), torch.ones(2, 4, 5), r"Expected hidden size \(1, 4, 5\)"),
+        (fastrnn.RNN(3, 5), torch.ones(2, 4, 3), torch.ones(4, 5), "should also be 3-D"),
+        (fastrnn.RNN(3, 5), torch.ones(2, 4, 3), torch.ones(1, 4, 5).double(), "not the same dtype"),
+        (fastrnn.LSTM(3, 5), torch.ones(2, 4, 3), torch.ones(1, 4, 5), "hidden states"),
+        (fastrnn.LSTM(3, 5, device="meta"), torch.ones(2, 4, 3), None, "not at the same device"),
+        (_changed("weight_hh_l0", None), torch.ones(2, 4, 3), None, "was the parameter deleted"),
+        (_changed("bias_ih_l0", None), torch.ones(2, 4, 3), None, "was the parameter deleted"),
+        (_changed("input_size", 4), torch.ones(2, 4, 3), None, "Expected 4, got 3"),
+    ],
+)
+def test_errors_are_the_long_ways(taken, module, x, hx, message, gradients):
+    """The operator finds what is wrong; torch's words for it are the long way's."""
+    with torch.set_grad_enabled(gradients), pytest.raises(Exception, match=message):
+        module(x, hx)
+    assert not any(taken)
+
+
+def test_new_weights_are_seen(taken):
+    """A parameter that was replaced, an in-place step, another dtype: the next call computes with them."""
+    module, x = fastrnn.GRU(3, 5), torch.randn(2, 4, 3)
+
+    def fresh():
+        exact = nn.GRU(3, 5, dtype=module.weight_hh_l0.dtype)
+        exact.load_state_dict(module.state_dict())
+        torch.testing.assert_close(module(x)[0], exact(x)[0])
+
+    with torch.no_grad():
+        fresh()
+        module.weight_hh_l0 = nn.Parameter(torch.randn(15, 5))
+        fresh()
+        module.weight_ih_l0.mul_(2)
+        fresh()
+        x = x.double()
+        module.double()
+        fresh()
+    assert taken == [True] * 4
