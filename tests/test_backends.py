@@ -101,7 +101,7 @@ def test_the_cpu_has_no_tiers(backend):
         functional.gru_cell(randn(2, 3), None, *cell.parameters(), backend=backend)
     x, h, w = randn(2, 1, 3), randn(1, 1, 4), [randn(4, 3), randn(4, 4)]
     with pytest.raises(RuntimeError, match="mode: expected 0, 1 or 2, got"):
-        library.forward(x, h, None, w, None, "rnn_tanh", False, library.TIERS[backend])
+        library.forward(x, h, None, w, None, None, None, "rnn_tanh", False, library.TIERS[backend])
 
 
 @pytest.mark.parametrize("backend", ["auto", "fused", "cudnn", "reference"])
