@@ -14,7 +14,7 @@ from tolerances import assert_close
 
 import fastrnn
 from fastrnn import reference
-from fastrnn._plan import gpus
+from fastrnn._ops import devices
 from fastrnn._run import native
 
 COMPLEX = torch.complex64
@@ -37,6 +37,8 @@ def test_a_device_without_kernels():
         ("7.5+PTX", {(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)}),
         ("9.0a+PTX", {(9, 0)}),
         ("10.0f", {(10, 0)}),
+        ("8.0-virtual;9.0+PTX", {(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)}),
+        ("9.0-virtual", {(9, 0), (10, 0), (12, 0)}),
         ("8.0;9.0a;10.0;12.0+PTX", {(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)}),
         ("8.0, 12.0", {(8, 0), (8, 6), (8, 9), (12, 0)}),
         ("", set()),
@@ -46,7 +48,7 @@ def test_which_gpus_a_build_runs_on(archs, runs):
     """A GPU that the kernels were not compiled for must get torch's layer: a launch there fails with "no
     kernel image". The rules are those of CUDA's compatibility of machine code and of PTX."""
     known = [(7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
-    assert {gpu for gpu in known if gpus.compiled_for(archs, *gpu)} == runs
+    assert {gpu for gpu in known if devices.compiled_for(archs, *gpu)} == runs
 
 
 def test_an_old_gpu(monkeypatch):
@@ -57,13 +59,13 @@ def test_an_old_gpu(monkeypatch):
         asked.append(device)
         return (7, 5) if device.index == 1 else (9, 0)
 
-    monkeypatch.setattr(gpus, "_runs", {})
+    monkeypatch.setattr(devices, "_runs", {})
     monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
     first, second = torch.device("cuda", 0), torch.device("cuda", 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpus.runs(second)  # on paper
+    assert devices.runs(second)  # on paper
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [gpus.runs(d) for d in (first, second, first, second)] == [True, False, True, False]
+    assert [devices.runs(d) for d in (first, second, first, second)] == [True, False, True, False]
     assert asked == [first, second]
 
 

@@ -11,8 +11,7 @@ import torch
 from torch.autograd import forward_ad
 
 from .. import reference
-from .._plan import gpus
-from . import library
+from . import devices, library
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 DROP_MASK_IS_CONSTANT = "drop_mask: expected a constant, got a tensor that requires a gradient"
@@ -22,7 +21,7 @@ def supported(x: torch.Tensor) -> bool:
     """Whether a kernel exists for x's dtype on x's device."""
     if x.dtype not in _DTYPES:
         return False
-    return x.is_cpu or x.is_meta or (x.is_cuda and library.cuda_loaded and gpus.runs(x.device))
+    return x.is_cpu or x.is_meta or (x.is_cuda and library.cuda_loaded and devices.runs(x.device))
 
 
 def rnn_tf32() -> bool:

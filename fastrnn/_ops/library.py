@@ -44,6 +44,11 @@ pack = torch.ops.fastrnn.rnn_pack.default
 stream = torch.ops.fastrnn.rnn_stream.default
 
 
+#: What would run a layer on a machine, and where the times in that come from; see csrc/python.cpp.
+plan = _C.plan
+plan_table_provenance = _C.plan_table_provenance
+
+
 def build_info() -> dict:
     """Version, compilers and CUDA architectures of the binaries."""
     return _C.build_info()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _C, _checks
-from .._ops import autograd, library
+from .. import _checks
+from .._ops import autograd, devices, library
 from . import costs, gpus, subject, wavefront
 from .explanation import Explanation, LayerPlan
 from .route import Route, missing, one_step, route
@@ -126,7 +126,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _times_of(gpu: gpus.Gpu) -> str:
-    table = _C.plan_table_provenance()
+    table = library.plan_table_provenance()
     estimated = table.startswith("estimated")
     where = "estimates, not measurements" if estimated else f"from the timings of {table}"
     return f"planned for {gpu.name}; times a step are {where}"
@@ -136,7 +136,7 @@ def _way(asked: Subject, kind: str, gpu: gpus.Gpu | None, masked: bool) -> Route
     """What a call would be told."""
     runs, where = True, ""
     if gpu is not None:
-        runs = gpus.built_for(gpu.compute_capability)
+        runs = devices.built_for(gpu.compute_capability)
         where = "compute capability {}.{}".format(*divmod(gpu.compute_capability, 10))
     return route(
         asked.backend,
@@ -170,7 +170,7 @@ def _rnn_plans(asked: Subject, way: Route, kind: str, machine: dict, measure: bo
         if way.runner != "fused":
             layers.append(LayerPlan(number, **shape, **_without_kernels(way)))
             continue
-        plan = _C.plan(
+        plan = library.plan(
             device=kind,
             cell=asked.cell,
             **shape,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 
 import torch
-
-from .._ops import library
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Gpu:
     cooperative_launch: bool = True
 
     def properties(self) -> dict:
-        """All but the name, as fastrnn._C.plan takes them."""
+        """All but the name, as library.plan takes them."""
         found = asdict(self)
         found.pop("name")
         return found
@@ -73,52 +70,3 @@ def find(gpu: Gpu | str | None = None, device: torch.device | str | None = None)
         p.shared_memory_per_block_optin,
         p.L2_cache_size,
     )
-
-
-def compiled_for(archs: str, major: int, minor: int) -> bool:
-    """Whether code for ``archs``, as FASTRNN_CUDA_ARCHS writes them ("8.0;9.0a;12.0+PTX"), runs on a GPU.
-
-    Machine code runs on later GPUs of the same major number, PTX on every later one; an "a" means exactly
-    that GPU, an "f" later ones of its family.
-    """
-    for arch in re.split(r"[;,\s]+", archs.strip()):
-        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", arch)
-        if not match:
-            continue
-        built = int(match[1]), int(match[2])
-        if match[3] == "a":
-            runs = built == (major, minor)
-        else:
-            runs = built <= (major, minor) and (built[0] == major or (bool(match[4]) and not match[3]))
-        if runs:
-            return True
-    return False
-
-
-#: setup.py's, for questions where no CUDA kernels were built.
-_USUAL_ARCHS = "8.0;9.0a;10.0;12.0+PTX"
-
-
-def built_for(compute_capability: int) -> bool:
-    """Whether the CUDA kernels run on a GPU of, say, 90 for 9.0."""
-    archs = library.build_info()["cuda_archs"] or _USUAL_ARCHS
-    return compiled_for(archs, *divmod(compute_capability, 10))
-
-
-_runs: dict[torch.device, bool] = {}
-
-
-def runs(device: torch.device) -> bool:
-    """Whether the CUDA kernels run on this GPU. Where there is none, tensors are on paper, and so is the
-    answer."""
-    found = _runs.get(device)
-    if found is None:
-        if not torch.cuda.is_available():
-            return True
-        major, minor = torch.cuda.get_device_capability(device)
-        found = _runs[device] = built_for(10 * major + minor)
-    return found
-
-
-# What torch.compiler.assume_constant_result sets, without importing the compiler.
-runs._dynamo_marked_constant = True

@@ -12,9 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._ops import autograd, library
+from .._ops import autograd, devices, library
 from .._ops.mode import BACKENDS, NAMED_TIERS, TIERS
-from . import gpus
 
 #: What the kernels compute in.
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
@@ -66,7 +65,7 @@ def supported(x: Tensor) -> bool:
     """Whether a kernel exists for x's dtype on x's device."""
     if x.is_cpu:
         return x.dtype in DTYPES
-    return missing(x.dtype, x.device.type, not x.is_cuda or gpus.runs(x.device)) is None
+    return missing(x.dtype, x.device.type, not x.is_cuda or devices.runs(x.device)) is None
 
 
 def route(
@@ -151,7 +150,7 @@ def _answer(
 ) -> Route:
     return route(
         backend,
-        missing(dtype, device.type, device.type != "cuda" or gpus.runs(device)),
+        missing(dtype, device.type, device.type != "cuda" or devices.runs(device)),
         device.type,
         family=family,
         masked=masked,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from .. import _C
+from .._ops import library
 from . import gpus
 
 #: Microseconds. Estimates: a call from Python with its autograd node, and a kernel's start with its weights.
@@ -18,7 +18,7 @@ _WORTH = 0.8
 @functools.cache
 def measured() -> bool:
     """Whether the plan's times a step come from a GPU."""
-    return not _C.plan_table_provenance().startswith("estimated")
+    return not library.plan_table_provenance().startswith("estimated")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -38,7 +38,7 @@ def planned(
 
     The upper layers' plan stands for all: they differ in the input size alone, which is no part of it.
     """
-    plan = _C.plan(
+    plan = library.plan(
         device="cuda",
         cell=cell,
         T=steps,

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .. import _C, _checks
+from .. import _checks
 from .._cells import RNN
+from .._ops import library
 from .._plan import gpus
 from . import _accuracy
 from ._accuracy import Accuracy
@@ -67,7 +68,7 @@ class Target:
         single, P = check.path == "cells", check.projection(H)
         D = check.directions
         for inputs in {I, D * (P or H)} if num_layers > 1 and not single else {I}:
-            plan = _C.plan(
+            plan = library.plan(
                 device="cuda",
                 cell=check.cell,
                 **{"T": 1 if single else T, "B": B, "I": inputs, "H": H, "P": P, "directions": D},
