@@ -28,9 +28,9 @@ inline void Backward<T, CellOf>::recompute_gates(int rank, const Chunk& chunk) {
   const Worker& worker = workers_[rank];
   int64_t rows = 0;
   for (int64_t s = chunk.s_begin; s < chunk.s_end; ++s) {
-    const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
+    const int64_t t = time_of(d, s), n = rows_at(rank, t), slot0 = first_slot(chunk, t, b);
     for (int64_t i = 0; i < n; ++i, ++rows) {
-      const Slot slot = slot_at(d, t, b + i * grid_.batch_groups);
+      const Slot slot = slot_at(d, t, batch_row(rank, i));
       worker.own_rows[rows] = {slot0 + i, slot.c_prev};
       // Others of this batch group find the same slot; one of them writes it for the end of the chunk.
       if (grid_.unit_group(rank) == 0) directions_[d].slots[slot0 + i] = slot;

@@ -11,11 +11,11 @@ inline void Backward<T, CellOf>::pointwise(int rank, const Chunk& chunk, int64_t
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Direction& dir = directions_[d];
   const Group& group = groups_[grid_.group(rank)];
-  const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
+  const int64_t t = time_of(d, s), n = rows_at(rank, t), slot0 = first_slot(chunk, t, b);
   const Range blocks = own_blocks(units_, rank);
   const int64_t element = static_cast<int64_t>(size_of(s_.dtype));
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t row_b = b + i * grid_.batch_groups;
+    const int64_t row_b = batch_row(rank, i);
     const Slot slot = slot_at(d, t, row_b);
     if (grid_.unit_group(rank) == 0) dir.slots[slot0 + i] = slot;
     const char* dy = p_.grad_y.data && !s_.P ? static_cast<const char*>(p_.grad_y.data) +
@@ -77,7 +77,7 @@ template <class T, template <class> class CellOf>
 inline void Backward<T, CellOf>::propagate(int rank, const Chunk& chunk, int64_t s) {
   if (s == 0 && !p_.grad_h0) return;
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-  const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
+  const int64_t t = time_of(d, s), n = rows_at(rank, t), slot0 = first_slot(chunk, t, b);
   const Direction& dir = directions_[d];
   const Range own = own_panels(outputs_, rank);
   for (int64_t i = own.begin; i < own.end; ++i) {
@@ -131,13 +131,13 @@ inline void Backward<T, CellOf>::gather_output_gradient(int rank, const Chunk& c
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Direction& dir = directions_[d];
   const Group& group = groups_[grid_.group(rank)];
-  const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
+  const int64_t t = time_of(d, s), n = rows_at(rank, t), slot0 = first_slot(chunk, t, b);
   const Range blocks = own_blocks(outputs_, rank);
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     for (int64_t i = 0; i < n; ++i) {
       V dh = S::load(group.dh + (block * group_rows_ + i) * W);
       if (p_.grad_y.data) {
-        const int64_t at = row_start(s_, p_.grad_y, t, b + i * grid_.batch_groups) + d * s_.P + block * W;
+        const int64_t at = row_start(s_, p_.grad_y, t, batch_row(rank, i)) + d * s_.P + block * W;
         dh += load_as<T>(p_.grad_y.data, at, outputs_.lanes(block), s_.dtype);
       }
       S::store(dir.dh_out + (block * chunk_rows_ + slot0 + i) * W, dh);
@@ -149,7 +149,7 @@ inline void Backward<T, CellOf>::gather_output_gradient(int rank, const Chunk& c
 template <class T, template <class> class CellOf>
 inline void Backward<T, CellOf>::project_back(int rank, const Chunk& chunk, int64_t s) {
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-  const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
+  const int64_t t = time_of(d, s), n = rows_at(rank, t), slot0 = first_slot(chunk, t, b);
   const Range own = own_panels(units_, rank);
   for (int64_t p = own.begin; p < own.end; ++p) {
     const int vectors = units_.blocks_of(p);

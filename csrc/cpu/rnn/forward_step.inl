@@ -8,9 +8,9 @@ namespace {
 
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::step(int rank, int64_t s, int64_t s_in_chunk) {
-  const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-  const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b);
-  const Range own = own_panels(units_, grid_.unit_group(rank));
+  const int d = grid_.direction(rank);
+  const int64_t t = time_of(d, s), n = rows_at(rank, t);
+  const Range own = own_panels(units_, rank);
   // Every other step runs through the panels backwards: it begins with those that the step before left
   // in the cache, which holds a part of weights that are larger than it.
   const bool back = s & 1;
@@ -36,12 +36,11 @@ inline void Forward<T, CellOf, Operand>::step(int rank, int64_t s, int64_t s_in_
       });
     }
   }
-  // Rows that end here hand their state over. A reverse direction ends all of its rows at t = 0.
-  const int64_t still_active = d ? (t > 0 ? n : 0) : grid_.rows(s_.active(t + 1), b);
-  for (int64_t i = still_active; i < n; ++i) {
-    const int64_t row = d * s_.B + s_.row_of(b + i * grid_.batch_groups);
+  const Range blocks = own_blocks(units_, rank);
+  for (int64_t i = first_ending(rank, t, n); i < n; ++i) {
+    const int64_t row = d * s_.B + s_.row_of(batch_row(rank, i));
     const Group& group = groups_[grid_.group(rank)];
-    for (int64_t block = units_.first_block(own.begin); block < last_block(units_, own.end); ++block) {
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       const int lanes = units_.lanes(block);
       const int64_t from = (block * group_rows_ + i) * W, to = row * s_.H + block * W;
       if constexpr (C::kHasCell) store_as<T>(p_.cn, to, S::load(group.c + from), lanes, s_.dtype);
@@ -87,7 +86,7 @@ inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx,
     const int lanes = units_.lanes(block);
     for (int m = 0; m < height; ++m) {
       const int64_t at = (block * group_rows_ + row + m) * W;
-      const int64_t b = grid_.batch_group(rank) + (row + m) * grid_.batch_groups;
+      const int64_t b = batch_row(rank, row + m);
       const int64_t y_row = s_.tensor_row(t, b);
       const bool cut = restarts(d, t, b);
       const int64_t from = (m * units + u) * G * W;
@@ -124,19 +123,19 @@ inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx,
 
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::project_output(int rank, int64_t s) {
-  const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-  const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b);
-  const Range own = own_panels(outputs_, grid_.unit_group(rank));
+  const int d = grid_.direction(rank);
+  const int64_t t = time_of(d, s), n = rows_at(rank, t);
+  const Range own = own_panels(outputs_, rank);
   for (int64_t panel = own.begin; panel < own.end; ++panel) {
     const int vectors = outputs_.blocks_of(panel);
     for_tiles(tile_rows(vectors), 0, n,
               [&](int64_t row, int height) { output_tile(rank, s, t, panel, vectors, row, height); });
   }
-  const int64_t still_active = d ? (t > 0 ? n : 0) : grid_.rows(s_.active(t + 1), b);
+  const Range blocks = own_blocks(outputs_, rank);
   const E* h = groups_[grid_.group(rank)].h[(s + 1) & 1];
-  for (int64_t i = still_active; i < n; ++i) {
-    const int64_t row = d * s_.B + s_.row_of(b + i * grid_.batch_groups);
-    for (int64_t block = outputs_.first_block(own.begin); block < last_block(outputs_, own.end); ++block) {
+  for (int64_t i = first_ending(rank, t, n); i < n; ++i) {
+    const int64_t row = d * s_.B + s_.row_of(batch_row(rank, i));
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       store_as<T>(p_.hn, row * s_.P + block * W, Operand::load(h + (block * group_rows_ + i) * W),
                   outputs_.lanes(block), s_.dtype);
     }
@@ -153,7 +152,7 @@ inline void Forward<T, CellOf, Operand>::output_tile(int rank, int64_t s, int64_
   Operand::multiply(height, vectors, tile, group.m + row * W, group_rows_ * W,
                     directions_[d].w_hr + first * W * Operand::depth(s_.H), s_.H, nullptr);
   for (int m = 0; m < height; ++m) {
-    const int64_t b = grid_.batch_group(rank) + (row + m) * grid_.batch_groups, y_row = s_.tensor_row(t, b);
+    const int64_t b = batch_row(rank, row + m), y_row = s_.tensor_row(t, b);
     const bool cut = restarts(d, t, b);
     for (int v = 0; v < vectors; ++v) {
       const V h = S::load(tile + (m * vectors + v) * W);
