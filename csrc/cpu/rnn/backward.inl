@@ -88,6 +88,7 @@ class Backward : private Schedule {
   struct OwnRow {
     int64_t slot;
     const T* c_prev;
+    int64_t t, row;  // of the tensors
   };
   struct Worker {
     T* panel;  // scratch of WeightGradient
@@ -209,6 +210,7 @@ class Backward : private Schedule {
     crew.each([&](int r) { store_state_gradients(r); });
   }
 
+  // One step back, by its stages in reverse (cells/cell.h): state, cell and gates unit by unit, then the product.
   template <class ChunkOf>
   FASTRNN_INLINE void retreat(Crew& crew, ChunkOf&& chunk_of, int64_t s) {
     if (s_.P) {

@@ -25,7 +25,7 @@ class Forward : private Schedule {
   using C = CellOf<VectorMath<T>>;
   static constexpr int W = S::W;
   static constexpr int G = C::kGates;
-  static constexpr bool kKeepsState = Operand::kRounds && C::kSplit;
+  static constexpr bool kKeepsState = Operand::kRounds && kReadsH<C>;
   static constexpr int kDirectRows = 4;  // rows at once where weights are not packed
 
  public:
@@ -89,7 +89,7 @@ class Forward : private Schedule {
       Group group;
       group.h[0] = arena_.take<E>(out_blocks * group_rows * W);
       group.h[1] = arena_.take<E>(out_blocks * group_rows * W);
-      group.h_state = arena_.take<T>(kKeepsState ? blocks * group_rows * W : 0);
+      group.h_state = arena_.take<T>(kKeepsState ? out_blocks * group_rows * W : 0);
       group.c = arena_.take<T>(C::kHasCell ? blocks * group_rows * W : 0);
       group.m = arena_.take<E>(s_.P ? blocks * group_rows * W : 0);
       if (arena_.base) groups_[g] = group;
@@ -122,6 +122,8 @@ class Forward : private Schedule {
     });
   }
 
+  // One step by its stages (cells/cell.h): product, gates, cell and state in one go, tile by tile, so that no value
+  // between them leaves the cache; what needs a whole row of what another worker makes comes after a meeting.
   void advance(Crew& crew, int64_t s, int64_t s_in_chunk) {
     crew.each([&](int r) { step(r, s, s_in_chunk); });
     if (s_.P) {
@@ -159,7 +161,7 @@ class Forward : private Schedule {
         block_row<T, Operand>(h0, s_.out_size(), s_.dtype, group.h[0], group_rows_, i);
         block_row<T, Operand>(h0, s_.out_size(), s_.dtype, group.h[1], group_rows_, i);
         if constexpr (kKeepsState) {
-          block_row<T, NaturalOperand<T>>(h0, s_.H, s_.dtype, group.h_state, group_rows_, i);
+          block_row<T, NaturalOperand<T>>(h0, s_.out_size(), s_.dtype, group.h_state, group_rows_, i);
         }
         if constexpr (C::kHasCell) {
           const char* c0 = static_cast<const char*>(p_.c0) + row * s_.H * size_of(s_.dtype);
@@ -168,10 +170,10 @@ class Forward : private Schedule {
         if (d == 0 && s_.cut(0, batch_row(rank, i))) {
           for (int64_t block = 0; block < outputs_.blocks(); ++block) {
             Operand::store(group.h[0] + (block * group_rows_ + i) * W, V{});
+            if constexpr (kKeepsState) S::store(group.h_state + (block * group_rows_ + i) * W, V{});
           }
           for (int64_t block = 0; block < units_.blocks(); ++block) {
             if constexpr (C::kHasCell) S::store(group.c + (block * group_rows_ + i) * W, V{});
-            if constexpr (kKeepsState) S::store(group.h_state + (block * group_rows_ + i) * W, V{});
           }
         }
       }
@@ -247,6 +249,7 @@ class Forward : private Schedule {
                  int64_t slot, PanelPrefetch& ahead);
   void finish_tile(const T* tile, const T* gx, int rank, int64_t s, int64_t t, int64_t panel, int units, int64_t row,
                    int height);
+  void put_output(int rank, int64_t s, int64_t t, const Panels<T>& columns, int64_t block, int64_t i, V h);
   void project_output(int rank, int64_t s);
   void output_tile(int rank, int64_t s, int64_t t, int64_t panel, int vectors, int64_t row, int height);
   template <int MR>

@@ -28,14 +28,15 @@ void store_result(const Layer& layer, const Tensor& out, const Tensor& a, const 
 void run_stepwise(const Layer& layer, const BackwardSequence& s) {
   const LayerShape& shape = layer.shape();
   const int64_t B = shape.B, H = shape.H, D = shape.D, N = layer.N, width = shape.out_size();
-  const bool lstm = layer.is(CellKind::kLstm), gru = layer.is(CellKind::kGru), projected = shape.P > 0;
+  const CellFacts& cell = facts_of(shape.cell);
+  const bool projected = shape.P > 0;
 
   const std::optional<Tensor> none;
   const bool waits = layer.has_lengths();
   const Tensor dh = final_gradient(layer, waits ? none : s.grad_hn, {D, B, width});
-  const std::optional<Tensor> dc = lstm ? std::optional(final_gradient(layer, s.grad_cn, {D, B, H})) : none;
+  const std::optional<Tensor> dc = cell.has_cell ? std::optional(final_gradient(layer, s.grad_cn, {D, B, H})) : none;
   const std::optional<Tensor> direct =
-      gru || waits ? std::optional(final_gradient(layer, waits ? s.grad_hn : none, {D, B, width})) : none;
+      cell.split || waits ? std::optional(final_gradient(layer, waits ? s.grad_hn : none, {D, B, width})) : none;
   const Tensor dm = projected ? layer.make_compute({D, B, H}) : dh;  // gradient of h before the projection
 
   const int64_t first_column = (layer.recurrent_gates - layer.G) * H;
@@ -61,6 +62,7 @@ void run_stepwise(const Layer& layer, const BackwardSequence& s) {
   step.dgates = s.dgates.data_ptr();
   step.m = data(s.m);
 
+  // The stages of a step in reverse: the output's half of the state; the unit's half, cell and gates; product.
   for (int64_t t = shape.T - 1; t >= 0; --t) {
     step.rows = layer.rows_at(t);
     step.previous = layer.rows_at(t - 1);

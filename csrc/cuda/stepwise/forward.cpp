@@ -10,18 +10,19 @@ namespace fastrnn::cuda {
 void run_stepwise(const Layer& layer, const ForwardSequence& s) {
   const LayerShape& shape = layer.shape();
   const int64_t B = shape.B, H = shape.H, D = shape.D, G = layer.G;
-  const bool lstm = layer.is(CellKind::kLstm), gru = layer.is(CellKind::kGru), projected = shape.P > 0;
+  const CellFacts& cell = facts_of(shape.cell);
+  const bool projected = shape.P > 0;
   const bool converts = layer.compute != layer.type;
 
   const Tensor& hn = s.hn;
   copy(hn, s.h0);
-  const Tensor c = lstm && converts ? layer.make_compute({D, B, H}) : s.cn;
-  if (lstm) copy(c, *s.c0);
+  const Tensor c = cell.has_cell && converts ? layer.make_compute({D, B, H}) : s.cn;
+  if (cell.has_cell) copy(c, *s.c0);
   const Tensor rec = layer.make_compute({D, B, G * H});
   const Tensor m = projected ? layer.make({D, B, H}) : hn;
-  // What a GRU adds to its new h is the old one in full precision, not as rounded for the product.
+  // What goes from the old h into the new one past the product does so in full precision, not as rounded for that.
   Tensor h_state = hn;
-  if (gru && converts) {
+  if (cell.split && converts) {
     h_state = layer.make_compute({D, B, H});
     copy(h_state, s.h0);
   }
@@ -39,13 +40,14 @@ void run_stepwise(const Layer& layer, const ForwardSequence& s) {
   step.rec = rec.data_ptr();
   const std::optional<Tensor> bias = layer.combined_bias();
   step.bias = data(bias);
-  if (gru) step.h_state = h_state.data_ptr();
-  if (lstm) step.c = c.data_ptr();
+  if (cell.split) step.h_state = h_state.data_ptr();
+  if (cell.has_cell) step.c = c.data_ptr();
   step.h = m.data_ptr();
   if (!projected) step.y = s.y.data_ptr();
   if (s.save_gates) step.gates = s.gates.data_ptr();
   if (s.save_cells) step.cells = s.cells.data_ptr();
 
+  // The stages of a step (cells/cell.h): product; gates, cell and the unit's half of the state; the output's half.
   for (int64_t t = 0; t < shape.T; ++t) {
     step.rows = layer.rows_at(t);
     StepRows state;  // of the (D,B,.) buffers: as many rows, from the first
@@ -55,11 +57,11 @@ void run_stepwise(const Layer& layer, const ForwardSequence& s) {
     check_cuda(forward_step(layer.step_shape(), step, layer.stream));
     if (projected) {
       (*project)(state);
-      check_cuda(store_output(layer.step_shape(), step.rows, step.table, shape.P, h->data_ptr(), s.y.data_ptr(),
-                              hn.data_ptr(), layer.stream));
+      check_cuda(store_output(layer.step_shape(), step.rows, step.table, shape.P, h->data_ptr(), step.h_state,
+                              s.y.data_ptr(), hn.data_ptr(), layer.stream));
     }
   }
-  if (lstm && converts) copy(s.cn, c);
+  if (cell.has_cell && converts) copy(s.cn, c);
 }
 
 }  // namespace fastrnn::cuda

@@ -29,7 +29,7 @@ struct ForwardStep {
   int64_t gx_stride = 0;
   const void* rec = nullptr;   // (D,B,G*H) A: h_prev W_hh^T, no bias
   const void* bias = nullptr;  // (D,Gr*H) A as made by combine_bias, or null
-  void* h_state = nullptr;     // GRU: (D,B,H) A, h_prev in, h out; may be h where T is A
+  void* h_state = nullptr;     // a cell that reads h_prev: (D,B,H) A, h_prev in, h out; may be h where T is A
   void* c = nullptr;           // LSTM: (D,B,H) A, c_prev in, c out
   void* h = nullptr;           // (D,B,H) T out: the next product's operand (before the projection if any)
   void* y = nullptr;           // (N,D*H) T out; null with a projection
@@ -82,13 +82,14 @@ int activate_gates(const StepShape& shape, void* pre, const void* bias, void* st
 // place n, b_hn behind.
 int combine_bias(const StepShape& shape, const void* b_ih, const void* b_hh, void* out, void* stream);
 
-// Around the projection of an LSTM (P units a row):
-// y (N,D*P) T, the step's rows, and hn (D,B,P) T = h (D,B,P) T. Rows that do not run are left alone.
+// Around the projection of an LSTM (P units a row), the output's half of the state stage:
+// y (N,D*P) T, the step's rows, and hn (D,B,P) T = h (D,B,P) T. Rows that do not run are left alone. h_state (D,B,P)
+// A as in ForwardStep, where the stage keeps a part of h_prev, else null.
 int store_output(const StepShape& shape, const StepRows& rows, const RowTable& table, int64_t P, const void* h,
-                 void* y, void* hn, void* stream);
+                 void* h_state, void* y, void* hn, void* stream);
 // out (D,N,P) T, the step's rows = grad_y (N,D*P) T (null: zero) + dh (D,B,P) A + direct (D,B,P) A (null: zero),
-// which it empties; dh and direct count as zero where a new sequence begins at the later step. Of a row that does
-// not run, dh joins direct.
+// which it empties (but for what the state stage keeps of it); dh and direct count as zero where a new sequence
+// begins at the later step. Of a row that does not run, dh joins direct.
 int sum_output_gradient(const StepShape& shape, const StepRows& rows, const RowTable& table, int64_t P,
                         const void* grad_y, const void* dh, void* direct, void* out, void* stream);
 
