@@ -9,12 +9,13 @@
 namespace fastrnn {
 
 template <class M>
-struct GruCell {
+struct GruCell : PlainStages<M> {
   using V = typename M::V;
+  using Product = SplitProduct;
   static constexpr int kGates = 3;
   static constexpr int kSaved = 4;  // r, z, n, rec
   static constexpr bool kHasCell = false;
-  static constexpr bool kSplit = true;
+  static constexpr bool kSplit = Product::kSplit;
 
   static FASTRNN_HD void forward(const V* pre, V rec, V h_prev, V /*c_prev*/, V* saved, V& /*c*/, V& h) {
     saved[0] = M::sigmoid(pre[0]);

@@ -9,12 +9,12 @@ namespace fastrnn {
 enum class Nonlinearity { kTanh, kRelu };
 
 template <class M, Nonlinearity kind>
-struct RnnCell {
+struct RnnCell : PlainStages<M> {
   using V = typename M::V;
   static constexpr int kGates = 1;
   static constexpr int kSaved = 0;
   static constexpr bool kHasCell = false;
-  static constexpr bool kSplit = false;
+  static constexpr bool kSplit = WholeProduct::kSplit;
 
   static FASTRNN_HD void forward(const V* pre, V /*rec*/, V /*h_prev*/, V /*c_prev*/, V* /*saved*/, V& /*c*/, V& h) {
     if constexpr (kind == Nonlinearity::kTanh) {

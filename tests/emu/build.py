@@ -88,6 +88,21 @@ def library(name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = F
     return result
 
 
+def stages() -> Path:
+    """library() with emu_stages.cu in place of the stepwise tier's kernels; not in one process with it."""
+    plain, folder = library().parent, OUT / "stages"
+    target, result = folder / "emu_stages.o", folder / "libfastrnn_emulated.so"
+    include = " ".join(f"-I{p}" for p in (TWINS, ROOT / "csrc", EMU, EMU.parent, TORCH / "include"))
+    replaced = "cuda_stepwise_kernels.cu.o"
+    objects = [str(o) for o in sorted((plain / "objects").glob("*.o")) if o.name != replaced]
+    edges = [
+        f"build {target}: cxx {EMU / 'emu_stages.cu'}\n  flags = {' '.join(FLAGS)} {include}\n",
+        f"build {result}: link {target} {' '.join(objects)}\n",
+    ]
+    compile_and_link(folder, edges, f"-shared -L{TORCH / 'lib'} -Wl,-z,defs", "-ltorch_cpu -ltorch")
+    return result
+
+
 def selftest() -> Path:
     """The program of selftest.cpp, under the race check."""
     folder = OUT / "selftest"

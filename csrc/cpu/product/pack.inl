@@ -14,8 +14,6 @@
 namespace fastrnn {
 namespace {
 
-FASTRNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // How a row of hidden units (or of columns) is cut into panels.
 template <class T>
 struct Panels {

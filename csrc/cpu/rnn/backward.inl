@@ -15,15 +15,14 @@
 // grad_W_hh. Nothing that forward saved is written to.
 #pragma once
 #include "cpu/product/operand.inl"
+#include "cpu/rnn/schedule.inl"
 #include "cpu/rnn/weight_gradient.inl"
-#include "cpu/team.h"
-#include "plan/cpu.h"
 
 namespace fastrnn {
 namespace {
 
 template <class T, template <class> class CellOf>
-class Backward {
+class Backward : private Schedule {
   using S = Simd<T>;
   using V = typename S::V;
   using C = CellOf<VectorMath<T>>;
@@ -38,10 +37,8 @@ class Backward {
 
  public:
   Backward(const BackwardParams& params, const CpuPlan& plan, char* workspace)
-      : p_(params),
-        s_(params.shape),
-        plan_(plan),
-        grid_{params.shape.D, plan.batch_groups, plan.unit_groups},
+      : Schedule(params.shape, plan),
+        p_(params),
         units_{s_.H, kPanelVectors},
         outputs_{s_.out_size(), kPanelVectors},
         inputs_{s_.I, kPanelVectors} {
@@ -57,7 +54,7 @@ class Backward {
     static_cast<Backward*>(self)->run(static_cast<int>(begin), static_cast<int>(end));
   }
 
-  int workers() const { return grid_.workers(); }
+  using Schedule::workers;
 
  private:
   // Where a chunk row finds what it needs in natural tensors.
@@ -76,7 +73,6 @@ class Backward {
     T* dh_out;  // projection: gradient of the projected output, blocked [ceil(P/W)][M][W]
     T* m;       // projection: output before it, rows of blocks*W
     Slot* slots;
-    Barrier* barrier;
     // recompute mode
     T* gate_w_ih;
     T* gate_w_hh;
@@ -88,11 +84,11 @@ class Backward {
     T* dh;  // over Hout
     T* dm;  // projection: over H
     T* dc;
-    Barrier* barrier;
   };
   struct OwnRow {
     int64_t slot;
     const T* c_prev;
+    int64_t t, row;  // of the tensors
   };
   struct Worker {
     T* panel;  // scratch of WeightGradient
@@ -108,9 +104,6 @@ class Backward {
     int64_t rows;
     bool first;  // of this call: gradients are written, not added to
   };
-  struct Range {
-    int64_t begin, end;
-  };
 
   // ---- memory ---------------------------------------------------------------------------------
 
@@ -118,7 +111,7 @@ class Backward {
 
   void lay_out() {
     const int64_t blocks = units_.blocks(), out_blocks = outputs_.blocks();
-    group_rows_ = spread_rows(ceil_div(s_.B, grid_.batch_groups));
+    group_rows_ = spread_rows(most_group_rows());
     chunk_rows_ = 0;  // of the busiest chunk of either direction
     for (int d = 0; d < s_.D; ++d) {
       for (int64_t s_end = s_.T; s_end > 0; s_end -= plan_.backward_chunk) {
@@ -127,12 +120,10 @@ class Backward {
     }
     chunk_rows_ = spread_rows(chunk_rows_);
     const int64_t M = chunk_rows_;
-    const int groups = grid_.directions * grid_.batch_groups;
-    barriers_ = arena_.take<Barrier>(2 + groups);
+    take_barriers(arena_);
     zeros_ = arena_.take<T>(s_.resets ? max_of(out_blocks, blocks) * W : 0);
     for (int d = 0; d < s_.D; ++d) {
       Direction& dir = directions_[d];
-      dir.barrier = barriers_ + d;
       dir.w_hh = take_panels(outputs_, G * s_.H);
       if (s_.P) dir.w_hr = take_panels(units_, s_.P);
       dir.c0 = arena_.take<T>(C::kHasCell ? s_.B * s_.H : 0);
@@ -148,14 +139,13 @@ class Backward {
         dir.gates = arena_.take<T>(M * C::kSaved * row_length());
       }
     }
-    groups_ = arena_.take<Group>(groups);
+    groups_ = arena_.take<Group>(groups());
     workers_ = arena_.take<Worker>(grid_.workers());
-    for (int g = 0; g < groups; ++g) {
+    for (int g = 0; g < groups(); ++g) {
       Group group;
       group.dh = arena_.take<T>(out_blocks * group_rows_ * W);
       group.dm = arena_.take<T>(s_.P ? blocks * group_rows_ * W : 0);
       group.dc = arena_.take<T>(C::kHasCell ? blocks * group_rows_ * W : 0);
-      group.barrier = barriers_ + 2 + g;
       if (arena_.base) groups_[g] = group;
     }
     const int64_t own_rows = spread_rows(min_of(M, plan_.backward_chunk * group_rows_));
@@ -173,7 +163,7 @@ class Backward {
     }
     own_rows_ = own_rows;
     if (arena_.base) {
-      for (int b = 0; b < 2 + groups; ++b) barriers_[b].reset();
+      reset_barriers();
       if (s_.resets) __builtin_memset(zeros_, 0, max_of(out_blocks, blocks) * W * sizeof(T));
     }
   }
@@ -182,23 +172,6 @@ class Backward {
   T* take_panels(const Panels<T>& columns, int64_t K) {
     return arena_.take<T>(natural(columns, columns.count() - 1) ? 0 : columns.blocks() * W * K);
   }
-
-  Range own_panels(const Panels<T>& panels, int rank) const {
-    const int64_t n = panels.count(), q = grid_.unit_group(rank);
-    return {n * q / grid_.unit_groups, n * (q + 1) / grid_.unit_groups};
-  }
-  Range own_blocks(const Panels<T>& panels, int rank) const {
-    const Range own = own_panels(panels, rank);
-    return {min_of(panels.first_block(own.begin), panels.blocks()),
-            min_of(panels.first_block(own.end), panels.blocks())};
-  }
-  int share(int rank) const { return rank % grid_.workers_a_direction(); }
-  Range share_of(int rank, int64_t count) const {
-    const int64_t n = grid_.workers_a_direction();
-    return {count * share(rank) / n, count * (share(rank) + 1) / n};
-  }
-
-  int64_t time_of(int direction, int64_t s) const { return direction ? s_.T - 1 - s : s; }
 
   // First chunk row of batch group p at time t.
   int64_t first_slot(const Chunk& chunk, int64_t t, int p) const {
@@ -216,60 +189,38 @@ class Backward {
     return chunk;
   }
 
-  // ---- schedule -------------------------------------------------------------------------------
+  // ---- the pass -------------------------------------------------------------------------------
 
   void run(int begin, int end) {
-    int64_t direction_meetings = 0, group_meetings = 0;
-    const auto meet_direction = [&] {
-      ++direction_meetings;
-      const int64_t all = direction_meetings * grid_.workers_a_direction();
-      for (int r = begin; r < end; ++r) directions_[grid_.direction(r)].barrier->arrive(all);
-      for (int r = begin; r < end; ++r) directions_[grid_.direction(r)].barrier->wait(all);
-    };
-    const auto meet_group = [&] {
-      ++group_meetings;
-      const int64_t all = group_meetings * grid_.unit_groups;
-      for (int r = begin; r < end; ++r) groups_[grid_.group(r)].barrier->arrive(all);
-      for (int r = begin; r < end; ++r) groups_[grid_.group(r)].barrier->wait(all);
-    };
-    for (int r = begin; r < end; ++r) prepare(r);
-    meet_direction();
+    Crew crew(*this, begin, end);
+    crew.each([&](int r) { prepare(r); });
+    crew.meet_direction();
     for (int64_t s_end = s_.T; s_end > 0;) {
       const auto chunk_of = [&](int r) { return chunk_before(grid_.direction(r), s_end); };
       const int64_t s_begin = chunk_before(0, s_end).s_begin;
-      if (recompute_) {
-        for (int r = begin; r < end; ++r) recompute_gates(r, chunk_of(r));
-      }
-      if (grid_.unit_groups == 1) {
-        for (int r = begin; r < end; ++r) {
-          const Chunk chunk = chunk_of(r);
-          for (int64_t s = s_end - 1; s >= s_begin; --s) {
-            if (s_.P) {
-              gather_output_gradient(r, chunk, s);
-              project_back(r, chunk, s);
-            }
-            pointwise(r, chunk, s);
-            propagate(r, chunk, s);
-          }
-        }
-      } else {
-        for (int64_t s = s_end - 1; s >= s_begin; --s) {
-          if (s_.P) {
-            for (int r = begin; r < end; ++r) gather_output_gradient(r, chunk_of(r), s);
-            meet_group();  // the whole gradient of h is there before anyone multiplies it by W_hr
-            for (int r = begin; r < end; ++r) project_back(r, chunk_of(r), s);
-          }
-          for (int r = begin; r < end; ++r) pointwise(r, chunk_of(r), s);
-          meet_group();  // every gate of dg_t is written before anyone multiplies it by W_hh
-          for (int r = begin; r < end; ++r) propagate(r, chunk_of(r), s);
-        }
-      }
-      meet_direction();  // all of the chunk's dg
-      for (int r = begin; r < end; ++r) finish_chunk(r, chunk_of(r));
-      meet_direction();  // dg is free again
+      if (recompute_) crew.each([&](int r) { recompute_gates(r, chunk_of(r)); });
+      crew.apart([&](Crew& own) {
+        for (int64_t s = s_end - 1; s >= s_begin; --s) retreat(own, chunk_of, s);
+      });
+      crew.meet_direction();  // all of the chunk's dg
+      crew.each([&](int r) { finish_chunk(r, chunk_of(r)); });
+      crew.meet_direction();  // dg is free again
       s_end = s_begin;
     }
-    for (int r = begin; r < end; ++r) store_state_gradients(r);
+    crew.each([&](int r) { store_state_gradients(r); });
+  }
+
+  // One step back, by its stages in reverse (cells/cell.h): state, cell and gates unit by unit, then the product.
+  template <class ChunkOf>
+  FASTRNN_INLINE void retreat(Crew& crew, ChunkOf&& chunk_of, int64_t s) {
+    if (s_.P) {
+      crew.each([&](int r) { gather_output_gradient(r, chunk_of(r), s); });
+      crew.meet_group();  // the whole gradient of h is there before anyone multiplies it by W_hr
+      crew.each([&](int r) { project_back(r, chunk_of(r), s); });
+    }
+    crew.each([&](int r) { pointwise(r, chunk_of(r), s); });
+    crew.meet_group();  // every gate of dg_t is written before anyone multiplies it by W_hh
+    crew.each([&](int r) { propagate(r, chunk_of(r), s); });
   }
 
   // ---- before the last step -------------------------------------------------------------------
@@ -304,12 +255,12 @@ class Backward {
   }
 
   void load_state_gradient(int rank, const Panels<T>& columns, const void* gradient, T* out) {
-    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+    const int d = grid_.direction(rank);
     const Range blocks = own_blocks(columns, rank);
-    const int64_t rows = grid_.rows(s_.B, b);
+    const int64_t rows = grid_.rows(s_.B, grid_.batch_group(rank));
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       for (int64_t i = 0; i < rows; ++i) {
-        const int64_t at = (d * s_.B + s_.row_of(b + i * grid_.batch_groups)) * columns.length + block * W;
+        const int64_t at = (d * s_.B + s_.row_of(batch_row(rank, i))) * columns.length + block * W;
         S::store(out + (block * group_rows_ + i) * W,
                  gradient ? load_as<T>(gradient, at, columns.lanes(block), s_.dtype) : V{});
       }
@@ -317,15 +268,15 @@ class Backward {
   }
 
   void store_state_gradients(int rank) {
-    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+    const int d = grid_.direction(rank);
     const Group& group = groups_[grid_.group(rank)];
-    const int64_t rows = grid_.rows(s_.B, b);
+    const int64_t rows = grid_.rows(s_.B, grid_.batch_group(rank));
     const auto store = [&](const Panels<T>& columns, const T* from, void* out) {
       if (!out) return;
       const Range blocks = own_blocks(columns, rank);
       for (int64_t block = blocks.begin; block < blocks.end; ++block) {
         for (int64_t i = 0; i < rows; ++i) {
-          const int64_t at = (d * s_.B + s_.row_of(b + i * grid_.batch_groups)) * columns.length + block * W;
+          const int64_t at = (d * s_.B + s_.row_of(batch_row(rank, i))) * columns.length + block * W;
           store_as<T>(out, at, S::load(from + (block * group_rows_ + i) * W), columns.lanes(block), s_.dtype);
         }
       }
@@ -426,9 +377,6 @@ class Backward {
   void input_gradient(int rank, const Chunk& chunk);
 
   const BackwardParams& p_;
-  const LayerShape& s_;
-  const CpuPlan plan_;
-  const Grid grid_;
   const Panels<T> units_;    // hidden units
   const Panels<T> outputs_;  // columns of h
   const Panels<T> inputs_;   // columns of x
@@ -436,9 +384,8 @@ class Backward {
   bool recompute_ = false;
   bool natural_ = false;  // weights are read where they lie
   int64_t chunk_rows_ = 0, group_rows_ = 0, own_rows_ = 0;
-  Barrier* barriers_ = nullptr;
   T* zeros_ = nullptr;  // the state before a reset
-  Direction directions_[2] = {};
+  Direction directions_[kMaxDirections] = {};
   Group* groups_ = nullptr;
   Worker* workers_ = nullptr;
 };

@@ -28,10 +28,10 @@ inline void Backward<T, CellOf>::recompute_gates(int rank, const Chunk& chunk) {
   const Worker& worker = workers_[rank];
   int64_t rows = 0;
   for (int64_t s = chunk.s_begin; s < chunk.s_end; ++s) {
-    const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
+    const int64_t t = time_of(d, s), n = rows_at(rank, t), slot0 = first_slot(chunk, t, b);
     for (int64_t i = 0; i < n; ++i, ++rows) {
-      const Slot slot = slot_at(d, t, b + i * grid_.batch_groups);
-      worker.own_rows[rows] = {slot0 + i, slot.c_prev};
+      const Slot slot = slot_at(d, t, batch_row(rank, i));
+      worker.own_rows[rows] = {slot0 + i, slot.c_prev, t, slot.row};
       // Others of this batch group find the same slot; one of them writes it for the end of the chunk.
       if (grid_.unit_group(rank) == 0) directions_[d].slots[slot0 + i] = slot;
       block_row<T, NaturalOperand<T>>(slot.x, s_.I, s_.dtype, worker.x, own_rows_, rows);
@@ -48,6 +48,7 @@ template <class T, template <class> class CellOf>
 inline void Backward<T, CellOf>::recompute_tile(int rank, int64_t block, int64_t row, int height) {
   const Direction& dir = directions_[grid_.direction(rank)];
   const Worker& worker = workers_[rank];
+  const int lanes = units_.lanes(block);
   alignas(64) T input[kTileSize * W], tile[kTileSize * W];
   for (int m = 0; m < height; ++m) {
     for (int g = 0; g < G; ++g) S::store(input + (m * G + g) * W, S::load(dir.bias + (block * G + g) * W));
@@ -62,17 +63,19 @@ inline void Backward<T, CellOf>::recompute_tile(int rank, int64_t block, int64_t
   multiply<T>(height, G, tile, worker.h + row * W, own_rows_ * W, dir.gate_w_hh + block * G * W * s_.out_size(),
               G * W, s_.out_size());
   for (int m = 0; m < height; ++m) {
-    const auto [slot, c_before] = worker.own_rows[row + m];
-    V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, c_prev{}, c, h;
+    const OwnRow& own = worker.own_rows[row + m];
+    V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, h_prev{}, c_prev{}, c, h;
     for (int g = 0; g < G; ++g) pre[g] = S::load(tile + (m * G + g) * W);
     if constexpr (C::kSplit) {
       rec = pre[G - 1];
       pre[G - 1] = S::load(input + (m * G + G - 1) * W);
     }
-    if constexpr (C::kHasCell) c_prev = S::load_n(c_before + block * W, units_.lanes(block));
-    C::forward(pre, rec, V{}, c_prev, saved, c, h);  // h_prev only enters h, which is not used
+    if constexpr (C::kHasCell) c_prev = S::load_n(own.c_prev + block * W, lanes);
+    // Where h is not saved, it is not used, and h_prev enters nothing else.
+    if constexpr (C::kSplit && C::State::kSaved > 0) h_prev = S::load(worker.h + (block * own_rows_ + row + m) * W);
+    forward_unit<C>({grid_.direction(rank), own.t, own.row, block * W, lanes}, pre, rec, h_prev, c_prev, saved, c, h);
     for (int k = 0; k < C::kSaved; ++k) {
-      S::store(dir.gates + (slot * C::kSaved + k) * row_length() + block * W, saved[k]);
+      S::store(dir.gates + (own.slot * C::kSaved + k) * row_length() + block * W, saved[k]);
     }
   }
 }

@@ -1,5 +1,5 @@
-// One step of the backward pass: from the gradient of h_t to the gates' dg_t and on to dh_{t-1}; see
-// backward.inl.
+// One step of the backward pass by its stages (cells/cell.h) in reverse: from the gradient of h_t to the gates' dg_t
+// and on to dh_{t-1}; see backward.inl.
 #pragma once
 #include "cpu/rnn/backward.inl"
 
@@ -11,11 +11,11 @@ inline void Backward<T, CellOf>::pointwise(int rank, const Chunk& chunk, int64_t
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Direction& dir = directions_[d];
   const Group& group = groups_[grid_.group(rank)];
-  const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
+  const int64_t t = time_of(d, s), n = rows_at(rank, t), slot0 = first_slot(chunk, t, b);
   const Range blocks = own_blocks(units_, rank);
   const int64_t element = static_cast<int64_t>(size_of(s_.dtype));
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t row_b = b + i * grid_.batch_groups;
+    const int64_t row_b = batch_row(rank, i);
     const Slot slot = slot_at(d, t, row_b);
     if (grid_.unit_group(rank) == 0) dir.slots[slot0 + i] = slot;
     const char* dy = p_.grad_y.data && !s_.P ? static_cast<const char*>(p_.grad_y.data) +
@@ -24,6 +24,7 @@ inline void Backward<T, CellOf>::pointwise(int rank, const Chunk& chunk, int64_t
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       const int lanes = units_.lanes(block);
       const int64_t at = (block * group_rows_ + i) * W, unit = block * W;
+      const UnitAt where{d, t, slot.row, unit, lanes};
       V saved[C::kSaved ? C::kSaved : 1], c{}, c_prev{}, h{}, h_prev{}, dc{}, dpre[G], drec, dc_prev, dh_prev;
       if constexpr (C::kSaved > 0) {
 #pragma GCC unroll 4
@@ -32,7 +33,8 @@ inline void Backward<T, CellOf>::pointwise(int rank, const Chunk& chunk, int64_t
                                 : load_as<T>(p_.gates, ((d * s_.rows() + slot.row) * C::kSaved + k) * s_.H + unit,
                                              lanes, s_.dtype);
         }
-      } else {
+      }
+      if constexpr (kNeedsOutput<C>) {
         h = load_as<T>(p_.y, (slot.row * s_.D + d) * s_.H + unit, lanes, s_.dtype);
       }
       if constexpr (C::kSplit) h_prev = load_as<T>(slot.h_prev, unit, lanes, s_.dtype);
@@ -43,13 +45,18 @@ inline void Backward<T, CellOf>::pointwise(int rank, const Chunk& chunk, int64_t
         if (p_.grad_cells) {
           dc += S::load_n(static_cast<const T*>(p_.grad_cells) + (d * s_.rows() + slot.row) * s_.H + unit, lanes);
         }
-        if (s_.P && p_.need_weights) {
-          S::store(dir.m + (slot0 + i) * row_length() + unit, saved[C::kSaved - 1] * VectorMath<T>::tanh(c));
-        }
       }
       V dh = S::load((s_.P ? group.dm : group.dh) + at);
       if (dy) dh += load_as<T>(dy, unit, lanes, s_.dtype);
-      C::backward(saved, c_prev, c, h_prev, h, dh, dc, dpre, drec, dc_prev, dh_prev);
+      V dh_kept{};
+      if constexpr (C::State::kKeepsH) {
+        if (!s_.P) C::State::output_backward(where, dh, dh_kept);
+      }
+      backward_unit<C>(where, saved, c_prev, c, h_prev, h, dh, dc, dpre, drec, dc_prev, dh_prev);
+      if constexpr (C::State::kKeepsH) dh_prev += dh_kept;
+      if constexpr (C::kHasCell) {
+        if (s_.P && p_.need_weights) S::store(dir.m + (slot0 + i) * row_length() + unit, C::output(saved, c));
+      }
       T* out = dir.dg + (block * chunk_rows_ + slot0 + i) * W;
       const int64_t gate_stride = units_.blocks() * chunk_rows_ * W;
 #pragma GCC unroll 4
@@ -77,7 +84,7 @@ template <class T, template <class> class CellOf>
 inline void Backward<T, CellOf>::propagate(int rank, const Chunk& chunk, int64_t s) {
   if (s == 0 && !p_.grad_h0) return;
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-  const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
+  const int64_t t = time_of(d, s), n = rows_at(rank, t), slot0 = first_slot(chunk, t, b);
   const Direction& dir = directions_[d];
   const Range own = own_panels(outputs_, rank);
   for (int64_t i = own.begin; i < own.end; ++i) {
@@ -88,7 +95,8 @@ inline void Backward<T, CellOf>::propagate(int rank, const Chunk& chunk, int64_t
       PanelPrefetch ahead = next_gates(outputs_, panel, vectors, g, pass);
       for_tiles(tile_rows(vectors), 0, n, [&](int64_t row, int height) {
         T* dh = groups_[grid_.group(rank)].dh + (outputs_.first_block(p) * group_rows_ + row) * W;
-        const bool from_zero = s_.P && g == 0;  // with a projection, dh went into dm and is spent
+        // With a projection, dh went into dm and is spent, but for what the state stage keeps of it.
+        const bool from_zero = !C::State::kKeepsH && s_.P && g == 0;
         alignas(64) T tile[kTileSize * W];
         for (int v = 0; v < vectors; ++v) {
           for (int m = 0; m < height; ++m) {
@@ -123,22 +131,30 @@ inline void Backward<T, CellOf>::store_blocked(const T* tile, int rows, int vect
   }
 }
 
-// ---- projection (LSTM with proj_size) -------------------------------------------------------
+// ---- the state stage's product: a projection (LSTM with proj_size)
+// -------------------------------------------------------
 
-// The whole gradient of the projected output at this step: from later steps and from grad_y.
+// The whole gradient of the projected output at this step, from later steps and from grad_y, and through the output's
+// half of the state stage.
 template <class T, template <class> class CellOf>
 inline void Backward<T, CellOf>::gather_output_gradient(int rank, const Chunk& chunk, int64_t s) {
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Direction& dir = directions_[d];
   const Group& group = groups_[grid_.group(rank)];
-  const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
+  const int64_t t = time_of(d, s), n = rows_at(rank, t), slot0 = first_slot(chunk, t, b);
   const Range blocks = own_blocks(outputs_, rank);
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     for (int64_t i = 0; i < n; ++i) {
       V dh = S::load(group.dh + (block * group_rows_ + i) * W);
       if (p_.grad_y.data) {
-        const int64_t at = row_start(s_, p_.grad_y, t, b + i * grid_.batch_groups) + d * s_.P + block * W;
+        const int64_t at = row_start(s_, p_.grad_y, t, batch_row(rank, i)) + d * s_.P + block * W;
         dh += load_as<T>(p_.grad_y.data, at, outputs_.lanes(block), s_.dtype);
+      }
+      if constexpr (C::State::kKeepsH) {
+        V dh_kept{};
+        const int64_t row = s_.tensor_row(t, batch_row(rank, i));
+        C::State::output_backward({d, t, row, block * W, outputs_.lanes(block)}, dh, dh_kept);
+        S::store(group.dh + (block * group_rows_ + i) * W, dh_kept);
       }
       S::store(dir.dh_out + (block * chunk_rows_ + slot0 + i) * W, dh);
     }
@@ -149,7 +165,7 @@ inline void Backward<T, CellOf>::gather_output_gradient(int rank, const Chunk& c
 template <class T, template <class> class CellOf>
 inline void Backward<T, CellOf>::project_back(int rank, const Chunk& chunk, int64_t s) {
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-  const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b), slot0 = first_slot(chunk, t, b);
+  const int64_t t = time_of(d, s), n = rows_at(rank, t), slot0 = first_slot(chunk, t, b);
   const Range own = own_panels(units_, rank);
   for (int64_t p = own.begin; p < own.end; ++p) {
     const int vectors = units_.blocks_of(p);

@@ -12,33 +12,27 @@
 #pragma once
 #include "cpu/product/few_rows.inl"
 #include "cpu/product/panels.inl"
-#include "cpu/team.h"
-#include "plan/cpu.h"
+#include "cpu/rnn/schedule.inl"
 
 namespace fastrnn {
 namespace {
 
 template <class T, template <class> class CellOf, class Operand>
-class Forward {
+class Forward : private Schedule {
   using E = typename Operand::E;
   using S = Simd<T>;
   using V = typename S::V;
   using C = CellOf<VectorMath<T>>;
   static constexpr int W = S::W;
   static constexpr int G = C::kGates;
-  static constexpr bool kKeepsState = Operand::kRounds && C::kSplit;
+  static constexpr bool kKeepsState = Operand::kRounds && kReadsH<C>;
   static constexpr int kDirectRows = 4;  // rows at once where weights are not packed
 
  public:
   using Weights = PackedWeights<T, CellOf, Operand>;
 
   Forward(const ForwardParams& params, const CpuPlan& plan, char* workspace)
-      : p_(params),
-        s_(params.shape),
-        plan_(plan),
-        grid_{params.shape.D, plan.batch_groups, plan.unit_groups},
-        units_(Weights::units_of(s_)),
-        outputs_(Weights::outputs_of(s_)) {
+      : Schedule(params.shape, plan), p_(params), units_(Weights::units_of(s_)), outputs_(Weights::outputs_of(s_)) {
     arena_.base = workspace;
     // A panel that is used once is packed into a small buffer right before, so that the packed weights
     // never travel through memory; with several batch groups each would repeat the packing.
@@ -54,18 +48,15 @@ class Forward {
     static_cast<Forward*>(self)->run(static_cast<int>(begin), static_cast<int>(end));
   }
 
-  int workers() const { return grid_.workers(); }
+  using Schedule::workers;
 
  private:
-  struct Direction : Weights {
-    Barrier* barrier;
-  };
+  using Direction = Weights;
   struct Group {
     E* h[2];
     T* h_state;  // for a cell that adds to h_{t-1}, where h itself is rounded
     T* c;
     E* m;
-    Barrier* barrier;
   };
   struct Worker {
     T* gx;
@@ -73,111 +64,74 @@ class Forward {
     int64_t* slots;  // first chunk row of each step of the chunk
     E* panel;        // a panel that is packed just before its only use
   };
-  static constexpr int kMaxDirections = 2;
 
   static int64_t panel_size(int64_t K) { return Weights::panel_size(K); }
 
   // ---- memory ---------------------------------------------------------------------------------
 
   void lay_out() {
-    const int64_t blocks = units_.blocks(), group_rows = spread_rows(ceil_div(s_.B, grid_.batch_groups));
+    const int64_t blocks = units_.blocks(), group_rows = spread_rows(most_group_rows());
     const int64_t out_blocks = outputs_.blocks();
-    chunk_rows_ = spread_rows(plan_.forward_chunk * ceil_div(s_.B, grid_.batch_groups));
+    chunk_rows_ = spread_rows(plan_.forward_chunk * most_group_rows());
     group_rows_ = group_rows;
-    barriers_ = arena_.take<Barrier>(kMaxDirections + grid_.directions * grid_.batch_groups);
+    take_barriers(arena_);
     for (int d = 0; d < s_.D; ++d) {
       Direction& dir = directions_[d];
-      dir.barrier = barriers_ + d;
       if (p_.packed) {
         dir.read(p_.packed, s_);
       } else {
         dir.lay_out(arena_, s_, !plan_.direct && !input_just_in_time_, !plan_.direct && !state_just_in_time_);
       }
     }
-    groups_ = arena_.take<Group>(grid_.directions * grid_.batch_groups);
+    groups_ = arena_.take<Group>(groups());
     workers_ = arena_.take<Worker>(grid_.workers());
-    for (int g = 0; g < grid_.directions * grid_.batch_groups; ++g) {
+    for (int g = 0; g < groups(); ++g) {
       Group group;
       group.h[0] = arena_.take<E>(out_blocks * group_rows * W);
       group.h[1] = arena_.take<E>(out_blocks * group_rows * W);
-      group.h_state = arena_.take<T>(kKeepsState ? blocks * group_rows * W : 0);
+      group.h_state = arena_.take<T>(kKeepsState ? out_blocks * group_rows * W : 0);
       group.c = arena_.take<T>(C::kHasCell ? blocks * group_rows * W : 0);
       group.m = arena_.take<E>(s_.P ? blocks * group_rows * W : 0);
-      group.barrier = barriers_ + kMaxDirections + g;
       if (arena_.base) groups_[g] = group;
     }
     for (int r = 0; r < grid_.workers(); ++r) {
-      const auto range = own_panels(units_, grid_.unit_group(r));
-      const int64_t own_blocks =
-          range.end > range.begin ? last_block(units_, range.end) - units_.first_block(range.begin) : 0;
+      const Range own = own_blocks(units_, r);
       Worker worker;
-      worker.gx = arena_.take<T>(plan_.direct ? 0 : own_blocks * G * W * chunk_rows_);
+      worker.gx = arena_.take<T>(plan_.direct ? 0 : (own.end - own.begin) * G * W * chunk_rows_);
       worker.x = arena_.take<E>(ceil_div(s_.I, W) * W * chunk_rows_);
       worker.slots = arena_.take<int64_t>(plan_.forward_chunk);
       worker.panel =
           arena_.take<E>(input_just_in_time_ ? Weights::kUnits * panel_size(max_of(s_.I, s_.out_size())) : 0);
       if (arena_.base) workers_[r] = worker;
     }
-    if (arena_.base) {
-      for (int b = 0; b < kMaxDirections + grid_.directions * grid_.batch_groups; ++b) barriers_[b].reset();
-    }
+    if (arena_.base) reset_barriers();
   }
 
-  struct Range {
-    int64_t begin, end;
-  };
-  static int64_t last_block(const Panels<T>& panels, int64_t end_panel) {
-    return end_panel >= panels.count() ? panels.blocks() : panels.first_block(end_panel);
-  }
-  Range own_panels(const Panels<T>& panels, int unit_group) const {
-    const int64_t n = panels.count();
-    return {n * unit_group / grid_.unit_groups, n * (unit_group + 1) / grid_.unit_groups};
-  }
-
-  // ---- schedule -------------------------------------------------------------------------------
+  // ---- the pass -------------------------------------------------------------------------------
 
   void run(int begin, int end) {
-    for (int r = begin; r < end; ++r) {
-      prepare(r);
-      directions_[grid_.direction(r)].barrier->arrive(grid_.workers_a_direction());
-    }
-    for (int r = begin; r < end; ++r) {
-      directions_[grid_.direction(r)].barrier->wait(grid_.workers_a_direction());
-    }
-    if (grid_.unit_groups == 1) {  // nobody to wait for: each worker runs through the sequence alone
-      for (int r = begin; r < end; ++r) {
-        for (int64_t s0 = 0; s0 < s_.T; s0 += plan_.forward_chunk) {
-          const int64_t s1 = min_of(s_.T, s0 + plan_.forward_chunk);
-          project_input(r, s0, s1);
-          for (int64_t s = s0; s < s1; ++s) {
-            step(r, s, s - s0);
-            if (s_.P) project_output(r, s);
-          }
-        }
+    Crew crew(*this, begin, end);
+    crew.each([&](int r) { prepare(r); });
+    crew.meet_direction();
+    crew.apart([&](Crew& own) {
+      for (int64_t s0 = 0; s0 < s_.T; s0 += plan_.forward_chunk) {
+        const int64_t s1 = min_of(s_.T, s0 + plan_.forward_chunk);
+        own.each([&](int r) { project_input(r, s0, s1); });
+        for (int64_t s = s0; s < s1; ++s) advance(own, s, s - s0);
       }
-      return;
-    }
-    int64_t meetings = 0;
-    const auto meet = [&] {
-      const int64_t all = ++meetings * grid_.unit_groups;
-      for (int r = begin; r < end; ++r) groups_[grid_.group(r)].barrier->arrive(all);
-      for (int r = begin; r < end; ++r) groups_[grid_.group(r)].barrier->wait(all);
-    };
-    for (int64_t s0 = 0; s0 < s_.T; s0 += plan_.forward_chunk) {
-      const int64_t s1 = min_of(s_.T, s0 + plan_.forward_chunk);
-      for (int r = begin; r < end; ++r) project_input(r, s0, s1);
-      for (int64_t s = s0; s < s1; ++s) {
-        for (int r = begin; r < end; ++r) step(r, s, s - s0);
-        if (s_.P) {
-          meet();  // every unit of m is written before any product reads it
-          for (int r = begin; r < end; ++r) project_output(r, s);
-        }
-        meet();  // h_t is whole before step t+1 reads it, and h_{t-1} is free to be overwritten
-      }
-    }
+    });
   }
 
-  int64_t time_of(int direction, int64_t s) const { return direction ? s_.T - 1 - s : s; }
+  // One step by its stages (cells/cell.h): product, gates, cell and state in one go, tile by tile, so that no value
+  // between them leaves the cache; what needs a whole row of what another worker makes comes after a meeting.
+  void advance(Crew& crew, int64_t s, int64_t s_in_chunk) {
+    crew.each([&](int r) { step(r, s, s_in_chunk); });
+    if (s_.P) {
+      crew.meet_group();  // every unit of m is written before any product reads it
+      crew.each([&](int r) { project_output(r, s); });
+    }
+    crew.meet_group();  // h_t is whole before step t+1 reads it, and h_{t-1} is free to be overwritten
+  }
 
   // Whether what step t leaves in row b's state is not what the row's next step starts from. A row that
   // ends here has no next step, and its state is about to be handed over.
@@ -186,36 +140,40 @@ class Forward {
     return direction ? t > 0 && s_.cut(t, b) : b < s_.active(t + 1) && s_.cut(t + 1, b);
   }
 
+  // Of the n rows of a worker that run at time t, the first that ends there and hands its state over. A reverse
+  // direction ends all of its rows at t = 0.
+  int64_t first_ending(int rank, int64_t t, int64_t n) const {
+    return grid_.direction(rank) ? (t > 0 ? n : 0) : rows_at(rank, t + 1);
+  }
+
   // ---- before the first step ------------------------------------------------------------------
 
   // Packs this worker's share of its direction's weights and fills its rows of the state.
   void prepare(int rank) {
-    const int d = grid_.direction(rank), share = rank % grid_.workers_a_direction();
-    const int shares = grid_.workers_a_direction();
-    if (!p_.packed) directions_[d].pack(p_.weights[d], s_, share, shares);
+    const int d = grid_.direction(rank);
+    if (!p_.packed) directions_[d].pack(p_.weights[d], s_, share(rank), grid_.workers_a_direction());
     const Group& group = groups_[grid_.group(rank)];
-    const int b = grid_.batch_group(rank);
     if (grid_.unit_group(rank) == 0) {
-      const int64_t rows = grid_.rows(s_.B, b);
+      const int64_t rows = grid_.rows(s_.B, grid_.batch_group(rank));
       for (int64_t i = 0; i < rows; ++i) {
-        const int64_t row = d * s_.B + s_.row_of(b + i * grid_.batch_groups);
+        const int64_t row = d * s_.B + s_.row_of(batch_row(rank, i));
         const char* h0 = static_cast<const char*>(p_.h0) + row * s_.out_size() * size_of(s_.dtype);
         block_row<T, Operand>(h0, s_.out_size(), s_.dtype, group.h[0], group_rows_, i);
         block_row<T, Operand>(h0, s_.out_size(), s_.dtype, group.h[1], group_rows_, i);
         if constexpr (kKeepsState) {
-          block_row<T, NaturalOperand<T>>(h0, s_.H, s_.dtype, group.h_state, group_rows_, i);
+          block_row<T, NaturalOperand<T>>(h0, s_.out_size(), s_.dtype, group.h_state, group_rows_, i);
         }
         if constexpr (C::kHasCell) {
           const char* c0 = static_cast<const char*>(p_.c0) + row * s_.H * size_of(s_.dtype);
           block_row<T, NaturalOperand<T>>(c0, s_.H, s_.dtype, group.c, group_rows_, i);
         }
-        if (d == 0 && s_.cut(0, b + i * grid_.batch_groups)) {
+        if (d == 0 && s_.cut(0, batch_row(rank, i))) {
           for (int64_t block = 0; block < outputs_.blocks(); ++block) {
             Operand::store(group.h[0] + (block * group_rows_ + i) * W, V{});
+            if constexpr (kKeepsState) S::store(group.h_state + (block * group_rows_ + i) * W, V{});
           }
           for (int64_t block = 0; block < units_.blocks(); ++block) {
             if constexpr (C::kHasCell) S::store(group.c + (block * group_rows_ + i) * W, V{});
-            if constexpr (kKeepsState) S::store(group.h_state + (block * group_rows_ + i) * W, V{});
           }
         }
       }
@@ -226,19 +184,19 @@ class Forward {
 
   void project_input(int rank, int64_t s0, int64_t s1) {
     const Worker& worker = workers_[rank];
-    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+    const int d = grid_.direction(rank);
     int64_t rows = 0;
     for (int64_t s = s0; s < s1; ++s) {
-      const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b);
+      const int64_t t = time_of(d, s), n = rows_at(rank, t);
       worker.slots[s - s0] = rows;
       for (int64_t i = 0; i < n; ++i, ++rows) {
-        const int64_t at = row_start(s_, p_.x, t, b + i * grid_.batch_groups);
+        const int64_t at = row_start(s_, p_.x, t, batch_row(rank, i));
         block_row<T, Operand>(static_cast<const char*>(p_.x.data) + at * static_cast<int64_t>(size_of(s_.dtype)),
                               s_.I, s_.dtype, worker.x, chunk_rows_, rows);
       }
     }
     if (plan_.direct) return;
-    const Range own = own_panels(units_, grid_.unit_group(rank));
+    const Range own = own_panels(units_, rank);
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
       const int vectors = units_.blocks_of(panel) * G;
       const E* weights = directions_[d].w_ih + units_.first_block(panel) * panel_size(s_.I);
@@ -256,7 +214,7 @@ class Forward {
 
   // Offset of a panel inside a worker's gx.
   int64_t gx_offset(int rank, int64_t panel) const {
-    const int64_t first = units_.first_block(own_panels(units_, grid_.unit_group(rank)).begin);
+    const int64_t first = units_.first_block(own_panels(units_, rank).begin);
     return (units_.first_block(panel) - first) * G * W * chunk_rows_;
   }
 
@@ -291,6 +249,7 @@ class Forward {
                  int64_t slot, PanelPrefetch& ahead);
   void finish_tile(const T* tile, const T* gx, int rank, int64_t s, int64_t t, int64_t panel, int units, int64_t row,
                    int height);
+  void put_output(int rank, int64_t s, int64_t t, const Panels<T>& columns, int64_t block, int64_t i, V h);
   void project_output(int rank, int64_t s);
   void output_tile(int rank, int64_t s, int64_t t, int64_t panel, int vectors, int64_t row, int height);
   template <int MR>
@@ -298,15 +257,11 @@ class Forward {
   void direct_tile(int rank, int64_t s, int64_t t, int64_t panel, int units, int64_t row, int height);
 
   const ForwardParams& p_;
-  const LayerShape& s_;
-  const CpuPlan plan_;
-  const Grid grid_;
   const Panels<T> units_;    // hidden units in gate panels
   const Panels<T> outputs_;  // columns of the output in general panels
   Arena arena_;
   bool input_just_in_time_ = false, state_just_in_time_ = false;
   int64_t chunk_rows_ = 0, group_rows_ = 0;
-  Barrier* barriers_ = nullptr;
   Direction directions_[kMaxDirections] = {};
   Group* groups_ = nullptr;
   Worker* workers_ = nullptr;

@@ -1,5 +1,5 @@
-// One step of the forward pass: products, the cell, the projection of its output; and the same for too few rows
-// to repay packing; see forward.inl.
+// One step of the forward pass by its stages (cells/cell.h), and its product for too few rows to repay packing; see
+// forward.inl.
 #pragma once
 #include "cpu/rnn/forward.inl"
 
@@ -8,9 +8,9 @@ namespace {
 
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::step(int rank, int64_t s, int64_t s_in_chunk) {
-  const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-  const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b);
-  const Range own = own_panels(units_, grid_.unit_group(rank));
+  const int d = grid_.direction(rank);
+  const int64_t t = time_of(d, s), n = rows_at(rank, t);
+  const Range own = own_panels(units_, rank);
   // Every other step runs through the panels backwards: it begins with those that the step before left
   // in the cache, which holds a part of weights that are larger than it.
   const bool back = s & 1;
@@ -36,12 +36,11 @@ inline void Forward<T, CellOf, Operand>::step(int rank, int64_t s, int64_t s_in_
       });
     }
   }
-  // Rows that end here hand their state over. A reverse direction ends all of its rows at t = 0.
-  const int64_t still_active = d ? (t > 0 ? n : 0) : grid_.rows(s_.active(t + 1), b);
-  for (int64_t i = still_active; i < n; ++i) {
-    const int64_t row = d * s_.B + s_.row_of(b + i * grid_.batch_groups);
+  const Range blocks = own_blocks(units_, rank);
+  for (int64_t i = first_ending(rank, t, n); i < n; ++i) {
+    const int64_t row = d * s_.B + s_.row_of(batch_row(rank, i));
     const Group& group = groups_[grid_.group(rank)];
-    for (int64_t block = units_.first_block(own.begin); block < last_block(units_, own.end); ++block) {
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       const int lanes = units_.lanes(block);
       const int64_t from = (block * group_rows_ + i) * W, to = row * s_.H + block * W;
       if constexpr (C::kHasCell) store_as<T>(p_.cn, to, S::load(group.c + from), lanes, s_.dtype);
@@ -73,21 +72,21 @@ inline void Forward<T, CellOf, Operand>::step_tile(int rank, const E* weights, i
   finish_tile(tile, gx, rank, s, t, panel, units, row, height);
 }
 
-// The gates of a tile become the new state. gx holds the input part of a split gate.
+// The stages from the gates on: what the product left in a tile becomes the new state. gx holds the input part of a
+// split gate.
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx, int rank, int64_t s, int64_t t,
                                                      int64_t panel, int units, int64_t row, int height) {
   const int d = grid_.direction(rank);
   const Group& group = groups_[grid_.group(rank)];
-  const int64_t out = s_.out_size(), N = s_.rows();
+  const int64_t N = s_.rows();
   const E* h_in = group.h[s & 1];
-  E* h_out = s_.P ? group.m : group.h[(s + 1) & 1];
   for (int u = 0; u < units; ++u) {
     const int64_t block = units_.first_block(panel) + u;
     const int lanes = units_.lanes(block);
     for (int m = 0; m < height; ++m) {
       const int64_t at = (block * group_rows_ + row + m) * W;
-      const int64_t b = grid_.batch_group(rank) + (row + m) * grid_.batch_groups;
+      const int64_t b = batch_row(rank, row + m);
       const int64_t y_row = s_.tensor_row(t, b);
       const bool cut = restarts(d, t, b);
       const int64_t from = (m * units + u) * G * W;
@@ -100,7 +99,7 @@ inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx,
         h_prev = kKeepsState ? S::load(group.h_state + at) : Operand::load(h_in + at);
       }
       if constexpr (C::kHasCell) c_prev = S::load(group.c + at);
-      C::forward(pre, rec, h_prev, c_prev, saved, c, h);
+      forward_unit<C>({d, t, y_row, block * W, lanes}, pre, rec, h_prev, c_prev, saved, c, h);
       if constexpr (C::kHasCell) {
         S::store(group.c + at, cut ? V{} : c);
         if (p_.cells) S::store_n(static_cast<T*>(p_.cells) + (d * N + y_row) * s_.H + block * W, c, lanes);
@@ -112,31 +111,54 @@ inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx,
           for (int k = 0; k < C::kSaved; ++k) store_as<T>(p_.gates, base + k * s_.H, saved[k], lanes, s_.dtype);
         }
       }
-      Operand::store(h_out + at, cut && !s_.P ? V{} : h);
-      Operand::end_row(h_out + at, lanes);
-      if constexpr (kKeepsState) S::store(group.h_state + at, cut ? V{} : h);
-      if (!s_.P) store_as<T>(p_.y, (y_row * s_.D + d) * out + block * W, h, lanes, s_.dtype);
+      if (s_.P) {
+        Operand::store(group.m + at, h);
+        Operand::end_row(group.m + at, lanes);
+      } else {
+        put_output(rank, s, t, units_, block, row + m, h);
+      }
     }
   }
 }
 
-// ---- projection of the output (LSTM with proj_size) -----------------------------------------
+// The output's half of the state stage: a block of the output's units, of row i of the worker's group, from the
+// candidate of h.
+template <class T, template <class> class CellOf, class Operand>
+FASTRNN_INLINE void Forward<T, CellOf, Operand>::put_output(int rank, int64_t s, int64_t t, const Panels<T>& columns,
+                                                            int64_t block, int64_t i, V h) {
+  const int d = grid_.direction(rank), lanes = columns.lanes(block);
+  const Group& group = groups_[grid_.group(rank)];
+  const int64_t b = batch_row(rank, i), y_row = s_.tensor_row(t, b), at = (block * group_rows_ + i) * W;
+  const bool cut = restarts(d, t, b);
+  if constexpr (C::State::kKeepsH) {
+    const V h_prev = kKeepsState ? S::load(group.h_state + at) : Operand::load(group.h[s & 1] + at);
+    C::State::output_forward({d, t, y_row, block * W, lanes}, h_prev, h);
+  }
+  E* to = group.h[(s + 1) & 1] + at;
+  Operand::store(to, cut ? V{} : h);
+  Operand::end_row(to, lanes);
+  if constexpr (kKeepsState) S::store(group.h_state + at, cut ? V{} : h);
+  store_as<T>(p_.y, (y_row * s_.D + d) * columns.length + block * W, h, lanes, s_.dtype);
+}
+
+// ---- the state stage's product: a projection of the output (LSTM with proj_size)
+// -----------------------------------------
 
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::project_output(int rank, int64_t s) {
-  const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-  const int64_t t = time_of(d, s), n = grid_.rows(s_.active(t), b);
-  const Range own = own_panels(outputs_, grid_.unit_group(rank));
+  const int d = grid_.direction(rank);
+  const int64_t t = time_of(d, s), n = rows_at(rank, t);
+  const Range own = own_panels(outputs_, rank);
   for (int64_t panel = own.begin; panel < own.end; ++panel) {
     const int vectors = outputs_.blocks_of(panel);
     for_tiles(tile_rows(vectors), 0, n,
               [&](int64_t row, int height) { output_tile(rank, s, t, panel, vectors, row, height); });
   }
-  const int64_t still_active = d ? (t > 0 ? n : 0) : grid_.rows(s_.active(t + 1), b);
+  const Range blocks = own_blocks(outputs_, rank);
   const E* h = groups_[grid_.group(rank)].h[(s + 1) & 1];
-  for (int64_t i = still_active; i < n; ++i) {
-    const int64_t row = d * s_.B + s_.row_of(b + i * grid_.batch_groups);
-    for (int64_t block = outputs_.first_block(own.begin); block < last_block(outputs_, own.end); ++block) {
+  for (int64_t i = first_ending(rank, t, n); i < n; ++i) {
+    const int64_t row = d * s_.B + s_.row_of(batch_row(rank, i));
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       store_as<T>(p_.hn, row * s_.P + block * W, Operand::load(h + (block * group_rows_ + i) * W),
                   outputs_.lanes(block), s_.dtype);
     }
@@ -146,21 +168,14 @@ inline void Forward<T, CellOf, Operand>::project_output(int rank, int64_t s) {
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::output_tile(int rank, int64_t s, int64_t t, int64_t panel, int vectors,
                                                      int64_t row, int height) {
-  const int d = grid_.direction(rank);
   const Group& group = groups_[grid_.group(rank)];
   const int64_t first = outputs_.first_block(panel);
   alignas(64) T tile[kTileSize * W] = {};
   Operand::multiply(height, vectors, tile, group.m + row * W, group_rows_ * W,
-                    directions_[d].w_hr + first * W * Operand::depth(s_.H), s_.H, nullptr);
+                    directions_[grid_.direction(rank)].w_hr + first * W * Operand::depth(s_.H), s_.H, nullptr);
   for (int m = 0; m < height; ++m) {
-    const int64_t b = grid_.batch_group(rank) + (row + m) * grid_.batch_groups, y_row = s_.tensor_row(t, b);
-    const bool cut = restarts(d, t, b);
     for (int v = 0; v < vectors; ++v) {
-      const V h = S::load(tile + (m * vectors + v) * W);
-      E* to = group.h[(s + 1) & 1] + ((first + v) * group_rows_ + row + m) * W;
-      Operand::store(to, cut ? V{} : h);
-      Operand::end_row(to, outputs_.lanes(first + v));
-      store_as<T>(p_.y, (y_row * s_.D + d) * s_.P + (first + v) * W, h, outputs_.lanes(first + v), s_.dtype);
+      put_output(rank, s, t, outputs_, first + v, row + m, S::load(tile + (m * vectors + v) * W));
     }
   }
 }

@@ -32,7 +32,6 @@ class Scan {
     arena_.base = workspace;
   }
 
-  static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
   static int64_t padded(int64_t width) { return ceil_div(width, W) * W; }
 
   int batch_group(int rank) const { return rank / plan_.unit_groups; }

@@ -27,6 +27,7 @@ template <class A>
 constexpr FASTRNN_INLINE A max_of(A a, A b) {
   return a < b ? b : a;
 }
+constexpr FASTRNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class T>
 struct IntOf;

@@ -1,11 +1,11 @@
 // The CUDA implementations of the operators in csrc/ops/schema.cpp. Tensors end in this folder and in
-// persistent/loop.cpp: what they call below (stepwise/kernels.h) takes pointers, sizes and a stream.
+// the tiers' loops: what those call below (stepwise/kernels.h) takes pointers, sizes and a stream.
 //
 // An op works on the current stream of its tensors' device, allocates from torch's allocator, never waits
 // for the device (batch_sizes and lengths are on the CPU) and reads or writes nothing of its own between calls: it
 // can be captured in a CUDA graph, and gives the same bits in every run as far as cuBLAS does. Which tier runs
 // a pass, plan_cuda says; what surrounds the time loop (the large products) is the same for all.
-#include "cuda/torch/layer.h"
+#include "cuda/torch/sequence.h"
 #include "ops/unlisted.h"
 
 namespace fastrnn::cuda {

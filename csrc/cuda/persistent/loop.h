@@ -1,6 +1,6 @@
 // A pass of a layer in one launch, for ops/rnn_forward.cpp and ops/rnn_backward.cpp.
 #pragma once
-#include "cuda/torch/layer.h"
+#include "cuda/torch/sequence.h"
 
 namespace fastrnn::cuda {
 

@@ -74,10 +74,14 @@ int backward_step(const StepShape& shape, const BackwardStep& step, void* stream
 }
 
 int activate_gates(const StepShape& shape, void* pre, const void* bias, void* stream) {
-  return with_type(shape.dtype, [&]<class T>(TypeTag<T>) {
-    const auto kernel = shape.cell == CellKind::kLstm ? activate_kernel<LstmCell, T> : activate_kernel<GruCell, T>;
-    return launch_rows(kernel, shape.N, shape.H, shape.D, stream, shape, static_cast<T*>(pre),
-                       static_cast<const Compute<T>*>(bias));
+  return with_cell(shape, [&]<template <class> class Cell, class T>(CellTag<Cell>, TypeTag<T>) {
+    using A = Compute<T>;
+    if constexpr (kActivates<Cell<ScalarMath<A>>, ScalarMath<A>>) {
+      return launch_rows(activate_kernel<Cell, T>, shape.N, shape.H, shape.D, stream, shape, static_cast<T*>(pre),
+                         static_cast<const A*>(bias));
+    } else {
+      return static_cast<int>(cudaErrorInvalidValue);
+    }
   });
 }
 
@@ -91,10 +95,11 @@ int combine_bias(const StepShape& shape, const void* b_ih, const void* b_hh, voi
 }
 
 int store_output(const StepShape& shape, const StepRows& rows, const RowTable& table, int64_t P, const void* h,
-                 void* y, void* hn, void* stream) {
+                 void* h_state, void* y, void* hn, void* stream) {
   return with_type(shape.dtype, [&]<class T>(TypeTag<T>) {
-    return launch_rows(store_output_kernel<T>, longest(rows, shape.D), P, shape.D, stream, shape, rows, table,
-                       static_cast<const T*>(h), static_cast<T*>(y), static_cast<T*>(hn));
+    return launch_rows(store_output_kernel<LstmCell, T>, longest(rows, shape.D), P, shape.D, stream, shape, rows,
+                       table, static_cast<const T*>(h), static_cast<Compute<T>*>(h_state), static_cast<T*>(y),
+                       static_cast<T*>(hn));
   });
 }
 
@@ -102,8 +107,8 @@ int sum_output_gradient(const StepShape& shape, const StepRows& rows, const RowT
                         const void* grad_y, const void* dh, void* direct, void* out, void* stream) {
   return with_type(shape.dtype, [&]<class T>(TypeTag<T>) {
     using A = Compute<T>;
-    return launch_rows(sum_output_gradient_kernel<T>, longest(rows, shape.D), P, shape.D, stream, shape, rows, table,
-                       static_cast<const T*>(grad_y), static_cast<const A*>(dh), static_cast<A*>(direct),
+    return launch_rows(sum_output_gradient_kernel<LstmCell, T>, longest(rows, shape.D), P, shape.D, stream, shape,
+                       rows, table, static_cast<const T*>(grad_y), static_cast<const A*>(dh), static_cast<A*>(direct),
                        static_cast<T*>(out));
   });
 }

@@ -4,6 +4,8 @@
 // every load and store of a warp is one contiguous piece. Threads do not talk to each other: no shared
 // memory, no barrier, no atomics, hence the same bits in every run. Offsets are 64-bit throughout.
 #pragma once
+#include <type_traits>
+
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
@@ -52,6 +54,11 @@ __device__ __forceinline__ constexpr int gradient_slot(int g) {
 template <class Cell>
 inline constexpr int kRecurrentGates = Cell::kGates + Cell::kSplit;  // Gr
 
+// Whether a cell's saved gates are what the products made, with its activations, and as many.
+template <class Cell, class M>
+inline constexpr bool kActivates =
+    Cell::kSaved == kRecurrentGates<Cell> && std::is_same_v<typename Cell::Gates, PlainGates<M>>;
+
 template <template <class> class CellOf, class T>
 __global__ void __launch_bounds__(kBlock)
     forward_kernel(const StepShape shape, const ForwardStep p, const Tiling tiling) {
@@ -87,15 +94,23 @@ __global__ void __launch_bounds__(kBlock)
   A c_prev = 0, h_prev = 0, c = 0, h = 0, saved[S ? S : 1];
   if (!begins) {
     if constexpr (Cell::kHasCell) c_prev = static_cast<const A*>(p.c)[state];
-    if constexpr (Cell::kSplit) h_prev = static_cast<const A*>(p.h_state)[state];
+    if constexpr (kReadsH<Cell>) {
+      if (Cell::kSplit || p.y) h_prev = static_cast<const A*>(p.h_state)[state];
+    }
   }
-  Cell::forward(pre, apart, h_prev, c_prev, saved, c, h);
+  const UnitAt where = {at.direction, t, in_direction, u, 1};
+  forward_unit<Cell>(where, pre, apart, h_prev, c_prev, saved, c, h);
+  if constexpr (Cell::State::kKeepsH) {
+    if (p.y) Cell::State::output_forward(where, h_prev, h);
+  }
 
   if constexpr (Cell::kHasCell) {
     static_cast<A*>(p.c)[state] = c;
     if (p.cells) static_cast<A*>(p.cells)[row * H + u] = c;
   }
-  if constexpr (Cell::kSplit) static_cast<A*>(p.h_state)[state] = h;
+  if constexpr (kReadsH<Cell>) {
+    if (Cell::kSplit || p.y) static_cast<A*>(p.h_state)[state] = h;
+  }
   store(static_cast<T*>(p.h) + state, h);
   if (p.y) store(static_cast<T*>(p.y) + (in_direction * shape.D + d) * H + u, h);
   if constexpr (S > 0) {
@@ -154,17 +169,22 @@ __global__ void __launch_bounds__(kBlock)
     if (!begins) {
       c_prev = has_previous ? cells[(d * shape.N + previous) * H + u] : load(static_cast<const T*>(p.c0) + state);
     }
-  } else if constexpr (Cell::kSplit) {
+  }
+  if constexpr (Cell::kSplit) {
     if (!begins) {
       h_prev = has_previous ? load(static_cast<const T*>(p.y) + (previous * shape.D + d) * H + u)
                             : load(static_cast<const T*>(p.h0) + state);
     }
-  } else {
-    h = load(static_cast<const T*>(p.y) + output);
   }
+  if constexpr (kNeedsOutput<Cell>) h = load(static_cast<const T*>(p.y) + output);
 
-  A dpre[G], drec = 0, dc_prev = 0, dh_prev = 0;
-  Cell::backward(saved, c_prev, c, h_prev, h, dh, dc, dpre, drec, dc_prev, dh_prev);
+  const UnitAt where = {at.direction, t, in_direction, u, 1};
+  A dpre[G], drec = 0, dc_prev = 0, dh_prev = 0, dh_kept = 0;
+  if constexpr (Cell::State::kKeepsH) {
+    if (!p.dh_is_whole) Cell::State::output_backward(where, dh, dh_kept);
+  }
+  backward_unit<Cell>(where, saved, c_prev, c, h_prev, h, dh, dc, dpre, drec, dc_prev, dh_prev);
+  if constexpr (Cell::State::kKeepsH) dh_prev += dh_kept;
 
   T* dgates = static_cast<T*>(p.dgates) + row * Gr * H + u;
 #pragma unroll
@@ -173,7 +193,7 @@ __global__ void __launch_bounds__(kBlock)
   if (direct) direct[state] = dh_prev;
   if constexpr (Cell::kHasCell) {
     static_cast<A*>(p.dc)[state] = dc_prev;
-    if (p.m) store(static_cast<T*>(p.m) + row * H + u, saved[3] * ScalarMath<A>::tanh(c));
+    if (p.m) store(static_cast<T*>(p.m) + row * H + u, Cell::output(saved, c));
   }
 }
 
@@ -183,7 +203,7 @@ __global__ void __launch_bounds__(kBlock)
   using A = Compute<T>;
   using Cell = CellOf<ScalarMath<A>>;
   constexpr int Gr = kRecurrentGates<Cell>;
-  static_assert(Cell::kSaved == Gr, "the products and the saved gates share a row");
+  static_assert(kActivates<Cell, ScalarMath<A>>);
   const Place at = locate(tiling);
   if (at.unit >= shape.H || at.row >= shape.N) return;
   T* gates = pre_and_saved + (at.direction * shape.N + at.row) * Gr * shape.H + at.unit;
@@ -213,22 +233,35 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
-template <class T>
+// The state stage behind a projection: the output's half, where h is whole.
+template <template <class> class CellOf, class T>
 __global__ void __launch_bounds__(kBlock)
-    store_output_kernel(const StepShape shape, const StepRows rows, const RowTable table, const T* h, T* y, T* hn,
-                        const Tiling tiling) {
+    store_output_kernel(const StepShape shape, const StepRows rows, const RowTable table, const T* h,
+                        Compute<T>* h_state, T* y, T* hn, const Tiling tiling) {
+  using State = typename CellOf<ScalarMath<Compute<T>>>::State;
   const Place at = locate(tiling);
   if (at.unit >= tiling.units || at.row >= pick(rows.count, at.direction)) return;
-  if (!table.runs(pick(rows.t, at.direction), at.row)) return;
+  const int64_t t = pick(rows.t, at.direction);
+  if (!table.runs(t, at.row)) return;
   const int64_t row = pick(rows.first, at.direction) + at.row;
   const int64_t state = (at.direction * shape.B + at.row) * tiling.units + at.unit;
+  if constexpr (State::kKeepsH) {
+    Compute<T> out = load(h + state);
+    const Compute<T> h_prev = table.begins(t, at.direction, at.row) ? Compute<T>(0) : h_state[state];
+    State::output_forward({at.direction, t, row, at.unit, 1}, h_prev, out);
+    h_state[state] = out;
+    store(hn + state, out);
+    store(y + (row * shape.D + at.direction) * tiling.units + at.unit, out);
+    return;
+  }
   y[(row * shape.D + at.direction) * tiling.units + at.unit] = hn[state] = h[state];
 }
 
-template <class T>
+template <template <class> class CellOf, class T>
 __global__ void __launch_bounds__(kBlock)
     sum_output_gradient_kernel(const StepShape shape, const StepRows rows, const RowTable table, const T* grad_y,
                                const Compute<T>* dh, Compute<T>* direct, T* out, const Tiling tiling) {
+  using State = typename CellOf<ScalarMath<Compute<T>>>::State;
   const Place at = locate(tiling);
   const int64_t P = tiling.units, t = pick(rows.t, at.direction);
   if (at.unit >= P || at.row >= pick(rows.count, at.direction)) return;
@@ -240,8 +273,10 @@ __global__ void __launch_bounds__(kBlock)
   }
   Compute<T> sum = 0;
   if (!table.ends(t, at.direction, at.row)) sum = direct ? dh[state] + direct[state] : dh[state];
-  if (direct) direct[state] = 0;
   if (grad_y) sum += load(grad_y + (row * shape.D + at.direction) * P + at.unit);
+  Compute<T> kept = 0;
+  if constexpr (State::kKeepsH) State::output_backward({at.direction, t, row, at.unit, 1}, sum, kept);
+  if (direct) direct[state] = kept;
   store(out + (at.direction * shape.N + row) * P + at.unit, sum);
 }
 

@@ -1,6 +1,6 @@
-// The kernels of the stepwise tier: everything of a time step that is not a matrix product. The time
-// loop around them (ops/rnn_forward.cpp, ops/rnn_backward.cpp) alternates one library GEMM and one of
-// these kernels a step, which serves every shape, dtype and cell, and can be captured in a CUDA graph.
+// The kernels of the stepwise tier: everything of a time step that is not a matrix product. The time loop around
+// them (forward.cpp, backward.cpp) alternates one library GEMM and one of these kernels a step, which serves every
+// shape, dtype and cell, and can be captured in a CUDA graph.
 //
 // All pointers are device memory, all tensors contiguous unless a stride is named. "T" after a shape is
 // the layer's type, "A" the compute type (float for half types, else the same as T). Letters as in
@@ -10,43 +10,9 @@
 #pragma once
 #include <cstdint>
 
-#include "cells/cell.h"
-#include "params/rnn.h"
+#include "cuda/device/rows.h"
 
 namespace fastrnn::cuda {
-
-// The rows that a step works on, in each direction: `count` rows from row `first` of the direction's N, which are
-// its batch rows from 0 at the tensors' step `t`, -1 where there is none. Bidirectional layers do both directions in
-// one launch: step t of one with step T-1-t of the other.
-struct StepRows {
-  int64_t t[2] = {0, 0};
-  int64_t first[2] = {0, 0};
-  int64_t count[2] = {0, 0};
-};
-
-// Which rows run at which step, on the device. Null pointers: a padded sequence whose rows all take T steps.
-// t is a step of the tensors, d a direction, b a batch row.
-struct RowTable {
-  int64_t T = 0, B = 0;
-  const int64_t* row_offsets = nullptr;  // (T+1): packed, row b of step t is row_offsets[t] + b of N; else t*B + b
-  const int64_t* lengths = nullptr;      // (B): row b runs at the steps below lengths[b], in both directions
-  const uint8_t* resets = nullptr;       // (T,B): nonzero where b's state does not pass between t-1 and t; padded
-
-  FASTRNN_HD int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
-  FASTRNN_HD bool runs(int64_t t, int64_t b) const { return t >= 0 && t < length(b); }
-  FASTRNN_HD int64_t row(int64_t t, int64_t b) const { return (row_offsets ? row_offsets[t] : t * B) + b; }
-  FASTRNN_HD bool cut(int64_t t, int64_t b) const { return resets && t < length(b) && resets[t * B + b]; }
-  // Whether a new sequence begins at step t, or at the one after it, in the direction's own time.
-  FASTRNN_HD bool begins(int64_t t, int d, int64_t b) const { return cut(t + d, b); }
-  FASTRNN_HD bool ends(int64_t t, int d, int64_t b) const { return d ? t > 0 && cut(t, b) : cut(t + 1, b); }
-};
-
-struct StepShape {
-  CellKind cell;
-  Dtype dtype;
-  int64_t N, B, H;
-  int D;
-};
 
 // h and c of one step from the input's and the previous step's part of the gates.
 // Cost: one launch, bound by memory: for each unit and row 2G+1 values read (rec, h and c mostly from the
@@ -63,7 +29,7 @@ struct ForwardStep {
   int64_t gx_stride = 0;
   const void* rec = nullptr;   // (D,B,G*H) A: h_prev W_hh^T, no bias
   const void* bias = nullptr;  // (D,Gr*H) A as made by combine_bias, or null
-  void* h_state = nullptr;     // GRU: (D,B,H) A, h_prev in, h out; may be h where T is A
+  void* h_state = nullptr;     // a cell that reads h_prev: (D,B,H) A, h_prev in, h out; may be h where T is A
   void* c = nullptr;           // LSTM: (D,B,H) A, c_prev in, c out
   void* h = nullptr;           // (D,B,H) T out: the next product's operand (before the projection if any)
   void* y = nullptr;           // (N,D*H) T out; null with a projection
@@ -116,13 +82,14 @@ int activate_gates(const StepShape& shape, void* pre, const void* bias, void* st
 // place n, b_hn behind.
 int combine_bias(const StepShape& shape, const void* b_ih, const void* b_hh, void* out, void* stream);
 
-// Around the projection of an LSTM (P units a row):
-// y (N,D*P) T, the step's rows, and hn (D,B,P) T = h (D,B,P) T. Rows that do not run are left alone.
+// Around the projection of an LSTM (P units a row), the output's half of the state stage:
+// y (N,D*P) T, the step's rows, and hn (D,B,P) T = h (D,B,P) T. Rows that do not run are left alone. h_state (D,B,P)
+// A as in ForwardStep, where the stage keeps a part of h_prev, else null.
 int store_output(const StepShape& shape, const StepRows& rows, const RowTable& table, int64_t P, const void* h,
-                 void* y, void* hn, void* stream);
+                 void* h_state, void* y, void* hn, void* stream);
 // out (D,N,P) T, the step's rows = grad_y (N,D*P) T (null: zero) + dh (D,B,P) A + direct (D,B,P) A (null: zero),
-// which it empties; dh and direct count as zero where a new sequence begins at the later step. Of a row that does
-// not run, dh joins direct.
+// which it empties (but for what the state stage keeps of it); dh and direct count as zero where a new sequence
+// begins at the later step. Of a row that does not run, dh joins direct.
 int sum_output_gradient(const StepShape& shape, const StepRows& rows, const RowTable& table, int64_t P,
                         const void* grad_y, const void* dh, void* direct, void* out, void* stream);
 

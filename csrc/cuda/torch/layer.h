@@ -1,8 +1,6 @@
-// What the forward and backward pass of the CUDA ops share: a layer's checked arguments, ready for use,
-// and the product that every time step begins or ends with.
+// A layer's checked arguments, ready for the passes of the CUDA ops.
 #pragma once
 #include <optional>
-#include <tuple>
 #include <vector>
 
 #include "cuda/device/upload.h"
@@ -10,12 +8,9 @@
 #include "cuda/torch/device_properties.h"
 #include "cuda/torch/tensors.h"
 #include "ops/rows_args.h"
-#include "plan/cuda.h"
 
 namespace fastrnn::cuda {
 
-using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // y, hn, cn, gates, cells
-using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 class Layer {
  public:
@@ -149,103 +144,5 @@ class Layer {
   mutable std::optional<RowTable> table_;
   mutable std::optional<Tensor> on_device_;  // what it points into
 };
-
-inline void* data(const std::optional<Tensor>& tensor) { return tensor ? tensor->data_ptr() : nullptr; }
-
-// out[d] = a[d] b[d] over the rows of a step, for every direction d: one batched product where the
-// directions have equally many rows, one each where a packed sequence gives them different numbers.
-//
-// a (D,Na,K), rows of any stride; b (D,K,M), any strides; out (D,B,M) contiguous, its first rows are
-// written. The three views are kept for as long as the rows stay the same: a padded sequence whose
-// operand does not move makes them once, not once a step.
-class StepProduct {
- public:
-  StepProduct(const Layer& layer, Tensor a, Tensor b, Tensor out)
-      : tf32_(layer.tf32), a_(std::move(a)), b_(std::move(b)), out_(std::move(out)) {}
-
-  void operator()(const StepRows& rows) {
-    if (products_.empty() || !same(rows)) set(rows);
-    for (const Product& p : products_) multiply(p.out, p.a, p.b, tf32_);
-  }
-
- private:
-  struct Product {
-    Tensor out, a, b;
-  };
-  bool same(const StepRows& rows) const {
-    return rows.first[0] == rows_.first[0] && rows.first[1] == rows_.first[1] && rows.count[0] == rows_.count[0] &&
-           rows.count[1] == rows_.count[1];
-  }
-  void set(const StepRows& rows) {
-    rows_ = rows;
-    products_.clear();
-    const int64_t D = a_.size(0);
-    if (D == 2 && rows.count[0] == rows.count[1]) {
-      // The directions stand at different steps: the distance between their operands moves with them. It
-      // stays positive, as the second direction's rows all lie behind the first's.
-      add(rows, 0, 2, a_.stride(0) + (rows.first[1] - rows.first[0]) * a_.stride(1));
-    } else {
-      for (int d = 0; d < D; ++d) add(rows, d, 1, a_.stride(0));
-    }
-  }
-  void add(const StepRows& rows, int d, int64_t directions, int64_t a_distance) {
-    const int64_t n = rows.count[d], K = a_.size(2), M = out_.size(2);
-    products_.push_back(
-        {view(out_, {directions, n, M}, {out_.stride(0), M, 1}, d * out_.stride(0)),
-         view(a_, {directions, n, K}, {a_distance, a_.stride(1), 1}, d * a_.stride(0) + rows.first[d] * a_.stride(1)),
-         view(b_, {directions, K, M}, {b_.stride(0), b_.stride(1), b_.stride(2)}, d * b_.stride(0))});
-  }
-
-  bool tf32_;
-  Tensor a_, b_, out_;
-  StepRows rows_;
-  std::vector<Product> products_;
-};
-
-// The matrices of a stack, each transposed.
-inline Tensor transposed_each(const Tensor& stack) {
-  return view(stack, {stack.size(0), stack.size(2), stack.size(1)},
-              {stack.stride(0), stack.stride(2), stack.stride(1)});
-}
-
-// The tier for a pass of a layer on its device. An error where one was asked for that cannot take it.
-inline CudaPlan plan_pass(const Layer& layer, Pass pass, Tier wanted) {
-  const CudaPlan plan = plan_cuda(layer.shape(), layer.tf32, pass, device_properties(layer.device), wanted);
-  check(plan.possible, "tier '", tier_name(wanted), "' cannot run this layer's ",
-        pass == Pass::kForward ? "forward" : "backward", " pass: ", plan.reason);
-  return plan;
-}
-
-// What the time loop of forward reads and fills, whatever the tier.
-struct ForwardSequence {
-  Tensor h0;  // (D,B,Hout), any strides
-  std::optional<Tensor> c0;
-  Tensor gx;         // (D,N,.): x's part of the gates in the first G*H columns, or room for it
-  Tensor y, hn, cn;  // results; cn (0,) unless LSTM
-  bool save_gates, save_cells;
-  Tensor gates, cells;  // (0,) where not saved; gates may be gx
-};
-Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor>& c0, Save save, Tier wanted);
-
-// What the time loop of backward reads and fills, whatever the tier. Contiguous, but for grad_hn and grad_cn.
-struct BackwardSequence {
-  Tensor y, gates, cells, h0;
-  std::optional<Tensor> c0, grad_y, grad_hn, grad_cn;
-  std::optional<Tensor> grad_cells;  // (D,N,H), of every step's c
-  Tensor dgates;                     // (D,N,Gr*H), order as in BackwardStep; may be gates
-  std::optional<Tensor> dh_y;        // with a projection (D,N,P): gradient of every step's projected h
-  std::optional<Tensor> m;           // and (D,N,H): every step's h before the projection, where it is wanted
-  std::optional<Tensor> dh0, dc0;    // results, where wanted
-};
-
-struct BackwardInputs {
-  std::optional<Tensor> grad_y, grad_hn, grad_cn, grad_cells;
-  Tensor h0;
-  std::optional<Tensor> c0;
-  Tensor y, gates, cells;
-  int64_t needs;
-  Tier wanted;
-};
-Backward backward(const Layer& layer, const BackwardInputs& in);
 
 }  // namespace fastrnn::cuda

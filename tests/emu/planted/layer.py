@@ -25,7 +25,7 @@ FAULTS = {
         "at.unit > shape.H || at.row >= shape.N",
     ),
     "host: the previous step is this one": Fault(
-        "ops/rnn_backward.cpp", "layer.rows_at(t - 1)", "layer.rows_at(t)"
+        "stepwise/backward.cpp", "layer.rows_at(t - 1)", "layer.rows_at(t)"
     ),
     "lengths: a row runs for a step too many": Fault(
         "stepwise/kernels.cuh",

@@ -1,0 +1,118 @@
+// The schedule of a pass over a layer: which worker owns what, in which order steps come, and where workers meet.
+//
+// A worker owns rows (its batch group's) and, of each of them, units (its unit group's). It reads what others of its
+// group have written only after a meeting of the group, and what others of its direction have only after one of the
+// direction.
+#pragma once
+#include "cpu/product/pack.inl"
+#include "cpu/team.h"
+#include "plan/cpu.h"
+
+namespace fastrnn {
+namespace {
+
+struct Range {
+  int64_t begin, end;
+};
+
+class Schedule {
+ public:
+  int workers() const { return grid_.workers(); }
+
+ protected:
+  static constexpr int kMaxDirections = 2;
+
+  // The workers [begin, end) that one thread holds. They go through the pass together, so that a meeting cannot wait
+  // for a worker that its own thread has not come to.
+  class Crew {
+   public:
+    Crew(const Schedule& schedule, int begin, int end) : schedule_(schedule), begin_(begin), end_(end) {}
+
+    template <class F>
+    FASTRNN_INLINE void each(F&& f) const {
+      for (int r = begin_; r < end_; ++r) f(r);
+    }
+
+    // f(crew) for steps whose only meetings are those of groups: each worker goes through all of them by itself where
+    // its group has nobody else, with what it needs in its cache.
+    template <class F>
+    FASTRNN_INLINE void apart(F&& f) {
+      if (schedule_.grid_.unit_groups > 1) return f(*this);
+      for (int r = begin_; r < end_; ++r) {
+        Crew one(schedule_, r, r + 1);
+        f(one);
+      }
+    }
+
+    void meet_direction() {
+      const int64_t all = ++direction_meetings_ * schedule_.grid_.workers_a_direction();
+      const auto barrier = [&](int r) -> Barrier& { return schedule_.barriers_[schedule_.grid_.direction(r)]; };
+      each([&](int r) { barrier(r).arrive(all); });
+      each([&](int r) { barrier(r).wait(all); });
+    }
+    FASTRNN_INLINE void meet_group() {
+      if (schedule_.grid_.unit_groups == 1) return;
+      const int64_t all = ++group_meetings_ * schedule_.grid_.unit_groups;
+      const auto barrier = [&](int r) -> Barrier& {
+        return schedule_.barriers_[kMaxDirections + schedule_.grid_.group(r)];
+      };
+      each([&](int r) { barrier(r).arrive(all); });
+      each([&](int r) { barrier(r).wait(all); });
+    }
+
+   private:
+    const Schedule& schedule_;
+    const int begin_, end_;
+    int64_t direction_meetings_ = 0, group_meetings_ = 0;
+  };
+
+  Schedule(const LayerShape& shape, const CpuPlan& plan)
+      : s_(shape), plan_(plan), grid_{shape.D, plan.batch_groups, plan.unit_groups} {}
+
+  void take_barriers(Arena& arena) { barriers_ = arena.take<Barrier>(kMaxDirections + groups()); }
+  void reset_barriers() {
+    for (int b = 0; b < kMaxDirections + groups(); ++b) barriers_[b].reset();
+  }
+
+  // ---- who owns what ----------------------------------------------------------------------------
+
+  int groups() const { return grid_.directions * grid_.batch_groups; }
+  int64_t most_group_rows() const { return ceil_div(s_.B, grid_.batch_groups); }
+
+  template <class T>
+  Range own_panels(const Panels<T>& panels, int rank) const {
+    const int64_t n = panels.count(), q = grid_.unit_group(rank);
+    return {n * q / grid_.unit_groups, n * (q + 1) / grid_.unit_groups};
+  }
+  template <class T>
+  Range own_blocks(const Panels<T>& panels, int rank) const {
+    const Range own = own_panels(panels, rank);
+    return {min_of(panels.first_block(own.begin), panels.blocks()),
+            min_of(panels.first_block(own.end), panels.blocks())};
+  }
+  // Of what all workers of a direction share, whatever their groups.
+  int share(int rank) const { return rank % grid_.workers_a_direction(); }
+  Range share_of(int rank, int64_t count) const {
+    const int64_t n = grid_.workers_a_direction();
+    return {count * share(rank) / n, count * (share(rank) + 1) / n};
+  }
+
+  // ---- time -------------------------------------------------------------------------------------
+
+  // The time of the direction's s-th step.
+  int64_t time_of(int direction, int64_t s) const { return direction ? s_.T - 1 - s : s; }
+  // Rows of the worker's group that run at time t.
+  int64_t rows_at(int rank, int64_t t) const { return grid_.rows(s_.active(t), grid_.batch_group(rank)); }
+  // Row i of the worker's group as a row of the batch.
+  int64_t batch_row(int rank, int64_t i) const { return grid_.batch_group(rank) + i * grid_.batch_groups; }
+
+  const LayerShape& s_;
+  const CpuPlan plan_;
+  const Grid grid_;
+
+ private:
+  Barrier* barriers_ = nullptr;  // of the directions, then of their groups
+};
+
+}  // namespace
+}  // namespace fastrnn

@@ -1,0 +1,57 @@
+// The passes of a layer, and what their time loops read and fill, whatever the tier.
+#pragma once
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "cuda/torch/layer.h"
+#include "plan/cuda.h"
+
+namespace fastrnn::cuda {
+
+using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // y, hn, cn, gates, cells
+using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+inline void* data(const std::optional<Tensor>& tensor) { return tensor ? tensor->data_ptr() : nullptr; }
+
+// The tier for a pass of a layer on its device. An error where one was asked for that cannot take it.
+inline CudaPlan plan_pass(const Layer& layer, Pass pass, Tier wanted) {
+  const CudaPlan plan = plan_cuda(layer.shape(), layer.tf32, pass, device_properties(layer.device), wanted);
+  check(plan.possible, "tier '", tier_name(wanted), "' cannot run this layer's ",
+        pass == Pass::kForward ? "forward" : "backward", " pass: ", plan.reason);
+  return plan;
+}
+
+// What the time loop of forward reads and fills, whatever the tier.
+struct ForwardSequence {
+  Tensor h0;  // (D,B,Hout), any strides
+  std::optional<Tensor> c0;
+  Tensor gx;         // (D,N,.): x's part of the gates in the first G*H columns, or room for it
+  Tensor y, hn, cn;  // results; cn (0,) unless LSTM
+  bool save_gates, save_cells;
+  Tensor gates, cells;  // (0,) where not saved; gates may be gx
+};
+Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor>& c0, Save save, Tier wanted);
+
+// What the time loop of backward reads and fills, whatever the tier. Contiguous, but for grad_hn and grad_cn.
+struct BackwardSequence {
+  Tensor y, gates, cells, h0;
+  std::optional<Tensor> c0, grad_y, grad_hn, grad_cn;
+  std::optional<Tensor> grad_cells;  // (D,N,H), of every step's c
+  Tensor dgates;                     // (D,N,Gr*H), order as in BackwardStep; may be gates
+  std::optional<Tensor> dh_y;        // with a projection (D,N,P): gradient of every step's projected h
+  std::optional<Tensor> m;           // and (D,N,H): every step's h before the projection, where it is wanted
+  std::optional<Tensor> dh0, dc0;    // results, where wanted
+};
+
+struct BackwardInputs {
+  std::optional<Tensor> grad_y, grad_hn, grad_cn, grad_cells;
+  Tensor h0;
+  std::optional<Tensor> c0;
+  Tensor y, gates, cells;
+  int64_t needs;
+  Tier wanted;
+};
+Backward backward(const Layer& layer, const BackwardInputs& in);
+
+}  // namespace fastrnn::cuda
