@@ -394,6 +394,3 @@ class Backward : private Schedule {
 }  // namespace fastrnn
 
 // The member functions that are only declared above.
-#include "cpu/rnn/backward_chunk.inl"
-#include "cpu/rnn/backward_recompute.inl"
-#include "cpu/rnn/backward_step.inl"

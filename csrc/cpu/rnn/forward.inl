@@ -271,4 +271,3 @@ class Forward : private Schedule {
 }  // namespace fastrnn
 
 // The member functions that are only declared above.
-#include "cpu/rnn/forward_step.inl"

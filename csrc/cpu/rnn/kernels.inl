@@ -4,8 +4,10 @@
 #include "cells/lstm.h"
 #include "cells/rnn.h"
 #include "cpu/simd/limits.inl"
-#include "cpu/rnn/backward.inl"
-#include "cpu/rnn/forward.inl"
+#include "cpu/rnn/backward_chunk.inl"
+#include "cpu/rnn/backward_recompute.inl"
+#include "cpu/rnn/backward_step.inl"
+#include "cpu/rnn/forward_step.inl"
 
 namespace fastrnn {
 namespace {
