@@ -12,6 +12,7 @@ namespace {
 
 using fastrnn::CellKind;
 using fastrnn::Dtype;
+using fastrnn::Tier;
 using fastrnn::cuda::empty;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
