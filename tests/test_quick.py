@@ -80,6 +80,24 @@ def test_both_ways_agree(taken, monkeypatch, kind, options, gradients, given):
         assert short.requires_grad == long.requires_grad
 
 
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "batch_first": True}], ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_single_sequence(taken, kind, options, given):
+    """Without a batch's dimension, in and out, as torch.nn's."""
+    module, exact = kind(3, 5, **options), getattr(nn, kind.__name__)(3, 5, **options)
+    exact.load_state_dict(module.state_dict())
+    x, hx = torch.randn(4, 3), None
+    if given:
+        state = _state(module, 1)
+        hx = tuple(s[:, 0] for s in state) if isinstance(state, tuple) else state[:, 0]
+    for ours, theirs in zip(_flat(module(x, hx)), _flat(exact(x, hx)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert taken == [True]
+    with pytest.raises(RuntimeError, match="unbatched 2-D"):
+        module(x, _state(module, 1))
+
+
 def test_projection_with_a_state(taken):
     module = fastrnn.LSTM(3, 5, proj_size=2)
     exact = nn.LSTM(3, 5, proj_size=2)
@@ -150,7 +168,6 @@ def test_surprises_go_the_long_way(taken):
     """Whatever has a meaning of its own: modes, transforms, subclasses, weights that are no parameters."""
     x, module = torch.randn(2, 4, 3), fastrnn.LSTM(3, 5)
     with torch.no_grad():
-        module(x[:, 0])  # a single sequence
         module(x.as_subclass(_Subclass))
         module(x, list(_state(module, 4)))
         module(x, tuple(nn.Parameter(s) for s in _state(module, 4)))
