@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import fastrnn
 from fastrnn._run import quick
@@ -234,3 +235,29 @@ def test_new_weights_are_seen(taken):
         module.double()
         fresh()
     assert taken == [True] * 4
+
+
+class _Stop(Exception):
+    """What a hook may raise to end a computation, as torch.utils.checkpoint's does."""
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_hooks_of_saved_tensors_run_once(kind):
+    """An exception of a hook's is the caller's, and the hooks are not asked a second time: checkpoint counts
+    what it is given, and stops the second run when it has all."""
+    module, x = kind(3, 5), torch.randn(2, 4, 3, requires_grad=True)
+    packed = []
+
+    def pack(tensor):
+        packed.append(tensor)
+        raise _Stop
+
+    with pytest.raises(_Stop), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        module(x)
+    assert len(packed) == 1
+    grads = []
+    for run in (module, lambda t: checkpoint(module, t, use_reentrant=False)):
+        y = run(x)[0]
+        grads.append(torch.autograd.grad(y.square().sum(), [x, *module.parameters()]))
+    for a, b in zip(*grads, strict=True):
+        assert torch.equal(a, b)

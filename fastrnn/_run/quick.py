@@ -25,6 +25,9 @@ _transforms, _autocast = torch._C._are_functorch_transforms_active, torch._C._is
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 _tracing, _gradients = torch._C._get_tracing_state, torch.is_grad_enabled
 
+#: The operator's, and those of an access. Not more: what a hook of the caller's raises is the caller's.
+_ERRORS = (RuntimeError, TypeError, KeyError, IndexError)
+
 #: States of zeros, for calls without gradients: nobody gets to see them but the kernels, which read them.
 _zeros: dict[tuple, Tensor] = {}
 _MOST_ZEROS, _LARGEST_ZEROS = 64, 1 << 14
@@ -98,7 +101,7 @@ def one_layer(module, x: Tensor, hx) -> tuple | None:
             y, h, c = autograd.layer(x, h, c, weights, cell=cell, bias=bias, save=fields["save"])
         else:
             y, h, c, _, _ = _forward(x, h, c, weights, None, None, None, cell, bias, 0)
-    except Exception:  # the long way meets it again, and says what it means
+    except _ERRORS:  # the long way meets it again, and says what it means
         return None
     if not batched:
         return y.squeeze(1), h.squeeze(1), (c.squeeze(1) if has_cell else None)
