@@ -346,7 +346,7 @@ def _arguments(cell: str = "lstm") -> dict:
     layer = fastrnn.LSTM(IN, H)
     x, h, c = randn(5, 3, IN), randn(1, 3, H), randn(1, 3, H)
     weights = [w.detach() for w in layer.parameters()]
-    y, _, _, gates, cells = library.forward(x, h, c, weights, None, cell, True, 1)
+    y, _, _, gates, cells = library.forward(x, h, c, weights, None, None, None, cell, True, 1)
     kept = {"y": y, "gates": gates, "cells": cells}
     return {"x": x, "h": h, "c": c, "weights": weights, "grad": torch.ones_like(y), **kept}
 

@@ -129,7 +129,10 @@ def layer(
         w_hr = rest[-1] if len(rest) in (1, 3) else None
         state = (h0[d],) if c0 is None else (h0[d], c0[d])
         gx = linear(x, w_ih, b_ih)
-        gx = gx.unbind(0) if batch_sizes is None else gx.split(batch_sizes.tolist())
+        if batch_sizes is not None:
+            gx = gx.split(batch_sizes.tolist())
+        else:  # of a single step a program then needs one operation, and not two
+            gx = gx.unbind(0) if x.size(0) != 1 else (gx[0],)
         steps = len(gx)
         hs, cs = [None] * steps, [None] * steps
         for t in reversed(range(steps)) if d else range(steps):
