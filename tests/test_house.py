@@ -142,7 +142,7 @@ def test_one_file_opens_the_binary():
     assert loads == {"_ops.library"}
 
 
-#: A layer on a GPU asks for two small kernels before any tier runs, which have yet to find a room of their own.
+#: A layer on a GPU asks for two small kernels before any tier runs, which have yet to find their own room.
 UPWARD_STILL = ["cuda/torch/layer.h -> cuda/stepwise/kernels.h"]
 
 

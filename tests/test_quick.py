@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import fastrnn
 from fastrnn._run import quick
@@ -78,6 +79,24 @@ def test_both_ways_agree(taken, monkeypatch, kind, options, gradients, given):
         assert torch.equal(short, long)
         assert short.stride() == long.stride()
         assert short.requires_grad == long.requires_grad
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "batch_first": True}], ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_single_sequence(taken, kind, options, given):
+    """Without a batch's dimension, in and out, as torch.nn's."""
+    module, exact = kind(3, 5, **options), getattr(nn, kind.__name__)(3, 5, **options)
+    exact.load_state_dict(module.state_dict())
+    x, hx = torch.randn(4, 3), None
+    if given:
+        state = _state(module, 1)
+        hx = tuple(s[:, 0] for s in state) if isinstance(state, tuple) else state[:, 0]
+    for ours, theirs in zip(_flat(module(x, hx)), _flat(exact(x, hx)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert taken == [True]
+    with pytest.raises(RuntimeError, match="unbatched 2-D"):
+        module(x, _state(module, 1))
 
 
 def test_projection_with_a_state(taken):
@@ -150,7 +169,6 @@ def test_surprises_go_the_long_way(taken):
     """Whatever has a meaning of its own: modes, transforms, subclasses, weights that are no parameters."""
     x, module = torch.randn(2, 4, 3), fastrnn.LSTM(3, 5)
     with torch.no_grad():
-        module(x[:, 0])  # a single sequence
         module(x.as_subclass(_Subclass))
         module(x, list(_state(module, 4)))
         module(x, tuple(nn.Parameter(s) for s in _state(module, 4)))
@@ -217,3 +235,29 @@ def test_new_weights_are_seen(taken):
         module.double()
         fresh()
     assert taken == [True] * 4
+
+
+class _Stop(Exception):
+    """What a hook may raise to end a computation, as torch.utils.checkpoint's does."""
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_hooks_of_saved_tensors_run_once(kind):
+    """An exception of a hook's is the caller's, and the hooks are not asked a second time: checkpoint counts
+    what it is given, and stops the second run when it has all."""
+    module, x = kind(3, 5), torch.randn(2, 4, 3, requires_grad=True)
+    packed = []
+
+    def pack(tensor):
+        packed.append(tensor)
+        raise _Stop
+
+    with pytest.raises(_Stop), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        module(x)
+    assert len(packed) == 1
+    grads = []
+    for run in (module, lambda t: checkpoint(module, t, use_reentrant=False)):
+        y = run(x)[0]
+        grads.append(torch.autograd.grad(y.square().sum(), [x, *module.parameters()]))
+    for a, b in zip(*grads, strict=True):
+        assert torch.equal(a, b)

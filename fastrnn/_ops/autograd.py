@@ -11,17 +11,9 @@ import torch
 from torch.autograd import forward_ad
 
 from .. import reference
-from . import devices, library
+from . import library
 
-_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 DROP_MASK_IS_CONSTANT = "drop_mask: expected a constant, got a tensor that requires a gradient"
-
-
-def supported(x: torch.Tensor) -> bool:
-    """Whether a kernel exists for x's dtype on x's device."""
-    if x.dtype not in _DTYPES:
-        return False
-    return x.is_cpu or x.is_meta or (x.is_cuda and library.cuda_loaded and devices.runs(x.device))
 
 
 def rnn_tf32() -> bool:
@@ -40,16 +32,6 @@ rnn_tf32._dynamo_marked_constant = True
 def _cuda_mode(x: torch.Tensor) -> int:
     """What x's setting for TensorFloat-32 adds to the op's mode."""
     return library.TF32 if x.dtype is torch.float32 and rnn_tf32() else 0
-
-
-def tier(backend: str, x: torch.Tensor) -> int:
-    """What a backend that names a tier of the CUDA kernels adds to the op's mode; meta is any device."""
-    if x.is_cpu:
-        raise RuntimeError(
-            f"backend={backend!r}: a tier of the CUDA kernels, and the input is on the CPU; "
-            "use backend='auto' or 'fused' there"
-        )
-    return library.TIERS[backend]
 
 
 def exporting() -> bool:

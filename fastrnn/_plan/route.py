@@ -96,7 +96,7 @@ def route(
     rnn = family == "rnn"
     if rnn and backend == "cudnn" and not masked:
         return Route("native", "backend='cudnn' was asked for: torch's own layer", asked=True)
-    if empty and lacking is None:
+    if empty and not (rnn and backend == "auto" and lacking):
         return Route("reference", "there is nothing to compute")
     if not looked_into and lacking is None and (backend != "cudnn" or not rnn):
         tier = TIERS[backend] if rnn and backend in NAMED_TIERS else 0

@@ -25,6 +25,9 @@ _transforms, _autocast = torch._C._are_functorch_transforms_active, torch._C._is
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 _tracing, _gradients = torch._C._get_tracing_state, torch.is_grad_enabled
 
+#: The operator's, and those of an access. Not more: what a hook of the caller's raises is the caller's.
+_ERRORS = (RuntimeError, TypeError, KeyError, IndexError)
+
 #: States of zeros, for calls without gradients: nobody gets to see them but the kernels, which read them.
 _zeros: dict[tuple, Tensor] = {}
 _MOST_ZEROS, _LARGEST_ZEROS = 64, 1 << 14
@@ -55,10 +58,14 @@ def one_layer(module, x: Tensor, hx) -> tuple | None:
             or fields["num_layers"] != 1
             or len(weights) > len(parameters)
             or not all(map(is_, weights, parameters.values()))
-            or len(shape) != 3
-            or shape[2] != fields["input_size"]
+            or shape[-1] != fields["input_size"]
         ):
             return None
+        batched = len(shape) == 3
+        if not batched:
+            if len(shape) != 2:
+                return None
+            x, shape, batch_first = x.unsqueeze(1), (shape[0], 1), False
         cell, has_cell = _CELLS[fields["mode"]]
         gradients = _gradients()
         if hx is None:
@@ -79,10 +86,14 @@ def one_layer(module, x: Tensor, hx) -> tuple | None:
             h, c = hx
             if type(h) is not Tensor or type(c) is not Tensor:
                 return None
+            if not batched:
+                h, c = _of_one(h), _of_one(c)
         else:
             h, c = hx, None
             if type(h) is not Tensor:
                 return None
+            if not batched:
+                h = _of_one(h)
         if batch_first:
             x = x.transpose(0, 1)
         bias = fields["bias"]
@@ -90,9 +101,16 @@ def one_layer(module, x: Tensor, hx) -> tuple | None:
             y, h, c = autograd.layer(x, h, c, weights, cell=cell, bias=bias, save=fields["save"])
         else:
             y, h, c, _, _ = _forward(x, h, c, weights, None, None, None, cell, bias, 0)
-    except Exception:  # the long way meets it again, and says what it means
+    except _ERRORS:  # the long way meets it again, and says what it means
         return None
+    if not batched:
+        return y.squeeze(1), h.squeeze(1), (c.squeeze(1) if has_cell else None)
     return (y.transpose(0, 1) if batch_first else y), h, (c if has_cell else None)
+
+
+def _of_one(state: Tensor) -> Tensor:
+    """The state (D, .) of a single sequence as (D, 1, .); another's fits nothing."""
+    return state.unsqueeze(1) if state.dim() == 2 else state.new_empty(0)
 
 
 def _new_zeros(directions: int, rows: int, hidden: int, dtype: torch.dtype) -> Tensor:
