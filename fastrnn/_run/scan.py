@@ -7,6 +7,7 @@ product, and u comes out as (..., K, O). Shape letters are those of ``fastrnn.re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from .. import reference
 from .._ops import autograd, library
 from .._ops.autograd import tracing, transformed
 from . import projection
+from .rows import Rows
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -148,15 +150,46 @@ def transform(module: nn.Module, x: Tensor, k: int, features: int) -> Tensor | N
     return project(last, x, k)
 
 
-def scan(u: Tensor, x: Tensor | None, weight_c: Tensor, bias: Tensor, c0: Tensor, *, backend: str, **options):
-    """``fastrnn.reference.sru_scan`` by the fused kernels where there are any; its arguments and results."""
+def scan(
+    u: Tensor,
+    x: Tensor | None,
+    weight_c: Tensor,
+    bias: Tensor,
+    c0: Tensor,
+    *,
+    backend: str,
+    rows: Rows | None = None,
+    **options,
+) -> tuple[Tensor, ...]:
+    """``fastrnn.reference.sru_scan`` by the fused kernels where there are any; its arguments and results.
+
+    rows: of a padded batch; its lengths are among the pads already, ``mask_pad``. Where it keeps the states,
+    there is a third result, c of every step (L, B, O) in u's dtype, 0 for pads.
+    """
+    run = _choose(u, backend)
+    if rows is None:
+        return run(u, x, weight_c, bias, c0, **options)
+    keep = rows.keep_states
+    h, c, *cells = run(u, x, weight_c, bias, c0, reset=rows.reset, keep_cells=keep, **options)
+    if rows.ended is not None:
+        directions = 2 if options["bidirectional"] else 1
+        c = rows.last(c.unflatten(1, (directions, -1)).transpose(0, 1)).transpose(0, 1).flatten(1)
+    if not keep:
+        return h, c
+    every_c, pads = cells[0].view(h.shape), options["mask_pad"]
+    if pads is not None:
+        every_c = every_c.masked_fill(pads.unsqueeze(-1), 0)
+    return h, c, every_c.to(h.dtype)
+
+
+def _choose(u: Tensor, backend: str) -> Callable:
     if backend == "reference" or (u.numel() == 0 and not tracing()):  # of nothing, torch is just as fast
-        return reference.sru_scan(u, x, weight_c, bias, c0, **options)
+        return reference.sru_scan
     looked_into = transformed()
     if not looked_into and autograd.supported(u):
-        return autograd.scan(u, x, weight_c, bias, c0, **options)
+        return autograd.scan
     if backend == "auto":
-        return reference.sru_scan(u, x, weight_c, bias, c0, **options)
+        return reference.sru_scan
     what = "torch.func's transforms or forward-mode AD" if looked_into else f"{u.dtype} on {u.device}"
     raise RuntimeError(f"backend='fused': no kernel covers {what}; use backend='auto' or 'reference'")
 
