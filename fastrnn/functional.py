@@ -33,7 +33,7 @@ from ._plan import route
 from ._run import native, symbolic
 from ._run import scan as run_scan
 from ._run.rnn import Stack, autocast_inputs, autocasting, run, runner
-from ._run.rows import Rows
+from ._run.rows import Rows, asked
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell", "sru", "sru_scan"]
 
@@ -221,11 +221,15 @@ def sru(
     mask_pad: Tensor | None = None,
     drop_mask: Tensor | None = None,
     batch_sizes: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    done: Tensor | None = None,
+    return_all_states: bool = False,
     use_tanh: bool = False,
     scale: float = 1.0,
     bidirectional: bool = False,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """One SRU layer: the product of ``fastrnn.SRU`` and its recurrence. O = D*H features.
 
     Args:
@@ -234,10 +238,17 @@ def sru(
         weight: (O*K, I), the K rows of a unit next to each other: candidate, forget gate, reset gate and,
             with a skip term where I is not O, skip. K = 3 or 4.
         weight_c, bias: (2*O,), the forget gate's and the reset gate's.
+        lengths: (B,), how many steps each row has, 0 to L, in any order; integers on any device, or a list.
+            The steps beyond are pads: h is 0 and c passes through.
+        reset: (L, B) of bool or integers, true where a new sequence begins with a state of zeros: neither
+            direction's state passes between the steps t-1 and t. done: the same said of a sequence's last
+            step, done[t] being reset[t+1]; the last c of a row that ends so is zero in the forward direction.
+        return_all_states: return c of every step as well.
         The others as in :func:`sru_scan`.
 
     Returns:
-        h (L, B, O) or (N, O), and the last c (B, O).
+        h (L, B, O) or (N, O), and the last c (B, O); with ``return_all_states`` also c of every step
+        (L, B, O), 0 for pads.
     """
     try:
         x = _checks.tensor("sru", "input", input)
@@ -252,16 +263,21 @@ def sru(
         pads = mask_pad
         if mask_pad is not None and not packed:
             pads = scan_checks.mask("sru", "mask_pad", mask_pad, x.device, tuple(x.shape[:2]))
+        rows = _scan_rows("sru", x, batch_sizes, lengths, reset, done, return_all_states)
+        if rows is not None:
+            pads = rows.pads(pads, x.size(0), x.device)
+        if pads is not None and not packed:
             x = run_scan.without_pads(x, pads)
         if c0 is None:
-            rows = x.size(-2) if batch_sizes is None else int(batch_sizes[0])
-            c0 = x.new_zeros((rows, features))
-        return sru_scan(
+            batch = x.size(-2) if batch_sizes is None else int(batch_sizes[0])
+            c0 = x.new_zeros((batch, features))
+        return _scan(
             run_scan.project_weight(weight, x, k),
             x if has_skip_term and k == 3 else None,
             weight_c.view(2, features),
             bias.view(2, features),
             c0,
+            rows,
             mask_pad=pads,
             drop_mask=drop_mask,
             batch_sizes=batch_sizes,
@@ -287,30 +303,70 @@ def sru_scan(
     mask_pad: Tensor | None = None,
     drop_mask: Tensor | None = None,
     batch_sizes: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    done: Tensor | None = None,
+    return_all_states: bool = False,
     use_tanh: bool = False,
     scale: float = 1.0,
     bidirectional: bool = False,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """The elementwise recurrence of an SRU layer: ``fastrnn.reference.sru_scan``, by the fused kernels.
 
     Arguments, shapes and results are the reference's; ``mask_pad`` may be of any dtype, nonzero for pads.
+    ``lengths``, ``reset``, ``done`` and ``return_all_states`` are those of :func:`sru`.
 
     Raises:
         ValueError, RuntimeError: sizes, dtypes and devices that do not fit, naming the argument.
     """
     try:
-        _checks.one_of("sru_scan", "backend", backend, _checks.BACKENDS)
-        mask_pad = scan_checks.scan_arguments(
-            u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, bidirectional
-        )
+        rows = None
+        if lengths is not None or reset is not None or done is not None or return_all_states is not False:
+            steps = u.flatten(-2) if isinstance(u, Tensor) and u.dim() == 4 else u
+            rows = _scan_rows("sru_scan", steps, batch_sizes, lengths, reset, done, return_all_states)
+            pads = None
+            if mask_pad is not None and batch_sizes is None:
+                pads = scan_checks.mask("sru_scan", "mask_pad", mask_pad, u.device, tuple(u.shape[:2]))
+            mask_pad = rows.pads(pads, u.size(0), u.device)
         options = {"use_tanh": use_tanh, "scale": scale, "bidirectional": bidirectional, "backend": backend}
         masks = {"v": v, "mask_pad": mask_pad, "drop_mask": drop_mask, "batch_sizes": batch_sizes}
-        return run_scan.scan(u, x, weight_c, bias, c0, **masks, **options)
+        return _scan(u, x, weight_c, bias, c0, rows, **masks, **options)
     except symbolic.ERRORS:
         if (node := symbolic.function_call(sru_scan, locals())) is None:
             raise
         return node
+
+
+def _scan_rows(name, input, batch_sizes, lengths, reset, done, return_all_states) -> Rows | None:
+    """What a scan is told of the rows of a padded batch, (L, B, .)."""
+    rows = asked(name, input, lengths, reset, done, return_all_states, False)
+    if rows is not None and batch_sizes is not None:
+        raise ValueError(
+            f"{name}: lengths, reset, done and return_all_states belong to padded input, got batch_sizes; "
+            "pass what was packed, and its lengths"
+        )
+    return rows
+
+
+def _scan(u, x, weight_c, bias, c0, rows: Rows | None, *, v=None, backend, bidirectional, **masks):
+    """The body of both."""
+    _checks.one_of("sru_scan", "backend", backend, _checks.BACKENDS)
+    masks["mask_pad"] = scan_checks.scan_arguments(
+        u,
+        x,
+        weight_c,
+        bias,
+        c0,
+        v,
+        masks["mask_pad"],
+        masks["drop_mask"],
+        masks["batch_sizes"],
+        bidirectional,
+    )
+    return run_scan.scan(
+        u, x, weight_c, bias, c0, rows=rows, v=v, backend=backend, bidirectional=bidirectional, **masks
+    )
 
 
 def _stack(

@@ -246,6 +246,7 @@ def main() -> int:
             torch.set_num_threads(count)
             label = f"{isa} {count} threads"
             scan(sru_cases.Case(L=9, B=13, O=200, D=2, dtype=F32, skip="u", pad=True), label)
+            scan(sru_cases.Case(L=9, B=13, O=200, D=2, dtype=F32, pad=True, reset=True, states=True), label)
             scan(sru_cases.Case(L=40, O=70, sizes=(30, 30, 17, 2), dtype=F32), label)
             for case in threaded():
                 layer(case, label)

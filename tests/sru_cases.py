@@ -37,13 +37,15 @@ class Case:
     scale: float = 1.25
     dtype: torch.dtype = torch.float64
     sizes: tuple[int, ...] | None = None
+    reset: bool = False  # some steps begin a new sequence
+    states: bool = False  # every step's c has a gradient
     strided: bool = False
 
     def __str__(self) -> str:
         """A test's id: what differs from the plainest case."""
         shape = f"L{self.L}B{self.B}" if self.sizes is None else "packed" + "".join(map(str, self.sizes))
         parts = [f"{shape}O{self.O}", str(self.dtype).removeprefix("torch."), f"skip_{self.skip}"]
-        flags = ("v", "pad", "drop", "tanh", "strided")
+        flags = ("v", "pad", "drop", "tanh", "reset", "states", "strided")
         parts += ["bidirectional"] * (self.D == 2) + [name for name in flags if getattr(self, name)]
         return "-".join(parts)
 
@@ -61,6 +63,8 @@ class Problem:
     drop_mask: Tensor | None
     batch_sizes: Tensor | None
     cotangents: list[Tensor] = field(default_factory=list)
+    reset: Tensor | None = None
+    grad_cells: Tensor | None = None
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Problem:
         """The same numbers elsewhere: f of every tensor but batch_sizes, which stays on the CPU."""
@@ -70,12 +74,13 @@ class Problem:
 
         inputs = {name: optional(t) for name, t in self.inputs.items()}
         masks = optional(self.mask_pad), optional(self.drop_mask)
-        return Problem(inputs, *masks, self.batch_sizes, [f(g) for g in self.cotangents])
+        rest = optional(self.reset), optional(self.grad_cells)
+        return Problem(inputs, *masks, self.batch_sizes, [f(g) for g in self.cotangents], *rest)
 
     @property
     def arguments(self) -> list:
         """The tensors in the order of the ops' arguments."""
-        return [*self.inputs.values(), self.mask_pad, self.drop_mask, self.batch_sizes]
+        return [*self.inputs.values(), self.mask_pad, self.drop_mask, self.batch_sizes, self.reset]
 
 
 def problem(case: Case, seed: int = 0) -> Problem:
@@ -100,13 +105,18 @@ def problem(case: Case, seed: int = 0) -> Problem:
     drop = (keep / 0.75).to(case.dtype) if case.drop else None
     sizes = torch.tensor(case.sizes) if case.sizes else None
     made = Problem(inputs, pad, drop, sizes, [draw(*rows, case.O), draw(B, case.O)])
+    if case.reset:
+        made.reset = torch.rand((L, B), generator=generator) < 0.4
+    if case.states:
+        wide = torch.float64 if case.dtype == torch.float64 else torch.float32
+        made.grad_cells = draw(sum(case.sizes) if case.sizes else L * B, case.O).to(wide)
     return made.map(spread) if case.strided else made
 
 
 def names(case: Case) -> list[str]:
     """Of the results, in the order of expected() and fused()."""
     absent = {"x": case.skip != "x", "v": not case.v}
-    return ["h", "c", *(f"grad {n}" for n in INPUTS if not absent.get(n))]
+    return ["h", "c", *["cells"] * case.states, *(f"grad {n}" for n in INPUTS if not absent.get(n))]
 
 
 def expected(case: Case, p: Problem, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -117,9 +127,10 @@ def expected(case: Case, p: Problem, dtype: torch.dtype = torch.float64) -> list
 
     leaves = {n: t if t is None else wide(t).requires_grad_() for n, t in p.inputs.items()}
     masks = {"mask_pad": p.mask_pad, "drop_mask": wide(p.drop_mask), "batch_sizes": p.batch_sizes}
-    outputs = reference.sru_scan(**leaves, **masks, **case.options)
+    outputs = reference.sru_scan(**leaves, **masks, **case.options, reset=p.reset, keep_cells=case.states)
     present = [t for t in leaves.values() if t is not None]
-    used = [(o, g.to(dtype)) for o, g in zip(outputs, p.cotangents, strict=True) if o.requires_grad]
+    cotangents = [*p.cotangents, p.grad_cells][: len(outputs)]
+    used = [(o, g.to(dtype)) for o, g in zip(outputs, cotangents, strict=True) if o.requires_grad]
     gradients = torch.autograd.grad([o for o, _ in used], present, [g for _, g in used], allow_unused=True)
     zeros = [torch.zeros_like(t) if g is None else g for t, g in zip(present, gradients, strict=True)]
     return [*(t.detach() for t in outputs), *zeros]
@@ -132,7 +143,7 @@ def forward(ops, case: Case, p: Problem, save: bool = True) -> tuple[Tensor, ...
 
 def backward(ops, case: Case, p: Problem, cells: Tensor, needs: int = ALL) -> tuple[Tensor, ...]:
     """The gradients of INPUTS by the op."""
-    return ops.sru_backward(*p.cotangents, *p.arguments, cells, *case.options.values(), needs)
+    return ops.sru_backward(*p.cotangents, p.grad_cells, *p.arguments, cells, *case.options.values(), needs)
 
 
 def fused(ops, case: Case, p: Problem) -> list[Tensor]:
@@ -140,7 +151,7 @@ def fused(ops, case: Case, p: Problem) -> list[Tensor]:
     h, c, cells = forward(ops, case, p)
     gradients = backward(ops, case, p, cells)
     present = [g for g, t in zip(gradients, p.inputs.values(), strict=True) if t is not None]
-    return [h, c, *present]
+    return [h, c, *[cells.to(case.dtype)] * case.states, *present]
 
 
 def worst(case: Case, got: list[Tensor], want: list[Tensor]) -> tuple[float, str]:
@@ -169,6 +180,11 @@ def grid() -> list[Case]:
                 replace(plain, sizes=PACKED, D=2, v=True, drop=True),
                 replace(plain, sizes=PACKED, O=5, tanh=True),
                 replace(plain, strided=True, D=2, v=True, pad=True, drop=True),
+                replace(plain, reset=True, O=9, L=7),
+                replace(
+                    plain, reset=True, states=True, D=2, O=14, L=7, pad=True, drop=True, tanh=True, v=True
+                ),
+                replace(plain, sizes=PACKED, D=2, states=True),
             ]
     for skip in ("x", "u", "none"):
         for dtype in (torch.float64, torch.float32):

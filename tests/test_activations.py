@@ -54,7 +54,7 @@ def scanned(x: Tensor) -> tuple[Tensor, Tensor]:
     def run(*u: Tensor) -> tuple[Tensor, Tensor]:
         scan = torch.ops.fastrnn.sru_forward
         u = torch.stack([t.expand(1, 1, n) for t in u], 2)
-        return scan(u, zero, none, biases, ones, None, None, None, None, True, 1.0, False, False)[:2]
+        return scan(u, zero, none, biases, ones, None, None, None, None, None, True, 1.0, False, False)[:2]
 
     far = torch.tensor(1e4)
     return run(zero, x, zero)[1].flatten(), run(x, -far, far)[0].flatten()

@@ -113,12 +113,12 @@ def test_scan():
     p = sru_cases.problem(case)
     leaves = [t.requires_grad_() for t in p.arguments if t is not None and t.is_floating_point()][:5]
     options = list(case.options.values())
-    arguments = [*p.arguments, *options]
+    arguments = [*p.arguments, *options, True]
     opcheck(library.sru_scan, arguments)
     assert torch.autograd.gradcheck(lambda *_: library.sru_scan(*arguments), leaves, fast_mode=True)
     mask = torch.ones_like(p.arguments[4]).requires_grad_()
     with pytest.raises(RuntimeError, match="drop_mask: expected a constant"):
-        library.sru_scan(*p.arguments[:7], mask, p.arguments[8], *options)
+        library.sru_scan(*p.arguments[:7], mask, *p.arguments[8:], *options, False)
 
 
 def test_modes():

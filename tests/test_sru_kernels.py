@@ -198,3 +198,73 @@ def test_nothing_to_do(L, B, D, skip):
     assert torch.equal(got["grad c0"], p.cotangents[1])
     assert not got["grad weight_c"].any()
     assert not got["grad bias"].any()
+
+
+# ---- rows that begin anew, and every step's state ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(L=30, B=3, O=330, dtype=F32, D=2, skip="u", pad=True, reset=True, states=True),
+        Case(L=3, B=140, O=1030, dtype=F32, reset=True, states=True),  # rows in several turns
+        Case(L=400, B=2, O=70, dtype=F32, skip="none", reset=True),  # sums move to double
+    ],
+    ids=str,
+)
+def test_rows_on_several_threads(threads, case, count):
+    """The zeros that a row begins with, and the gradients of c, wherever the columns are."""
+    threads(count)
+    sru_cases.check(OPS, case)
+
+
+@pytest.mark.parametrize("D", [1, 2])
+def test_nothing_passes_a_reset(isa, D):
+    """A row cut at step 3 is two rows: the very numbers of two calls, with NaN on the other side too."""
+    case = Case(L=7, B=2, O=34, D=D, dtype=F32, reset=True, states=True)
+    p = problem(case)
+    p.reset.zero_()[3] = True
+    got = dict(zip(names(case), fused(OPS, case, p), strict=True))
+
+    def part(steps: slice, forward_state: bool, reverse_state: bool) -> dict[str, Tensor]:
+        q = problem(replace(case, reset=False))
+        for name in ("u", "x"):
+            q.inputs[name] = q.inputs[name][steps]
+        q.cotangents[0] = q.cotangents[0][steps]
+        q.grad_cells = q.grad_cells.view(7, 2, 34)[steps].flatten(0, 1)
+        for t in (q.inputs["c0"], q.cotangents[1]):  # a direction's half begins, or ends, in this part
+            for half, keep in zip(t.chunk(D, -1), (forward_state, reverse_state), strict=False):
+                half.mul_(keep)
+        return dict(zip(names(case), fused(OPS, replace(case, reset=False), q), strict=True))
+
+    # c0 of a direction belongs to the part where it begins, the last c to the one where it ends.
+    first, second = part(slice(0, 3), True, False), part(slice(3, 7), False, True)
+    for name in ("h", "cells"):
+        a = torch.cat([first[name].reshape(-1, 34), second[name].reshape(-1, 34)])
+        assert torch.equal(got[name].reshape(-1, 34), a), name
+    halves = 34 // D
+    assert torch.equal(got["c"][:, :halves], second["c"][:, :halves])
+    if D == 2:
+        assert torch.equal(got["c"][:, halves:], first["c"][:, halves:])
+    p.inputs["u"][3:] = float("nan")
+    p.cotangents[0][3:] = float("nan")
+    p.grad_cells.view(7, 2, 34)[3:] = float("nan")
+    p.cotangents[1][:, :halves] = float("nan")  # the forward direction ends beyond the cut
+    p.inputs["c0"][:, halves:] = float("nan")  # and the reverse one begins there
+    dirty = dict(zip(names(case), fused(OPS, case, p), strict=True))
+    for name in ("h", "grad u", "grad x"):
+        assert torch.equal(dirty[name][:3], got[name][:3]), name
+
+
+def test_a_reset_at_the_first_step_drops_c0():
+    """Of the forward direction; the reverse one ends there with its state."""
+    case = Case(L=3, B=2, O=8, D=2, dtype=F32, reset=True)
+    p = problem(case)
+    p.reset.zero_()[0] = True
+    got = dict(zip(names(case), fused(OPS, case, p), strict=True))
+    assert not got["grad c0"][:, :4].any()
+    assert got["grad c0"][:, 4:].all()
+    plain = dict(zip(names(case), fused(OPS, case, problem(replace(case, reset=False))), strict=True))
+    assert torch.equal(got["c"][:, 4:], plain["c"][:, 4:])
+    assert not torch.equal(got["c"][:, :4], plain["c"][:, :4])

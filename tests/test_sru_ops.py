@@ -17,6 +17,7 @@ from fastrnn._ops.autograd import scan
 OPS = torch.ops.fastrnn
 F32, BF16 = torch.float32, torch.bfloat16
 FULL = Case(D=2, v=True, pad=True, drop=True, tanh=True)
+ROWS = replace(FULL, reset=True, states=True)
 
 
 def _leaves(p) -> dict[str, Tensor | None]:
@@ -25,7 +26,7 @@ def _leaves(p) -> dict[str, Tensor | None]:
 
 def _scan(case: Case, p, leaves) -> tuple[Tensor, Tensor]:
     masks = {"mask_pad": p.mask_pad, "drop_mask": p.drop_mask, "batch_sizes": p.batch_sizes}
-    return scan(**leaves, **masks, **case.options)
+    return scan(**leaves, **masks, **case.options, reset=p.reset, keep_cells=case.states)
 
 
 def _equal(first, second) -> bool:
@@ -71,7 +72,9 @@ def test_saving_changes_nothing_and_saved_tensors_are_left_alone():
     assert _equal(held, before)
 
 
-@pytest.mark.parametrize("case", [Case(dtype=F32), replace(FULL, skip="u"), Case(sizes=PACKED, D=2)], ids=str)
+@pytest.mark.parametrize(
+    "case", [Case(dtype=F32), replace(FULL, skip="u"), Case(sizes=PACKED, D=2), ROWS], ids=str
+)
 def test_opcheck(case):
     """Schemas, fake implementations and dispatch, as torch.compile and export need them."""
     p = problem(case)
@@ -80,7 +83,7 @@ def test_opcheck(case):
         OPS.sru_forward.default, (*p.arguments, *case.options.values(), True), test_utils=utilities
     )
     cells = forward(OPS, case, p)[2]
-    arguments = (*p.cotangents, *p.arguments, cells, *case.options.values())
+    arguments = (*p.cotangents, p.grad_cells, *p.arguments, cells, *case.options.values())
     for needs in (ALL, 5):
         torch.library.opcheck(OPS.sru_backward.default, (*arguments, needs), test_utils=utilities)
 
@@ -95,6 +98,7 @@ def test_opcheck(case):
         FULL,
         pytest.param(replace(FULL, skip="none"), marks=thorough),
         pytest.param(Case(skip="u", sizes=PACKED, D=2), marks=thorough),
+        ROWS,
     ],
     ids=str,
 )

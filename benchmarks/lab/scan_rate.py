@@ -40,13 +40,13 @@ def measure(threads: int, budget_s: float = BUDGET_S, shape: tuple[int, int, int
 
     u, x, grad_h = (draw(steps, rows, *more, features) for more in ((K,), (), ()))
     weight_c, bias, c0 = draw(2, features), draw(2, features), draw(rows, features)
-    inputs, none = (u, x, weight_c, bias, c0, None, None, None, None), (False, 1.0, False)
+    inputs, none = (u, x, weight_c, bias, c0, None, None, None, None, None), (False, 1.0, False)
     forward, backward = torch.ops.fastrnn.sru_forward, torch.ops.fastrnn.sru_backward
     cells = forward(*inputs, *none, True)[2]
     calls = {
         "inference": lambda: forward(*inputs, *none, False),
         "forward in training": lambda: forward(*inputs, *none, True),
-        "backward": lambda: backward(grad_h, None, *inputs, cells, *none, 1 + 2 + 4),
+        "backward": lambda: backward(grad_h, None, None, *inputs, cells, *none, 1 + 2 + 4),
     }
     timings = interleave([Contender(name, name, call) for name, call in calls.items()], budget_s=budget_s)
 

@@ -78,11 +78,7 @@
 #pragma once
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define FASTRNN_HD __host__ __device__ __forceinline__
-#else
-#define FASTRNN_HD __attribute__((always_inline)) inline
-#endif
+#include "cells/host_device.h"
 
 namespace fastrnn {
 

@@ -61,4 +61,10 @@ struct SruCell {
   }
 };
 
+// As a scan takes its cell: a template over the math policy.
+template <class M>
+using SruPlainCell = SruCell<M, false>;
+template <class M>
+using SruTanhCell = SruCell<M, true>;
+
 }  // namespace fastrnn

@@ -5,7 +5,7 @@
 
 namespace fastrnn {
 
-// The scan's arguments as its operators take them, see ops.cpp.
+// The scan's arguments as its operators take them, see ops/schema.cpp.
 struct ScanArguments {
   const Tensor& u;
   const std::optional<Tensor>& x;
@@ -16,6 +16,7 @@ struct ScanArguments {
   const std::optional<Tensor>& mask_pad;
   const std::optional<Tensor>& drop_mask;
   const std::optional<Tensor>& batch_sizes;
+  const std::optional<Tensor>& reset;
   bool use_tanh;
   bool bidirectional;
 };
@@ -79,11 +80,19 @@ inline void check_scan(CheckedScan& out, const ScanArguments& in) {
           "mask_pad: expected dtype bool on the device of u, got ", kind_of(*in.mask_pad));
   }
   if (in.drop_mask) check_like_u(*in.drop_mask, "drop_mask", {s.B, s.O});
+  if (in.reset) {
+    check(!in.batch_sizes, "reset: expected none with batch_sizes (packed rows end by themselves), got a tensor");
+    check_shape(*in.reset, "reset", {s.L, s.B});
+    check((in.reset->scalar_type() == ScalarType::Bool || in.reset->scalar_type() == ScalarType::Byte) &&
+              in.reset->device() == in.u.device(),
+          "reset: expected bool or uint8 on the device of u, got ", kind_of(*in.reset));
+  }
 }
 
 // What backward takes beyond forward's arguments.
 inline void check_scan_saved(const CheckedScan& checked, const Tensor& u, const std::optional<Tensor>& grad_h,
-                             const std::optional<Tensor>& grad_c, const Tensor& cells, int64_t needs) {
+                             const std::optional<Tensor>& grad_c, const std::optional<Tensor>& grad_cells,
+                             const Tensor& cells, int64_t needs) {
   const ScanShape& s = checked.shape;
   if (grad_h) {
     check_shape(*grad_h, "grad_h", checked.sizes({s.O}));
@@ -97,6 +106,10 @@ inline void check_scan_saved(const CheckedScan& checked, const Tensor& u, const 
   const ScalarType state = s.dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
   check(cells.scalar_type() == state && cells.is_contiguous() && cells.device() == u.device(),
         "cells: expected the contiguous tensor that sru_forward returned");
+  if (grad_cells) {
+    check_shape(*grad_cells, "grad_cells", {s.rows(), s.O});
+    check_same_kind(*grad_cells, "grad_cells", cells, "cells");
+  }
   check(needs >= 0 && needs <= 31, "needs: expected 0 to 31, got ", needs);
 }
 

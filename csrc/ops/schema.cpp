@@ -89,29 +89,32 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   // mask_pad     (L, B) bool, true where c is carried and h is 0; not with batch_sizes
   // drop_mask    (B, O), on the highway's difference
   // batch_sizes  (L,) int64 on the CPU, positive and non-increasing, as in a PackedSequence
+  // reset        (L, B) bool or uint8, steps that begin a new sequence, as of rnn_forward; a pad begins none;
+  //              not with batch_sizes
   // save         whether backward will follow
   //
   // h            (L, B, O) or (N, O); c (B, O), the state after the last step of each direction
-  // cells        (N, O), c of every step, float32 for half types; without save (0,)
+  // cells        (N, O), c of every step, of a pad what it carries, float32 for half types; without save (0,)
   m.def(
       "sru_forward(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
-      "Tensor? drop_mask, Tensor? batch_sizes, bool use_tanh, float scale, bool bidirectional, bool save) "
-      "-> (Tensor h, Tensor c, Tensor cells)");
+      "Tensor? drop_mask, Tensor? batch_sizes, Tensor? reset, bool use_tanh, float scale, bool bidirectional, "
+      "bool save) -> (Tensor h, Tensor c, Tensor cells)");
 
-  // The same for the programs that tracers write: see rnn_layer.
+  // The same for the programs that tracers write: see rnn_layer. Without keep_cells cells is (0,).
   m.def(
       "sru_scan(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
-      "Tensor? drop_mask, Tensor? batch_sizes, bool use_tanh, float scale, bool bidirectional) "
-      "-> (Tensor h, Tensor c)");
+      "Tensor? drop_mask, Tensor? batch_sizes, Tensor? reset, bool use_tanh, float scale, bool bidirectional, "
+      "bool keep_cells) -> (Tensor h, Tensor c, Tensor cells)");
 
   // needs: sum of 1 (grad_u), 2 (grad_x), 4 (grad_weight_c and grad_bias), 8 (grad_c0), 16 (grad_v); the
-  // rest comes back empty, as does the gradient of what is none. drop_mask and mask_pad are constants.
+  // rest comes back empty, as does the gradient of what is none. drop_mask, mask_pad and reset are
+  // constants. grad_cells: of every step's c, like cells.
   // Nothing that is passed in is written to.
   m.def(
-      "sru_backward(Tensor? grad_h, Tensor? grad_c, Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, "
-      "Tensor? v, Tensor? mask_pad, Tensor? drop_mask, Tensor? batch_sizes, Tensor cells, bool use_tanh, "
-      "float scale, bool bidirectional, int needs) -> (Tensor grad_u, Tensor grad_x, Tensor grad_weight_c, "
-      "Tensor grad_bias, Tensor grad_c0, Tensor grad_v)");
+      "sru_backward(Tensor? grad_h, Tensor? grad_c, Tensor? grad_cells, Tensor u, Tensor? x, Tensor weight_c, "
+      "Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, Tensor? drop_mask, Tensor? batch_sizes, Tensor? reset, "
+      "Tensor cells, bool use_tanh, float scale, bool bidirectional, int needs) "
+      "-> (Tensor grad_u, Tensor grad_x, Tensor grad_weight_c, Tensor grad_bias, Tensor grad_c0, Tensor grad_v)");
 
   // Streams: a step or a few at a time, with weights that were packed once. On the CPU, of layers in one
   // direction; nothing here has gradients.

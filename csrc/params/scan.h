@@ -5,6 +5,7 @@
 // K projections a feature (3: x~, f, r; 4: the skip term behind them); N rows in all: L*B, or
 // sum(batch_sizes) of a packed sequence. Every column (row b, feature o) is a recurrence of its own.
 #pragma once
+#include "cells/host_device.h"
 #include "params/tensor.h"
 
 namespace fastrnn {
@@ -32,19 +33,40 @@ struct ScanShape {
   int64_t rows() const { return row_offset(L); }
 };
 
+// What a row's step is besides an ordinary one, in ScanInputs::flags.
+struct StepFlags {
+  static constexpr uint8_t kPad = 0x7f;     // one of these bits: c is carried, h is 0
+  static constexpr uint8_t kBegins = 0x80;  // the direction takes 0 in place of c of the step before
+};
+
+// The flags of both directions, (D,L,B), of pads and of steps that begin a new sequence: the state does not
+// pass between such a step and the one before it in time, whichever the direction comes from. A pad begins
+// nothing. pads may be null. Reverse comes from the later step, so it begins anew at the earlier one.
+//
+// at: a step and row, t * B + b.
+FASTRNN_HD void set_step_flags(const uint8_t* pads, const uint8_t* resets, int D, int64_t L, int64_t B, int64_t at,
+                               uint8_t* flags) {
+  for (int d = 0; d < D; ++d) {
+    const int64_t beginning = d ? at + B : at;
+    const bool begins = beginning < L * B && resets[beginning] && !(pads && pads[beginning]);
+    flags[d * L * B + at] = static_cast<uint8_t>((pads && pads[at] ? 1 : 0) | (begins ? StepFlags::kBegins : 0));
+  }
+}
+
 // What forward and backward both read; everything in the layer's type, contiguous where no stride says
 // otherwise.
 struct ScanInputs {
   ScanShape shape;
-  GateRows u;                         // (N,K,O)
-  Rows x;                             // (N,O), K = 3 only; null: no skip term
-  double scale = 1;                   // of x
-  const void* weight_c = nullptr;     // (2,O): forget, reset
-  const void* bias = nullptr;         // (2,O)
-  const void* c0 = nullptr;           // (B,O)
-  GateRows v;                         // (N,2,O), added to weight_c; or null
-  const uint8_t* mask_pad = nullptr;  // (L,B), not 0: c is carried, h is 0; or null; never of a packed sequence
-  const void* drop_mask = nullptr;    // (B,O) on the highway difference, or null
+  GateRows u;                       // (N,K,O)
+  Rows x;                           // (N,O), K = 3 only; null: no skip term
+  double scale = 1;                 // of x
+  const void* weight_c = nullptr;   // (2,O): forget, reset
+  const void* bias = nullptr;       // (2,O)
+  const void* c0 = nullptr;         // (B,O)
+  GateRows v;                       // (N,2,O), added to weight_c; or null
+  const void* drop_mask = nullptr;  // (B,O) on the highway difference, or null
+  const uint8_t* flags = nullptr;   // (L,B) of StepFlags for each direction; or null; never of a packed sequence
+  int64_t flags_stride = 0;         // from one direction's to the other's, 0 where they are the same
 };
 
 // u = x W^T of a few rows, for a single step: W (O*K,I) has the K rows of a feature next to each other, u
@@ -67,15 +89,16 @@ struct ScanForwardParams {
 
 struct ScanBackwardParams {
   ScanInputs in;
-  const void* cells = nullptr;    // (N,O) as written by forward
-  Rows grad_h;                    // (N,O); null: zero
-  const void* grad_c = nullptr;   // (B,O); null: zero
-  void* grad_u = nullptr;         // (N,K,O), contiguous; this and all below: null where not wanted
-  void* grad_x = nullptr;         // (N,O)
-  void* grad_weight_c = nullptr;  // (2,O)
-  void* grad_bias = nullptr;      // (2,O); with grad_weight_c or not at all
-  void* grad_c0 = nullptr;        // (B,O)
-  void* grad_v = nullptr;         // (N,2,O)
+  const void* cells = nullptr;       // (N,O) as written by forward
+  Rows grad_h;                       // (N,O); null: zero
+  const void* grad_c = nullptr;      // (B,O); null: zero
+  const void* grad_cells = nullptr;  // (N,O) in the compute type, of every step's c; null: zero
+  void* grad_u = nullptr;            // (N,K,O), contiguous; this and all below: null where not wanted
+  void* grad_x = nullptr;            // (N,O)
+  void* grad_weight_c = nullptr;     // (2,O)
+  void* grad_bias = nullptr;         // (2,O); with grad_weight_c or not at all
+  void* grad_c0 = nullptr;           // (B,O)
+  void* grad_v = nullptr;            // (N,2,O)
 };
 
 }  // namespace fastrnn

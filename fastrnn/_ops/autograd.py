@@ -300,23 +300,26 @@ def layer(
     return y, hn, cn if lstm else None
 
 
-def _scan_forward(mask_pad, drop_mask, batch_sizes, options, *inputs):
-    h, c, cells = library.sru_forward(*inputs, mask_pad, drop_mask, batch_sizes, *options, True)
-    return (h, c), (cells,)
+def _scan_forward(mask_pad, drop_mask, batch_sizes, reset, options, *inputs):
+    *options, keep_cells = options
+    h, c, cells = library.sru_forward(*inputs, mask_pad, drop_mask, batch_sizes, reset, *options, True)
+    return ((h, c, cells) if keep_cells else (h, c)), (cells,)
 
 
 def _scan_gradients(grads, constants, options, kept, inputs, wanted):
+    *options, keep_cells = options
     u, x, weights, bias, c0, v = wanted
     needs = u + 2 * x + 4 * (weights or bias) + 8 * c0 + 16 * v
+    if not keep_cells:
+        grads = *grads, None
     found = library.sru_backward(*grads, *inputs, *constants, *kept, *options, needs)
     return [g if w else None for g, w in zip(found, wanted, strict=True)]
 
 
 def _scan_again(grads, constants, options, inputs, wanted):
-    mask_pad, drop_mask, batch_sizes = constants
-    use_tanh, scale, bidirectional = options
-    masks = {"mask_pad": mask_pad, "drop_mask": drop_mask, "batch_sizes": batch_sizes}
-    options = {"use_tanh": use_tanh, "scale": scale, "bidirectional": bidirectional}
+    names = "mask_pad", "drop_mask", "batch_sizes", "reset"
+    masks = dict(zip(names, constants, strict=True))
+    options = dict(zip(("use_tanh", "scale", "bidirectional", "keep_cells"), options, strict=True))
     return reference.sru_scan_gradients(grads, *inputs, wanted=wanted, **masks, **options)
 
 
@@ -325,7 +328,7 @@ _Scan = _function(
     _scan_forward,
     _scan_gradients,
     _scan_again,
-    constants=3,
+    constants=4,
     weights=slice(2, 4),
     edited=False,
 )
@@ -342,10 +345,12 @@ def scan(
     mask_pad: torch.Tensor | None = None,
     drop_mask: torch.Tensor | None = None,
     batch_sizes: torch.Tensor | None = None,
+    reset: torch.Tensor | None = None,
     use_tanh: bool = False,
     scale: float = 1.0,
     bidirectional: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    keep_cells: bool = False,
+) -> tuple[torch.Tensor, ...]:
     """The elementwise recurrence of one SRU layer, one or two directions, over a whole sequence.
 
     The equations are those of :func:`fastrnn.reference.sru_scan`, which takes the same arguments. O = D*H
@@ -362,26 +367,26 @@ def scan(
         mask_pad: (L, B) bool, True where a step is padding: c passes unchanged, h is 0. Not with batch_sizes.
         drop_mask: (B, O), a constant on the highway's difference, the same at every step.
         batch_sizes: (L,) int64 on the CPU, as in a PackedSequence.
+        reset: (L, B) bool, where rows begin anew. Not with batch_sizes.
+        keep_cells: whether there is a third result.
 
     Returns:
-        h (L, B, O) or (N, O); c (B, O), the state after the last step of each direction. In u's dtype.
+        h (L, B, O) or (N, O); c (B, O), the state after the last step of each direction, in u's dtype; and
+        with keep_cells c of every step, (N, O), N = L*B without batch_sizes, in the compute dtype.
         Gradients go to u, x, weight_c, bias, c0 and v.
 
     Raises:
         RuntimeError: from the operator, naming the argument, what was expected and what came; for a drop_mask
             that requires a gradient, as there is none.
     """
+    constants, options = (mask_pad, drop_mask, batch_sizes, reset), (use_tanh, scale, bidirectional)
     if exporting():  # see layer
-        return library.sru_scan(
-            u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional
-        )
+        found = library.sru_scan(u, x, weight_c, bias, c0, v, *constants, *options, keep_cells)
+        return found if keep_cells else found[:2]
     if torch.is_grad_enabled():
         if drop_mask is not None and drop_mask.requires_grad:
             raise RuntimeError(DROP_MASK_IS_CONSTANT)
         if any(t is not None and t.requires_grad for t in (u, x, weight_c, bias, c0, v)) and not tracing():
-            options = use_tanh, scale, bidirectional
-            return _Scan.apply(mask_pad, drop_mask, batch_sizes, options, u, x, weight_c, bias, c0, v)
-    h, c, _ = library.sru_forward(
-        u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, False
-    )
-    return h, c
+            return _Scan.apply(*constants, (*options, keep_cells), u, x, weight_c, bias, c0, v)
+    found = library.sru_forward(u, x, weight_c, bias, c0, v, *constants, *options, keep_cells)
+    return found if keep_cells else found[:2]

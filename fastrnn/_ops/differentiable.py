@@ -88,10 +88,6 @@ def _raw_layer(*args):
     return y, hn, cn, cells
 
 
-def _raw_scan(*args):
-    return library.sru_forward(*args, False)[:2]
-
-
 @_derivative(library.layer, _raw_layer)
 def _rnn_layer(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, keep_cells, mode):
     if autograd.transformed():
@@ -109,13 +105,16 @@ def _rnn_layer(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, keep
     return y, hn, cn, *cells
 
 
-@_derivative(library.sru_scan, _raw_scan)
-def _sru_scan(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional):
+@_derivative(library.sru_scan, library.sru_forward)
+def _sru_scan(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, reset, *options):
     if drop_mask is not None and drop_mask.requires_grad:
         raise RuntimeError(autograd.DROP_MASK_IS_CONSTANT)
+    use_tanh, scale, bidirectional, keep_cells = options
     if autograd.transformed():
         masks = {"v": v, "mask_pad": mask_pad, "drop_mask": drop_mask, "batch_sizes": batch_sizes}
-        options = {"use_tanh": use_tanh, "scale": scale, "bidirectional": bidirectional}
-        return reference.sru_scan(u, x, weight_c, bias, c0, **masks, **options)
-    options = use_tanh, scale, bidirectional
-    return autograd._Scan.apply(mask_pad, drop_mask, batch_sizes, options, u, x, weight_c, bias, c0, v)
+        options = {"use_tanh": use_tanh, "scale": scale, "bidirectional": bidirectional, "reset": reset}
+        found = reference.sru_scan(u, x, weight_c, bias, c0, keep_cells=keep_cells, **masks, **options)
+    else:
+        constants = mask_pad, drop_mask, batch_sizes, reset
+        found = autograd._Scan.apply(*constants, options, u, x, weight_c, bias, c0, v)
+    return found if keep_cells else (*found, u.new_empty((0,), dtype=library.compute_dtype(u)))

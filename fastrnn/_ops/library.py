@@ -193,24 +193,6 @@ def _(*args):
 
 @torch.library.register_fake("fastrnn::sru_forward")
 def _fake_sru_forward(
-    u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, save
-):
-    _same_device(u, x, weight_c, bias, c0, v, mask_pad, drop_mask)
-    *rows, _, features = u.shape
-    count = rows[0] if batch_sizes is not None else rows[0] * rows[1]
-    cells = u.new_empty((count, features) if save else (0,), dtype=compute_dtype(u))
-    return u.new_empty((*rows, features)), u.new_empty(c0.shape), cells
-
-
-@torch.library.register_fake("fastrnn::sru_scan")
-def _(*args):
-    return _fake_sru_forward(*args, False)[:2]
-
-
-@torch.library.register_fake("fastrnn::sru_backward")
-def _(
-    grad_h,
-    grad_c,
     u,
     x,
     weight_c,
@@ -220,13 +202,44 @@ def _(
     mask_pad,
     drop_mask,
     batch_sizes,
+    reset,
+    use_tanh,
+    scale,
+    bidirectional,
+    save,
+):
+    _same_device(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, reset)
+    *rows, _, features = u.shape
+    count = rows[0] if batch_sizes is not None else rows[0] * rows[1]
+    cells = u.new_empty((count, features) if save else (0,), dtype=compute_dtype(u))
+    return u.new_empty((*rows, features)), u.new_empty(c0.shape), cells
+
+
+torch.library.register_fake("fastrnn::sru_scan", _fake_sru_forward)
+
+
+@torch.library.register_fake("fastrnn::sru_backward")
+def _(
+    grad_h,
+    grad_c,
+    grad_cells,
+    u,
+    x,
+    weight_c,
+    bias,
+    c0,
+    v,
+    mask_pad,
+    drop_mask,
+    batch_sizes,
+    reset,
     cells,
     use_tanh,
     scale,
     bidirectional,
     needs,
 ):
-    _same_device(u, grad_h, grad_c, x, weight_c, bias, c0, v, mask_pad, drop_mask, cells)
+    _same_device(u, grad_h, grad_c, grad_cells, x, weight_c, bias, c0, v, mask_pad, drop_mask, reset, cells)
 
     def like(tensor, wanted):
         return u.new_empty(tensor.shape) if wanted and tensor is not None else u.new_empty((0,))

@@ -26,6 +26,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .. import reference
 from .._cells import RNN, sru, widen
+from ..reference.scan import cuts
 from . import library, onnx_weights
 from .onnx_weights import integers, node
 
@@ -231,7 +232,20 @@ def _masked_step(cell: str, resets: bool, masked: bool, bias: bool, *tensors: Te
 
 @_decomposition(library.sru_forward)
 def _sru_forward(
-    u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, scale, bidirectional, save
+    u,
+    x,
+    weight_c,
+    bias,
+    c0,
+    v,
+    mask_pad,
+    drop_mask,
+    batch_sizes,
+    reset,
+    use_tanh,
+    scale,
+    bidirectional,
+    save,
 ):
     if batch_sizes is not None:
         raise RuntimeError(_NO_PACKED.format(" and mask_pad"))
@@ -239,11 +253,12 @@ def _sru_forward(
     if _is_one(u.shape[0]):
         masks = {"v": v, "mask_pad": mask_pad, "drop_mask": drop_mask}
         options = {"use_tanh": use_tanh, "scale": scale, "bidirectional": bidirectional}
-        return *reference.sru_scan(u, x, weight_c, bias, c0, **masks, **options), nothing
+        options |= {"reset": reset, "keep_cells": True}
+        return reference.sru_scan(u, x, weight_c, bias, c0, **masks, **options)
     dtype, hidden = u.dtype, u.shape[-1] // (2 if bidirectional else 1)
     by_step = {"u": u, "x": x, "v": v}
     constant = {"weight": weight_c, "bias": bias, "drop": drop_mask}
-    outputs, finals = [], []
+    outputs, finals, cells = [], [], []
     for d in range(2 if bidirectional else 1):
 
         def own(t: Tensor, d: int = d) -> Tensor:
@@ -253,23 +268,29 @@ def _sru_forward(
         xs = {k: own(t) for k, t in by_step.items() if t is not None}
         if mask_pad is not None:
             xs["pad"] = mask_pad.unsqueeze(-1)
+        if reset is not None:
+            xs["begins"] = cuts(reset, mask_pad, reverse=d == 1).unsqueeze(-1)
         constants = {k: own(t) for k, t in constant.items() if t is not None}
-        step = functools.partial(_sru_step, (*xs, *constants), use_tanh, scale)
-        (c,), (h,) = _scan(step, [own(c0)], xs.values(), constants.values(), reverse=d == 1)
+        step = functools.partial(_sru_step, (*xs, *constants), use_tanh, scale, save)
+        (c,), (h, *every_c) = _scan(step, [own(c0)], xs.values(), constants.values(), reverse=d == 1)
         outputs.append(h)
         finals.append(c)
+        cells += every_c
     h, c = (torch.cat(t, dim=-1) if bidirectional else t[0] for t in (outputs, finals))
-    return h.to(dtype), c.to(dtype), nothing
+    return h.to(dtype), c.to(dtype), torch.cat(cells, dim=-1).flatten(0, 1) if save else nothing
 
 
 @_decomposition(library.sru_scan)
 def _sru_scan(*args):
-    return _sru_forward(*args, False)[:2]
+    return _sru_forward(*args)
 
 
-def _sru_step(names: tuple[str, ...], use_tanh: bool, scale: float, c: Tensor, *tensors: Tensor):
-    """One step of SRU: the state, u (B, K, H) and what else there is by name. Returns the state and h."""
+def _sru_step(names: tuple[str, ...], use_tanh: bool, scale: float, keep: bool, c: Tensor, *tensors: Tensor):
+    """One step of SRU: the state, u (B, K, H) and what else there is by name. Returns the state and h, and
+    the state once more if it is kept."""
     given = dict(zip(names, tensors, strict=True))
+    if "begins" in given:
+        c = c.masked_fill(given["begins"], 0)
     u, skip, v = given["u"], given.get("x"), given.get("v")
     if u.size(1) == 4:
         skip = u[:, 3]
@@ -278,4 +299,4 @@ def _sru_step(names: tuple[str, ...], use_tanh: bool, scale: float, c: Tensor, *
     weight = given["weight"] if v is None else given["weight"] + v
     gates = u[:, 1:3] + given["bias"]
     h, new = sru.step(u[:, 0], gates, weight, skip, given.get("drop"), given.get("pad"), c, use_tanh)
-    return [new, h.clone()]
+    return [new, h.clone(), new.clone()] if keep else [new, h.clone()]

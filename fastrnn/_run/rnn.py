@@ -197,7 +197,7 @@ def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
         if batch_sizes is not None:
             _checks.batch_sizes_values(batch_sizes, x.size(0))
         if rows is not None:
-            rows.check_lengths(x)
+            rows.check_lengths(x.size(0))
         if way.runner == "native":
             found = native.layers_instead(stack, x, h, c, weights, batch, batch_sizes)
             if found is not None:

@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
 from .._cells import RNN
+from .._ops import autograd
 
 
 class Rows(NamedTuple):
@@ -45,18 +47,28 @@ class Rows(NamedTuple):
             "keep_cells": self.keep_states and RNN[cell].has_cell,
         }
 
-    def check_lengths(self, x: Tensor) -> None:
-        """The values of the lengths, for the reference; the kernels look at them themselves."""
+    def check_lengths(self, steps: int) -> None:
+        """The values of the lengths, for the reference; the kernels look at them themselves, where they are
+        given them."""
         if self.lengths is None or not self.lengths.numel():
             return
         values = self.lengths
         while torch._C._functorch.is_functorch_wrapped_tensor(values):  # vmap's rows: all of them at once
             values = torch._C._functorch.get_unwrapped(values)
         low, high = int(values.min()), int(values.max())
-        if low < 0 or high > x.size(0):
+        if low < 0 or high > steps:
             raise RuntimeError(
-                f"lengths: expected 0 to {x.size(0)} (the steps of x), got {low if low < 0 else high}"
+                f"lengths: expected 0 to {steps} (the steps of x), got {low if low < 0 else high}"
             )
+
+    def pads(self, mask_pad: Tensor | None, steps: int, device: torch.device) -> Tensor | None:
+        """(L, B) bool, True for the steps that ``mask_pad`` or the lengths leave out; None for no step."""
+        if self.lengths is None:
+            return mask_pad
+        if not torch.compiler.is_compiling() and not autograd.tracing():
+            self.check_lengths(steps)
+        beyond = torch.arange(steps, device=device).unsqueeze(1) >= self.lengths.to(device)
+        return beyond if mask_pad is None else beyond | mask_pad
 
     def last(self, state: Tensor | None) -> Tensor | None:
         """A last state (D, B, .), with zeros where the next call is to begin with them: in the forward
@@ -77,6 +89,23 @@ def states(outputs: list[Tensor], cells: list[Tensor]) -> tuple[Tensor, Tensor |
         c = torch.stack([s.unflatten(1, outputs[0].shape[:2]).permute(1, 2, 0, 3).flatten(2) for s in cells])
         c = c.to(h.dtype)
     return h, c
+
+
+def asked(
+    name: str, input: object, lengths, reset, done, keep_states: bool, batch_first: bool
+) -> Rows | None:
+    """``read`` where there is something to read; None where there is not."""
+    if not isinstance(keep_states, bool):
+        got = _checks.kind(keep_states)
+        raise TypeError(f"{name}: return_all_states should be of type bool, got {got}")
+    if lengths is None and reset is None and done is None and not keep_states:
+        return None
+    if isinstance(input, PackedSequence):
+        raise ValueError(
+            f"{name}: lengths, reset, done and return_all_states belong to padded input, got a "
+            "PackedSequence; pass what it was packed from, and its lengths"
+        )
+    return read(name, input, lengths, reset, done, keep_states, batch_first)
 
 
 def read(name: str, input: object, lengths, reset, done, keep_states: bool, batch_first: bool) -> Rows:

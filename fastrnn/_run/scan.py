@@ -18,6 +18,7 @@ from .._ops import autograd, library
 from .._ops.autograd import tracing
 from .._plan import route
 from . import projection
+from .rows import Rows
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -149,14 +150,40 @@ def transform(module: nn.Module, x: Tensor, k: int, features: int) -> Tensor | N
     return project(last, x, k)
 
 
-def scan(u: Tensor, x: Tensor | None, weight_c: Tensor, bias: Tensor, c0: Tensor, *, backend: str, **options):
-    """``fastrnn.reference.sru_scan`` by the fused kernels where there are any; its arguments and results."""
+def scan(
+    u: Tensor,
+    x: Tensor | None,
+    weight_c: Tensor,
+    bias: Tensor,
+    c0: Tensor,
+    *,
+    backend: str,
+    rows: Rows | None = None,
+    **options,
+) -> tuple[Tensor, ...]:
+    """``fastrnn.reference.sru_scan`` by the fused kernels where there are any; its arguments and results.
+
+    rows: of a padded batch; its lengths are among the pads already, ``mask_pad``. Where it keeps the states,
+    there is a third result, c of every step (L, B, O) in u's dtype, 0 for pads.
+    """
     # Of nothing, torch is just as fast.
     way = route.of(u, backend, "scan", empty=u.numel() == 0 and not tracing())
     if way.runner == "none":
         raise RuntimeError(way.why)
     run = autograd.scan if way.runner == "fused" else reference.sru_scan
-    return run(u, x, weight_c, bias, c0, **options)
+    if rows is None:
+        return run(u, x, weight_c, bias, c0, **options)
+    keep = rows.keep_states
+    h, c, *cells = run(u, x, weight_c, bias, c0, reset=rows.reset, keep_cells=keep, **options)
+    if rows.ended is not None:
+        directions = 2 if options["bidirectional"] else 1
+        c = rows.last(c.unflatten(1, (directions, -1)).transpose(0, 1)).transpose(0, 1).flatten(1)
+    if not keep:
+        return h, c
+    every_c, pads = cells[0].view(h.shape), options["mask_pad"]
+    if pads is not None:
+        every_c = every_c.masked_fill(pads.unsqueeze(-1), 0)
+    return h, c, every_c.to(h.dtype)
 
 
 def takes_step(

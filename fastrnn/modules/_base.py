@@ -19,7 +19,7 @@ from .._plan import route
 from .._run import quick
 from .._run.rnn import Stack, permute, run
 from .._run.rows import Rows
-from .._run.rows import read as read_rows
+from .._run.rows import asked as rows_asked
 from .._run.streaming import Streamer
 from . import _overrides
 
@@ -223,17 +223,7 @@ class RecurrentLayer(nn.RNNBase):
 
     def _rows(self, input, lengths, reset, done, return_all_states: bool) -> Rows | None:
         """The arguments of forward() that only padded batches have, checked; None where there are none."""
-        if not isinstance(return_all_states, bool):
-            got = _checks.kind(return_all_states)
-            raise TypeError(f"{self._name}: return_all_states should be of type bool, got {got}")
-        if lengths is None and reset is None and done is None and not return_all_states:
-            return None
-        if isinstance(input, PackedSequence):
-            raise ValueError(
-                f"{self._name}: lengths, reset, done and return_all_states belong to padded input, got a "
-                "PackedSequence; pass what it was packed from, and its lengths"
-            )
-        return read_rows(self._name, input, lengths, reset, done, return_all_states, self.batch_first)
+        return rows_asked(self._name, input, lengths, reset, done, return_all_states, self.batch_first)
 
     def extra_repr(self) -> str:
         """torch's, with fastrnn's own options where they are not the default."""

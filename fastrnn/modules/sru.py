@@ -14,6 +14,7 @@ from .._checks import scan as scan_checks
 from .._run import scan as run_scan
 from .._run import symbolic
 from .._run.rnn import autocasting
+from .._run.rows import Rows, asked
 from .._run.torchscript import scripts_as
 from . import _script_sru
 from .sru_cell import SRUCell, one_name
@@ -187,8 +188,16 @@ class SRU(nn.Module):
 
     @scripts_as(_script_sru.stack)
     def forward(
-        self, input: Tensor | PackedSequence, c0: Tensor | None = None, mask_pad: Tensor | None = None
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        self,
+        input: Tensor | PackedSequence,
+        c0: Tensor | None = None,
+        mask_pad: Tensor | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+        done: Tensor | None = None,
+        return_all_states: bool = False,
+    ) -> tuple:
         """Run the layers.
 
         Args:
@@ -197,10 +206,20 @@ class SRU(nn.Module):
             c0: (layers, B, O) or, as torch.nn shapes it, (layers*D, B, H); zeros by default.
             mask_pad: (L, B), (B, L) if ``batch_first``, of any dtype: nonzero where a step is padding. There
                 c passes unchanged and h is 0.
+            lengths: (B,), how many steps each row of a padded batch has, 0 to L, in any order; integers on
+                any device, or a list. The steps beyond are pads, as of ``mask_pad``; both may be given.
+            reset: (L, B), laid out like the input; bool or integers. Where it is true a new sequence begins,
+                with a state of zeros: the state of step t-1 does not reach step t, nor that of t the step
+                t-1 in the reverse direction. A pad begins none.
+            done: the same from the other side: where it is true a sequence ends with step t. So done[t] is
+                reset[t+1], and where done is true at a row's last step, its c is zero (in the forward
+                direction), for the next call to begin with.
+            return_all_states: return c of every step as well.
 
         Returns:
             h (L, B, O), or as the input is laid out, and c (layers, B, O), each layer's last state; with
-            ``nn_rnn_compatible_return`` (layers*D, B, H).
+            ``nn_rnn_compatible_return`` (layers*D, B, H). With ``return_all_states`` also c of every layer
+            and step, (layers, L, B, O), or (layers, B, L, O) with ``batch_first``, 0 for pads.
 
         Raises:
             ValueError, RuntimeError: sizes, dtypes or devices that do not fit, naming the argument.
@@ -208,20 +227,39 @@ class SRU(nn.Module):
         name = type(self).__name__
         try:
             x, batch, pads = stack_input(self, name, input, mask_pad)
+            rows = asked(name, input, lengths, reset, done, return_all_states, self.batch_first)
+            options = {}
+            if rows is not None:
+                pads = rows.pads(pads, x.size(0), x.device)
+                if rows.reset is not None:
+                    options["reset"] = rows.reset
+                if return_all_states:
+                    options["return_all_states"] = True
             first = stack_states(self, name, c0, batch)
             x = first_input(self, x, pads)
-            states = []
+            states, every_c = [], []
             for layer, c in zip(self.rnn_lst, first, strict=True):
-                x, c = layer(x, c, mask_pad=pads)
+                x, c, *of_steps = layer(x, c, mask_pad=pads, **options)
                 run_scan.note_clean(pads)
                 states.append(c)
-            if self.batch_first and isinstance(x, Tensor):
+                every_c += of_steps
+            if rows is not None and rows.ended is not None:
+                states = [self._over(rows, c) for c in states]
+            time = 1 if self.batch_first else 0
+            if time and isinstance(x, Tensor):
                 x = x.transpose(0, 1)
-            return x, stack_result(self, states)
+            if not return_all_states:
+                return x, stack_result(self, states)
+            return x, stack_result(self, states), torch.stack(every_c).transpose(1, 1 + time)
         except symbolic.ERRORS:
             if (node := symbolic.module_call(self, SRU.forward, locals())) is None:
                 raise
             return node
+
+    def _over(self, rows: Rows, c: Tensor) -> Tensor:
+        """c (B, O) of a layer, zero where the rows say that a sequence is over."""
+        c = c.unflatten(1, (self.num_directions, self.hidden_size)).transpose(0, 1)
+        return rows.last(c).transpose(0, 1).flatten(1)
 
     def step(self, input: Tensor, c0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One time step: ``forward()`` on a sequence of one, with gradients, hooks and all.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from .._ops.autograd import transformed
 from .._run import scan as run_scan
 from .._run import symbolic
 from .._run.rnn import autocasting
+from .._run.rows import asked
 from .._run.torchscript import scripts_as
 from . import _script_sru
 
@@ -204,29 +205,47 @@ class SRUCell(nn.Module):
 
     @scripts_as(_script_sru.cell)
     def forward(
-        self, input: Tensor | PackedSequence, c0: Tensor | None = None, mask_pad: Tensor | None = None
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        self,
+        input: Tensor | PackedSequence,
+        c0: Tensor | None = None,
+        mask_pad: Tensor | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+        done: Tensor | None = None,
+        return_all_states: bool = False,
+    ) -> tuple:
         """Run the layer.
 
         Args:
             input: (L, B, I), (B, I) for a single step, or a PackedSequence.
             c0: (B, O), zeros by default.
             mask_pad: (L, B) of any dtype, nonzero where a step is padding; not with a PackedSequence.
+            lengths, reset, done, return_all_states: as in :meth:`fastrnn.SRU.forward`, of a padded batch.
 
         Returns:
-            h (L, B, O), or as the input is laid out, and the last c (B, O).
+            h (L, B, O), or as the input is laid out, and the last c (B, O). With ``return_all_states`` also c
+            of every step, (L, B, O), 0 for pads.
 
         Raises:
             ValueError, RuntimeError: sizes, dtypes or devices that do not fit, naming the argument.
         """
         try:
-            return self._run(input, c0, mask_pad)
+            rows = None
+            if lengths is not None or reset is not None or done is not None or return_all_states is not False:
+                steps = input
+                if isinstance(input, Tensor) and input.dim() == 2:  # a single step
+                    steps = input.unsqueeze(0)
+                    reset, done = (t.unsqueeze(0) if isinstance(t, Tensor) else t for t in (reset, done))
+                name = type(self).__name__
+                rows = asked(name, steps, lengths, reset, done, return_all_states, False)
+            return self._run(input, c0, mask_pad, rows)
         except symbolic.ERRORS:
             if (node := symbolic.module_call(self, SRUCell.forward, locals())) is None:
                 raise
             return node
 
-    def _run(self, input, c0, mask_pad, **attention):
+    def _run(self, input, c0, mask_pad, rows=None, **attention):
         """forward(), with what a transform module of SRU++ takes besides."""
         name = type(self).__name__
         packing, single = None, False
@@ -250,11 +269,15 @@ class SRUCell(nn.Module):
         if c0 is None:
             c0 = x.new_zeros((batch, self.output_size))
         scan_checks.shape(name, "c0", c0, (batch, self.output_size))
+        clean = self._sees_pads()
         if mask_pad is not None:
-            clean = self._sees_pads() or run_scan.is_clean(mask_pad)
+            clean = clean or run_scan.is_clean(mask_pad)
             shapes = (steps, steps[1:]) if single else (steps,)
             mask_pad = scan_checks.mask(name, "mask_pad", mask_pad, x.device, *map(tuple, shapes)).view(steps)
-            x = x if clean else run_scan.without_pads(x, mask_pad)
+        if rows is not None and rows.lengths is not None:
+            mask_pad, clean = rows.pads(mask_pad, steps[0], x.device), self._sees_pads()
+        if mask_pad is not None and not clean:
+            x = run_scan.without_pads(x, mask_pad)
 
         residual, norm = x, self.layer_norm
         if norm is not None and not self.normalize_after:
@@ -267,7 +290,7 @@ class SRUCell(nn.Module):
             drop_mask = self.get_dropout_mask_((batch, self.output_size), self.dropout)
 
         skip, scale = self._skip(residual)
-        if packing is None and mask_pad is None and drop_mask is None and not autocast:
+        if packing is None and mask_pad is None and drop_mask is None and rows is None and not autocast:
             linear, others = self.transform_module, (skip, self.weight_c, self.bias, c0)
             outputs = self.output_size * self.num_matrices
             if run_scan.takes_step(linear, outputs, x, others, self.backend):
@@ -292,12 +315,13 @@ class SRUCell(nn.Module):
         batch_sizes = None
         if packing is not None:
             c0, drop_mask, batch_sizes = packing.sort(c0), packing.sort(drop_mask), packing.batch_sizes
-        h, c = run_scan.scan(
+        h, c, *every_c = run_scan.scan(
             u,
             skip,
             weight_c,
             bias,
             c0,
+            rows=rows,
             v=v,
             mask_pad=mask_pad,
             drop_mask=drop_mask,
@@ -311,7 +335,9 @@ class SRUCell(nn.Module):
             h = norm(h)
         if packing is not None:
             return packing.packed(h), packing.unsort(c)
-        return (h.squeeze(0) if single else h), c
+        if single:
+            return h.squeeze(0), c, *(s.squeeze(0) for s in every_c)
+        return h, c, *every_c
 
     def _sees_pads(self) -> bool:
         """Whether a module of the user's gets what the pads hold, as it does in the package: it may look

@@ -32,10 +32,13 @@ def sru_scan(
     mask_pad: Tensor | None = None,
     drop_mask: Tensor | None = None,
     batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
     use_tanh: bool = False,
     scale: float = 1.0,
     bidirectional: bool = False,
-) -> tuple[Tensor, Tensor]:
+    keep_cells: bool = False,
+) -> tuple[Tensor, ...]:
     r"""The elementwise recurrence of one SRU layer over whole sequences, one or two directions.
 
     .. math::
@@ -57,12 +60,21 @@ def sru_scan(
         mask_pad: (L, B) bool, True where a step is padding: c passes unchanged, h is 0. Not for packed rows.
         drop_mask: (B, O), the same at every step; the zeros and 1/(1-p) of dropout.
         batch_sizes: (L,) int64 on the CPU, rows still running at each step, as in a PackedSequence.
+        lengths: (B,) integers from 0 to L: row b's steps from lengths[b] on are pads. Not for packed rows.
+        reset: (L, B) bool, True where a new sequence begins: neither direction's state passes between the
+            steps t-1 and t. A pad begins none. Not for packed rows.
+        keep_cells: whether there is a third result.
 
     Returns:
-        h (L, B, O) or (N, O); c (B, O), the state after the last step of each direction. In u's dtype.
+        h (L, B, O) or (N, O); c (B, O), the state after the last step of each direction. In u's dtype. With
+        ``keep_cells`` also c of every step, (N, O), N = L*B without batch_sizes, float32 for half types; of a
+        pad it is what passes through it.
     """
     dtype, directions = u.dtype, 2 if bidirectional else 1
     u, x, weight_c, bias, c0, v, drop_mask = map(widen, (u, x, weight_c, bias, c0, v, drop_mask))
+    if lengths is not None:
+        beyond = torch.arange(u.size(0), device=u.device).unsqueeze(1) >= lengths.to(u.device)
+        mask_pad = beyond if mask_pad is None else mask_pad | beyond
     if mask_pad is not None:  # a gradient of zero times what a pad may hold is not always zero
         u = u.masked_fill(mask_pad[..., None, None], 0)
         x = None if x is None else x.masked_fill(mask_pad.unsqueeze(-1), 0)
@@ -75,7 +87,7 @@ def sru_scan(
     def steps(t: Tensor) -> Sequence[Tensor]:
         return t.unbind(0) if batch_sizes is None else t.split(batch_sizes.tolist())
 
-    outputs, finals = [], []
+    outputs, finals, states = [], [], []
     for d, c in enumerate(c0.chunk(directions, dim=-1)):
         # This direction's part of everything, cut into steps.
         candidates, forgets_resets = (
@@ -86,8 +98,9 @@ def sru_scan(
         skips = [None] * len(candidates) if skip is None else steps(skip.chunk(directions, dim=-1)[d])
         pads = [None] * len(candidates) if mask_pad is None else mask_pad.unsqueeze(-1).unbind(0)
         drop = None if drop_mask is None else drop_mask.chunk(directions, dim=-1)[d]
+        begins = None if reset is None else cuts(reset, mask_pad, reverse=d == 1).unsqueeze(-1)
 
-        hs = []
+        hs, cs = [], []
         order = range(len(candidates))
         for t in reversed(order) if d else order:
             rows = candidates[t].size(0)
@@ -98,20 +111,33 @@ def sru_scan(
                 skips[t],
                 None if drop is None else drop[:rows],
                 pads[t],
-                c[:rows],
+                c[:rows] if begins is None else c.masked_fill(begins[t], 0),
                 use_tanh,
             )
             # Rows of a packed batch that have ended, or in reverse have not begun, keep their state.
             c = new if rows == c.size(0) else torch.cat([new, c[rows:]])
             hs.append(h)
-        hs = hs[::-1] if d else hs
+            cs.append(new)
+        hs, cs = (hs[::-1], cs[::-1]) if d else (hs, cs)
         if not hs:
             outputs.append(u[..., 0, :].chunk(directions, dim=-1)[d])
+            states.append(c[:0])
         else:
             outputs.append(torch.stack(hs) if batch_sizes is None else torch.cat(hs))
+            states.append(torch.cat(cs))
         finals.append(c)
     h, c = torch.cat(outputs, dim=-1), torch.cat(finals, dim=-1)
+    if keep_cells:
+        return h.to(dtype), c.to(dtype), torch.cat(states, dim=-1)
     return h.to(dtype), c.to(dtype)
+
+
+def cuts(reset: Tensor, mask_pad: Tensor | None, reverse: bool) -> Tensor:
+    """(L, B) bool: steps at which a direction takes 0 in place of the state that it comes with."""
+    cut = reset.bool() if mask_pad is None else reset.bool() & ~mask_pad
+    if reverse:  # it comes from the later step
+        return torch.cat([cut[1:], torch.zeros_like(cut[:1])])
+    return cut
 
 
 def sru_scan_gradients(
@@ -129,7 +155,7 @@ def sru_scan_gradients(
     """The gradients of :func:`sru_scan` as functions that can be differentiated again.
 
     Args:
-        grads: those of h and c, None where a result was not used.
+        grads: those of the scan's results, None where one was not used.
         wanted: whether to give the gradient of u, x, weight_c, bias, c0 and v.
         options: the remaining arguments of :func:`sru_scan`.
 

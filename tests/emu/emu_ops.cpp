@@ -66,17 +66,17 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
       "-> (Tensor y, Tensor hn, Tensor cn, Tensor cells)");
   m.def(
       "sru_forward(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
-      "Tensor? drop_mask, Tensor? batch_sizes, bool use_tanh, float scale, bool bidirectional, bool save) "
-      "-> (Tensor h, Tensor c, Tensor cells)");
+      "Tensor? drop_mask, Tensor? batch_sizes, Tensor? reset, bool use_tanh, float scale, bool bidirectional, "
+      "bool save) -> (Tensor h, Tensor c, Tensor cells)");
   m.def(
       "sru_scan(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
-      "Tensor? drop_mask, Tensor? batch_sizes, bool use_tanh, float scale, bool bidirectional) "
-      "-> (Tensor h, Tensor c)");
+      "Tensor? drop_mask, Tensor? batch_sizes, Tensor? reset, bool use_tanh, float scale, bool bidirectional, "
+      "bool keep_cells) -> (Tensor h, Tensor c, Tensor cells)");
   m.def(
-      "sru_backward(Tensor? grad_h, Tensor? grad_c, Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, "
-      "Tensor? v, Tensor? mask_pad, Tensor? drop_mask, Tensor? batch_sizes, Tensor cells, bool use_tanh, "
-      "float scale, bool bidirectional, int needs) -> (Tensor grad_u, Tensor grad_x, Tensor grad_weight_c, "
-      "Tensor grad_bias, Tensor grad_c0, Tensor grad_v)");
+      "sru_backward(Tensor? grad_h, Tensor? grad_c, Tensor? grad_cells, Tensor u, Tensor? x, Tensor weight_c, "
+      "Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, Tensor? drop_mask, Tensor? batch_sizes, Tensor? reset, "
+      "Tensor cells, bool use_tanh, float scale, bool bidirectional, int needs) "
+      "-> (Tensor grad_u, Tensor grad_x, Tensor grad_weight_c, Tensor grad_bias, Tensor grad_c0, Tensor grad_v)");
   m.def("configure(int seed, int resident=0, int fault=0) -> ()");
   m.def("device(int capability, int sms, int shared_bytes) -> ()");
   m.def("room_for_clusters(int blocks) -> ()");

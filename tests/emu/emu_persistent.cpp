@@ -92,8 +92,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, int64_t> persistent_forward(
   const bool lstm = shape.cell == CellKind::kLstm;
   const int64_t N = shape.rows(), H = shape.H, B = shape.B, D = shape.D, S = fastrnn::saved_of(shape.cell);
   const ScalarType type = h0.scalar_type();
-  const PersistentGeometry g = geometry(shape.cell, static_cast<Precision>(precision), static_cast<Tier>(tier), H, B,
-                                        shape.D, Pass::kForward, device_with(sms), static_cast<int>(cluster));
+  const PersistentGeometry g =
+      geometry(shape.cell, static_cast<Precision>(precision), static_cast<fastrnn::Tier>(tier), H, B, shape.D,
+               Pass::kForward, device_with(sms), static_cast<int>(cluster));
   PersistentForward p;
   const Tensor workspace = prepare(p, shape, precision, offsets, lengths, resets, w_hh, g);
   const Tensor y = empty({N, D * H}, type, 0), hn = empty({D, B, H}, type, 0);
@@ -140,8 +141,9 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> persistent_backward(
   const int64_t N = shape.rows(), H = shape.H, B = shape.B, D = shape.D;
   const int64_t Gr = fastrnn::gates_of(shape.cell) + (shape.cell == CellKind::kGru);
   const ScalarType type = h0.scalar_type();
-  const PersistentGeometry g = geometry(shape.cell, static_cast<Precision>(precision), static_cast<Tier>(tier), H, B,
-                                        shape.D, Pass::kBackward, device_with(sms), static_cast<int>(cluster));
+  const PersistentGeometry g =
+      geometry(shape.cell, static_cast<Precision>(precision), static_cast<fastrnn::Tier>(tier), H, B, shape.D,
+               Pass::kBackward, device_with(sms), static_cast<int>(cluster));
   PersistentBackward p;
   const Tensor workspace = prepare(p, shape, precision, offsets, lengths, resets, w_hh, g);
   const Tensor dgates = in_place ? gates : empty({D, N, Gr * H}, type, 0);
@@ -179,8 +181,8 @@ std::tuple<std::vector<int64_t>, std::string> persistent_geometry(const std::str
   device.cooperative_launch = cooperative;
   device.max_cluster = max_cluster_of(device.compute_capability);
   const PersistentGeometry g =
-      geometry(kind_of(cell), static_cast<Precision>(precision), static_cast<Tier>(tier), H, B, static_cast<int>(D),
-               backward ? Pass::kBackward : Pass::kForward, device, static_cast<int>(cluster));
+      geometry(kind_of(cell), static_cast<Precision>(precision), static_cast<fastrnn::Tier>(tier), H, B,
+               static_cast<int>(D), backward ? Pass::kBackward : Pass::kForward, device, static_cast<int>(cluster));
   return {{g.fits, g.ctas_per_replica, g.replicas, g.ctas, g.n_tiles, g.threads, g.shared_bytes, g.workspace_bytes,
            g.k_split, g.peers},
           g.reason};

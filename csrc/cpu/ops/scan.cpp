@@ -33,9 +33,7 @@ class Inputs {
     in.bias = hold(as_contiguous(arguments.bias)).data_ptr();
     in.c0 = hold(as_contiguous(arguments.c0)).data_ptr();
     if (arguments.v) in.v = gate_rows_of(hold(with_contiguous_rows(*arguments.v)));
-    if (arguments.mask_pad) {
-      in.mask_pad = static_cast<const uint8_t*>(hold(as_contiguous(*arguments.mask_pad)).data_ptr());
-    }
+    set_flags(arguments.mask_pad, arguments.reset);
     if (arguments.drop_mask) in.drop_mask = hold(as_contiguous(*arguments.drop_mask)).data_ptr();
   }
 
@@ -48,15 +46,36 @@ class Inputs {
   ScanInputs in;
 
  private:
+  void set_flags(const std::optional<Tensor>& mask_pad, const std::optional<Tensor>& reset) {
+    const auto bytes = [&](const std::optional<Tensor>& mask) {
+      return mask ? static_cast<const uint8_t*>(hold(as_contiguous(*mask)).data_ptr()) : nullptr;
+    };
+    in.flags = bytes(mask_pad);
+    if (!reset) return;
+    const ScanShape& s = in.shape;
+    in.flags_stride = s.L * s.B;
+    flags_.resize(s.D * in.flags_stride);
+    const uint8_t* const resets = bytes(reset);
+    for (int64_t at = 0; at < in.flags_stride; ++at) {
+      set_step_flags(in.flags, resets, s.D, s.L, s.B, at, flags_.data());
+    }
+    in.flags = flags_.data();
+  }
+
+  std::vector<uint8_t> flags_;
   CheckedScan checked_;
   std::vector<Tensor> held_;
 };
 
-std::tuple<Tensor, Tensor, Tensor> sru_forward(Tensor u, std::optional<Tensor> x, Tensor weight_c, Tensor bias,
-                                               Tensor c0, std::optional<Tensor> v, std::optional<Tensor> mask_pad,
-                                               std::optional<Tensor> drop_mask, std::optional<Tensor> batch_sizes,
-                                               bool use_tanh, double scale, bool bidirectional, bool save) {
-  Inputs inputs({u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, bidirectional}, scale);
+std::tuple<Tensor, Tensor, Tensor> sru_forward(const Tensor& u, const std::optional<Tensor>& x,
+                                               const Tensor& weight_c, const Tensor& bias, const Tensor& c0,
+                                               const std::optional<Tensor>& v, const std::optional<Tensor>& mask_pad,
+                                               const std::optional<Tensor>& drop_mask,
+                                               const std::optional<Tensor>& batch_sizes,
+                                               const std::optional<Tensor>& reset, bool use_tanh, double scale,
+                                               bool bidirectional, bool save) {
+  Inputs inputs({u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, reset, use_tanh, bidirectional},
+                scale);
   const ScanShape& s = inputs.in.shape;
   const ScalarType dtype = u.scalar_type(), compute = compute_type(s.dtype);
   const Tensor h = empty(inputs.checked().sizes({s.O}), dtype);
@@ -76,23 +95,28 @@ std::tuple<Tensor, Tensor, Tensor> sru_forward(Tensor u, std::optional<Tensor> x
 }
 
 // For the programs that tracers write.
-std::tuple<Tensor, Tensor> sru_scan(Tensor u, std::optional<Tensor> x, Tensor weight_c, Tensor bias, Tensor c0,
-                                    std::optional<Tensor> v, std::optional<Tensor> mask_pad,
-                                    std::optional<Tensor> drop_mask, std::optional<Tensor> batch_sizes, bool use_tanh,
-                                    double scale, bool bidirectional) {
-  const auto [h, c, cells] = sru_forward(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh,
-                                         scale, bidirectional, false);
-  return {h, c};
+std::tuple<Tensor, Tensor, Tensor> sru_scan(const Tensor& u, const std::optional<Tensor>& x, const Tensor& weight_c,
+                                            const Tensor& bias, const Tensor& c0, const std::optional<Tensor>& v,
+                                            const std::optional<Tensor>& mask_pad,
+                                            const std::optional<Tensor>& drop_mask,
+                                            const std::optional<Tensor>& batch_sizes,
+                                            const std::optional<Tensor>& reset, bool use_tanh, double scale,
+                                            bool bidirectional, bool keep_cells) {
+  return sru_forward(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, reset, use_tanh, scale,
+                     bidirectional, keep_cells);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sru_backward(
-    std::optional<Tensor> grad_h, std::optional<Tensor> grad_c, Tensor u, std::optional<Tensor> x, Tensor weight_c,
-    Tensor bias, Tensor c0, std::optional<Tensor> v, std::optional<Tensor> mask_pad, std::optional<Tensor> drop_mask,
-    std::optional<Tensor> batch_sizes, Tensor cells, bool use_tanh, double scale, bool bidirectional, int64_t needs) {
-  Inputs inputs({u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, bidirectional}, scale);
+    const std::optional<Tensor>& grad_h, const std::optional<Tensor>& grad_c, const std::optional<Tensor>& grad_cells,
+    const Tensor& u, const std::optional<Tensor>& x, const Tensor& weight_c, const Tensor& bias, const Tensor& c0,
+    const std::optional<Tensor>& v, const std::optional<Tensor>& mask_pad, const std::optional<Tensor>& drop_mask,
+    const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& reset, const Tensor& cells, bool use_tanh,
+    double scale, bool bidirectional, int64_t needs) {
+  Inputs inputs({u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, reset, use_tanh, bidirectional},
+                scale);
   const CheckedScan& checked = inputs.checked();
   const ScanShape& s = inputs.in.shape;
-  check_scan_saved(checked, u, grad_h, grad_c, cells, needs);
+  check_scan_saved(checked, u, grad_h, grad_c, grad_cells, cells, needs);
   const ScalarType dtype = u.scalar_type();
   const auto made = [&](bool wanted, std::vector<int64_t> sizes) {
     return empty(wanted ? sizes : std::vector<int64_t>{0}, dtype);
@@ -109,6 +133,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sru_backward(
   params.cells = cells.data_ptr();
   if (grad_h) params.grad_h = rows_of(inputs.hold(with_contiguous_rows(*grad_h)));
   if (grad_c) params.grad_c = inputs.hold(as_contiguous(*grad_c)).data_ptr();
+  if (grad_cells) params.grad_cells = inputs.hold(as_contiguous(*grad_cells)).data_ptr();
   if (needs & ScanNeeds::kU) params.grad_u = grad_u.data_ptr();
   if (x && (needs & ScanNeeds::kX)) params.grad_x = grad_x.data_ptr();
   if (need_weights) {

@@ -9,14 +9,14 @@
 namespace fastrnn {
 namespace {
 
-template <class T, Dtype kDtype, bool kTanh>
+template <class T, Dtype kDtype, template <class> class CellOf>
 class ScanBackward : Scan<T, kDtype> {
   using Base = Scan<T, kDtype>;
   using Base::arena_, Base::in_, Base::plan_, Base::s_, Base::W;
   using typename Base::S;
   using typename Base::V;
   using typename Base::Visit;
-  using Cell = SruCell<VectorMath<T>, kTanh>;
+  using Cell = CellOf<VectorMath<T>>;
   static constexpr int kSums = 4;  // w_f, w_r, b_f, b_r
   static constexpr int64_t kRowsInFloat = 64;
 
@@ -27,6 +27,8 @@ class ScanBackward : Scan<T, kDtype> {
     weights_ = arena_.template take<T>(plan.workers() * 4 * width);
     state_ = arena_.template take<T>(plan.workers() * this->rows_at_once(width) * width);
     const bool sums = p_.grad_weight_c != nullptr;
+    zeros_ = arena_.template take<T>(params.in.flags_stride ? width : 0);
+    if (workspace && params.in.flags_stride) this->clear_state(zeros_, width);
     block_ = arena_.template take<T>(sums ? plan.workers() * kSums * width : 0);
     sums_ = arena_.template take<double>(sums ? plan.batch_groups * kSums * s_.O : 0);
     barrier_ = arena_.template take<Barrier>(1);
@@ -112,7 +114,17 @@ class ScanBackward : Scan<T, kDtype> {
     void* du = this->element(p_.grad_u, natural * s_.K * O);
     void* dx = this->element(p_.grad_x, natural * O);
     void* dv = this->element(p_.grad_v, natural * 2 * O);
-    if (this->is_pad(at.t, at.b)) {
+    const T* dcells = p_.grad_cells ? static_cast<const T*>(p_.grad_cells) + natural * O + first : nullptr;
+    const uint8_t flags = this->flags(segment.direction, at.t, at.b);
+    const bool begins = flags & StepFlags::kBegins;
+    if (flags & StepFlags::kPad) {
+      if (begins) {
+        this->clear_state(state, width);
+      } else if (dcells) {
+        this->for_vectors(segment.width, [&](int64_t j, int n) {
+          S::store(state + j, S::load(state + j) + S::load_n(dcells + j, n));
+        });
+      }
       for (int k = 0; du && k < s_.K; ++k) this->fill_zero(du, k * O + first, segment.width);
       for (int k = 0; dv && k < 2; ++k) this->fill_zero(dv, k * O + first, segment.width);
       if (dx) this->fill_zero(dx, first, segment.width);
@@ -125,7 +137,7 @@ class ScanBackward : Scan<T, kDtype> {
     const char* v = this->row_of(in_.v, at.t, at.b);
     const char* dh_row = this->row_of(p_.grad_h, at.t, at.b);
     const char* dh_ahead = this->row_of(p_.grad_h, at.ahead_t, at.ahead_b);
-    const T* cells = previous_cells(segment, at.t, at.b);
+    const T* cells = begins ? zeros_ : previous_cells(segment, at.t, at.b);
     const T* cells_ahead = previous_cells(segment, at.ahead_t, at.ahead_b);
     const void* c0 = this->element(in_.c0, at.b * O);
     const void* drop = this->element(in_.drop_mask, at.b * O);
@@ -161,8 +173,10 @@ class ScanBackward : Scan<T, kDtype> {
         dh = load_as<T>(dh_row, o, n, kDtype);
         this->fetch(dh_ahead, o);
       }
-      Cell::backward(input, w, b, highway, m, c_prev, dh, S::load(state + j), grad, grad_highway, dc);
-      S::store(state + j, dc);
+      V dct = S::load(state + j);
+      if (dcells) dct += S::load_n(dcells + j, n);
+      Cell::backward(input, w, b, highway, m, c_prev, dh, dct, grad, grad_highway, dc);
+      S::store(state + j, begins ? V{} : dc);
       const V dw[2] = {grad[1] * c_prev, grad[2] * c_prev};
       if (du) {
 #pragma GCC unroll 3
@@ -187,7 +201,7 @@ class ScanBackward : Scan<T, kDtype> {
   }
 
   const ScanBackwardParams& p_;
-  T *weights_, *state_, *block_;
+  T *weights_, *state_, *zeros_, *block_;
   double* sums_;
   Barrier* barrier_;
   bool stream_u_, stream_x_;

@@ -1,7 +1,6 @@
 // What both passes of the SRU's scan share: which worker owns which columns, how it visits them, and how it
 // reads and writes their rows.
 #pragma once
-#include "cells/sru.h"
 #include "cpu/scan/kernels.h"
 #include "cpu/simd/math.h"
 
@@ -127,7 +126,10 @@ class Scan {
   static void* element(void* data, int64_t i) {
     return data ? static_cast<char*>(data) + i * static_cast<int64_t>(size_of(kDtype)) : nullptr;
   }
-  bool is_pad(int64_t t, int64_t b) const { return in_.mask_pad && in_.mask_pad[t * s_.B + b]; }
+  // StepFlags of a direction's step.
+  uint8_t flags(int direction, int64_t t, int64_t b) const {
+    return in_.flags ? in_.flags[direction * in_.flags_stride + t * s_.B + b] : 0;
+  }
 
   // w_f, w_r, b_f, b_r of a segment in the compute type, [4][padded(width)].
   void load_weights(const Segment& segment, T* to) const {
@@ -170,6 +172,9 @@ class Scan {
     if (j < width) f(j, static_cast<int>(width - j));
   }
 
+  static void clear_state(T* state, int64_t width) {
+    for (int64_t j = 0; j < width; j += W) S::store(state + j, V{});
+  }
   static void fill_zero(void* row, int64_t first, int64_t width) {
     for_vectors(width, [&](int64_t j, int n) { store_as<T>(row, first + j, V{}, n, kDtype); });
   }

@@ -5,14 +5,14 @@
 namespace fastrnn {
 namespace {
 
-template <class T, Dtype kDtype, bool kTanh>
+template <class T, Dtype kDtype, template <class> class CellOf>
 class ScanForward : Scan<T, kDtype> {
   using Base = Scan<T, kDtype>;
   using Base::arena_, Base::in_, Base::plan_, Base::s_, Base::W;
   using typename Base::S;
   using typename Base::V;
   using typename Base::Visit;
-  using Cell = SruCell<VectorMath<T>, kTanh>;
+  using Cell = CellOf<VectorMath<T>>;
 
  public:
   ScanForward(const ScanForwardParams& params, const ScanPlan& plan, char* workspace)
@@ -54,7 +54,9 @@ class ScanForward : Scan<T, kDtype> {
     const int64_t first = segment.first, width = this->padded(segment.width), natural = s_.row_offset(at.t) + at.b;
     void* h = this->element(p_.h, natural * s_.O);
     T* cells = p_.cells ? static_cast<T*>(p_.cells) + natural * s_.O + first : nullptr;
-    if (this->is_pad(at.t, at.b)) {
+    const uint8_t flags = this->flags(segment.direction, at.t, at.b);
+    if (flags & StepFlags::kBegins) this->clear_state(state, width);
+    if (flags & StepFlags::kPad) {
       this->fill_zero(h, first, segment.width);
       if (cells) {
         this->for_vectors(segment.width, [&](int64_t j, int n) { S::store_n(cells + j, S::load(state + j), n); });

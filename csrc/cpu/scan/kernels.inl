@@ -9,17 +9,18 @@
 // Bytes a column and step, e bytes an element, a bytes a state value: forward (K+2)e, with x e more, a more
 // where c is saved; backward reads (K+2)e + a, writes (K+1)e.
 #pragma once
+#include "cells/sru.h"
 #include "cpu/scan/backward.inl"
 #include "cpu/scan/forward.inl"
 
 namespace fastrnn {
 namespace {
 
-// Calls f.template operator()<T, dtype, use_tanh>().
+// Calls f.template operator()<T, dtype, Cell>(), a scan's cell being a template over the math policy.
 template <class F>
 void with_scan(const ScanShape& s, F&& f) {
   const auto with_type = [&]<class T, Dtype kDtype>() {
-    s.use_tanh ? f.template operator()<T, kDtype, true>() : f.template operator()<T, kDtype, false>();
+    s.use_tanh ? f.template operator()<T, kDtype, SruTanhCell>() : f.template operator()<T, kDtype, SruPlainCell>();
   };
   switch (s.dtype) {
     case Dtype::kFloat:
@@ -33,20 +34,20 @@ void with_scan(const ScanShape& s, F&& f) {
   }
 }
 
-template <template <class, Dtype, bool> class Kernel, class Params>
+template <template <class, Dtype, template <class> class> class Kernel, class Params>
 size_t scan_workspace(const Params& params, const ScanPlan& plan) {
   size_t bytes = 0;
-  with_scan(params.in.shape, [&]<class T, Dtype kDtype, bool kTanh>() {
-    bytes = Kernel<T, kDtype, kTanh>(params, plan, nullptr).workspace_bytes();
+  with_scan(params.in.shape, [&]<class T, Dtype kDtype, template <class> class Cell>() {
+    bytes = Kernel<T, kDtype, Cell>(params, plan, nullptr).workspace_bytes();
   });
   return bytes;
 }
 
-template <template <class, Dtype, bool> class Kernel, class Params>
+template <template <class, Dtype, template <class> class> class Kernel, class Params>
 void run_scan(const Params& params, const ScanPlan& plan, char* workspace, const Parallel& parallel) {
-  with_scan(params.in.shape, [&]<class T, Dtype kDtype, bool kTanh>() {
-    Kernel<T, kDtype, kTanh> kernel(params, plan, workspace);
-    parallel.run(kernel.workers(), Kernel<T, kDtype, kTanh>::body, &kernel);
+  with_scan(params.in.shape, [&]<class T, Dtype kDtype, template <class> class Cell>() {
+    Kernel<T, kDtype, Cell> kernel(params, plan, workspace);
+    parallel.run(kernel.workers(), Kernel<T, kDtype, Cell>::body, &kernel);
   });
 }
 

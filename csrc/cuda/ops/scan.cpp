@@ -33,8 +33,8 @@ class ScanCall {
     in.bias = contiguous(arguments.bias);
     in.c0 = contiguous(arguments.c0);
     if (arguments.v) in.v = gate_rows(*arguments.v);
-    if (arguments.mask_pad) in.mask_pad = static_cast<const uint8_t*>(contiguous(*arguments.mask_pad));
     if (arguments.drop_mask) in.drop_mask = contiguous(*arguments.drop_mask);
+    set_flags(arguments.mask_pad, arguments.reset);
     if (shape().batch_sizes) upload_tables();
   }
 
@@ -67,6 +67,15 @@ class ScanCall {
     return held_.back();
   }
 
+  void set_flags(const std::optional<Tensor>& mask_pad, const std::optional<Tensor>& reset) {
+    if (mask_pad) in.flags = static_cast<const uint8_t*>(contiguous(*mask_pad));
+    const int64_t steps = shape().L * shape().B;
+    if (!reset || !steps) return;
+    uint8_t* const flags = static_cast<uint8_t*>(hold(make({shape().D * steps}, ScalarType::Byte)).data_ptr());
+    check_cuda(scan_flags(shape(), in.flags, static_cast<const uint8_t*>(contiguous(*reset)), flags, stream));
+    in.flags = flags;
+    in.flags_stride = steps;
+  }
   void upload_tables() {
     const int64_t L = shape().L, B = shape().B;
     std::vector<int64_t> table(shape().row_offsets, shape().row_offsets + L + 1);
@@ -88,11 +97,13 @@ std::tuple<Tensor, Tensor, Tensor> sru_forward(const Tensor& u, const std::optio
                                                const Tensor& weight_c, const Tensor& bias, const Tensor& c0,
                                                const std::optional<Tensor>& v, const std::optional<Tensor>& mask_pad,
                                                const std::optional<Tensor>& drop_mask,
-                                               const std::optional<Tensor>& batch_sizes, bool use_tanh, double scale,
+                                               const std::optional<Tensor>& batch_sizes,
+                                               const std::optional<Tensor>& reset, bool use_tanh, double scale,
                                                bool bidirectional, bool save) {
   const DeviceGuard device(device_of(u));
   const NoGrad no_grad;
-  ScanCall call({u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, bidirectional}, scale);
+  ScanCall call({u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, reset, use_tanh, bidirectional},
+                scale);
   const ScanShape& s = call.shape();
   const Tensor h = call.make(call.checked().sizes({s.O})), c = call.make({s.B, s.O});
   const Tensor cells = call.make(save ? Sizes{s.rows(), s.O} : Sizes{0}, call.compute());
@@ -106,28 +117,30 @@ std::tuple<Tensor, Tensor, Tensor> sru_forward(const Tensor& u, const std::optio
 }
 
 // For the programs that tracers write.
-std::tuple<Tensor, Tensor> sru_scan(const Tensor& u, const std::optional<Tensor>& x, const Tensor& weight_c,
-                                    const Tensor& bias, const Tensor& c0, const std::optional<Tensor>& v,
-                                    const std::optional<Tensor>& mask_pad, const std::optional<Tensor>& drop_mask,
-                                    const std::optional<Tensor>& batch_sizes, bool use_tanh, double scale,
-                                    bool bidirectional) {
-  const auto [h, c, cells] = sru_forward(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh,
-                                         scale, bidirectional, false);
-  return {h, c};
+std::tuple<Tensor, Tensor, Tensor> sru_scan(const Tensor& u, const std::optional<Tensor>& x, const Tensor& weight_c,
+                                            const Tensor& bias, const Tensor& c0, const std::optional<Tensor>& v,
+                                            const std::optional<Tensor>& mask_pad,
+                                            const std::optional<Tensor>& drop_mask,
+                                            const std::optional<Tensor>& batch_sizes,
+                                            const std::optional<Tensor>& reset, bool use_tanh, double scale,
+                                            bool bidirectional, bool keep_cells) {
+  return sru_forward(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, reset, use_tanh, scale,
+                     bidirectional, keep_cells);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sru_backward(
-    const std::optional<Tensor>& grad_h, const std::optional<Tensor>& grad_c, const Tensor& u,
-    const std::optional<Tensor>& x, const Tensor& weight_c, const Tensor& bias, const Tensor& c0,
+    const std::optional<Tensor>& grad_h, const std::optional<Tensor>& grad_c, const std::optional<Tensor>& grad_cells,
+    const Tensor& u, const std::optional<Tensor>& x, const Tensor& weight_c, const Tensor& bias, const Tensor& c0,
     const std::optional<Tensor>& v, const std::optional<Tensor>& mask_pad, const std::optional<Tensor>& drop_mask,
-    const std::optional<Tensor>& batch_sizes, const Tensor& cells, bool use_tanh, double scale, bool bidirectional,
-    int64_t needs) {
+    const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& reset, const Tensor& cells, bool use_tanh,
+    double scale, bool bidirectional, int64_t needs) {
   const DeviceGuard device(device_of(u));
   const NoGrad no_grad;
-  ScanCall call({u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, use_tanh, bidirectional}, scale);
+  ScanCall call({u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, reset, use_tanh, bidirectional},
+                scale);
   const CheckedScan& checked = call.checked();
   const ScanShape& s = call.shape();
-  check_scan_saved(checked, u, grad_h, grad_c, cells, needs);
+  check_scan_saved(checked, u, grad_h, grad_c, grad_cells, cells, needs);
   const bool need_u = needs & ScanNeeds::kU, need_x = x && (needs & ScanNeeds::kX),
              need_weights = needs & ScanNeeds::kWeights;
   const bool need_c0 = needs & ScanNeeds::kC0, need_v = v && (needs & ScanNeeds::kV);
@@ -142,6 +155,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sru_backward(
   params.cells = cells.data_ptr();
   if (grad_h) params.grad_h = call.rows(*grad_h);
   if (grad_c) params.grad_c = call.contiguous(*grad_c);
+  if (grad_cells) params.grad_cells = call.contiguous(*grad_cells);
   if (need_u) params.grad_u = grad_u.data_ptr();
   if (need_x) params.grad_x = grad_x.data_ptr();
   if (need_c0) params.grad_c0 = grad_c0.data_ptr();

@@ -1,6 +1,7 @@
-// Launches of the scan's kernels: one instance a type and width, chosen here.
+// Launches of the scan's kernels: one instance a type, width and cell, chosen here.
 #include "cuda/scan/kernels.cuh"
 
+#include "cells/sru.h"
 #include "cuda/device/launch.cuh"
 
 namespace fastrnn::cuda {
@@ -39,6 +40,12 @@ int with_type_and_width(const ScanShape& s, bool may_pair, F f) {
   });
 }
 
+// f.template operator()<Cell>().
+template <class F>
+int with_cell(const ScanShape& s, F f) {
+  return s.use_tanh ? f.template operator()<SruTanhCell>() : f.template operator()<SruPlainCell>();
+}
+
 int64_t blocks_for(const ScanShape& s, int wide, int threads) { return (s.B * (s.O / wide) + threads - 1) / threads; }
 
 }  // namespace
@@ -47,9 +54,11 @@ int scan_forward(const ScanForwardParams& params, const ScanTables& tables, void
   const ScanShape& s = params.in.shape;
   return with_type_and_width(s, paired(params.in), [&]<class T, int wide>(TypeTag<T>, Width<wide>) {
     constexpr int threads = kScanBlock<T>;
-    const int64_t bytes = Ring<T, wide>::bytes(input_streams(params.in), false, params.in.mask_pad != nullptr);
-    return launch_shared(scan_forward_kernel<T, wide>, blocks_for(s, wide, threads), threads,
-                         bytes * kSteps * threads, stream, params, tables);
+    const int64_t bytes = Ring<T, wide>::bytes(input_streams(params.in), 0, params.in.flags != nullptr);
+    return with_cell(s, [&]<template <class> class Cell>() {
+      return launch_shared(scan_forward_kernel<T, wide, Cell>, blocks_for(s, wide, threads), threads,
+                           bytes * kSteps * threads, stream, params, tables);
+    });
   });
 }
 
@@ -59,10 +68,18 @@ int scan_backward(const ScanBackwardParams& params, const ScanTables& tables, vo
   return with_type_and_width(s, may_pair, [&]<class T, int wide>(TypeTag<T>, Width<wide>) {
     constexpr int threads = kScanBlock<T>;
     const int streams = input_streams(params.in) + (params.grad_h.data != nullptr);
-    const int64_t bytes = Ring<T, wide>::bytes(streams, true, params.in.mask_pad != nullptr);
-    return launch_shared(scan_backward_kernel<T, wide>, blocks_for(s, wide, threads), threads,
-                         bytes * kSteps * threads, stream, params, tables, static_cast<Compute<T>*>(partials));
+    const int64_t bytes = Ring<T, wide>::bytes(streams, cell_streams(params), params.in.flags != nullptr);
+    return with_cell(s, [&]<template <class> class Cell>() {
+      return launch_shared(scan_backward_kernel<T, wide, Cell>, blocks_for(s, wide, threads), threads,
+                           bytes * kSteps * threads, stream, params, tables, static_cast<Compute<T>*>(partials));
+    });
   });
+}
+
+int scan_flags(const ScanShape& s, const uint8_t* pads, const uint8_t* resets, uint8_t* flags, void* stream) {
+  constexpr int threads = 256;
+  return launch(scan_flags_kernel, (s.L * s.B + threads - 1) / threads, threads, stream, pads, resets, s.D, s.L, s.B,
+                flags);
 }
 
 int scan_sums(const ScanShape& s, const void* partials, void* grad_weight_c, void* grad_bias, void* stream) {

@@ -10,18 +10,20 @@
 // it, which its neighbour wants anyway: no memory beyond the word is touched, and none of another allocation.
 #pragma once
 #include "cuda/scan/ring.cuh"
+#include "params/scan.h"
 
 namespace fastrnn::cuda {
 
-template <class T, int kWide>
+template <class T, int kWide, template <class> class CellOf>
 __global__ void __launch_bounds__(kScanBlock<T>, 1)
     scan_forward_kernel(const ScanForwardParams p, const ScanTables tables) {
   using A = Compute<T>;
+  using Cell = CellOf<ScanMath<A>>;
   FASTRNN_DYNAMIC_SHARED(memory);
   const ScanShape& s = p.in.shape;
   Column column;
   if (!find_column<kWide>(s, tables, false, column)) return;
-  Ring<T, kWide> ring(memory, input_streams(p.in), false);
+  Ring<T, kWide> ring(memory, input_streams(p.in), 0);
   InputWalk<T, kWide> ahead(p.in, tables, column), here(p.in, tables, column);
   Walk row = walk(tables, column, s.B * s.O, s.O);
   const Constants<T, kWide> constant(p.in, column);
@@ -51,17 +53,15 @@ __global__ void __launch_bounds__(kScanBlock<T>, 1)
     for (int i = 0; i < kChunk; ++i) {
       if (first + i >= column.steps) break;
       A u[3][kWide], x[kWide], w[2][kWide], h[kWide];
-      const bool pad = here.read(ring, stage * kChunk + i, constant.w, u, x, w);
+      const uint8_t flags = here.read(ring, stage * kChunk + i, constant.w, u, x, w);
+      const bool pad = flags & StepFlags::kPad, begins = flags & StepFlags::kBegins;
 #pragma unroll
       for (int j = 0; j < kWide; ++j) {
         const A input[3] = {u[0][j], u[1][j], u[2][j]}, weight[2] = {w[0][j], w[1][j]};
         const A bias[2] = {constant.b[0][j], constant.b[1][j]};
         A next;
-        if (s.use_tanh) {
-          ScanCell<true, A>::forward(input, weight, bias, x[j], constant.m[j], c[j], next, h[j]);
-        } else {
-          ScanCell<false, A>::forward(input, weight, bias, x[j], constant.m[j], c[j], next, h[j]);
-        }
+        c[j] = begins ? A(0) : c[j];
+        Cell::forward(input, weight, bias, x[j], constant.m[j], c[j], next, h[j]);
         c[j] = pad ? c[j] : next;
         h[j] = pad ? A(0) : h[j];
       }
@@ -79,21 +79,23 @@ __global__ void __launch_bounds__(kScanBlock<T>, 1)
   store_wide<T, kWide>(static_cast<T*>(p.c) + column.b * s.O + column.o, c);
 }
 
-template <class T, int kWide>
+template <class T, int kWide, template <class> class CellOf>
 __global__ void __launch_bounds__(kScanBlock<T>, 1)
     scan_backward_kernel(const ScanBackwardParams p, const ScanTables tables, Compute<T>* partials) {
   using A = Compute<T>;
+  using Cell = CellOf<ScanMath<A>>;
   FASTRNN_DYNAMIC_SHARED(memory);
   const ScanShape& s = p.in.shape;
   Column column;
   if (!find_column<kWide>(s, tables, true, column)) return;
   const int inputs = input_streams(p.in), streams = inputs + (p.grad_h.data != nullptr);
-  Ring<T, kWide> ring(memory, streams, true);
+  Ring<T, kWide> ring(memory, streams, cell_streams(p));
   InputWalk<T, kWide> ahead(p.in, tables, column), here(p.in, tables, column);
   Walk row_ahead = walk(tables, column, s.B * s.O, s.O), row = row_ahead;
   Walk dh_ahead = walk(tables, column, p.grad_h.step_stride, p.grad_h.row_stride), dh_here = dh_ahead;
   const T* grad_h = static_cast<const T*>(p.grad_h.data) + column.o;
   const A* cells = static_cast<const A*>(p.cells) + column.o;
+  const A* grad_cells = static_cast<const A*>(p.grad_cells) + column.o;  // read where they are given
   const Constants<T, kWide> constant(p.in, column);
   const int64_t state = column.b * s.O + column.o;
   A c0[kWide], dc[kWide] = {}, sums[4][kWide] = {};
@@ -108,13 +110,14 @@ __global__ void __launch_bounds__(kScanBlock<T>, 1)
         const int slot = stage * kChunk + i;
         ahead.fetch(ring, slot);
         if (p.grad_h.data) ring.fetch(slot, inputs, grad_h + dh_ahead.at);
+        if (p.grad_cells) ring.fetch_cell(slot, 1, grad_cells + row_ahead.at);
         ahead.next();
         if (fetched + 1 < column.steps) {
           // c before this step is c of the row that comes next on the way back.
           t_ahead += column.towards;
           row_ahead.next(tables, column, t_ahead);
           dh_ahead.next(tables, column, t_ahead);
-          ring.fetch_cell(slot, cells + row_ahead.at);
+          ring.fetch_cell(slot, 0, cells + row_ahead.at);
         }
       }
       ++fetched;
@@ -134,23 +137,24 @@ __global__ void __launch_bounds__(kScanBlock<T>, 1)
       const int slot = stage * kChunk + i;
       const bool last = first + i + 1 == column.steps;
       A u[3][kWide], x[kWide], w[2][kWide], dh[kWide] = {}, c_prev[kWide], du[3][kWide], dx[kWide], dv[2][kWide];
-      const bool pad = here.read(ring, slot, constant.w, u, x, w);
+      const uint8_t flags = here.read(ring, slot, constant.w, u, x, w);
+      const bool pad = flags & StepFlags::kPad, begins = flags & StepFlags::kBegins;
       if (p.grad_h.data) ring.read(slot, inputs, reinterpret_cast<uintptr_t>(grad_h + dh_here.at), dh);
-      if (!last) ring.read_cell(slot, c_prev);
+      if (!last) ring.read_cell(slot, 0, c_prev);
+      if (p.grad_cells) {
+        A more[kWide];
+        ring.read_cell(slot, 1, more);
+#pragma unroll
+        for (int j = 0; j < kWide; ++j) dc[j] += more[j];
+      }
 #pragma unroll
       for (int j = 0; j < kWide; ++j) {
-        const A before = last ? c0[j] : c_prev[j];
+        const A before = begins ? A(0) : last ? c0[j] : c_prev[j];
         const A input[3] = {u[0][j], u[1][j], u[2][j]}, weight[2] = {w[0][j], w[1][j]};
         const A bias[2] = {constant.b[0][j], constant.b[1][j]};
         A grad[3], next;
-        if (s.use_tanh) {
-          ScanCell<true, A>::backward(input, weight, bias, x[j], constant.m[j], before, dh[j], dc[j], grad, dx[j],
-                                      next);
-        } else {
-          ScanCell<false, A>::backward(input, weight, bias, x[j], constant.m[j], before, dh[j], dc[j], grad, dx[j],
-                                       next);
-        }
-        dc[j] = pad ? dc[j] : next;
+        Cell::backward(input, weight, bias, x[j], constant.m[j], before, dh[j], dc[j], grad, dx[j], next);
+        dc[j] = begins ? A(0) : pad ? dc[j] : next;
         dx[j] = pad ? A(0) : dx[j];
 #pragma unroll
         for (int k = 0; k < 3; ++k) du[k][j] = pad ? A(0) : grad[k];
@@ -193,6 +197,13 @@ __global__ void __launch_bounds__(kScanBlock<T>, 1)
 #pragma unroll
     for (int k = 0; k < 4; ++k) store_wide<A, kWide>(partials + (column.b * 4 + k) * s.O + column.o, sums[k]);
   }
+}
+
+// flags (D,L,B), see set_step_flags: the same, a thread a step and row.
+__global__ void scan_flags_kernel(const uint8_t* pads, const uint8_t* resets, int D, int64_t L, int64_t B,
+                                  uint8_t* flags) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (at < L * B) set_step_flags(pads, resets, D, L, B, at, flags);
 }
 
 // A block adds up 32 columns of (B,4*O): each of its warps every eighth row, then one warp the eight sums.

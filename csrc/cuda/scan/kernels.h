@@ -25,6 +25,9 @@ int scan_forward(const ScanForwardParams& params, const ScanTables& tables, void
 // partials: (B,4,O) in the compute type, where the gradients of w_f, w_r, b_f, b_r are wanted, else null.
 int scan_backward(const ScanBackwardParams& params, const ScanTables& tables, void* partials, void* stream);
 
+// flags (D,L,B) of ScanInputs, from pads (or null) and resets, (L,B).
+int scan_flags(const ScanShape& shape, const uint8_t* pads, const uint8_t* resets, uint8_t* flags, void* stream);
+
 // grad_weight_c and grad_bias, (2,O) each in the layer's type, from backward's partials: rows in a fixed order.
 int scan_sums(const ScanShape& shape, const void* partials, void* grad_weight_c, void* grad_bias, void* stream);
 

@@ -1,7 +1,6 @@
 // What both passes of the scan share: a thread's column, its walk through time, and the ring in shared memory
 // into which it copies the values of the steps ahead.
 #pragma once
-#include "cells/sru.h"
 #include "cuda/device/async_copy.cuh"
 #include "cuda/device/fast_math.cuh"
 #include "cuda/scan/kernels.h"
@@ -28,9 +27,6 @@ struct ScanMath<float> : ScalarMath<float> {
     return d == 1.0f ? 1.0f : fast_reciprocal(d);
   }
 };
-
-template <bool kTanh, class A>
-using ScanCell = SruCell<ScanMath<A>, kTanh>;
 
 // kWide neighbouring values as one access.
 template <class T, int kWide, class A>
@@ -111,16 +107,18 @@ class Ring {
   static constexpr int kCell = kWide * static_cast<int>(sizeof(A));
 
   // Bytes of a thread and step.
-  static FASTRNN_HD int bytes(int streams, bool cells, bool mask) {
-    return streams * kWord + (cells ? kCell : 0) + (mask ? 4 : 0);
+  static FASTRNN_HD int bytes(int streams, int cells, bool flags) {
+    return streams * kWord + cells * kCell + (flags ? 4 : 0);
   }
 
-  __device__ Ring(unsigned char* memory, int streams, bool cells)
+  // streams of the layer's type, and of c or its gradient.
+  __device__ Ring(unsigned char* memory, int streams, int cells)
       : words_(memory + threadIdx.x * kWord),
         streams_(streams),
+        cell_streams_(cells),
         cells_(memory + static_cast<int64_t>(kSteps) * streams * blockDim.x * kWord + threadIdx.x * kCell),
-        mask_(memory + static_cast<int64_t>(kSteps) * blockDim.x * (streams * kWord + (cells ? kCell : 0)) +
-              threadIdx.x * 4) {}
+        flags_(memory + static_cast<int64_t>(kSteps) * blockDim.x * (streams * kWord + cells * kCell) +
+               threadIdx.x * 4) {}
 
   __device__ __forceinline__ void fetch(int slot, int stream, const T* from) {
     const uintptr_t address = reinterpret_cast<uintptr_t>(from) & ~static_cast<uintptr_t>(kWord - 1);
@@ -134,38 +132,43 @@ class Ring {
       load_wide<T, kWide>(reinterpret_cast<const T*>(word(slot, stream)), values);
     }
   }
-  __device__ __forceinline__ void fetch_cell(int slot, const A* from) { copy_async<kCell>(cell(slot), from); }
-  __device__ __forceinline__ void read_cell(int slot, A* values) const {
-    load_wide<A, kWide>(reinterpret_cast<const A*>(cell(slot)), values);
+  __device__ __forceinline__ void fetch_cell(int slot, int stream, const A* from) {
+    copy_async<kCell>(cell(slot, stream), from);
   }
-  __device__ __forceinline__ void fetch_mask(int slot, const uint8_t* from) {
-    copy_async<4>(mask(slot), reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) & ~uintptr_t{3}));
+  __device__ __forceinline__ void read_cell(int slot, int stream, A* values) const {
+    load_wide<A, kWide>(reinterpret_cast<const A*>(cell(slot, stream)), values);
   }
-  __device__ __forceinline__ bool read_mask(int slot, const uint8_t* from) const {
-    return mask(slot)[reinterpret_cast<uintptr_t>(from) & 3] != 0;
+  __device__ __forceinline__ void fetch_flags(int slot, const uint8_t* from) {
+    copy_async<4>(flags(slot), reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) & ~uintptr_t{3}));
+  }
+  __device__ __forceinline__ uint8_t read_flags(int slot, const uint8_t* from) const {
+    return flags(slot)[reinterpret_cast<uintptr_t>(from) & 3];
   }
 
  private:
   __device__ __forceinline__ unsigned char* word(int slot, int stream) const {
     return words_ + (slot * streams_ + stream) * static_cast<int>(blockDim.x) * kWord;
   }
-  __device__ __forceinline__ unsigned char* cell(int slot) const {
-    return cells_ + slot * static_cast<int>(blockDim.x) * kCell;
+  __device__ __forceinline__ unsigned char* cell(int slot, int stream) const {
+    return cells_ + (slot * cell_streams_ + stream) * static_cast<int>(blockDim.x) * kCell;
   }
-  __device__ __forceinline__ unsigned char* mask(int slot) const {
-    return mask_ + slot * static_cast<int>(blockDim.x) * 4;
+  __device__ __forceinline__ unsigned char* flags(int slot) const {
+    return flags_ + slot * static_cast<int>(blockDim.x) * 4;
   }
 
   unsigned char* words_;
-  int streams_;
-  unsigned char *cells_, *mask_;
+  int streams_, cell_streams_;
+  unsigned char *cells_, *flags_;
 };
 
 // How many streams a pass copies: u and what is added to it.
 FASTRNN_HD bool has_highway(const ScanInputs& in) { return in.shape.K == 4 || in.x.data; }
 FASTRNN_HD int input_streams(const ScanInputs& in) { return 3 + has_highway(in) + (in.v.data ? 2 : 0); }
 
-// The streams that forward and backward both read: u, the highway's input, v, the pads. Two of them walk the
+// Of the state: c before each step, and where it is given the gradient of every step's c.
+FASTRNN_HD int cell_streams(const ScanBackwardParams& p) { return 1 + (p.grad_cells != nullptr); }
+
+// The streams that forward and backward both read: u, the highway's input, v, the steps' flags. Two of them walk the
 // same rows, one ahead of the other: the first starts copies, the second takes what has come.
 template <class T, int kWide>
 class InputWalk {
@@ -178,6 +181,7 @@ class InputWalk {
         u_(walk(tables, column, in.u.step_stride, in.u.row_stride)),
         x_(walk(tables, column, in.x.step_stride, in.x.row_stride)),
         v_(walk(tables, column, in.v.step_stride, in.v.row_stride)),
+        flags_(in.flags ? in.flags + column.reverse(in.shape) * in.flags_stride + column.b : nullptr),
         t_(column.t) {}
 
   __device__ __forceinline__ void fetch(Ring<T, kWide>& ring, int slot) const {
@@ -188,12 +192,12 @@ class InputWalk {
       ring.fetch(slot, v_stream(), v(0));
       ring.fetch(slot, v_stream() + 1, v(1));
     }
-    if (in_.mask_pad) ring.fetch_mask(slot, pad());
+    if (flags_) ring.fetch_flags(slot, flags());
   }
 
-  // weights: w_f, w_r of the column, to which v is added. Returns whether the step is a pad.
-  __device__ __forceinline__ bool read(const Ring<T, kWide>& ring, int slot, const A (*weights)[kWide],
-                                       A (*values)[kWide], A* x, A (*w)[kWide]) const {
+  // weights: w_f, w_r of the column, to which v is added. Returns the step's flags.
+  __device__ __forceinline__ uint8_t read(const Ring<T, kWide>& ring, int slot, const A (*weights)[kWide],
+                                          A (*values)[kWide], A* x, A (*w)[kWide]) const {
 #pragma unroll
     for (int k = 0; k < 3; ++k) ring.read(slot, k, address(u(k)), values[k]);
 #pragma unroll
@@ -212,7 +216,7 @@ class InputWalk {
 #pragma unroll
       for (int i = 0; i < kWide; ++i) w[k][i] = weights[k][i] + more[i];
     }
-    return in_.mask_pad && ring.read_mask(slot, pad());
+    return flags_ ? ring.read_flags(slot, flags()) : uint8_t{0};
   }
 
   // False after the last row.
@@ -236,12 +240,13 @@ class InputWalk {
   __device__ __forceinline__ const T* v(int k) const {
     return static_cast<const T*>(in_.v.data) + v_.at + k * in_.v.gate_stride + column_.o;
   }
-  __device__ __forceinline__ const uint8_t* pad() const { return in_.mask_pad + t_ * in_.shape.B + column_.b; }
+  __device__ __forceinline__ const uint8_t* flags() const { return flags_ + t_ * in_.shape.B; }
 
   const ScanInputs& in_;
   const ScanTables& tables_;
   const Column& column_;
   Walk u_, x_, v_;
+  const uint8_t* flags_;
   int64_t t_;
 };
 
