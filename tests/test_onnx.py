@@ -110,7 +110,8 @@ LAYERS = {
     "LSTM states": ("LSTM", BOTH, {"lengths": LENGTHS, "return_all_states": True}, None, {"Scan": 2}),
     "SRU": ("SRU", {"layer_norm": True, "rescale": True, **BOTH}, {"mask_pad": MASK}, None, {"Scan": 4}),
     "SRU float64": ("SRU", {"num_layers": 1, "use_tanh": True}, {"c0": _state(1)}, F64, {"Scan": 1}),
-    "SRU rows": ("SRU", BOTH, {"reset": MASK, "lengths": LENGTHS, "return_all_states": True}, None, {"Scan": 4}),
+    "SRU rows": ("SRU", BOTH, {"reset": MASK, "lengths": LENGTHS, "return_all_states": True}, None,
+                 {"Scan": 4}),
     "SRUpp": ("SRUpp", {"proj_size": 4, "num_layers": 1, "num_heads": 2}, {"mask_pad": MASK}, None,
               {"Scan": 1}),
 }  # fmt: skip

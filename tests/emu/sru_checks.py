@@ -9,7 +9,8 @@ from sru_cases import Case, expected, fused, problem, worst
 
 
 def check_cases() -> list[Case]:
-    """More steps than are on their way at once, pairs and single values, pads, rows that begin anew, every step's state, packed rows."""
+    """More steps than are on their way at once, pairs and single values, pads, rows that begin anew, every
+    step's state, packed rows."""
     plain = Case(L=27, B=3, O=6, D=2, pad=True, drop=True, v=True)
     pairs = replace(plain, B=2, O=28, dtype=torch.bfloat16)
     packed = replace(plain, pad=False, sizes=(5, *[4] * 24, 2, 1))
