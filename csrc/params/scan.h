@@ -39,18 +39,14 @@ struct StepFlags {
   static constexpr uint8_t kBegins = 0x80;  // the direction takes 0 in place of c of the step before
 };
 
-// The flags of both directions, (D,L,B), of pads and of steps that begin a new sequence: the state does not
-// pass between such a step and the one before it in time, whichever the direction comes from. A pad begins
-// nothing. pads may be null. Reverse comes from the later step, so it begins anew at the earlier one.
-//
-// at: a step and row, t * B + b.
-FASTRNN_HD void set_step_flags(const uint8_t* pads, const uint8_t* resets, int D, int64_t L, int64_t B, int64_t at,
-                               uint8_t* flags) {
-  for (int d = 0; d < D; ++d) {
-    const int64_t beginning = d ? at + B : at;
-    const bool begins = beginning < L * B && resets[beginning] && !(pads && pads[beginning]);
-    flags[d * L * B + at] = static_cast<uint8_t>((pads && pads[at] ? 1 : 0) | (begins ? StepFlags::kBegins : 0));
-  }
+// The flags of direction d's step and row `at`, t * B + b, from pads (or null) and resets, (L,B) each: steps that
+// begin a new sequence, between which and the step before them in time the state does not pass, whichever the
+// direction comes from. A pad begins nothing. The reverse direction comes from the later step, so it begins anew
+// at the earlier one.
+FASTRNN_HD uint8_t step_flags(const uint8_t* pads, const uint8_t* resets, int64_t L, int64_t B, int d, int64_t at) {
+  const int64_t beginning = d ? at + B : at;
+  const bool begins = beginning < L * B && resets[beginning] && !(pads && pads[beginning]);
+  return static_cast<uint8_t>((pads && pads[at] ? 1 : 0) | (begins ? StepFlags::kBegins : 0));
 }
 
 // What forward and backward both read; everything in the layer's type, contiguous where no stride says

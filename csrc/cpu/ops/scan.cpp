@@ -56,8 +56,9 @@ class Inputs {
     in.flags_stride = s.L * s.B;
     flags_.resize(s.D * in.flags_stride);
     const uint8_t* const resets = bytes(reset);
-    for (int64_t at = 0; at < in.flags_stride; ++at) {
-      set_step_flags(in.flags, resets, s.D, s.L, s.B, at, flags_.data());
+    uint8_t* to = flags_.data();
+    for (int d = 0; d < s.D; ++d) {
+      for (int64_t at = 0; at < in.flags_stride; ++at) *to++ = step_flags(in.flags, resets, s.L, s.B, d, at);
     }
     in.flags = flags_.data();
   }

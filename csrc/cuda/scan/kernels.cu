@@ -77,9 +77,9 @@ int scan_backward(const ScanBackwardParams& params, const ScanTables& tables, vo
 }
 
 int scan_flags(const ScanShape& s, const uint8_t* pads, const uint8_t* resets, uint8_t* flags, void* stream) {
-  constexpr int threads = 256;
-  return launch(scan_flags_kernel, (s.L * s.B + threads - 1) / threads, threads, stream, pads, resets, s.D, s.L, s.B,
-                flags);
+  constexpr int threads = 256, at_once = threads * kFlagsAThread;
+  return launch(scan_flags_kernel, (s.D * s.L * s.B + at_once - 1) / at_once, threads, stream, pads, resets, s.D, s.L,
+                s.B, flags);
 }
 
 int scan_sums(const ScanShape& s, const void* partials, void* grad_weight_c, void* grad_bias, void* stream) {

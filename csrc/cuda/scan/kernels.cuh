@@ -199,11 +199,15 @@ __global__ void __launch_bounds__(kScanBlock<T>, 1)
   }
 }
 
-// flags (D,L,B), see set_step_flags: the same, a thread a step and row.
+// step_flags of all directions, steps and rows, (D,L,B): a thread writes a word of them.
+constexpr int kFlagsAThread = 4;
+
 __global__ void scan_flags_kernel(const uint8_t* pads, const uint8_t* resets, int D, int64_t L, int64_t B,
                                   uint8_t* flags) {
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (at < L * B) set_step_flags(pads, resets, D, L, B, at, flags);
+  const int64_t count = L * B, first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kFlagsAThread;
+  for (int64_t i = first; i < first + kFlagsAThread && i < D * count; ++i) {
+    flags[i] = step_flags(pads, resets, L, B, static_cast<int>(i / count), i % count);
+  }
 }
 
 // A block adds up 32 columns of (B,4*O): each of its warps every eighth row, then one warp the eight sums.
