@@ -8,8 +8,10 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
-#include "cpu/rnn/backward.inl"
-#include "cpu/rnn/forward.inl"
+#include "cpu/rnn/backward_chunk.inl"
+#include "cpu/rnn/backward_recompute.inl"
+#include "cpu/rnn/backward_step.inl"
+#include "cpu/rnn/forward_step.inl"
 #include "stages_policies.h"
 
 namespace {
