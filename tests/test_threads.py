@@ -126,7 +126,8 @@ def test_callers_share_a_layer(name, options, threads):
 ASK = """
 import json, os, sys
 import torch, fastrnn
-from fastrnn import _ops, explain
+from fastrnn import explain
+from fastrnn._ops import library
 torch.set_num_threads(8)
 found = [library.cpu_threads(), explain((50, 1, 256, 256)).threads]
 torch.set_num_threads(1)
@@ -157,7 +158,7 @@ def test_a_process_that_is_let_onto_more_cpus():
 import json, os
 os.sched_setaffinity(0, {{{cpus[0]}}})
 import torch, fastrnn
-from fastrnn import _ops
+from fastrnn._ops import library
 torch.set_num_threads(8)
 found = [library.cpu_threads()]
 for cpus in ({set(cpus)}, {{{cpus[0]}}}):
