@@ -199,7 +199,7 @@ class Backward : private Schedule {
       const auto chunk_of = [&](int r) { return chunk_before(grid_.direction(r), s_end); };
       const int64_t s_begin = chunk_before(0, s_end).s_begin;
       if (recompute_) crew.each([&](int r) { recompute_gates(r, chunk_of(r)); });
-      crew.apart([&](Crew& own) {
+      crew.apart([&](auto&& own) {
         for (int64_t s = s_end - 1; s >= s_begin; --s) retreat(own, chunk_of, s);
       });
       crew.meet_direction();  // all of the chunk's dg
@@ -211,8 +211,8 @@ class Backward : private Schedule {
   }
 
   // One step back, by its stages in reverse (cells/cell.h): state, cell and gates unit by unit, then the product.
-  template <class ChunkOf>
-  FASTRNN_INLINE void retreat(Crew& crew, ChunkOf&& chunk_of, int64_t s) {
+  template <class Workers, class ChunkOf>
+  FASTRNN_INLINE void retreat(Workers& crew, ChunkOf&& chunk_of, int64_t s) {
     if (s_.P) {
       crew.each([&](int r) { gather_output_gradient(r, chunk_of(r), s); });
       crew.meet_group();  // the whole gradient of h is there before anyone multiplies it by W_hr

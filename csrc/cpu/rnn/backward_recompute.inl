@@ -28,7 +28,7 @@ inline void Backward<T, CellOf>::recompute_gates(int rank, const Chunk& chunk) {
   const Worker& worker = workers_[rank];
   int64_t rows = 0;
   for (int64_t s = chunk.s_begin; s < chunk.s_end; ++s) {
-    const int64_t t = time_of(d, s), n = rows_at(rank, t), slot0 = first_slot(chunk, t, b);
+    const int64_t t = time_of(d, s), n = rows_at(b, t), slot0 = first_slot(chunk, t, b);
     for (int64_t i = 0; i < n; ++i, ++rows) {
       const Slot slot = slot_at(d, t, batch_row(rank, i));
       worker.own_rows[rows] = {slot0 + i, slot.c_prev, t, slot.row};

@@ -11,7 +11,7 @@ inline void Backward<T, CellOf>::pointwise(int rank, const Chunk& chunk, int64_t
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Direction& dir = directions_[d];
   const Group& group = groups_[grid_.group(rank)];
-  const int64_t t = time_of(d, s), n = rows_at(rank, t), slot0 = first_slot(chunk, t, b);
+  const int64_t t = time_of(d, s), n = rows_at(b, t), slot0 = first_slot(chunk, t, b);
   const Range blocks = own_blocks(units_, rank);
   const int64_t element = static_cast<int64_t>(size_of(s_.dtype));
   for (int64_t i = 0; i < n; ++i) {
@@ -84,7 +84,7 @@ template <class T, template <class> class CellOf>
 inline void Backward<T, CellOf>::propagate(int rank, const Chunk& chunk, int64_t s) {
   if (s == 0 && !p_.grad_h0) return;
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-  const int64_t t = time_of(d, s), n = rows_at(rank, t), slot0 = first_slot(chunk, t, b);
+  const int64_t t = time_of(d, s), n = rows_at(b, t), slot0 = first_slot(chunk, t, b);
   const Direction& dir = directions_[d];
   const Range own = own_panels(outputs_, rank);
   for (int64_t i = own.begin; i < own.end; ++i) {
@@ -141,7 +141,7 @@ inline void Backward<T, CellOf>::gather_output_gradient(int rank, const Chunk& c
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Direction& dir = directions_[d];
   const Group& group = groups_[grid_.group(rank)];
-  const int64_t t = time_of(d, s), n = rows_at(rank, t), slot0 = first_slot(chunk, t, b);
+  const int64_t t = time_of(d, s), n = rows_at(b, t), slot0 = first_slot(chunk, t, b);
   const Range blocks = own_blocks(outputs_, rank);
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     for (int64_t i = 0; i < n; ++i) {
@@ -165,7 +165,7 @@ inline void Backward<T, CellOf>::gather_output_gradient(int rank, const Chunk& c
 template <class T, template <class> class CellOf>
 inline void Backward<T, CellOf>::project_back(int rank, const Chunk& chunk, int64_t s) {
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-  const int64_t t = time_of(d, s), n = rows_at(rank, t), slot0 = first_slot(chunk, t, b);
+  const int64_t t = time_of(d, s), n = rows_at(b, t), slot0 = first_slot(chunk, t, b);
   const Range own = own_panels(units_, rank);
   for (int64_t p = own.begin; p < own.end; ++p) {
     const int vectors = units_.blocks_of(p);

@@ -113,7 +113,7 @@ class Forward : private Schedule {
     Crew crew(*this, begin, end);
     crew.each([&](int r) { prepare(r); });
     crew.meet_direction();
-    crew.apart([&](Crew& own) {
+    crew.apart([&](auto&& own) {
       for (int64_t s0 = 0; s0 < s_.T; s0 += plan_.forward_chunk) {
         const int64_t s1 = min_of(s_.T, s0 + plan_.forward_chunk);
         own.each([&](int r) { project_input(r, s0, s1); });
@@ -124,7 +124,8 @@ class Forward : private Schedule {
 
   // One step by its stages (cells/cell.h): product, gates, cell and state in one go, tile by tile, so that no value
   // between them leaves the cache; what needs a whole row of what another worker makes comes after a meeting.
-  void advance(Crew& crew, int64_t s, int64_t s_in_chunk) {
+  template <class Workers>
+  FASTRNN_INLINE void advance(Workers& crew, int64_t s, int64_t s_in_chunk) {
     crew.each([&](int r) { step(r, s, s_in_chunk); });
     if (s_.P) {
       crew.meet_group();  // every unit of m is written before any product reads it
@@ -140,10 +141,10 @@ class Forward : private Schedule {
     return direction ? t > 0 && s_.cut(t, b) : b < s_.active(t + 1) && s_.cut(t + 1, b);
   }
 
-  // Of the n rows of a worker that run at time t, the first that ends there and hands its state over. A reverse
+  // Of the n rows of a batch group that run at time t, the first that ends there and hands its state over. A reverse
   // direction ends all of its rows at t = 0.
-  int64_t first_ending(int rank, int64_t t, int64_t n) const {
-    return grid_.direction(rank) ? (t > 0 ? n : 0) : rows_at(rank, t + 1);
+  int64_t first_ending(int direction, int batch_group, int64_t t, int64_t n) const {
+    return direction ? (t > 0 ? n : 0) : rows_at(batch_group, t + 1);
   }
 
   // ---- before the first step ------------------------------------------------------------------
@@ -184,10 +185,10 @@ class Forward : private Schedule {
 
   void project_input(int rank, int64_t s0, int64_t s1) {
     const Worker& worker = workers_[rank];
-    const int d = grid_.direction(rank);
+    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
     int64_t rows = 0;
     for (int64_t s = s0; s < s1; ++s) {
-      const int64_t t = time_of(d, s), n = rows_at(rank, t);
+      const int64_t t = time_of(d, s), n = rows_at(b, t);
       worker.slots[s - s0] = rows;
       for (int64_t i = 0; i < n; ++i, ++rows) {
         const int64_t at = row_start(s_, p_.x, t, batch_row(rank, i));
@@ -249,7 +250,7 @@ class Forward : private Schedule {
                  int64_t slot, PanelPrefetch& ahead);
   void finish_tile(const T* tile, const T* gx, int rank, int64_t s, int64_t t, int64_t panel, int units, int64_t row,
                    int height);
-  void put_output(int rank, int64_t s, int64_t t, const Panels<T>& columns, int64_t block, int64_t i, V h);
+  void put_output(const UnitAt& where, int64_t y_at, bool cut, const E* h_in, E* h_out, T* h_state, V h);
   void project_output(int rank, int64_t s);
   void output_tile(int rank, int64_t s, int64_t t, int64_t panel, int vectors, int64_t row, int height);
   template <int MR>

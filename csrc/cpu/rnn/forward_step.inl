@@ -8,8 +8,8 @@ namespace {
 
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::step(int rank, int64_t s, int64_t s_in_chunk) {
-  const int d = grid_.direction(rank);
-  const int64_t t = time_of(d, s), n = rows_at(rank, t);
+  const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+  const int64_t t = time_of(d, s), n = rows_at(b, t);
   const Range own = own_panels(units_, rank);
   // Every other step runs through the panels backwards: it begins with those that the step before left
   // in the cache, which holds a part of weights that are larger than it.
@@ -36,8 +36,8 @@ inline void Forward<T, CellOf, Operand>::step(int rank, int64_t s, int64_t s_in_
       });
     }
   }
-  const Range blocks = own_blocks(units_, rank);
-  for (int64_t i = first_ending(rank, t, n); i < n; ++i) {
+  for (int64_t i = first_ending(d, b, t, n); i < n; ++i) {
+    const Range blocks = own_blocks(units_, rank);
     const int64_t row = d * s_.B + s_.row_of(batch_row(rank, i));
     const Group& group = groups_[grid_.group(rank)];
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
@@ -79,8 +79,9 @@ inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx,
                                                      int64_t panel, int units, int64_t row, int height) {
   const int d = grid_.direction(rank);
   const Group& group = groups_[grid_.group(rank)];
-  const int64_t N = s_.rows();
+  const int64_t out = s_.out_size(), N = s_.rows();
   const E* h_in = group.h[s & 1];
+  E* h_out = s_.P ? group.m : group.h[(s + 1) & 1];
   for (int u = 0; u < units; ++u) {
     const int64_t block = units_.first_block(panel) + u;
     const int lanes = units_.lanes(block);
@@ -99,7 +100,8 @@ inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx,
         h_prev = kKeepsState ? S::load(group.h_state + at) : Operand::load(h_in + at);
       }
       if constexpr (C::kHasCell) c_prev = S::load(group.c + at);
-      forward_unit<C>({d, t, y_row, block * W, lanes}, pre, rec, h_prev, c_prev, saved, c, h);
+      const UnitAt where{d, t, y_row, block * W, lanes};
+      forward_unit<C>(where, pre, rec, h_prev, c_prev, saved, c, h);
       if constexpr (C::kHasCell) {
         S::store(group.c + at, cut ? V{} : c);
         if (p_.cells) S::store_n(static_cast<T*>(p_.cells) + (d * N + y_row) * s_.H + block * W, c, lanes);
@@ -112,33 +114,28 @@ inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx,
         }
       }
       if (s_.P) {
-        Operand::store(group.m + at, h);
-        Operand::end_row(group.m + at, lanes);
+        Operand::store(h_out + at, h);
+        Operand::end_row(h_out + at, lanes);
       } else {
-        put_output(rank, s, t, units_, block, row + m, h);
+        put_output(where, (y_row * s_.D + d) * out + block * W, cut, h_in + at, h_out + at, group.h_state + at, h);
       }
     }
   }
 }
 
-// The output's half of the state stage: a block of the output's units, of row i of the worker's group, from the
-// candidate of h.
+// The output's half of the state stage: a block of the output's units of a row, from the candidate of h. h_in, h_out
+// and h_state are its places in the group's buffers. What is needed of the layer comes along: after a store, which
+// may go anywhere, it would be read again.
 template <class T, template <class> class CellOf, class Operand>
-FASTRNN_INLINE void Forward<T, CellOf, Operand>::put_output(int rank, int64_t s, int64_t t, const Panels<T>& columns,
-                                                            int64_t block, int64_t i, V h) {
-  const int d = grid_.direction(rank), lanes = columns.lanes(block);
-  const Group& group = groups_[grid_.group(rank)];
-  const int64_t b = batch_row(rank, i), y_row = s_.tensor_row(t, b), at = (block * group_rows_ + i) * W;
-  const bool cut = restarts(d, t, b);
+FASTRNN_INLINE void Forward<T, CellOf, Operand>::put_output(const UnitAt& where, int64_t y_at, bool cut,
+                                                            const E* h_in, E* h_out, T* h_state, V h) {
   if constexpr (C::State::kKeepsH) {
-    const V h_prev = kKeepsState ? S::load(group.h_state + at) : Operand::load(group.h[s & 1] + at);
-    C::State::output_forward({d, t, y_row, block * W, lanes}, h_prev, h);
+    C::State::output_forward(where, kKeepsState ? S::load(h_state) : Operand::load(h_in), h);
   }
-  E* to = group.h[(s + 1) & 1] + at;
-  Operand::store(to, cut ? V{} : h);
-  Operand::end_row(to, lanes);
-  if constexpr (kKeepsState) S::store(group.h_state + at, cut ? V{} : h);
-  store_as<T>(p_.y, (y_row * s_.D + d) * columns.length + block * W, h, lanes, s_.dtype);
+  Operand::store(h_out, cut ? V{} : h);
+  Operand::end_row(h_out, where.lanes);
+  if constexpr (kKeepsState) S::store(h_state, cut ? V{} : h);
+  store_as<T>(p_.y, y_at, h, where.lanes, s_.dtype);
 }
 
 // ---- the state stage's product: a projection of the output (LSTM with proj_size)
@@ -146,17 +143,17 @@ FASTRNN_INLINE void Forward<T, CellOf, Operand>::put_output(int rank, int64_t s,
 
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::project_output(int rank, int64_t s) {
-  const int d = grid_.direction(rank);
-  const int64_t t = time_of(d, s), n = rows_at(rank, t);
+  const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+  const int64_t t = time_of(d, s), n = rows_at(b, t);
   const Range own = own_panels(outputs_, rank);
   for (int64_t panel = own.begin; panel < own.end; ++panel) {
     const int vectors = outputs_.blocks_of(panel);
     for_tiles(tile_rows(vectors), 0, n,
               [&](int64_t row, int height) { output_tile(rank, s, t, panel, vectors, row, height); });
   }
-  const Range blocks = own_blocks(outputs_, rank);
   const E* h = groups_[grid_.group(rank)].h[(s + 1) & 1];
-  for (int64_t i = first_ending(rank, t, n); i < n; ++i) {
+  for (int64_t i = first_ending(d, b, t, n); i < n; ++i) {
+    const Range blocks = own_blocks(outputs_, rank);
     const int64_t row = d * s_.B + s_.row_of(batch_row(rank, i));
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       store_as<T>(p_.hn, row * s_.P + block * W, Operand::load(h + (block * group_rows_ + i) * W),
@@ -168,14 +165,20 @@ inline void Forward<T, CellOf, Operand>::project_output(int rank, int64_t s) {
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::output_tile(int rank, int64_t s, int64_t t, int64_t panel, int vectors,
                                                      int64_t row, int height) {
+  const int d = grid_.direction(rank);
   const Group& group = groups_[grid_.group(rank)];
   const int64_t first = outputs_.first_block(panel);
   alignas(64) T tile[kTileSize * W] = {};
   Operand::multiply(height, vectors, tile, group.m + row * W, group_rows_ * W,
-                    directions_[grid_.direction(rank)].w_hr + first * W * Operand::depth(s_.H), s_.H, nullptr);
+                    directions_[d].w_hr + first * W * Operand::depth(s_.H), s_.H, nullptr);
   for (int m = 0; m < height; ++m) {
+    const int64_t b = batch_row(rank, row + m), y_row = s_.tensor_row(t, b);
+    const bool cut = restarts(d, t, b);
     for (int v = 0; v < vectors; ++v) {
-      put_output(rank, s, t, outputs_, first + v, row + m, S::load(tile + (m * vectors + v) * W));
+      const int64_t at = ((first + v) * group_rows_ + row + m) * W, unit = (first + v) * W;
+      put_output({d, t, y_row, unit, outputs_.lanes(first + v)}, (y_row * s_.D + d) * s_.P + unit, cut,
+                 group.h[s & 1] + at, group.h[(s + 1) & 1] + at, group.h_state + at,
+                 S::load(tile + (m * vectors + v) * W));
     }
   }
 }

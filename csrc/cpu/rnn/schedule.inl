@@ -22,6 +22,17 @@ class Schedule {
  protected:
   static constexpr int kMaxDirections = 2;
 
+  // A worker whose group has nobody else: as a Crew of its own, without meetings.
+  struct Alone {
+    int rank;
+
+    template <class F>
+    FASTRNN_INLINE void each(F&& f) const {
+      f(rank);
+    }
+    FASTRNN_INLINE void meet_group() const {}
+  };
+
   // The workers [begin, end) that one thread holds. They go through the pass together, so that a meeting cannot wait
   // for a worker that its own thread has not come to.
   class Crew {
@@ -38,10 +49,7 @@ class Schedule {
     template <class F>
     FASTRNN_INLINE void apart(F&& f) {
       if (schedule_.grid_.unit_groups > 1) return f(*this);
-      for (int r = begin_; r < end_; ++r) {
-        Crew one(schedule_, r, r + 1);
-        f(one);
-      }
+      each([&](int r) { f(Alone{r}); });
     }
 
     void meet_direction() {
@@ -50,8 +58,7 @@ class Schedule {
       each([&](int r) { barrier(r).arrive(all); });
       each([&](int r) { barrier(r).wait(all); });
     }
-    FASTRNN_INLINE void meet_group() {
-      if (schedule_.grid_.unit_groups == 1) return;
+    void meet_group() {
       const int64_t all = ++group_meetings_ * schedule_.grid_.unit_groups;
       const auto barrier = [&](int r) -> Barrier& {
         return schedule_.barriers_[kMaxDirections + schedule_.grid_.group(r)];
@@ -101,8 +108,8 @@ class Schedule {
 
   // The time of the direction's s-th step.
   int64_t time_of(int direction, int64_t s) const { return direction ? s_.T - 1 - s : s; }
-  // Rows of the worker's group that run at time t.
-  int64_t rows_at(int rank, int64_t t) const { return grid_.rows(s_.active(t), grid_.batch_group(rank)); }
+  // Rows of a batch group that run at time t.
+  int64_t rows_at(int batch_group, int64_t t) const { return grid_.rows(s_.active(t), batch_group); }
   // Row i of the worker's group as a row of the batch.
   int64_t batch_row(int rank, int64_t i) const { return grid_.batch_group(rank) + i * grid_.batch_groups; }
 
