@@ -196,8 +196,9 @@ class Backward : private Schedule {
     crew.each([&](int r) { prepare(r); });
     crew.meet_direction();
     for (int64_t s_end = s_.T; s_end > 0;) {
-      const auto chunk_of = [&](int r) { return chunk_before(grid_.direction(r), s_end); };
-      const int64_t s_begin = chunk_before(0, s_end).s_begin;
+      const Chunk chunks[] = {chunk_before(0, s_end), chunk_before(s_.D - 1, s_end)};
+      const auto chunk_of = [&](int r) -> const Chunk& { return chunks[s_.D == 1 ? 0 : grid_.direction(r)]; };
+      const int64_t s_begin = chunks[0].s_begin;
       if (recompute_) crew.each([&](int r) { recompute_gates(r, chunk_of(r)); });
       crew.apart([&](auto&& own) {
         for (int64_t s = s_end - 1; s >= s_begin; --s) retreat(own, chunk_of, s);
@@ -255,12 +256,12 @@ class Backward : private Schedule {
   }
 
   void load_state_gradient(int rank, const Panels<T>& columns, const void* gradient, T* out) {
-    const int d = grid_.direction(rank);
+    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
     const Range blocks = own_blocks(columns, rank);
-    const int64_t rows = grid_.rows(s_.B, grid_.batch_group(rank));
+    const int64_t rows = grid_.rows(s_.B, b);
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       for (int64_t i = 0; i < rows; ++i) {
-        const int64_t at = (d * s_.B + s_.row_of(batch_row(rank, i))) * columns.length + block * W;
+        const int64_t at = (d * s_.B + s_.row_of(batch_row(b, i))) * columns.length + block * W;
         S::store(out + (block * group_rows_ + i) * W,
                  gradient ? load_as<T>(gradient, at, columns.lanes(block), s_.dtype) : V{});
       }
@@ -268,15 +269,15 @@ class Backward : private Schedule {
   }
 
   void store_state_gradients(int rank) {
-    const int d = grid_.direction(rank);
+    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
     const Group& group = groups_[grid_.group(rank)];
-    const int64_t rows = grid_.rows(s_.B, grid_.batch_group(rank));
+    const int64_t rows = grid_.rows(s_.B, b);
     const auto store = [&](const Panels<T>& columns, const T* from, void* out) {
       if (!out) return;
       const Range blocks = own_blocks(columns, rank);
       for (int64_t block = blocks.begin; block < blocks.end; ++block) {
         for (int64_t i = 0; i < rows; ++i) {
-          const int64_t at = (d * s_.B + s_.row_of(batch_row(rank, i))) * columns.length + block * W;
+          const int64_t at = (d * s_.B + s_.row_of(batch_row(b, i))) * columns.length + block * W;
           store_as<T>(out, at, S::load(from + (block * group_rows_ + i) * W), columns.lanes(block), s_.dtype);
         }
       }

@@ -30,7 +30,7 @@ inline void Backward<T, CellOf>::recompute_gates(int rank, const Chunk& chunk) {
   for (int64_t s = chunk.s_begin; s < chunk.s_end; ++s) {
     const int64_t t = time_of(d, s), n = rows_at(b, t), slot0 = first_slot(chunk, t, b);
     for (int64_t i = 0; i < n; ++i, ++rows) {
-      const Slot slot = slot_at(d, t, batch_row(rank, i));
+      const Slot slot = slot_at(d, t, batch_row(b, i));
       worker.own_rows[rows] = {slot0 + i, slot.c_prev, t, slot.row};
       // Others of this batch group find the same slot; one of them writes it for the end of the chunk.
       if (grid_.unit_group(rank) == 0) directions_[d].slots[slot0 + i] = slot;

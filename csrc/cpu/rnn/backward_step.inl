@@ -15,7 +15,7 @@ inline void Backward<T, CellOf>::pointwise(int rank, const Chunk& chunk, int64_t
   const Range blocks = own_blocks(units_, rank);
   const int64_t element = static_cast<int64_t>(size_of(s_.dtype));
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t row_b = batch_row(rank, i);
+    const int64_t row_b = batch_row(b, i);
     const Slot slot = slot_at(d, t, row_b);
     if (grid_.unit_group(rank) == 0) dir.slots[slot0 + i] = slot;
     const char* dy = p_.grad_y.data && !s_.P ? static_cast<const char*>(p_.grad_y.data) +
@@ -147,12 +147,12 @@ inline void Backward<T, CellOf>::gather_output_gradient(int rank, const Chunk& c
     for (int64_t i = 0; i < n; ++i) {
       V dh = S::load(group.dh + (block * group_rows_ + i) * W);
       if (p_.grad_y.data) {
-        const int64_t at = row_start(s_, p_.grad_y, t, batch_row(rank, i)) + d * s_.P + block * W;
+        const int64_t at = row_start(s_, p_.grad_y, t, batch_row(b, i)) + d * s_.P + block * W;
         dh += load_as<T>(p_.grad_y.data, at, outputs_.lanes(block), s_.dtype);
       }
       if constexpr (C::State::kKeepsH) {
         V dh_kept{};
-        const int64_t row = s_.tensor_row(t, batch_row(rank, i));
+        const int64_t row = s_.tensor_row(t, batch_row(b, i));
         C::State::output_backward({d, t, row, block * W, outputs_.lanes(block)}, dh, dh_kept);
         S::store(group.dh + (block * group_rows_ + i) * W, dh_kept);
       }

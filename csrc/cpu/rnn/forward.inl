@@ -151,13 +151,13 @@ class Forward : private Schedule {
 
   // Packs this worker's share of its direction's weights and fills its rows of the state.
   void prepare(int rank) {
-    const int d = grid_.direction(rank);
+    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
     if (!p_.packed) directions_[d].pack(p_.weights[d], s_, share(rank), grid_.workers_a_direction());
     const Group& group = groups_[grid_.group(rank)];
     if (grid_.unit_group(rank) == 0) {
-      const int64_t rows = grid_.rows(s_.B, grid_.batch_group(rank));
+      const int64_t rows = grid_.rows(s_.B, b);
       for (int64_t i = 0; i < rows; ++i) {
-        const int64_t row = d * s_.B + s_.row_of(batch_row(rank, i));
+        const int64_t row = d * s_.B + s_.row_of(batch_row(b, i));
         const char* h0 = static_cast<const char*>(p_.h0) + row * s_.out_size() * size_of(s_.dtype);
         block_row<T, Operand>(h0, s_.out_size(), s_.dtype, group.h[0], group_rows_, i);
         block_row<T, Operand>(h0, s_.out_size(), s_.dtype, group.h[1], group_rows_, i);
@@ -168,7 +168,7 @@ class Forward : private Schedule {
           const char* c0 = static_cast<const char*>(p_.c0) + row * s_.H * size_of(s_.dtype);
           block_row<T, NaturalOperand<T>>(c0, s_.H, s_.dtype, group.c, group_rows_, i);
         }
-        if (d == 0 && s_.cut(0, batch_row(rank, i))) {
+        if (d == 0 && s_.cut(0, batch_row(b, i))) {
           for (int64_t block = 0; block < outputs_.blocks(); ++block) {
             Operand::store(group.h[0] + (block * group_rows_ + i) * W, V{});
             if constexpr (kKeepsState) S::store(group.h_state + (block * group_rows_ + i) * W, V{});
@@ -191,7 +191,7 @@ class Forward : private Schedule {
       const int64_t t = time_of(d, s), n = rows_at(b, t);
       worker.slots[s - s0] = rows;
       for (int64_t i = 0; i < n; ++i, ++rows) {
-        const int64_t at = row_start(s_, p_.x, t, batch_row(rank, i));
+        const int64_t at = row_start(s_, p_.x, t, batch_row(b, i));
         block_row<T, Operand>(static_cast<const char*>(p_.x.data) + at * static_cast<int64_t>(size_of(s_.dtype)),
                               s_.I, s_.dtype, worker.x, chunk_rows_, rows);
       }

@@ -38,7 +38,7 @@ inline void Forward<T, CellOf, Operand>::step(int rank, int64_t s, int64_t s_in_
   }
   for (int64_t i = first_ending(d, b, t, n); i < n; ++i) {
     const Range blocks = own_blocks(units_, rank);
-    const int64_t row = d * s_.B + s_.row_of(batch_row(rank, i));
+    const int64_t row = d * s_.B + s_.row_of(batch_row(b, i));
     const Group& group = groups_[grid_.group(rank)];
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       const int lanes = units_.lanes(block);
@@ -77,7 +77,7 @@ inline void Forward<T, CellOf, Operand>::step_tile(int rank, const E* weights, i
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx, int rank, int64_t s, int64_t t,
                                                      int64_t panel, int units, int64_t row, int height) {
-  const int d = grid_.direction(rank);
+  const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Group& group = groups_[grid_.group(rank)];
   const int64_t out = s_.out_size(), N = s_.rows();
   const E* h_in = group.h[s & 1];
@@ -87,9 +87,9 @@ inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx,
     const int lanes = units_.lanes(block);
     for (int m = 0; m < height; ++m) {
       const int64_t at = (block * group_rows_ + row + m) * W;
-      const int64_t b = batch_row(rank, row + m);
-      const int64_t y_row = s_.tensor_row(t, b);
-      const bool cut = restarts(d, t, b);
+      const int64_t batch_b = batch_row(b, row + m);
+      const int64_t y_row = s_.tensor_row(t, batch_b);
+      const bool cut = restarts(d, t, batch_b);
       const int64_t from = (m * units + u) * G * W;
       V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, h_prev{}, c_prev{}, c, h;
 #pragma GCC unroll 4
@@ -154,7 +154,7 @@ inline void Forward<T, CellOf, Operand>::project_output(int rank, int64_t s) {
   const E* h = groups_[grid_.group(rank)].h[(s + 1) & 1];
   for (int64_t i = first_ending(d, b, t, n); i < n; ++i) {
     const Range blocks = own_blocks(outputs_, rank);
-    const int64_t row = d * s_.B + s_.row_of(batch_row(rank, i));
+    const int64_t row = d * s_.B + s_.row_of(batch_row(b, i));
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       store_as<T>(p_.hn, row * s_.P + block * W, Operand::load(h + (block * group_rows_ + i) * W),
                   outputs_.lanes(block), s_.dtype);
@@ -165,15 +165,15 @@ inline void Forward<T, CellOf, Operand>::project_output(int rank, int64_t s) {
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::output_tile(int rank, int64_t s, int64_t t, int64_t panel, int vectors,
                                                      int64_t row, int height) {
-  const int d = grid_.direction(rank);
+  const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Group& group = groups_[grid_.group(rank)];
   const int64_t first = outputs_.first_block(panel);
   alignas(64) T tile[kTileSize * W] = {};
   Operand::multiply(height, vectors, tile, group.m + row * W, group_rows_ * W,
                     directions_[d].w_hr + first * W * Operand::depth(s_.H), s_.H, nullptr);
   for (int m = 0; m < height; ++m) {
-    const int64_t b = batch_row(rank, row + m), y_row = s_.tensor_row(t, b);
-    const bool cut = restarts(d, t, b);
+    const int64_t batch_b = batch_row(b, row + m), y_row = s_.tensor_row(t, batch_b);
+    const bool cut = restarts(d, t, batch_b);
     for (int v = 0; v < vectors; ++v) {
       const int64_t at = ((first + v) * group_rows_ + row + m) * W, unit = (first + v) * W;
       put_output({d, t, y_row, unit, outputs_.lanes(first + v)}, (y_row * s_.D + d) * s_.P + unit, cut,

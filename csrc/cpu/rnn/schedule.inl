@@ -110,8 +110,8 @@ class Schedule {
   int64_t time_of(int direction, int64_t s) const { return direction ? s_.T - 1 - s : s; }
   // Rows of a batch group that run at time t.
   int64_t rows_at(int batch_group, int64_t t) const { return grid_.rows(s_.active(t), batch_group); }
-  // Row i of the worker's group as a row of the batch.
-  int64_t batch_row(int rank, int64_t i) const { return grid_.batch_group(rank) + i * grid_.batch_groups; }
+  // Row i of a batch group as a row of the batch.
+  int64_t batch_row(int batch_group, int64_t i) const { return batch_group + i * grid_.batch_groups; }
 
   const LayerShape& s_;
   const CpuPlan plan_;
