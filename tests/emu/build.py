@@ -92,7 +92,7 @@ def stages() -> Path:
     """library() with emu_stages.cu in place of the stepwise tier's kernels; not in one process with it."""
     plain, folder = library().parent, OUT / "stages"
     target, result = folder / "emu_stages.o", folder / "libfastrnn_emulated.so"
-    include = " ".join(f"-I{p}" for p in (TWINS, ROOT / "csrc", EMU, EMU.parent, TORCH / "include"))
+    include = " ".join(f"-I{p}" for p in (TWINS, ROOT / "csrc", EMU, EMU.parent / "cells", TORCH / "include"))
     replaced = "cuda_stepwise_kernels.cu.o"
     objects = [str(o) for o in sorted((plain / "objects").glob("*.o")) if o.name != replaced]
     edges = [

@@ -77,7 +77,7 @@ def find_tool(name: str) -> str | None:
 
 
 #: What of the tests a GPU is needed for, beside those of the tiers, the scan and the wavefront.
-OTHER_TESTS = ["tests/test_cuda.py", "tests/test_torch_compile.py::test_reduce_overhead"]
+OTHER_TESTS = ["tests/cuda/test_cuda.py", "tests/ops/test_torch_compile.py::test_reduce_overhead"]
 
 
 def smoke_steps(out: Path) -> list[Step]:
@@ -93,8 +93,8 @@ def smoke_steps(out: Path) -> list[Step]:
 def suite_steps(out: Path) -> list[Step]:
     """The CUDA tests of each tier by name, the scan's, the wavefront's, then all others."""
     options = ["-q", "-rs", "--tb=short", "--maxfail=25", "--durations=5", "-o", "faulthandler_timeout=45"]
-    chosen = [(tier, ["tests/test_cuda.py", "-k", f"{tier} and not mix"]) for tier in TIERS]
-    chosen += [("scan", ["tests/test_sru_cuda.py"]), ("wavefront", ["tests/test_wavefront.py"])]
+    chosen = [(tier, ["tests/cuda/test_cuda.py", "-k", f"{tier} and not mix"]) for tier in TIERS]
+    chosen += [("scan", ["tests/cuda/test_sru_cuda.py"]), ("wavefront", ["tests/run/test_wavefront.py"])]
     chosen.append(("others", [*OTHER_TESTS, "-k", f"mix or not ({' or '.join(TIERS)})"]))
     found = []
     for name, arguments in chosen:

@@ -305,7 +305,7 @@ for name in ("LSTM", "SRU"):
         losses.append(float(loss))
     assert losses[-1] < losses[0] / 1.2, losses
 """
-    tests = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     path = os.pathsep.join([str(tests.parent), str(tests), *sys.path])
     command = [sys.executable, "-c", script]
     environment = {**os.environ, "PYTHONPATH": path}
@@ -333,7 +333,7 @@ with warnings.catch_warnings(record=True) as caught:
     torch.jit.trace(fastrnn.SRU(4, 6), torch.randn(5, 3, 4))
 assert not [w for w in caught if issubclass(w.category, torch.jit.TracerWarning)], [str(w) for w in caught]
 """
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

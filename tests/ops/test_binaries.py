@@ -13,7 +13,7 @@ import pytest
 
 from fastrnn._ops import library
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_build_info():

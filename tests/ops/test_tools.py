@@ -111,7 +111,7 @@ assert counter.__loader__ is counter.__spec__.loader and hasattr(counter.__loade
 assert torch.ops.fastrnn.rnn_forward in counter.flop_registry
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 

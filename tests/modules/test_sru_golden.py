@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import fastrnn
 import fastrnn.compat.sru as compat
 
-DATA = Path(__file__).parent / "data" / "sru_golden.pt.gz"
+DATA = Path(__file__).parents[1] / "data" / "sru_golden.pt.gz"
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4}
 BACKENDS = ("auto", "reference")
 

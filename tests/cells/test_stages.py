@@ -27,7 +27,7 @@ SAVED = {"lstm": 6, "gru": 5, "rnn_tanh": 2}  # with those of the policies
 def loops(tmp_path_factory):
     out = tmp_path_factory.mktemp("stages") / "stages.so"
     flags = ["-std=c++20", "-O1", "-w", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden"]
-    flags += ["-ffp-contract=fast", f"-I{HERE.parent / 'csrc'}", f"-I{HERE}"]
+    flags += ["-ffp-contract=fast", f"-I{HERE.parents[1] / 'csrc'}", f"-I{HERE}"]
     compiler = os.environ.get("CXX", "g++")
     subprocess.run([compiler, *flags, HERE / "stages.cpp", "-o", out], check=True, timeout=600)
     return ctypes.CDLL(str(out))
@@ -162,7 +162,7 @@ def test_policies_on_cuda():
     """The stepwise tier's time loops, by the emulator, over kernels whose cells have policies."""
     library = build.stages()
     command = [sys.executable, "-m", "emu.stages_checks", str(library)]
-    where = {"cwd": HERE, "env": os.environ | {"PYTHONPATH": str(build.ROOT)}}
+    where = {"cwd": HERE.parent, "env": os.environ | {"PYTHONPATH": str(build.ROOT)}}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, **where)
     assert done.returncode == 0, done.stderr[-2000:]
     errors = json.loads(done.stdout)

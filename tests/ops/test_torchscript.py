@@ -450,7 +450,7 @@ for _ in range(2):
 """
     path = tmp_path / "script.py"  # torch.jit.script reads the source of what it compiles
     path.write_text(script)
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
     done = subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

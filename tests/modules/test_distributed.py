@@ -73,7 +73,7 @@ def _worker(kind: str, folder: str) -> None:
 def test_two_processes(kind, tmp_path):
     """Averaged over two halves of a batch, every gradient is the whole batch's in one process."""
     here = Path(__file__).resolve()
-    paths = os.pathsep.join([str(here.parents[1]), str(here.parent)])
+    paths = os.pathsep.join([str(here.parents[2]), str(here.parents[1])])
     workers = [
         subprocess.Popen(
             [sys.executable, str(here), kind, str(tmp_path)],
@@ -101,7 +101,7 @@ def test_char_lm_under_torchrun(tmp_path, monkeypatch):
     """Two processes with half of each batch have the losses of one with all of it, step by step; one of them
     prints and writes, and at equal time all stop after the same step; a batch that cannot be shared is an
     error that says so."""
-    script = Path(__file__).resolve().parents[1] / "benchmarks" / "char_lm.py"
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "char_lm.py"
     arguments = ["--hidden", "16", "--steps", "6", "--batch", "4", "--length", "12", "--write", "0"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)]
     done = subprocess.run(

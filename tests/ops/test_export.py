@@ -37,7 +37,7 @@ for i, x in enumerate(torch.load(f"{folder}/inputs.pt")):
 
 
 def _fresh_process(folder: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(folder)], env=environment, capture_output=True, text=True
     )
@@ -305,14 +305,14 @@ def test_the_page(tmp_path, monkeypatch):
     """Every block of docs/export.md: those that export here, those that load in a fresh process that knows
     nothing of the model; their outputs are the model's."""
     pytest.importorskip("onnxruntime")
-    page = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
     model, *blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exports, loads = blocks[0::2], blocks[1::2]
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page"}
     exec(compile("\n".join([model, *exports]), "docs/export.md", "exec"), namespace)
     script = "recorded = []\n" + RECORD.join([*loads, "torch.save(recorded, 'recorded.pt')"])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     recorded = torch.load("recorded.pt")

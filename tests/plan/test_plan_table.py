@@ -11,7 +11,7 @@ import pytest
 from fastrnn import _C
 from fastrnn._plan import gpus
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import plan_table  # noqa: E402
 

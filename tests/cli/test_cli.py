@@ -14,7 +14,7 @@ from fastrnn._plan import gpus
 from fastrnn.cli import console, main
 from fastrnn.proof import numbers
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
