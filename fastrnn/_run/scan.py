@@ -166,8 +166,9 @@ def scan(
     rows: of a padded batch; its lengths are among the pads already, ``mask_pad``. Where it keeps the states,
     there is a third result, c of every step (L, B, O) in u's dtype, 0 for pads.
     """
-    # Of nothing, torch is just as fast.
-    way = route.of(u, backend, "scan", empty=u.numel() == 0 and not tracing())
+    # Of nothing, torch is just as fast. A compiler that does not know the size decides here, by a branch.
+    empty = True if u.numel() == 0 and not tracing() else False  # noqa: SIM210
+    way = route.of(u, backend, "scan", empty=empty)
     if way.runner == "none":
         raise RuntimeError(way.why)
     run = autograd.scan if way.runner == "fused" else reference.sru_scan

@@ -68,7 +68,8 @@ def compiled() -> dict[str, list[Kernel]]:
     report = subprocess.check_output([tool, "--dump-resource-usage", LIBRARY], text=True)
     out = defaultdict(list)
     for part in re.split(r"^arch = ", report, flags=re.MULTILINE)[1:]:  # a file of one architecture
-        out[part.split()[0]] += kernels(part)
+        if found := kernels(part):  # PTX has none
+            out[part.split()[0]] += found
     return out
 
 

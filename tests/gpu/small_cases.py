@@ -68,7 +68,9 @@ def scans() -> list[sru_cases.Case]:
     belong to its allocation, as CUDA's end at a multiple of 256; memcheck knows the size that was asked for.
     """
     return [
-        replace(case, L=4) if case.sizes is None and case.L == 5 else replace(case, O=case.O + case.O % 2)
+        replace(case, L=case.L // 4 * 4)
+        if case.sizes is None and case.L > 4
+        else replace(case, O=case.O + case.O % 2)
         for case in sru_cases.grid()
     ]
 
