@@ -76,6 +76,13 @@ def test_no_race(sanitizer):
     assert (kernels.status, found[:5000]) == (0, "")
 
 
+def test_kept_memory_has_one_owner(sanitizer):
+    """Scratch memory goes from thread to thread with all that was written there."""
+    program = command(build.program("spares", build.TSAN))
+    done = subprocess.run(program, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stdout + done.stderr[:5000]
+
+
 @pytest.mark.parametrize(
     ("file", "right", "wrong"),
     [

@@ -84,6 +84,18 @@ def thread_sanitizer_with(*faults: Fault) -> Path:
     return harness("tsan_planted", TSAN, faults=[BASELINE_ALONE, *faults], isas="baseline*")
 
 
+def program(name: str, flags: Sequence[str] = ("-O1",)) -> Path:
+    """Another program of this folder, of one file."""
+    folder = OUT / "-".join([name, *(f.strip("-").replace("=", "_") for f in flags)])
+    target, result = folder / f"{name}.o", folder / name
+    edges = [
+        f"build {target}: cxx {HERE / name}.cpp\n  flags = {' '.join([*FLAGS, *flags, f'-I{CSRC}'])}\n",
+        f"build {result}: link {target}\n",
+    ]
+    compile_and_link(folder, edges, " ".join(["-pthread", *flags]), "")
+    return result
+
+
 def objects(name: str) -> list[Path]:
     """What harness(name, ...) compiled of csrc/cpu/isa."""
     return sorted((OUT / name / "objects").glob("isa_*.o"))
