@@ -6,11 +6,15 @@
 #   CLIENTS=.venv-clients   the same for `make test-clients`
 #   FASTRNN_CUDA, FASTRNN_CUDA_ARCHS, MAX_JOBS: see setup.py
 #   WORKERS=2        processes that share the tests, a file at a time; `WORKERS=` runs them in one, without xdist
+#   CALL=1 2         which of gpu-check's calls
+#   RESULTS=gpu-check-out   the folder of gpu-check's results for `make gpu-table`
 #   ARGS             more arguments for pytest or for the benchmark
 
 PYTHON ?= python3
 VENV ?= .venv
 CLIENTS ?= .venv-clients
+CALL ?= 1 2
+RESULTS ?= gpu-check-out
 WORKERS ?= $(if $(strip $(VENV)),2)
 ARGS ?=
 
@@ -44,7 +48,7 @@ $(VENV)/.stamp-%: requirements/%.txt requirements/test.txt $(VENV)/.stamp-build
 	@touch $@
 endif
 
-.PHONY: help build test test-all test-machines test-clients models bench lint format wheel asan tsan gpu-check clean distclean
+.PHONY: help build test test-all test-machines test-clients models bench lint format wheel asan tsan gpu-check gpu-pack gpu-table clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -117,8 +121,16 @@ asan: $(ENV_TEST)  ## the CPU kernels under AddressSanitizer and UBSan
 tsan: build  ## the CPU kernels' threads under ThreadSanitizer, in a program without torch (part of test-all)
 	$(PY) -m pytest tests/cpu/test_races.py -q -rs --all $(ARGS)
 
-gpu-check: $(ENV_TEST)  ## everything that needs a GPU; ARGS="check", "measure", "sweep" for a part; "peers": others
-	$(PY) tests/gpu/check.py $(ARGS)
+# On a machine of one's own. On one that is lent, without a network: gpu-pack here, then there, with gpu-pack/ taken
+# along, python3 tests/gpu/check.py 1, and 2.
+gpu-check: build  ## everything that needs a GPU, in two calls; CALL=1 or CALL=2 for one; ARGS=--dry-run without a GPU
+	status=0; for call in $(CALL); do $(PY) tests/gpu/check.py $$call $(ARGS) || status=1; done; exit $$status
+
+gpu-pack: $(ENV_TEST)  ## what a machine with a Hopper GPU needs for gpu-check, built here: gpu-pack/
+	$(PY) tests/gpu/pack.py $(ARGS)
+
+gpu-table:  ## the committed tables of the tiers, of gpu-check's results in RESULTS=gpu-check-out
+	$(PY) tests/gpu/record.py $(RESULTS) $(ARGS)
 
 clean:  ## remove what was built
 	rm -rf build dist *.egg-info fastrnn/*.so

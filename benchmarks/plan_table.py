@@ -4,7 +4,7 @@
     python benchmarks/plan_table.py --estimates                                     the model's, for no device
 
 The sweep is that of `python -m benchmarks.lab --device cuda --tiers`, or several of those merged by
-its `--merge`, or that of `make gpu-check ARGS=sweep`, whose sweep.json holds it. A tier's time a step is its
+its `--merge`, or of gpu-check's call 2 (call-2.jsonl). A tier's time a step is its
 inference over T, the backward pass's what training takes beyond that; both include the products for the input
 and the weights, which are the same for every tier. Build again afterwards.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 
 # Run by itself it sees its own folder alone. An installed fastrnn comes first.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+from benchmarks.lab import merge
 from benchmarks.lab.presets import NAMED
 from fastrnn import _C
 from fastrnn._plan import gpus
@@ -52,7 +53,7 @@ def _table(points: dict, *, measured: bool, provenance: str, gpu: dict, steps: i
 
 
 def measured(document: dict) -> dict:
-    """The table of a sweep, results.json or gpu-check's sweep.json.
+    """The table of a sweep, as results.json holds it.
 
     Raises:
         ValueError: it is no sweep, times no tier, or not on one GPU with one number of steps.
@@ -66,9 +67,8 @@ def measured(document: dict) -> dict:
 
 
 def _measured(document: dict) -> dict:
-    run = document.get("steps", {}).get("bench", {}).get("result", document)
     times: dict = {}
-    for result in run.get("results", ()):
+    for result in document.get("results", ()):
         case = result["case"]
         plain = case["path"] == "layers" and case["layers"] == case["directions"] == 1
         if not plain or case["cell"] not in CELLS or case["dtype"] not in PRECISIONS:
@@ -84,7 +84,7 @@ def _measured(document: dict) -> dict:
                     raise ValueError(f"expected positive times, got {seconds!r} s of {tier} for {case}")
                 times.setdefault(at, {})["training" if case["training"] else "inference"] = seconds
     steps = {at[5] for at in times}
-    devices = run.get("machine", {}).get("devices") or []
+    devices = document.get("machine", {}).get("devices") or []
     if len(steps) != 1 or not devices:
         raise ValueError(
             f"expected a sweep that times the tiers on a GPU with one number of steps, got steps "
@@ -100,13 +100,13 @@ def _measured(document: dict) -> dict:
         backward = seconds.get("training", 0.0) - forward
         if backward > 0:
             points[tier, cell, dtype, "backward", H, B] = round(backward / T * 1e6, 3)
-    device, versions = devices[0], run["versions"]
+    device, versions = devices[0], document["versions"]
     facts = [
         device["name"],
         f"driver {device.get('driver', 'unknown')}",
         f"torch {versions.get('torch')}",
-        f"commit {run.get('commit')}",
-        run["date"][:10],
+        f"commit {document.get('commit')}",
+        document["date"][:10],
     ]
     gpu = {name: device["properties"][name] for name in gpus.find("H100").properties()}
     return _table(points, measured=True, provenance=", ".join(facts), gpu=gpu, steps=T)
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     try:
-        table = estimates() if options.estimates else measured(json.loads(options.sweep.read_text()))
+        table = estimates() if options.estimates else measured(merge.load(options.sweep))
         options.out.write_text(write(table))
     except (OSError, ValueError) as error:
         parser.error(f"{options.out if options.estimates else options.sweep}: {error}")

@@ -22,6 +22,8 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SAVES = {"nothing": 0, "gates": 1, "recompute": 2}
 GRAD_X, GRAD_H0, GRAD_C0, GRAD_WEIGHTS = 1, 2, 4, 8
 ALL = GRAD_X | GRAD_H0 | GRAD_C0 | GRAD_WEIGHTS
+#: Where the operators know clusters by their size, these too: "cluster_8".
+ALL_TIERS = library.TIERS | getattr(library, "CLUSTERS", {})
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Case:
     @property
     def mode(self) -> int:
         """What tier and TensorFloat-32 add to the ops' mode."""
-        return library.TIERS[self.tier] + library.TF32 * self.tf32
+        return ALL_TIERS[self.tier] + library.TF32 * self.tf32
 
     def __str__(self) -> str:
         """A test's id: what differs from the plainest case."""

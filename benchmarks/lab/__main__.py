@@ -10,6 +10,7 @@ if fastrnn fails in a case or its numbers differ from torch.nn's.
   --device cuda --quick          against cuDNN on a GPU, under six minutes
   --device cuda --full --part 1/6   a part of everything, under ten minutes each
   --device cuda --peers          torch.compile, haste, TorchRL, FlashRNN, in a few cases
+  --device cuda --gpu-check      what tests/gpu/check.py has time for, the most telling cases first
   --merge A B --out DIR          one report of several runs on one machine
   --models                       whole models, with fastrnn's layers and with torch.nn's
   --render FOLDER                write a report again, with what FOLDER/notes.md says
@@ -56,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="on a GPU: the few cases of contenders that compile at their first call; under ten minutes",
     )
     preset.add_argument(
+        "--gpu-check", action="store_true", help="on a GPU: the main plane against cuDNN; three minutes"
+    )
+    preset.add_argument(
         "--models",
         nargs="*",
         metavar="NAME",
@@ -98,6 +102,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json-only", action="store_true", help="write results.json alone; --render makes the report later"
     )
     parser.add_argument(
+        "--lines",
+        type=types.output,
+        metavar="FILE",
+        help="append everything as it comes, a line of JSON each",
+    )
+    parser.add_argument(
         "--no-extras", action="store_true", help="neither thread scaling nor peak memory, overhead, scan"
     )
     parser.add_argument(
@@ -105,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="no timing: one report of several runs, folders or the JSON of gpu-check; a later one counts",
+        help="no timing: one report of several runs, folders, or the lines of gpu-check; a later one counts",
     )
     target = parser.add_mutually_exclusive_group()
     target.add_argument(
@@ -117,6 +127,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--render", type=Path, metavar="DIR", help="no timing: write the report of a folder again"
     )
+
+
+#: Those that only mean something there.
+_GPU_OPTIONS = ("peers", "gpu-check", "part", "limit", "tiers")
 
 
 def folder_name(preset: str, cpu: str) -> str:
@@ -139,7 +153,7 @@ def make_plan(options: argparse.Namespace):
         return _cuda_plan(options)
     for option, given in (
         ("--dtype tf32", "tf32" in options.dtype),
-        *((f"--{name}", getattr(options, name)) for name in ("peers", "part", "limit", "tiers")),
+        *((f"--{name}", getattr(options, name.replace("-", "_"))) for name in _GPU_OPTIONS),
     ):
         if given:
             raise SystemExit(f"{option} is about a GPU: add --device cuda")
@@ -193,7 +207,8 @@ def _cuda_plan(options: argparse.Namespace):
 
     if not torch.cuda.is_available():
         raise SystemExit(f"--device {options.device}: torch sees no GPU")
-    name = "peers" if options.peers else "full" if options.full else "quick"
+    asked = [n for n in ("gpu-check", "peers", "full") if getattr(options, n.replace("-", "_"))]
+    name = asked[0] if asked else "quick"
     preset, part = presets.CUDA_PRESETS[name], options.part or (1, 1)
     filters = {"cells": options.cell, "shapes": options.shape, "dtypes": options.dtype, "modes": options.mode}
     chosen = presets.select_cuda(preset, **filters, device=options.device, part=part)
@@ -337,7 +352,7 @@ def run(options: argparse.Namespace) -> int:
     from fastrnn.proof import machine
 
     from .report import write as report
-    from .results import case_of
+    from .results import case_of, writer
     from .run import run as run_plan
 
     if options.render:
@@ -365,7 +380,7 @@ def run(options: argparse.Namespace) -> int:
     if gpu:  # what `timeout` sends ends the run with what it has, as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     with console.progress(plan.steps) as advance:
-        results = run_plan(plan, advance, lambda partial: report.save(partial, folder))
+        results = run_plan(plan, advance, lambda partial: report.save(partial, folder), writer(options.lines))
     report.save(results, folder)
     show(results)
     written = folder / "results.json" if options.json_only else report.write(results, folder)

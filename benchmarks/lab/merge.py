@@ -7,29 +7,27 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from .results import from_lines
 from .run import with_targets
 
 
 def load(path: Path) -> dict:
-    """A run: a results.json, the folder that holds one, or the JSON of a part of gpu-check.
+    """A run: a results.json, the folder that holds one, or the lines of one (.jsonl), such as gpu-check's
+    call 2.
 
-    gpu-check's measure.json has no run, but latencies: {"latency": …}.
+    Those of call 1 have no run, but latencies: {"latency": …}.
 
     Raises:
         ValueError: it holds neither.
     """
     path = path / "results.json" if path.is_dir() else path
     try:
-        document = json.loads(path.read_text())
+        document = from_lines(path) if path.suffix == ".jsonl" else json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
-    steps = document.get("steps", {})
-    for run in (document, *(step.get("result") for step in steps.values())):
-        if isinstance(run, dict) and "results" in run:
-            return run
-    if latency := steps.get("latency", {}).get("result"):
-        return {"latency": latency}
-    raise ValueError(f"{path}: expected a benchmark's results.json, or sweep, peers or measure of gpu-check")
+    if not isinstance(document, dict) or not {"results", "latency"} & set(document):
+        raise ValueError(f"{path}: expected a benchmark's results.json, or the lines of one or of gpu-check")
+    return document
 
 
 def _machine(run: dict) -> tuple:

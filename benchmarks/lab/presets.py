@@ -143,6 +143,17 @@ NAMED = Case("lstm", "layers", False, 1024, 16, 768, 768, dtype="float16")
 FORMS = ({"layers": 2}, {"directions": 2}, {"path": "packed"})
 
 
+#: What a rival has published wins in: four narrow layers on an H100, one on an RTX 5090 (0z5a/flashrnn).
+RIVAL = (
+    *(
+        Case(cell, "layers", False, 32, B, 64, 64, dtype="float16", layers=4)
+        for cell in ("lstm", "gru")
+        for B in (1, 4, 16, 64)
+    ),
+    Case("lstm", "layers", False, 128, 16, 64, 64, dtype="bfloat16"),
+)
+
+
 @dataclass(frozen=True)
 class Plane:
     """Cells, dtypes, batches and hidden sizes that are crossed with each other."""
@@ -211,6 +222,19 @@ CUDA_PRESETS = {
         form_shapes=((16, 128), (64, 512), (16, 1024)),
         budget_s=200.0,
         limit_s=330.0,
+    ),
+    # Of fifteen minutes with a GPU: where cuDNN is at its best, what a rival has published, then the main
+    # plane.
+    "gpu-check": CudaPreset(
+        first=(NAMED, *RIVAL),
+        planes=(
+            Plane(("lstm", "gru"), ("float16", "bfloat16", "tf32"), (1, 16, 64), (64, 128, 256, 512, 1024)),
+        ),
+        form_cells=(),
+        form_dtypes=(),
+        form_shapes=(),
+        budget_s=150.0,
+        limit_s=175.0,
     ),
     "full": CudaPreset(
         first=tuple(replace(NAMED, dtype=dtype) for dtype in _ALL),

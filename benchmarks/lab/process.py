@@ -116,9 +116,9 @@ class Watched:
     def end(self, grace: float = 0.0) -> None:
         """End it and what it has started: at once, or after so many seconds to end by itself, as asked."""
         if grace and self.code is None:
-            self._signal(signal.SIGTERM)
+            self.signal(signal.SIGTERM)
             self.wait(grace)
-        self._signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         # What waits for a GPU that does not answer may not end at all; its pipe is left to it, and to what
         # has left the session and still writes.
         if self.wait() is not None:
@@ -126,7 +126,8 @@ class Watched:
             if not self._reader.is_alive():
                 self.process.stdout.close()
 
-    def _signal(self, number: signal.Signals) -> None:
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it and to what it has started; what is gone gets none."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 

@@ -125,10 +125,12 @@ def run(
     plan: Plan,
     progress: Progress = lambda title, step: None,
     save: Callable[[dict], None] = lambda out: None,
+    line: Callable[[dict], None] = lambda event: None,
 ) -> dict:
     """Run everything. Returns what results.json holds: see report.py for how it is read.
 
     save: gets the run as it is now and then, so that nothing is lost where the process is killed.
+    line: gets everything at once as it comes, see results.from_lines().
     A supervised run that is interrupted returns what it has.
     """
     started = saved = time.perf_counter()
@@ -150,13 +152,17 @@ def run(
         "dropped": [],
         "memory": [],
     }
+    line({"event": "run", **out})
 
     def complete() -> dict:
         return with_targets(out) | {"seconds": round(time.perf_counter() - started, 1)}
 
     def handle(event: dict) -> None:
         nonlocal saved
-        kind = event.pop("event")
+        kind = event["event"]
+        if kind != "start":
+            line(event)
+        event = {name: value for name, value in event.items() if name != "event"}
         if kind == "start":
             progress(event["title"], 0)
         elif kind in ("limits", "overhead", "scan"):
@@ -182,4 +188,6 @@ def run(
         with contextlib.suppress(KeyboardInterrupt):
             supervisor.run()
     out["memory"] = _measure_memory(plan, progress)
-    return complete()
+    finished = complete()
+    line({"event": "done", "memory": out["memory"], "seconds": finished["seconds"]})
+    return finished

@@ -74,7 +74,10 @@ def busy() -> float | None:
 
 
 def commit() -> str | None:
-    """Commit of the checkout that the package is imported from; "+" where files differ from it."""
+    """Commit of the checkout that the package is imported from; "+" where files differ from it. A copy
+    without git's metadata is told by FASTRNN_COMMIT."""
+    if told := os.environ.get("FASTRNN_COMMIT"):
+        return told
     here = Path(__file__).resolve().parent
 
     def git(*args: str) -> str | None:

@@ -3,17 +3,27 @@
     PYTHONPATH=.:tests PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer \
         --kernel-name kernel_substring=fastrnn python tests/gpu/small_cases.py [--only TIER] [--list]
 
-TIER may be "scan", the SRU's kernels; --but TIER leaves one out. The results are compared with the reference
-too. Prints what failed and "N passed, M failed".
+TIER may be "scan", the SRU's kernels; --but TIER leaves one out. --limit S begins no case after S seconds;
+the
+first cases are as different as can be. The results are compared with the reference too. Prints what failed
+and "N passed, M failed".
+
+memcheck of cluster and grid is part of check.py's call 2. `--tool racecheck` and `--tool synccheck` take the
+time of a call of their own: --but cluster, then --only cluster, whose order is kept by the bytes that peers
+push, of which racecheck may know nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import layer_cases
+import lines
 import sru_cases
 import torch
 from layer_cases import CELLS, LENGTHS, PACKED, Case
@@ -75,32 +85,57 @@ def scans() -> list[sru_cases.Case]:
     ]
 
 
+def spread(chosen: Sequence) -> list:
+    """The same, so that any beginning of it has something of everything: cases beside each other are
+    alike."""
+    step = max(1, round(len(chosen) * 0.618))
+    while math.gcd(step, max(1, len(chosen))) != 1:
+        step += 1
+    return [chosen[n * step % len(chosen)] for n in range(len(chosen))]
+
+
+def run(ops, chosen: Sequence, move, deadline: float = math.inf) -> tuple[int, int, int]:
+    """How many passed, failed and were not run. chosen: (module of the case, case)."""
+    failures = done = 0
+    for kind, case in chosen:
+        if time.monotonic() > deadline:
+            break
+        lines.write("outcome", name=str(case), outcome="running")
+        p = kind.problem(case)
+        got = kind.fused(ops, case, p.map(move))
+        ratio, what = kind.worst(case, got, kind.expected(case, p))
+        good = ratio <= 1
+        lines.write("outcome", name=str(case), outcome="ok" if good else f"wrong: {what}")
+        if not good:
+            print(f"FAILED {case}: {what}", flush=True)
+        failures += not good
+        done += 1
+    return done - failures, failures, len(chosen) - done
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for name in ("--only", "--but"):
         parser.add_argument(name, metavar="TIER", choices=(*_checks.TIERS, "scan"))
     parser.add_argument("--list", action="store_true", help="print the cases, run nothing")
+    parser.add_argument("--limit", type=float, default=math.inf, metavar="S")
     options = parser.parse_args()
+    deadline = time.monotonic() + options.limit
     chosen = [(layer_cases, case, case.tier) for case in cases(gpus.find())]
     chosen += [(sru_cases, case, "scan") for case in scans()]
-    chosen = [
-        (kind, case) for kind, case, tier in chosen if tier != options.but and tier == (options.only or tier)
-    ]
+    chosen = spread(
+        [(kind, c) for kind, c, tier in chosen if tier != options.but and tier == (options.only or tier)]
+    )
     if options.list:
         print("\n".join(str(case) for _, case in chosen))
         return 0
-    failures = 0
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for kind, case in chosen:
-            p = kind.problem(case)
-            got = kind.fused(torch.ops.fastrnn, case, p.map(lambda t: t.cuda()))
-            ratio, what = kind.worst(case, got, kind.expected(case, p))
-            if not ratio <= 1:
-                failures += 1
-                print(f"FAILED {case}: {what}", flush=True)
+        passed, failed, left = run(torch.ops.fastrnn, chosen, lambda t: t.cuda(), deadline)
     torch.cuda.synchronize()
-    print(f"{len(chosen) - failures} passed, {failures} failed")
-    return bool(failures)
+    if left:
+        print(f"{left} were not run: out of time")
+    print(f"{passed} passed, {failed} failed")
+    return bool(failed)
 
 
 if __name__ == "__main__":

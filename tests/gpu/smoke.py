@@ -1,30 +1,29 @@
 """Each kernel of a tier once, small, with a line for each: what the first contact with a GPU wants to know.
 
-    PYTHONPATH=.:tests python tests/gpu/smoke.py TIER [--json FILE]
+    PYTHONPATH=.:tests python tests/gpu/smoke.py TIER
 
-TIER: one of fastrnn's tiers of CUDA kernels, or "scan", the SRU's. A line says what runs, and then whether
-its numbers are right, before the next starts: the last line names what crashed or hangs. The JSON file then
-has "running" there. Exit status 1 where a line is not ok.
+TIER: one of fastrnn's tiers of CUDA kernels, clusters by their size, or "scan", the SRU's. A line says what
+runs, and then whether its numbers are right, before the next starts: the last line names what crashed or
+hangs. The results of a call of check.py (lines.py) then have "running" there. A tier is right where its own
+kernels were, by the library's count of what ran. Exit status 1 where a line is not ok.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import layer_cases
+import lines
 import sru_cases
 import torch
+import what_ran
 from tolerances import TOLERANCES, error
 from torch import Tensor
 
-from fastrnn import _checks
-
-TIERS = (*_checks.TIERS, "scan")
+TIERS = ("stepwise", "one_cta", "cluster_4", "cluster_8", "cluster_16", "grid", "scan")
 #: The plainest first: where it fails, what follows says little.
 TYPES = ((torch.bfloat16, False), (torch.float16, False), (torch.float32, True), (torch.float32, False))
 CELLS = ("rnn_tanh", "lstm", "gru", "rnn_relu")
@@ -39,13 +38,15 @@ def layer_runs(ops, case: layer_cases.Case, move: Callable[[Tensor], Tensor]) ->
     want, moved, saved = layer_cases.expected(case, p), p.map(move), []
 
     def forward():
-        saved.extend(layer_cases.forward(ops, case, moved))
+        with what_ran.only(ops, case.tier, "forward"):
+            saved.extend(layer_cases.forward(ops, case, moved))
         return names[: 2 + lstm], case.tolerance, saved[: 2 + lstm], want[: 2 + lstm]
 
     def backward():
         if not saved:
             raise RuntimeError("forward has left nothing")
-        x, h0, c0, weights = layer_cases.backward(ops, case, moved, tuple(saved))
+        with what_ran.only(ops, case.tier, "backward"):
+            x, h0, c0, weights = layer_cases.backward(ops, case, moved, tuple(saved))
         got = [x, h0, *([c0] if lstm else []), *weights]
         return names[2 + lstm :], case.tolerance, got, want[2 + lstm :]
 
@@ -75,7 +76,7 @@ def runs(ops, tier: str, move: Callable[[Tensor], Tensor]) -> Iterator[Run]:
         return
     for cell in CELLS:
         for dtype, tf32 in TYPES:
-            if tier != "cluster" or dtype != torch.float32 or tf32:  # where it has a kernel
+            if not tier.startswith("cluster") or dtype != torch.float32 or tf32:  # where it has a kernel
                 case = layer_cases.Case(cell, T=6, B=9, IN=5, H=41, D=2, dtype=dtype, tf32=tf32, tier=tier)
                 yield from layer_runs(ops, case, move)
 
@@ -99,20 +100,19 @@ def smoke(
     chosen: Iterable[Run],
     finish: Callable[[], None],
     alive: Callable[[], bool],
-    report: Callable[[dict], None],
+    report: Callable[[str, str], None] = lambda name, outcome: None,
 ) -> dict[str, str]:
-    """Outcomes by name. report: called with all of them before and after each. finish: waits for the device.
+    """Outcomes by name. report: called before ("running") and after each. finish: waits for the device.
 
     A kernel that breaks the device's context ends the list: nothing after it would mean anything.
     """
     outcomes: dict[str, str] = {}
     for name, run in chosen:
-        outcomes[name] = "running"
-        report(outcomes)
+        report(name, "running")
         print(f"{name:32s} ", end="", flush=True)
         outcomes[name] = outcome(run, finish)
         print(outcomes[name], flush=True)
-        report(outcomes)
+        report(name, outcomes[name])
         if not alive():
             print("the GPU's context is lost: the rest was not run", flush=True)
             break
@@ -130,15 +130,15 @@ def context_alive() -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("tier", choices=TIERS)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    chosen = runs(torch.ops.fastrnn, options.tier, lambda t: t.cuda())
-
-    def report(outcomes: dict) -> None:
-        if options.json:
-            options.json.write_text(json.dumps(outcomes, indent=1) + "\n")
-
-    outcomes = smoke(chosen, torch.cuda.synchronize, context_alive, report)
+    ops = torch.ops.fastrnn
+    counted = what_ran.counted(ops)
+    outcomes = smoke(
+        runs(ops, options.tier, lambda t: t.cuda()),
+        torch.cuda.synchronize,
+        context_alive,
+        lambda name, outcome: lines.write("outcome", name=name, outcome=outcome, counted=counted),
+    )
     return int(any(text != "ok" for text in outcomes.values()))
 
 

@@ -1,269 +1,374 @@
-"""What runs on a GPU, as far as it can be seen without one: the parts of gpu-check, its cases, its record."""
+"""The calls of gpu-check, as far as they can be seen without a GPU: they end in time and write what they
+should, whatever their steps do."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
+import calls
+import check
+import dry_run
+import lines
 import pytest
+import record
+import smoke
+import soak
+import stages
 import torch
-from emu.build import NAMESPACE, OUT, ROOT, digest, find_cuda_tool, library
+from emu.build import ROOT
+from stages import Stage, Step
 
 from fastrnn import _checks
-from fastrnn._plan import gpus
 
 FOLDER = ROOT / "tests" / "gpu"
+SCRIPT = [sys.executable, str(FOLDER / "check.py")]
 
 
-def load(name: str):
-    """A script of tests/gpu as a module."""
-    spec = importlib.util.spec_from_file_location(f"gpu_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def entries(path, event: str) -> list[dict]:
+    return [e for e in lines.read(path) if e["event"] == event]
 
 
-check, record, small_cases, smoke = (load(n) for n in ("check", "record", "small_cases", "smoke"))
+# The calls
 
 
-def test_steps_of_every_part(tmp_path, monkeypatch):
-    """Each part's commands: scripts that exist, the GPU's own architecture, absent tools as absent."""
-    monkeypatch.delenv("FASTRNN_CUDA_ARCHS", raising=False)
-    parts = (*check.PARTS, *check.ON_DEMAND)
-    names = {part: [s.name for s in check.steps(part, tmp_path, (9, 0))] for part in parts}
-    assert set(check.TIERS) == set(_checks.TIERS)
-    assert names["smoke"] == ["build", *(f"smoke {tier}" for tier in (*check.TIERS, "scan"))]
-    tools = [f"{tool}{what}" for tool in ("memcheck", "racecheck", "synccheck") for what in ("", " cluster")]
-    tests = [f"tests {tier}" for tier in (*check.TIERS, "scan", "wavefront", "others")]
-    assert names["check"] == [*names["smoke"], *tests, *tools]
-    assert names["measure"] == ["compile latency", "latency", "verify"]
-    assert names["sweep"] == names["peers"] == ["bench"]
-    assert check.steps("check", tmp_path, (9, 0))[0].environment["FASTRNN_CUDA_ARCHS"] == "9.0a"
-    assert check.steps("check", tmp_path, (8, 6))[0].environment["FASTRNN_CUDA_ARCHS"] == "8.6"
-    monkeypatch.setattr(check, "find_tool", lambda name: None)
-    assert {s.name for s in check.steps("check", tmp_path, (9, 0)) if s.command is None} == set(tools)
-    for part in parts:
-        for step in check.steps(part, tmp_path, (9, 0)):
-            for word in step.command or ():
-                assert not word.endswith((".py", ".cu")) or (ROOT / word).exists(), word
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("call", calls.LIMIT_S)
+def test_every_step_is_one_that_can_run(call, packed, tmp_path, monkeypatch):
+    """Protects minutes with a GPU: scripts and tests that exist, options that the programs know, tools that
+    are not there as absent, each name once, and whoever waits for a step waits for one before it."""
+    monkeypatch.setattr(calls, "find_tool", lambda name: f"/opt/{name}")
+    found = calls.stages(call, tmp_path, tmp_path if packed else None)
+    steps = [s for stage in found for s in stage.steps]
+    names = [s.name for s in steps]
+    assert len(set(names)) == len(names)
+    assert found[0].vital
+    assert stages.needed(found) <= calls.LIMIT_S[call]
+    for stage in found:
+        assert stage.least_s <= stage.limit_s
+    for n, step in enumerate(steps):
+        assert (
+            not step.after
+            or step.after in names[:n]
+            or step.after == "smoke wavefront"
+            or "others" in step.after
+        )
+        told = step.told(100)
+        assert "{" not in " ".join(told)
+        for word in told:
+            file = word.partition("::")[0]
+            assert not file.endswith((".py", ".cu")) or (ROOT / file).exists(), word
+    monkeypatch.setattr(calls, "find_tool", lambda name: None)
+    absent = [s.name for stage in calls.stages(call, tmp_path) for s in stage.steps if s.command is None]
+    assert absent == {1: ["latency"], 2: ["memcheck cluster", "memcheck grid"]}[call]
 
 
-def test_benchmarks_end_before_they_are_ended(tmp_path):
-    """The runs of sweep and peers have an end of their own, a minute before `timeout` would kill them; the
-    command is one that the benchmark knows; and a part takes less than ten minutes."""
+def test_what_the_calls_are_made_of(tmp_path):
+    """The issue's list: every tier and cluster size in a process of its own, tests, soak, latencies, tuning;
+    then the sweep, then memcheck."""
+    first, second = ([s.name for stage in calls.stages(n, tmp_path) for s in stage.steps] for n in (1, 2))
+    assert first[1:8] == [f"smoke {t}" for t in (*calls.TIERS, "scan")]
+    assert {t.partition("_")[0] if "cluster" in t else t for t in calls.TIERS} == set(_checks.TIERS)
+    assert {f"cluster_{n}" for n in (4, 8, 16)} <= set(calls.TIERS)
+    assert set(smoke.TIERS) == {*calls.TIERS, "scan"}
+    assert first[8:15] == [f"tests {t}" for t in (*calls.TESTED, "scan", "wavefront", "others")]
+    assert set(calls.TESTED) == set(_checks.TIERS)
+    assert first[15:19] == ["soak one_cta", "soak cluster", "soak grid", "latency"]
+    assert set(calls.SOAKED) == set(soak.SIZES)
+    assert first[19:] == [f"tune {cell} {dtype}" for cell, dtype in calls.TUNED]
+    assert second == ["facts", "sweep", "memcheck cluster", "memcheck grid"]
+
+
+def test_the_sweep_is_the_benchmarks(tmp_path):
+    """Its command is one that the benchmark knows; it ends by itself before it is ended; the named case is
+    first, a rival's own come next; sizes, types and kinds of work are those that were asked for."""
+    from benchmarks.lab import presets
     from benchmarks.lab.__main__ import parser
 
-    for part in ("sweep", "peers"):
-        (step,) = check.steps(part, tmp_path, (9, 0))
-        options = parser().parse_args(step.command[3:])
-        assert options.limit + 60 <= step.limit_s <= 570
-        assert (options.device, options.tiers, options.json_only) == ("cuda", True, True)
-        assert step.result == options.out / "results.json"
-
-
-def test_a_part_writes_its_log_and_json(tmp_path, monkeypatch):
-    """Status, time and result of every step; a failed build ends the part, others do not."""
-    result = tmp_path / "result.json"
-    write = f"open({str(result)!r}, 'w').write('[7]'); print('hello')"
-
-    def steps(part, out, capability):
-        return [
-            check.Step("first", [sys.executable, "-c", write], result=result),
-            check.Step("absent", None),
-            check.Step("broken", [sys.executable, "-c", "raise SystemExit(3)"]),
-            check.Step("environment", ["sh", "-c", 'test "$ASKED" = for'], {"ASKED": "for"}),
-            check.Step("half", [sys.executable, "-c", write.replace("[7]", "[7")], result=result),
-            check.Step("hangs", ["sleep", "60"], limit_s=1),
-            check.Step("talks", ["sh", "-c", "while sleep 0.05; do echo more; done"], limit_s=1),
-            check.Step("after it", ["true"], after="hangs"),
-            check.Step("after another", ["true"], after="broken"),
-            check.Step("build", ["false"]),
-            check.Step("never", ["true"]),
-        ]
-
-    monkeypatch.setattr(check, "steps", steps)
-    document = check.run_part("check", tmp_path, (9, 0))
-    assert json.loads((tmp_path / "check.json").read_text()) == document
-    statuses = {name: step["status"] for name, step in document["steps"].items()}
-    assert statuses == {
-        "first": "ok",
-        "absent": "absent",
-        "broken": "failed",
-        "environment": "ok",
-        "half": "ok",
-        "hangs": "failed",
-        "talks": "failed",
-        "after it": "skipped",
-        "after another": "ok",
-        "build": "failed",
+    stage = calls.stages(2, tmp_path)[1]
+    (step,) = stage.steps
+    options = parser().parse_args(step.told(stage.limit_s)[3:])
+    assert options.limit + 10 <= stage.limit_s
+    assert (options.device, options.gpu_check, options.tiers, options.json_only) == ("cuda", True, True, True)
+    assert options.lines == calls.results(tmp_path, 2)
+    chosen = presets.select_cuda(presets.CUDA_PRESETS["gpu-check"])
+    assert chosen[:2] == [replace(presets.NAMED, training=t, device="cuda") for t in (False, True)]
+    rival = [c for c in chosen[2:20] if (c.T, c.H, c.layers, c.dtype) == (32, 64, 4, "float16")]
+    assert {(c.cell, c.B, c.training) for c in rival} == {
+        (cell, B, t) for cell in ("lstm", "gru") for B in (1, 4, 16, 64) for t in (False, True)
     }
-    assert "broken" in document["steps"]["half"]["result"]
-    assert [name for name, step in document["steps"].items() if step.get("hung")] == ["hangs", "talks"]
-    assert document["steps"]["first"]["result"] == [7]
-    assert document["steps"]["broken"]["exit"] == 3
-    assert document["ok"] is False
-    assert document["versions"]["torch"] == torch.__version__
-    assert "hello" in (tmp_path / "check.log").read_text()
+    assert (chosen[18].dtype, chosen[18].B, chosen[18].T, chosen[18].H) == ("bfloat16", 16, 128, 64)
+    plane = chosen[20:]
+    assert {(c.cell, c.dtype, c.training) for c in plane} == {
+        (cell, dtype, t)
+        for cell in ("lstm", "gru")
+        for dtype in ("float16", "bfloat16", "tf32")
+        for t in (False, True)
+    }
+    assert {c.H for c in plane} == {64, 128, 256, 512, 1024}
+    assert {c.B for c in plane} == {1, 16, 64}
 
 
-def test_pytests_outcomes_are_taken(tmp_path):
-    """How many tests there were, and which failed, from the file that pytest writes; in the summary too."""
-    (tmp_path / "test_it.py").write_text(
-        "import pytest\ndef test_a(): pass\ndef test_b(): raise ValueError\ndef test_c(): pytest.skip('no')\n"
+# Dry runs
+
+
+@pytest.mark.parametrize("call", calls.LIMIT_S)
+def test_a_dry_run_ends_in_time(call, tmp_path):
+    """By the command that anybody can type: as it should go, where everything hangs and does not die, and
+    where
+    everything crashes at the last moment; each writes its files, and says of every step how it ended."""
+    done = subprocess.run(
+        [*SCRIPT, str(call), "--dry-run", "--out", tmp_path], capture_output=True, text=True
     )
-    result = tmp_path / "tests.xml"
-    command = [sys.executable, "-m", "pytest", "-q", str(tmp_path / "test_it.py"), f"--junit-xml={result}"]
-    step = check.run_step(check.Step("tests", command, result=result), lambda text: None)
-    assert step["status"] == "failed"
-    assert step["result"] == {"tests": 3, "skipped": 1, "failed": ["test_b"]}
-    assert check.summary(step) == "failed: 1 of 3 tests failed"
+    assert done.returncode == 0, done.stderr
+    steps = [s for stage in calls.stages(call, tmp_path) for s in stage.steps]
+    assert done.stdout.count(f"of {calls.LIMIT_S[call]:.0f} s") == len(dry_run.SCENARIOS)
+    for scenario, status in (("", "ok"), ("-hang", "hung"), ("-crash", "failed")):
+        path = tmp_path / f"call-{call}{scenario}.jsonl"
+        first, *_, last = lines.read(path)
+        assert (first["event"], last["event"]) == ("call", "end")
+        assert first["dry_run"]
+        assert last["seconds"] <= calls.LIMIT_S[call]
+        ended = {e["step"]: e["status"] for e in entries(path, "step")}
+        assert list(ended) == [s.name for s in steps]
+        assert set(ended.values()) <= {status, "absent"}
+        assert path.with_suffix(".log").read_text().count("== ") >= len(steps)
+    path = tmp_path / f"call-{call}.jsonl"
+    said = {e["step"] for e in lines.read(path) if e["event"] not in ("call", "end", "step")}
+    assert said == {s.name for s in steps if s.command is not None}
+    assert len(entries(path, "facts")) == 1
+    with pytest.raises(ValueError, match="a dry run has measured nothing"):
+        record.write([path], ROOT)
 
 
-@pytest.fixture
-def ops():
-    """The operators on an emulated H100."""
-    torch.ops.load_library(str(library()))
-    found, gpu = getattr(torch.ops, NAMESPACE), gpus.KNOWN["H100"]
-    found.device(gpu.compute_capability, gpu.sms, gpu.shared_bytes_per_block)
-    yield found
-    found.device(0, 0, 0)  # none, as other tests have it
+class Lines:
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        self.found: list[dict] = []
+
+    def write(self, event: str, **fields) -> None:
+        self.found.append({"event": event, **fields})
+
+    def environment(self, step: str) -> dict[str, str]:
+        return {}
 
 
-@pytest.mark.parametrize("tier", smoke.TIERS)
-def test_smoke_of_every_tier(ops, tier):
-    """Each kernel family's lines: every cell and type, all right; wrong numbers, an error and a lost device
-    are told apart, each by its name."""
-    reports = []
-    chosen = list(smoke.runs(ops, tier, lambda t: t))
-    if tier != "scan":
-        cells = {name.split()[1] for name, _ in chosen}
-        assert cells == set(smoke.CELLS)
-        assert len(chosen) == len(smoke.CELLS) * 2 * (3 if tier == "cluster" else 4)
-    chosen = chosen[2:6]
-    found = smoke.smoke(chosen, lambda: None, lambda: True, lambda outcomes: reports.append(dict(outcomes)))
-    assert found == dict.fromkeys((name for name, _ in chosen), "ok")
-    assert [list(r.values())[-1] for r in reports] == ["running", "ok"] * len(chosen)
+def played(stages_: list[Stage], limit_s: float, ends: dict[str, tuple[float | None, int]]):
+    """A call with a made-up clock, in which steps end as is said, or after a second; when each began and how
+    long it was given."""
+    clock, found = dry_run.Clock(), Lines()
+    began: dict[str, tuple[float, float]] = {}
+    actors: dict[str, dry_run.Actor] = {}
 
-    def wrong():
-        names, tolerance, got, want = chosen[0][1]()
-        return names, tolerance, [got[0] + 1, got[1] * torch.nan, *got[2:]], want
+    def launch(step, seconds, environment):
+        began[step.name] = (round(clock.now(), 1), round(seconds, 1))
+        actors[step.name] = dry_run.Actor(clock, *ends.get(step.name, (1.0, 0)))
+        return actors[step.name]
 
-    def breaks():
-        raise RuntimeError("CUDA error: an illegal memory access\nand more")
+    call = stages.Call(stages_, limit_s, found, launch=launch, clock=clock)
+    return call.run(), call, clock, began, actors
 
-    last = [("wrong", wrong), ("breaks", breaks), ("never", breaks)]
-    found = smoke.smoke(iter(last), lambda: None, lambda: len(reports) < 11, lambda o: reports.append(o))
-    assert found["wrong"].startswith("wrong: ")
-    assert "nan times its tolerance" in found["wrong"]
-    assert found["breaks"] == "RuntimeError: CUDA error: an illegal memory access"
-    assert "never" not in found
+
+def one(name: str, least: float, limit: float, **options) -> Stage:
+    return Stage([Step(name, ["x"], **options)], least, limit)
+
+
+def test_time_is_lent_and_never_taken():
+    """What is early lends its time to those behind it, up to their limit; what hangs takes nothing that
+    others need at least."""
+    plan = [one("a", 10, 50), one("b", 10, 100), one("c", 20, 30)]
+    _, call, clock, began, _ = played(plan, 100, {})
+    assert began["a"] == (0, 50)
+    assert began["b"][1] == pytest.approx(100 - 1 - 3 * stages.ENDING_S + stages.ENDING_S - 20, abs=1)
+    assert began["c"][1] == 30
+    _, call, clock, began, actors = played(plan, 100, dict.fromkeys("abc", (None, 0)))
+    assert set(call.statuses.values()) == {"hung"}
+    assert all(began[s.steps[0].name][1] >= s.least_s for s in plan)
+    assert clock.now() <= 100
+    assert [set(a.signals) for a in actors.values()] == [{signal.SIGTERM, signal.SIGKILL}] * 3
+    with pytest.raises(ValueError, match="need 86 s at least, and there are 80"):
+        played([one("a", 80, 90), one("b", 2.4, 3)], 80, {})
+
+
+def test_a_crash_goes_on_with_the_next():
+    """Steps beside each other do not mind each other; who would hang or crash as well is left out, whoever
+    only failed is followed; without what is vital nothing else runs."""
+    both = Stage([Step("a", ["x"]), Step("b", ["x"]), Step("d", None)], 10, 20)
+    last = Stage([Step("after a", ["x"], after="a"), Step("after b", ["x"], after="b")], 10, 20)
+    ends = {"a": (3.0, -signal.SIGSEGV), "b": (4.0, 3)}
+    ok, call, *_ = played([both, last], 100, ends)
+    assert not ok
+    assert call.statuses == {
+        "a": "failed",
+        "b": "failed",
+        "d": "absent",
+        "after a": "skipped",
+        "after b": "ok",
+    }
+    why = {e["step"]: e.get("why") or e.get("exit") for e in call.lines.found if e["status"] != "running"}
+    assert why == {
+        "a": "died of SIGSEGV",
+        "b": 3,
+        "d": "what it needs is not here",
+        "after a": "a failed",
+        "after b": None,
+    }
+    ok, call, *_ = played([both, last], 100, {"a": (None, 0)})
+    assert (call.statuses["a"], call.statuses["b"], call.statuses["after a"]) == ("hung", "ok", "skipped")
+    vital = replace(one("facts", 5, 10), vital=True)
+    ok, call, *_ = played([vital, both], 100, {"facts": (1.0, 1)})
+    assert call.statuses == {"facts": "failed", "a": "skipped", "b": "skipped", "d": "skipped"}
+
+
+def test_real_processes(tmp_path):
+    """What hangs, though it ignores being asked to end and has children, is killed; what talks on and on too;
+    what has written its lines and its file has written them; broken files are told."""
+    left, half = tmp_path / "left.json", tmp_path / "half.json"
+    python = [sys.executable, "-c"]
+    hangs = "import signal, subprocess, time; signal.signal(15, lambda *a: None); "
+    hangs += "subprocess.Popen(['sleep', '77.25']); print('hello', flush=True); "
+    hangs += f"open({str(left)!r}, 'w').write('[7]'); "
+    hangs += "import lines; lines.write('outcome', name='x', outcome='ok')\n"
+    hangs += "while True: time.sleep(1)"
+    first = [
+        Step("hangs", [*python, hangs], left=left),
+        Step("talks", ["sh", "-c", "while sleep 0.05; do echo more; done"]),
+        Step("broken", [*python, f"open({str(half)!r}, 'w').write('[7'); raise SystemExit(3)"], left=half),
+        Step("dies", [*python, "import os; os.kill(os.getpid(), 11)"]),
+    ]
+    told = Step(
+        "told", ["sh", "-c", 'test "$ASKED" = for && test {seconds} = 3'], {"ASKED": "for"}, margin_s=2
+    )
+    start = time.monotonic()
+    call = check.play(1, tmp_path, [Stage(first, 3, 6), Stage([told], 5, 5)], commit="abc", show=False)
+    assert time.monotonic() - start < 20
+    assert call.statuses == {
+        "hangs": "hung",
+        "talks": "hung",
+        "broken": "failed",
+        "dies": "failed",
+        "told": "ok",
+    }
+    path = tmp_path / "call-1.jsonl"
+    (call_line,) = entries(path, "call")
+    assert (call_line["commit"], call_line["dry_run"]) == ("abc", "")
+    (outcome,) = entries(path, "outcome")
+    assert (outcome["step"], outcome["name"], outcome["outcome"]) == ("hangs", "x", "ok")
+    assert [(e["step"], e["left"]) for e in entries(path, "left")] == [("hangs", [7])]
+    whys = {e["step"]: e.get("why", "") for e in entries(path, "step")}
+    assert "half.json is broken" in whys["broken"]
+    assert whys["dies"] == "died of SIGSEGV"
+    log = (tmp_path / "call-1.log").read_text()
+    assert "hangs: hello" in log
+    assert "talks: more" in log
+    children = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert "sleep 77.25" not in children
+
+
+def test_a_call_that_is_killed_leaves_what_it_had(tmp_path):
+    """By the signal that nobody can catch, in the middle of a step: every line up to there is whole."""
+    program = f"""
+import sys
+from pathlib import Path
+sys.path[:0] = [{str(FOLDER)!r}]
+import check
+from stages import Stage, Step
+say = "import lines, os, time; [lines.write('outcome', name=str(n), outcome='ok') for n in range(50)]; "
+say += "lines.write('pid', pid=os.getpid()); time.sleep(60)"
+steps = [Step("one", ["true"]), Step("two", [sys.executable, "-c", say])]
+check.play(2, Path({str(tmp_path)!r}), [Stage([s], 90, 90) for s in steps], commit=None, show=False)
+"""
+    path = tmp_path / "call-2.jsonl"
+    process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while (
+            not (path.exists() and len(path.read_text().splitlines()) >= 55) and time.monotonic() < deadline
+        ):
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+        for entry in entries(path, "pid"):  # in a session of its own
+            os.kill(entry["pid"], signal.SIGKILL)
+    found = list(lines.read(path))
+    assert [e["status"] for e in found if e["event"] == "step"] == ["running", "ok", "running"]
+    assert [e["name"] for e in found if e["event"] == "outcome"] == [str(n) for n in range(50)]
+
+
+def test_lines(tmp_path, monkeypatch):
+    """Without a call nothing is written; a last line that is cut off is none; any other is an error."""
+    monkeypatch.delenv("FASTRNN_GPU_LINES", raising=False)
+    lines.write("outcome", name="x")
+    path = tmp_path / "x.jsonl"
+    for name, value in lines.Lines(path, time.time() - 5).environment("a step").items():
+        monkeypatch.setenv(name, value)
+    lines.write("outcome", name="x", outcome="ok")
+    (found,) = lines.read(path)
+    assert found.pop("at") == pytest.approx(5, abs=3)
+    assert found == {"event": "outcome", "step": "a step", "name": "x", "outcome": "ok"}
+    path.write_text(path.read_text() + '{"event": "outc')
+    assert len(list(lines.read(path))) == 1
+    path.write_text(path.read_text() + "\n[]\n")
+    with pytest.raises(ValueError, match=r"x.jsonl, line 2: expected JSON"):
+        list(lines.read(path))
+
+
+def test_pytests_outcomes_are_lines(tmp_path):
+    """Each test as it begins and as it ends, and why one failed."""
+    (tmp_path / "test_it.py").write_text(
+        "import os, pytest\ndef test_a(): pass\ndef test_b(): assert 1 == 2\n"
+        "def test_c(): pytest.skip('no')\n"
+        "@pytest.fixture\ndef broken(): raise ValueError('x')\ndef test_d(broken): pass\n"
+        "def test_e(): os.kill(os.getpid(), 9)\n"
+    )
+    path = tmp_path / "x.jsonl"
+    environment = os.environ | lines.Lines(path, time.time()).environment("tests")
+    environment["PYTHONPATH"] = str(FOLDER)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "lines", "-p", "no:cacheprovider", "test_it.py"]
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    found = {e["name"].rpartition("::")[2]: e["outcome"] for e in lines.read(path)}
+    assert found == {
+        "test_a": "ok",
+        "test_b": "failed: assert 1 == 2",
+        "test_c": "skipped",
+        "test_d": "failed: ValueError: x",
+        "test_e": "running",
+    }
+
+
+# The command
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_missing_gpu_is_one_clear_error():
-    """And an unknown part is named."""
-    script = [sys.executable, str(FOLDER / "check.py")]
-    done = subprocess.run(script, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "gpu-check: torch sees no GPU\n")
-    wrong = subprocess.run([*script, "everything"], capture_output=True, text=True)
+def test_a_missing_gpu_is_told_in_the_results(tmp_path):
+    """Nothing else runs, the files say why; an unknown call is named."""
+    wrong = subprocess.run([*SCRIPT, "3"], capture_output=True, text=True)
     assert wrong.returncode == 2
-    assert "part: expected check, measure, sweep, smoke, peers, got everything" in wrong.stderr
-
-
-def test_small_cases_meet_every_kernel():
-    """Each tier with each cell and type that it takes, packed and padded, saved and recomputed."""
-    found = small_cases.cases(gpus.find("H100"))
-    for tier in _checks.TIERS:
-        mine = [c for c in found if c.tier == tier]
-        assert {c.cell for c in mine} == {"lstm", "gru", "rnn_tanh", "rnn_relu"}
-        assert {c.dtype for c in mine} >= {torch.float32, torch.bfloat16, torch.float16}
-        assert any(c.tf32 for c in mine)
-        assert {c.sizes is None for c in mine} == {True, False}
-        assert {c.save for c in mine} == {"gates", "recompute"}
-        assert {c.D for c in mine} == {1, 2}
-    assert any(c.P for c in found)
-    assert any(c.dtype == torch.float64 for c in found)
-
-
-def test_small_scans_end_at_words():
-    """What the scan copies by words ends with one, so that memcheck has nothing to say; rows may be odd."""
-    found = small_cases.scans()
-    for case in found:
-        p = small_cases.sru_cases.problem(case)
-        copied = [p.inputs["u"], p.inputs["x"], p.inputs["v"], p.mask_pad, p.cotangents[0]]
-        assert all(t is None or t.numel() * t.element_size() % 4 == 0 for t in copied), case
-    assert any(c.O % 2 and c.dtype == torch.bfloat16 for c in found)
-
-
-def a_document(gpu: str, commit: str | None, ok: bool) -> dict:
-    """As check.json and measure.json in one."""
-    outcomes = [
-        {"target": "cuda grid", "check": {"cell": cell, "dtype": "float16"}, "ok": ok or cell != "rnn_relu"}
-        for cell in ("lstm", "rnn_tanh", "rnn_relu")
+    assert "argument call: invalid choice" in wrong.stderr
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path[:0] = [{str(FOLDER)!r}]; import facts; sys.exit(facts.main())",
     ]
-    outcomes.append({"target": "cuda auto", "check": {"cell": "sru", "dtype": "float16"}, "ok": True})
-    steps = {
-        "tests grid": {"status": "ok"},
-        "tests cluster": {"status": "failed"},
-        "tests scan": {"status": "ok"},
-        "tests wavefront": {"status": "ok"},
-        "memcheck": {"status": "absent"},
-        "racecheck": {"status": "ok"},
-        "verify": {"status": "ok", "result": {"outcomes": outcomes}},
-    }
-    return {"commit": commit, "machine": {"devices": [{"name": gpu, "driver": "1.2"}]}, "steps": steps}
+    path = tmp_path / "x.jsonl"
+    environment = os.environ | lines.Lines(path, time.time()).environment("facts")
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    (found,) = lines.read(path)
+    assert found["why"] == "torch sees no GPU"
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["machine"]["devices"] == []
 
 
-def test_record(tmp_path):
-    """One entry a GPU, the latest; a failed check shows; what was absent is not claimed."""
-    path = tmp_path / "record.json"
-    record.enter(a_document("H100", "aaa", ok=False), path)
-    record.enter(a_document("A100", "aaa", ok=True), path)
-    record.enter(a_document("H100", "bbb", ok=True), path)
-    found = {(e["family"], e["cell"]): e["runs"] for e in record.load(path)["families"]}
-    assert [(r["gpu"], r["commit"]) for r in found["grid", "lstm"]] == [("A100", "aaa"), ("H100", "bbb")]
-    all_of_it = {"tests": "ok", "racecheck": "ok", "verify": "ok"}
-    assert found["grid", "lstm"][0]["checks"] == found["scan", "sru"][0]["checks"] == all_of_it
-    assert "verify" not in found["grid", "gru"][0]["checks"]
-    assert found["cluster", "gru"][0]["checks"] == {"tests": "failed"}
-    assert found["wavefront", "lstm"][0]["checks"] == {"tests": "ok"}
-    record.enter(a_document("H100", "ccc", ok=False), path)
-    text = record.table(record.load(path))
-    assert "**failed: verify**" in text
-    assert "H100 at ccc: tests, racecheck, verify" in text
-    with pytest.raises(ValueError, match="needs the commit"):
-        record.enter(a_document("H100", None, ok=True), path)
-    before = path.read_text()
-    record.enter({"steps": {}, "machine": {"devices": []}}, path)
-    assert path.read_text() == before
+def test_the_commit_is_told(tmp_path, monkeypatch):
+    """By an environment variable where there is no git: the benchmark and `machine` then name it."""
+    from fastrnn.proof import machine
 
-
-def test_the_record_that_is_kept():
-    """Every family and cell is in it, in the table's order; every run names GPU, commit and checks."""
-    kept = record.load()
-    assert [(e["family"], e["cell"]) for e in kept["families"]] == [
-        (family, cell) for family, (_, cells) in record.FAMILIES.items() for cell in cells
-    ]
-    assert set(record.FAMILIES) == {*_checks.TIERS, "scan", "wavefront"}
-    for entry in kept["families"]:
-        for run in entry["runs"]:
-            assert all(run[key] for key in ("gpu", "commit", "checks"))
-    if not any(e["runs"] for e in kept["families"]):
-        assert record.table(kept).count("not yet run on a GPU") == len(kept["families"])
-
-
-@pytest.mark.skipif(find_cuda_tool("nvcc") is None, reason="no nvcc here")
-def test_latency_program_compiles():
-    """The program that measures latencies and checks the instructions is kept compiling, for Hopper."""
-    source = FOLDER / "latency.cu"
-    stamp = OUT.parent / "cubin" / f"latency-{digest(source.read_text())}.ok"
-    if not stamp.exists():
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        flags = ["-O1", "-std=c++20", f"-I{ROOT / 'csrc'}", "-arch=sm_90a", "-cubin"]
-        command = [find_cuda_tool("nvcc"), *flags, source, "-o", stamp.with_suffix(".cubin")]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-4000:]
-        stamp.write_text("")
+    monkeypatch.setenv("FASTRNN_COMMIT", "0123456789ab")
+    assert machine.commit() == "0123456789ab"

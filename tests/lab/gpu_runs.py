@@ -23,7 +23,7 @@ def made_up_result(case: Case, ours: float, theirs: float, **others: float) -> d
         return {"label": label, "difference": 0.0, "median_s": seconds, **spread, "rounds": 7, "calls": 3}
 
     contenders_ = {"fastrnn": times(ours, "fastrnn"), "torch": times(theirs, "torch.nn (cuDNN)")}
-    contenders_ |= {key: times(seconds, contenders.NAMES[key]) for key, seconds in others.items()}
+    contenders_ |= {key: times(seconds, contenders.NAMES.get(key, key)) for key, seconds in others.items()}
     floor = {
         "floor_s": ours / 2,
         "flops": flops(case),

@@ -98,7 +98,7 @@ def test_on_two_threads_with_extras(tmp_path, capsys, plain, monkeypatch):
 def test_fails_where_fastrnn_does(tmp_path, capsys, monkeypatch):
     from benchmarks.lab import run as bench_run
 
-    def fake(plan, progress, save):
+    def fake(plan, progress, save, line):
         case = plan.cases[0]
         result = {"case": case.to_dict(), "threads": 1, "contenders": {}, "skipped": {"fastrnn": "differs"}}
         everything = {

@@ -134,12 +134,18 @@ def test_merging(tmp_path, capsys):
     dropped = [{"case": x.to_dict(), "threads": 1, "why": "out of time"} for x in (b, c)]
     first = a_run([made_up_result(a, 1.0, 2.0, haste=3.0)], preset="full 1/2", dropped=dropped)
     second = a_run([made_up_result(a, 1.0, 5.0), made_up_result(b, 1.0, 4.0)], preset="full 2/2", commit="ba")
-    (tmp_path / "sweep.json").write_text(json.dumps({"steps": {"bench": {"result": first}}}))
+    header = {**first, "event": "run", **{n: [] for n in ("results", "dropped", "limits")}}
+    del header["seconds"]  # known at the end
+    events = [header, *({"event": "limits", **x} for x in first["limits"])]
+    events += [{"event": "result", **r} for r in first["results"]]
+    events += [{"event": "dropped", **d} for d in dropped]
+    events.append({"event": "done", "memory": [], "seconds": first["seconds"]})
+    (tmp_path / "call-2.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / "results.json").write_text(json.dumps(second))
     latency = {"graph_launch_us": 1.1}
-    (tmp_path / "measure.json").write_text(json.dumps({"steps": {"latency": {"result": latency}}}))
-    paths = [tmp_path / name for name in ("sweep.json", "second", "measure.json")]
+    (tmp_path / "call-1.jsonl").write_text(json.dumps({"event": "left", "step": "latency", "left": latency}))
+    paths = [tmp_path / name for name in ("call-2.jsonl", "second", "call-1.jsonl")]
     merged = merge.merge([merge.load(p) for p in paths])
     assert merged["preset"] == "full"
     assert merged["commit"] == "0123456789ab and ba"

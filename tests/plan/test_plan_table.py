@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -208,10 +209,18 @@ def test_the_script_says_what_is_wrong(tmp_path, monkeypatch, capsys):
     assert not out.exists()
 
 
-def test_gpu_checks_document_is_a_sweep_too(table):
-    """sweep.json holds the same results one level down."""
-    assert plan_table.measured({"part": "sweep", "steps": {"bench": {"result": sweep()}}}) == table
+def test_gpu_checks_lines_are_a_sweep_too(table, tmp_path, monkeypatch, capsys):
+    """call-2.jsonl holds the same results, a line each."""
+    run = sweep()
+    events = [{"event": "call", "call": 2}, {"event": "run", **run, "results": []}]
+    events += [{"event": "result", **r} for r in run["results"]]
+    lines = tmp_path / "call-2.jsonl"
+    lines.write_text("".join(json.dumps(e) + "\n" for e in events) + '{"event": "result", "ca')
+    out = tmp_path / "table.inl"
+    monkeypatch.setattr(sys, "argv", ["plan_table.py", str(lines), "--out", str(out)])
+    plan_table.main()
     text = plan_table.write(table)
+    assert out.read_text() == text
     assert text.startswith("// NVIDIA H100 80GB HBM3, driver 580.1, torch 2.14, commit abc, 2026-11-23\n")
     assert "{kOneCta, kLstm, kHalf, kForward, 64, {3.66, 3.96, 6.2}}," in text
 
