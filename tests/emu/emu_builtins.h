@@ -144,6 +144,8 @@ typedef void* cudaStream_t;
 enum {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
+  cudaErrorInvalidDeviceFunction = 98,
+  cudaErrorNoKernelImageForDevice = 209,
   cudaErrorLaunchOutOfResources = 701,
   cudaErrorCooperativeLaunchTooLarge = 720,
   cudaErrorInvalidClusterSize = 912
@@ -174,7 +176,10 @@ struct cudaLaunchConfig_t {
 };
 namespace emu {
 inline std::map<void*, std::map<int, int>> func_attr;
-}
+// Whether a number of failures that a test has planted is still above 0; one is taken away.
+inline bool fails(int& planted) { return planted > 0 && planted-- > 0; }
+}  // namespace emu
+inline const char* cudaGetErrorString(cudaError_t) { return "a planted failure"; }
 template <class K>
 cudaError_t cudaFuncSetAttribute(K* k, cudaFuncAttribute a, int v) {
   if (a == cudaFuncAttributeMaxDynamicSharedMemorySize && v > 227 << 10) return cudaErrorInvalidValue;
@@ -183,6 +188,7 @@ cudaError_t cudaFuncSetAttribute(K* k, cudaFuncAttribute a, int v) {
 }
 template <class K>
 cudaError_t cudaOccupancyMaxActiveClusters(int* n, K* k, const cudaLaunchConfig_t* c) {
+  if (emu::fails(emu::opt.fail_queries)) return cudaErrorLaunchOutOfResources;
   const int size = (int)c->attrs[0].val.clusterDim.x;
   if (size > 8 && !emu::func_attr[(void*)k][cudaFuncAttributeNonPortableClusterSizeAllowed])
     return cudaErrorInvalidClusterSize;
@@ -194,6 +200,7 @@ struct cudaFuncAttributes {
 };
 template <class K>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, K*) {
+  if (emu::opt.no_image) return cudaErrorNoKernelImageForDevice;
   a->ptxVersion = 90;
   return 0;
 }
@@ -218,6 +225,7 @@ inline cudaError_t cudaMemsetAsync(void* p, int value, size_t n, cudaStream_t) {
 }
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*k)(P...), A... a) {
+  if (emu::fails(emu::opt.fail_launches)) return cudaErrorLaunchOutOfResources;
   emu::Config e{c->gridDim, c->blockDim, c->dynamicSmemBytes};
   for (int i = 0; i < c->numAttrs; i++) {
     if (c->attrs[i].id == cudaLaunchAttributeClusterDimension) e.cluster = (int)c->attrs[i].val.clusterDim.x;

@@ -133,7 +133,7 @@ Backward backward(const Layer& layer, const BackwardInputs& in) {
   const bool need_weights = in.needs & Needs::kWeights;
   const bool recompute = layer.saved && in.gates.dim() == 1;
   const Tensor none = layer.make({0});
-  const CudaPlan plan = plan_pass(layer, Pass::kBackward, in.wanted);
+  const CudaPlan plan = plan_pass(layer, Pass::kBackward, in.wanted, true);
   const auto contiguous = [](const std::optional<Tensor>& t) {
     return t ? std::optional(as_contiguous(*t)) : std::nullopt;
   };
@@ -164,7 +164,10 @@ Backward backward(const Layer& layer, const BackwardInputs& in) {
   if (s.dh_y) layer.clear_padding(*s.dh_y, D);
   if (s.m) layer.clear_padding(*s.m, D);
   const bool persistent = plan.tier != Tier::kStepwise && shape.T > 0;
-  if (B > 0 && !(persistent && run_persistent(layer, plan, s))) run_stepwise(layer, s);
+  if (B > 0 && !(persistent && run_persistent(layer, plan, s))) {
+    run_stepwise(layer, s);
+    count({.tier = Tier::kStepwise}, Pass::kBackward);
+  }
   return {need_x ? input_gradient(layer, s.dgates) : none, s.dh0.value_or(none), s.dc0.value_or(none),
           need_weights ? weight_gradients(layer, s, h_prev) : std::vector<Tensor>{}};
 }

@@ -11,7 +11,7 @@ Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor
   const LayerShape& shape = layer.shape();
   const int64_t B = shape.B, H = shape.H, D = shape.D, N = layer.N, G = layer.G;
   const bool lstm = layer.is(CellKind::kLstm);
-  const CudaPlan plan = plan_pass(layer, Pass::kForward, wanted);
+  const CudaPlan plan = plan_pass(layer, Pass::kForward, wanted, save != Save::kNothing);
 
   ForwardSequence s{.h0 = h0,
                     .c0 = c0,
@@ -42,6 +42,7 @@ Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor
     if (!persistent || !run_persistent(layer, plan, s)) {
       if (plan.projects) project();
       run_stepwise(layer, s);
+      count({.tier = Tier::kStepwise}, Pass::kForward);
     }
   }
   return {s.y, s.hn, s.cn, s.gates, s.cells};

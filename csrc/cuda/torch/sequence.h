@@ -5,7 +5,8 @@
 #include <vector>
 
 #include "cuda/torch/layer.h"
-#include "plan/cuda.h"
+#include "cuda/torch/trust.h"
+#include "plan/trust.h"
 
 namespace fastrnn::cuda {
 
@@ -14,11 +15,23 @@ using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 inline void* data(const std::optional<Tensor>& tensor) { return tensor ? tensor->data_ptr() : nullptr; }
 
-// The tier for a pass of a layer on its device. An error where one was asked for that cannot take it.
-inline CudaPlan plan_pass(const Layer& layer, Pass pass, Tier wanted) {
-  const CudaPlan plan = plan_cuda(layer.shape(), layer.tf32, pass, device_properties(layer.device), wanted);
-  check(plan.possible, "tier '", tier_name(wanted), "' cannot run this layer's ",
-        pass == Pass::kForward ? "forward" : "backward", " pass: ", plan.reason);
+constexpr const char* pass_name(Pass pass) { return pass == Pass::kForward ? "forward" : "backward"; }
+
+// The tier for a pass of a layer on its device: the one place where that is decided, whoever calls. Unasked only what
+// the device has proven (plan/trust.h); an error where a tier was asked for that cannot take the layer, and where
+// the last kernels have left word that they gave up.
+inline CudaPlan plan_pass(const Layer& layer, Pass pass, Tier wanted, bool training) {
+  const std::string status = taken_status(layer.device);
+  check(status.empty(), status, kAfterStatus);
+  const CudaDevice& device = device_properties(layer.device);
+  if (wanted == Tier::kAuto) {
+    DeviceTrust& here = trust_of(layer.device);
+    const std::lock_guard lock(here.mutex);
+    return plan_trusted(layer.shape(), layer.tf32, pass, device, training, here.trust);
+  }
+  const CudaPlan plan = plan_cuda(layer.shape(), layer.tf32, pass, device, wanted);
+  check(plan.possible, "tier '", tier_name(wanted), "' cannot run this layer's ", pass_name(pass),
+        " pass: ", plan.reason);
   return plan;
 }
 
