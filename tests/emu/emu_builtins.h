@@ -27,6 +27,7 @@ inline void __syncthreads(EMU_LOC) { emu::syncthreads(loc); }
 inline void __syncwarp(uint32_t m = ~0u, EMU_LOC) { emu::collective(m, "__syncwarp", nullptr, nullptr, loc); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
+inline void __threadfence_system() {}
 namespace emu {
 struct Shfl {
   uint64_t v, out;
@@ -117,6 +118,10 @@ template <class T, class U, class V>
 T atomicCAS(T* p, U c, V v) {
   return emu::atomic(p, [=](T o) { return o == (T)c ? (T)v : o; });
 }
+template <class T, class U, class V>
+T atomicCAS_system(T* p, U c, V v) {
+  return atomicCAS(p, c, v);
+}
 template <class T, class U>
 void __stcg(T* p, U v) {
   *p = (T)v;
@@ -144,6 +149,7 @@ typedef void* cudaStream_t;
 enum {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidDeviceFunction = 98,
   cudaErrorNoKernelImageForDevice = 209,
   cudaErrorLaunchOutOfResources = 701,
@@ -219,6 +225,22 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* n, K*, int, size_
   *n = 1;
   return 0;
 }
+enum { cudaHostAllocPortable = 1, cudaHostAllocMapped = 2 };
+// Host memory that the device sees: there is only one kind of memory here.
+inline cudaError_t cudaHostAlloc(void** p, size_t n, unsigned) {
+  *p = malloc(n);
+  return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+inline cudaError_t cudaFreeHost(void* p) {
+  free(p);
+  return 0;
+}
+inline cudaError_t cudaHostGetDevicePointer(void** there, void* host, unsigned) {
+  *there = host;
+  return 0;
+}
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return 0; }
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t n, cudaStream_t) {
   memset(p, value, n);
   return 0;

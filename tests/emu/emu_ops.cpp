@@ -44,8 +44,14 @@ void fail(int64_t launches, int64_t queries, bool no_image) {
 
 // As a kernel leaves it that gave up.
 void plant_status(int64_t code, int64_t tier, int64_t T, int64_t B, int64_t H, int64_t step) {
-  fastrnn::cuda::status_records()[0] = {static_cast<int>(code), static_cast<fastrnn::Tier>(tier),
-                                        fastrnn::CellKind::kLstm, T, B, H, step};
+  fastrnn::cuda::Status status;
+  status.code = static_cast<uint32_t>(code);
+  status.tier = static_cast<fastrnn::Tier>(tier);
+  status.T = T;
+  status.B = B;
+  status.H = H;
+  status.step = step;
+  *fastrnn::cuda::status_on_device() = status;
 }
 
 // A contiguous copy of x that ends at a guard page.

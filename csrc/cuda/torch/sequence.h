@@ -15,8 +15,6 @@ using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 inline void* data(const std::optional<Tensor>& tensor) { return tensor ? tensor->data_ptr() : nullptr; }
 
-constexpr const char* pass_name(Pass pass) { return pass == Pass::kForward ? "forward" : "backward"; }
-
 // The tier for a pass of a layer on its device: the one place where that is decided, whoever calls. Unasked only what
 // the device has proven (plan/trust.h); an error where a tier was asked for that cannot take the layer, and where
 // the last kernels have left word that they gave up.

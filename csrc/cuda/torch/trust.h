@@ -12,6 +12,8 @@
 
 namespace fastrnn::cuda {
 
+constexpr const char* pass_name(Pass pass) { return pass == Pass::kForward ? "forward" : "backward"; }
+
 struct DeviceTrust {
   std::mutex mutex;  // of trust
   Trust trust;
@@ -41,13 +43,15 @@ inline void count(const CudaPlan& plan, Pass pass) {
 // A record of the device's in words, "" where nothing is wrong. The tier is in quarantine then, and the record read.
 inline std::string taken_status(int device) {
   const Status status = read_status(device);
-  if (status.code == 0) return "";
+  if (status.code == kStatusClear) [[likely]]
+    return "";
   clear_status(device);
-  const std::string text = std::string("a kernel of tier '") + tier_name(status.tier) +
-                           "' gave up waiting (code " + std::to_string(status.code) + ") at step " +
-                           std::to_string(status.step) + " of layer " + facts_of(status.cell).name + " with T=" +
-                           std::to_string(status.T) + ", B=" + std::to_string(status.B) +
-                           ", H=" + std::to_string(status.H) + " on device " + std::to_string(device);
+  const Tier tier = status.tier == Tier::kCluster ? cluster_tier(status.ctas_per_replica) : status.tier;
+  std::string text = std::string("a kernel of tier '") + tier_name(tier) + "' gave up waiting (code " +
+                     std::to_string(status.code) + ") in the " + pass_name(status.pass) + " pass of a layer: " +
+                     facts_of(status.cell).name + ", T=" + std::to_string(status.T) +
+                     ", B=" + std::to_string(status.B) + ", H=" + std::to_string(status.H) +
+                     ", step " + std::to_string(status.step) + ", device " + std::to_string(device);
   DeviceTrust& here = trust_of(device);
   const std::lock_guard lock(here.mutex);
   here.trust.quarantine(status.tier, text);
