@@ -269,8 +269,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P") = 0, py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("training") = false,
         py::arg("packed") = false, py::arg("threads") = 1, py::arg("lanes") = 16, py::arg("tile_rows") = 6,
-        py::arg("gpu") = py::none(), py::arg("tf32") = false, py::arg("tier") = "auto",
-        py::arg("table") = py::none(), py::arg("trusted") = py::none(), py::arg("rows") = "full");
+        py::arg("gpu") = py::none(), py::arg("tf32") = false, py::arg("tier") = "auto", py::arg("table") = py::none(),
+        py::arg("trusted") = py::none(), py::arg("rows") = "full");
   m.def("trust_key", &key_of, py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P") = 0, py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("tf32") = false,
         py::arg("training") = false, py::arg("rows") = "full");

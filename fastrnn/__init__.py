@@ -16,6 +16,7 @@ from ._ops import (
 )
 from ._plan.explain import explain
 from ._run import streaming as _streaming
+from ._run.status import cuda_status
 from ._run.streaming import Streamer
 from ._run.wavefront import wavefront
 from ._version import __version__
@@ -58,6 +59,7 @@ __all__ = [
     "__version__",
     "compat",
     "convert",
+    "cuda_status",
     "explain",
     "functional",
     "patch",

@@ -37,10 +37,7 @@ constexpr int cluster_of(Tier asked) {
 }
 constexpr Tier family_of(Tier asked) { return cluster_of(asked) ? Tier::kCluster : asked; }
 constexpr Tier cluster_tier(int ctas) {
-  return ctas == 4    ? Tier::kCluster4
-         : ctas == 8  ? Tier::kCluster8
-         : ctas == 16 ? Tier::kCluster16
-                      : Tier::kCluster;
+  return ctas == 4 ? Tier::kCluster4 : ctas == 8 ? Tier::kCluster8 : ctas == 16 ? Tier::kCluster16 : Tier::kCluster;
 }
 constexpr const char* tier_name(Tier tier) {
   const int number = static_cast<int>(tier), first = static_cast<int>(Tier::kCluster4);

@@ -15,7 +15,7 @@ const PlanTable& plan_table();  // the one that is checked in
 struct CudaPlan {
   Tier tier = Tier::kStepwise;
   Tier asked = Tier::kAuto;  // by name; a plan that was not asked for may make way for another
-  bool possible = true;  // false: a tier was asked for that cannot take the layer, reason says why
+  bool possible = true;      // false: a tier was asked for that cannot take the layer, reason says why
   cuda::Precision precision = cuda::Precision::kFloat32;
   cuda::PersistentGeometry geometry;  // of a persistent tier
   bool projects = false;              // the forward kernel makes x's part of the gates itself: no product before it

@@ -239,7 +239,11 @@ inline cudaError_t cudaHostGetDevicePointer(void** there, void* host, unsigned) 
   *there = host;
   return 0;
 }
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal,
+  cudaStreamCaptureModeThreadLocal,
+  cudaStreamCaptureModeRelaxed
+};
 inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return 0; }
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t n, cudaStream_t) {
   memset(p, value, n);

@@ -3,8 +3,8 @@
 // with the twins before it; this file only defines the schemas.
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/torch/device_properties.h"
 #include "cuda/device/status.h"
+#include "cuda/torch/device_properties.h"
 #include "cuda/torch/runtime.h"
 #ifdef EMU_RACE
 #include "emu_race_hooks.inl"

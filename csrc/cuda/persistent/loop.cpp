@@ -101,8 +101,8 @@ std::optional<CudaPlan> smaller_clusters(const Layer& layer, const CudaPlan& pla
 }
 
 // A tier that was asked for by name runs, or is an error: whoever asked wants to know of that very tier. Where nobody
-// did, no launch ends a call that the stepwise tier can answer. No room just now is the plain case of a device that is
-// shared; everything else is a fault, which is told of and not tried again.
+// did, no launch ends a call that the stepwise tier can answer. No room just now is the plain case of a device that
+// is shared; everything else is a fault, which is told of and not tried again.
 template <class Sequence>
 bool run(const Layer& layer, CudaPlan plan, Pass pass, const Sequence& s) {
   for (;;) {

@@ -20,7 +20,9 @@ struct DeviceTrust {
   std::array<bool, kTiers> warned = {};
 };
 
+// A tensor of the emulator's has no index.
 inline DeviceTrust& trust_of(int device) {
+  if (device < 0) device = 0;
   constexpr int kMost = 64;
   static std::array<DeviceTrust, kMost> devices;
   check(device >= 0 && device < kMost, "device: expected an index below ", kMost, ", got ", device);
@@ -42,16 +44,17 @@ inline void count(const CudaPlan& plan, Pass pass) {
 
 // A record of the device's in words, "" where nothing is wrong. The tier is in quarantine then, and the record read.
 inline std::string taken_status(int device) {
+  if (device < 0) device = 0;
   const Status status = read_status(device);
   if (status.code == kStatusClear) [[likely]]
     return "";
   clear_status(device);
   const Tier tier = status.tier == Tier::kCluster ? cluster_tier(status.ctas_per_replica) : status.tier;
   std::string text = std::string("a kernel of tier '") + tier_name(tier) + "' gave up waiting (code " +
-                     std::to_string(status.code) + ") in the " + pass_name(status.pass) + " pass of a layer: " +
-                     facts_of(status.cell).name + ", T=" + std::to_string(status.T) +
-                     ", B=" + std::to_string(status.B) + ", H=" + std::to_string(status.H) +
-                     ", step " + std::to_string(status.step) + ", device " + std::to_string(device);
+                     std::to_string(status.code) + ") in the " + pass_name(status.pass) +
+                     " pass of a layer: " + facts_of(status.cell).name + ", T=" + std::to_string(status.T) +
+                     ", B=" + std::to_string(status.B) + ", H=" + std::to_string(status.H) + ", step " +
+                     std::to_string(status.step) + ", device " + std::to_string(device);
   DeviceTrust& here = trust_of(device);
   const std::lock_guard lock(here.mutex);
   here.trust.quarantine(status.tier, text);
@@ -62,6 +65,7 @@ inline constexpr const char* kAfterStatus =
 
 // In auto mode no launch may end a call that another tier can answer: told once, and not tried again.
 inline void distrust(int device, Tier tier, const std::string& why) {
+  if (device < 0) device = 0;
   DeviceTrust& here = trust_of(device);
   const std::lock_guard lock(here.mutex);
   here.trust.quarantine(tier, why);
