@@ -18,6 +18,7 @@ from ._plan.explain import explain
 from ._run import streaming as _streaming
 from ._run.status import cuda_status
 from ._run.streaming import Streamer
+from ._run.tune import Tuning, tune
 from ._run.wavefront import wavefront
 from ._version import __version__
 from .compat import _convert
@@ -56,6 +57,7 @@ __all__ = [
     "SRUppCell",
     "SRUppProjectedLinear",
     "Streamer",
+    "Tuning",
     "__version__",
     "compat",
     "convert",
@@ -65,5 +67,6 @@ __all__ = [
     "patch",
     "reference",
     "revert",
+    "tune",
     "wavefront",
 ]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import torch
 from torch import Tensor
 
 from .._ops import autograd
 from .._plan.tuning import trust
-from .._plan.tuning.kinds import of_stack
+from .._plan.tuning.kinds import Kind, of_stack
+from . import tune
 
 
 def ready(x: Tensor) -> None:
@@ -38,4 +42,43 @@ def doubt(stack, x: Tensor, rows: int, batch_sizes: Tensor | None, training: boo
         name = str(dtype).removeprefix("torch.")
         kinds = of_stack(stack.cell, steps, rows, *sizes, name, tf32, training, packed)
         device.known[asked] = kinds
-    return trust.doubt(device, kinds)
+    found = trust.doubt(device, kinds)
+    if found is trust.UNVERIFIED and kinds and trust.eligible(x):
+        _first_call(index, [k for k in kinds if k.key not in device.entries])
+        found = trust.doubt(trust.device(index), kinds)
+    return found
+
+
+_tried: set[tuple[int, str]] = set()  # kinds that were tuned at a first call, whatever came of it
+_asked_at = 0.0  # when another rank was last asked what it has found
+
+
+def _first_call(index: int, kinds: list[Kind]) -> None:
+    """FASTRNN_TUNE=on: tune kinds that are new, once a process; where there are several, rank 0, and the
+    others take over what it has found when it is there. Nobody waits for another: ranks need not make the
+    same calls."""
+    global _asked_at
+    new = [kind for kind in kinds if (index, kind.key) not in _tried]
+    if not new:
+        return
+    if not tune.distributed():
+        _tried.update((index, kind.key) for kind in new)
+        tune.run(index, new, shared=False)
+        return
+    store = torch.distributed.distributed_c10d._get_default_store()
+    if torch.distributed.get_rank() == 0:
+        _tried.update((index, kind.key) for kind in new)
+        for key, record in tune.run(index, new, shared=False).kinds.items():
+            store.set(_PLACE + key, json.dumps(record))
+        return
+    if time.monotonic() - _asked_at < 1.0:
+        return
+    _asked_at = time.monotonic()
+    there = {kind.key: kind for kind in new if store.check([_PLACE + kind.key])}
+    if there:
+        _tried.update((index, key) for key in there)
+        trust.adopt(index, {key: json.loads(store.get(_PLACE + key)) for key in there})
+        trust.learnt(index)
+
+
+_PLACE = "fastrnn/tune/"

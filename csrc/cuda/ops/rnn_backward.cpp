@@ -166,7 +166,7 @@ Backward backward(const Layer& layer, const BackwardInputs& in) {
   const bool persistent = plan.tier != Tier::kStepwise && shape.T > 0;
   if (B > 0 && !(persistent && run_persistent(layer, plan, s))) {
     run_stepwise(layer, s);
-    count({.tier = Tier::kStepwise}, Pass::kBackward);
+    count(Tier::kStepwise, Pass::kBackward);
   }
   return {need_x ? input_gradient(layer, s.dgates) : none, s.dh0.value_or(none), s.dc0.value_or(none),
           need_weights ? weight_gradients(layer, s, h_prev) : std::vector<Tensor>{}};

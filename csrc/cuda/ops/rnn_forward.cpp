@@ -42,7 +42,7 @@ Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor
     if (!persistent || !run_persistent(layer, plan, s)) {
       if (plan.projects) project();
       run_stepwise(layer, s);
-      count({.tier = Tier::kStepwise}, Pass::kForward);
+      count(Tier::kStepwise, Pass::kForward);
     }
   }
   return {s.y, s.hn, s.cn, s.gates, s.cells};

@@ -34,12 +34,12 @@ inline std::array<std::array<std::atomic<int64_t>, 2>, kTiers>& ran() {
   static std::array<std::array<std::atomic<int64_t>, 2>, kTiers> counts;
   return counts;
 }
+inline void count(Tier tier, Pass pass) {
+  ran()[static_cast<int>(tier)][static_cast<int>(pass)].fetch_add(1, std::memory_order_relaxed);
+}
 inline void count(const CudaPlan& plan, Pass pass) {
-  const auto add = [pass](Tier tier) {
-    ran()[static_cast<int>(tier)][static_cast<int>(pass)].fetch_add(1, std::memory_order_relaxed);
-  };
-  add(plan.tier);
-  if (plan.tier == Tier::kCluster) add(cluster_tier(plan.geometry.ctas_per_replica));
+  count(plan.tier, pass);
+  if (plan.tier == Tier::kCluster) count(cluster_tier(plan.geometry.ctas_per_replica), pass);
 }
 
 // A record of the device's in words, "" where nothing is wrong. The tier is in quarantine then, and the record read.

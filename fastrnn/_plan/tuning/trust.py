@@ -71,6 +71,7 @@ class Device:
                     self._take(table)
         self._take(store().read()["devices"].get(name, {}))
         self.saved = set(self.quarantined)
+        self._take({"kinds": _adopted.get(self.index, {})})
 
     def _take(self, table: dict) -> None:
         for key, kind in table.get("kinds", {}).items():
@@ -106,6 +107,7 @@ def _proven(kind: dict, tier: str, which: str) -> bool:
 
 
 _devices: dict[int, Device] = {}
+_adopted: dict[int, dict] = {}  # records of kinds that another rank has found
 _store: cache.Cache | None = None
 
 
@@ -126,6 +128,12 @@ def device(index: int) -> Device:
         if len(_devices) == 1:
             atexit.register(save_quarantine)
     return found
+
+
+def adopt(index: int, records: dict[str, dict]) -> None:
+    """Take over what another process has found on a device like this one, for as long as this process
+    lives."""
+    _adopted.setdefault(index, {}).update(records)
 
 
 def on_paper(asked: torch.device, here: bool) -> Device:
@@ -240,13 +248,15 @@ def forget() -> None:
         cuda.trust(index, "")
         cuda.quarantine(index, "", "")
     _devices.clear()
+    _adopted.clear()
     _store = None
 
 
-def eligible() -> bool:
+def eligible(x: torch.Tensor) -> bool:
     """Whether a kind that is new may be tuned now: in an ordinary call, whose surroundings may wait."""
     return (
         mode() == "on"
+        and type(x) is torch.Tensor
         and not torch.compiler.is_compiling()
         and not torch.are_deterministic_algorithms_enabled()
         and torch._C._len_torch_dispatch_stack() == 0
