@@ -151,6 +151,8 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   // the system is not asked for it.
   m.def("cpu_threads() -> int");
   m.def("cpu_limit_threads(int limit, bool known) -> ()");
+  // Bytes of scratch memory that were kept for later calls and no longer are.
+  m.def("cpu_release_scratch() -> int");
 
   // What a GPU may run unasked, and what it did; of the CUDA library alone. Lines of text, with tabs between words.
   //

@@ -14,7 +14,7 @@ import torch
 
 from .. import reference
 from .._cells import RNN
-from . import autograd
+from . import autograd, torch_state
 
 _ARGUMENTS = "Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, bool bias"
 _fragment = torch.library.Library("fastrnn", "FRAGMENT")
@@ -123,7 +123,7 @@ _Layer = autograd._function(
 
 def layer(x, h0, c0, weights, *, cell, bias, batch_sizes=None, save="gates"):
     """As ``autograd.layer``, by torch's own layer. save: looked at by nobody, as nothing is."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights)):
+    if torch_state.gradients() and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights)):
         y, hn, cn = _Layer.apply(batch_sizes, (cell, bias), x, h0, c0, *weights)
     else:
         y, hn, cn = forward(x, h0, c0, weights, batch_sizes, cell, bias)

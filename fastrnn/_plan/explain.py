@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
-from .._ops import autograd, devices, library
+from .._ops import devices, library, torch_state
 from . import costs, gpus, subject, wavefront
 from .explanation import Explanation, LayerPlan
 from .route import Route, missing, one_step, route
@@ -95,7 +95,7 @@ def explain(
     if kind == "cuda":
         found_gpu = gpus.find(gpu, device)
         known = trust.on_paper(torch.device(device), gpu is None and torch.cuda.is_available())
-        tf32 = autograd.rnn_tf32() if tf32 is None else tf32
+        tf32 = torch_state.rnn_tf32() if tf32 is None else tf32
         rows = "masked" if masked else "packed" if asked.packed else "full"
         machine |= {"gpu": found_gpu.properties(), "tf32": tf32, "rows": rows, "trusted": known.lines()}
         asked.notes.append(_times_of(found_gpu))

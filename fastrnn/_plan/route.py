@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._ops import autograd, devices, library
+from .._ops import devices, library, torch_state
 from .._ops.mode import BACKENDS, NAMED_TIERS, TIERS
 from .tuning import trust
 
@@ -145,8 +145,9 @@ def of(
 ) -> Route:
     """Who computes a layer over x, in the state that torch is in. doubt: see ``route``; of what is known of a
     GPU the caller asks ``tuning.trust``, who knows the layer."""
-    recorded = torch.compiler.is_compiling()
-    state = empty, autograd.transformed(), recorded, autograd.exporting() or bool(autograd.tracing())
+    recorded = torch_state.compiling()
+    program = torch_state.exporting() or bool(torch_state.tracing())
+    state = empty, torch_state.transformed(), recorded, program
     if recorded or not x.is_cpu:
         return _answer(x.dtype, x.device, backend, family, masked, *state, doubt)
     key = (x.dtype, backend, family, masked, *state)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import _checks
 from .._cells import RNN
-from .._ops import autograd, library
+from .._ops import library, torch_state
 from .._plan import costs, gpus, subject
 from .._plan.tuning import cache, identity, session, trust
 from .._plan.tuning.kinds import DTYPES, ROWS, Kind, of_stack
@@ -180,7 +180,7 @@ def kinds_of(
         cell: str, T: int, B: int, inputs: int, hidden: int, proj: int, D: int, layers: int, name: str
     ) -> None:
         for work in works:
-            tf32 = name == "float32" and autograd.rnn_tf32()
+            tf32 = name == "float32" and torch_state.rnn_tf32()
             for kind in of_stack(cell, T, B, inputs, hidden, proj, D, layers, name, tf32, work, False):
                 kind = dataclasses.replace(kind, rows=rows)
                 found.setdefault(kind.key, kind)
@@ -226,7 +226,7 @@ def _steps(input):
 
 
 def _device(model, device) -> int:
-    if torch.compiler.is_compiling() or autograd.tracing() or autograd.exporting():
+    if torch_state.compiling() or torch_state.tracing() or torch_state.exporting():
         raise RuntimeError("fastrnn.tune within a compiler or an export: call it before")
     if not torch.cuda.is_available():
         raise RuntimeError("fastrnn.tune: torch sees no GPU")

@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor
 
-from .._ops import autograd
+from .._ops import torch_state
 from .._plan.tuning import trust
 from .._plan.tuning.kinds import Kind, of_stack
 from . import tune
@@ -16,18 +16,18 @@ from . import tune
 
 def ready(x: Tensor) -> None:
     """Before a call whose passes the planner alone decides: it knows what is known of the device."""
-    if not torch.compiler.is_compiling():
+    if not torch_state.compiling():
         trust.device(x.device.index or 0)
 
 
 def doubt(stack, x: Tensor, rows: int, batch_sizes: Tensor | None, training: bool) -> str | None:
     """Why a stack over x is torch's own layer's, None where its kernels have been proven here."""
-    if autograd.exporting() or autograd.tracing():
+    if torch_state.exporting() or torch_state.tracing():
         return trust.UNVERIFIED  # of a program, which outlives what is known now
     dtype, index = x.dtype, x.device.index or 0
-    tf32 = dtype == torch.float32 and autograd.rnn_tf32()
+    tf32 = dtype == torch.float32 and torch_state.rnn_tf32()
     directions = 2 if stack.bidirectional else 1
-    if torch.compiler.is_compiling():
+    if torch_state.compiling():
         layer = stack.cell, dtype, tf32, stack.hidden_size, stack.proj_size, directions, training
         return trust.doubt_recorded(index, *layer, trust.generation)
     packed = batch_sizes is not None

@@ -12,7 +12,7 @@ from torch import nn
 import fastrnn
 from fastrnn import reference
 from fastrnn._cells import RNN
-from fastrnn._ops import autograd, cuda, library, torch_layer
+from fastrnn._ops import cuda, library, torch_layer, torch_state
 from fastrnn._plan import route
 from fastrnn._plan.tuning import trust
 from fastrnn._plan.tuning.kinds import of_stack
@@ -199,7 +199,7 @@ def test_proven_layers_are_the_kernels(gpu):
 
 
 def trust_kinds(training: bool):
-    return of_stack("lstm", 20, 16, 70, 128, 0, 1, 2, "float32", autograd.rnn_tf32(), training, False)
+    return of_stack("lstm", 20, 16, 70, 128, 0, 1, 2, "float32", torch_state.rnn_tf32(), training, False)
 
 
 def test_programs_leave_it_to_the_planner(gpu, monkeypatch):

@@ -13,7 +13,7 @@ import warnings
 
 import torch
 
-from ..._ops import cuda
+from ..._ops import cuda, torch_state
 from . import cache, decide, identity
 from .kinds import Kind, of_stack
 
@@ -257,9 +257,9 @@ def eligible(x: torch.Tensor) -> bool:
     return (
         mode() == "on"
         and type(x) is torch.Tensor
-        and not torch.compiler.is_compiling()
+        and not torch_state.compiling()
         and not torch.are_deterministic_algorithms_enabled()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._get_tracing_state()
+        and torch_state.dispatch_modes() == 0
+        and not torch_state.tracing()
         and not torch.cuda.is_current_stream_capturing()
     )
