@@ -3,14 +3,13 @@
 #include <optional>
 #include <vector>
 
+#include "cuda/device/prepare.h"
 #include "cuda/device/upload.h"
-#include "cuda/stepwise/kernels.h"
 #include "cuda/torch/device_properties.h"
 #include "cuda/torch/tensors.h"
 #include "ops/rows_args.h"
 
 namespace fastrnn::cuda {
-
 
 class Layer {
  public:
