@@ -63,7 +63,8 @@ inline CellKind parse_cell(const std::string& cell, Variant& variant) {
     const size_t next = all.find('+', at + 1);
     // An exponent may have a sign: norm=1e+2.
     size_t end = next;
-    if (end != std::string::npos && all[end - 1] == 'e' && all.substr(at + 1, 5) == "norm=") end = all.find('+', end + 1);
+    if (end != std::string::npos && all[end - 1] == 'e' && all.substr(at + 1, 5) == "norm=")
+      end = all.find('+', end + 1);
     read_option(variant, kind, all.substr(at + 1, end == std::string::npos ? end : end - at - 1), cell);
     at = end;
   }

@@ -58,8 +58,8 @@ struct LayerShape {
   bool cut(int64_t t, int64_t b) const { return resets && t < T && resets[t * B + row_of(b)]; }
 };
 
-// Values a unit and step that training keeps for backward, of a layer: a variant's h that y need not hold, and of a norm
-// the two products before it.
+// Values a unit and step that training keeps for backward, of a layer: a variant's h that y need not hold, and of a
+// norm the two products before it.
 inline int saved_of(const LayerShape& s) {
   if (!s.variant.any()) return saved_of(s.cell);
   return (saved_of(s.cell) ? saved_of(s.cell) : 1) + (s.variant.norm ? 2 * gates_of(s.cell) : 0);

@@ -73,9 +73,10 @@ class Forward : private Schedule {
     E* x;
     int64_t* slots;  // first chunk row of each step of the chunk
     E* panel;        // a panel that is packed just before its only use
-    // Of a variant, what waits for a meeting: the recurrent part of the gates or r and z, like gx of one step; an LSTM's
-    // candidate of c and its o, [own blocks][R][W].
+    // Of a variant, what waits for a meeting: the recurrent part of the gates or r and z, like gx of one step; an
+    // LSTM's candidate of c and its o, [own blocks][R][W].
     T *held, *candidate, *out_gate;
+    RowMoments<T>* moments;  // of a step's rows: [x, h][row]
   };
 
   static int64_t panel_size(int64_t K) { return Weights::panel_size(K); }
@@ -322,7 +323,7 @@ class Forward : private Schedule {
   void second_product(int rank, int64_t s, int64_t s_in_chunk);
   void normalise(int rank, int64_t s, int64_t s_in_chunk);
   void finish_units(const T* tile, const T* gx, int rank, int64_t s, int64_t panel, int units, int64_t row,
-                    int height, int64_t slot);
+                    int height);
   void put_candidate(int rank, int64_t s, int64_t block, int64_t i, V h);
   void save(int direction, int64_t row, int64_t block, int first, const V* values, int count);
   void emit(int rank, int64_t s);
