@@ -29,10 +29,12 @@ from torch import Tensor
 from . import _checks, reference
 from ._cells import RNN
 from ._checks import scan as scan_checks
+from ._ops import torch_state
+from ._ops.torch_state import autocasting
 from ._plan import route
 from ._run import native, symbolic
 from ._run import scan as run_scan
-from ._run.rnn import Stack, autocast_inputs, autocasting, run, runner
+from ._run.rnn import Stack, autocast_inputs, run, runner
 from ._run.rows import Rows, asked
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell", "sru", "sru_scan"]
@@ -462,7 +464,7 @@ def _cell_step(name, way, cell, x, h, c, weights):
         h = x.new_zeros((1, rows, hidden_size))
         c = None
         if RNN[cell].has_cell:
-            c = torch.zeros_like(h) if torch.compiler.is_compiling() else h
+            c = torch.zeros_like(h) if torch_state.compiling() else h
     else:
         h, c = h.unsqueeze(0), (None if c is None else c.unsqueeze(0))
     _, h, c = layer(x.unsqueeze(0), h, c, weights, cell=cell, bias=len(weights) == 4)

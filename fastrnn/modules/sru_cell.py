@@ -13,10 +13,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
 from .._checks import scan as scan_checks
-from .._ops.autograd import transformed
+from .._ops import torch_state
+from .._ops.torch_state import autocasting, transformed
 from .._run import scan as run_scan
 from .._run import symbolic
-from .._run.rnn import autocasting
 from .._run.rows import asked
 from .._run.torchscript import scripts_as
 from . import _script_sru
@@ -353,7 +353,7 @@ class SRUCell(nn.Module):
         # Reading a number off a GPU would wait for it, and a compiler or a tracer has none to read.
         if (
             self.scale_x.is_cpu
-            and not torch.compiler.is_compiling()
+            and not torch_state.compiling()
             and not transformed()
             and not run_scan.tracing()
         ):
