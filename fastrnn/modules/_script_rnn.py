@@ -175,8 +175,8 @@ def step(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
 ) -> list[Tensor]:
-    """One step of a cell of torch's, "lstm", "gru" or an RNN by its nonlinearity: the states. Input (B, I) and
-    `given` states (B, H), or none; or a single row's."""
+    """One step of a cell of torch's, "lstm", "gru" or an RNN by its nonlinearity: the states. Input (B, I)
+    and `given` states (B, H), or none; or a single row's."""
     dims = input.dim()
     if dims != 1 and dims != 2:
         raise ValueError(f"{name}: Expected input to be 1D or 2D, got {dims}D instead")
