@@ -115,9 +115,9 @@ inline void check_variant_masks(const LayerShape& s, const std::vector<Tensor>& 
   if (s.variant.recurrent_mask) take("recurrent_mask", {s.D, s.B, s.out_size()});
 }
 
-// Pointers to a direction's tensors of a variant, or to their gradients; returns how many there were.
+// Pointers to a direction's tensors of a variant, or to their gradients.
 template <class Pointers>
-int point_at_variant(Pointers& to, const LayerShape& s, const Tensor* from) {
+void point_at_variant(Pointers& to, const LayerShape& s, const Tensor* from) {
   int n = 0;
   if (s.variant.peephole) to.peephole = from[n++].data_ptr();
   if (s.variant.norm) {
@@ -128,7 +128,6 @@ int point_at_variant(Pointers& to, const LayerShape& s, const Tensor* from) {
       to.norm_c_bias = from[n++].data_ptr();
     }
   }
-  return n;
 }
 
 }  // namespace fastrnn

@@ -62,7 +62,7 @@ inline void Backward<T, CellOf>::pack_stages(int rank) {
 
 template <class T, template <class> class CellOf>
 template <class Workers, class ChunkOf>
-inline void Backward<T, CellOf>::retreat_stages(Workers& crew, ChunkOf&& chunk_of, int64_t s) {
+__attribute__((noinline)) void Backward<T, CellOf>::retreat_stages(Workers& crew, ChunkOf&& chunk_of, int64_t s) {
   if (on().norm && C::kHasCell) {
     crew.each([&](int r) { emit_backward(r, chunk_of(r), s); });
     crew.meet_group();  // the sums of what reaches the normalised c are whole
@@ -161,7 +161,7 @@ inline auto Backward<T, CellOf>::output_gradient(int rank, int64_t t, int64_t i,
   if (p_.grad_y.data) {
     dh += load_as<T>(p_.grad_y.data, row_start(s_, p_.grad_y, t, b) + d * s_.H + unit, lanes, s_.dtype);
   }
-  const Rows& keep = p_.masks.keep_h;
+  const TensorRows& keep = p_.masks.keep_h;
   if (keep.data) {
     const V k = load_as<T>(keep.data, row_start(s_, keep, t, b) + d * s_.H + unit, lanes, s_.dtype);
     Zoneout<VectorMath<T>>::backward(k, dh, kept);
@@ -286,7 +286,7 @@ inline void Backward<T, CellOf>::units_backward(int rank, const Chunk& chunk, in
         if (p_.grad_cells) {
           dc += S::load_n(static_cast<const T*>(p_.grad_cells) + (d * s_.rows() + slot.row) * s_.H + unit, lanes);
         }
-        const Rows& keep = p_.masks.keep_c;
+        const TensorRows& keep = p_.masks.keep_c;
         if (keep.data) {
           const V k = load_as<T>(keep.data, row_start(s_, keep, t, row_b) + d * s_.H + unit, lanes, s_.dtype);
           Zoneout<VectorMath<T>>::backward(k, dc, dc_kept);
@@ -503,14 +503,28 @@ inline void Backward<T, CellOf>::finish_stages(int rank, const Chunk& chunk) {
   const WeightGradients& grads = p_.grad_weights[d];
   const int64_t blocks = units_.blocks(), length = outputs_.blocks() * W;
   const Range mine = share_of(rank, G * blocks);
-  const auto same = [](int64_t i) { return i; };
-  const auto recurrent = [&](int64_t i) {
-    return recurrent_column(static_cast<int>(i / blocks)) * blocks + i % blocks;
+  // One type for every gradient's left and right side: a variant's are not worth an instance of the loops each.
+  struct Left {
+    const Backward* layer;  // null: block i itself, else where recurrent block i lies
+    int64_t blocks;
+    int64_t operator()(int64_t i) const {
+      return layer ? layer->recurrent_column(static_cast<int>(i / blocks)) * blocks + i % blocks : i;
+    }
   };
+  struct Right {
+    const Slot* slots;  // null: natural rows of `length` bytes
+    const char* Slot::* row;
+    const char* rows;
+    int64_t length, offset;
+    const char* operator()(int64_t slot) const { return (slots ? slots[slot].*row : rows + slot * length) + offset; }
+  };
+  const Left same{nullptr, blocks}, recurrent{this, blocks};
   WeightGradient<T> gradient{chunk.rows, chunk_rows_, chunk.first, s_.dtype, workers_[rank].panel};
-  gradient.add(
-      dir.dg, units_, mine.begin, mine.end, same, inputs_, [&](int64_t slot) { return dir.slots[slot].x; },
-      static_cast<T*>(grads.w_ih));
+  const auto add_product = [&](const T* left, const Panels<T>& units, Range own, const Left& source,
+                               const Panels<T>& columns, const Right& right, void* to) __attribute__((noinline)) {
+    gradient.add(left, units, own.begin, own.end, source, columns, right, static_cast<T*>(to));
+  };
+  add_product(dir.dg, units_, mine, same, inputs_, {dir.slots, &Slot::x, nullptr, 0, 0}, grads.w_ih);
   if (s_.bias && !on().norm) {
     gradient.add_bias(dir.dg, units_, mine.begin, mine.end, same, static_cast<T*>(grads.b_ih));
     gradient.add_bias(dir.dg, units_, mine.begin, mine.end, recurrent, static_cast<T*>(grads.b_hh));
@@ -523,13 +537,10 @@ inline void Backward<T, CellOf>::finish_stages(int rank, const Chunk& chunk) {
   // The gradient of w_hh's rows of blocks [begin, end), all of gate g, from columns `first` on of what it multiplied.
   const auto add = [&](int g, int64_t begin, int64_t end, int64_t first, const Panels<T>& columns) {
     const T* rows = on().reset_before && g == G - 1 ? stages_[d].reset_rows : stages_[d].h_rows;
-    gradient.add(
-        dir.dg, units_, begin, end, recurrent, columns,
-        [&](int64_t slot) {
-          const char* row = kept ? reinterpret_cast<const char*>(rows + slot * length) : dir.slots[slot].h_prev;
-          return row + first * element;
-        },
-        static_cast<T*>(grads.w_hh));
+    add_product(dir.dg, units_, {begin, end}, recurrent, columns,
+                {kept ? nullptr : dir.slots, &Slot::h_prev, reinterpret_cast<const char*>(rows), length * element,
+                 first * element},
+                static_cast<T*>(grads.w_hh));
   };
   for (int g = 0; g < G; ++g) {
     const Range own = {max_of(mine.begin, g * blocks), min_of(mine.end, (g + 1) * blocks)};
@@ -558,10 +569,10 @@ inline void Backward<T, CellOf>::finish_stages(int rank, const Chunk& chunk) {
   if (s_.P) {
     const Range own = share_of(rank, outputs_.blocks());
     gradient.right_dtype = kCompute;
-    gradient.add(
-        dir.dh_out, outputs_, own.begin, own.end, same, units_,
-        [&](int64_t slot) { return reinterpret_cast<const char*>(dir.m + slot * row_length()); },
-        static_cast<T*>(grads.w_hr));
+    add_product(
+        dir.dh_out, outputs_, own, same, units_,
+        {nullptr, nullptr, reinterpret_cast<const char*>(dir.m), row_length() * static_cast<int64_t>(sizeof(T)), 0},
+        grads.w_hr);
   }
   if (!has_vectors()) return;
   const Range own = own_blocks(units_, rank);

@@ -148,17 +148,7 @@ class Forward : private Schedule {
   template <class Workers>
   FASTRNN_INLINE void advance(Workers& crew, int64_t s, int64_t s_in_chunk) {
     if constexpr (C::kVariant) {
-      crew.each([&](int r) { first_product(r, s, s_in_chunk); });
-      if (on().norm || on().reset_before) {
-        crew.meet_group();  // the sums of rows, or r * h, are whole
-        crew.each([&](int r) { on().norm ? normalise(r, s, s_in_chunk) : second_product(r, s, s_in_chunk); });
-      }
-      if constexpr (C::kHasCell) {
-        if (on().norm) {
-          crew.meet_group();  // the sums of the candidates of c are whole
-          crew.each([&](int r) { emit(r, s); });
-        }
-      }
+      advance_stages(crew, s, s_in_chunk);
     } else {
       crew.each([&](int r) { step(r, s, s_in_chunk); });
     }
@@ -311,6 +301,8 @@ class Forward : private Schedule {
   V recurrent_mask(int direction, int64_t row, int64_t unit, int lanes) const {
     return load_as<T>(p_.masks.recurrent, (direction * s_.B + row) * s_.out_size() + unit, lanes, s_.dtype);
   }
+  template <class Workers>
+  void advance_stages(Workers& crew, int64_t s, int64_t s_in_chunk);
   void lay_out_stages(int direction);
   void lay_out_stages(Group& group);
   void lay_out_stages(Worker& worker, int64_t blocks);

@@ -68,6 +68,25 @@ inline void Forward<T, CellOf, Operand>::mask_first_state(int direction, int64_t
   }
 }
 
+// ---- the step ---------------------------------------------------------------------------------------
+
+template <class T, template <class> class CellOf, class Operand>
+template <class Workers>
+__attribute__((noinline)) void Forward<T, CellOf, Operand>::advance_stages(Workers& crew, int64_t s,
+                                                                           int64_t s_in_chunk) {
+  crew.each([&](int r) { first_product(r, s, s_in_chunk); });
+  if (on().norm || on().reset_before) {
+    crew.meet_group();  // the sums of rows, or r * h, are whole
+    crew.each([&](int r) { on().norm ? normalise(r, s, s_in_chunk) : second_product(r, s, s_in_chunk); });
+  }
+  if constexpr (C::kHasCell) {
+    if (on().norm) {
+      crew.meet_group();  // the sums of the candidates of c are whole
+      crew.each([&](int r) { emit(r, s); });
+    }
+  }
+}
+
 // ---- sums of rows -----------------------------------------------------------------------------------
 
 // This worker's part of each row of the chunk's gx.
@@ -303,7 +322,7 @@ inline void Forward<T, CellOf, Operand>::finish_units(const T* tile, const T* gx
         } else {
           h = C::emit(saved, c);
         }
-        const Rows& keep = p_.masks.keep_c;
+        const TensorRows& keep = p_.masks.keep_c;
         if (keep.data) {
           const int64_t k = row_start(s_, keep, t, batch_b) + d * s_.H + unit;
           Zoneout<VectorMath<T>>::forward(load_as<T>(keep.data, k, lanes, s_.dtype), c_prev, c);
