@@ -189,6 +189,10 @@ cudaError_t cudaFuncSetAttribute(K* k, cudaFuncAttribute a, int v) {
 }
 template <class K>
 cudaError_t cudaOccupancyMaxActiveClusters(int* n, K* k, const cudaLaunchConfig_t* c) {
+  if (emu::opt.failing_queries > 0) {
+    emu::opt.failing_queries--;
+    return cudaErrorLaunchOutOfResources;
+  }
   const int size = (int)c->attrs[0].val.clusterDim.x;
   if (size > 8 && !emu::func_attr[(void*)k][cudaFuncAttributeNonPortableClusterSizeAllowed])
     return cudaErrorInvalidClusterSize;
@@ -232,7 +236,11 @@ inline cudaError_t cudaHostGetDevicePointer(void** there, void* host, unsigned) 
   *there = host;
   return 0;
 }
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal,
+  cudaStreamCaptureModeThreadLocal,
+  cudaStreamCaptureModeRelaxed
+};
 inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return 0; }
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t n, cudaStream_t) {
   memset(p, value, n);
