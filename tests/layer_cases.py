@@ -22,8 +22,8 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SAVES = {"nothing": 0, "gates": 1, "recompute": 2}
 GRAD_X, GRAD_H0, GRAD_C0, GRAD_WEIGHTS = 1, 2, 4, 8
 ALL = GRAD_X | GRAD_H0 | GRAD_C0 | GRAD_WEIGHTS
-#: Where the operators know clusters by their size, these too: "cluster_8".
-ALL_TIERS = library.TIERS | getattr(library, "CLUSTERS", {})
+#: By name, clusters by their size too: "cluster_8".
+ALL_TIERS = library.TIERS | library.CLUSTERS
 
 
 @dataclass(frozen=True)

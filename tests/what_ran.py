@@ -7,11 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-def counted(ops) -> bool:
-    """Whether these operators keep a count."""
-    return hasattr(ops, "cuda_ran")
-
-
 def counts(ops, which: str | None = None) -> set[str]:
     """The tiers that have run, clusters by their size ("cluster_8"), of one pass ("forward") or both."""
     lines = [line.split("\t") for line in ops.cuda_ran().splitlines()]
@@ -24,12 +19,10 @@ def only(ops, tier: str, which: str | None = None) -> Iterator[None]:
     """The block's calls run this tier alone, "cluster" at some size.
 
     Raises:
-        AssertionError: something else ran, or nothing. Operators without a count raise nothing.
+        AssertionError: something else ran, or nothing.
     """
-    if counted(ops):
-        ops.cuda_clear_ran()
+    ops.cuda_clear_ran()
     yield
-    if counted(ops):
-        ran = counts(ops, which)
-        good = {t if tier != "cluster" else t.partition("_")[0] for t in ran}
-        assert good == {tier}, f"{tier} was asked for, and what ran is {', '.join(sorted(ran)) or 'nothing'}"
+    ran = counts(ops, which)
+    good = {t if tier != "cluster" or not t.startswith("cluster_") else "cluster" for t in ran}
+    assert good == {tier}, f"{tier} was asked for, and what ran is {', '.join(sorted(ran)) or 'nothing'}"

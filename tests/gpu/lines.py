@@ -11,7 +11,8 @@ of a process, "step":
     left      what a step left as a file, in "left"
     run, limits, result, dropped, done   those of benchmarks.lab
     end       "ok": the call came to its end
-As a pytest plugin (-p lines) it writes an outcome for each test.
+As a pytest plugin (-p lines) it writes an outcome for each test, and begins none in the last seconds of the
+FASTRNN_GPU_SECONDS that its process has: those are "not run".
 """
 
 from __future__ import annotations
@@ -72,6 +73,19 @@ def read(path: Path) -> Iterator[dict]:
         yield entry
 
 
+#: Seconds that a test and pytest's own end may take.
+ENDING_S = 10.0
+OUT_OF_TIME = "out of time"
+_deadline = time.monotonic() + float(os.environ.get("FASTRNN_GPU_SECONDS", "inf")) - ENDING_S
+
+
+def pytest_runtest_setup(item):
+    if time.monotonic() > _deadline:
+        import pytest  # other processes write lines without it
+
+        pytest.skip(OUT_OF_TIME)
+
+
 def pytest_runtest_logstart(nodeid, location):
     write("outcome", name=nodeid, outcome="running")
 
@@ -79,6 +93,8 @@ def pytest_runtest_logstart(nodeid, location):
 def pytest_runtest_logreport(report):
     if report.when == "call" or report.outcome != "passed":
         outcome = {"passed": "ok", "skipped": "skipped"}.get(report.outcome)
+        if report.outcome == "skipped" and OUT_OF_TIME in report.longreprtext:
+            outcome = "not run"
         if report.outcome == "failed":
             said = [line[1:].strip() for line in report.longreprtext.splitlines() if line.startswith("E ")]
             outcome = f"failed: {said[0] if said else report.when}"[:300]

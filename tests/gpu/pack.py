@@ -17,6 +17,7 @@ compiled again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -192,6 +193,8 @@ def install(pack: Path, root: Path = ROOT) -> None:
         # Not into the file that is there: a process may have it loaded.
         shutil.copyfile(source, target.with_suffix(".part"))
         os.replace(target.with_suffix(".part"), target)
+    with contextlib.suppress(OSError):  # whoever copied it may have lost that it is a program
+        (pack / "latency").chmod(0o755)
 
 
 def make(out: Path, version: str, headers: Path | None) -> dict:

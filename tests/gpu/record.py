@@ -41,7 +41,7 @@ FAMILIES = {
 #: In the order in which the table names them. Those of a step that has no word on single cells count for all.
 CHECKS = ("smoke", "tests", "soak", "tune", "memcheck")
 #: Outcomes that are no failure.
-GOOD = ("ok", "skipped")
+GOOD = ("ok", "skipped", "not run")
 
 
 def load(path: Path = ROOT / RECORD) -> dict:

@@ -99,8 +99,9 @@ class Process:
 
 def launch(step: Step, seconds: float, environment: dict[str, str]) -> Running:
     folders = [ROOT, ROOT / "tests", ROOT / "tests" / "gpu", os.environ.get("PYTHONPATH")]
-    path = {"PYTHONPATH": os.pathsep.join(str(f) for f in folders if f), "PYTHONUNBUFFERED": "1"}
-    return Process(step.told(seconds), os.environ | path | environment | step.environment)
+    own = {"PYTHONPATH": os.pathsep.join(str(f) for f in folders if f), "PYTHONUNBUFFERED": "1"}
+    own["FASTRNN_GPU_SECONDS"] = f"{seconds:.0f}"
+    return Process(step.told(seconds), os.environ | own | environment | step.environment)
 
 
 def needed(stages: Sequence[Stage]) -> float:

@@ -113,6 +113,22 @@ def test_the_sweep_is_the_benchmarks(tmp_path):
     assert {c.B for c in plane} == {1, 16, 64}
 
 
+def test_what_tune_is_asked_for(tmp_path, monkeypatch):
+    """Its own command line's options, on its own grid of shapes; each process keeps what it found in the file
+    that the call takes."""
+    from fastrnn import cli
+    from fastrnn._plan.tuning import cache
+
+    steps = calls.stages(1, tmp_path)[-1].steps
+    for step, (cell, dtype) in zip(steps, calls.TUNED, strict=True):
+        options = cli.parser().parse_args(step.told(100)[3:])
+        assert (options.command, options.verify_only, options.work) == ("tune", True, "training")
+        assert (options.cell, options.dtype, options.shape, options.model) == ([cell], [dtype], None, None)
+        monkeypatch.setenv("FASTRNN_CACHE", step.environment["FASTRNN_CACHE"])
+        assert cache.place() == step.left
+    assert len({step.left for step in steps}) == len(steps)
+
+
 # Dry runs
 
 
@@ -340,6 +356,11 @@ def test_pytests_outcomes_are_lines(tmp_path):
         "test_d": "failed: ValueError: x",
         "test_e": "running",
     }
+    path.unlink()
+    environment["FASTRNN_GPU_SECONDS"] = "9"  # which its end takes
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert {e["outcome"] for e in lines.read(path)} == {"running", "not run"}
 
 
 # The command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -43,6 +44,7 @@ def test_a_pack_is_put_beside_the_package(a_pack):
     assert pack.load(folder, root, "3.12")["commit"] == "abc"
     pack.install(folder, root)
     assert (root / "fastrnn" / "libfastrnn_cuda.so").read_text() == "kernels"
+    assert os.access(folder / "latency", os.X_OK)
     assert sorted(p.name for p in (root / "fastrnn").iterdir()) == ["__init__.py", "libfastrnn_cuda.so"]
 
 

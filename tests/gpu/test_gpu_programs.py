@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -26,12 +27,7 @@ def ops():
     found.device(0, 0, 0)  # none, as other tests have it
 
 
-def families() -> list[str]:
-    """Those that this build can be asked for."""
-    return [t for t in smoke.TIERS if t == "scan" or t in smoke.layer_cases.ALL_TIERS]
-
-
-@pytest.mark.parametrize("tier", families())
+@pytest.mark.parametrize("tier", smoke.TIERS)
 def test_smoke_of_every_tier(ops, tier):
     """Each kernel family's lines: every cell and type, all right; wrong numbers, an error and a lost device
     are told apart, each by its name."""
@@ -96,6 +92,25 @@ def test_what_ran_is_what_was_asked_for(text, tier, good):
         what_ran.only(Counting(text), tier),
     ):
         pass
+
+
+def test_the_librarys_own_count(ops):
+    """Its word, not the numbers: another tier computes the same; clusters of another size are another one."""
+    case = smoke.layer_cases.Case("lstm", T=6, B=2, IN=3, H=20, dtype=torch.bfloat16)
+    p = smoke.layer_cases.problem(case)
+    for ran, asked, good in (
+        ("one_cta", "one_cta", True),
+        ("one_cta", "grid", False),
+        ("cluster_8", "cluster", True),
+        ("cluster_8", "cluster_8", True),
+        ("cluster_8", "cluster_4", False),
+        ("cluster", "cluster", True),
+    ):
+        told = nullcontext()
+        if not good:
+            told = pytest.raises(AssertionError, match=f"{asked} was asked for, and what ran is {ran}")
+        with told, what_ran.only(ops, asked, "forward"):
+            smoke.layer_cases.forward(ops, replace(case, tier=ran), p)
 
 
 @pytest.mark.parametrize("tier", soak.SIZES)
