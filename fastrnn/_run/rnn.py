@@ -156,6 +156,8 @@ def run(
             found = _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows)
     except RuntimeError:
         # Asked here, where no other call has to wait for the answer.
+        if x.is_cuda:
+            tuning.after_an_error()
         if rows is not None or not native.per_sample(weights):
             raise
         with native.taken_apart():

@@ -20,6 +20,12 @@ def ready(x: Tensor) -> None:
         trust.device(x.device.index or 0)
 
 
+def after_an_error() -> None:
+    """A kernel may have given up: what is in quarantine since then is kept, for the next processes too."""
+    if not torch_state.compiling() and trust.save_quarantine():
+        trust.learnt()
+
+
 def doubt(stack, x: Tensor, rows: int, batch_sizes: Tensor | None, training: bool) -> str | None:
     """Why a stack over x is torch's own layer's, None where its kernels have been proven here."""
     if torch_state.exporting() or torch_state.tracing():

@@ -218,24 +218,28 @@ def doubt_recorded(
 doubt_recorded._dynamo_marked_constant = True
 
 
-def save_quarantine() -> None:
-    """What C++ has put in quarantine goes to the cache, for the next processes."""
+def save_quarantine() -> bool:
+    """What C++ has put in quarantine goes to the cache, for the next processes. Whether there was anything."""
+    any_new = False
     for index, here in list(_devices.items()):
         found = {t: why for t, why in cuda.quarantined(index).items() if t not in here.saved}
         if not found or mode() == "off":
             continue
         here.quarantined |= found
         here.saved |= set(found)
+        any_new = True
         known = identity.of(index)
         store().update(
             lambda document, found=found, known=known: cache.device_of(document, identity.text(known), known)[
                 "quarantined"
             ].update(found)
         )
+    return any_new
 
 
 def status(index: int) -> str:
     """What a kernel has left word of, "" where none has; the cache knows of it then."""
+    device(index)
     text = cuda.status(index)
     save_quarantine()
     return text
