@@ -219,7 +219,8 @@ doubt_recorded._dynamo_marked_constant = True
 
 
 def save_quarantine() -> bool:
-    """What C++ has put in quarantine goes to the cache, for the next processes. Whether there was anything."""
+    """What C++ has put in quarantine goes to the cache, for the next processes. Whether there was
+    anything."""
     any_new = False
     for index, here in list(_devices.items()):
         found = {t: why for t, why in cuda.quarantined(index).items() if t not in here.saved}

@@ -97,24 +97,41 @@ inline void cluster_barrier(EMU_LOC) {
 inline void barrier_init(uint32_t barrier, EMU_LOC) { emu::mbar_init(barrier, 1, loc); }
 inline void barrier_init_fence() {}
 inline void barrier_expect(uint32_t barrier, uint32_t bytes, EMU_LOC) { emu::mbar_arrive(barrier, bytes, loc); }
-inline void wait_for_phase(uint32_t barrier, int parity, EMU_LOC) { emu::mbar_wait(barrier, parity, loc); }
+inline bool try_phase(uint32_t barrier, int parity, EMU_LOC) { return emu::mbar_wait(barrier, parity, loc, true); }
+EMU_NOSAN inline void raise_flag(uint32_t address, EMU_LOC) {
+  *static_cast<volatile uint32_t*>(emu::at(emu::target(address, loc), address & 0xffffff, 4, loc)) = 1;
+  emu::S.broken = true;  // a wait has given up
+}
+EMU_NOSAN inline bool flag_is_raised(uint32_t address, EMU_LOC) {
+  return *static_cast<volatile uint32_t*>(emu::at(emu::S.cur->blk, address, 4, loc)) != 0;
+}
 template <class Words>
 void push(uint32_t address, Words v, uint32_t barrier, EMU_LOC) {
   emu::st_async(address, &v, sizeof v, barrier, loc);
 }
 
-inline void add_release(uint32_t* flag, uint32_t n) { atomicAdd(flag, n); }
-inline uint32_t load_acquire(const uint32_t* flag, EMU_LOC) { return emu::poll(flag, loc); }
+inline void add_release(uint64_t* flag, uint64_t n) {
+  if (!emu::lost()) atomicAdd(flag, n);
+}
+inline uint64_t load_acquire(const uint64_t* flag, EMU_LOC) { return emu::poll(flag, loc, true); }
+EMU_NOSAN inline void or_relaxed(uint64_t* flag, uint64_t bits) {
+  emu::maybe_yield();
+  *flag |= bits;
+}
 template <class Words>
 Words load_exchanged(const Words* p) {
-  return *p;
+  return emu::weak_load(p);
 }
-// The limit counts polls on a GPU. Here a wait gives up when nothing else can run: when it would hang.
-inline bool wait_for_count(const uint32_t* flag, uint32_t target, uint32_t /*limit*/, EMU_LOC) {
-  for (;;) {
-    if (static_cast<int32_t>(emu::poll(flag, loc, true) - target) >= 0) return true;
-    if (emu::S.cur->gave_up) return false;
-  }
+// As those of the flag would be without release and acquire: for planted faults.
+EMU_NOSAN inline void add_relaxed(uint64_t* flag, uint64_t n) {
+  emu::maybe_yield();
+  *flag += n;
 }
+inline uint64_t poll_relaxed(const uint64_t* flag, EMU_LOC) { return emu::poll(flag, loc, true, false); }
+
+// The clock goes on when nothing else can.
+inline uint32_t ticks_now() { return static_cast<uint32_t>(emu::S.clock >> 20); }
+constexpr int kPollsALook = 1;  // a poll takes until the next tick
+inline void take_a_nap(EMU_LOC) { emu::nap(loc); }
 
 }  // namespace fastrnn::cuda
