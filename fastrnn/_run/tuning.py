@@ -16,7 +16,9 @@ from . import tune
 
 def ready(x: Tensor) -> None:
     """Before a call whose passes the planner alone decides: it knows what is known of the device."""
-    if not torch_state.compiling():
+    if torch_state.compiling():
+        trust.present(x.device.index or 0, trust.generation)
+    else:
         trust.device(x.device.index or 0)
 
 
