@@ -150,6 +150,8 @@ enum {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
+  cudaErrorInvalidDeviceFunction = 98,
+  cudaErrorNoKernelImageForDevice = 209,
   cudaErrorLaunchOutOfResources = 701,
   cudaErrorCooperativeLaunchTooLarge = 720,
   cudaErrorInvalidClusterSize = 912
@@ -180,7 +182,10 @@ struct cudaLaunchConfig_t {
 };
 namespace emu {
 inline std::map<void*, std::map<int, int>> func_attr;
-}
+// Whether a number of failures that a test has planted is still above 0; one is taken away.
+inline bool fails(int& planted) { return planted > 0 && planted-- > 0; }
+}  // namespace emu
+inline const char* cudaGetErrorString(cudaError_t) { return "a planted failure"; }
 template <class K>
 cudaError_t cudaFuncSetAttribute(K* k, cudaFuncAttribute a, int v) {
   if (a == cudaFuncAttributeMaxDynamicSharedMemorySize && v > 227 << 10) return cudaErrorInvalidValue;
@@ -189,10 +194,7 @@ cudaError_t cudaFuncSetAttribute(K* k, cudaFuncAttribute a, int v) {
 }
 template <class K>
 cudaError_t cudaOccupancyMaxActiveClusters(int* n, K* k, const cudaLaunchConfig_t* c) {
-  if (emu::opt.failing_queries > 0) {
-    emu::opt.failing_queries--;
-    return cudaErrorLaunchOutOfResources;
-  }
+  if (emu::fails(emu::opt.fail_queries)) return cudaErrorLaunchOutOfResources;
   const int size = (int)c->attrs[0].val.clusterDim.x;
   if (size > 8 && !emu::func_attr[(void*)k][cudaFuncAttributeNonPortableClusterSizeAllowed])
     return cudaErrorInvalidClusterSize;
@@ -204,6 +206,7 @@ struct cudaFuncAttributes {
 };
 template <class K>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, K*) {
+  if (emu::opt.no_image) return cudaErrorNoKernelImageForDevice;
   a->ptxVersion = 90;
   return 0;
 }
@@ -248,6 +251,7 @@ inline cudaError_t cudaMemsetAsync(void* p, int value, size_t n, cudaStream_t) {
 }
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*k)(P...), A... a) {
+  if (emu::fails(emu::opt.fail_launches)) return cudaErrorLaunchOutOfResources;
   emu::Config e{c->gridDim, c->blockDim, c->dynamicSmemBytes};
   for (int i = 0; i < c->numAttrs; i++) {
     if (c->attrs[i].id == cudaLaunchAttributeClusterDimension) e.cluster = (int)c->attrs[i].val.clusterDim.x;
