@@ -48,10 +48,10 @@ $(VENV)/.stamp-%: requirements/%.txt requirements/test.txt $(VENV)/.stamp-build
 	@touch $@
 endif
 
-.PHONY: help build test test-all test-machines test-clients models models-check bench lint format wheel asan tsan gpu-check gpu-pack gpu-table clean distclean
+.PHONY: help build test test-all test-aarch64 test-machines test-clients models models-check bench lint format wheel asan tsan gpu-check gpu-pack gpu-table clean distclean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */\1\t/' | expand -t 16
 
 # Always asked, never long: ninja compiles what changed, headers included.
 build: $(ENV_TEST)  ## compile the three binaries into fastrnn/
@@ -65,7 +65,7 @@ test: build  ## lint and test
 
 # What is handed out or tested in full has every architecture, unless FASTRNN_CUDA_ARCHS says which.
 test-all wheel: export FASTRNN_CUDA_ARCHS ?= all
-test-all: build  ## the same with every case (tsan among them), on a build with every CUDA architecture
+test-all: build  ## the same with every case (tsan and test-aarch64 among them), on a build with every CUDA architecture
 	$(PY) -m ruff check .
 	$(PYTEST) -rs --all $(ARGS)
 
@@ -124,10 +124,13 @@ asan: $(ENV_TEST)  ## the CPU kernels under AddressSanitizer and UBSan
 tsan: build  ## the CPU kernels' threads under ThreadSanitizer, in a program without torch (part of test-all)
 	$(PY) -m pytest tests/cpu/test_races.py -q -rs --all $(ARGS)
 
+test-aarch64: build  ## the CPU kernels for Arm by a cross compiler and qemu, from Debian's packages (part of test-all)
+	$(PY) -m pytest tests/cpu/test_aarch64.py -q -rs --all $(ARGS)
+
 # On a machine of one's own. On one that is lent, without a network: gpu-pack here, then there, with gpu-pack/ taken
 # along, python3 tests/gpu/check.py 1, and 2.
 gpu-check: build  ## everything that needs a GPU, in two calls; CALL=1 or CALL=2 for one; ARGS=--dry-run without a GPU
-	status=0; for call in $(CALL); do $(PY) tests/gpu/check.py $$call $(ARGS) || status=1; done; exit $$status
+	status=0; for call in $(CALL); do $(PY) tests/gpu/check.py $$call --in-place $(ARGS) || status=1; done; exit $$status
 
 gpu-pack: $(ENV_TEST)  ## what a machine with a Hopper GPU needs for gpu-check, built here: gpu-pack/
 	$(PY) tests/gpu/pack.py $(ARGS)
@@ -136,7 +139,7 @@ gpu-table:  ## the committed tables of the tiers, of gpu-check's results in RESU
 	$(PY) tests/gpu/record.py $(RESULTS) $(ARGS)
 
 clean:  ## remove what was built
-	rm -rf build dist *.egg-info fastrnn/*.so
+	rm -rf build dist gpu-pack *.egg-info fastrnn/*.so
 
 distclean: clean  ## and the environment
 	rm -rf $(VENV) $(CLIENTS)

@@ -7,11 +7,12 @@
 A GPU may be lent for minutes, on a machine without a network, this repository's history, or a virtual
 environment. So everything is built before: `make gpu-pack` (pack.py) leaves the folder gpu-pack, which goes
 along with the checkout, and whose binaries this puts beside the package. Without that folder the binaries
-that are there run, such as those of `make build` on a machine of one's own.
+that are there run, such as those of `make build` on a machine of one's own, as --in-place says too.
 
-Options: --out FOLDER (default $OUT, else gpu-check-out), --pack FOLDER, --commit TEXT (default what the pack
-or git says), --dry-run (no GPU: plays the call with a made-up clock, once as it should go, once where every
-step hangs and once where every step crashes; writes the same files and exits 1 where one took too long).
+Options: --out FOLDER (default $OUT, else gpu-check-out), --pack FOLDER, --in-place, --commit TEXT (default
+what the pack or git says), --dry-run (no GPU: plays the call with a made-up clock, once as it should go, once
+where every step hangs and once where every step crashes; writes the same files and exits 1 where one took too
+long).
 
 The results are call-1.jsonl and call-2.jsonl, written as they come (lines.py), beside what everybody said
 (call-1.log). `make gpu-table` makes the committed tables of them. Exit status 1 where a step failed, hung or
@@ -103,6 +104,7 @@ def main() -> int:
     parser.add_argument("call", type=int, choices=sorted(calls.LIMIT_S))
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu-check-out")))
     parser.add_argument("--pack", type=Path, help="default: gpu-pack, where it is there")
+    parser.add_argument("--in-place", action="store_true", help="no pack, though there is one")
     parser.add_argument("--commit")
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
@@ -114,6 +116,8 @@ def main() -> int:
         return dry_run.main(options.call, out, options.commit or pack.commit(), play, table)
 
     folder, built = options.pack or (pack.PACK if pack.PACK.exists() else None), None
+    if options.in_place:
+        folder = None
     if folder is not None:
         folder = folder.resolve()
         try:

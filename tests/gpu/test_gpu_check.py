@@ -372,6 +372,13 @@ def test_a_missing_gpu_is_told_in_the_results(tmp_path):
     wrong = subprocess.run([*SCRIPT, "3"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "argument call: invalid choice" in wrong.stderr
+    stale = tmp_path / "pack"
+    stale.mkdir()
+    refused = subprocess.run(
+        [*SCRIPT, "1", "--pack", stale, "--out", tmp_path], capture_output=True, text=True
+    )
+    assert refused.returncode == 1
+    assert "not a whole pack" in refused.stderr
     command = [
         sys.executable,
         "-c",
