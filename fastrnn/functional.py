@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from . import _checks, reference
-from ._cells import RNN
+from ._cells import PLAIN, RNN
+from ._cells.variant import read as read_variant
 from ._checks import scan as scan_checks
 from ._plan import route
 from ._run import native, symbolic
@@ -52,6 +53,7 @@ def lstm(
     batch_sizes: Tensor | None = None,
     save: str = "gates",
     backend: str = "auto",
+    **variant,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """A multi-layer LSTM, with projections when ``params`` holds w_hr.
 
@@ -63,6 +65,9 @@ def lstm(
         dropout: probability, applied to the output of every layer but the last when ``training``.
         batch_sizes: (T,) int64 on the CPU, rows still running at each step; ``batch_first`` is then ignored.
         save: "gates" or "recompute". backend: "auto", "fused", "cudnn", "reference" or a tier.
+        variant: the options of :class:`fastrnn.LSTM` that are no torch.nn's, such as ``norm="layer"``. Their
+            masks are drawn when ``training``; their weights are in ``params`` behind the direction's others:
+            weight_peephole, then norm_ih, norm_hh, norm_c, norm_c_bias.
 
     Returns:
         output (T, B, D*P), or laid out like the input; h_n (L*D, B, P) and c_n (L*D, B, H).
@@ -75,7 +80,7 @@ def lstm(
     """
     try:
         layout = bidirectional, batch_first, save, backend
-        stack = _stack("LSTM", "lstm", params, bias, num_layers, dropout, training, *layout)
+        stack = _stack("LSTM", "lstm", params, bias, num_layers, dropout, training, *layout, variant)
         rows = None if batch_sizes is None else Rows(batch_sizes)
         y, h, c = run(stack, input, hx, params, rows)
         return y, (h, c)
@@ -99,6 +104,7 @@ def gru(
     batch_sizes: Tensor | None = None,
     save: str = "gates",
     backend: str = "auto",
+    **variant,
 ) -> tuple[Tensor, Tensor]:
     """A multi-layer GRU. Arguments, shapes and errors are those of :func:`lstm`, with hx = h_0 (L*D, B, H).
 
@@ -106,7 +112,7 @@ def gru(
     """
     try:
         layout = bidirectional, batch_first, save, backend
-        stack = _stack("GRU", "gru", params, bias, num_layers, dropout, training, *layout)
+        stack = _stack("GRU", "gru", params, bias, num_layers, dropout, training, *layout, variant)
         rows = None if batch_sizes is None else Rows(batch_sizes)
         y, h, _ = run(stack, input, hx, params, rows)
         return y, h
@@ -131,13 +137,14 @@ def rnn(
     batch_sizes: Tensor | None = None,
     save: str = "gates",
     backend: str = "auto",
+    **variant,
 ) -> tuple[Tensor, Tensor]:
     """A multi-layer Elman RNN, tanh or relu. Otherwise as :func:`gru`."""
     try:
         _checks.one_of("rnn", "nonlinearity", nonlinearity, _checks.NONLINEARITIES)
         cell = f"rnn_{nonlinearity}"
         layout = bidirectional, batch_first, save, backend
-        stack = _stack("RNN", cell, params, bias, num_layers, dropout, training, *layout)
+        stack = _stack("RNN", cell, params, bias, num_layers, dropout, training, *layout, variant)
         rows = None if batch_sizes is None else Rows(batch_sizes)
         y, h, _ = run(stack, input, hx, params, rows)
         return y, h
@@ -370,16 +377,32 @@ def _scan(u, x, weight_c, bias, c0, rows: Rows | None, *, v=None, backend, bidir
 
 
 def _stack(
-    name, cell, params, bias, num_layers, dropout, training, bidirectional, batch_first, save, backend
+    name,
+    cell,
+    params,
+    bias,
+    num_layers,
+    dropout,
+    training,
+    bidirectional,
+    batch_first,
+    save,
+    backend,
+    options=None,
 ) -> Stack:
     """Check what a module has checked at construction, and derive the sizes from the weights."""
     _checks.one_of(name, "save", save, _checks.SAVE)
     _checks.one_of(name, "backend", backend, _checks.BACKENDS)
     _checks.probability(name, dropout)
-    sizes = _checks.params(name, cell, params, bias, num_layers, 2 if bidirectional else 1)
-    return Stack(
-        name, cell, *sizes, bias, num_layers, dropout, training, bidirectional, batch_first, save, backend
-    )
+    directions, variant = 2 if bidirectional else 1, PLAIN
+    if options:
+        variant = read_variant(name, cell, 0, **options)
+    sizes = _checks.params(name, cell, params, bias, num_layers, directions, variant)
+    if options:  # again, with what the weights say
+        read_variant(name, cell, *sizes[1:], params[0].dtype, **options)
+    layout = bidirectional, batch_first, save, backend
+    variant = None if variant is PLAIN else variant
+    return Stack(name, cell, *sizes, bias, num_layers, dropout, training, *layout, variant)
 
 
 def _cell(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend="auto"):

@@ -269,7 +269,7 @@ def layer(
     Raises:
         RuntimeError: from the operator, naming the argument, what was expected and what came.
     """
-    lstm = cell == "lstm"
+    lstm = c0 is not None
     rows = batch_sizes, lengths, reset
     if torch.compiler._is_exporting_flag:  # a program cannot hold the Function
         mode = library.SAVE_MODES[save] + (tier + _cuda_mode(x) if x.is_cuda else 0)

@@ -145,6 +145,7 @@ def _way(asked: Subject, kind: str, gpu: gpus.Gpu | None, masked: bool) -> Route
         family="rnn" if asked.scans is None else "scan",
         masked=masked and asked.scans is None,
         empty=asked.scans is not None and asked.B == 0,
+        variant=asked.variant,
         subject=f"{asked.dtype} on {kind}",
     )
 

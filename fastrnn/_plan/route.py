@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._cells import Variant
 from .._ops import autograd, devices, library
 from .._ops.mode import BACKENDS, NAMED_TIERS, TIERS
 
@@ -61,6 +62,16 @@ def missing(dtype: torch.dtype, device: str, runs: bool = True, where: str = "")
     return None
 
 
+#: Options of a variant that no kernel has yet.
+_NO_KERNEL = frozenset(("norm", "zoneout", "recurrent_dropout", "peephole", "reset_after", "heads"))
+
+
+def missing_variant(variant: Variant) -> str | None:
+    """Why no kernel covers a variant, None where one does."""
+    lacking = [word for word in variant.words() if word in _NO_KERNEL]
+    return f"no kernel yet for {', '.join(lacking)}" if lacking else None
+
+
 def supported(x: Tensor) -> bool:
     """Whether a kernel exists for x's dtype on x's device."""
     if x.is_cpu:
@@ -78,6 +89,7 @@ def route(
     empty: bool = False,
     looked_into: bool = False,
     recorded: bool = False,
+    variant: Variant | None = None,
     subject: str = "the input",
 ) -> Route:
     """Who computes a layer.
@@ -89,12 +101,16 @@ def route(
         looked_into: whether torch.func's transforms or forward-mode AD are at work. Kernels have derivatives
             in reverse mode and no batching rules; these take the reference apart instead.
         recorded: whether a compiler is, who takes the reference apart as he would torch's layer.
+        variant: of the cell, None for the plain one; torch's own layers have none.
         subject: what an error calls the input's dtype and device.
     """
     if backend == "reference":
         return Route("reference", "backend='reference' was asked for")
     rnn = family == "rnn"
-    if rnn and backend == "cudnn" and not masked:
+    plain = variant is None
+    if not plain:
+        lacking = lacking or missing_variant(variant)
+    if rnn and backend == "cudnn" and not masked and plain:
         return Route("native", "backend='cudnn' was asked for: torch's own layer", asked=True)
     if empty and not (rnn and backend == "auto" and lacking):
         return Route("reference", "there is nothing to compute")
@@ -110,23 +126,32 @@ def route(
     transforms = "torch.func's transforms or forward-mode AD"
     if backend == "auto":
         why = lacking or f"{transforms}: no kernel has what they look for"
-        if rnn and not masked and not looked_into and not recorded:
+        if rnn and plain and not masked and not looked_into and not recorded:
             return Route("native", f"{why}: {_NATIVE}")
         return Route("reference", why)
     what = transforms if looked_into else subject
-    if masked:
+    if not plain and not looked_into:
+        what = "torch's own layer has no " + ", ".join(variant.words()) if backend == "cudnn" else lacking
+    elif masked:
         what = f"it does not cover lengths, reset, done or return_all_states with {what}"
     else:
         what = f"no kernel covers {what}"
     return Route("none", f"backend={backend!r}: {what}; {_OTHERS}")
 
 
-def of(x: Tensor, backend: str, family: str = "rnn", masked: bool = False, empty: bool = False) -> Route:
+def of(
+    x: Tensor,
+    backend: str,
+    family: str = "rnn",
+    masked: bool = False,
+    empty: bool = False,
+    variant: Variant | None = None,
+) -> Route:
     """Who computes a layer over x, in the state that torch is in."""
     recorded = torch.compiler.is_compiling()
     state = empty, autograd.transformed(), recorded
-    if recorded or not x.is_cpu:
-        return _answer(x.dtype, x.device, backend, family, masked, *state)
+    if recorded or not x.is_cpu or variant is not None:
+        return _answer(x.dtype, x.device, backend, family, masked, *state, variant)
     key = (x.dtype, backend, family, masked, *state)
     found = _on_cpu.get(key)
     if found is None:
@@ -147,6 +172,7 @@ def _answer(
     empty: bool,
     looked_into: bool,
     recorded: bool,
+    variant: Variant | None = None,
 ) -> Route:
     return route(
         backend,
@@ -157,6 +183,7 @@ def _answer(
         empty=empty,
         looked_into=looked_into,
         recorded=recorded,
+        variant=variant,
         subject=f"{dtype} on {device}",
     )
 

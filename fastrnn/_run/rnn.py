@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from .. import _checks, reference
-from .._cells import RNN
+from .._cells import RNN, Variant
 from .._ops import autograd
 from .._plan import route
 from .._plan.route import Route
-from . import native, wavefront
+from . import native, variant, wavefront
 from .rows import Rows, states
 
 # What autocast casts; float64 and complex pass through it unchanged.
@@ -30,7 +30,8 @@ class Stack(NamedTuple):
     """A stack of recurrent layers without its weights.
 
     ``name`` is what messages call it and ``cell`` what the kernels do: "lstm", "gru", "rnn_tanh", "rnn_relu".
-    ``proj_size`` is 0 without a projection. The rest is what the modules' arguments of the same names say.
+    ``proj_size`` is 0 without a projection, ``variant`` None for the plain cell. The rest is what the
+    modules' arguments of the same names say.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Stack(NamedTuple):
     batch_first: bool
     save: str
     backend: str
+    variant: Variant | None = None
 
 
 def runner(way: Route) -> Callable:
@@ -125,7 +127,7 @@ def run(
             _checks.same_kind(x, [("parameter", w)])
 
     try:
-        way = route.of(x, stack.backend, masked=rows is not None)
+        way = route.of(x, stack.backend, masked=rows is not None, variant=stack.variant)
         if way.asked:  # autocast included
             found = native.layers(stack, x, h, c, weights, batch, batch_sizes)
         elif autocast:
@@ -134,7 +136,7 @@ def run(
             found = _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows)
     except RuntimeError:
         # Asked here, where no other call has to wait for the answer.
-        if rows is not None or not native.per_sample(weights):
+        if rows is not None or stack.variant is not None or not native.per_sample(weights):
             raise
         with native.taken_apart():
             found = native.layers(stack, x, h, c, weights, batch, batch_sizes)
@@ -192,7 +194,7 @@ def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
     cell, bias, save = stack.cell, stack.bias, stack.save
     directions = 2 if stack.bidirectional else 1
     layer = runner(way)
-    if layer is reference.layer:
+    if way.runner != "fused":
         _checks.same_kind(x, [*(("parameter", w) for w in weights), ("hidden", h), ("cell", c)])
         if batch_sizes is not None:
             _checks.batch_sizes_values(batch_sizes, x.size(0))
@@ -204,6 +206,9 @@ def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
                 return found
     if h is not None:
         _checks.same_kind(x, (("hidden", h), ("cell", c)))
+
+    if stack.variant is not None:
+        layer = variant.runner(layer, stack.variant, stack.training)
 
     # Zero states are the same for every layer, and without projection for h and c too (torch.compile wants
     # two tensors there).
@@ -227,7 +232,7 @@ def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
     per_layer = len(weights) // stack.num_layers
     dropout = _checks.probability(stack.name, stack.dropout) if stack.training else 0.0
     equal = batch_sizes is None and rows is None
-    if directions == 1 and equal and not dropout and layer is not reference.layer:
+    if directions == 1 and equal and not dropout and way.runner == "fused" and stack.variant is None:
         pieces = wavefront.pieces(stack, x, batch, weights)
         if pieces > 1:
             starts = (
