@@ -1,6 +1,6 @@
 """What a layer with a variant keeps of a module: constructor and its errors, parameters, copies, functional
 form, cells, autocast, torch.func, compilers, explain. The equations are tested in
-tests/cells/test_variants.py."""
+tests/reference/test_variant_equations.py."""
 
 from __future__ import annotations
 
