@@ -118,11 +118,12 @@ struct PlainStages {
   using Product = WholeProduct;
   using Gates = PlainGates<M>;
   using State = PlainState<M>;
+  static constexpr bool kVariant = false;  // see cells/policies/stages.h
 };
 
-// A cell with other policies of the gates and of the state: Variant<LstmCell, Peephole, PlainState>::Of is one.
+// A cell with other policies of the gates and of the state: WithPolicies<LstmCell, Peek, PlainState>::Of is one.
 template <template <class> class Cell, template <class> class GatesOf, template <class> class StateOf>
-struct Variant {
+struct WithPolicies {
   template <class M>
   struct Of : Cell<M> {
     using Gates = GatesOf<M>;

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "ops/check.h"
+#include "ops/rnn_args.h"
 
 namespace fastrnn {
 

@@ -23,7 +23,18 @@ struct Inputs {
   Tensor x, h0, c0;
   std::vector<Tensor> weights;
   DirectionWeights directions[2];
+  StageMasks masks;
 };
+
+// The masks of a variant stand behind the weights; what is broadcast over steps and rows stays so.
+StageMasks masks_of(std::vector<Tensor>& weights, const LayerShape& s) {
+  StageMasks masks;
+  const Tensor* at = weights.data() + weights.size() - variant_masks(s.variant);
+  if (s.variant.zoneout_h) masks.keep_h = rows_of(*at++);
+  if (s.variant.zoneout_c) masks.keep_c = rows_of(*at++);
+  if (s.variant.recurrent_mask) masks.recurrent = at->data_ptr();
+  return masks;
+}
 
 void read_inputs(Inputs& in, const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
                  const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
@@ -35,7 +46,13 @@ void read_inputs(Inputs& in, const Tensor& x, const Tensor& h0, const std::optio
   in.h0 = as_contiguous(h0);
   if (c0) in.c0 = as_contiguous(*c0);
   in.weights.reserve(weights.size());
-  for (const Tensor& weight : weights) in.weights.push_back(as_contiguous(weight));
+  // Masks of rows come last but for that of h, and may be broadcast over steps and rows.
+  const Variant& v = in.checked.shape.variant;
+  const size_t first_mask = weights.size() - variant_masks(v), last_mask = weights.size() - v.recurrent_mask;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const bool of_rows = i >= first_mask && i < last_mask;
+    in.weights.push_back(of_rows ? with_contiguous_rows(weights[i]) : as_contiguous(weights[i]));
+  }
   for (int d = 0; d < in.checked.shape.D; ++d) {
     const Tensor* w = in.weights.data() + d * in.checked.weights_a_direction;
     DirectionWeights& out = in.directions[d];
@@ -46,7 +63,9 @@ void read_inputs(Inputs& in, const Tensor& x, const Tensor& h0, const std::optio
       out.b_hh = w[3].data_ptr();
     }
     if (in.checked.shape.P) out.w_hr = w[bias ? 4 : 2].data_ptr();
+    point_at_variant(out, in.checked.shape, w + plain_weights(in.checked.shape));
   }
+  in.masks = masks_of(in.weights, in.checked.shape);
 }
 
 // ---- running kernels ----------------------------------------------------------------------------
@@ -114,28 +133,31 @@ Forward rnn_forward(const Tensor& x, const Tensor& h0, const std::optional<Tenso
   const Tensor y = batch_sizes ? empty({N, s.D * out}, dtype) : empty({s.tensor_steps(), s.B, s.D * out}, dtype);
   const Tensor hn = empty({s.D, s.B, out}, dtype);
   const Tensor cn = lstm ? empty({s.D, s.B, s.H}, dtype) : empty({0}, dtype);
-  const bool save_gates = mode == 1 && saved_of(s.cell) > 0;
-  const Tensor gates = save_gates ? empty({s.D, N, saved_of(s.cell) * s.H}, dtype) : empty({0}, dtype);
+  const bool save_gates = mode == 1 && saved_of(s) > 0;
+  const Tensor gates = save_gates ? empty({s.D, N, saved_of(s) * s.H}, dtype) : empty({0}, dtype);
   const Tensor cells = lstm && mode ? empty({s.D, N, s.H}, compute_type(s.dtype)) : empty({0}, compute_type(s.dtype));
   if (N > 0) {
     params.x = rows_of(in.x);
     params.h0 = in.h0.data_ptr();
     params.c0 = lstm ? in.c0.data_ptr() : nullptr;
     for (int d = 0; d < s.D; ++d) params.weights[d] = in.directions[d];
+    params.masks = in.masks;
     params.y = y.data_ptr();
     params.hn = hn.data_ptr();
     params.cn = lstm ? cn.data_ptr() : nullptr;
     params.gates = save_gates ? gates.data_ptr() : nullptr;
     params.cells = lstm && mode ? cells.data_ptr() : nullptr;
     const KernelTable& kernels = kernels_in_use();
-    run(params, kernels.forward_workspace, kernels.forward, plan_for(s, kernels));
+    const bool stages = s.variant.any();
+    run(params, stages ? kernels.stages_forward_workspace : kernels.forward_workspace,
+        stages ? kernels.stages_forward : kernels.forward, plan_for(s, kernels));
     clear_padding(s, y, s.D * out);
     keep_unused_states(s, in.h0, hn, out);
     if (lstm) {
       keep_unused_states(s, in.c0, cn, s.H);
     }
     for (int d = 0; d < s.D && s.order; ++d) {
-      if (save_gates) clear_padding(s, torch::stable::select(gates, 0, d), saved_of(s.cell) * s.H);
+      if (save_gates) clear_padding(s, torch::stable::select(gates, 0, d), saved_of(s) * s.H);
       if (lstm && mode) clear_padding(s, torch::stable::select(cells, 0, d), s.H);
     }
   }
@@ -169,7 +191,12 @@ Backward rnn_backward(const std::optional<Tensor>& grad_y, const std::optional<T
   const Tensor grad_c0 = need_c0 ? empty({s.D, s.B, s.H}, dtype) : empty({0}, dtype);
   std::vector<Tensor> grad_weights;
   if (need_weights) {
+    const size_t masks = variant_masks(s.variant);
     for (const Tensor& weight : weights) {
+      if (grad_weights.size() + masks >= weights.size()) {  // constants
+        grad_weights.push_back(empty({0}, compute));
+        continue;
+      }
       const auto sizes = weight.sizes();
       grad_weights.push_back(empty(std::vector<int64_t>(sizes.begin(), sizes.end()), compute));
     }
@@ -183,7 +210,13 @@ Backward rnn_backward(const std::optional<Tensor>& grad_y, const std::optional<T
     params.h0 = in.h0.data_ptr();
     params.c0 = lstm ? in.c0.data_ptr() : nullptr;
     params.y = y.data_ptr();
-    params.gates = saved_of(s.cell) && gates.dim() != 1 ? gates.data_ptr() : nullptr;
+    params.masks = in.masks;
+    Tensor found = gates;
+    if (s.variant.any() && gates.dim() == 1) {  // a variant's steps wait for each other: forward again
+      found = std::get<3>(rnn_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias,
+                                      static_cast<int64_t>(Save::kGates)));
+    }
+    params.gates = saved_of(s) && found.dim() != 1 ? found.data_ptr() : nullptr;
     params.cells = lstm ? cells.data_ptr() : nullptr;
     if (grad_y) {
       dy = with_contiguous_rows(*grad_y);
@@ -220,9 +253,12 @@ Backward rnn_backward(const std::optional<Tensor>& grad_y, const std::optional<T
         to.b_hh = grads[3].data_ptr();
       }
       if (s.P) to.w_hr = grads[bias ? 4 : 2].data_ptr();
+      point_at_variant(to, s, grads + plain_weights(s));
     }
     const KernelTable& kernels = kernels_in_use();
-    run(params, kernels.backward_workspace, kernels.backward, plan_for(s, kernels));
+    const bool stages = s.variant.any();
+    run(params, stages ? kernels.stages_backward_workspace : kernels.backward_workspace,
+        stages ? kernels.stages_backward : kernels.backward, plan_for(s, kernels));
     clear_padding(s, grad_x, s.I);
     clear_padding(s, grad_x_reverse, s.I);
   }

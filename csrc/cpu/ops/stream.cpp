@@ -13,7 +13,7 @@
 #include "cpu/isa/choose.h"
 #include "cpu/ops/tensors.h"
 #include "cpu/ops/threads.h"
-#include "ops/check.h"
+#include "ops/rnn_args.h"
 
 namespace fastrnn {
 namespace {

@@ -1,6 +1,7 @@
 // Backward pass of a layer: the time loop of its tier, then the gradients of x and of every weight as one large GEMM
 // each.
 #include "cuda/persistent/loop.h"
+#include "cuda/stepwise/kernels.h"
 #include "cuda/stepwise/loop.h"
 
 namespace fastrnn::cuda {

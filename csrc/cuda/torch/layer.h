@@ -3,14 +3,13 @@
 #include <optional>
 #include <vector>
 
+#include "cuda/device/prepare.h"
 #include "cuda/device/upload.h"
-#include "cuda/stepwise/kernels.h"
 #include "cuda/torch/device_properties.h"
 #include "cuda/torch/tensors.h"
 #include "ops/rows_args.h"
 
 namespace fastrnn::cuda {
-
 
 class Layer {
  public:
@@ -21,6 +20,8 @@ class Layer {
       : weights_(weights) {
     check_layer(checked_, x, h0, c0, weights, batch_sizes, cell, bias);
     check_rows(checked_rows_, checked_.shape, x, lengths, reset);
+    check(!shape().variant.any(), "cell: expected 'lstm', 'gru', 'rnn_tanh' or 'rnn_relu' on a GPU, which has no variants, got '",
+          cell, "'");
     type = x.scalar_type();
     tf32 = tf32_allowed && type == ScalarType::Float;
     compute = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
