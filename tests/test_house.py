@@ -142,7 +142,6 @@ def test_one_file_opens_the_binary():
     assert loads == {"_ops.library"}
 
 
-
 def test_cpp_arrows_run_down():
     level = floors(CPP_FLOORS)
     upward = []

@@ -66,7 +66,9 @@ def differentiable(*grads: torch.Tensor | None) -> bool:
 
 def _rnn_backward(*arguments):
     """library.backward, or, where a compiler records it, its form without a list among the results, which
-    some of them refuse; with the results of the operator."""
+    some of them refuse; with the results of the operator. That form is for up to ten weights."""
+    if len(arguments[7]) > 10:
+        return library.backward(*arguments)
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         found = library.backward_unlisted(*arguments)
         return *found[:3], found[3 : 3 + len(arguments[7])]

@@ -62,14 +62,15 @@ def missing(dtype: torch.dtype, device: str, runs: bool = True, where: str = "")
     return None
 
 
-#: Options of a variant that no kernel has yet.
-_NO_KERNEL = frozenset(("norm", "zoneout", "recurrent_dropout", "peephole", "reset_after", "heads"))
+#: Options of a variant that a kind of device has no kernel for yet.
+_NO_KERNEL = {"cuda": frozenset(("norm", "zoneout", "recurrent_dropout", "peephole", "reset_after"))}
 
 
-def missing_variant(variant: Variant) -> str | None:
-    """Why no kernel covers a variant, None where one does."""
-    lacking = [word for word in variant.words() if word in _NO_KERNEL]
-    return f"no kernel yet for {', '.join(lacking)}" if lacking else None
+def missing_variant(variant: Variant, device: str) -> str | None:
+    """Why no kernel covers a variant on a kind of device, None where one does."""
+    without = _NO_KERNEL.get(device, ())
+    lacking = [word for word in variant.words() if word in without]
+    return f"no kernel yet for {', '.join(lacking)}: reference" if lacking else None
 
 
 def supported(x: Tensor) -> bool:
@@ -109,7 +110,7 @@ def route(
     rnn = family == "rnn"
     plain = variant is None
     if not plain:
-        lacking = lacking or missing_variant(variant)
+        lacking = lacking or missing_variant(variant, device)
     if rnn and backend == "cudnn" and not masked and plain:
         return Route("native", "backend='cudnn' was asked for: torch's own layer", asked=True)
     if empty and not (rnn and backend == "auto" and lacking):

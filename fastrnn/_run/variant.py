@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from .._cells import Variant
+from .._cells import Variant, card_of
 from .._cells.variant import spell
 
 
@@ -39,11 +39,16 @@ def _layer(
     if training and variant.weight_dropout:
         for i in range(1, len(weights), each):  # each direction's w_hh
             weights[i] = dropout(weights[i], variant.weight_dropout, True)
-    if of_weights(variant):
+    if not x.is_cpu and of_weights(variant):
         gates = 4 if options["bias"] else 2  # behind them may be a projection, which has none
         weights = [_coupled(w) if i % each < gates else w for i, w in enumerate(weights)]
         variant = variant._replace(coupled=False)
     recurrent = training and variant.recurrent_dropout > 0
+    projected = h0.size(-1) != weights[0].size(0) // card_of(cell).gates
+    if variant.heads > 1 and (projected or not x.is_cpu):  # the kernels that know blocks
+        for i in range(1, len(weights), each):
+            weights[i] = _dense(weights[i], variant.heads, card_of(cell).gates)
+        variant = variant._replace(heads=1)
     masks = _masks(variant, training, recurrent, x, h0, c0)
     return layer(x, h0, c0, weights + masks, cell=spell(cell, variant, recurrent), **options)
 
@@ -51,7 +56,7 @@ def _layer(
 def of_weights(variant: Variant) -> bool:
     """Whether the forget gate 1 - i is a matter of the weights: sigmoid(-z) is 1 - sigmoid(z), so a plain
     cell with the input gate's rows, negated, in place of the forget gate's is the coupled one. Norms and
-    peepholes look at the rows themselves."""
+    peepholes look at the rows themselves. (The CPU's kernels do it themselves, without the copies.)"""
     return variant.coupled and not variant.norm and not variant.peephole
 
 
@@ -59,6 +64,14 @@ def _coupled(w: Tensor) -> Tensor:
     """Weights or a bias (4H, ...) with minus the rows of i in the place of f's."""
     i, _, g, o = w.chunk(4)
     return torch.cat([i, -i, g, o])
+
+
+def _dense(w: Tensor, heads: int, gates: int) -> Tensor:
+    """The weights of heads (G*H, P/heads) with the zeros between them, (G*H, P)."""
+    blocks = w.unflatten(0, (gates, heads, -1)).movedim(1, -2)  # (G, H/heads, heads, P/heads)
+    own = torch.eye(heads, dtype=torch.bool, device=w.device).view(1, heads, 1, heads, 1)
+    spread = torch.where(own, blocks.unsqueeze(1), 0)  # (G, heads, H/heads, heads, P/heads)
+    return spread.reshape(w.size(0), -1)
 
 
 def _masks(variant: Variant, training: bool, recurrent: bool, x: Tensor, h0: Tensor, c0) -> list[Tensor]:

@@ -1,4 +1,5 @@
-"""Variants of the recurrent cells (csrc/cells/policies) through the operators, against their equations in float64."""
+"""Variants of the recurrent cells (csrc/cells/policies) through the operators, against their equations in
+float64."""
 
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ def problem(case: Case, dtype=torch.float64) -> Problem:
 
     T, B, H, D, G = case.T, case.B, case.H, case.D, GATES[case.cell]
     out = case.P or H
-    lengths = torch.tensor([T, T - 1, 1, *([0] * (B - 3))])[:B] if case.rows in ("lengths", "packed") else None
+    lengths = (
+        torch.tensor([T, T - 1, 1, *([0] * (B - 3))])[:B] if case.rows in ("lengths", "packed") else None
+    )
     if case.rows == "packed":
         lengths = lengths.clamp(min=1)
     weights: list[torch.Tensor] = []
@@ -233,7 +236,12 @@ def check(case: Case, save: int, namespace=ops, dtype=torch.float64, tolerance=1
         )
         found = [gx, gh0, *([gc0] if p.c0 is not None else []), *gw]
         assert all(g.numel() == 0 for g in gw[len(p.weights) :])
-        names = ["x", "h0", *(["c0"] if p.c0 is not None else []), *(f"weight {i}" for i in range(len(p.weights)))]
+        names = [
+            "x",
+            "h0",
+            *(["c0"] if p.c0 is not None else []),
+            *(f"weight {i}" for i in range(len(p.weights))),
+        ]
         for name, got, want, leaf in zip(names, found, gradients, leaves, strict=False):
             want = torch.zeros_like(leaf) if want is None else want
             close(got, packed(want, p) if name == "x" else want, tolerance, f"{case} grad {name}")

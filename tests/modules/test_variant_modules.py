@@ -14,6 +14,7 @@ from helpers import randn
 from tolerances import assert_close
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
+from variant_cases import CASES
 
 import fastrnn
 
@@ -373,13 +374,47 @@ def test_streamed(name, variant):
             assert_close(y, expected, torch.float32)
 
 
+@pytest.mark.parametrize("rows", ["", "lengths", "reset", "packed"])
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_are_the_reference(case, rows):
+    """The kernels draw the masks that the reference draws, and give its numbers and gradients: of both layers
+    and directions, of every step's states."""
+    name, options, variant = CASES[case]
+    layers = []
+    for backend in ("fused", "reference"):
+        torch.manual_seed(1)
+        layer = getattr(fastrnn, name)
+        layers.append(
+            layer(IN, 6, 2, bidirectional=True, dtype=torch.float64, backend=backend, **options, **variant)
+        )
+    x = randn(5, 3, IN, dtype=torch.float64).requires_grad_()
+    lengths = torch.tensor([5, 3, 1])
+    given = {"lengths": {"lengths": lengths}, "reset": {"reset": randn(5, 3) > 0.5}}.get(rows, {})
+    results = []
+    for layer in layers:
+        torch.manual_seed(2)
+        if rows == "packed":
+            packed, state = layer(nn.utils.rnn.pack_padded_sequence(x, lengths))
+            found = flat((packed.data, state))
+        else:
+            y, state, every = layer(x, return_all_states=True, **given)
+            found = [*flat((y, state)), *flat((y, every))[1:]]
+        total = sum((t * randn(*t.shape, dtype=t.dtype, seed=i)).sum() for i, t in enumerate(found))
+        results.append((found, torch.autograd.grad(total, [x, *layer.parameters()])))
+    for got, want in zip(*(r[0] for r in results), strict=True):
+        assert_close(got, want, torch.float64)
+    for got, want in zip(*(r[1] for r in results), strict=True):
+        assert_close(got, want, torch.float64, gradient=True)
+
+
 def test_backends():
-    """What has no kernel says so: where it runs, and as an error where kernels were asked for."""
+    """torch's own layers have no variants, and say so; the kernels have them."""
     layer = fastrnn.LSTM(IN, H, norm="layer", backend="reference")
     x = randn(4, 2, IN)
     want = layer(x)[0]
     layer.backend = "auto"
     assert_close(layer(x)[0], want, torch.float32)
+    assert fastrnn.explain(layer).kernels == ["packed"]
     layer.backend = "cudnn"
     with pytest.raises(RuntimeError, match="torch's own layer has no norm"):
         layer(x)

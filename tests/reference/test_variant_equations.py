@@ -272,3 +272,16 @@ def test_unknown_name_for_operators():
     x, h = torch.zeros(1, 1, 2), torch.zeros(1, 1, 3)
     with pytest.raises(ValueError, match="nrom"):
         reference.layer(x, h, h, [torch.zeros(12, 2), torch.zeros(12, 3)], cell="lstm+nrom=1", bias=False)
+
+
+def test_gates_coupled_by_their_weights():
+    """What devices without a kernel for coupled gates get: the plain cell with other weights, the same
+    numbers."""
+    layer = module("lstm coupled", proj_size=3)
+    x, (h, c) = randn(T, B, IN, dtype=torch.float64), state(layer)
+    weights = layer._flat_weights
+    want = reference.layer(x, h, c, weights, cell="lstm+coupled", bias=True)
+    assert run_variant.of_weights(layer.variant)
+    plain = [run_variant._coupled(w) if i < 4 else w for i, w in enumerate(weights)]
+    for got, expected in zip(reference.layer(x, h, c, plain, cell="lstm", bias=True), want, strict=True):
+        assert_close(got, expected, torch.float64)
