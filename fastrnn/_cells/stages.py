@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
@@ -39,6 +40,14 @@ def product(h: Tensor, own: Weights, variant: Variant, first: int, last: int, ga
     parts = h.unflatten(-1, (heads, -1)).unsqueeze(-3)  # (B, 1, heads, P/heads)
     blocks = w_hh.unflatten(0, (last - first, heads, -1))  # (gates, heads, H/heads, P/heads)
     return (blocks @ parts.unsqueeze(-1)).squeeze(-1).flatten(-3)
+
+
+def dense(w: Tensor, heads: int, gates: int) -> Tensor:
+    """The weights of heads (G*H, P/heads) with the zeros between them, (G*H, P)."""
+    blocks = w.unflatten(0, (gates, heads, -1)).movedim(1, -2)  # (G, H/heads, heads, P/heads)
+    own = torch.eye(heads, dtype=torch.bool, device=w.device).view(1, heads, 1, heads, 1)
+    spread = torch.where(own, blocks.unsqueeze(1), 0)  # (G, heads, H/heads, heads, P/heads)
+    return spread.reshape(w.size(0), -1)
 
 
 def step(

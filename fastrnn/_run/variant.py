@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import dropout
 
 from .._cells import Variant, card_of
+from .._cells.stages import dense
 from .._cells.variant import spell
 
 
@@ -47,7 +48,7 @@ def _layer(
     projected = h0.size(-1) != weights[0].size(0) // card_of(cell).gates
     if variant.heads > 1 and (projected or not x.is_cpu):  # the kernels that know blocks
         for i in range(1, len(weights), each):
-            weights[i] = _dense(weights[i], variant.heads, card_of(cell).gates)
+            weights[i] = dense(weights[i], variant.heads, card_of(cell).gates)
         variant = variant._replace(heads=1)
     masks = _masks(variant, training, recurrent, x, h0, c0)
     return layer(x, h0, c0, weights + masks, cell=spell(cell, variant, recurrent), **options)
@@ -64,14 +65,6 @@ def _coupled(w: Tensor) -> Tensor:
     """Weights or a bias (4H, ...) with minus the rows of i in the place of f's."""
     i, _, g, o = w.chunk(4)
     return torch.cat([i, -i, g, o])
-
-
-def _dense(w: Tensor, heads: int, gates: int) -> Tensor:
-    """The weights of heads (G*H, P/heads) with the zeros between them, (G*H, P)."""
-    blocks = w.unflatten(0, (gates, heads, -1)).movedim(1, -2)  # (G, H/heads, heads, P/heads)
-    own = torch.eye(heads, dtype=torch.bool, device=w.device).view(1, heads, 1, heads, 1)
-    spread = torch.where(own, blocks.unsqueeze(1), 0)  # (G, heads, H/heads, heads, P/heads)
-    return spread.reshape(w.size(0), -1)
 
 
 def _masks(variant: Variant, training: bool, recurrent: bool, x: Tensor, h0: Tensor, c0) -> list[Tensor]:
