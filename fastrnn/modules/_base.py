@@ -25,7 +25,7 @@ from .._run.rows import Rows
 from .._run.rows import asked as rows_asked
 from .._run.streaming import Streamer
 from .._run.torchscript import NoVariants
-from . import _overrides
+from . import _keras, _overrides
 
 #: fastrnn's own options and their values.
 _OPTIONS = {"save": _checks.SAVE, "backend": _checks.BACKENDS}
@@ -124,6 +124,26 @@ class RecurrentLayer(nn.RNNBase):
             self.forget_bias = check_forget_bias(name, cell, self.bias, self.variant, forget_bias)
             self._add_forget_bias()
         self.flatten_parameters()
+
+    @classmethod
+    def from_keras(cls, layer_or_weights, **options):
+        """A layer with the weights and options of a Keras layer: ``keras.layers.LSTM``, ``GRU`` or
+        ``SimpleRNN``, or ``Bidirectional`` around one.
+
+        Args:
+            layer_or_weights: the layer, built; or what its get_weights() gives, arrays kernel (I, G*H),
+                recurrent kernel (H, G*H) and perhaps bias, (G*H,) or for a GRU with reset_after (2, G*H).
+                Twice as many for two directions.
+            options: of the constructor, over what the layer says. ``batch_first`` is True, as in Keras,
+                unless given. A GRU's ``reset_after`` is read from the layer, or from the bias; of weights
+                without one it is True unless given.
+
+        Raises:
+            TypeError: neither a layer nor a list. ValueError: arrays of other numbers or sizes; an option
+                that
+                there is not here: an activation, go_backwards, dropout of the input.
+        """
+        return _keras.from_keras(cls, cls._name, layer_or_weights, options)
 
     def _begin_variant(self, name: str, options: dict) -> None:
         """Read the options, and make the parameters that the plain layer has not, or not so."""
