@@ -21,6 +21,7 @@ from ._run.wavefront import wavefront
 from ._version import __version__
 from .compat import _convert
 from .compat._convert import convert, revert
+from .compat._onnx import from_onnx
 from .compat._patch import patch
 from .modules import (
     GRU,
@@ -59,6 +60,7 @@ __all__ = [
     "compat",
     "convert",
     "explain",
+    "from_onnx",
     "functional",
     "patch",
     "reference",
