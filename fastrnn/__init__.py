@@ -14,6 +14,7 @@ from ._ops import (
     onnx,  # noqa: F401 - what the operators are in ONNX, for torch.onnx.export to find
     script,  # noqa: F401 - registers what TorchScript calls and torch.jit.trace records
 )
+from ._ops.library import release_scratch
 from ._plan.explain import explain
 from ._run import streaming as _streaming
 from ._run.streaming import Streamer
@@ -64,6 +65,7 @@ __all__ = [
     "functional",
     "patch",
     "reference",
+    "release_scratch",
     "revert",
     "wavefront",
 ]

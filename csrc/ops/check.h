@@ -142,9 +142,6 @@ inline void check_shape(const Tensor& tensor, const Argument& name, const Expect
         shape_of(tensor));
 }
 
-// The optional gradients of an operator: null where absent.
-inline const Tensor* tensor_or_null(const std::optional<Tensor>& tensor) { return tensor ? &*tensor : nullptr; }
-
 inline CellKind parse_cell(const std::string& cell) {
   for (size_t i = 0; i < std::size(kCells); ++i) {
     if (cell == kCells[i].name) return static_cast<CellKind>(i);
@@ -169,36 +166,16 @@ inline Dtype parse_dtype(const Tensor& tensor, const char* name) {
   return Dtype::kFloat;  // not reached
 }
 
+// Of states, and of sums: half types are widened.
+inline ScalarType compute_type(Dtype dtype) {
+  return dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
+}
+
 // The numbers of a 1-D int64 tensor on the CPU.
 inline std::vector<int64_t> copy_of(const Tensor& numbers) {
   const Tensor contiguous = numbers.is_contiguous() ? numbers : torch::stable::contiguous(numbers);
   const int64_t* const from = static_cast<const int64_t*>(contiguous.data_ptr());
   return {from, from + contiguous.numel()};
-}
-
-// Checks batch_sizes against the number of packed rows and makes their sums. Returns a copy: kernels must
-// not read a tensor that somebody may change after its numbers were checked.
-inline std::vector<int64_t> read_batch_sizes(const Tensor& batch_sizes, int64_t rows, const char* name_of_rows,
-                                             std::vector<int64_t>& row_offsets) {
-  check(batch_sizes.dim() == 1 && batch_sizes.scalar_type() == ScalarType::Long && batch_sizes.is_cpu(),
-        "batch_sizes: expected a 1-D int64 tensor on the CPU, got shape ", shape_of(batch_sizes));
-  check(batch_sizes.size(0) > 0, "batch_sizes: expected at least one step, got none");
-  std::vector<int64_t> of_step = copy_of(batch_sizes);
-  const int64_t T = static_cast<int64_t>(of_step.size());
-  row_offsets.resize(T + 1);
-  for (int64_t t = 0; t < T; ++t) {
-    const int64_t n = of_step[t];
-    check(n > 0, "batch_sizes: expected positive, non-increasing numbers, got ", n, " at step ", t);
-    check(t == 0 || n <= of_step[t - 1], "batch_sizes: expected positive, non-increasing numbers, got ", n,
-          " at step ", t, " after ", of_step[t ? t - 1 : 0]);
-    // Before the sum, which must not overflow.
-    check(n <= rows - row_offsets[t], "batch_sizes: expected a sum of ", rows, " (the rows of ", name_of_rows,
-          "), got more");
-    row_offsets[t + 1] = row_offsets[t] + n;
-  }
-  check(row_offsets[T] == rows, "batch_sizes: expected a sum of ", rows, " (the rows of ", name_of_rows, "), got ",
-        row_offsets[T]);
-  return of_step;
 }
 
 }  // namespace fastrnn

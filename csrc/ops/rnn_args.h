@@ -1,13 +1,28 @@
-// Checks of the recurrent layers' arguments.
+// The checks of check.h for a recurrent layer: afterwards kernels may trust every shape, dtype and length.
 #pragma once
+#include "ops/rows_args.h"
 #include "ops/variant_args.h"
+#include "params/rnn.h"
 
 namespace fastrnn {
 
-// A layer's checked shape, with the row counts and offsets of a packed sequence (shape points into them).
+// A layer's arguments as its operators take them, see ops/schema.cpp.
+struct RnnArguments {
+  const Tensor& x;
+  const Tensor& h0;
+  const std::optional<Tensor>& c0;
+  const std::vector<Tensor>& weights;
+  const std::optional<Tensor>& batch_sizes;
+  const std::optional<Tensor>& lengths;
+  const std::optional<Tensor>& reset;
+  const std::string& cell;
+  bool bias;
+};
+
+// A layer's checked shape, and what it points into.
 struct CheckedLayer {
   LayerShape shape;
-  std::vector<int64_t> batch_sizes, row_offsets;
+  CheckedRows rows;
   int weights_a_direction = 0;
 
   CheckedLayer() = default;
@@ -15,9 +30,8 @@ struct CheckedLayer {
   CheckedLayer& operator=(const CheckedLayer&) = delete;
 };
 
-inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
-                        const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
-                        const std::string& cell_name, bool bias) {
+inline void check_layer(CheckedLayer& out, const RnnArguments& in) {
+  const auto& [x, h0, c0, weights, batch_sizes, lengths, reset, cell_name, bias] = in;
   LayerShape& s = out.shape;
   s.cell = parse_cell(cell_name, s.variant);
   s.dtype = parse_dtype(x, "x");
@@ -27,11 +41,7 @@ inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, co
 
   if (batch_sizes) {
     check(x.dim() == 2, "x: expected packed data of shape (N, input_size), got ", shape_of(x));
-    out.batch_sizes = read_batch_sizes(*batch_sizes, x.size(0), "x", out.row_offsets);
-    s.T = static_cast<int64_t>(out.batch_sizes.size());
-    s.batch_sizes = out.batch_sizes.data();
-    s.row_offsets = out.row_offsets.data();
-    s.B = s.batch_sizes[0];
+    check_packed_rows(out.rows, s, *batch_sizes, x.size(0), "x");
     s.I = x.size(1);
   } else {
     check(x.dim() == 3, "x: expected shape (T, B, input_size), got ", shape_of(x));
@@ -91,12 +101,21 @@ inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, co
   check_state(h0, "h0", out_size);
   check(c0.has_value() == lstm, "c0: expected ", lstm ? "a tensor for an LSTM, got none" : "none, got a tensor");
   if (c0) check_state(*c0, "c0", s.H);
+  check_padded_rows(out.rows, s, x, lengths, reset);
 }
 
 // What backward takes beyond forward's arguments.
-inline void check_saved(const LayerShape& s, const Tensor& x, const std::optional<Tensor>& grad_y,
-                        const std::optional<Tensor>& grad_hn, const std::optional<Tensor>& grad_cn, const Tensor& y,
-                        const Tensor& gates, const Tensor& cells) {
+struct SavedArguments {
+  const std::optional<Tensor>& grad_y;
+  const std::optional<Tensor>& grad_hn;
+  const std::optional<Tensor>& grad_cn;
+  const std::optional<Tensor>& grad_cells;
+  const Tensor& y;
+  const Tensor& gates;
+  const Tensor& cells;
+};
+
+inline void check_saved(const LayerShape& s, const Tensor& x, const SavedArguments& in) {
   const int64_t out = s.out_size(), N = s.rows();
   const ExpectedShape y_shape =
       s.packed() ? ExpectedShape{N, s.D * out} : ExpectedShape{s.tensor_steps(), s.B, s.D * out};
@@ -105,21 +124,25 @@ inline void check_saved(const LayerShape& s, const Tensor& x, const std::optiona
     check_shape(*t, name, shape);
     check_same_kind(*t, name, x);
   };
-  check_like_x(y, "y", y_shape);
-  check_like_x(grad_y, "grad_y", y_shape);
-  check_like_x(grad_hn, "grad_hn", {s.D, s.B, out});
-  if (s.cell == CellKind::kLstm) {
-    check_like_x(grad_cn, "grad_cn", {s.D, s.B, s.H});
-    check_shape(cells, "cells", {s.D, N, s.H});
-    const ScalarType state = s.dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
-    check(cells.scalar_type() == state && cells.is_contiguous() && cells.device() == x.device(),
+  check_like_x(in.y, "y", y_shape);
+  check_like_x(in.grad_y, "grad_y", y_shape);
+  check_like_x(in.grad_hn, "grad_hn", {s.D, s.B, out});
+  if (facts_of(s.cell).has_cell) {
+    check_like_x(in.grad_cn, "grad_cn", {s.D, s.B, s.H});
+    check_shape(in.cells, "cells", {s.D, N, s.H});
+    check(in.cells.scalar_type() == compute_type(s.dtype) && in.cells.is_contiguous() &&
+              in.cells.device() == x.device(),
           "cells: expected the contiguous tensor that rnn_forward returned");
+    if (in.grad_cells) {
+      check_shape(*in.grad_cells, "grad_cells", {s.D, N, s.H});
+      check_same_kind(*in.grad_cells, "grad_cells", in.cells, "cells");
+    }
   }
-  if (saved_of(s) && gates.dim() != 1) {  // (0,): recompute
-    check_like_x(gates, "gates", {s.D, N, saved_of(s) * s.H});
-    check(gates.is_contiguous(), "gates: expected the contiguous tensor that rnn_forward returned");
+  if (saved_of(s) && in.gates.dim() != 1) {  // (0,): recompute
+    check_like_x(in.gates, "gates", {s.D, N, saved_of(s) * s.H});
+    check(in.gates.is_contiguous(), "gates: expected the contiguous tensor that rnn_forward returned");
   }
-  check(y.is_contiguous(), "y: expected the contiguous tensor that rnn_forward returned");
+  check(in.y.is_contiguous(), "y: expected the contiguous tensor that rnn_forward returned");
 }
 
 }  // namespace fastrnn

@@ -63,7 +63,8 @@ inline CellKind parse_cell(const std::string& cell, Variant& variant) {
     const size_t next = all.find('+', at + 1);
     // An exponent may have a sign: norm=1e+2.
     size_t end = next;
-    if (end != std::string::npos && all[end - 1] == 'e' && all.substr(at + 1, 5) == "norm=") end = all.find('+', end + 1);
+    if (end != std::string::npos && all[end - 1] == 'e' && all.substr(at + 1, 5) == "norm=")
+      end = all.find('+', end + 1);
     read_option(variant, kind, all.substr(at + 1, end == std::string::npos ? end : end - at - 1), cell);
     at = end;
   }
@@ -114,9 +115,9 @@ inline void check_variant_masks(const LayerShape& s, const std::vector<Tensor>& 
   if (s.variant.recurrent_mask) take("recurrent_mask", {s.D, s.B, s.out_size()});
 }
 
-// Pointers to a direction's tensors of a variant, or to their gradients; returns how many there were.
+// Pointers to a direction's tensors of a variant, or to their gradients.
 template <class Pointers>
-int point_at_variant(Pointers& to, const LayerShape& s, const Tensor* from) {
+void point_at_variant(Pointers& to, const LayerShape& s, const Tensor* from) {
   int n = 0;
   if (s.variant.peephole) to.peephole = from[n++].data_ptr();
   if (s.variant.norm) {
@@ -127,7 +128,6 @@ int point_at_variant(Pointers& to, const LayerShape& s, const Tensor* from) {
       to.norm_c_bias = from[n++].data_ptr();
     }
   }
-  return n;
 }
 
 }  // namespace fastrnn

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._cells import Variant
-from .._ops import autograd, devices, library
+from .._ops import devices, library, torch_state
 from .._ops.mode import BACKENDS, NAMED_TIERS, TIERS
 
 #: What the kernels compute in.
@@ -149,8 +149,8 @@ def of(
     variant: Variant | None = None,
 ) -> Route:
     """Who computes a layer over x, in the state that torch is in."""
-    recorded = torch.compiler.is_compiling()
-    state = empty, autograd.transformed(), recorded
+    recorded = torch_state.compiling()
+    state = empty, torch_state.transformed(), recorded
     if recorded or not x.is_cpu or variant is not None:
         return _answer(x.dtype, x.device, backend, family, masked, *state, variant)
     key = (x.dtype, backend, family, masked, *state)

@@ -26,6 +26,8 @@ _OUTPUTS = {"LSTM": ("Y", "Y_h", "Y_c"), "GRU": ("Y", "Y_h"), "RNN": ("Y", "Y_h"
 _WEIGHTS = ("W", "R", "B", "P")
 _ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 _DEFAULTS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
+#: Attributes of one kind of node alone.
+_OWN = {"LSTM": ("input_forget",), "GRU": ("linear_before_reset",), "RNN": ()}
 _DIRECTIONS = ("forward", "reverse", "bidirectional")
 
 
@@ -96,8 +98,10 @@ class OnnxLayer(nn.Module):
         self.clip = attributes.pop("clip", None)
         if self.clip is not None and not self.clip >= 0:
             raise ValueError(f"from_onnx: clip should be at least 0, got {self.clip}")
-        self.coupled = bool(attributes.pop("input_forget", 0)) if self.op == "LSTM" else False
-        self.reset_after = bool(attributes.pop("linear_before_reset", 0)) if self.op == "GRU" else True
+        self.coupled = bool(self._has("input_forget") and attributes.pop("input_forget", 0))
+        self.reset_after = not self._has("linear_before_reset") or bool(
+            attributes.pop("linear_before_reset", 0)
+        )
         default = _DEFAULTS[self.op]
         directions = 2 if self.direction == "bidirectional" else 1
         asked = [a.lower() for a in attributes.pop("activations", ())] or list(default * directions)
@@ -116,6 +120,9 @@ class OnnxLayer(nn.Module):
             if attribute in ("activation_alpha", "activation_beta") and not value:
                 continue
             raise ValueError(f"from_onnx: {attribute} of {self.op} is not covered, got {value!r}")
+
+    def _has(self, attribute: str) -> bool:
+        return attribute in _OWN[self.op]
 
     @property
     def directions(self) -> int:
@@ -205,7 +212,7 @@ class OnnxLayer(nn.Module):
     def _run(self, x: Tensor, h, c, lengths, own: dict[str, Tensor]) -> list[Tensor]:
         """y (T, B, D*H) and the last states (D, B, H)."""
         steps, batch, inputs = x.shape
-        hidden, lstm = own["weight_hh_l0"].size(1), self.op == "LSTM"
+        hidden, lstm = own["weight_hh_l0"].size(1), "initial_c" in _INPUTS[self.op]
         if lengths is not None:
             lengths = lengths.to("cpu", torch.int64)
             if bool((lengths == steps).all()):
@@ -235,7 +242,7 @@ class OnnxLayer(nn.Module):
         """Whether the kernels have all that the node asks for."""
         if self.clip is not None:
             return False
-        if self.op == "RNN":
+        if len(_DEFAULTS[self.op]) == 1:
             return len(set(self.activations)) == 1 and self.activations[0] != "sigmoid"
         return self.activations == _DEFAULTS[self.op] * self.directions
 
@@ -275,9 +282,9 @@ class OnnxLayer(nn.Module):
         self, gx: Tensor, h: Tensor, c, w: dict[str, Tensor], functions
     ) -> tuple[Tensor, Tensor | None]:
         gh = nn.functional.linear(h, w["weight_hh"], w.get("bias_hh"))
-        if self.op == "RNN":
+        if len(functions) == 1:
             return functions[0](gx + gh), None
-        if self.op == "GRU":
+        if len(functions) == 2:
             f, g = functions
             (x_r, x_z, x_n), (h_r, h_z, h_n) = gx.chunk(3, -1), gh.chunk(3, -1)
             r, z = f(x_r + h_r), f(x_z + h_z)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _cells, _checks
-from .._cells import PLAIN
+from .._cells import PLAIN, WITH_CELL
 from .._cells import variant as _variant
 from .._checks import tools
+from .._ops import torch_state
 from .._plan import route
 from .._run import quick
 from .._run.rnn import Stack, permute, run
@@ -37,7 +38,7 @@ def _option(name: str) -> property:
     def get(layer):
         value = getattr(layer.variant, name)
         if name == "zoneout":
-            return value[0] if value[0] == value[1] or layer.mode != "LSTM" else value
+            return value[0] if value[0] == value[1] or _cells.NAMES[layer.mode] not in WITH_CELL else value
         return value
 
     def set(layer, value):
@@ -254,7 +255,7 @@ class RecurrentLayer(nn.RNNBase):
 
         current = [getattr(self, name, None) for name in self._flat_weights_names]
         refs = self._flat_weight_refs
-        if torch.compiler.is_compiling():
+        if torch_state.compiling():
             # Stand-ins for the time of the tracing, not to be kept; within a checkpoint or torch.func's
             # transforms a graph could not even.
             flat = current
@@ -374,7 +375,7 @@ class RecurrentLayer(nn.RNNBase):
             text += f", backend={self.backend}"
         if self.forget_bias:
             text += f", forget_bias={self.forget_bias}"
-        return text + self.variant.text(self.mode == "LSTM")
+        return text + self.variant.text(_cells.NAMES[self.mode] in WITH_CELL)
 
     def __setstate__(self, state: dict) -> None:
         # Pickles from before torch 1.8 have no proj_size, those from before 1.4 no list of weights, and the
@@ -412,7 +413,7 @@ def check_forget_bias(name: str, cell: str, bias: bool, variant: _variant.Varian
         raise TypeError(f"{name}: forget_bias should be a number, got {_checks.kind(value)}")
     if not math.isfinite(value):
         raise ValueError(f"{name}: forget_bias should be a finite number, got {value}")
-    if cell != "lstm":
+    if cell not in WITH_CELL:
         raise ValueError(f"{name}: forget_bias is an option of the LSTM, got forget_bias={value}")
     if not bias:
         raise ValueError(f"{name}: forget_bias needs bias=True, got forget_bias={value} and bias=False")

@@ -16,6 +16,8 @@ from .. import _checks
 
 #: Rows of torch's gates in Keras' order, by the cell's name.
 _ORDER = {"LSTM": (0, 1, 2, 3), "GRU": (1, 0, 2), "RNN": (0,)}
+#: Those with a reset gate, before or after the recurrent product.
+_RESETS = frozenset(("GRU",))
 #: What the kernels compute, by the names of a Keras layer's attributes.
 _ACTIVATIONS = {
     "LSTM": {"activation": ("tanh",), "recurrent_activation": ("sigmoid",)},
@@ -72,7 +74,7 @@ def from_keras(cls: type, name: str, source, options: dict):
             f"{name}.from_keras: expected a kernel (I, {gates}*H) and a recurrent kernel (H, {gates}*H), got "
             f"sizes {list(kernel.shape)} and {list(recurrent.shape)}"
         )
-    if name == "GRU":
+    if name in _RESETS:
         two = each < 3 or weights[2].dim() == 2  # of a reset after the product: b_ih and b_hh
         if each == 3:
             found["reset_after"] = two
@@ -95,7 +97,7 @@ def _options(name: str, layer) -> dict:
             raise ValueError(
                 f"{name}.from_keras: {attribute} should be {expected}, got {given!r} of the layer"
             )
-        if name == "RNN":
+        if "recurrent_activation" not in _ACTIVATIONS[name]:  # the one there is
             options["nonlinearity"] = given
     if getattr(layer, "dropout", 0):
         raise ValueError(
@@ -104,7 +106,7 @@ def _options(name: str, layer) -> dict:
         )
     if getattr(layer, "recurrent_dropout", 0):
         options["recurrent_dropout"] = layer.recurrent_dropout
-    if name == "GRU":
+    if name in _RESETS:
         options["reset_after"] = bool(layer.reset_after)
     return options
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import _checks, functional
-from .._cells import PLAIN
+from .. import _checks
+from .._cells import PLAIN, WITH_CELL
 from .._cells import variant as _variant
 from .._checks import tools
 from .._run import symbolic
 from .._run.rnn import Stack, run
+from .._run.step import one_step
 from .._run.torchscript import NoVariants, scripts_as
 from . import _script_rnn
 from ._base import check_forget_bias, initialise
@@ -84,7 +85,7 @@ class RecurrentCell(nn.RNNCellBase):
 
     def _step(self, cell: str, input: Tensor, hx) -> tuple[Tensor, Tensor | None]:
         """One step of a variant: that of a layer."""
-        name, has_cell = type(self).__name__, cell == "lstm"
+        name, has_cell = type(self).__name__, cell in WITH_CELL
         x, h, c = _checks.tensor(name, "input", input), None, None
         if hx is not None:
             h, c = _checks.pair(name, hx) if has_cell else (_checks.tensor(name, "hidden", hx), None)
@@ -152,7 +153,7 @@ class LSTMCell(RecurrentCell):
         try:
             if "variant" in self.__dict__:
                 return self._step("lstm", input, hx)
-            return functional._cell("LSTMCell", "lstm", input, hx, *self._live_weights())
+            return one_step("LSTMCell", "lstm", input, hx, *self._live_weights())
         except symbolic.ERRORS:
             if (node := symbolic.module_call(self, LSTMCell.forward, locals())) is None:
                 raise
@@ -181,7 +182,7 @@ class GRUCell(RecurrentCell):
         try:
             if "variant" in self.__dict__:
                 return self._step("gru", input, hx)[0]
-            return functional._cell("GRUCell", "gru", input, hx, *self._live_weights())[0]
+            return one_step("GRUCell", "gru", input, hx, *self._live_weights())[0]
         except symbolic.ERRORS:
             if (node := symbolic.module_call(self, GRUCell.forward, locals())) is None:
                 raise
@@ -225,7 +226,7 @@ class RNNCell(RecurrentCell):
             cell = f"rnn_{self.nonlinearity}"
             if "variant" in self.__dict__:
                 return self._step(cell, input, hx)[0]
-            return functional._cell("RNNCell", cell, input, hx, *self._live_weights())[0]
+            return one_step("RNNCell", cell, input, hx, *self._live_weights())[0]
         except symbolic.ERRORS:
             if (node := symbolic.module_call(self, RNNCell.forward, locals())) is None:
                 raise

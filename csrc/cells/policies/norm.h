@@ -1,5 +1,5 @@
-// Layer norm (Ba et al. 2016), a policy of the gates, and for an LSTM of the c that h sees. It needs sums over a whole
-// row, so it has two halves, between which the loops meet where the units of a row are split:
+// Layer norm (Ba et al. 2016), a policy of the gates, and for an LSTM of the c that h sees. It needs sums over a
+// whole row, so it has two halves, between which the loops meet where the units of a row are split:
 //     forward    the row's mean and 1 / sqrt(variance + eps), from every part's RowPart; then each value by itself
 //     backward   with e = gradient times gain, the row's means of e and of e * normalised; then each value by itself
 #pragma once

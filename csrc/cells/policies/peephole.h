@@ -1,5 +1,5 @@
-// Peepholes of an LSTM (Gers et al. 2002), a policy of the gates: diagonal weights p_i, p_f, p_o through which i and f
-// see c_{t-1} and o sees the candidate of c_t, before any of it is kept back.
+// Peepholes of an LSTM (Gers et al. 2002), a policy of the gates: diagonal weights p_i, p_f, p_o through which i and
+// f see c_{t-1} and o sees the candidate of c_t, before any of it is kept back.
 #pragma once
 #include "cells/host_device.h"
 

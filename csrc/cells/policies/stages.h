@@ -1,8 +1,9 @@
-// The cells as the loops run them with the stages of a variant: one instance a cell, whose policies are switched by the
-// layer's Variant. What needs a whole row, or a second product, stands in the loops between these functions.
+// The cells as the loops run them with the stages of a variant: one instance a cell, whose policies are switched by
+// the layer's Variant. What needs a whole row, or a second product, stands in the loops between these functions.
 //
 // All have kSaved, what training keeps a unit: an RNN its candidate of h, which y need not hold.
-//     update(on, p, pre, rec, h_prev, c_prev, saved, c, h)   gates and cell: saved; an LSTM the candidate of c, others
+//     update(on, p, pre, rec, h_prev, c_prev, saved, c, h)   gates and cell: saved; an LSTM the candidate of c,
+//     others
 //                                                            that of h. p[3]: the peephole's weights
 //     update_backward(on, p, saved, c_prev, h_prev, dh, dc, dpre, drec, dc_prev, dh_prev)
 //                     dc is the gradient of the candidate of c, with what came through h; dpre[3] of an LSTM is there

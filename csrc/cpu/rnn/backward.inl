@@ -424,10 +424,11 @@ class Backward : private Schedule {
   void pack_stages(int rank);
   template <class Workers, class ChunkOf>
   void retreat_stages(Workers& crew, ChunkOf&& chunk_of, int64_t s);
-  T* vector_sum(int rank, int vector, int64_t block) const;
   void add_to(T* sum, V v) const { S::store(sum, S::load(sum) + v); }
   V recurrent_mask(int direction, int64_t row, int64_t unit, int lanes) const;
-  V saved_at(int direction, int64_t row, int k, int64_t block) const;
+  const char* saved_row(int direction, int64_t row) const;
+  V saved_at(const char* row, int k, int64_t block, int lanes) const;
+  RowMoments<T> saved_moments(const char* row, int first) const;
   V candidate_at(int direction, const Slot& slot, int64_t t, int64_t block) const;
   V output_gradient(int rank, int64_t t, int64_t i, int64_t block, V& kept) const;
   RowMoments<T> moments_of(const RowPart<T>& part, int per_unit) const;

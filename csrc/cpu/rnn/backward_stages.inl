@@ -62,7 +62,7 @@ inline void Backward<T, CellOf>::pack_stages(int rank) {
 
 template <class T, template <class> class CellOf>
 template <class Workers, class ChunkOf>
-inline void Backward<T, CellOf>::retreat_stages(Workers& crew, ChunkOf&& chunk_of, int64_t s) {
+__attribute__((noinline)) void Backward<T, CellOf>::retreat_stages(Workers& crew, ChunkOf&& chunk_of, int64_t s) {
   if (on().norm && C::kHasCell) {
     crew.each([&](int r) { emit_backward(r, chunk_of(r), s); });
     crew.meet_group();  // the sums of what reaches the normalised c are whole
@@ -81,23 +81,55 @@ inline void Backward<T, CellOf>::retreat_stages(Workers& crew, ChunkOf&& chunk_o
 }
 
 template <class T, template <class> class CellOf>
-inline T* Backward<T, CellOf>::vector_sum(int rank, int vector, int64_t block) const {
-  const Range own = own_blocks(units_, rank);
-  return workers_[rank].vector_sums + (vector * (own.end - own.begin) + block - own.begin) * W;
-}
-
-template <class T, template <class> class CellOf>
 inline auto Backward<T, CellOf>::recurrent_mask(int direction, int64_t row, int64_t unit, int lanes) const -> V {
   if (!p_.masks.recurrent) return S::set(1);
   return load_as<T>(p_.masks.recurrent, (direction * s_.B + row) * s_.out_size() + unit, lanes, s_.dtype);
 }
 
-// Value k that forward saved of a row's block.
+// What forward saved of a row.
 template <class T, template <class> class CellOf>
-inline auto Backward<T, CellOf>::saved_at(int direction, int64_t row, int k, int64_t block) const -> V {
+inline const char* Backward<T, CellOf>::saved_row(int direction, int64_t row) const {
   const int64_t all = C::kSaved + (on().norm ? 2 * G : 0);
-  return load_as<T>(p_.gates, ((direction * s_.rows() + row) * all + k) * s_.H + block * W, units_.lanes(block),
-                    s_.dtype);
+  return static_cast<const char*>(p_.gates) +
+         (direction * s_.rows() + row) * all * s_.H * static_cast<int64_t>(size_of(s_.dtype));
+}
+// Value k of a block of it.
+template <class T, template <class> class CellOf>
+FASTRNN_INLINE auto Backward<T, CellOf>::saved_at(const char* row, int k, int64_t block, int lanes) const -> V {
+  return load_as<T>(row, k * s_.H + block * W, lanes, s_.dtype);
+}
+
+// Moments of G values a unit that forward saved of a row, from value `first` on. In one pass (Welford 1962), whose
+// chains are as many as the gates'.
+template <class T, template <class> class CellOf>
+inline RowMoments<T> Backward<T, CellOf>::saved_moments(const char* row, int first) const {
+  V mean[G] = {}, squares[G] = {};
+  RowSum sum;
+  const int64_t whole = s_.H / W;
+  for (int64_t block = 0; block < whole; ++block) {
+    const V weight = S::broadcast(T(1) / static_cast<T>(block + 1));
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      const V v = saved_at(row, first + g, block, W), away = v - mean[g];
+      mean[g] += away * weight;
+      squares[g] += away * (v - mean[g]);
+    }
+  }
+  if (whole) {
+    V all{}, away{};
+    for (int g = 0; g < G; ++g) all += mean[g];
+    const T middle = sum_lanes<T>(all) / (G * W);
+    for (int g = 0; g < G; ++g) {
+      const V d = mean[g] - S::broadcast(middle);
+      away += squares[g] + S::broadcast(static_cast<T>(whole)) * d * d;
+    }
+    sum.add(RowPart<T>{middle, sum_lanes<T>(away)}, static_cast<double>(whole * W * G));
+  }
+  const Range rest = {whole, units_.blocks()};
+  sum.add(part_of(units_, rest, G,
+                  [&](int64_t block, int g) { return saved_at(row, first + g, block, units_.lanes(block)); }),
+          static_cast<double>(units_in(units_, rest) * G));
+  return sum.template moments<T>(on().eps);
 }
 
 // The candidate of c: c itself where nothing of the old one stays.
@@ -106,8 +138,9 @@ inline auto Backward<T, CellOf>::candidate_at(int direction, const Slot& slot, i
   if constexpr (C::kHasCell) {
     const int lanes = units_.lanes(block);
     if (p_.masks.keep_c.data) {
-      const V saved[3] = {saved_at(direction, slot.row, 0, block), saved_at(direction, slot.row, 1, block),
-                          saved_at(direction, slot.row, 2, block)};
+      const char* row = saved_row(direction, slot.row);
+      const V saved[3] = {saved_at(row, 0, block, lanes), saved_at(row, 1, block, lanes),
+                          saved_at(row, 2, block, lanes)};
       return C::candidate(saved, S::load_n(slot.c_prev + block * W, lanes));
     }
     return S::load_n(static_cast<const T*>(p_.cells) + (direction * s_.rows() + slot.row) * s_.H + block * W, lanes);
@@ -128,7 +161,7 @@ inline auto Backward<T, CellOf>::output_gradient(int rank, int64_t t, int64_t i,
   if (p_.grad_y.data) {
     dh += load_as<T>(p_.grad_y.data, row_start(s_, p_.grad_y, t, b) + d * s_.H + unit, lanes, s_.dtype);
   }
-  const Rows& keep = p_.masks.keep_h;
+  const TensorRows& keep = p_.masks.keep_h;
   if (keep.data) {
     const V k = load_as<T>(keep.data, row_start(s_, keep, t, b) + d * s_.H + unit, lanes, s_.dtype);
     Zoneout<VectorMath<T>>::backward(k, dh, kept);
@@ -164,8 +197,11 @@ inline void Backward<T, CellOf>::emit_backward(int rank, const Chunk& chunk, int
     const int64_t t = time_of(d, s), n = rows_at(b, t), slot0 = first_slot(chunk, t, b);
     const Range blocks = own_blocks(units_, rank);
     T* const* vectors = stages_[d].vectors;
+    const bool wanted = has_vectors();
+    const int64_t width = (blocks.end - blocks.begin) * W;
     for (int64_t i = 0; i < n; ++i) {
       const Slot slot = slot_at(d, t, batch_row(b, i));
+      const char* const row = saved_row(d, slot.row);
       const RowMoments<T> of_c =
           moments_of(part_of(units_, {0, units_.blocks()}, 1,
                              [&](int64_t block, int) { return candidate_at(d, slot, t, block); }),
@@ -178,7 +214,7 @@ inline void Backward<T, CellOf>::emit_backward(int rank, const Chunk& chunk, int
         const V normal =
             normalised(candidate_at(d, slot, t, block), S::broadcast(of_c.mean), S::broadcast(of_c.scale));
         const V seen = normal * gain + S::load(vectors[At::kNormCBias] + block * W);
-        const V saved[4] = {V{}, V{}, V{}, saved_at(d, slot.row, 3, block)};
+        const V saved[4] = {V{}, V{}, V{}, saved_at(row, 3, block, units_.lanes(block))};
         V kept{}, dpre[4], d_seen;
         const V dh = output_gradient(rank, t, i, block, kept);
         C::emit_backward(saved, seen, dh, dpre, d_seen);
@@ -186,9 +222,10 @@ inline void Backward<T, CellOf>::emit_backward(int rank, const Chunk& chunk, int
         if (s_.P && p_.need_weights) {
           S::store(directions_[d].m + (slot0 + i) * row_length() + block * W, C::emit(saved, seen));
         }
-        if (has_vectors()) {
-          add_to(vector_sum(rank, At::kNormC, block), d_seen * normal);
-          add_to(vector_sum(rank, At::kNormCBias, block), d_seen);
+        if (wanted) {
+          T* const sum_at = worker.vector_sums + (block - blocks.begin) * W;
+          add_to(sum_at + At::kNormC * width, d_seen * normal);
+          add_to(sum_at + At::kNormCBias * width, d_seen);
         }
         const V e = d_seen * gain;
         sum += first_lanes<T>(e, units_.lanes(block));
@@ -212,21 +249,18 @@ inline void Backward<T, CellOf>::units_backward(int rank, const Chunk& chunk, in
   const int64_t t = time_of(d, s), n = rows_at(b, t), slot0 = first_slot(chunk, t, b);
   const Range blocks = own_blocks(units_, rank);
   T* const* vectors = stages_[d].vectors;
-  const int64_t gate_stride = units_.blocks() * chunk_rows_ * W;
+  const int64_t gate_stride = units_.blocks() * chunk_rows_ * W, width = (blocks.end - blocks.begin) * W;
+  const bool wanted = has_vectors();
   for (int64_t i = 0; i < n; ++i) {
     const int64_t row_b = batch_row(b, i);
     const Slot slot = slot_at(d, t, row_b);
     if (grid_.unit_group(rank) == 0) dir.slots[slot0 + i] = slot;
+    const char* const row = saved_row(d, slot.row);
     RowMoments<T> of_x{}, of_h{}, of_c{};
     NormSums c_means{};
     if (on().norm) {
-      const auto of_saved = [&](int first) {
-        return moments_of(part_of(units_, {0, units_.blocks()}, G,
-                                  [&](int64_t block, int g) { return saved_at(d, slot.row, first + g, block); }),
-                          G);
-      };
-      worker.moments[i] = of_x = of_saved(C::kSaved);
-      worker.moments[group_rows_ + i] = of_h = of_saved(C::kSaved + G);
+      worker.moments[i] = of_x = saved_moments(row, C::kSaved);
+      worker.moments[group_rows_ + i] = of_h = saved_moments(row, C::kSaved + G);
       if constexpr (C::kHasCell) {
         of_c = worker.moments[2 * group_rows_ + i];
         c_means = means(group.c_sums, i, 1);
@@ -237,8 +271,8 @@ inline void Backward<T, CellOf>::units_backward(int rank, const Chunk& chunk, in
       const int lanes = units_.lanes(block);
       const int64_t at = (block * group_rows_ + i) * W, unit = block * W;
       V saved[C::kSaved], p[3] = {}, c{}, c_prev{}, h_prev{}, dh{}, dh_kept{}, dc{}, dc_kept{}, dpre[G], drec{},
-                                     dc_prev{}, dh_prev{};
-      for (int k = 0; k < C::kSaved; ++k) saved[k] = saved_at(d, slot.row, k, block);
+                          dc_prev{}, dh_prev{};
+      for (int k = 0; k < C::kSaved; ++k) saved[k] = saved_at(row, k, block, lanes);
       if (on().peephole) {
         for (int k = 0; k < 3; ++k) p[k] = S::load(vectors[At::kPeephole + k] + unit);
       }
@@ -252,7 +286,7 @@ inline void Backward<T, CellOf>::units_backward(int rank, const Chunk& chunk, in
         if (p_.grad_cells) {
           dc += S::load_n(static_cast<const T*>(p_.grad_cells) + (d * s_.rows() + slot.row) * s_.H + unit, lanes);
         }
-        const Rows& keep = p_.masks.keep_c;
+        const TensorRows& keep = p_.masks.keep_c;
         if (keep.data) {
           const V k = load_as<T>(keep.data, row_start(s_, keep, t, row_b) + d * s_.H + unit, lanes, s_.dtype);
           Zoneout<VectorMath<T>>::backward(k, dc, dc_kept);
@@ -280,26 +314,27 @@ inline void Backward<T, CellOf>::units_backward(int rank, const Chunk& chunk, in
       } else {
         C::update_backward(on(), p, saved, c_prev, h_prev, dh, dc, dpre, drec, dc_prev, dh_prev);
       }
-      if (on().peephole && has_vectors()) {
-        add_to(vector_sum(rank, At::kPeephole, block), dpre[0] * c_prev);
+      T* const sum_at = worker.vector_sums + (block - blocks.begin) * W;
+      if (on().peephole && wanted) {
+        add_to(sum_at + At::kPeephole * width, dpre[0] * c_prev);
         if constexpr (C::kHasCell) {
-          add_to(vector_sum(rank, At::kPeephole + 1, block), dpre[1] * c_prev);
-          add_to(vector_sum(rank, At::kPeephole + 2, block), dpre[3] * c);
+          add_to(sum_at + (At::kPeephole + 1) * width, dpre[1] * c_prev);
+          add_to(sum_at + (At::kPeephole + 2) * width, dpre[3] * c);
         }
       }
       T* out = dir.dg + (block * chunk_rows_ + slot0 + i) * W;
       if (on().norm) {
         for (int g = 0; g < G; ++g) {
           const V d_recurrent = C::kSplit && g == G - 1 ? drec : dpre[g];
-          const V x = normalised(saved_at(d, slot.row, C::kSaved + g, block), S::broadcast(of_x.mean),
+          const V x = normalised(saved_at(row, C::kSaved + g, block, lanes), S::broadcast(of_x.mean),
                                  S::broadcast(of_x.scale));
-          const V h = normalised(saved_at(d, slot.row, C::kSaved + G + g, block), S::broadcast(of_h.mean),
+          const V h = normalised(saved_at(row, C::kSaved + G + g, block, lanes), S::broadcast(of_h.mean),
                                  S::broadcast(of_h.scale));
-          if (has_vectors()) {
-            add_to(vector_sum(rank, At::kNormIh + g, block), dpre[g] * x);
-            add_to(vector_sum(rank, At::kNormHh + g, block), d_recurrent * h);
-            add_to(vector_sum(rank, kBias + g, block), dpre[g]);
-            if (C::kSplit && g == G - 1) add_to(vector_sum(rank, kBias + G, block), drec);
+          if (wanted) {
+            add_to(sum_at + (At::kNormIh + g) * width, dpre[g] * x);
+            add_to(sum_at + (At::kNormHh + g) * width, d_recurrent * h);
+            add_to(sum_at + (kBias + g) * width, dpre[g]);
+            if (C::kSplit && g == G - 1) add_to(sum_at + (kBias + G) * width, drec);
           }
           const V of_input = dpre[g] * S::load(vectors[At::kNormIh + g] + unit);
           const V of_state = d_recurrent * S::load(vectors[At::kNormHh + g] + unit);
@@ -342,7 +377,7 @@ inline void Backward<T, CellOf>::keep_rows(int rank, const Chunk& chunk, int64_t
       const V h = load_as<T>(slot.h_prev, block * W, lanes, s_.dtype) *
                   recurrent_mask(d, s_.row_of(batch_row(b, i)), block * W, lanes);
       S::store(stages.h_rows + to, h);
-      if (on().reset_before) S::store(stages.reset_rows + to, saved_at(d, slot.row, 0, block) * h);
+      if (on().reset_before) S::store(stages.reset_rows + to, saved_at(saved_row(d, slot.row), 0, block, lanes) * h);
     }
   }
 }
@@ -357,15 +392,15 @@ inline void Backward<T, CellOf>::norm_product(int rank, const Chunk& chunk, int6
   const Range blocks = own_blocks(units_, rank);
   const int64_t gate_stride = units_.blocks() * chunk_rows_ * W;
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t row = s_.tensor_row(t, batch_row(b, i));
+    const char* const row = saved_row(d, s_.tensor_row(t, batch_row(b, i)));
     for (int part = 0; part < 2; ++part) {
       const RowMoments<T> of = worker.moments[part * group_rows_ + i];
       const NormSums mean = means(part ? group.h_sums : group.x_sums, i, G);
       for (int64_t block = blocks.begin; block < blocks.end; ++block) {
         for (int g = 0; g < G; ++g) {
           T* dg = directions_[d].dg + (block * chunk_rows_ + slot0 + i) * W + (part * G + g) * gate_stride;
-          const V normal = normalised(saved_at(d, row, C::kSaved + part * G + g, block), S::broadcast(of.mean),
-                                      S::broadcast(of.scale));
+          const V normal = normalised(saved_at(row, C::kSaved + part * G + g, block, units_.lanes(block)),
+                                      S::broadcast(of.mean), S::broadcast(of.scale));
           const V out = norm_backward(S::load(dg), normal, S::broadcast(of.scale), S::broadcast(mean.e),
                                       S::broadcast(mean.product));
           S::store(dg, first_lanes<T>(out, units_.lanes(block)));
@@ -375,8 +410,8 @@ inline void Backward<T, CellOf>::norm_product(int rank, const Chunk& chunk, int6
   }
 }
 
-// put(row, height, tile) of the product of gates [g0, g1) of dg and the recurrent weights' panel, a pass of gates at a
-// time: tiles of several passes are to be added.
+// put(row, height, tile) of the product of gates [g0, g1) of dg and the recurrent weights' panel, a pass of gates at
+// a time: tiles of several passes are to be added.
 template <class T, template <class> class CellOf>
 template <class F>
 inline void Backward<T, CellOf>::multiply_gates(int rank, int64_t p, int g0, int g1, int64_t slot0, int64_t n,
@@ -386,10 +421,10 @@ inline void Backward<T, CellOf>::multiply_gates(int rank, int64_t p, int g0, int
   const Heads<T> heads(s_);
   const Range units = heads.heads == 1 ? Range{0, s_.H} : heads.range(outputs_, p, s_.H);
   const int64_t length = units.end - units.begin;
-  const Panel panel = heads.heads == 1 ? panel_of(outputs_, p, dir.w_hh, p_.weights[d].w_hh, G * s_.H)
-                                       : Panel{stages_[d].w_hh + outputs_.first_block(p) * W * G *
-                                                                     heads.depth(outputs_, s_.H),
-                                               vectors * W};
+  const Panel panel =
+      heads.heads == 1
+          ? panel_of(outputs_, p, dir.w_hh, p_.weights[d].w_hh, G * s_.H)
+          : Panel{stages_[d].w_hh + outputs_.first_block(p) * W * G * heads.depth(outputs_, s_.H), vectors * W};
   const int pass = gates_a_pass(vectors);
   for (int first = g0; first < g1; first += pass) {
     for_tiles(tile_rows(vectors), 0, n, [&](int64_t row, int height) {
@@ -426,7 +461,7 @@ inline void Backward<T, CellOf>::reset_backward(int rank, const Chunk& chunk, in
         const int64_t at = (block * group_rows_ + i) * W;
         const V mask = recurrent_mask(d, s_.row_of(batch_row(b, i)), block * W, lanes);
         const V h = load_as<T>(slot.h_prev, block * W, lanes, s_.dtype) * mask;
-        const V saved[C::kSaved] = {saved_at(d, slot.row, 0, block)};
+        const V saved[C::kSaved] = {saved_at(saved_row(d, slot.row), 0, block, lanes)};
         V dpre[G], dh;
         C::first_phase_backward(saved, h, S::load(group.d_reset_h + at), dpre, dh);
         S::store(directions_[d].dg + (block * chunk_rows_ + slot0 + i) * W, dpre[0]);
@@ -449,7 +484,8 @@ inline void Backward<T, CellOf>::propagate_stages(int rank, const Chunk& chunk, 
       for (int m = 0; m < height; ++m) {
         for (int v = 0; v < vectors; ++v) {
           T* dh = groups_[grid_.group(rank)].dh + ((first + v) * group_rows_ + row + m) * W;
-          const V mask = recurrent_mask(d, s_.row_of(batch_row(b, row + m)), (first + v) * W, outputs_.lanes(first + v));
+          const V mask =
+              recurrent_mask(d, s_.row_of(batch_row(b, row + m)), (first + v) * W, outputs_.lanes(first + v));
           S::store(dh, S::load(dh) + mask * S::load(tile + (m * vectors + v) * W));
         }
       }
@@ -467,13 +503,28 @@ inline void Backward<T, CellOf>::finish_stages(int rank, const Chunk& chunk) {
   const WeightGradients& grads = p_.grad_weights[d];
   const int64_t blocks = units_.blocks(), length = outputs_.blocks() * W;
   const Range mine = share_of(rank, G * blocks);
-  const auto same = [](int64_t i) { return i; };
-  const auto recurrent = [&](int64_t i) {
-    return recurrent_column(static_cast<int>(i / blocks)) * blocks + i % blocks;
+  // One type for every gradient's left and right side: a variant's are not worth an instance of the loops each.
+  struct Left {
+    const Backward* layer;  // null: block i itself, else where recurrent block i lies
+    int64_t blocks;
+    int64_t operator()(int64_t i) const {
+      return layer ? layer->recurrent_column(static_cast<int>(i / blocks)) * blocks + i % blocks : i;
+    }
   };
+  struct Right {
+    const Slot* slots;  // null: natural rows of `length` bytes
+    const char* Slot::* row;
+    const char* rows;
+    int64_t length, offset;
+    const char* operator()(int64_t slot) const { return (slots ? slots[slot].*row : rows + slot * length) + offset; }
+  };
+  const Left same{nullptr, blocks}, recurrent{this, blocks};
   WeightGradient<T> gradient{chunk.rows, chunk_rows_, chunk.first, s_.dtype, workers_[rank].panel};
-  gradient.add(dir.dg, units_, mine.begin, mine.end, same, inputs_,
-               [&](int64_t slot) { return dir.slots[slot].x; }, static_cast<T*>(grads.w_ih));
+  const auto add_product = [&](const T* left, const Panels<T>& units, Range own, const Left& source,
+                               const Panels<T>& columns, const Right& right, void* to) __attribute__((noinline)) {
+    gradient.add(left, units, own.begin, own.end, source, columns, right, static_cast<T*>(to));
+  };
+  add_product(dir.dg, units_, mine, same, inputs_, {dir.slots, &Slot::x, nullptr, 0, 0}, grads.w_ih);
   if (s_.bias && !on().norm) {
     gradient.add_bias(dir.dg, units_, mine.begin, mine.end, same, static_cast<T*>(grads.b_ih));
     gradient.add_bias(dir.dg, units_, mine.begin, mine.end, recurrent, static_cast<T*>(grads.b_hh));
@@ -486,12 +537,10 @@ inline void Backward<T, CellOf>::finish_stages(int rank, const Chunk& chunk) {
   // The gradient of w_hh's rows of blocks [begin, end), all of gate g, from columns `first` on of what it multiplied.
   const auto add = [&](int g, int64_t begin, int64_t end, int64_t first, const Panels<T>& columns) {
     const T* rows = on().reset_before && g == G - 1 ? stages_[d].reset_rows : stages_[d].h_rows;
-    gradient.add(dir.dg, units_, begin, end, recurrent, columns,
-                 [&](int64_t slot) {
-                   const char* row = kept ? reinterpret_cast<const char*>(rows + slot * length) : dir.slots[slot].h_prev;
-                   return row + first * element;
-                 },
-                 static_cast<T*>(grads.w_hh));
+    add_product(dir.dg, units_, {begin, end}, recurrent, columns,
+                {kept ? nullptr : dir.slots, &Slot::h_prev, reinterpret_cast<const char*>(rows), length * element,
+                 first * element},
+                static_cast<T*>(grads.w_hh));
   };
   for (int g = 0; g < G; ++g) {
     const Range own = {max_of(mine.begin, g * blocks), min_of(mine.end, (g + 1) * blocks)};
@@ -520,9 +569,10 @@ inline void Backward<T, CellOf>::finish_stages(int rank, const Chunk& chunk) {
   if (s_.P) {
     const Range own = share_of(rank, outputs_.blocks());
     gradient.right_dtype = kCompute;
-    gradient.add(dir.dh_out, outputs_, own.begin, own.end, same, units_,
-                 [&](int64_t slot) { return reinterpret_cast<const char*>(dir.m + slot * row_length()); },
-                 static_cast<T*>(grads.w_hr));
+    add_product(
+        dir.dh_out, outputs_, own, same, units_,
+        {nullptr, nullptr, reinterpret_cast<const char*>(dir.m), row_length() * static_cast<int64_t>(sizeof(T)), 0},
+        grads.w_hr);
   }
   if (!has_vectors()) return;
   const Range own = own_blocks(units_, rank);

@@ -152,7 +152,7 @@ inline void Backward<T, CellOf>::gather_output_gradient(int rank, const Chunk& c
       }
       if constexpr (C::kVariant) {
         V dh_kept{};
-        const Rows& keep = p_.masks.keep_h;
+        const TensorRows& keep = p_.masks.keep_h;
         if (keep.data) {
           const int64_t at = row_start(s_, keep, t, batch_row(b, i)) + d * s_.P + block * W;
           Zoneout<VectorMath<T>>::backward(load_as<T>(keep.data, at, outputs_.lanes(block), s_.dtype), dh, dh_kept);

@@ -73,9 +73,10 @@ class Forward : private Schedule {
     E* x;
     int64_t* slots;  // first chunk row of each step of the chunk
     E* panel;        // a panel that is packed just before its only use
-    // Of a variant, what waits for a meeting: the recurrent part of the gates or r and z, like gx of one step; an LSTM's
-    // candidate of c and its o, [own blocks][R][W].
+    // Of a variant, what waits for a meeting: the recurrent part of the gates or r and z, like gx of one step; an
+    // LSTM's candidate of c and its o, [own blocks][R][W].
     T *held, *candidate, *out_gate;
+    RowMoments<T>* moments;  // of a step's rows: [x, h][row]
   };
 
   static int64_t panel_size(int64_t K) { return Weights::panel_size(K); }
@@ -147,17 +148,7 @@ class Forward : private Schedule {
   template <class Workers>
   FASTRNN_INLINE void advance(Workers& crew, int64_t s, int64_t s_in_chunk) {
     if constexpr (C::kVariant) {
-      crew.each([&](int r) { first_product(r, s, s_in_chunk); });
-      if (on().norm || on().reset_before) {
-        crew.meet_group();  // the sums of rows, or r * h, are whole
-        crew.each([&](int r) { on().norm ? normalise(r, s, s_in_chunk) : second_product(r, s, s_in_chunk); });
-      }
-      if constexpr (C::kHasCell) {
-        if (on().norm) {
-          crew.meet_group();  // the sums of the candidates of c are whole
-          crew.each([&](int r) { emit(r, s); });
-        }
-      }
+      advance_stages(crew, s, s_in_chunk);
     } else {
       crew.each([&](int r) { step(r, s, s_in_chunk); });
     }
@@ -310,6 +301,8 @@ class Forward : private Schedule {
   V recurrent_mask(int direction, int64_t row, int64_t unit, int lanes) const {
     return load_as<T>(p_.masks.recurrent, (direction * s_.B + row) * s_.out_size() + unit, lanes, s_.dtype);
   }
+  template <class Workers>
+  void advance_stages(Workers& crew, int64_t s, int64_t s_in_chunk);
   void lay_out_stages(int direction);
   void lay_out_stages(Group& group);
   void lay_out_stages(Worker& worker, int64_t blocks);
@@ -322,7 +315,7 @@ class Forward : private Schedule {
   void second_product(int rank, int64_t s, int64_t s_in_chunk);
   void normalise(int rank, int64_t s, int64_t s_in_chunk);
   void finish_units(const T* tile, const T* gx, int rank, int64_t s, int64_t panel, int units, int64_t row,
-                    int height, int64_t slot);
+                    int height);
   void put_candidate(int rank, int64_t s, int64_t block, int64_t i, V h);
   void save(int direction, int64_t row, int64_t block, int first, const V* values, int count);
   void emit(int rank, int64_t s);

@@ -31,6 +31,7 @@ template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::lay_out_stages(Worker& worker, int64_t blocks) {
   const int64_t size = blocks * group_rows_ * W;
   worker.held = arena_.take<T>(on().norm || on().reset_before ? G * size : 0);
+  worker.moments = arena_.take<RowMoments<T>>(on().norm ? 2 * group_rows_ : 0);
   worker.candidate = arena_.take<T>(on().norm && C::kHasCell ? size : 0);
   worker.out_gate = arena_.take<T>(on().norm && C::kHasCell ? size : 0);
 }
@@ -67,6 +68,25 @@ inline void Forward<T, CellOf, Operand>::mask_first_state(int direction, int64_t
   }
 }
 
+// ---- the step ---------------------------------------------------------------------------------------
+
+template <class T, template <class> class CellOf, class Operand>
+template <class Workers>
+__attribute__((noinline)) void Forward<T, CellOf, Operand>::advance_stages(Workers& crew, int64_t s,
+                                                                           int64_t s_in_chunk) {
+  crew.each([&](int r) { first_product(r, s, s_in_chunk); });
+  if (on().norm || on().reset_before) {
+    crew.meet_group();  // the sums of rows, or r * h, are whole
+    crew.each([&](int r) { on().norm ? normalise(r, s, s_in_chunk) : second_product(r, s, s_in_chunk); });
+  }
+  if constexpr (C::kHasCell) {
+    if (on().norm) {
+      crew.meet_group();  // the sums of the candidates of c are whole
+      crew.each([&](int r) { emit(r, s); });
+    }
+  }
+}
+
 // ---- sums of rows -----------------------------------------------------------------------------------
 
 // This worker's part of each row of the chunk's gx.
@@ -84,13 +104,12 @@ inline void Forward<T, CellOf, Operand>::sum_input_rows(int rank, int64_t rows) 
 }
 
 template <class T, template <class> class CellOf, class Operand>
-inline RowMoments<T> Forward<T, CellOf, Operand>::moments(int rank, const RowPart<T>* parts, int64_t rows, int64_t row,
-                                                          int per_unit) const {
+inline RowMoments<T> Forward<T, CellOf, Operand>::moments(int rank, const RowPart<T>* parts, int64_t rows,
+                                                          int64_t row, int per_unit) const {
   RowSum sum;
   const int first = rank - grid_.unit_group(rank);
   for (int q = 0; q < grid_.unit_groups; ++q) {
-    sum.add(parts[q * rows + row],
-            static_cast<double>(units_in(units_, own_blocks(units_, first + q)) * per_unit));
+    sum.add(parts[q * rows + row], static_cast<double>(units_in(units_, own_blocks(units_, first + q)) * per_unit));
   }
   return sum.template moments<T>(on().eps);
 }
@@ -114,7 +133,8 @@ inline void Forward<T, CellOf, Operand>::first_product(int rank, int64_t s, int6
     const Range k = heads.range(units_, panel, K);
     const E* weights = stages_[d].first + first * W * depth * gates;
     PanelPrefetch ahead;
-    if (heads.heads == 1 && gates == G) ahead = next_panel(stages_[d].first, panel, back ? own.begin : own.end - 1, K);
+    if (heads.heads == 1 && gates == G)
+      ahead = next_panel(stages_[d].first, panel, back ? own.begin : own.end - 1, K);
     for_tiles(tile_rows(vectors), 0, n, [&](int64_t row, int height) {
       const T* gx = worker.gx + gx_offset(rank, panel) + (slot0 + row) * units * G * W;
       alignas(64) T tile[kTileSize * W];
@@ -126,15 +146,16 @@ inline void Forward<T, CellOf, Operand>::first_product(int rank, int64_t s, int6
                                                          : S::load(gx + (j * G + g) * W));
         }
       }
-      Operand::multiply(height, vectors, tile, group.h[s & 1] + (k.begin / W * group_rows_ + row) * W, group_rows_ * W,
-                        weights, k.end - k.begin, ahead.slice(k.end - k.begin));
+      Operand::multiply(height, vectors, tile, group.h[s & 1] + (k.begin / W * group_rows_ + row) * W,
+                        group_rows_ * W, weights, k.end - k.begin, ahead.slice(k.end - k.begin));
       if (on().norm) {
-        copy_vectors(tile, worker.held + ((first - own_blocks(units_, rank).begin) * group_rows_ + row * units) * G * W,
+        copy_vectors(tile,
+                     worker.held + ((first - own_blocks(units_, rank).begin) * group_rows_ + row * units) * G * W,
                      height * vectors);
       } else if (on().reset_before) {
         hold_reset(tile, rank, s, first, row, height);
       } else {
-        finish_units(tile, gx, rank, s, panel, units, row, height, slot0 + row);
+        finish_units(tile, gx, rank, s, panel, units, row, height);
       }
     });
   }
@@ -146,9 +167,9 @@ inline void Forward<T, CellOf, Operand>::first_product(int rank, int64_t s, int6
     const Range blocks = own_blocks(units_, rank);
     group.h_parts[grid_.unit_group(rank) * group_rows_ + row] = part_of(units_, blocks, G, [&](int64_t block, int g) {
       const int64_t panel = block / units_.per_panel, first = units_.first_block(panel);
-      return S::load(worker.held + ((first - blocks.begin) * group_rows_ * G +
-                                    (row * units_.blocks_of(panel) + block - first) * G + g) *
-                                       W);
+      return S::load(
+          worker.held +
+          ((first - blocks.begin) * group_rows_ * G + (row * units_.blocks_of(panel) + block - first) * G + g) * W);
     });
   }
 }
@@ -214,13 +235,17 @@ inline void Forward<T, CellOf, Operand>::normalise(int rank, int64_t s, int64_t 
   const int64_t t = time_of(d, s), n = rows_at(b, t), slot0 = workers_[rank].slots[s_in_chunk];
   const Worker& worker = workers_[rank];
   const Range own = own_panels(units_, rank), blocks = own_blocks(units_, rank);
+  for (int64_t row = 0; row < n; ++row) {
+    const Group& group = groups_[grid_.group(rank)];
+    worker.moments[row] = moments(rank, group.x_parts, chunk_rows_, slot0 + row, G);
+    worker.moments[group_rows_ + row] = moments(rank, group.h_parts, group_rows_, row, G);
+  }
   for (int64_t panel = own.begin; panel < own.end; ++panel) {
     const int units = units_.blocks_of(panel);
     const int64_t held = (units_.first_block(panel) - blocks.begin) * group_rows_ * G * W;
     for (int64_t row = 0; row < n; ++row) {
       finish_units(worker.held + held + row * units * G * W,
-                   worker.gx + gx_offset(rank, panel) + (slot0 + row) * units * G * W, rank, s, panel, units, row, 1,
-                   slot0 + row);
+                   worker.gx + gx_offset(rank, panel) + (slot0 + row) * units * G * W, rank, s, panel, units, row, 1);
     }
   }
   if constexpr (C::kHasCell) {
@@ -238,7 +263,7 @@ inline void Forward<T, CellOf, Operand>::normalise(int rank, int64_t s, int64_t 
 // What the product left in a tile becomes the candidate of h, and c; with a norm of an LSTM h waits for emit().
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::finish_units(const T* tile, const T* gx, int rank, int64_t s, int64_t panel,
-                                                      int units, int64_t row, int height, int64_t slot) {
+                                                      int units, int64_t row, int height) {
   using At = StageVector<G>;
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const int64_t t = time_of(d, s);
@@ -249,8 +274,8 @@ inline void Forward<T, CellOf, Operand>::finish_units(const T* tile, const T* gx
     const int64_t batch_b = batch_row(b, row + m), y_row = s_.tensor_row(t, batch_b);
     RowMoments<T> of_x{}, of_h{};
     if (on().norm) {
-      of_x = moments(rank, group.x_parts, chunk_rows_, slot + m, G);
-      of_h = moments(rank, group.h_parts, group_rows_, row + m, G);
+      of_x = worker.moments[row + m];
+      of_h = worker.moments[group_rows_ + row + m];
     }
     for (int u = 0; u < units; ++u) {
       const int64_t block = units_.first_block(panel) + u, unit = block * W, at = (block * group_rows_ + row + m) * W;
@@ -297,7 +322,7 @@ inline void Forward<T, CellOf, Operand>::finish_units(const T* tile, const T* gx
         } else {
           h = C::emit(saved, c);
         }
-        const Rows& keep = p_.masks.keep_c;
+        const TensorRows& keep = p_.masks.keep_c;
         if (keep.data) {
           const int64_t k = row_start(s_, keep, t, batch_b) + d * s_.H + unit;
           Zoneout<VectorMath<T>>::forward(load_as<T>(keep.data, k, lanes, s_.dtype), c_prev, c);
@@ -350,9 +375,10 @@ inline void Forward<T, CellOf, Operand>::emit(int rank, int64_t s) {
       const RowMoments<T> of_c = moments(rank, groups_[grid_.group(rank)].c_parts, group_rows_, i, 1);
       for (int64_t block = blocks.begin; block < blocks.end; ++block) {
         const int64_t own = ((block - blocks.begin) * group_rows_ + i) * W;
-        const V seen = normalised(S::load(worker.candidate + own), S::broadcast(of_c.mean), S::broadcast(of_c.scale)) *
-                           S::load(stages_[d].vectors[At::kNormC] + block * W) +
-                       S::load(stages_[d].vectors[At::kNormCBias] + block * W);
+        const V seen =
+            normalised(S::load(worker.candidate + own), S::broadcast(of_c.mean), S::broadcast(of_c.scale)) *
+                S::load(stages_[d].vectors[At::kNormC] + block * W) +
+            S::load(stages_[d].vectors[At::kNormCBias] + block * W);
         const V saved[4] = {V{}, V{}, V{}, S::load(worker.out_gate + own)};
         put_candidate(rank, s, block, i, C::emit(saved, seen));
       }

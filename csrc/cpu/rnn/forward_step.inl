@@ -145,7 +145,7 @@ FASTRNN_INLINE void Forward<T, CellOf, Operand>::put_output(const UnitAt& where,
   }
   V operand = h;
   if constexpr (C::kVariant) {
-    const Rows& keep = p_.masks.keep_h;
+    const TensorRows& keep = p_.masks.keep_h;
     if (keep.data) {
       const int64_t at = row_start(s_, keep, where.t, b) + where.direction * s_.out_size() + where.unit;
       Zoneout<VectorMath<T>>::forward(load_as<T>(keep.data, at, where.lanes, s_.dtype), S::load(h_state), h);
@@ -179,8 +179,9 @@ inline void Forward<T, CellOf, Operand>::project_output(int rank, int64_t s) {
     const int64_t row = d * s_.B + s_.row_of(batch_row(b, i));
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       const int64_t from = (block * group_rows_ + i) * W;
-      store_as<T>(p_.hn, row * s_.P + block * W, C::kVariant ? S::load(group.h_state + from) : Operand::load(h + from),
-                  outputs_.lanes(block), s_.dtype);
+      store_as<T>(p_.hn, row * s_.P + block * W,
+                  C::kVariant ? S::load(group.h_state + from) : Operand::load(h + from), outputs_.lanes(block),
+                  s_.dtype);
     }
   }
 }

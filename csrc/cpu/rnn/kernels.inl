@@ -1,11 +1,11 @@
 // The kernels of one instruction set: included by isa_*.cpp after its target pragma.
 #pragma once
 #include "cells/policies/stages.h"
-#include "cpu/simd/limits.inl"
 #include "cpu/rnn/backward_chunk.inl"
 #include "cpu/rnn/backward_recompute.inl"
 #include "cpu/rnn/backward_stages.inl"
 #include "cpu/rnn/forward_stages.inl"
+#include "cpu/simd/limits.inl"
 
 namespace fastrnn {
 namespace {

@@ -7,7 +7,8 @@
 namespace fastrnn {
 namespace {
 
-// The vectors of a variant's stages, [blocks * W] each: p_i, p_f, p_o; the gains of both products; of c, gain and bias.
+// The vectors of a variant's stages, [blocks * W] each: p_i, p_f, p_o; the gains of both products; of c, gain and
+// bias.
 template <int G>
 inline constexpr int kStageVectors = 3 + 2 * G + 2;
 template <int G>

@@ -58,7 +58,8 @@ __global__ void __launch_bounds__(kScanBlock<T>, 1)
 #pragma unroll
       for (int j = 0; j < kWide; ++j) {
         A input[Cell::kInputs], weight[Cell::kGates], bias[Cell::kGates];
-        pick_value(input, u, j), pick_value(weight, w, j), pick_value(bias, constant.b, j);
+        pick_value<Cell::kInputs>(input, u, j);
+        pick_value<Cell::kGates>(weight, w, j), pick_value<Cell::kGates>(bias, constant.b, j);
         A next;
         c[j] = begins ? A(0) : c[j];
         Cell::forward(input, weight, bias, x[j], constant.m[j], c[j], next, h[j]);
@@ -152,7 +153,8 @@ __global__ void __launch_bounds__(kScanBlock<T>, 1)
       for (int j = 0; j < kWide; ++j) {
         const A before = begins ? A(0) : last ? c0[j] : c_prev[j];
         A input[Cell::kInputs], weight[Cell::kGates], bias[Cell::kGates];
-        pick_value(input, u, j), pick_value(weight, w, j), pick_value(bias, constant.b, j);
+        pick_value<Cell::kInputs>(input, u, j);
+        pick_value<Cell::kGates>(weight, w, j), pick_value<Cell::kGates>(bias, constant.b, j);
         A grad[Cell::kInputs], next;
         Cell::backward(input, weight, bias, x[j], constant.m[j], before, dh[j], dc[j], grad, dx[j], next);
         dc[j] = begins ? A(0) : pad ? dc[j] : next;

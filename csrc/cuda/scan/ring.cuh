@@ -66,7 +66,7 @@ __device__ __forceinline__ bool find_column(const ScanShape& s, const ScanTables
   if (i >= s.B * wide) return false;
   out.b = i / wide;
   out.o = (i - out.b * wide) * kWide;
-  out.steps = tables.lengths ? tables.lengths[out.b] : s.L;
+  out.steps = tables.lengths ? tables.lengths[out.b] : s.T;
   const bool down = out.reverse(s) != descending;
   out.t = down ? out.steps - 1 : 0;
   out.towards = down ? -1 : 1;
@@ -171,9 +171,9 @@ FASTRNN_HD int input_streams(const ScanInputs& in) {
   return Cell::kInputs + has_highway<Cell>(in) + (in.v.data ? Cell::kGates : 0);
 }
 
-// to[k] = from[k][j]
-template <class A, int kCount, int kWide>
-__device__ __forceinline__ void pick_value(A (&to)[kCount], const A (&from)[kCount][kWide], int j) {
+// to[k] = from[k][j], so many.
+template <int kCount, class A, int kWide>
+__device__ __forceinline__ void pick_value(A* to, const A (*from)[kWide], int j) {
 #pragma unroll
   for (int k = 0; k < kCount; ++k) to[k] = from[k][j];
 }
