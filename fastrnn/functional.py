@@ -36,7 +36,7 @@ from ._run.rnn import Stack, run
 from ._run.rows import Rows, asked
 from ._run.step import one_step
 
-__all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell", "sru", "sru_scan"]
+__all__ = ["gru", "gru_cell", "linear_scan", "lstm", "lstm_cell", "rnn", "rnn_cell", "sru", "sru_scan"]
 
 
 def lstm(
@@ -341,6 +341,46 @@ def sru_scan(
         return _scan(u, x, weight_c, bias, c0, rows, **masks, **options)
     except symbolic.ERRORS:
         if (node := symbolic.function_call(sru_scan, locals())) is None:
+            raise
+        return node
+
+
+def linear_scan(
+    a: Tensor,
+    b: Tensor,
+    h0: Tensor | None = None,
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+) -> Tensor:
+    """h_t = a_t * h_{t-1} + b_t for every step, elementwise, with gradients of all three.
+
+    Args:
+        a, b: (T, B, H) of one dtype; half types are computed in float32. h0: (B, H), zeros by default.
+        lengths: (B,), how many steps each row has, 0 to T; the steps beyond give 0, and take no part in any
+            gradient. reset: (T, B) of bool or integers, true where a new sequence begins, from a state of 0.
+        reverse: from the last step to the first; then reset cuts between the steps t-1 and t all the same.
+
+    Returns:
+        h (T, B, H).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: sizes, dtypes and devices that do not fit, naming the argument.
+    """
+    try:
+        a, b = _checks.tensor("linear_scan", "a", a), _checks.tensor("linear_scan", "b", b)
+        scan_checks.dims("linear_scan", a, (3,), "(T, B, H)")
+        scan_checks.shape("linear_scan", "b", b, tuple(a.shape))
+        if h0 is not None:
+            scan_checks.shape(
+                "linear_scan", "h0", _checks.tensor("linear_scan", "h0", h0), tuple(a.shape[1:])
+            )
+        _checks.same_kind(a, [("b", b), ("h0", h0)], "a")
+        rows = asked("linear_scan", a, lengths, reset, None, False, False)
+        return run_scan.linear(a, b, h0, rows, reverse)
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(linear_scan, locals())) is None:
             raise
         return node
 

@@ -1,6 +1,7 @@
 from .cells import GRUCell, LSTMCell, RNNCell
 from .gru import GRU
 from .lstm import LSTM
+from .minimal import IndRNN, MinGRU, MinLSTM
 from .rnn import RNN
 from .sru import SRU
 from .sru_cell import SRUCell
@@ -12,7 +13,10 @@ __all__ = [
     "RNN",
     "SRU",
     "GRUCell",
+    "IndRNN",
     "LSTMCell",
+    "MinGRU",
+    "MinLSTM",
     "RNNCell",
     "SRUCell",
     "SRUpp",

@@ -14,6 +14,7 @@ bfloat16 and float16 are computed in float32 and rounded once at the end, as the
 computed in float32: for an oracle, pass float64.
 """
 
+from .linear import indrnn, linear_scan
 from .rnn import GATES, gradients, gru_cell, layer, lstm_cell, masked_layer, rnn_cell
 from .scan import sru_scan, sru_scan_gradients
 
@@ -21,7 +22,9 @@ __all__ = [
     "GATES",
     "gradients",
     "gru_cell",
+    "indrnn",
     "layer",
+    "linear_scan",
     "lstm_cell",
     "masked_layer",
     "rnn_cell",
