@@ -3,6 +3,7 @@ from .gru import GRU
 from .lstm import LSTM
 from .minimal import IndRNN, MinGRU, MinLSTM
 from .rnn import RNN
+from .slstm import SLSTM
 from .sru import SRU
 from .sru_cell import SRUCell
 from .srupp import SRUpp, SRUppAttention, SRUppCell, SRUppProjectedLinear
@@ -11,6 +12,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "SLSTM",
     "SRU",
     "GRUCell",
     "IndRNN",

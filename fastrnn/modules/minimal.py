@@ -1,4 +1,4 @@
-"""Layers whose recurrence has no product: IndRNN, MinGRU and MinLSTM."""
+"""Layers whose recurrence has no product, IndRNN, MinGRU and MinLSTM, and their base, which SLSTM shares."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["IndRNN", "MinGRU", "MinLSTM"]
 
 
 class ElementwiseLayer(nn.Module):
-    """Base of the three: layers, directions, rows, checks.
+    """Base of the layers that are no torch.nn's: stacks, directions, rows, checks.
 
     Args:
         input_size: I. hidden_size: H. num_layers: L. bias: whether there is one.
@@ -34,7 +34,8 @@ class ElementwiseLayer(nn.Module):
     (G*H, I or D*H) and ``bias_ih_l{k}`` (G*H,), initialised as torch.nn.RNN's.
     """
 
-    _gates = 1
+    #: Blocks of H rows in the weights, and states.
+    _gates = _states = 1
 
     def __init__(
         self,
@@ -104,16 +105,16 @@ class ElementwiseLayer(nn.Module):
     def forward(
         self,
         input: Tensor,
-        hx: Tensor | None = None,
+        hx=None,
         *,
         lengths: Tensor | Sequence[int] | None = None,
         reset: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple:
         """Run the layers.
 
         Args:
             input: (T, B, I), (B, T, I) with ``batch_first``, or (T, I) for one sequence.
-            hx: (L*D, B, H), without B for one sequence; zeros by default.
+            hx: (L*D, B, H), without B for one sequence, or a tuple of states; zeros by default.
             lengths, reset: as of :meth:`fastrnn.LSTM.forward`.
 
         Returns:
@@ -137,11 +138,7 @@ class ElementwiseLayer(nn.Module):
             raise RuntimeError(f"Expected sequence length to be larger than 0 in {name}")
         directions = 2 if self.bidirectional else 1
         expected = (self.num_layers * directions, x.size(1), self.hidden_size)
-        if hx is not None:
-            hx = _checks.tensor(name, "hx", hx)
-            hx = hx if batched else hx.unsqueeze(1)
-            if hx.shape != expected:
-                raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
+        states = None if hx is None else self._given(name, hx, batched, expected)
         lengths, reset = (None, None) if rows is None else (rows.lengths, rows.reset)
         if rows is not None and not torch_state.compiling():
             rows.check_lengths(x.size(0))
@@ -154,14 +151,29 @@ class ElementwiseLayer(nn.Module):
                 if self.training and self.dropout:
                     x = dropout(x, self.dropout, True)
                 found = []
-            own = None if hx is None else hx[number]
+            own = None if states is None else tuple(s[number] for s in states)
             y, last = self._direction(x, own, suffix, lengths, reset, number % directions == 1)
             found.append(y)
             finals.append(last)
-        y, h = (torch.cat(found, -1) if directions == 2 else found[0]), torch.stack(finals)
+        y = torch.cat(found, -1) if directions == 2 else found[0]
+        last = [torch.stack(every) for every in zip(*finals, strict=True)]
         if not batched:
-            return y.squeeze(1), h.squeeze(1)
-        return (y.transpose(0, 1) if self.batch_first else y), h
+            y, last = y.squeeze(1), [s.squeeze(1) for s in last]
+        elif self.batch_first:
+            y = y.transpose(0, 1)
+        return y, (last[0] if self._states == 1 else tuple(last))
+
+    def _given(self, name: str, hx, batched: bool, expected: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """The states that came, checked, with a dimension for the rows."""
+        states = (hx,) if self._states == 1 else hx
+        if not isinstance(states, (tuple, list)) or len(states) != self._states:
+            raise TypeError(f"{name}: hx should be a tuple of {self._states} states, got {_checks.kind(hx)}")
+        states = tuple(_checks.tensor(name, "hx", s) for s in states)
+        states = states if batched else tuple(s.unsqueeze(1) for s in states)
+        for s in states:
+            if s.shape != expected:
+                raise RuntimeError(f"Expected hidden size {expected}, got {list(s.shape)}")
+        return states
 
     def _product(self, x: Tensor, suffix: str) -> Tensor:
         weight = getattr(self, "weight_ih" + suffix)
@@ -169,10 +181,11 @@ class ElementwiseLayer(nn.Module):
             _checks.input_dtype(x.dtype, weight.dtype)
         return linear(x, weight, getattr(self, "bias_ih" + suffix) if self.bias else None)
 
-    def _direction(self, x, h0, suffix: str, lengths, reset, reverse: bool) -> tuple[Tensor, Tensor]:
+    def _direction(self, x, state, suffix: str, lengths, reset, reverse: bool) -> tuple[Tensor, tuple]:
+        """The output of one direction and its last states; state: those it begins with, or None."""
         raise NotImplementedError
 
-    def step(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def step(self, input: Tensor, hx=None) -> tuple:
         """One time step, (B, I) or (I,), for loops written by hand; to rounding the numbers of one call.
 
         Returns the output (B, H) or (H,) and the new state, like hx. RuntimeError for two directions.
@@ -202,17 +215,17 @@ class _Linear(ElementwiseLayer):
     def extra_repr(self) -> str:
         return super().extra_repr() + (", log_space=True" if self.log_space else "")
 
-    def _direction(self, x, h0, suffix, lengths, reset, reverse):
+    def _direction(self, x, state, suffix, lengths, reset, reverse):
         a, b = self._coefficients(self._product(x, suffix), self.log_space)
         a, b = reference.coefficients(a, b, lengths, reset, reverse)
-        h0 = None if h0 is None else h0.to(a.dtype)
+        h0 = None if state is None else state[0].to(a.dtype)
         if torch_state.transformed():
             h = reference.linear_scan(a, b, h0, reverse=reverse)
         elif x.size(0) == 1:
             h = b if h0 is None else torch.addcmul(b, a, h0.unsqueeze(0))
         else:
             h = linear_scan(a, b, h0, reverse)
-        return reference.shown(h, lengths), h[0 if reverse else -1].clone()
+        return reference.shown(h, lengths), (h[0 if reverse else -1].clone(),)
 
 
 class MinGRU(_Linear):
@@ -274,13 +287,14 @@ class IndRNN(ElementwiseLayer):
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.nonlinearity == "relu" else ", nonlinearity=tanh")
 
-    def _direction(self, x, h0, suffix, lengths, reset, reverse):
+    def _direction(self, x, state, suffix, lengths, reset, reverse):
         gx, relu = self._product(x, suffix), self.nonlinearity == "relu"
         weight = getattr(self, "weight_hh" + suffix).to(gx.dtype)
-        h0 = gx.new_zeros(gx.shape[1:]) if h0 is None else h0.to(gx.dtype)
+        h0 = gx.new_zeros(gx.shape[1:]) if state is None else state[0].to(gx.dtype)
         if torch_state.transformed():
             options = {"relu": relu, "lengths": lengths, "reset": reset, "reverse": reverse}
-            return reference.indrnn(gx, weight, h0, **options)
+            y, last = reference.indrnn(gx, weight, h0, **options)
+            return y, (last,)
         cut, order = reset, None
         if lengths is not None:
             at = torch.arange(x.size(0), device=x.device).unsqueeze(1)
@@ -303,4 +317,4 @@ class IndRNN(ElementwiseLayer):
             end = h.gather(0, last.clamp(min=0).view(1, -1, 1).expand(1, *h.shape[1:])).squeeze(0)
             end = torch.where((last < 0).unsqueeze(-1), h0, end)
         y = h if order is None else h.gather(0, order.unsqueeze(-1).expand_as(h))
-        return reference.shown(y, lengths), end.clone()
+        return reference.shown(y, lengths), (end.clone(),)

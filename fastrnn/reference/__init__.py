@@ -17,6 +17,7 @@ computed in float32: for an oracle, pass float64.
 from .linear import indrnn, linear_scan
 from .rnn import GATES, gradients, gru_cell, layer, lstm_cell, masked_layer, rnn_cell
 from .scan import sru_scan, sru_scan_gradients
+from .slstm import slstm
 
 __all__ = [
     "GATES",
@@ -28,6 +29,7 @@ __all__ = [
     "lstm_cell",
     "masked_layer",
     "rnn_cell",
+    "slstm",
     "sru_scan",
     "sru_scan_gradients",
 ]
