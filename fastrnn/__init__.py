@@ -32,6 +32,7 @@ from .modules import (
     SRU,
     GRUCell,
     IndRNN,
+    LayerStack,
     LSTMCell,
     MinGRU,
     MinLSTM,
@@ -41,6 +42,7 @@ from .modules import (
     SRUppAttention,
     SRUppCell,
     SRUppProjectedLinear,
+    stack,
 )
 
 # Where pickles look that were made before these modules moved: streamers, and layers of convert().
@@ -56,6 +58,7 @@ __all__ = [
     "GRUCell",
     "IndRNN",
     "LSTMCell",
+    "LayerStack",
     "MinGRU",
     "MinLSTM",
     "RNNCell",
@@ -75,5 +78,6 @@ __all__ = [
     "reference",
     "release_scratch",
     "revert",
+    "stack",
     "wavefront",
 ]

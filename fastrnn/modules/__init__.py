@@ -7,6 +7,7 @@ from .slstm import SLSTM
 from .sru import SRU
 from .sru_cell import SRUCell
 from .srupp import SRUpp, SRUppAttention, SRUppCell, SRUppProjectedLinear
+from .stack import LayerStack, stack
 
 __all__ = [
     "GRU",
@@ -17,6 +18,7 @@ __all__ = [
     "GRUCell",
     "IndRNN",
     "LSTMCell",
+    "LayerStack",
     "MinGRU",
     "MinLSTM",
     "RNNCell",
@@ -25,4 +27,5 @@ __all__ = [
     "SRUppAttention",
     "SRUppCell",
     "SRUppProjectedLinear",
+    "stack",
 ]
