@@ -17,7 +17,9 @@ from ._ops import (
 from ._ops.library import release_scratch
 from ._plan.explain import explain
 from ._run import streaming as _streaming
+from ._run.status import cuda_status
 from ._run.streaming import Streamer
+from ._run.tune import Tuning, tune
 from ._run.wavefront import wavefront
 from ._version import __version__
 from .compat import _convert
@@ -68,9 +70,11 @@ __all__ = [
     "SRUppCell",
     "SRUppProjectedLinear",
     "Streamer",
+    "Tuning",
     "__version__",
     "compat",
     "convert",
+    "cuda_status",
     "explain",
     "from_onnx",
     "functional",
@@ -79,5 +83,6 @@ __all__ = [
     "release_scratch",
     "revert",
     "stack",
+    "tune",
     "wavefront",
 ]

@@ -45,9 +45,10 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   //              A direction's weights then end with what its options have, in this order; behind all directions stand
   //              keep_h, keep_c and the mask, constants whose gradients come back (0,)
   // mode         what backward will find: 0 nothing, 1 gates, 2 what recomputes them; plus, for the CUDA
-  //              kernels (the CPU has neither), 16 times the tier: 0 as plan_cuda chooses, 1 one CTA, 2
-  //              grid, 3 stepwise, 4 cluster, an error where that one cannot; plus 128 where the products of a
-  //              float32 layer may round their factors to TensorFloat-32
+  //              kernels (the CPU has neither), 16 times the tier: 0 what the device has proven, else
+  //              stepwise; 1 one CTA, 2 grid, 3 stepwise, 4 cluster, 5 to 7 clusters of 4, 8 and 16, an error where
+  //              that one cannot; plus 128 where the products of a float32 layer may round their factors to
+  //              TensorFloat-32
   //
   // y            (T, B, D*Hout) or (N, D*Hout); hn (D, B, Hout); cn (D, B, H), LSTM
   // gates        mode 1: (D, N, 4*H), the activated i, f, g, o (LSTM) or r, z, n and the recurrent
@@ -165,6 +166,22 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def("cpu_limit_threads(int limit, bool known) -> ()");
   // Bytes of scratch memory that were kept for later calls and no longer are.
   m.def("cpu_release_scratch() -> int");
+
+  // What a GPU may run unasked, and what it did; of the CUDA library alone. Lines of text, with tabs between words.
+  //
+  // cuda_trust        takes the place of what the device has proven: see Trust::replace
+  // cuda_quarantine   a tier that must not run unasked, and why; "" lets go of all
+  // cuda_quarantined  those, a line each
+  // cuda_ran          passes launched since the last cuda_clear_ran: tier, pass, number; clusters also by size
+  // cuda_status       what the device's kernels have left word of, once, or ""; no synchronisation
+  // cuda_has_image    whether this build has code that the device runs, by the runtime's own word
+  m.def("cuda_trust(int device, str lines) -> ()");
+  m.def("cuda_quarantine(int device, str tier, str why) -> ()");
+  m.def("cuda_quarantined(int device) -> str");
+  m.def("cuda_ran() -> str");
+  m.def("cuda_clear_ran() -> ()");
+  m.def("cuda_status(int device) -> str");
+  m.def("cuda_has_image(int device) -> bool");
 
   // What this machine could do at best, for "% of the limit": float32 multiply-adds in registers
   // (flop/s) and reading a buffer of that many bytes (bytes/s), each on one thread.

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from .. import _checks, reference
 from .._cells import RNN, Variant
-from .._ops import autograd, torch_state
+from .._ops import autograd, library, torch_layer, torch_state
 from .._ops.torch_state import autocasting
 from .._plan import route
 from .._plan.route import Route
-from . import native, variant, wavefront
+from . import native, tuning, variant, wavefront
 from .rows import Rows, states
 
 # What autocast casts; float64 and complex pass through it unchanged.
@@ -52,10 +52,40 @@ class Stack(NamedTuple):
 
 
 def runner(way: Route) -> Callable:
-    """The function that computes a layer where the kernels do, or the reference."""
-    if way.runner != "fused":
+    """The function that computes a layer where the kernels do, or the reference; for torch's own layer what a
+    compiler records of it, and else what comes where torch has none for the case."""
+    kind = way.runner
+    if kind == "native":
+        if torch_state.compiling():
+            return torch_layer.layer
+        kind = way.otherwise
+    if kind != "fused":
         return reference.layer
     return functools.partial(autograd.layer, tier=way.tier) if way.tier else autograd.layer
+
+
+def _way(
+    stack: Stack,
+    x: Tensor,
+    weights,
+    rows: Rows | None,
+    batch: int,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor | None] = (),
+) -> Route:
+    """Who computes the layers. On a GPU that hangs on what is known of it and of layers like these."""
+    known = x.is_cuda and stack.backend in ("auto", "fused") and library.cuda_loaded
+    if not known or stack.variant is not None:  # of a variant there is nothing to know, nor torch's own layer
+        return route.of(x, stack.backend, masked=rows is not None, variant=stack.variant)
+    if rows is not None or stack.backend == "fused":
+        tuning.ready(x)
+        return route.of(x, stack.backend, masked=rows is not None)
+    if wavefront.asked():  # by the caller, and it is made of our kernels
+        return route.of(x, stack.backend, doubt=None)
+    training = torch_state.gradients() and any(
+        t is not None and t.requires_grad for t in (x, *states, *weights)
+    )
+    return route.of(x, stack.backend, doubt=tuning.doubt(stack, x, batch, batch_sizes, training))
 
 
 def run(
@@ -128,7 +158,7 @@ def run(
             _checks.same_kind(x, [("parameter", w)])
 
     try:
-        way = route.of(x, stack.backend, masked=rows is not None, variant=stack.variant)
+        way = _way(stack, x, weights, rows, batch, batch_sizes, (h, c))
         if way.asked:  # autocast included
             found = native.layers(stack, x, h, c, weights, batch, batch_sizes)
         elif autocast:
@@ -137,6 +167,8 @@ def run(
             found = _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows)
     except RuntimeError:
         # Asked here, where no other call has to wait for the answer.
+        if x.is_cuda:
+            tuning.after_an_error()
         if rows is not None or stack.variant is not None or not native.per_sample(weights):
             raise
         with native.taken_apart():
@@ -173,7 +205,7 @@ def permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:
 def _autocast_layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
     """The layers under autocast, in the dtypes of torch's."""
     # On a device of torch's alone its layers know best what autocast means there.
-    if way.runner == "native" and not x.is_cpu:
+    if way.runner == "native" and not x.is_cpu and not torch_state.compiling():
         found = native.layers_instead(stack, x, h, c, weights, batch, batch_sizes)
         if found is not None:
             return found
@@ -201,7 +233,7 @@ def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
             _checks.batch_sizes_values(batch_sizes, x.size(0))
         if rows is not None:
             rows.check_lengths(x.size(0))
-        if way.runner == "native":
+        if way.runner == "native" and layer is not torch_layer.layer:
             found = native.layers_instead(stack, x, h, c, weights, batch, batch_sizes)
             if found is not None:
                 return found
