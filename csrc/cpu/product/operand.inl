@@ -26,7 +26,10 @@ struct NaturalOperand {
   static FASTRNN_INLINE void end_row(E*, int) {}  // a product reads whole units
   static void pack(const void* weight, int64_t ld, Dtype dtype, int G, const Panels<T>& units, int64_t panel,
                    int64_t K, E* out) {
-    pack_gate_panel<T>(weight, ld, dtype, G, units, panel, K, out);
+    const int gates = gates_a_tile(G);
+    for (int g = 0; g < G; g += gates, out += K * gates * units.blocks_of(panel) * S::W) {
+      pack_gate_panel<T>(weight, ld, dtype, g, gates, units, panel, K, out);
+    }
   }
   static FASTRNN_INLINE void multiply(int rows, int vectors, T* tile, const E* a, int64_t block_stride, const E* b,
                                       int64_t K, const char* ahead) {

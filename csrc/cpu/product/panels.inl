@@ -13,7 +13,8 @@ struct PackedWeights {
   using C = CellOf<VectorMath<T>>;
   static constexpr int W = Simd<T>::W;
   static constexpr int G = C::kGates;
-  static constexpr int kUnits = G == 1 ? kRnnUnits : 1;  // blocks of units a gate panel
+  static constexpr int kPartGates = gates_a_tile(G), kParts = G / kPartGates;  // of a gate panel
+  static constexpr int kUnits = G == 1 ? kRnnUnits : 1;                        // blocks of units a gate panel
 
   E* w_ih = nullptr;      // gate panels; null where they are not packed ahead, as w_hh
   E* w_hh = nullptr;      // gate panels

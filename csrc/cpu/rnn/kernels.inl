@@ -3,11 +3,11 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
-#include "cpu/simd/limits.inl"
 #include "cpu/rnn/backward_chunk.inl"
 #include "cpu/rnn/backward_recompute.inl"
 #include "cpu/rnn/backward_step.inl"
 #include "cpu/rnn/forward_step.inl"
+#include "cpu/simd/limits.inl"
 
 namespace fastrnn {
 namespace {

@@ -103,19 +103,39 @@ struct WeightGradient {
     }
   }
 
-  // A block of gradients from a few rows: bound by writing it, so it is written in one sweep.
+  // A block of gradients from a few rows: bound by writing it, so every row of it is written in one sweep.
   template <class RightRow>
   void outer_product(const T* a, int lanes, const Panels<T>& columns, RightRow&& right_row, T* out) const {
-    for (int64_t block = 0; block < columns.blocks(); ++block) {
-      const int width = columns.lanes(block);
-      V right[kFewRows];
-      for (int64_t r = 0; r < rows; ++r) right[r] = load_as<T>(right_row(r), block * W, width, right_dtype);
-      for (int m = 0; m < lanes; ++m) {
-        V sum = S::broadcast(a[m]) * right[0];
-        for (int64_t r = 1; r < rows; ++r) sum += S::broadcast(a[r * W + m]) * right[r];
-        S::store_n(out + m * columns.length + block * W, sum, width);
+    const char* right[kFewRows] = {};
+    for (int64_t r = 0; r < rows; ++r) right[r] = right_row(r);
+    const auto sweep = [&]<int R, bool natural>() {
+      for (int m = 0; m < lanes; ++m, out += columns.length) {
+        V left[R];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) left[r] = S::broadcast(a[r * W + m]);
+        const auto put = [&](int64_t k, int n) __attribute__((always_inline)) {
+          const auto of = [&](int r) __attribute__((always_inline)) {
+            if constexpr (natural) return S::load_n(reinterpret_cast<const T*>(right[r]) + k, n);
+            return load_as<T>(right[r], k, n, right_dtype);
+          };
+          V sum = left[0] * of(0);
+#pragma GCC unroll 4
+          for (int r = 1; r < R; ++r) sum += left[r] * of(r);
+          S::store_n(out + k, sum, n);
+        };
+        int64_t k = 0;
+        for (; k + W <= columns.length; k += W) put(k, W);
+        if (k < columns.length) put(k, static_cast<int>(columns.length - k));
       }
-    }
+    };
+    const auto with_rows = [&]<bool natural>() {
+      rows == 1   ? sweep.template operator()<1, natural>()
+      : rows == 2 ? sweep.template operator()<2, natural>()
+      : rows == 3 ? sweep.template operator()<3, natural>()
+                  : sweep.template operator()<4, natural>();
+    };
+    size_of(right_dtype) == sizeof(T) ? with_rows.template operator()<true>()
+                                      : with_rows.template operator()<false>();
   }
 };
 
