@@ -1,3 +1,4 @@
+// NOTE FROM THE INTEGRATOR (remove this line): main now has w-stages (variants in the CPU loops); your 170a365 conflicts with it in forward.inl, kernels.inl, weight_gradient.inl, plan/cpu.cpp: please `git merge main` NOW (03:30), mend, run tests/cells and tests/cpu, and commit.
 #include "plan/cpu.h"
 
 #include <algorithm>

@@ -63,6 +63,13 @@ FASTRNN_INLINE void multiply_add(typename Simd<T>::V& acc, typename Simd<T>::V a
   } else {
     asm("vfmadd231pd %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
   }
+#elif defined(__x86_64__)
+  const typename Simd<T>::V product = a * b;
+  if constexpr (sizeof(T) == 4) {
+    asm("addps %1, %0" : "+x"(acc) : "x"(product));
+  } else {
+    asm("addpd %1, %0" : "+x"(acc) : "x"(product));
+  }
 #else
   acc += a * b;
 #endif
@@ -87,7 +94,11 @@ FASTRNN_INLINE void accumulate(typename Simd<T>::V (&acc)[MR][NV], const T* colu
   for (int v = 0; v < NV; ++v) row[v] = S::load(row_of_b + v * S::W);
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
-    const typename S::V broadcast = S::broadcast(column[m * stride]);
+    T factor = column[m * stride];
+#if defined(__x86_64__) && !defined(FASTRNN_AVX2) && !defined(FASTRNN_AVX512)
+    if constexpr (MR > 1) asm("" : "+x"(factor));  // by itself: a vector of several, to be taken apart, would be one register too many
+#endif
+    const typename S::V broadcast = S::broadcast(factor);
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
       if constexpr (MR == 1) {
@@ -119,8 +130,7 @@ void product_kernel(T* tile, const T* a, int64_t block_stride, const T* b, int64
   constexpr int W = S::W;
   constexpr int kChains = chains_of(MR * NV, W);
   constexpr int kSteps = W < 4 ? W : 4;
-  const int64_t ahead_step = ahead ? 64 : 0;
-  if (!ahead) ahead = reinterpret_cast<const char*>(b);
+  if (!ahead) ahead = reinterpret_cast<const char*>(b);  // what is in the cache costs nothing to fetch
 #pragma GCC unroll 1
   for (int64_t k = 0; k < K;) {
     const int64_t end = min_of(K, k + kSumBlock);
@@ -148,7 +158,7 @@ void product_kernel(T* tile, const T* a, int64_t block_stride, const T* b, int64
         for (int s = 0; s < kSteps; ++s, step(b, ld)) {
           if constexpr (kChains == 1) {
             __builtin_prefetch(ahead, 0, 2);
-            step(ahead, ahead_step);
+            step(ahead, 64);
           }
           accumulate<T, MR, NV>(sums[s % kChains], a + s, W, b);
         }
@@ -190,14 +200,7 @@ void transposed_kernel(T* tile, const T* a, const T* b, int64_t rows) {
       for (int v = 0; v < NV; ++v) acc[m][v] = V{};
     }
 #pragma GCC unroll 1
-    for (; r + 2 <= end; r += 2, a += 2 * W, b += 2 * NV * W) {
-      accumulate<T, MR, NV>(acc, a, 1, b);
-      accumulate<T, MR, NV>(acc, a + W, 1, b + NV * W);
-    }
-    if (r < end) {
-      accumulate<T, MR, NV>(acc, a, 1, b);
-      ++r, a += W, b += NV * W;
-    }
+    for (; r < end; ++r, a += W, b += NV * W) accumulate<T, MR, NV>(acc, a, 1, b);
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4

@@ -13,6 +13,8 @@ struct WeightGradient {
   static constexpr int W = S::W;
   static constexpr int64_t kReductionRows = 1024;  // rows a pass: their panel stays in the L2 cache
   static constexpr int64_t kFewRows = 4;           // so few are summed without a tile
+  // Vectors of a tile. Of 8 rows that a block gives, a tile of few registers has 4: with three vectors all are in use.
+  static constexpr int kGradientVectors = kAccumulators == 24 ? 4 : 3;
 
   int64_t rows;       // of the chunk
   int64_t left_rows;  // rows that the blocked left operand was allocated for
@@ -20,15 +22,16 @@ struct WeightGradient {
   Dtype right_dtype;
   T* buffer;  // buffer_size(rows) elements
 
-  static int64_t buffer_size(int64_t rows) { return min_of(kReductionRows, rows) * kPanelVectors * W; }
+  static int64_t buffer_size(int64_t rows) { return min_of(kReductionRows, rows) * kGradientVectors * W; }
 
   // out[row][column] (+)= sum over the chunk's rows of left[row] * right[column], for blocks
   // [begin, end) of `left`. Block i is found at source(i); its W rows begin at natural row
   // (i / blocks) * length + (i % blocks) * W. The rows of `right` are natural: right_row(r).
   template <class Source, class RightRow>
-  void add(const T* left, const Panels<T>& left_units, int64_t begin, int64_t end, Source&& source,
-           const Panels<T>& columns, RightRow&& right_row, T* out) const {
+  void add(const T* left, const Panels<T>& left_units, int64_t begin, int64_t end, Source&& source, int64_t width,
+           RightRow&& right_row, T* out) const {
     if (begin == end) return;
+    const Panels<T> columns{width, kGradientVectors};
     const int64_t blocks = left_units.blocks();
     const auto natural = [&](int64_t i) {
       return out + (i / blocks * left_units.length + i % blocks * W) * columns.length;
