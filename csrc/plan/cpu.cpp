@@ -1,4 +1,3 @@
-// NOTE FROM THE INTEGRATOR (remove this line): main now has w-stages (variants in the CPU loops); your 170a365 conflicts with it in forward.inl, kernels.inl, weight_gradient.inl, plan/cpu.cpp: please `git merge main` NOW (03:30), mend, run tests/cells and tests/cpu, and commit.
 #include "plan/cpu.h"
 
 #include <algorithm>
@@ -28,7 +27,7 @@ CpuPlan plan_cpu(const LayerShape& s, const CpuMachine& machine, bool packed) {
   CpuPlan plan;
   const int64_t G = gates_of(s.cell);
   const double flops = 2.0 * s.rows() * G * s.H * (s.I + s.out_size()) * s.D;
-  plan.direct = !packed && s.B <= kDirectRows && s.T * s.B <= kDirectRowSteps;
+  plan.direct = !packed && !s.variant.any() && s.B <= kDirectRows && s.T * s.B <= kDirectRowSteps;
 
   int threads = machine.threads;
   if (flops < kSerialFlops) threads = 1;

@@ -15,7 +15,7 @@ import torch
 from .. import _C
 from .._cells import RNN
 from . import threads
-from .mode import NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
+from .mode import CLUSTERS, NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
 
 _FOLDER = Path(__file__).parents[1]  # where the binaries lie
 
@@ -44,8 +44,10 @@ pack = torch.ops.fastrnn.rnn_pack.default
 stream = torch.ops.fastrnn.rnn_stream.default
 
 
-#: What would run a layer on a machine, and where the times in that come from; see csrc/python.cpp.
+#: What would run a layer on a machine, what a GPU's tuning calls layers like it, and where the times of a
+#: plan come from; see csrc/python.cpp.
 plan = _C.plan
+trust_key = _C.trust_key
 plan_table_provenance = _C.plan_table_provenance
 
 
@@ -80,6 +82,21 @@ def cpu_threads() -> int:
     """How many threads a call on the CPU may use: torch.get_num_threads(), or fewer where there are fewer
     CPUs."""
     return torch.ops.fastrnn.cpu_threads()
+
+
+def release_scratch() -> int:
+    """Give the memory that the CPU kernels keep between calls back to the system.
+
+    What a call needs besides its results (packed weights, states, a chunk of gates) is kept for later calls:
+    to map and clear it anew costs about 0.1 ms a MB. A process keeps at most 64 MB, in at most four pieces,
+    for all of its threads together, and nothing of what is smaller than 256 KB or larger than 64 MB. Calls
+    that are running keep what they have; the next call maps its own memory again. Nothing is kept on systems
+    other than Linux, nor for a GPU, whose memory is torch's.
+
+    Returns:
+        How many bytes were given back.
+    """
+    return torch.ops.fastrnn.cpu_release_scratch()
 
 
 def cpu_fma_peak() -> float:

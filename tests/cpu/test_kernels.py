@@ -67,9 +67,9 @@ def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-# T, B, I, H: direct with one row and with several, with W_ih too where it lies and packed just before its use, one
-# step too many for it, one row too many, single units
-# and inputs, odd sizes on each side of every vector width, a batch of many tiles, chunks of steps.
+# T, B, I, H: direct with one row and with several, W_ih where it lies too and packed just before its use, one
+# step too many for it, one row too many, single units and inputs, odd sizes on each side of every vector
+# width, a batch of many tiles, chunks of steps.
 SHAPES = [
     (1, 1, 1, 1),
     (1, 1, 5, 33),

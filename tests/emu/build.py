@@ -58,7 +58,7 @@ def library(name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = F
     With `race` the kernels run under the happens-before check. `faults` are planted all at once, each behind
     a switch that the op `configure` sets (number 1 is the first one).
     """
-    own = [ROOT / "csrc" / "plan" / f"{plan}.cpp" for plan in ("cuda", "table", "geometry")]
+    own = [ROOT / "csrc" / "plan" / f"{plan}.cpp" for plan in ("cuda", "table", "geometry", "trust")]
     own += [EMU / "emu_ops.cpp", EMU / "emu_persistent.cpp"]
     sources = [*sorted(CUDA.rglob("*.cpp")), *sorted(CUDA.rglob("*.cu")), *own]
     folder = OUT / name
@@ -116,8 +116,10 @@ def selftest() -> Path:
     return result
 
 
-def compile_and_link(folder: Path, edges: list[str], before: str, after: str) -> None:
-    rules = RULES.format(cxx=os.environ.get("CXX", "g++"), before=before, after=after)
+def compile_and_link(
+    folder: Path, edges: list[str], before: str, after: str, compiler: str | None = None
+) -> None:
+    rules = RULES.format(cxx=compiler or os.environ.get("CXX", "g++"), before=before, after=after)
     ninja = shutil.which("ninja") or str(Path(sys.executable).with_name("ninja"))
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:  # tests in other processes ask for the same library

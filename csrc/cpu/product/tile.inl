@@ -33,7 +33,7 @@ constexpr int kAccumulators = 12;
 constexpr int kPanelVectors = 2;  // 6 x 2 reaches the peak of AVX2, 3 x 4 stays at 80% of it
 constexpr int kRnnUnits = 2;
 #endif
-constexpr int kMaxVectors = kAccumulators == 24 ? 4 : 3;
+constexpr int kMaxVectors = 4;
 constexpr int kMaxRows = 8;
 constexpr int kTileSize = 24;       // most vectors a tile holds
 constexpr int64_t kSumBlock = 128;  // most terms of a chain of additions, a multiple of every W
@@ -41,7 +41,7 @@ constexpr int64_t kRowBlock = 32;   // the same for sums over rows and steps, of
 
 // Gates of a unit that one tile holds. Four in 12 registers would leave three rows a tile, and no register for a row
 // of the right operand beside its broadcast: two tiles of six rows and two gates each read less and spill nothing.
-constexpr int gates_a_tile(int gates) { return gates <= kMaxVectors ? gates : gates / 2; }
+constexpr int gates_a_tile(int gates) { return kAccumulators == 24 || gates < 4 ? gates : gates / 2; }
 
 constexpr int tile_rows(int vectors) {
   return kAccumulators / vectors < kMaxRows ? kAccumulators / vectors : kMaxRows;
@@ -96,13 +96,14 @@ FASTRNN_INLINE void accumulate(typename Simd<T>::V (&acc)[MR][NV], const T* colu
   for (int m = 0; m < MR; ++m) {
     T factor = column[m * stride];
 #if defined(__x86_64__) && !defined(FASTRNN_AVX2) && !defined(FASTRNN_AVX512)
-    if constexpr (MR > 1) asm("" : "+x"(factor));  // by itself: a vector of several, to be taken apart, would be one register too many
+    if constexpr (MR > 1)
+      asm("" : "+x"(factor));  // by itself: a vector of several, to be taken apart, would be one register too many
 #endif
     const typename S::V broadcast = S::broadcast(factor);
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
-      if constexpr (MR == 1) {
-        acc[m][v] += broadcast * row[v];  // which is used once, from where it lies
+      if constexpr (MR == 1 || NV * 3 == kAccumulators) {
+        acc[m][v] += broadcast * row[v];  // which is used once, or has no register: from where it lies
       } else {
         multiply_add<T>(acc[m][v], broadcast, row[v]);
       }

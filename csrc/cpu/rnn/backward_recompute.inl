@@ -13,10 +13,10 @@ inline void Backward<T, CellOf>::pack_gates(int rank) {
   const Direction& dir = directions_[d];
   const Panels<T> gates{s_.H, 1};
   for (int64_t block = share(rank); block < gates.count(); block += shares) {
-    NaturalOperand<T>::pack(weights.w_ih, s_.I, s_.dtype, G, gates, block, s_.I,
-                            dir.gate_w_ih + block * G * W * s_.I);
+    NaturalOperand<T>::pack(weights.w_ih, s_.I, s_.dtype, G, gates, block, s_.I, dir.gate_w_ih + block * G * W * s_.I,
+                            kPartGates);
     NaturalOperand<T>::pack(weights.w_hh, s_.out_size(), s_.dtype, G, gates, block, s_.out_size(),
-                            dir.gate_w_hh + block * G * W * s_.out_size());
+                            dir.gate_w_hh + block * G * W * s_.out_size(), kPartGates);
     pack_gate_bias<T, C>(weights, s_, gates, block, dir.bias, dir.bias_rec);
   }
 }

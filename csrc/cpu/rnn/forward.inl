@@ -12,6 +12,8 @@
 #pragma once
 #include "cpu/product/few_rows.inl"
 #include "cpu/product/panels.inl"
+#include "cpu/rnn/heads.inl"
+#include "cpu/rnn/row_sums.inl"
 #include "cpu/rnn/schedule.inl"
 
 namespace fastrnn {
@@ -25,7 +27,7 @@ class Forward : private Schedule {
   using C = CellOf<VectorMath<T>>;
   static constexpr int W = S::W;
   static constexpr int G = C::kGates;
-  static constexpr bool kKeepsState = Operand::kRounds && kReadsH<C>;
+  static constexpr bool kKeepsState = C::kVariant || (Operand::kRounds && kReadsH<C>);
   // Rows whose product with W_ih is made by dots where weights are read where they lie: more repay the packing of
   // each panel just before its use.
   static constexpr int64_t kDotInputRows = 8;
@@ -42,7 +44,7 @@ class Forward : private Schedule {
     const bool alone = !p_.packed && plan_.batch_groups == 1;
     input_dots_ = plan_.direct && plan_.forward_chunk * most_group_rows() <= kDotInputRows;
     input_just_in_time_ = alone && !input_dots_ && plan_.forward_chunk >= s_.T;
-    state_just_in_time_ = alone && !plan_.direct && s_.T == 1;
+    state_just_in_time_ = alone && !plan_.direct && s_.T == 1 && !C::kVariant;
     lay_out();
   }
 
@@ -61,12 +63,24 @@ class Forward : private Schedule {
     T* h_state;  // for a cell that adds to h_{t-1}, where h itself is rounded
     T* c;
     E* m;
+    // Of a variant: r * h, and the parts of rows that the group's workers have, [unit group][row].
+    E* reset_h;
+    RowPart<T>*x_parts, *h_parts, *c_parts;
+  };
+  // Of a variant and direction: recurrent panels, of a second phase too, and vectors of the padded units.
+  struct Stages {
+    E *first, *second;
+    T* vectors[kStageVectors<G>];
   };
   struct Worker {
     T* gx;
     E* x;
     int64_t* slots;  // first chunk row of each step of the chunk
     E* panel;        // a panel that is packed just before its only use
+    // Of a variant, what waits for a meeting: the recurrent part of the gates or r and z, like gx of one step; an
+    // LSTM's candidate of c and its o, [own blocks][R][W].
+    T *held, *candidate, *out_gate;
+    RowMoments<T>* moments;  // of a step's rows: [x, h][row]
   };
 
   static int64_t panel_size(int64_t K) { return Weights::panel_size(K); }
@@ -84,8 +98,10 @@ class Forward : private Schedule {
       if (p_.packed) {
         dir.read(p_.packed, s_);
       } else {
-        dir.lay_out(arena_, s_, !input_dots_ && !input_just_in_time_, !plan_.direct && !state_just_in_time_);
+        dir.lay_out(arena_, s_, !input_dots_ && !input_just_in_time_,
+                    !plan_.direct && !state_just_in_time_ && !C::kVariant);
       }
+      if constexpr (C::kVariant) lay_out_stages(d);
     }
     groups_ = arena_.take<Group>(groups());
     workers_ = arena_.take<Worker>(grid_.workers());
@@ -96,6 +112,7 @@ class Forward : private Schedule {
       group.h_state = arena_.take<T>(kKeepsState ? out_blocks * group_rows * W : 0);
       group.c = arena_.take<T>(C::kHasCell ? blocks * group_rows * W : 0);
       group.m = arena_.take<E>(s_.P ? blocks * group_rows * W : 0);
+      if constexpr (C::kVariant) lay_out_stages(group);
       if (arena_.base) groups_[g] = group;
     }
     for (int r = 0; r < grid_.workers(); ++r) {
@@ -106,6 +123,7 @@ class Forward : private Schedule {
       worker.slots = arena_.take<int64_t>(plan_.forward_chunk);
       worker.panel =
           arena_.take<E>(input_just_in_time_ ? Weights::kUnits * panel_size(max_of(s_.I, s_.out_size())) : 0);
+      if constexpr (C::kVariant) lay_out_stages(worker, own.end - own.begin);
       if (arena_.base) workers_[r] = worker;
     }
     if (arena_.base) reset_barriers();
@@ -121,6 +139,9 @@ class Forward : private Schedule {
       for (int64_t s0 = 0; s0 < s_.T; s0 += plan_.forward_chunk) {
         const int64_t s1 = min_of(s_.T, s0 + plan_.forward_chunk);
         own.each([&](int r) { project_input(r, s0, s1); });
+        if constexpr (C::kVariant) {
+          if (on().norm) own.meet_group();  // every part of the rows of gx has been summed
+        }
         for (int64_t s = s0; s < s1; ++s) advance(own, s, s - s0);
       }
     });
@@ -130,7 +151,11 @@ class Forward : private Schedule {
   // between them leaves the cache; what needs a whole row of what another worker makes comes after a meeting.
   template <class Workers>
   FASTRNN_INLINE void advance(Workers& crew, int64_t s, int64_t s_in_chunk) {
-    crew.each([&](int r) { step(r, s, s_in_chunk); });
+    if constexpr (C::kVariant) {
+      advance_stages(crew, s, s_in_chunk);
+    } else {
+      crew.each([&](int r) { step(r, s, s_in_chunk); });
+    }
     if (s_.P) {
       crew.meet_group();  // every unit of m is written before any product reads it
       crew.each([&](int r) { project_output(r, s); });
@@ -157,6 +182,7 @@ class Forward : private Schedule {
   void prepare(int rank) {
     const int d = grid_.direction(rank), b = grid_.batch_group(rank);
     if (!p_.packed) directions_[d].pack(p_.weights[d], s_, share(rank), grid_.workers_a_direction());
+    if constexpr (C::kVariant) pack_stages(rank);
     const Group& group = groups_[grid_.group(rank)];
     if (grid_.unit_group(rank) == 0) {
       const int64_t rows = grid_.rows(s_.B, b);
@@ -171,6 +197,9 @@ class Forward : private Schedule {
         if constexpr (C::kHasCell) {
           const char* c0 = static_cast<const char*>(p_.c0) + row * s_.H * size_of(s_.dtype);
           block_row<T, NaturalOperand<T>>(c0, s_.H, s_.dtype, group.c, group_rows_, i);
+        }
+        if constexpr (C::kVariant) {
+          if (p_.masks.recurrent) mask_first_state(d, s_.row_of(batch_row(b, i)), group, i);
         }
         if (d == 0 && s_.cut(0, batch_row(b, i))) {
           for (int64_t block = 0; block < outputs_.blocks(); ++block) {
@@ -207,13 +236,16 @@ class Forward : private Schedule {
       const E* weights = directions_[d].w_ih + units_.first_block(panel) * panel_size(s_.I);
       PanelPrefetch ahead;
       if (input_just_in_time_) {
-        Operand::pack(p_.weights[d].w_ih, s_.I, s_.dtype, G, units_, panel, s_.I, worker.panel);
+        Operand::pack(p_.weights[d].w_ih, s_.I, s_.dtype, G, units_, panel, s_.I, worker.panel, kPartGates);
         weights = worker.panel;
       } else {
         ahead = next_panel(directions_[d].w_ih, panel, own.end - 1, s_.I);
       }
       for_tiles(tile_rows(vectors / kParts), 0, rows,
                 [&](int64_t row, int height) { input_tile(rank, weights, panel, vectors, row, height, ahead); });
+    }
+    if constexpr (C::kVariant) {
+      if (on().norm) sum_input_rows(rank, rows);
     }
   }
 
@@ -229,10 +261,15 @@ class Forward : private Schedule {
     const Direction& dir = directions_[grid_.direction(rank)];
     const int64_t first = units_.first_block(panel);
     const int of_part = vectors / kParts;
+    const bool from_zero = C::kVariant && s_.variant.norm;  // the bias comes behind the norm
     for (int part = 0; part < kParts; ++part) {
       T* out = worker.gx + gx_offset(rank, panel) + (part * chunk_rows_ + row) * of_part * W;
       for (int m = 0; m < height; ++m) {
-        copy_vectors(dir.bias + (first * G + part * of_part) * W, out + m * of_part * W, of_part);
+        if (from_zero) {
+          for (int v = 0; v < of_part; ++v) S::store(out + (m * of_part + v) * W, V{});
+        } else {
+          copy_vectors(dir.bias + (first * G + part * of_part) * W, out + m * of_part * W, of_part);
+        }
       }
       Operand::multiply(height, of_part, out, worker.x + row * W, chunk_rows_ * W,
                         weights + part * of_part * W * Operand::depth(s_.I), s_.I, ahead.slice(s_.I));
@@ -270,12 +307,39 @@ class Forward : private Schedule {
                  int64_t slot, int64_t last, PanelPrefetch& ahead);
   void finish_tile(const T* tile, const T* gx, int rank, int64_t s, int64_t t, int64_t panel, int units, int64_t row,
                    int height);
-  void put_output(const UnitAt& where, int64_t y_at, bool cut, const E* h_in, E* h_out, T* h_state, V h);
+  void put_output(const UnitAt& where, int64_t b, int64_t y_at, bool cut, const E* h_in, E* h_out, T* h_state, V h);
   void project_output(int rank, int64_t s);
   void output_tile(int rank, int64_t s, int64_t t, int64_t panel, int vectors, int64_t row, int height);
   void input_dots(int rank, int64_t rows);
   void add_dots(const void* weight, int64_t K, int64_t panel, int64_t last, int height, const E* a,
                 int64_t block_stride, T* out, int64_t part_rows);
+  void hand_over(int rank, int64_t s, int64_t t, int64_t n);
+
+  // ---- forward_stages.inl -----------------------------------------------------------------------
+
+  const Variant& on() const { return s_.variant; }
+  // Of units from `unit` on, for a row of the tensors.
+  V recurrent_mask(int direction, int64_t row, int64_t unit, int lanes) const {
+    return load_as<T>(p_.masks.recurrent, (direction * s_.B + row) * s_.out_size() + unit, lanes, s_.dtype);
+  }
+  template <class Workers>
+  void advance_stages(Workers& crew, int64_t s, int64_t s_in_chunk);
+  void lay_out_stages(int direction);
+  void lay_out_stages(Group& group);
+  void lay_out_stages(Worker& worker, int64_t blocks);
+  void pack_stages(int rank);
+  void mask_first_state(int direction, int64_t row, const Group& group, int64_t i);
+  void sum_input_rows(int rank, int64_t rows);
+  RowMoments<T> moments(int rank, const RowPart<T>* parts, int64_t rows, int64_t row, int per_unit) const;
+  void first_product(int rank, int64_t s, int64_t s_in_chunk);
+  void hold_reset(const T* tile, int rank, int64_t s, int64_t block, int64_t row, int height);
+  void second_product(int rank, int64_t s, int64_t s_in_chunk);
+  void normalise(int rank, int64_t s, int64_t s_in_chunk);
+  void finish_units(const T* tile, const T* gx, int rank, int64_t s, int64_t panel, int units, int64_t row,
+                    int height);
+  void put_candidate(int rank, int64_t s, int64_t block, int64_t i, V h);
+  void save(int direction, int64_t row, int64_t block, int first, const V* values, int count);
+  void emit(int rank, int64_t s);
 
   const ForwardParams& p_;
   const Panels<T> units_;    // hidden units in gate panels
@@ -284,6 +348,7 @@ class Forward : private Schedule {
   bool input_dots_ = false, input_just_in_time_ = false, state_just_in_time_ = false;
   int64_t chunk_rows_ = 0, group_rows_ = 0;
   Direction directions_[kMaxDirections] = {};
+  Stages stages_[kMaxDirections] = {};
   Group* groups_ = nullptr;
   Worker* workers_ = nullptr;
 };

@@ -13,7 +13,8 @@ struct WeightGradient {
   static constexpr int W = S::W;
   static constexpr int64_t kReductionRows = 1024;  // rows a pass: their panel stays in the L2 cache
   static constexpr int64_t kFewRows = 4;           // so few are summed without a tile
-  // Vectors of a tile. Of 8 rows that a block gives, a tile of few registers has 4: with three vectors all are in use.
+  // Vectors of a tile. Of 8 rows that a block gives, a tile of few registers has 4: with three vectors all are in
+  // use.
   static constexpr int kGradientVectors = kAccumulators == 24 ? 4 : 3;
 
   int64_t rows;       // of the chunk
@@ -21,6 +22,8 @@ struct WeightGradient {
   bool first;         // the gradient is written, not added to
   Dtype right_dtype;
   T* buffer;  // buffer_size(rows) elements
+  // Of each block of `left`, the units that count.
+  int first_lane = 0, last_lane = W;
 
   static int64_t buffer_size(int64_t rows) { return min_of(kReductionRows, rows) * kGradientVectors * W; }
 
@@ -38,7 +41,8 @@ struct WeightGradient {
     };
     if (first && rows <= kFewRows) {
       for (int64_t i = begin; i < end; ++i) {
-        outer_product(left + source(i) * left_rows * W, left_units.lanes(i % blocks), columns, right_row, natural(i));
+        outer_product(left + source(i) * left_rows * W, min_of(last_lane, left_units.lanes(i % blocks)), columns,
+                      right_row, natural(i));
       }
       return;
     }
@@ -57,7 +61,8 @@ struct WeightGradient {
         for (int64_t i = begin; i < end; ++i) {
           const T* a = left + (source(i) * left_rows + r0) * W;
           T* to = natural(i) + first_block * W;
-          for_tiles(tile_rows(vectors), 0, left_units.lanes(i % blocks), [&](int64_t m, int height) {
+          const int lanes = min_of(last_lane, left_units.lanes(i % blocks));
+          for_tiles(tile_rows(vectors), first_lane, lanes, [&](int64_t m, int height) {
             tile(a + m, reduction, to + m * columns.length, height, vectors, columns, first_block, first && r0 == 0);
           });
         }
@@ -109,10 +114,11 @@ struct WeightGradient {
   // A block of gradients from a few rows: bound by writing it, so every row of it is written in one sweep.
   template <class RightRow>
   void outer_product(const T* a, int lanes, const Panels<T>& columns, RightRow&& right_row, T* out) const {
+    out += first_lane * columns.length;
     const char* right[kFewRows] = {};
     for (int64_t r = 0; r < rows; ++r) right[r] = right_row(r);
     const auto sweep = [&]<int R, bool natural>() {
-      for (int m = 0; m < lanes; ++m, out += columns.length) {
+      for (int m = first_lane; m < lanes; ++m, out += columns.length) {
         V left[R];
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) left[r] = S::broadcast(a[r * W + m]);
