@@ -44,10 +44,10 @@ $(VENV)/.stamp-%: requirements/%.txt requirements/test.txt $(VENV)/.stamp-build
 	@touch $@
 endif
 
-.PHONY: help build test test-all test-machines test-clients models models-check bench lint format wheel asan tsan gpu-check clean distclean
+.PHONY: help build test test-all test-aarch64 test-machines test-clients models models-check bench lint format wheel asan tsan gpu-check clean distclean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */\1\t/' | expand -t 16
 
 # Always asked, never long: ninja compiles what changed, headers included.
 build: $(ENV_TEST)  ## compile the three binaries into fastrnn/
@@ -61,7 +61,7 @@ test: build  ## lint and test
 
 # What is handed out or tested in full has every architecture, unless FASTRNN_CUDA_ARCHS says which.
 test-all wheel: export FASTRNN_CUDA_ARCHS ?= all
-test-all: build  ## the same with every case (tsan among them), on a build with every CUDA architecture
+test-all: build  ## the same with every case (tsan and test-aarch64 among them), on a build with every CUDA architecture
 	$(PY) -m ruff check .
 	$(PYTEST) -rs --all $(ARGS)
 
@@ -119,6 +119,9 @@ asan: $(ENV_TEST)  ## the CPU kernels under AddressSanitizer and UBSan
 
 tsan: build  ## the CPU kernels' threads under ThreadSanitizer, in a program without torch (part of test-all)
 	$(PY) -m pytest tests/cpu/test_races.py -q -rs --all $(ARGS)
+
+test-aarch64: build  ## the CPU kernels for Arm by a cross compiler and qemu, from Debian's packages (part of test-all)
+	$(PY) -m pytest tests/cpu/test_aarch64.py -q -rs --all $(ARGS)
 
 gpu-check: $(ENV_TEST)  ## everything that needs a GPU; ARGS="check", "measure", "sweep" for a part; "peers": others
 	$(PY) tests/gpu/check.py $(ARGS)

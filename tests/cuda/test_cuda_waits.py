@@ -57,7 +57,7 @@ def ops(loaded):
     yield loaded
     loaded.configure(1)
     loaded.trouble()
-    loaded.room_for_clusters(16)
+    loaded.fail(0)
 
 
 #: One tile of units a CTA and a warp of it, which meets no barrier; several warps a tile; weights in shared
@@ -194,7 +194,7 @@ def test_a_failed_question_is_asked_again(ops):
     """About room for clusters: the launch that could not know does without, the next one does not."""
     case = Case("gru", "bfloat16", "cluster", T=2, B=1, H=48, D=1, cluster=8)
     p = problem(case)
-    ops.room_for_clusters(16, 1)
+    ops.fail(0, 1)
     with pytest.raises(RuntimeError, match="720"):  # cudaErrorCooperativeLaunchTooLarge
         forward(ops, case, p)
     assert forward(ops, case, p)[1].isfinite().all()

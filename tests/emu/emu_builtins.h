@@ -195,10 +195,6 @@ cudaError_t cudaFuncSetAttribute(K* k, cudaFuncAttribute a, int v) {
 template <class K>
 cudaError_t cudaOccupancyMaxActiveClusters(int* n, K* k, const cudaLaunchConfig_t* c) {
   if (emu::fails(emu::opt.fail_queries)) return cudaErrorLaunchOutOfResources;
-  if (emu::opt.failing_queries > 0) {
-    emu::opt.failing_queries--;
-    return cudaErrorLaunchOutOfResources;
-  }
   const int size = (int)c->attrs[0].val.clusterDim.x;
   if (size > 8 && !emu::func_attr[(void*)k][cudaFuncAttributeNonPortableClusterSizeAllowed])
     return cudaErrorInvalidClusterSize;

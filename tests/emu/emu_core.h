@@ -147,7 +147,7 @@ struct Options {  // set before a launch
   bool no_image = false;    // kernels were compiled for other devices
   int fault = 0;            // number of the planted fault that is switched on, see build.py
   bool strict_mbar = true;  // a wait must see exactly the next phase; no tx or half-arrived phase may be left at exit
-  int failing_queries = 0;  // so many questions about room for clusters fail, the next are answered
+  int side = 1;             // to which approximate functions err: 1 too large, -1 too small
   long lose = -1;           // the number in a launch of the signal that gets lost: an st.async or a release
   bool stale = true;        // loads of other blocks' writes may be old until an acquire
   bool apart = true;        // every pair of blocks has its own delay of asynchronous stores

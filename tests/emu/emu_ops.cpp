@@ -32,11 +32,8 @@ void device(int64_t capability, int64_t sms, int64_t shared_bytes) {
                                       fastrnn::cuda::max_cluster_of(static_cast<int>(capability))};
 }
 
-// The largest cluster that there is room for on it, whatever the plan thought; and how many questions about it fail.
-void room_for_clusters(int64_t blocks, int64_t failing) {
-  emu::opt.max_cluster = static_cast<int>(blocks);
-  emu::opt.failing_queries = static_cast<int>(failing);
-}
+// The largest cluster that there is room for on it, whatever the plan thought.
+void room_for_clusters(int64_t blocks) { emu::opt.max_cluster = static_cast<int>(blocks); }
 
 // The signal of a launch that gets lost (-1: none), whether loads may be old until an acquire, whether every pair of
 // blocks has its own delay, whether races are errors.
@@ -46,6 +43,7 @@ void trouble(int64_t lose, bool stale, bool apart, bool race) {
   emu::opt.apart = apart;
   emu::opt.race = race;
 }
+void approximate(int64_t side) { emu::opt.side = static_cast<int>(side); }
 // Seconds that passed in the last launch while nothing could run, and the signals that were sent in it.
 std::tuple<double, int64_t> past() { return {emu::S.clock * 1e-9, emu::S.signals}; }
 
@@ -130,6 +128,11 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
       "-> (Tensor grad_u, Tensor grad_x, Tensor grad_weight_c, Tensor grad_bias, Tensor grad_c0, Tensor grad_v)");
   m.def("configure(int seed, int resident=0, int fault=0) -> ()");
   m.def("device(int capability, int sms, int shared_bytes) -> ()");
+  m.def("room_for_clusters(int blocks) -> ()");
+  m.def("trouble(int lose=-1, bool stale=True, bool apart=True, bool race=True) -> ()");
+  m.def("approximate(int side) -> ()");
+  m.def("past() -> (float seconds, int signals)");
+  m.def("take_status() -> int[]");
   m.def("fail(int launches, int queries=0, bool no_image=False) -> ()");
   m.def("plant_status(int code, int tier, int T, int B, int H, int step) -> ()");
   m.def("cuda_trust(int device, str lines) -> ()");
@@ -139,10 +142,6 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   m.def("cuda_clear_ran() -> ()");
   m.def("cuda_status(int device) -> str");
   m.def("cuda_has_image(int device) -> bool");
-  m.def("room_for_clusters(int blocks, int failing=0) -> ()");
-  m.def("trouble(int lose=-1, bool stale=True, bool apart=True, bool race=True) -> ()");
-  m.def("past() -> (float seconds, int signals)");
-  m.def("take_status() -> int[]");
   m.def("guarded(Tensor x) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CPU, m) { m.impl("guarded", TORCH_BOX(&guarded)); }
@@ -150,9 +149,10 @@ STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&configure));
   m.impl("device", TORCH_BOX(&device));
   m.impl("room_for_clusters", TORCH_BOX(&room_for_clusters));
-  m.impl("fail", TORCH_BOX(&fail));
-  m.impl("plant_status", TORCH_BOX(&plant_status));
   m.impl("trouble", TORCH_BOX(&trouble));
+  m.impl("approximate", TORCH_BOX(&approximate));
   m.impl("past", TORCH_BOX(&past));
   m.impl("take_status", TORCH_BOX(&take_status));
+  m.impl("fail", TORCH_BOX(&fail));
+  m.impl("plant_status", TORCH_BOX(&plant_status));
 }

@@ -6,6 +6,8 @@
 // straight from the lane that has them to the lane that wants them, and are added up there in the order of the
 // senders: the same bits in every run. A CTA receives for 8 rows and a step 32*H bytes, whatever the cell and type:
 // half of what gathering an LSTM's gates in half types would take, in pushes that all warps share.
+//
+// tests/protocols/scattered.pml is this exchange as a model; what it does not cover: kernel.cuh.
 #pragma once
 #include "cuda/persistent/products.cuh"
 

@@ -11,6 +11,10 @@
 // Publication i+1 overwrites i-1, so a warp may write it only when nobody reads i-1 any more. That holds if every
 // warp's part of i+1 comes after its products of i, which come after wait(i): each exchange says why.
 //
+// tests/protocols has the grid's and the cluster's exchanges as models, every interleaving of a few CTAs with the
+// mistakes that one could make (make models-check). They do not cover: more CTAs and steps, addresses, the compiler,
+// and that a push leaves after the loads that its value depends on, for which PTX has no word.
+//
 // A wait that takes too long gives up, see params.h: `poison`, 0 until then, is NaN from there on, and every sum
 // begins with it.
 #pragma once

@@ -78,11 +78,12 @@ Vector load_vector(const Vector* p, EMU_LOC) {
   return *p;
 }
 
-// As wrong as PTX allows: a systematic error of half the size that it states.
-inline float tanh_approx(float v) { return std::tanh(v) * (1.0f + 0x1p-12f); }
+// As wrong as PTX allows, always to the same side: opt.side. A tanh is not above 1, though.
+inline float off_by(double right, double error) { return static_cast<float>(right * (1 + emu::opt.side * error)); }
+inline float tanh_approx(float v) { return std::clamp(off_by(std::tanh((double)v), 0x1p-11), -1.0f, 1.0f); }
 inline float flushed(float v) { return std::fabs(v) < 0x1p-126f ? std::copysign(0.0f, v) : v; }
-inline float exp2_approx(float v) { return flushed(std::exp2(flushed(v))) * (1.0f + 0x1p-23f); }
-inline float reciprocal_approx(float v) { return flushed(1.0f / flushed(v)) * (1.0f + 0x1p-23f); }
+inline float exp2_approx(float v) { return flushed(off_by(std::exp2((double)flushed(v)), 0x1p-22)); }
+inline float reciprocal_approx(float v) { return flushed(off_by(1.0 / flushed(v), 0x1p-23)); }
 
 template <class Int>
 void forget(Int&) {}
