@@ -121,29 +121,19 @@ Chase l2_round_trip(cudaStream_t stream) {
   return {static_cast<double>(cycles.host()[0]) / many, (long_us - short_us) * 1e3 / (many - few)};
 }
 
-// Polls as the tiers do, kPollsALook times between two looks at the clock. False: it took two seconds.
-template <class Arrived>
-__device__ bool waited_for(Arrived arrived) {
-  const uint32_t start = ticks_now();
-  do {
-#pragma unroll 1
-    for (int polls = 0; polls < kPollsALook; ++polls) {
-      if (arrived()) return true;
-    }
-  } while (ticks_now() - start < 2000);
-  return false;
-}
-
 // Every block counts a flag up and waits for all the others, as the grid tier does once a step.
 __global__ void exchange(uint64_t* flag, int steps, uint32_t* gave_up) {
-  if (threadIdx.x != 0) return;
   for (int i = 0; i < steps; ++i) {
-    add_release(flag, 1);
-    const uint64_t all = static_cast<uint64_t>(gridDim.x) * (i + 1);
-    if (!waited_for([&] { return load_acquire(flag) >= all; })) {
-      *gave_up = 1;
-      return;
+    __syncwarp();
+    if (threadIdx.x == 0) {
+      add_release(flag, 1);
+      const uint64_t all = static_cast<uint64_t>(gridDim.x) * (i + 1);
+      int polls = 0;
+      while (load_acquire(flag) < all && ++polls < 1 << 24) {
+      }
+      if (polls == 1 << 24) *gave_up = 1;
     }
+    __syncwarp();
   }
 }
 
@@ -202,10 +192,7 @@ __global__ void cluster_exchange(int ctas, int steps, bool barrier_only, uint32_
       const int peer = (rank + n) % ctas;
       push(peer_address(data, peer), mine, peer_address(barrier(i), peer));
     }
-    const bool over = waited_for([&] { return try_phase(barrier(i), (i >> 1) & 1); });
-    if (__any_sync(~0u, !over)) {  // the warp goes on together
-      atomicAdd(wrong, 1);
-      break;
+    while (!try_phase(barrier(i), (i >> 1) & 1)) {
     }
     arm(i + 2);
     for (int peer = 0; peer < ctas; ++peer) {
