@@ -66,15 +66,18 @@ def missing(dtype: torch.dtype, device: str, runs: bool = True, where: str = "")
     return None
 
 
-#: Options of a variant that a kind of device has no kernel for yet.
-_NO_KERNEL = {"cuda": frozenset(("norm", "zoneout", "recurrent_dropout", "peephole", "reset_after"))}
+#: Options of a variant whose kernels have not yet run on a device of that kind.
+_UNTRIED = {"cuda": frozenset(("norm", "zoneout", "recurrent_dropout", "peephole", "reset_after"))}
 
 
 def missing_variant(variant: Variant, device: str) -> str | None:
-    """Why no kernel covers a variant on a kind of device, None where one does."""
-    without = _NO_KERNEL.get(device, ())
-    lacking = [word for word in variant.words() if word in without]
-    return f"no kernel yet for {', '.join(lacking)}: reference" if lacking else None
+    """Why nobody who does not ask for them gets the kernels of a variant, None where all get them."""
+    untried = [word for word in variant.words() if word in _UNTRIED.get(device, ())]
+    if not untried:
+        return None
+    return (
+        f"the kernels for {', '.join(untried)} have not yet run on a GPU: reference, unless asked for by name"
+    )
 
 
 def supported(x: Tensor) -> bool:
@@ -119,7 +122,7 @@ def route(
         return Route("reference", "backend='reference' was asked for")
     rnn = family == "rnn"
     plain = variant is None
-    if not plain:
+    if not plain and backend == "auto":
         lacking = lacking or missing_variant(variant, device)
     if rnn and backend == "cudnn" and not masked and plain:
         return Route("native", "backend='cudnn' was asked for: torch's own layer", asked=True)
@@ -147,8 +150,8 @@ def route(
             return Route("native", f"{why}: {_NATIVE}")
         return Route("reference", why)
     what = transforms if looked_into else subject
-    if not plain and not looked_into:
-        what = "torch's own layer has no " + ", ".join(variant.words()) if backend == "cudnn" else lacking
+    if not plain and not looked_into and backend == "cudnn":
+        what = "torch's own layer has no " + ", ".join(variant.words())
     elif masked:
         what = f"it does not cover lengths, reset, done or return_all_states with {what}"
     else:
