@@ -154,7 +154,7 @@ STABLE_ABI = [f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000
 
 
 # Every plan but the CPU's.
-CUDA_PLAN = [f"csrc/plan/{name}.cpp" for name in ("cuda", "table", "geometry")]
+CUDA_PLAN = [f"csrc/plan/{name}.cpp" for name in ("cuda", "table", "geometry", "trust")]
 
 
 def sources(*patterns):

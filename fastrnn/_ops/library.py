@@ -15,7 +15,7 @@ import torch
 from .. import _C
 from .._cells import RNN
 from . import threads
-from .mode import NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
+from .mode import CLUSTERS, NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
 
 _FOLDER = Path(__file__).parents[1]  # where the binaries lie
 
@@ -44,8 +44,10 @@ pack = torch.ops.fastrnn.rnn_pack.default
 stream = torch.ops.fastrnn.rnn_stream.default
 
 
-#: What would run a layer on a machine, and where the times in that come from; see csrc/python.cpp.
+#: What would run a layer on a machine, what a GPU's tuning calls layers like it, and where the times of a
+#: plan come from; see csrc/python.cpp.
 plan = _C.plan
+trust_key = _C.trust_key
 plan_table_provenance = _C.plan_table_provenance
 
 
@@ -55,7 +57,7 @@ def build_info() -> dict:
 
 
 def cpu_isa() -> str:
-    """The instruction set whose kernels run: "avx512_bf16", "avx512", "avx2" or "baseline"."""
+    """The instruction set whose kernels run: one of ``mode.CPU_ISAS``."""
     return torch.ops.fastrnn.cpu_isa()
 
 

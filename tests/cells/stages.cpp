@@ -61,17 +61,17 @@ Told told(int cell, const int64_t* sizes, void* const* weights, const uint8_t* r
   }
   return t;
 }
-Rows rows_of(const LayerShape& s, void* data, int64_t width) {
-  Rows rows;
+TensorRows rows_of(const LayerShape& s, void* data, int64_t width) {
+  TensorRows rows;
   rows.data = data, rows.step_stride = s.B * width, rows.row_stride = width;
   return rows;
 }
 
 template <class F>
 void with_cell(int cell, F&& f) {
-  if (cell == 0) return f.template operator()<Variant<LstmCell, Squash, KeepBoth>::Of>();
-  if (cell == 1) return f.template operator()<Variant<GruCell, Squash, KeepH>::Of>();
-  f.template operator()<Variant<RnnTanhCell, Squash, KeepSavedH>::Of>();
+  if (cell == 0) return f.template operator()<WithPolicies<LstmCell, Squash, KeepBoth>::Of>();
+  if (cell == 1) return f.template operator()<WithPolicies<GruCell, Squash, KeepH>::Of>();
+  f.template operator()<WithPolicies<RnnTanhCell, Squash, KeepSavedH>::Of>();
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 // NEON by its own instructions: 4 floats a register, 32 registers; with BFDOT where there is one.
+#include "cpu/isa/list.h"
 #include "cpu/isa/table.h"
 
 #if defined(__aarch64__)
@@ -13,11 +14,11 @@
 
 namespace fastrnn {
 static bool runs_here() { return true; }
-const KernelTable kNeonKernels = make_table("neon", runs_here, &kNeonScan);
+const KernelTable kNeonKernels = make_table(isa_name(Isa::kNeon), runs_here, &kNeonScan);
 
 // The same, but for the forward pass of bfloat16 layers.
 static constexpr KernelTable make_dot_table() {
-  KernelTable table = make_table("neon_bf16", has_bf16_dot, &kNeonScan);
+  KernelTable table = make_table(isa_name(Isa::kNeonBf16), has_bf16_dot, &kNeonScan);
   table.forward_workspace = dot_workspace;
   table.forward = run_dot;
   table.packed_bytes = dot_packed_bytes;

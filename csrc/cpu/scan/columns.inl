@@ -13,9 +13,11 @@ struct Segment {
   int64_t first, width;
 };
 
-template <class T, Dtype kDtype>
+template <class T, Dtype kDtype, template <class> class CellOf>
 class Scan {
  protected:
+  using Cell = CellOf<VectorMath<T>>;
+  static constexpr int kInputs = Cell::kInputs, kGates = Cell::kGates;
   using S = Simd<T>;
   using V = typename S::V;
   static constexpr int W = S::W;
@@ -51,7 +53,7 @@ class Scan {
     while (low < high) {
       const int64_t middle = (low + high) / 2;
       int64_t steps = 0;
-      for (int64_t t = 0; t < s_.L; ++t) steps += min_of(middle, s_.batch_sizes[t]);
+      for (int64_t t = 0; t < s_.T; ++t) steps += min_of(middle, s_.batch_sizes[t]);
       if (static_cast<double>(steps) < wanted) {
         low = middle + 1;
       } else {
@@ -93,10 +95,10 @@ class Scan {
   void for_steps(bool descending, int64_t row_begin, int64_t row_end, int64_t width, F&& f) const {
     const int64_t row_bytes = s_.K * width * static_cast<int64_t>(size_of(kDtype));
     const int64_t lead = max_of(int64_t{1}, kAhead / max_of(row_bytes, int64_t{1}));
-    for (int64_t s = 0; s < s_.L; ++s) {
-      const int64_t t = descending ? s_.L - 1 - s : s;
+    for (int64_t s = 0; s < s_.T; ++s) {
+      const int64_t t = descending ? s_.T - 1 - s : s;
       const int64_t end = min_of(row_end, s_.active(t));
-      const int64_t next = s + 1 < s_.L ? (descending ? t - 1 : t + 1) : t;
+      const int64_t next = s + 1 < s_.T ? (descending ? t - 1 : t + 1) : t;
       const int64_t next_end = min_of(row_end, s_.active(next));
       for (int64_t b = row_begin; b < end; ++b) {
         Visit visit{t, b, t, b + lead};
@@ -131,14 +133,14 @@ class Scan {
     return in_.flags ? in_.flags[direction * in_.flags_stride + t * s_.B + b] : 0;
   }
 
-  // w_f, w_r, b_f, b_r of a segment in the compute type, [4][padded(width)].
+  // The gates' weights, then their biases, of a segment in the compute type, [2 * kGates][padded(width)].
   void load_weights(const Segment& segment, T* to) const {
     const int64_t width = padded(segment.width);
-    for (int i = 0; i < 4; ++i) {
-      const void* from = i < 2 ? in_.weight_c : in_.bias;
+    for (int i = 0; i < 2 * kGates; ++i) {
+      const void* from = i < kGates ? in_.weight_c : in_.bias;
       for (int64_t j = 0; j < width; j += W) {
         const int n = static_cast<int>(min_of<int64_t>(W, segment.width - j));
-        S::store(to + i * width + j, load_as<T>(from, (i & 1) * s_.O + segment.first + j, n, kDtype));
+        S::store(to + i * width + j, load_as<T>(from, i % kGates * s_.O + segment.first + j, n, kDtype));
       }
     }
   }

@@ -22,7 +22,7 @@ bool paired(const void* data, int64_t a, int64_t b, int64_t c = 0) {
   return reinterpret_cast<uintptr_t>(data) % 4 == 0 && (a | b | c) % 2 == 0;
 }
 bool paired(const GateRows& rows) { return paired(rows.data, rows.step_stride, rows.row_stride, rows.gate_stride); }
-bool paired(const Rows& rows) { return paired(rows.data, rows.step_stride, rows.row_stride); }
+bool paired(const TensorRows& rows) { return paired(rows.data, rows.step_stride, rows.row_stride); }
 bool paired(const ScanInputs& in) {
   const ScanShape& s = in.shape;
   return s.H() % 2 == 0 && paired(in.u) && paired(in.x) && paired(in.v) && paired(in.weight_c, s.O, 0) &&
@@ -54,8 +54,9 @@ int scan_forward(const ScanForwardParams& params, const ScanTables& tables, void
   const ScanShape& s = params.in.shape;
   return with_type_and_width(s, paired(params.in), [&]<class T, int wide>(TypeTag<T>, Width<wide>) {
     constexpr int threads = kScanBlock<T>;
-    const int64_t bytes = Ring<T, wide>::bytes(input_streams(params.in), 0, params.in.flags != nullptr);
     return with_cell(s, [&]<template <class> class Cell>() {
+      const int streams = input_streams<Cell<ScanMath<Compute<T>>>>(params.in);
+      const int64_t bytes = Ring<T, wide>::bytes(streams, 0, params.in.flags != nullptr);
       return launch_shared(scan_forward_kernel<T, wide, Cell>, blocks_for(s, wide, threads), threads,
                            bytes * kSteps * threads, stream, params, tables);
     });
@@ -67,9 +68,10 @@ int scan_backward(const ScanBackwardParams& params, const ScanTables& tables, vo
   const bool may_pair = paired(params.in) && paired(params.grad_h) && paired(params.grad_c, s.O, 0);
   return with_type_and_width(s, may_pair, [&]<class T, int wide>(TypeTag<T>, Width<wide>) {
     constexpr int threads = kScanBlock<T>;
-    const int streams = input_streams(params.in) + (params.grad_h.data != nullptr);
-    const int64_t bytes = Ring<T, wide>::bytes(streams, cell_streams(params), params.in.flags != nullptr);
     return with_cell(s, [&]<template <class> class Cell>() {
+      const int inputs = input_streams<Cell<ScanMath<Compute<T>>>>(params.in);
+      const int streams = inputs + (params.grad_h.data != nullptr);
+      const int64_t bytes = Ring<T, wide>::bytes(streams, cell_streams(params), params.in.flags != nullptr);
       return launch_shared(scan_backward_kernel<T, wide, Cell>, blocks_for(s, wide, threads), threads,
                            bytes * kSteps * threads, stream, params, tables, static_cast<Compute<T>*>(partials));
     });
@@ -78,14 +80,15 @@ int scan_backward(const ScanBackwardParams& params, const ScanTables& tables, vo
 
 int scan_flags(const ScanShape& s, const uint8_t* pads, const uint8_t* resets, uint8_t* flags, void* stream) {
   constexpr int threads = 256, at_once = threads * kFlagsAThread;
-  return launch(scan_flags_kernel, (s.D * s.L * s.B + at_once - 1) / at_once, threads, stream, pads, resets, s.D, s.L,
+  return launch(scan_flags_kernel, (s.D * s.T * s.B + at_once - 1) / at_once, threads, stream, pads, resets, s.D, s.T,
                 s.B, flags);
 }
 
 int scan_sums(const ScanShape& s, const void* partials, void* grad_weight_c, void* grad_bias, void* stream) {
+  constexpr int gates = SruPlainCell<ScanMath<float>>::kGates;
   return with_type(s.dtype, [&]<class T>(TypeTag<T>) {
-    return launch(scan_sums_kernel<T>, (4 * s.O + kSumColumns - 1) / kSumColumns, kSumColumns * kSumRows, stream, s.B,
-                  s.O, static_cast<const Compute<T>*>(partials), static_cast<T*>(grad_weight_c),
+    return launch(scan_sums_kernel<T>, (2 * gates * s.O + kSumColumns - 1) / kSumColumns, kSumColumns * kSumRows,
+                  stream, s.B, s.O, gates, static_cast<const Compute<T>*>(partials), static_cast<T*>(grad_weight_c),
                   static_cast<T*>(grad_bias));
   });
 }

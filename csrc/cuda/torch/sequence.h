@@ -1,24 +1,33 @@
 // The passes of a layer, and what their time loops read and fill, whatever the tier.
 #pragma once
 #include <optional>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cuda/torch/layer.h"
-#include "plan/cuda.h"
+#include "cuda/torch/trust.h"
+#include "ops/rnn_call.h"
+#include "plan/trust.h"
 
 namespace fastrnn::cuda {
 
-using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // y, hn, cn, gates, cells
-using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
-
 inline void* data(const std::optional<Tensor>& tensor) { return tensor ? tensor->data_ptr() : nullptr; }
 
-// The tier for a pass of a layer on its device. An error where one was asked for that cannot take it.
-inline CudaPlan plan_pass(const Layer& layer, Pass pass, Tier wanted) {
-  const CudaPlan plan = plan_cuda(layer.shape(), layer.tf32, pass, device_properties(layer.device), wanted);
-  check(plan.possible, "tier '", tier_name(wanted), "' cannot run this layer's ",
-        pass == Pass::kForward ? "forward" : "backward", " pass: ", plan.reason);
+// The tier for a pass of a layer on its device: the one place where that is decided, whoever calls. Unasked only what
+// the device has proven (plan/trust.h); an error where a tier was asked for that cannot take the layer, and where
+// the last kernels have left word that they gave up.
+inline CudaPlan plan_pass(const Layer& layer, Pass pass, Tier wanted, bool training) {
+  const std::string status = taken_status(layer.device);
+  check(status.empty(), status, kAfterStatus);
+  const CudaDevice& device = device_properties(layer.device);
+  if (wanted == Tier::kAuto) {
+    DeviceTrust& here = trust_of(layer.device);
+    const std::lock_guard lock(here.mutex);
+    return plan_trusted(layer.shape(), layer.tf32, pass, device, training, here.trust);
+  }
+  const CudaPlan plan = plan_cuda(layer.shape(), layer.tf32, pass, device, wanted);
+  check(plan.possible, "tier '", tier_name(wanted), "' cannot run this layer's ", pass_name(pass),
+        " pass: ", plan.reason);
   return plan;
 }
 
@@ -31,7 +40,8 @@ struct ForwardSequence {
   bool save_gates, save_cells;
   Tensor gates, cells;  // (0,) where not saved; gates may be gx
 };
-Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor>& c0, Save save, Tier wanted);
+// Fills the results.
+void forward(const Layer& layer, const RnnArguments& in, const RnnResults& results, Tier tier, bool training);
 
 // What the time loop of backward reads and fills, whatever the tier. Contiguous, but for grad_hn and grad_cn.
 struct BackwardSequence {
@@ -44,14 +54,9 @@ struct BackwardSequence {
   std::optional<Tensor> dh0, dc0;    // results, where wanted
 };
 
-struct BackwardInputs {
-  std::optional<Tensor> grad_y, grad_hn, grad_cn, grad_cells;
-  Tensor h0;
-  std::optional<Tensor> c0;
-  Tensor y, gates, cells;
-  int64_t needs;
-  Tier wanted;
-};
-Backward backward(const Layer& layer, const BackwardInputs& in);
+// Fills the states' gradients where wanted, and returns that of x and those of the weights.
+std::pair<Tensor, std::vector<Tensor>> backward(const Layer& layer, const RnnArguments& in,
+                                                const SavedArguments& saved, const WantedGradients& wanted, Tier tier,
+                                                const Tensor& grad_h0, const Tensor& grad_c0);
 
 }  // namespace fastrnn::cuda
