@@ -44,7 +44,7 @@ $(VENV)/.stamp-%: requirements/%.txt requirements/test.txt $(VENV)/.stamp-build
 	@touch $@
 endif
 
-.PHONY: help build test test-all test-aarch64 test-machines test-clients models bench lint format wheel asan tsan gpu-check clean distclean
+.PHONY: help build test test-all test-aarch64 test-machines test-clients models models-check bench lint format wheel asan tsan gpu-check clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */\1\t/' | expand -t 16
@@ -85,6 +85,9 @@ $(CLIENTS)/.stamp: requirements/clients.txt
 test-clients: $(CLIENTS)/.stamp  ## real programs (RL, forecasting, speech, graphs ...) with torch.nn and with fastrnn
 	FASTRNN_CUDA=0 $(CLIENTS)/bin/python setup.py -q build --build-base build/clients --build-lib build/clients/lib
 	$(CLIENTS)/bin/pytest -o pythonpath=build/clients/lib tests/clients -q $(ARGS)
+
+models-check:  ## the exchanges between CTAs as models, by spin (Debian's package): minutes
+	$(PYTHON) tests/protocols/check.py $(ARGS)
 
 models: build  ## train every architecture of fastrnn.models to its full target
 	$(PY) -m pytest tests/models -q --full $(ARGS)

@@ -24,20 +24,27 @@ from ._run.wavefront import wavefront
 from ._version import __version__
 from .compat import _convert
 from .compat._convert import convert, revert
+from .compat._onnx import from_onnx
 from .compat._patch import patch
 from .modules import (
     GRU,
     LSTM,
     RNN,
+    SLSTM,
     SRU,
     GRUCell,
+    IndRNN,
+    LayerStack,
     LSTMCell,
+    MinGRU,
+    MinLSTM,
     RNNCell,
     SRUCell,
     SRUpp,
     SRUppAttention,
     SRUppCell,
     SRUppProjectedLinear,
+    stack,
 )
 
 # Where pickles look that were made before these modules moved: streamers, and layers of convert().
@@ -48,9 +55,14 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "SLSTM",
     "SRU",
     "GRUCell",
+    "IndRNN",
     "LSTMCell",
+    "LayerStack",
+    "MinGRU",
+    "MinLSTM",
     "RNNCell",
     "SRUCell",
     "SRUpp",
@@ -64,11 +76,13 @@ __all__ = [
     "convert",
     "cuda_status",
     "explain",
+    "from_onnx",
     "functional",
     "patch",
     "reference",
     "release_scratch",
     "revert",
+    "stack",
     "tune",
     "wavefront",
 ]
