@@ -57,7 +57,7 @@ def build_info() -> dict:
 
 
 def cpu_isa() -> str:
-    """The instruction set whose kernels run: "avx512_bf16", "avx512", "avx2" or "baseline"."""
+    """The instruction set whose kernels run: one of ``mode.CPU_ISAS``."""
     return torch.ops.fastrnn.cpu_isa()
 
 
