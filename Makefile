@@ -63,9 +63,11 @@ $(VENV)/.stamp-build: requirements/build.txt requirements/cpu.txt requirements/t
                       | $(VENV)/bin/python
 ifeq ($(strip $(CPU)),1)
 	@$(SAY) "torch's CPU build and what compiles, into $(VENV)"
-	$(PY) -m pip install -q --retries 1 --extra-index-url $(TORCH_CPU_INDEX) -r requirements/cpu.txt
-	@$(PY) -c 'import torch; torch.version.cuda and print("note: the index has no CPU build of torch for this' \
-	    'Python; this is a CUDA build, which works as well and is larger")'
+	@if $(PY) -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=10)' $(TORCH_CPU_INDEX)/torch/ \
+	    2>/dev/null; then more="--extra-index-url $(TORCH_CPU_INDEX)"; fi; \
+	    set -x; $(PY) -m pip install -q $$more -r requirements/cpu.txt
+	@$(PY) -c 'import torch; torch.version.cuda and print("note: this is a CUDA build of torch, which is larger and", \
+	    "works as well: neither index had a CPU build for this Python")'
 else
 	@$(SAY) "torch, CUDA's compiler and what compiles, into $(VENV)"
 	$(PY) -m pip install -q -r requirements/build.txt

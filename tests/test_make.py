@@ -118,7 +118,7 @@ def test_wrong_switch():
 @pytest.mark.parametrize("goal", ["test", "bench"])
 @pytest.mark.parametrize("cpu", ["0", "1"])
 def test_says_what_is_coming_and_how_long(goal, cpu):
-    """Before anything runs: the steps with their minutes and gigabytes; then each step as it begins, and in the
+    """Before anything runs: the steps with their minutes and gigabytes; then each step, and in the
     end what it took."""
     said = plan(goal, f"CPU={cpu}")
     first, *_ = said.partition("venv")
