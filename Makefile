@@ -66,7 +66,7 @@ ifeq ($(strip $(CPU)),1)
 	@if $(PY) -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=10)' $(TORCH_CPU_INDEX)/torch/ \
 	    2>/dev/null; then more="--extra-index-url $(TORCH_CPU_INDEX)"; fi; \
 	    set -x; $(PY) -m pip install -q $$more -r requirements/cpu.txt
-	@$(PY) -c 'import torch; torch.version.cuda and print("note: this is a CUDA build of torch, which is larger and", \
+	@$(PY) -W ignore -c 'import torch; torch.version.cuda and print("note: this is a CUDA build of torch, which is larger and", \
 	    "works as well: neither index had a CPU build for this Python")'
 else
 	@$(SAY) "torch, CUDA's compiler and what compiles, into $(VENV)"

@@ -95,7 +95,7 @@ def explain(
         tf32 = autograd.rnn_tf32() if tf32 is None else tf32
         machine |= {"gpu": found_gpu.properties(), "tf32": tf32}
         asked.notes.append(_times_of(found_gpu))
-    elif kind == "cpu":
+    elif kind == "cpu" and library.cpu_loaded:
         machine |= library.cpu_tile(asked.dtype)
 
     way = _way(asked, kind, found_gpu, masked)

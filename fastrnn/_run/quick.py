@@ -20,7 +20,7 @@ from .._ops import autograd, library
 from .._plan.route import fused_on_cpu
 
 _CELLS = {mode: (name, RNN[name].has_cell) for mode, name in NAMES.items()}
-_forward = library.forward._op  # without the frame of Python's around it
+_forward = getattr(library.forward, "_op", None)  # without the frame of Python's around it
 _transforms, _autocast = torch._C._are_functorch_transforms_active, torch._C._is_any_autocast_enabled
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 _tracing, _gradients = torch._C._get_tracing_state, torch.is_grad_enabled
