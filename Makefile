@@ -1,7 +1,7 @@
 # `make test` and `make bench` do everything on a fresh clone: environment, pinned packages, CUDA
 # compiler, build, job. A second call repeats only what changed.
 #
-#   CPU=1            torch's CPU build (1.6 GB with everything else, in place of 6), and no CUDA kernels: their compile
+#   CPU=1            torch's CPU build (1.3 GB with everything else, in place of 6), and no CUDA kernels: their compile
 #                    gate is skipped, with a line that says so. CPU=0: everything. Where neither is said, CPU=1 is for
 #                    machines without an NVIDIA GPU and without nvcc, and for nothing that is handed out or tests in full
 #   PYTHON=python3   the interpreter that makes the environment, 3.10 or newer
@@ -51,6 +51,7 @@ CLANG_FORMAT := $(VENV)/bin/clang-format
 ENV_TEST := $(VENV)/.stamp-test
 ENV_BENCH := $(VENV)/.stamp-bench
 ENV_DEV := $(VENV)/.stamp-dev
+ENV_DOCS := $(VENV)/.stamp-docs
 
 # A stamp for each set of packages, so that the tests do not wait for the benchmark's peers.
 $(VENV)/bin/python:
@@ -89,7 +90,7 @@ START := $(shell date +%s)
 TOOK = echo "==> $@: done in $$((($$(date +%s) - $(START)) / 60)) min $$((($$(date +%s) - $(START)) % 60)) s"
 
 ifeq ($(strip $(CPU)),1)
-PACKAGES := 1.6 GB, 2 minutes on a fast line
+PACKAGES := 1.3 GB, 2 minutes on a fast line
 COMPILATION := 1 to 2 minutes on two cores
 TESTS := 12 minutes on two cores
 GATE := CPU=1: no CUDA kernels are built, and the CUDA compile gate is skipped; "make test CPU=0" has both
@@ -115,7 +116,7 @@ $(PREPARED)
 endef
 $(foreach goal,$(filter test bench,$(MAKECMDGOALS)),$(info $(ABOUT_$(goal)))$(if $(GATE),$(info $(GATE))))
 
-.PHONY: help build test test-all test-machines test-clients models bench lint format wheel asan gpu-check clean distclean
+.PHONY: help build test test-all test-machines test-clients models bench docs lint format wheel asan gpu-check clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -139,7 +140,7 @@ endif
 
 # What is handed out or tested in full has every architecture, unless FASTRNN_CUDA_ARCHS says which.
 test-all wheel: export FASTRNN_CUDA_ARCHS ?= all
-test-all: build  ## the same with every case, on a build with every CUDA architecture
+test-all: $(ENV_DOCS) build  ## the same with every case, on a build with every CUDA architecture
 	$(PY) -m ruff check .
 	$(PYTEST) --all $(ARGS)
 
@@ -171,6 +172,9 @@ bench: $(ENV_BENCH) build  ## quick benchmark against torch.nn and what else is 
 	@$(SAY) "the benchmark"
 	$(PY) -m benchmarks.lab --quick $(ARGS)
 	@$(TOOK)
+
+docs: $(ENV_DOCS) build  ## the documentation, build/docs/index.html; ARGS="-b linkcheck" asks every link of the web
+	$(PY) -m sphinx -q -W --keep-going -d build/docs-trees docs build/docs $(ARGS)
 
 lint: $(ENV_DEV)  ## what pre-commit checks
 	$(PY) -m ruff check .

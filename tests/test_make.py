@@ -15,17 +15,20 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
+def clean_environment() -> dict[str, str]:
+    """Without what this very test run may have been started with, by make."""
+    asked = ("CPU", "VENV", "FASTRNN_CUDA", "CUDA_HOME", "CUDA_PATH", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    return {k: v for k, v in os.environ.items() if k not in asked}
+
+
 def plan(*arguments: str, tools: Path | None = None, **environment: str) -> str:
-    """What make would do, and what it says first. ``tools``: a folder in place of the PATH."""
-    kept = {
-        k: v
-        for k, v in os.environ.items()
-        if k not in ("CPU", "VENV", "FASTRNN_CUDA", "CUDA_HOME", "CUDA_PATH", "MAKEFLAGS", "MAKELEVEL")
-    }
+    """What make says first, and what it would do if nothing were there yet. ``tools``: a folder in place of
+    the PATH."""
+    kept = clean_environment()
     if tools is not None:
         kept["PATH"] = str(tools)
     done = subprocess.run(
-        [shutil.which("make"), "-n", *arguments],
+        [shutil.which("make"), "-n", "-B", *arguments],
         cwd=ROOT,
         env={**kept, **environment},
         capture_output=True,
@@ -66,11 +69,10 @@ def test_the_build_has_no_cuda_with_it():
     make = shutil.which("make")
     probe = "include Makefile\nprobe:\n\t@echo FASTRNN_CUDA is $$FASTRNN_CUDA\n"
     for cpu, wanted in (("1", "FASTRNN_CUDA is 0"), ("0", "FASTRNN_CUDA is")):
-        environment = {k: v for k, v in os.environ.items() if k != "FASTRNN_CUDA"}
         done = subprocess.run(
             [make, "-f", "-", "probe", f"CPU={cpu}"],
             cwd=ROOT,
-            env=environment,
+            env=clean_environment(),
             input=probe,
             capture_output=True,
             text=True,

@@ -42,7 +42,7 @@ def explain(
     tf32: bool | None = None,
     backend: str | None = None,
 ) -> Explanation:
-    """Say which kernel will run, why, and with what cost.
+    """Say which kernel will run, why, and with what cost::
 
         print(fastrnn.explain(module, x))
         print(fastrnn.explain((100, 16, 128, 256), cell="gru", training=True))

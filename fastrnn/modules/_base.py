@@ -34,6 +34,7 @@ class RecurrentLayer(nn.RNNBase):
 
     save: "gates" keeps every step's gates for backward, "recompute" computes them again there, which costs
         one forward pass more and saves G*H numbers a row and step. Inference keeps nothing either way.
+
     backend: what runs the layers.
 
         - "auto": the fused kernels where they cover dtype and device; elsewhere (complex numbers; GPUs of
