@@ -5,8 +5,8 @@ fastrnn/libfastrnn_cpu.so    the ops and their CPU kernels, on torch's stable AB
 fastrnn/libfastrnn_cuda.so   their CUDA kernels; built where torch is a CUDA build and an nvcc is found
 
 The two libraries know no Python and run under every torch from MIN_TORCH on, so neither links
-libpython nor libtorch_python: `-z defs` makes the linker refuse a symbol that would need them. The module runs
-under every CPython from MIN_PYTHON on. So one wheel serves all of them.
+libpython nor libtorch_python: `-z defs` makes the linker refuse a symbol that would need them. The module
+runs under every CPython from MIN_PYTHON on. So one wheel serves all of them.
 
 Environment (all optional):
     FASTRNN_CUDA=0|1        leave the CUDA kernels out, or stop with an error where they cannot be built

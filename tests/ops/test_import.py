@@ -9,7 +9,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from selection import some, thorough
 import fastrnn
 
 PACKAGE = Path(fastrnn.__file__).parent
-SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 #: Run in a process of its own with the package's folder, or archive, in front of everything: what the import
 #: said, and that every kind of layer, by every way in, computes what torch.nn does.
