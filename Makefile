@@ -116,7 +116,7 @@ $(PREPARED)
 endef
 $(foreach goal,$(filter test bench,$(MAKECMDGOALS)),$(info $(ABOUT_$(goal)))$(if $(GATE),$(info $(GATE))))
 
-.PHONY: help build test test-all test-machines test-clients models bench docs lint format wheel asan gpu-check clean distclean
+.PHONY: help build test test-all test-machines test-clients models bench docs lint format wheel asan tsan gpu-check clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -140,9 +140,9 @@ endif
 
 # What is handed out or tested in full has every architecture, unless FASTRNN_CUDA_ARCHS says which.
 test-all wheel: export FASTRNN_CUDA_ARCHS ?= all
-test-all: $(ENV_DOCS) build  ## the same with every case, on a build with every CUDA architecture
+test-all: $(ENV_DOCS) build  ## the same with every case (tsan among them), on a build with every CUDA architecture
 	$(PY) -m ruff check .
-	$(PYTEST) --all $(ARGS)
+	$(PYTEST) -rs --all $(ARGS)
 
 test-machines: build  ## numeric, dtype and error tests as on other processors and with other numbers of threads
 	$(PY) tests/machines.py $(ARGS)
@@ -197,6 +197,9 @@ asan: $(ENV_TEST)  ## the CPU kernels under AddressSanitizer and UBSan
 	PYTHONPATH=build/asan/lib ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so.6)" \
 	$(PY) tests/sanitize.py $(ARGS)
+
+tsan: build  ## the CPU kernels' threads under ThreadSanitizer, in a program without torch (part of test-all)
+	$(PY) -m pytest tests/cpu/test_races.py -q -rs --all $(ARGS)
 
 gpu-check: $(ENV_TEST)  ## everything that needs a GPU; ARGS="check", "measure", "sweep" for a part; "peers": others
 	$(PY) tests/gpu/check.py $(ARGS)

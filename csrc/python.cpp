@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/isa/list.h"
 #include "plan/cost.h"
 #include "plan/cpu.h"
 #include "plan/cuda.h"
@@ -73,6 +74,9 @@ py::dict lists() {
                                 py::arg("has_cell") = cell.has_cell, py::arg("split") = cell.split);
   }
   for (size_t i = 0; i < std::size(kTierNames); ++i) tiers[kTierNames[i]] = kModeTier * static_cast<int64_t>(i);
+  py::list isas;
+  for (const char* isa : kIsaNames) isas.append(isa);
+  out["isas"] = py::tuple(isas);
   out["cells"] = cells;
   out["tiers"] = tiers;
   out["tf32"] = kModeTf32;

@@ -152,6 +152,20 @@ class dict : public object {
   object at(const object& key) const { return object(PyObject_GetItem(get(), key.get())); }
 };
 
+class list : public object {
+ public:
+  list() : object(PyList_New(0)) {}
+  template <class T>
+  void append(const T& value) {
+    if (PyList_Append(get(), to_python(value).get()) != 0) throw error_set{};
+  }
+};
+
+class tuple : public object {
+ public:
+  explicit tuple(const list& of) : object(PyList_AsTuple(of.get())) {}
+};
+
 namespace detail {
 
 inline std::string type_of(const object& value) {

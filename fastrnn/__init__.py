@@ -9,6 +9,7 @@ import sys
 
 from . import compat, functional, reference
 from ._ops import library as _library
+from ._ops.library import release_scratch
 from ._plan.explain import explain
 from ._run import streaming as _streaming
 from ._run.streaming import Streamer
@@ -65,6 +66,7 @@ __all__ = [
     "functional",
     "patch",
     "reference",
+    "release_scratch",
     "revert",
     "wavefront",
 ]

@@ -190,3 +190,104 @@ def test_twins_stand_in_for_headers_that_exist():
     twins = ROOT / "tests" / "emu" / "twins"
     for twin in filter(Path.is_file, twins.rglob("*")):
         assert (CSRC / twin.relative_to(twins)).is_file(), twin
+
+
+#: Comparisons with a cell's name that ask for none of its facts: a choice that a model's caller makes by that
+#: name; TorchScript, which has no cards, and picks torch's own function.
+NAMED_ON_PURPOSE = {
+    "models/memory_network.py": ["sentence == 'gru'"],
+    "modules/_script_rnn.py": [
+        "mode == 'LSTM'",
+        "mode == 'GRU'",
+        "mode == 'RNN_TANH'",
+        "kind == 'lstm'",
+        "kind == 'gru'",
+    ],
+}
+
+
+def names_of_cells() -> set[str]:
+    """As fastrnn, torch.nn and their classes call the cells."""
+    rooms = (PACKAGE / "_cells").glob("*.py")
+    cards = [
+        node
+        for path in rooms
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Card"
+    ]
+    names = {a.value for card in cards for a in card.args[:2] if isinstance(a, ast.Constant) and a.value}
+    return names | {f"{name}Cell" for name in names}
+
+
+def compared(tree: ast.AST, names: set[str]) -> Iterator[str]:
+    """Comparisons of anything with one of the names, or with a tuple, a list or a set that has some."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            literals = [
+                part
+                for side in (node.left, *node.comparators)
+                for part in (side.elts if isinstance(side, (ast.Tuple, ast.List, ast.Set)) else [side])
+            ]
+            if any(isinstance(part, ast.Constant) and part.value in names for part in literals):
+                yield ast.unparse(node)
+        elif isinstance(node, ast.MatchValue) and getattr(node.value, "value", None) in names:
+            yield ast.unparse(node)
+
+
+def test_cells_are_asked_for_their_facts():
+    """Whoever asks "is it an LSTM?" means a fact of its card: one more cell is one more row of the list, and
+    no hunt for its name."""
+    names = names_of_cells()
+    assert {"lstm", "gru", "sru", "LSTM", "RNN_TANH", "GRUCell"} <= names
+    assert list(compared(ast.parse("a == 'gru' or b in ('x', 'lstm') or c != 'tanh'"), names)) == [
+        "a == 'gru'",
+        "b in ('x', 'lstm')",
+    ]
+    found = {
+        path.relative_to(PACKAGE).as_posix(): comparisons
+        for path in PACKAGE.rglob("*.py")
+        if (comparisons := list(compared(ast.parse(path.read_text()), names)))
+    }
+    assert {name: sorted(c) for name, c in found.items()} == {
+        name: sorted(c) for name, c in NAMED_ON_PURPOSE.items()
+    }
+
+
+#: What torch is asked about the moment of a call, by the functions' names.
+QUESTIONS = {
+    "is_compiling",
+    "is_exporting",
+    "_is_exporting_flag",
+    "is_grad_enabled",
+    "is_autocast_enabled",
+    "_is_any_autocast_enabled",
+    "is_autocast_available",
+    "get_autocast_dtype",
+    "_get_tracing_state",
+    "_are_functorch_transforms_active",
+    "_functorch",
+    "_len_torch_dispatch_stack",
+    "_len_torch_function_stack",
+    "_get_fp32_precision_getter",
+    "_current_level",
+}
+
+
+def test_torch_is_asked_in_one_file():
+    """What the package asks torch about the moment of a call stands in _ops/torch_state.py: some of it is
+    torch's own business, which changes from version to version. The models are programs on the public layers,
+    and ask as anybody's would."""
+    users = {
+        path.relative_to(PACKAGE).as_posix(): asked
+        for path in PACKAGE.rglob("*.py")
+        if "models" not in path.parts
+        and (
+            asked := QUESTIONS
+            & {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        )
+    }
+    assert users.pop("_ops/torch_state.py") == QUESTIONS - {"is_exporting"}
+    # On a layer's way to the operator, where each function costs as much as a kernel's step.
+    assert users.pop("_run/quick.py") == {"_current_level"}
+    assert users.pop("_ops/autograd.py") == {"_is_exporting_flag"}
+    assert not users

@@ -142,9 +142,6 @@ inline void check_shape(const Tensor& tensor, const Argument& name, const Expect
         shape_of(tensor));
 }
 
-// The optional gradients of an operator: null where absent.
-inline const Tensor* tensor_or_null(const std::optional<Tensor>& tensor) { return tensor ? &*tensor : nullptr; }
-
 inline CellKind parse_cell(const std::string& cell) {
   for (size_t i = 0; i < std::size(kCells); ++i) {
     if (cell == kCells[i].name) return static_cast<CellKind>(i);
@@ -169,148 +166,16 @@ inline Dtype parse_dtype(const Tensor& tensor, const char* name) {
   return Dtype::kFloat;  // not reached
 }
 
+// Of states, and of sums: half types are widened.
+inline ScalarType compute_type(Dtype dtype) {
+  return dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
+}
+
 // The numbers of a 1-D int64 tensor on the CPU.
 inline std::vector<int64_t> copy_of(const Tensor& numbers) {
   const Tensor contiguous = numbers.is_contiguous() ? numbers : torch::stable::contiguous(numbers);
   const int64_t* const from = static_cast<const int64_t*>(contiguous.data_ptr());
   return {from, from + contiguous.numel()};
-}
-
-// Checks batch_sizes against the number of packed rows and makes their sums. Returns a copy: kernels must
-// not read a tensor that somebody may change after its numbers were checked.
-inline std::vector<int64_t> read_batch_sizes(const Tensor& batch_sizes, int64_t rows, const char* name_of_rows,
-                                             std::vector<int64_t>& row_offsets) {
-  check(batch_sizes.dim() == 1 && batch_sizes.scalar_type() == ScalarType::Long && batch_sizes.is_cpu(),
-        "batch_sizes: expected a 1-D int64 tensor on the CPU, got shape ", shape_of(batch_sizes));
-  check(batch_sizes.size(0) > 0, "batch_sizes: expected at least one step, got none");
-  std::vector<int64_t> of_step = copy_of(batch_sizes);
-  const int64_t T = static_cast<int64_t>(of_step.size());
-  row_offsets.resize(T + 1);
-  for (int64_t t = 0; t < T; ++t) {
-    const int64_t n = of_step[t];
-    check(n > 0, "batch_sizes: expected positive, non-increasing numbers, got ", n, " at step ", t);
-    check(t == 0 || n <= of_step[t - 1], "batch_sizes: expected positive, non-increasing numbers, got ", n,
-          " at step ", t, " after ", of_step[t ? t - 1 : 0]);
-    // Before the sum, which must not overflow.
-    check(n <= rows - row_offsets[t], "batch_sizes: expected a sum of ", rows, " (the rows of ", name_of_rows,
-          "), got more");
-    row_offsets[t + 1] = row_offsets[t] + n;
-  }
-  check(row_offsets[T] == rows, "batch_sizes: expected a sum of ", rows, " (the rows of ", name_of_rows, "), got ",
-        row_offsets[T]);
-  return of_step;
-}
-
-// A layer's checked shape, with the row counts and offsets of a packed sequence (shape points into them).
-struct CheckedLayer {
-  LayerShape shape;
-  std::vector<int64_t> batch_sizes, row_offsets;
-  int weights_a_direction = 0;
-
-  CheckedLayer() = default;
-  CheckedLayer(const CheckedLayer&) = delete;
-  CheckedLayer& operator=(const CheckedLayer&) = delete;
-};
-
-inline void check_layer(CheckedLayer& out, const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
-                        const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
-                        const std::string& cell_name, bool bias) {
-  LayerShape& s = out.shape;
-  s.cell = parse_cell(cell_name);
-  s.dtype = parse_dtype(x, "x");
-  s.bias = bias;
-  const bool lstm = s.cell == CellKind::kLstm;
-  const int64_t G = gates_of(s.cell);
-
-  if (batch_sizes) {
-    check(x.dim() == 2, "x: expected packed data of shape (N, input_size), got ", shape_of(x));
-    out.batch_sizes = read_batch_sizes(*batch_sizes, x.size(0), "x", out.row_offsets);
-    s.T = static_cast<int64_t>(out.batch_sizes.size());
-    s.batch_sizes = out.batch_sizes.data();
-    s.row_offsets = out.row_offsets.data();
-    s.B = s.batch_sizes[0];
-    s.I = x.size(1);
-  } else {
-    check(x.dim() == 3, "x: expected shape (T, B, input_size), got ", shape_of(x));
-    s.T = x.size(0);
-    s.B = x.size(1);
-    s.I = x.size(2);
-    check(s.T > 0, "x: expected a sequence length larger than 0, got ", s.T);
-  }
-
-  check(h0.dim() == 3, "h0: expected shape (directions, B, size), got ", shape_of(h0));
-  s.D = static_cast<int>(h0.size(0));
-  check(s.D == 1 || s.D == 2, "h0: expected 1 or 2 directions, got ", h0.size(0));
-  check(!weights.empty() && weights.size() % s.D == 0, "weights: expected the same number for each of ", s.D,
-        " directions, got ", weights.size(), " in all");
-  const int a_direction = static_cast<int>(weights.size()) / s.D;
-  out.weights_a_direction = a_direction;
-  const int plain = bias ? 4 : 2;
-  check(a_direction == plain || (lstm && a_direction == plain + 1), "weights: expected ", plain,
-        " tensors a direction", lstm ? " (one more with a projection)" : "", ", got ", a_direction);
-  const Tensor& w_ih = weights[0];
-  check(w_ih.dim() == 2 && w_ih.size(0) % G == 0 && w_ih.size(0) > 0, "weights[0] (w_ih): expected shape (", G,
-        " * hidden_size, input_size), got ", shape_of(w_ih));
-  s.H = w_ih.size(0) / G;
-  if (a_direction > plain) {
-    const Tensor& w_hr = weights[plain];
-    check(w_hr.dim() == 2 && w_hr.size(0) > 0, "weights[", plain,
-          "] (w_hr): expected shape (proj_size, hidden_size), got ", shape_of(w_hr));
-    s.P = w_hr.size(0);
-  }
-  const int64_t out_size = s.out_size();
-  const Common common(x);
-  static const char* const names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
-  for (int d = 0; d < s.D; ++d) {
-    for (int i = 0; i < a_direction; ++i) {
-      const int at = d * a_direction + i;
-      const Tensor& w = weights[at];
-      const bool projection = i == plain;
-      const ExpectedShape expected = projection ? ExpectedShape{s.P, s.H}
-                                     : i == 0   ? ExpectedShape{G * s.H, s.I}
-                                     : i == 1   ? ExpectedShape{G * s.H, out_size}
-                                                : ExpectedShape{G * s.H};
-      const Argument name("weights", at, projection ? "w_hr" : names[i]);
-      check_shape(w, name, expected);
-      common.check_kind(w, name);
-    }
-  }
-  const auto check_state = [&](const Tensor& state, const char* name, int64_t size) {
-    check_shape(state, name, {s.D, s.B, size});
-    common.check_kind(state, name);
-  };
-  check_state(h0, "h0", out_size);
-  check(c0.has_value() == lstm, "c0: expected ", lstm ? "a tensor for an LSTM, got none" : "none, got a tensor");
-  if (c0) check_state(*c0, "c0", s.H);
-}
-
-// What backward takes beyond forward's arguments.
-inline void check_saved(const LayerShape& s, const Tensor& x, const std::optional<Tensor>& grad_y,
-                        const std::optional<Tensor>& grad_hn, const std::optional<Tensor>& grad_cn, const Tensor& y,
-                        const Tensor& gates, const Tensor& cells) {
-  const int64_t out = s.out_size(), N = s.rows();
-  const ExpectedShape y_shape =
-      s.packed() ? ExpectedShape{N, s.D * out} : ExpectedShape{s.tensor_steps(), s.B, s.D * out};
-  const auto check_like_x = [&](const std::optional<Tensor>& t, const char* name, const ExpectedShape& shape) {
-    if (!t) return;
-    check_shape(*t, name, shape);
-    check_same_kind(*t, name, x);
-  };
-  check_like_x(y, "y", y_shape);
-  check_like_x(grad_y, "grad_y", y_shape);
-  check_like_x(grad_hn, "grad_hn", {s.D, s.B, out});
-  if (s.cell == CellKind::kLstm) {
-    check_like_x(grad_cn, "grad_cn", {s.D, s.B, s.H});
-    check_shape(cells, "cells", {s.D, N, s.H});
-    const ScalarType state = s.dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
-    check(cells.scalar_type() == state && cells.is_contiguous() && cells.device() == x.device(),
-          "cells: expected the contiguous tensor that rnn_forward returned");
-  }
-  if (saved_of(s.cell) && gates.dim() != 1) {  // (0,): recompute
-    check_like_x(gates, "gates", {s.D, N, saved_of(s.cell) * s.H});
-    check(gates.is_contiguous(), "gates: expected the contiguous tensor that rnn_forward returned");
-  }
-  check(y.is_contiguous(), "y: expected the contiguous tensor that rnn_forward returned");
 }
 
 }  // namespace fastrnn

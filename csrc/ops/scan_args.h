@@ -1,6 +1,6 @@
 // The checks of check.h for the SRU's scan: afterwards kernels may trust every shape, dtype and length.
 #pragma once
-#include "ops/check.h"
+#include "ops/rows_args.h"
 #include "params/scan.h"
 
 namespace fastrnn {
@@ -21,10 +21,10 @@ struct ScanArguments {
   bool bidirectional;
 };
 
-// A scan's checked shape, with the row counts and offsets of a packed sequence (shape points into them).
+// A scan's checked shape, and what it points into.
 struct CheckedScan {
   ScanShape shape;
-  std::vector<int64_t> batch_sizes, row_offsets;
+  CheckedRows rows;
 
   CheckedScan() = default;
   CheckedScan(const CheckedScan&) = delete;
@@ -33,7 +33,7 @@ struct CheckedScan {
   // ExpectedShape of rows of features: (L,B,...) or, packed, (N,...).
   std::vector<int64_t> sizes(std::vector<int64_t> features) const {
     std::vector<int64_t> out =
-        shape.batch_sizes ? std::vector<int64_t>{shape.rows()} : std::vector<int64_t>{shape.L, shape.B};
+        shape.batch_sizes ? std::vector<int64_t>{shape.rows()} : std::vector<int64_t>{shape.T, shape.B};
     out.insert(out.end(), features.begin(), features.end());
     return out;
   }
@@ -46,14 +46,10 @@ inline void check_scan(CheckedScan& out, const ScanArguments& in) {
   s.D = in.bidirectional ? 2 : 1;
   if (in.batch_sizes) {
     check(in.u.dim() == 3, "u: expected packed data of shape (N, K, O), got ", shape_of(in.u));
-    out.batch_sizes = read_batch_sizes(*in.batch_sizes, in.u.size(0), "u", out.row_offsets);
-    s.L = static_cast<int64_t>(out.batch_sizes.size());
-    s.batch_sizes = out.batch_sizes.data();
-    s.row_offsets = out.row_offsets.data();
-    s.B = s.batch_sizes[0];
+    check_packed_rows(out.rows, s, *in.batch_sizes, in.u.size(0), "u");
   } else {
     check(in.u.dim() == 4, "u: expected shape (L, B, K, O), got ", shape_of(in.u));
-    s.L = in.u.size(0);
+    s.T = in.u.size(0);
     s.B = in.u.size(1);
   }
   const int64_t K = in.u.size(in.u.dim() - 2);
@@ -75,17 +71,14 @@ inline void check_scan(CheckedScan& out, const ScanArguments& in) {
   if (in.v) check_like_u(*in.v, "v", out.sizes({2, s.O}));
   if (in.mask_pad) {
     check(!in.batch_sizes, "mask_pad: expected none with batch_sizes (a packed sequence has no pads), got a tensor");
-    check_shape(*in.mask_pad, "mask_pad", {s.L, s.B});
+    check_shape(*in.mask_pad, "mask_pad", {s.T, s.B});
     check(in.mask_pad->scalar_type() == ScalarType::Bool && in.mask_pad->device() == in.u.device(),
           "mask_pad: expected dtype bool on the device of u, got ", kind_of(*in.mask_pad));
   }
   if (in.drop_mask) check_like_u(*in.drop_mask, "drop_mask", {s.B, s.O});
   if (in.reset) {
     check(!in.batch_sizes, "reset: expected none with batch_sizes (packed rows end by themselves), got a tensor");
-    check_shape(*in.reset, "reset", {s.L, s.B});
-    check((in.reset->scalar_type() == ScalarType::Bool || in.reset->scalar_type() == ScalarType::Byte) &&
-              in.reset->device() == in.u.device(),
-          "reset: expected bool or uint8 on the device of u, got ", kind_of(*in.reset));
+    check_reset(s, *in.reset, in.u, "u");
   }
 }
 
@@ -103,8 +96,7 @@ inline void check_scan_saved(const CheckedScan& checked, const Tensor& u, const 
     check_same_kind(*grad_c, "grad_c", u, "u");
   }
   check_shape(cells, "cells", {s.rows(), s.O});
-  const ScalarType state = s.dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
-  check(cells.scalar_type() == state && cells.is_contiguous() && cells.device() == u.device(),
+  check(cells.scalar_type() == compute_type(s.dtype) && cells.is_contiguous() && cells.device() == u.device(),
         "cells: expected the contiguous tensor that sru_forward returned");
   if (grad_cells) {
     check_shape(*grad_cells, "grad_cells", {s.rows(), s.O});

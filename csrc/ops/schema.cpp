@@ -150,6 +150,8 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   // the system is not asked for it.
   m.def("cpu_threads() -> int");
   m.def("cpu_limit_threads(int limit, bool known) -> ()");
+  // Bytes of scratch memory that were kept for later calls and no longer are.
+  m.def("cpu_release_scratch() -> int");
 
   // What this machine could do at best, for "% of the limit": float32 multiply-adds in registers
   // (flop/s) and reading a buffer of that many bytes (bytes/s), each on one thread.

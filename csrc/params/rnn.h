@@ -7,7 +7,7 @@
 #pragma once
 #include "cells/list.h"
 #include "params/mode.h"
-#include "params/tensor.h"
+#include "params/rows.h"
 
 namespace fastrnn {
 
@@ -21,45 +21,21 @@ struct DirectionWeights {
 };
 
 // One layer, one or two directions, the whole sequence.
-struct LayerShape {
+struct LayerShape : Rows {
   CellKind cell = CellKind::kLstm;
   Dtype dtype = Dtype::kFloat;
-  int64_t T = 0, B = 0, I = 0, H = 0;
+  int64_t I = 0, H = 0;
   int64_t P = 0;  // 0: no projection
   int D = 1;
   bool bias = false;
-  const int64_t* batch_sizes = nullptr;  // T rows active at each step, non-increasing; null: always B
-  const int64_t* row_offsets = nullptr;  // T+1 sums of batch_sizes; null with batch_sizes
-  // A padded batch of unequal lengths: kernels count its rows from the longest to the shortest, and row b
-  // of theirs is row order[b] of every tensor, which keeps all of its T*B rows. Null: rows as they lie.
-  const int64_t* order = nullptr;
-  int64_t padded_steps = 0;  // with an order: the tensors' T, of which the kernels take the longest row's
-  // (T,B): nonzero where a step begins a new sequence, whose state starts from zero. Null: nowhere.
-  const uint8_t* resets = nullptr;
 
   int64_t out_size() const { return P ? P : H; }
-  int64_t active(int64_t t) const { return t >= T ? 0 : batch_sizes ? batch_sizes[t] : B; }
-  int64_t row_offset(int64_t t) const { return row_offsets ? row_offsets[t] : t * B; }  // active rows before step t
-  bool packed() const { return row_offsets && !order; }
-  int64_t row_of(int64_t b) const { return order ? order[b] : b; }
-  // Row of the tensors' T*B (or, packed, N).
-  int64_t tensor_row(int64_t t, int64_t b) const { return packed() ? row_offsets[t] + b : t * B + row_of(b); }
-  int64_t tensor_steps() const { return order ? padded_steps : T; }
-  int64_t rows() const { return packed() ? row_offsets[T] : tensor_steps() * B; }
-  // Whether row b's state does not pass between the steps t-1 and t, in either direction.
-  bool cut(int64_t t, int64_t b) const { return resets && t < T && resets[t * B + row_of(b)]; }
 };
-
-// First element of row b at step t.
-inline int64_t row_start(const LayerShape& shape, const Rows& rows, int64_t t, int64_t b) {
-  return shape.packed() ? (shape.row_offsets[t] + b) * rows.row_stride
-                        : t * rows.step_stride + shape.row_of(b) * rows.row_stride;
-}
 
 struct ForwardParams {
   LayerShape shape;
   Save save = Save::kNothing;
-  Rows x;
+  TensorRows x;
   const void* h0 = nullptr;  // (D,B,Hout)
   const void* c0 = nullptr;  // (D,B,H), LSTM
   DirectionWeights weights[2];
@@ -82,14 +58,14 @@ struct WeightGradients {
 
 struct BackwardParams {
   LayerShape shape;
-  Rows x;
+  TensorRows x;
   const void* h0 = nullptr;
   const void* c0 = nullptr;
   DirectionWeights weights[2];
   const void* y = nullptr;      // as written by forward
   const void* gates = nullptr;  // null: recompute them
   const void* cells = nullptr;
-  Rows grad_y;                           // rows of D*Hout; data null: zero
+  TensorRows grad_y;                     // rows of D*Hout; data null: zero
   const void* grad_hn = nullptr;         // (D,B,Hout) or null
   const void* grad_cn = nullptr;         // (D,B,H) or null
   const void* grad_cells = nullptr;      // (D,T*B,H) compute dtype, of every step's c, or null

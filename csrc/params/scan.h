@@ -6,7 +6,7 @@
 // sum(batch_sizes) of a packed sequence. Every column (row b, feature o) is a recurrence of its own.
 #pragma once
 #include "cells/host_device.h"
-#include "params/tensor.h"
+#include "params/rows.h"
 
 namespace fastrnn {
 
@@ -18,19 +18,15 @@ struct GateRows {
   int64_t gate_stride = 0;
 };
 
-struct ScanShape {
+// Its steps, L above, are T of Rows.
+struct ScanShape : Rows {
   Dtype dtype = Dtype::kFloat;
-  int64_t L = 0, B = 0, O = 0;
+  int64_t O = 0;
   int K = 3;
   int D = 1;
   bool use_tanh = false;
-  const int64_t* batch_sizes = nullptr;  // L rows active at each step, non-increasing; null: always B
-  const int64_t* row_offsets = nullptr;  // L+1 sums of batch_sizes; null with batch_sizes
 
   int64_t H() const { return O / D; }
-  int64_t active(int64_t t) const { return batch_sizes ? batch_sizes[t] : B; }
-  int64_t row_offset(int64_t t) const { return row_offsets ? row_offsets[t] : t * B; }
-  int64_t rows() const { return row_offset(L); }
 };
 
 // What a row's step is besides an ordinary one, in ScanInputs::flags.
@@ -54,7 +50,7 @@ FASTRNN_HD uint8_t step_flags(const uint8_t* pads, const uint8_t* resets, int64_
 struct ScanInputs {
   ScanShape shape;
   GateRows u;                       // (N,K,O)
-  Rows x;                           // (N,O), K = 3 only; null: no skip term
+  TensorRows x;                     // (N,O), K = 3 only; null: no skip term
   double scale = 1;                 // of x
   const void* weight_c = nullptr;   // (2,O): forget, reset
   const void* bias = nullptr;       // (2,O)
@@ -71,7 +67,7 @@ struct GateProductParams {
   Dtype dtype = Dtype::kFloat;
   int64_t B = 0, I = 0, O = 0;
   int K = 3;
-  Rows x;                        // (B,I), rows at row_stride
+  TensorRows x;                  // (B,I), rows at row_stride
   const void* weight = nullptr;  // contiguous
   void* u = nullptr;             // contiguous, in the layer's type
 };
@@ -86,7 +82,7 @@ struct ScanForwardParams {
 struct ScanBackwardParams {
   ScanInputs in;
   const void* cells = nullptr;       // (N,O) as written by forward
-  Rows grad_h;                       // (N,O); null: zero
+  TensorRows grad_h;                 // (N,O); null: zero
   const void* grad_c = nullptr;      // (B,O); null: zero
   const void* grad_cells = nullptr;  // (N,O) in the compute type, of every step's c; null: zero
   void* grad_u = nullptr;            // (N,K,O), contiguous; this and all below: null where not wanted

@@ -11,7 +11,7 @@ constexpr size_t size_of(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dty
 
 // Rows of features: a (T,B,F) tensor of any step and row stride, or packed (N,F) data. Features are
 // contiguous. Strides count elements. data may be null where a gradient is absent.
-struct Rows {
+struct TensorRows {
   void* data = nullptr;
   int64_t step_stride = 0;
   int64_t row_stride = 0;

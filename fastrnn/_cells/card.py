@@ -33,6 +33,9 @@ class Card(NamedTuple):
         has_cell: whether there is a second state c beside h.
         split: whether the last gate's recurrent part is kept apart from the input's.
         projects: whether h may be projected.
+        carries: the state, 0 for h or 1 for c, that goes into the next one past the product and the gates'
+            nonlinearities alone; None where h has to pass through them.
+        onednn: whether torch's own layer of it may be oneDNN's, on the CPU.
         activation: of a cell that has one alone: "tanh" or "relu".
         step: of the rnn family: (gx, state, w_hh, b_hh, w_hr) to the next state, of the input's part of the
             gates gx = W_ih x + b_ih, (B, G*H); b_hh and w_hr may be None.
@@ -47,6 +50,8 @@ class Card(NamedTuple):
     has_cell: bool
     split: bool
     projects: bool = False
+    carries: int | None = None
+    onednn: bool = False
     activation: str | None = None
     step: Callable[..., State] | None = None
     onnx: Node | None = None

@@ -24,6 +24,7 @@ CARD = Card(
     saved=4,
     has_cell=False,
     split=True,
+    carries=0,
     step=step,
     onnx=Node("GRU", order=(1, 0, 2), attributes={"linear_before_reset": 1}),  # z, r, h
 )

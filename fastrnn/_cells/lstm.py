@@ -23,6 +23,8 @@ CARD = Card(
     has_cell=True,
     split=False,
     projects=True,
+    carries=1,
+    onednn=True,
     step=step,
     onnx=Node("LSTM", order=(0, 3, 1, 2)),  # i, o, f, c
 )

@@ -22,4 +22,4 @@ def step(candidate, gates, weight, skip, drop, pad, c, use_tanh):
     return (h if pad is None else h.masked_fill(pad, 0)), new
 
 
-CARD = Card("sru", None, "scan", gates=3, saved=0, has_cell=True, split=False)
+CARD = Card("sru", None, "scan", gates=3, saved=0, has_cell=True, split=False, carries=1)

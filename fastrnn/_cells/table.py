@@ -13,6 +13,8 @@ RNN: dict[str, Card] = {card.name: card for card in (lstm.CARD, gru.CARD, rnn.TA
 SCAN: dict[str, Card] = {sru.CARD.name: sru.CARD}
 #: The names of the rnn family by torch.nn's names of them.
 NAMES = {card.mode: name for name, card in RNN.items()}
+#: Cells with a second state.
+WITH_CELL = frozenset(name for name, card in (RNN | SCAN).items() if card.has_cell)
 
 
 def card(name: str) -> Card:

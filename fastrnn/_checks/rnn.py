@@ -14,8 +14,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from .._cells import RNN
-from .._ops import autograd
+from .._cells import NAMES, RNN
+from .._ops import torch_state
 from .._ops.mode import BACKENDS, SAVE  # noqa: F401
 from .._ops.mode import NAMED_TIERS as TIERS  # noqa: F401
 
@@ -78,9 +78,9 @@ def probability(name: str, p: object) -> float:
 def pair(name: str, hx: object) -> tuple[Tensor, Tensor]:
     """The two states of an LSTM."""
     if not isinstance(hx, (tuple, list)) or len(hx) != 2:
-        op = "lstm" if name == "LSTM" else "lstm_cell"
+        op = NAMES.get(name, "lstm_cell")  # torch's own, of a layer or of a cell
         message = f"{op} expects two hidden states: hx should be a tuple (h_0, c_0), got {kind(hx)}"
-        if op == "lstm" and isinstance(hx, Tensor) and hx.dim() == 3:
+        if name in NAMES and isinstance(hx, Tensor) and hx.dim() == 3:
             # torch takes a tensor apart along its first dimension, and complains about what it finds there.
             torchs = "For batched 3-D input, hx and cx should also be 3-D but got (2-D, 2-D) tensors"
             message = f"{torchs}; {message}"
@@ -147,7 +147,7 @@ def batch_sizes_form(batch_sizes: object) -> None:
             "batch_sizes should be a 1-D int64 Tensor on the CPU, got "
             f"{batch_sizes.dim()}-D {batch_sizes.dtype} on {batch_sizes.device}"
         )
-        if autograd.exporting():
+        if torch_state.exporting():
             message += (
                 "; torch cannot export a model that packs sequences, as it gives them no batch_sizes while "
                 "it traces: pass the padded batch and lengths= to the layer"

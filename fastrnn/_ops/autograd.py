@@ -8,66 +8,23 @@ layers' and the scan's.
 from collections.abc import Callable
 
 import torch
-from torch.autograd import forward_ad
 
 from .. import reference
-from . import library
+from .._cells import WITH_CELL
+from . import library, torch_state
+from .mode import NEEDS, SCAN_NEEDS
+from .torch_state import compiling, cuda_mode, gradients, tracing
+
+_X, _H0, _C0, _WEIGHTS = (NEEDS[name] for name in ("x", "h0", "c0", "weights"))
+_SU, _SX, _SWEIGHTS, _SC0, _SV = (SCAN_NEEDS[name] for name in ("u", "x", "weights", "c0", "v"))
 
 DROP_MASK_IS_CONSTANT = "drop_mask: expected a constant, got a tensor that requires a gradient"
-
-
-def rnn_tf32() -> bool:
-    """Whether torch lets cuDNN's recurrent layers compute float32 in TensorFloat-32: what nn.LSTM asks.
-
-    That is torch.backends.cudnn.rnn.fp32_precision, which torch.backends.cudnn.allow_tf32 sets too. A
-    compiled graph keeps the answer from when it was traced.
-    """
-    return torch._C._get_fp32_precision_getter("cuda", "rnn") == "tf32"
-
-
-# What torch.compiler.assume_constant_result sets, without importing the compiler.
-rnn_tf32._dynamo_marked_constant = True
-
-
-def _cuda_mode(x: torch.Tensor) -> int:
-    """What x's setting for TensorFloat-32 adds to the op's mode."""
-    return library.TF32 if x.dtype is torch.float32 and rnn_tf32() else 0
-
-
-def exporting() -> bool:
-    """Whether torch.export is at work. torch.compiler.is_exporting() says the same, except that torch.compile
-    of torch 2.11 takes it to be always true."""
-    return torch.compiler._is_exporting_flag
-
-
-#: A true value while torch.jit.trace is at work. What it is to record of calls of the raw operators,
-#: script.py says; only that the autograd.Functions are kept from it is left to their callers.
-tracing = torch._C._get_tracing_state
-
-
-def transformed() -> bool:
-    """Whether torch.func or forward-mode AD is at work, which look into an operation rather than call it."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def differentiable(*grads: torch.Tensor | None) -> bool:
-    """Whether a backward pass must be made of torch's own operations: create_graph=True wants gradients that
-    can be differentiated again, is_grads_batched=True (and jacobian(vectorize=True)) a batch of them at once.
-    """
-    if torch.is_grad_enabled():
-        return True
-    if torch.compiler.is_compiling():
-        return False
-    for g in grads:  # a generator for any() would take longer than the rest  # noqa: SIM110
-        if g is not None and torch._C._functorch.is_legacy_batchedtensor(g):
-            return True
-    return False
 
 
 def _rnn_backward(*arguments):
     """library.backward, or, where a compiler records it, its form without a list among the results, which
     some of them refuse; with the results of the operator."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+    if torch_state.recorded():
         found = library.backward_unlisted(*arguments)
         return *found[:3], found[3 : 3 + len(arguments[7])]
     return library.backward(*arguments)
@@ -109,7 +66,7 @@ def saved(ctx, name: str, output: int | None = None) -> tuple:
             ) from error
     # Under hooks of the caller's (save_on_cpu, checkpoint) it was not asked for either, and hooks that return
     # what they were given return the edited output. A compiler keeps account of edits itself.
-    if output is not None and not torch.compiler.is_compiling() and tensors[output]._version:
+    if output is not None and not compiling() and tensors[output]._version:
         return (*tensors[:output], None, *tensors[output + 1 :])
     return tensors
 
@@ -155,7 +112,7 @@ def _function(
             results, kept = forward(*arguments)
             ctx.options, ctx.first_input = arguments[constants], constants + len(kept)
             inputs = arguments[constants + 1 :]
-            if torch.compiler.is_compiling():
+            if compiling():
                 inputs = _unedited(inputs, weights)
                 kept = _unedited(kept, slice(1 if edited else 0, None))
             ctx.save_for_backward(*arguments[:constants], *kept, *inputs)
@@ -173,7 +130,7 @@ def _function(
             else:
                 return (*none, *(None,) * len(inputs))
             wanted = ctx.needs_input_grad[constants + 1 :]
-            if differentiable(*grads):
+            if torch_state.differentiable(*grads):
                 return *none, *again(grads, tensors[:constants], options, inputs, wanted)
             kept = tensors[constants:first_input]
             return *none, *gradients(grads, tensors[:constants], options, kept, inputs, wanted)
@@ -183,7 +140,7 @@ def _function(
 
 def _rnn_forward(batch_sizes, lengths, reset, options, x, h0, c0, *weights):
     cell, bias, save, tier, keep_cells = options
-    mode = save + tier + _cuda_mode(x) if x.is_cuda else save
+    mode = save + tier + cuda_mode(x) if x.is_cuda else save
     y, hn, cn, gates, cells = library.forward(
         x, h0, c0, list(weights), batch_sizes, lengths, reset, cell, bias, mode
     )
@@ -195,8 +152,8 @@ def _rnn_gradients(grads, constants, options, kept, inputs, wanted):
     y, gates, cells = kept
     x, h0, c0, *weights = inputs
     need_weights = any(wanted[3:])
-    mode = wanted[0] + 2 * wanted[1] + 4 * wanted[2] + 8 * need_weights
-    kernels = tier + _cuda_mode(x) if x.is_cuda else 0
+    mode = _X * wanted[0] + _H0 * wanted[1] + _C0 * wanted[2] + _WEIGHTS * need_weights
+    kernels = tier + cuda_mode(x) if x.is_cuda else 0
     if y is None:
         y = library.forward(x, h0, c0, weights, *constants, cell, bias, kernels)[0]
     if not keep_cells:
@@ -269,18 +226,19 @@ def layer(
     Raises:
         RuntimeError: from the operator, naming the argument, what was expected and what came.
     """
-    lstm = cell == "lstm"
+    has_cell = cell in WITH_CELL
     rows = batch_sizes, lengths, reset
-    if torch.compiler._is_exporting_flag:  # a program cannot hold the Function
-        mode = library.SAVE_MODES[save] + (tier + _cuda_mode(x) if x.is_cuda else 0)
-        keep = keep_cells and lstm
+    if torch.compiler._is_exporting_flag:  # torch_state.exporting(): a program cannot hold the Function
+        mode = library.SAVE_MODES[save] + (tier + cuda_mode(x) if x.is_cuda else 0)
+        keep = keep_cells and has_cell
         y, hn, cn, cells = library.layer(x, h0, c0, weights, *rows, cell, bias, keep, mode)
     elif (
-        torch.is_grad_enabled()
+        gradients()
         and (
             x.requires_grad
             or h0.requires_grad
             or (c0 is not None and c0.requires_grad)
+            or weights[0].requires_grad  # before a generator, which takes longer
             or any(w.requires_grad for w in weights)
         )
         and not tracing()
@@ -289,15 +247,15 @@ def layer(
         found = _Layer.apply(*rows, options, x, h0, c0, *weights)
         y, hn, cn, cells = found if keep_cells else (*found, None)
     else:
-        mode = library.SAVE_MODES["recompute"] if keep_cells and lstm else 0  # the cells and no gates
+        mode = library.SAVE_MODES["recompute"] if keep_cells and has_cell else 0  # the cells and no gates
         if x.is_cuda:
-            mode += tier + _cuda_mode(x)
+            mode += tier + cuda_mode(x)
         y, hn, cn, _, cells = library.forward(
             x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode
         )
     if keep_cells:
-        return (y, hn, cn, cells) if lstm else (y, hn, None, None)
-    return y, hn, cn if lstm else None
+        return (y, hn, cn, cells) if has_cell else (y, hn, None, None)
+    return y, hn, cn if has_cell else None
 
 
 def _scan_forward(mask_pad, drop_mask, batch_sizes, reset, options, *inputs):
@@ -309,7 +267,7 @@ def _scan_forward(mask_pad, drop_mask, batch_sizes, reset, options, *inputs):
 def _scan_gradients(grads, constants, options, kept, inputs, wanted):
     *options, keep_cells = options
     u, x, weights, bias, c0, v = wanted
-    needs = u + 2 * x + 4 * (weights or bias) + 8 * c0 + 16 * v
+    needs = _SU * u + _SX * x + _SWEIGHTS * (weights or bias) + _SC0 * c0 + _SV * v
     if not keep_cells:
         grads = *grads, None
     found = library.sru_backward(*grads, *inputs, *constants, *kept, *options, needs)
@@ -380,10 +338,10 @@ def scan(
             that requires a gradient, as there is none.
     """
     constants, options = (mask_pad, drop_mask, batch_sizes, reset), (use_tanh, scale, bidirectional)
-    if exporting():  # see layer
+    if torch_state.exporting():  # see layer
         found = library.sru_scan(u, x, weight_c, bias, c0, v, *constants, *options, keep_cells)
         return found if keep_cells else found[:2]
-    if torch.is_grad_enabled():
+    if gradients():
         if drop_mask is not None and drop_mask.requires_grad:
             raise RuntimeError(DROP_MASK_IS_CONSTANT)
         if any(t is not None and t.requires_grad for t in (u, x, weight_c, bias, c0, v)) and not tracing():

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from . import autograd, library
+from . import autograd, library, torch_state
 
 _SAVES = library.TIERS["one_cta"]  # below it a mode says what is saved
 _library = torch.library.Library("fastrnn", "IMPL")
@@ -34,9 +34,9 @@ def _derivative(op: torch._ops.OpOverload, inference: Callable) -> Callable:
 
     def register(function: Callable) -> Callable:
         def with_gradients(*args):
-            if library.patched and torch.compiler._is_exporting_flag:
+            if library.patched and torch_state.exporting():
                 _exported_in_patch()
-            if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args)):
+            if torch_state.gradients() and any(t.requires_grad for t in _tensors(args)):
                 return function(*args)
             if _compiled_ahead():
                 return inference(*args)
@@ -90,7 +90,7 @@ def _raw_layer(*args):
 
 @_derivative(library.layer, _raw_layer)
 def _rnn_layer(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, keep_cells, mode):
-    if autograd.transformed():
+    if torch_state.transformed():
         rows = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset}
         y, hn, cn, *cells = reference.layer(
             x, h0, c0, weights, cell=cell, bias=bias, keep_cells=keep_cells, **rows
@@ -110,7 +110,7 @@ def _sru_scan(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, res
     if drop_mask is not None and drop_mask.requires_grad:
         raise RuntimeError(autograd.DROP_MASK_IS_CONSTANT)
     use_tanh, scale, bidirectional, keep_cells = options
-    if autograd.transformed():
+    if torch_state.transformed():
         masks = {"v": v, "mask_pad": mask_pad, "drop_mask": drop_mask, "batch_sizes": batch_sizes}
         options = {"use_tanh": use_tanh, "scale": scale, "bidirectional": bidirectional, "reset": reset}
         found = reference.sru_scan(u, x, weight_c, bias, c0, keep_cells=keep_cells, **masks, **options)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
-from .._ops import autograd, devices, library
+from .._ops import devices, library, torch_state
 from . import costs, gpus, subject, wavefront
 from .explanation import Explanation, LayerPlan
 from .route import Route, missing, one_step, route
@@ -92,7 +92,7 @@ def explain(
     machine = {"threads": threads}
     found_gpu = gpus.find(gpu, device) if kind == "cuda" else None
     if found_gpu is not None:
-        tf32 = autograd.rnn_tf32() if tf32 is None else tf32
+        tf32 = torch_state.rnn_tf32() if tf32 is None else tf32
         machine |= {"gpu": found_gpu.properties(), "tf32": tf32}
         asked.notes.append(_times_of(found_gpu))
     elif kind == "cpu" and library.cpu_loaded:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._ops import autograd, devices, library
+from .._ops import devices, library, torch_state
 from .._ops.mode import BACKENDS, NAMED_TIERS, TIERS
 
 #: What the kernels compute in.
@@ -131,8 +131,8 @@ def route(
 
 def of(x: Tensor, backend: str, family: str = "rnn", masked: bool = False, empty: bool = False) -> Route:
     """Who computes a layer over x, in the state that torch is in."""
-    recorded = torch.compiler.is_compiling()
-    state = empty, autograd.transformed(), recorded
+    recorded = torch_state.compiling()
+    state = empty, torch_state.transformed(), recorded
     if recorded or not x.is_cpu:
         return _answer(x.dtype, x.device, backend, family, masked, *state)
     key = (x.dtype, backend, family, masked, *state)

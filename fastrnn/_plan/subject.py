@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
-from .._cells import NAMES, RNN
+from .._cells import NAMES, RNN, SCAN
 from . import costs
 
 #: T, B where a module is explained without an input.
@@ -140,13 +140,13 @@ def _of_shape(shape, input, cell, num_layers, bidirectional, proj_size, packed) 
             f"proj_size: expected less than H={hidden} for an LSTM and 0 for others, got {proj_size}"
         )
     scans = None
-    if cell == "sru":
+    if cell in SCAN:
         scans, D = [], 2 if bidirectional else 1
         for number in range(num_layers):
             features = D * hidden if number else inputs
             scans.append(costs.Layer(features, hidden, D, 3 if features == D * hidden else 4))
     elif cell not in RNN:
-        raise ValueError(f"cell: expected one of {', '.join(RNN)}, sru, got {cell!r}")
+        raise ValueError(f"cell: expected one of {', '.join((*RNN, *SCAN))}, got {cell!r}")
     return Subject(
         f"{cell}({inputs}, {hidden})",
         cell,

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from .._ops.autograd import tracing, transformed
+from .._ops import torch_state
+from .._ops.torch_state import tracing, transformed
 
 
 def _plain(q, k, v, bias, causal):
@@ -33,7 +34,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        if not torch.is_grad_enabled():
+        if not torch_state.gradients():
             return *torch.autograd.grad(ctx.result, ctx.leaves, grad, retain_graph=True), None, None
         q, k, v, bias = ctx.saved_tensors
         with torch.enable_grad():
@@ -85,13 +86,13 @@ def attention(
     if q.numel() == 0 or source == 0:
         return q * 0
     # The fused kernels have first derivatives in reverse mode, and none for the bias.
-    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    needs_grad = torch_state.gradients() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if transformed():
         with sdpa_kernel(SDPBackend.MATH):
             result = scaled_dot_product_attention(q, k, v, bias, dropout, is_causal)
     elif (
         not needs_grad
-        or torch.compiler.is_compiling()
+        or torch_state.compiling()
         or tracing()
         or dropout
         or (bias is not None and bias.requires_grad)

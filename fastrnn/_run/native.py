@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import _checks
 from .._cells import RNN
+from .._ops import torch_state
 
 # torch's functions and module modes by the kernels' name of a recurrence.
 _LAYERS = {cell: getattr(torch._VF, cell) for cell in RNN}
@@ -79,7 +80,7 @@ def layers_instead(stack, x: Tensor, h, c, weights, rows: int, batch_sizes: Tens
     """``layers`` where they were not asked for: None where torch cannot."""
     if batch_sizes is not None:
         _checks.batch_sizes_values(batch_sizes, x.size(0))
-    if not stack.training and torch.is_grad_enabled():
+    if not stack.training and torch_state.gradients():
         # In eval mode a GPU's library gives no gradients; one in training without dropout is the same layer.
         stack = stack._replace(training=True, dropout=0.0)
     elif stack.training and stack.num_layers > 1:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._ops.autograd import differentiable, tracing, transformed
+from .._ops import torch_state
+from .._ops.torch_state import differentiable, tracing, transformed
 from .._plan.costs import onednn, uses_onednn
 
 
@@ -46,13 +47,13 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         or x.dtype != torch.float32
         or weight.dtype != torch.float32
         or not uses_onednn(x.numel() * weight.size(0))
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
+        or torch_state.compiling()
+        or torch_state.autocasting(x)
         or x.dim() < 2
         or transformed()
         or tracing()  # a program cannot hold the Function, and may run where there is no oneDNN
     ):
         return F.linear(x, weight)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if torch_state.gradients() and (x.requires_grad or weight.requires_grad):
         return _Linear.apply(x, weight)
     return _product(x, weight)

@@ -12,18 +12,23 @@ from operator import is_
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.compiler import is_compiling
 
 from .._cells import NAMES, RNN
 from .._ops import autograd, library
+from .._ops.torch_state import (
+    any_autocast,
+    compiling,
+    dispatch_modes,
+    forward_ad,
+    function_modes,
+    functorch,
+    tracing,
+)
+from .._ops.torch_state import gradients as gradients_wanted
 from .._plan.route import fused_on_cpu
 
 _CELLS = {mode: (name, RNN[name].has_cell) for mode, name in NAMES.items()}
 _forward = getattr(library.forward, "_op", None)  # without the frame of Python's around it
-_transforms, _autocast = torch._C._are_functorch_transforms_active, torch._C._is_any_autocast_enabled
-_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
-_tracing, _gradients = torch._C._get_tracing_state, torch.is_grad_enabled
 
 #: The operator's, and those of an access. Not more: what a hook of the caller's raises is the caller's.
 _ERRORS = (RuntimeError, TypeError, KeyError, IndexError)
@@ -37,15 +42,15 @@ def one_layer(module, x: Tensor, hx) -> tuple | None:
     """Output, h_n and c_n (None unless LSTM) of a module of one layer for what its forward() was given, or
     None for whatever is out of the ordinary."""
     if (
-        is_compiling()
+        compiling()
         or type(x) is not Tensor
         or not x.is_cpu
-        or _transforms()
+        or functorch()
         or forward_ad._current_level >= 0
-        or _autocast()
-        or _dispatch_modes()
-        or _function_modes()
-        or _tracing()
+        or any_autocast()
+        or dispatch_modes()
+        or function_modes()
+        or tracing()
     ):
         return None
     try:
@@ -67,7 +72,7 @@ def one_layer(module, x: Tensor, hx) -> tuple | None:
                 return None
             x, shape, batch_first = x.unsqueeze(1), (shape[0], 1), False
         cell, has_cell = _CELLS[fields["mode"]]
-        gradients = _gradients()
+        gradients = gradients_wanted()
         if hx is None:
             if fields["proj_size"]:
                 return None

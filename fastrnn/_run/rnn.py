@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .. import _checks, reference
 from .._cells import RNN
-from .._ops import autograd
+from .._ops import autograd, torch_state
+from .._ops.torch_state import autocasting
 from .._plan import route
 from .._plan.route import Route
 from . import native, wavefront
@@ -109,7 +110,7 @@ def run(
         raise RuntimeError(
             f"input.size(-1) must be equal to input_size. Expected {stack.input_size}, got {shape[-1]}"
         )
-    if packed and h is not None and torch.compiler.is_compiling():
+    if packed and h is not None and torch_state.compiling():
         batch = h.size(1)  # a graph cannot compare sizes with values: the kernels will
     else:
         batch = shape[1] if not packed else _first(batch_sizes)
@@ -153,9 +154,9 @@ def run(
 
 def _first(batch_sizes: Tensor) -> int:
     """The rows of the first step, which for a program is a number that it reads when it runs."""
-    if autograd.tracing():
+    if torch_state.tracing():
         return batch_sizes[0]
-    if not autograd.exporting():
+    if not torch_state.exporting():
         return int(batch_sizes[0])
     rows = batch_sizes[0].item()
     torch._check(rows >= 0)
@@ -212,7 +213,7 @@ def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
         zero_h = zero_c = x.new_zeros((directions, batch, stack.proj_size or stack.hidden_size))
         if not RNN[cell].has_cell:
             zero_c = None
-        elif stack.proj_size or torch.compiler.is_compiling():
+        elif stack.proj_size or torch_state.compiling():
             zero_c = x.new_zeros((directions, batch, stack.hidden_size))
 
     if stack.num_layers == 1:
@@ -263,14 +264,6 @@ def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
     return (x, h, c, states(outputs, every_c)) if rows is not None and rows.keep_states else (x, h, c)
 
 
-def autocasting(x: Tensor) -> bool:
-    """Whether autocast is on for the device of x."""
-    if x.is_cpu:
-        return torch.is_autocast_enabled("cpu")
-    device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
 def autocast_inputs(cell: str, projected: bool, packed: bool, x, h, c, weights):
     """Cast everything to the dtype in which torch's own modules answer under autocast.
 
@@ -285,12 +278,13 @@ def autocast_inputs(cell: str, projected: bool, packed: bool, x, h, c, weights):
     if x.dtype not in _AUTOCAST_TYPES:
         _checks.same_kind(x, [("parameter", w) for w in weights])
         return x, h, c, weights, None
-    to, round_to = torch.get_autocast_dtype(x.device.type), None
-    if x.is_cpu and cell in ("lstm", "gru"):
-        layer_of_onednn = cell == "lstm" and not packed and not projected
+    to, round_to = torch_state.autocast_dtype(x), None
+    card = RNN[cell]
+    if x.is_cpu and card.carries is not None:
+        layer_of_onednn = card.onednn and not packed and not projected
         if not layer_of_onednn or x.dtype == torch.float16:
             round_to = to if projected else None
-            state = h if cell == "gru" else c
+            state = (h, c)[card.carries]
             state_type = x.dtype if state is None else state.dtype
             if state_type in _AUTOCAST_TYPES:
                 to = torch.promote_types(to, state_type)

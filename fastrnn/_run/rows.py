@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
 from .._cells import RNN
-from .._ops import autograd
+from .._ops import torch_state
 
 
 class Rows(NamedTuple):
@@ -52,9 +52,7 @@ class Rows(NamedTuple):
         given them."""
         if self.lengths is None or not self.lengths.numel():
             return
-        values = self.lengths
-        while torch._C._functorch.is_functorch_wrapped_tensor(values):  # vmap's rows: all of them at once
-            values = torch._C._functorch.get_unwrapped(values)
+        values = torch_state.of_all_calls(self.lengths)  # vmap's rows: all of them at once
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > steps:
             raise RuntimeError(
@@ -65,7 +63,7 @@ class Rows(NamedTuple):
         """(L, B) bool, True for the steps that ``mask_pad`` or the lengths leave out; None for no step."""
         if self.lengths is None:
             return mask_pad
-        if not torch.compiler.is_compiling() and not autograd.tracing():
+        if not torch_state.compiling() and not torch_state.tracing():
             self.check_lengths(steps)
         beyond = torch.arange(steps, device=device).unsqueeze(1) >= self.lengths.to(device)
         return beyond if mask_pad is None else beyond | mask_pad

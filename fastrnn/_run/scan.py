@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import reference
-from .._ops import autograd, library
-from .._ops.autograd import tracing
+from .._ops import autograd, library, torch_state
+from .._ops.torch_state import tracing
 from .._plan import route
 from . import projection
 from .rows import Rows
@@ -32,13 +32,13 @@ def without_pads(x: Tensor, mask_pad: Tensor) -> Tensor:
 def note_clean(mask_pad: Tensor | None) -> None:
     """Say that the input that goes with this mask, an object of the caller's own, has numbers for pads:
     layers above the first need not replace what a layer has written."""
-    if mask_pad is not None and not torch.compiler.is_compiling():
+    if mask_pad is not None and not torch_state.compiling():
         mask_pad._input_is_clean = True
 
 
 def is_clean(mask_pad: Tensor) -> bool:
     # A compiler fuses the replacement, and keeps no attributes of tensors.
-    return not torch.compiler.is_compiling() and getattr(mask_pad, "_input_is_clean", False)
+    return not torch_state.compiling() and getattr(mask_pad, "_input_is_clean", False)
 
 
 class Packing(NamedTuple):
@@ -130,7 +130,7 @@ def project(linear: nn.Module, x: Tensor, k: int) -> Tensor:
 def project_weight(weight: Tensor, x: Tensor, k: int) -> Tensor:
     """x (..., I) times weight (O*K, I), in the package's order, as (..., K, O)."""
     # Either the weight is permuted or the product: whatever is smaller (one step of inference has few rows).
-    if not torch.compiler.is_compiling() and x.numel() < weight.size(1) ** 2:
+    if not torch_state.compiling() and x.numel() < weight.size(1) ** 2:
         return gate_major(projection.linear(x, weight), k)
     permuted = weight.unflatten(0, (-1, k)).transpose(0, 1).reshape(weight.shape)
     return projection.linear(x, permuted).unflatten(-1, (k, -1))
@@ -198,9 +198,9 @@ def takes_step(
         and module.bias is None
         and module.out_features == outputs
         and not hooked(module)
-        and not torch.compiler.is_compiling()
+        and not torch_state.compiling()
         and not (
-            torch.is_grad_enabled()
+            torch_state.gradients()
             and (
                 x.requires_grad
                 or module.weight.requires_grad

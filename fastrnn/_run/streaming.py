@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .. import _checks
 from .._cells import RNN
-from .._ops import autograd, library
+from .._ops import library, torch_state
+from .._ops.torch_state import autocasting
 from .._plan import route
-from .rnn import Stack, autocasting, run
+from .rnn import Stack, run
 from .scan import hooked
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class Streamer:
     def _checked(self) -> _Taken:
         """What was taken, once the layer is seen to be as it was."""
         taken = self._taken
-        if not torch.compiler.is_compiling():  # which would make every version a guard
+        if not torch_state.compiling():  # which would make every version a guard
             for holder, name, tensor, version, address in taken.sources:
                 if (
                     holder.get(name) is not tensor
@@ -248,12 +249,12 @@ def _run(taken: _Taken, x: Tensor, hx) -> tuple:
 
 
 def _refuse_gradients(name: str, *tensors: Tensor | None) -> None:
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if torch_state.gradients() and any(t is not None and t.requires_grad for t in tensors):
         raise RuntimeError(
             f"{name}: a streamer has no gradients, got an input or state that requires one; use "
             "layer.step(), or torch.no_grad()"
         )
-    if autograd.transformed():
+    if torch_state.transformed():
         raise RuntimeError(
             f"{name}: a streamer cannot run under torch.func's transforms or forward-mode AD; use "
             "layer.step()"

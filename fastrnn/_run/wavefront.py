@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._ops import autograd, library
+from .._ops import library, torch_state
 from .._plan import gpus
 from .._plan.wavefront import measured, planned
 
@@ -56,7 +56,7 @@ def wavefront(pieces: int | None) -> Iterator[None]:
             raise TypeError(f"wavefront: expected an int or None as pieces, got {_checks.kind(pieces)}")
         if pieces < 1:
             raise ValueError(f"wavefront: expected pieces of at least 1, got {pieces}")
-    if torch.compiler.is_compiling():  # layers run whole there
+    if torch_state.compiling():  # layers run whole there
         yield
         return
     token = _asked.set(pieces)
@@ -68,14 +68,14 @@ def wavefront(pieces: int | None) -> Iterator[None]:
 
 def pieces(stack, x: Tensor, rows: int, weights) -> int:
     """Into how many pieces a stack of plain layers over x, (T, B, I), is cut; 1 for not at all."""
-    if torch.compiler.is_compiling() or autograd.tracing():
+    if torch_state.compiling() or torch_state.tracing():
         return 1
     asked = _asked.get()
     if asked is not None:
         return min(asked, x.size(0))
     if not x.is_cuda or not library.cuda_loaded or stack.backend not in ("auto", "fused") or not measured():
         return 1
-    training = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights))
+    training = torch_state.gradients() and (x.requires_grad or any(w.requires_grad for w in weights))
     return planned(
         stack.cell,
         stack.num_layers,
@@ -85,7 +85,7 @@ def pieces(stack, x: Tensor, rows: int, weights) -> int:
         stack.proj_size,
         str(x.dtype).removeprefix("torch."),
         training,
-        autograd.rnn_tf32(),
+        torch_state.rnn_tf32(),
         gpus.find(device=x.device),
     )
 

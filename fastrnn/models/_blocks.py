@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
+from .._cells import NAMES, WITH_CELL
 from ..modules import GRU, LSTM, SRU
 from . import _inputs
 
@@ -54,11 +55,12 @@ class Recurrence(nn.Module):
                 pads = ~_inputs.steps_within(lengths, x.size(0), x.device)
             y, c = layers(x, None if state is None else state[0], mask_pad=pads)
             return y, (c,)
-        if state is not None and layers.mode == "GRU":
+        alone = NAMES[layers.mode] not in WITH_CELL
+        if state is not None and alone:
             state = state[0]
         # torch.nn's layers, which fastrnn.revert() may have put here, know no lengths.
         y, last = layers(x, state) if lengths is None else layers(x, state, lengths=lengths)
-        last = (last,) if layers.mode == "GRU" else last
+        last = (last,) if alone else last
         if layers.bidirectional:
             last = tuple(s.unflatten(0, (layers.num_layers, 2)).transpose(1, 2).flatten(2) for s in last)
         return y, last

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._run.rnn import autocasting
+from .._ops.torch_state import autocasting
 
 
 def size(name: str, argument: str, value: object, least: int = 1) -> int:

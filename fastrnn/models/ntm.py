@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _checks
+from .._cells import RNN, WITH_CELL
 from ..modules import GRUCell, LSTMCell
 from . import _inputs
 
@@ -179,9 +180,9 @@ class NeuralTuringMachine(nn.Module):
     def step(self, x: Tensor, state: NTMState) -> tuple[Tensor, NTMState]:
         """One step: x (B, I) to the output (B, O) and the next state."""
         x = torch.cat([x, state.reads], 1)
-        if self.controller_kind == "lstm":
+        if self.controller_kind in WITH_CELL:
             controller = self.controller(x, state.controller)
-        elif self.controller_kind == "gru":
+        elif self.controller_kind in RNN:
             controller = (self.controller(x, *state.controller),)
         else:
             controller = ()

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import weakref
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _cells, _checks
 from .._checks import tools
+from .._ops import torch_state
 from .._plan import route
 from .._run import quick
 from .._run.rnn import Stack, permute, run
@@ -117,7 +117,7 @@ class RecurrentLayer(nn.RNNBase):
 
         current = [getattr(self, name, None) for name in self._flat_weights_names]
         refs = self._flat_weight_refs
-        if torch.compiler.is_compiling():
+        if torch_state.compiling():
             # Stand-ins for the time of the tracing, not to be kept; within a checkpoint or torch.func's
             # transforms a graph could not even.
             flat = current

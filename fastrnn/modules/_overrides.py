@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
+from .._cells import NAMES as CELLS
+from .._cells import WITH_CELL
 
 NAMES = frozenset(
     (
@@ -39,7 +41,7 @@ def _foreign(method) -> bool:
 def before(layer, input: Tensor | PackedSequence, hx):
     """torch.nn's calls before the layers run. Returns hx, which they may have changed, with the dimensions
     that it had; an input that is none is left to the checks that follow."""
-    lstm, packed = layer.mode == "LSTM", isinstance(input, PackedSequence)
+    lstm, packed = CELLS[layer.mode] in WITH_CELL, isinstance(input, PackedSequence)
     data, batch_sizes, order = input[:3] if packed else (input, None, None)
     if not isinstance(data, Tensor) or (not packed and data.dim() not in (2, 3)):
         return hx
@@ -77,4 +79,6 @@ def before(layer, input: Tensor | PackedSequence, hx):
 def _zeros(layer, data: Tensor, rows: int):
     states = layer.num_layers * (2 if layer.bidirectional else 1)
     h = data.new_zeros((states, rows, layer.proj_size or layer.hidden_size))
-    return (h, data.new_zeros((states, rows, layer.hidden_size))) if layer.mode == "LSTM" else h
+    if CELLS[layer.mode] not in WITH_CELL:
+        return h
+    return h, data.new_zeros((states, rows, layer.hidden_size))

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from .. import _checks
 from .._checks import scan as scan_checks
+from .._ops.torch_state import autocasting
 from .._run import scan as run_scan
 from .._run import symbolic
 from .._run.attention import attention
-from .._run.rnn import autocasting
 from .._run.torchscript import scripts_as
 from . import _script_srupp
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .. import functional
 from .._checks import tools
 from .._run import symbolic
+from .._run.step import one_step
 from .._run.torchscript import scripts_as
 from . import _script_rnn
 
@@ -55,7 +55,7 @@ class LSTMCell(RecurrentCell):
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """(B, I) or (I,) and, optionally, (h, c) of (B, H) or (H,) each, to the next (h, c)."""
         try:
-            return functional._cell("LSTMCell", "lstm", input, hx, *self._live_weights())
+            return one_step("LSTMCell", "lstm", input, hx, *self._live_weights())
         except symbolic.ERRORS:
             if (node := symbolic.module_call(self, LSTMCell.forward, locals())) is None:
                 raise
@@ -77,7 +77,7 @@ class GRUCell(RecurrentCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """(B, I) or (I,) and, optionally, h of (B, H) or (H,), to the next h."""
         try:
-            return functional._cell("GRUCell", "gru", input, hx, *self._live_weights())[0]
+            return one_step("GRUCell", "gru", input, hx, *self._live_weights())[0]
         except symbolic.ERRORS:
             if (node := symbolic.module_call(self, GRUCell.forward, locals())) is None:
                 raise
@@ -113,7 +113,7 @@ class RNNCell(RecurrentCell):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         try:
             cell = f"rnn_{self.nonlinearity}"
-            return functional._cell("RNNCell", cell, input, hx, *self._live_weights())[0]
+            return one_step("RNNCell", cell, input, hx, *self._live_weights())[0]
         except symbolic.ERRORS:
             if (node := symbolic.module_call(self, RNNCell.forward, locals())) is None:
                 raise

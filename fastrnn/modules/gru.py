@@ -70,5 +70,5 @@ class GRU(RecurrentLayer):
             return node
 
     # What torch.jit.script compiles.
-    _script_forward, _script_forward_packed = _script_rnn.gru, _script_rnn.gru_packed
+    _script_forward, _script_forward_packed = _script_rnn.gru, _script_rnn.one_state_packed
     __overloads__ = Overloads("_script_forward", "_script_forward_packed")

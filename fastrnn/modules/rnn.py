@@ -76,5 +76,5 @@ class RNN(RecurrentLayer):
             return node
 
     # What torch.jit.script compiles.
-    _script_forward, _script_forward_packed = _script_rnn.rnn, _script_rnn.rnn_packed
+    _script_forward, _script_forward_packed = _script_rnn.rnn, _script_rnn.one_state_packed
     __overloads__ = Overloads("_script_forward", "_script_forward_packed")

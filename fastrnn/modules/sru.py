@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
 from .._checks import scan as scan_checks
+from .._ops.torch_state import autocasting
 from .._run import scan as run_scan
 from .._run import symbolic
-from .._run.rnn import autocasting
 from .._run.rows import Rows, asked
 from .._run.torchscript import scripts_as
 from . import _script_sru

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,13 +12,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
 from .._checks import scan as scan_checks
-from .._ops.autograd import transformed
+from .._ops import torch_state
+from .._ops.torch_state import autocasting, transformed
 from .._run import scan as run_scan
 from .._run import symbolic
-from .._run.rnn import autocasting
 from .._run.rows import asked
 from .._run.torchscript import scripts_as
-from . import _script_sru
+from . import _script_sru, _sru_package
 
 __all__ = ["SRUCell"]
 
@@ -169,9 +168,9 @@ class SRUCell(nn.Module):
         self.bias[self.output_size :] = self.highway_bias
         self.scale_x.fill_(self._highway_scale)
         if self.init == "2.6" and not self._custom:
-            self._reset_as_2_6()
+            _sru_package.reset_as_2_6(self)
         else:
-            _reset_transform(self.transform_module, self.init)
+            _sru_package.reset_transform(self.transform_module, self.init)
         if self.v1:
             self.weight_c.zero_()
             self.weight_c.requires_grad = False
@@ -180,28 +179,6 @@ class SRUCell(nn.Module):
             self.weight_c.uniform_(-(3.0**0.5), 3.0**0.5).mul_(0.5**0.5)
         else:
             self.weight_c.uniform_(-self.weight_c_init, self.weight_c_init)
-
-    def _reset_as_2_6(self) -> None:
-        """sru 2.6's weights, of variance 1 / inputs before they are scaled. They were stored transposed."""
-        layers = [self.transform_module]
-        if self.projection_size:
-            layers = [self.transform_module[1], self.transform_module[0]]
-        for layer in layers:
-            drawn = torch.empty_like(layer.weight.t(), memory_format=torch.contiguous_format)
-            bound = (3.0 / layer.in_features) ** 0.5
-            layer.weight.copy_(drawn.uniform_(-bound, bound).t())
-        candidate, forget, reset, *skip = layers[0].weight.unflatten(0, (-1, self.num_matrices)).unbind(1)
-        if self.dropout > 0:
-            candidate.mul_((1 - self.dropout) ** 0.5)
-        if self.rnn_dropout > 0:
-            layers[0].weight.mul_((1 - self.rnn_dropout) ** 0.5)
-        if self.layer_norm is not None:
-            layers[0].weight.mul_(0.1)
-        for columns in skip:
-            columns.mul_(self._highway_scale)
-        if not self.v1:
-            forget.mul_(0.5**0.5)
-            reset.mul_(0.5**0.5)
 
     @scripts_as(_script_sru.cell)
     def forward(
@@ -353,7 +330,7 @@ class SRUCell(nn.Module):
         # Reading a number off a GPU would wait for it, and a compiler or a tracer has none to read.
         if (
             self.scale_x.is_cpu
-            and not torch.compiler.is_compiling()
+            and not torch_state.compiling()
             and not transformed()
             and not run_scan.tracing()
         ):
@@ -392,27 +369,8 @@ class SRUCell(nn.Module):
         return run_scan.dropout_mask(self.bias.detach(), size, p)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        self._translate_2_6(state_dict, prefix)
+        _sru_package.translate_2_6(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _translate_2_6(self, state_dict: dict, prefix: str) -> None:
-        """Rename and transpose what sru 2.6 saved, in place."""
-        for key in [k for k in state_dict if k.startswith(f"{prefix}custom_m.")]:
-            state_dict[f"{prefix}transform_module.{key[len(prefix) + 9 :]}"] = state_dict.pop(key)
-        if self._custom or f"{prefix}weight" not in state_dict:
-            return
-        weights = [state_dict.pop(f"{prefix}{key}", None) for key in ("weight_proj", "weight")]
-        weights = [w.t().contiguous() for w in weights if w is not None]
-        if len(weights) == 1 and self.projection_size:
-            # 2.6 ignored a projection that was no narrower than input and output; so does its layer here.
-            self.projection_size = 0
-            kind = {"device": self.weight_c.device, "dtype": self.weight_c.dtype}
-            with torch.random.fork_rng(devices=[]):
-                self.transform_module = self._linears(kind)
-        names = ["transform_module.weight"]
-        if len(weights) == 2:
-            names = ["transform_module.0.weight", "transform_module.1.weight"]
-        state_dict.update((prefix + key, w) for key, w in zip(names, weights, strict=True))
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]
@@ -425,25 +383,6 @@ class SRUCell(nn.Module):
         if self.layer_norm is not None:
             parts.append(f"normalize_after={self.normalize_after}")
         return ", ".join(parts)
-
-
-def _reset_transform(module: nn.Module, init: str) -> None:
-    """New initial values for a transform module, in the package's order of draws."""
-    if isinstance(module, nn.Linear) and init == "3.0":
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif hasattr(module, "reset_parameters"):
-        module.reset_parameters()
-    elif isinstance(module, nn.Sequential) and init == "3.0":
-        for inner in module:
-            _reset_transform(inner, init)
-    elif next(module.parameters(), None) is not None:
-        warnings.warn(
-            f"the parameters of transform_module {type(module).__name__} keep their values: it has no "
-            "reset_parameters()",
-            stacklevel=4,
-        )
 
 
 def one_name(name: str, **values):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ._data import Data, make_data, run_functional, run_torch
-from ._tolerances import Check
+from ._tolerances import SCANS, Check
 
 ALLOWED = 1.5
 #: Kernels without fused multiply-add round every product as well as every sum, which the torch beside them
@@ -83,7 +83,7 @@ def measure(
     """
     found = {isa: Accuracy() for isa in isas}
     logs: dict[tuple, list[float]] = {}
-    recomputes = check.path != "cells" and check.cell not in ("sru", "srupp")
+    recomputes = check.path != "cells" and check.cell not in SCANS
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import functional
-from .._cells import RNN
+from .._cells import RNN, SCAN, WITH_CELL
 from ._tolerances import Check
 
 
@@ -58,7 +58,7 @@ def make_data(
 
     # relu's derivative jumps at zero, where rounding decides its side. Here the bias decides instead: half
     # of the units are on, half of them off, and the weights cannot turn them.
-    relu = check.cell == "rnn_relu"
+    relu = card is not None and card.activation == "relu"
     gain = 0.1 if relu else 1.0
 
     params = []
@@ -85,7 +85,7 @@ def make_data(
         hx = [draw(num_layers, B, O, scale=0.5)]
         cotangents = [draw(*rows, O), draw(num_layers, B, O)]
         return Data(check, draw(*rows, I, scale=scale), hx, params, cotangents, batch_sizes, num_layers)
-    if check.cell == "sru":
+    if check.cell in SCAN:
         # The recurrence alone: x is u, and the product that gives it is torch's. Both values of K. Weights of
         # the size they begin with: much larger ones, through which c feeds on itself, amplify rounding.
         O, K = D * H, 3 if H % 2 else 4  # noqa: E741
@@ -124,7 +124,7 @@ def run_functional(data: Data, dtype: torch.dtype, backend: str, mode: str) -> d
         options["save"] = "recompute" if mode == "recompute" else "gates"
 
     def call(x, hx, params):
-        state = tuple(hx) if cell == "lstm" else hx[0]
+        state = tuple(hx) if check.cell in WITH_CELL else hx[0]
         return (
             function(x, state, *params, **options)
             if check.path == "cells"
@@ -212,7 +212,7 @@ def run_torch(data: Data) -> dict[str, Tensor]:
     names = [name for name, _ in module.named_parameters()]
 
     def call(x, hx, params):
-        state = tuple(hx) if cell == "lstm" else hx[0]
+        state = tuple(hx) if check.cell in WITH_CELL else hx[0]
         batch = x if data.batch_sizes is None else PackedSequence(x, data.batch_sizes)
         return torch.func.functional_call(module, dict(zip(names, params, strict=True)), (batch, state))
 

@@ -7,6 +7,11 @@ from typing import NamedTuple
 
 import torch
 
+from .._cells import SCAN
+
+#: Cells whose kernel is the scan: no projection, single steps or gates to compute again.
+SCANS = (*SCAN, "srupp")
+
 
 class Tolerance(NamedTuple):
     """Largest error over largest magnitude, for outputs and for gradients."""

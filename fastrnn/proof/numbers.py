@@ -24,6 +24,7 @@ from ._accuracy import Accuracy
 from ._data import make_data, run_functional, run_torch
 from ._tolerances import (  # noqa: F401 - read from here
     FLOOR,
+    SCANS,
     TF32,
     TF32_TOLERANCE,
     TOLERANCES,
@@ -32,9 +33,7 @@ from ._tolerances import (  # noqa: F401 - read from here
     Tolerance,
 )
 
-CELLS = (*RNN, "sru", "srupp")
-#: Those whose kernel is the scan: no projection, single steps or gates to compute again.
-SCANS = ("sru", "srupp")
+CELLS = (*RNN, *SCANS)
 DTYPES = tuple(TOLERANCES)
 PATHS = ("layers", "packed", "proj", "cells")
 #: "inference" saves nothing, "training" saves the gates, "recompute" computes them again in backward.
@@ -154,7 +153,8 @@ def checks(cells: Sequence[str] = (), dtypes: Sequence[str] = (), paths: Sequenc
         for dtype in dtypes or DTYPES
         for cell in cells or CELLS
         for path in paths or PATHS
-        if (path != "proj" or cell == "lstm") and (path != "cells" or cell not in SCANS)
+        if (path != "proj" or (cell in RNN and RNN[cell].projects))
+        if path != "cells" or cell not in SCANS
         for directions in ((1,) if path == "cells" else (1, 2))
     ]
 

@@ -61,8 +61,8 @@ Told told(int cell, const int64_t* sizes, void* const* weights, const uint8_t* r
   }
   return t;
 }
-Rows rows_of(const LayerShape& s, void* data, int64_t width) {
-  Rows rows;
+TensorRows rows_of(const LayerShape& s, void* data, int64_t width) {
+  TensorRows rows;
   rows.data = data, rows.step_stride = s.B * width, rows.row_stride = width;
   return rows;
 }

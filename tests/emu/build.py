@@ -116,8 +116,10 @@ def selftest() -> Path:
     return result
 
 
-def compile_and_link(folder: Path, edges: list[str], before: str, after: str) -> None:
-    rules = RULES.format(cxx=os.environ.get("CXX", "g++"), before=before, after=after)
+def compile_and_link(
+    folder: Path, edges: list[str], before: str, after: str, compiler: str | None = None
+) -> None:
+    rules = RULES.format(cxx=compiler or os.environ.get("CXX", "g++"), before=before, after=after)
     ninja = shutil.which("ninja") or str(Path(sys.executable).with_name("ninja"))
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:  # tests in other processes ask for the same library

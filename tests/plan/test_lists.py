@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastrnn import _C, _checks, reference
-from fastrnn._cells import NAMES, RNN, SCAN, card
+from fastrnn._cells import NAMES, RNN, SCAN, WITH_CELL, card
 from fastrnn._ops import library, mode
 
 
@@ -40,7 +40,8 @@ def test_needs() -> None:
 
 
 def test_instruction_sets() -> None:
-    """The instruction sets that run here are of the list, in its order."""
+    """Both lists name the same instruction sets, best first; those that run here are of them, in order."""
+    assert _C.lists()["isas"] == mode.CPU_ISAS
     available = library.available_cpu_isas()
     assert available == [name for name in mode.CPU_ISAS if name in available]
 
@@ -52,5 +53,8 @@ def test_cards_are_asked() -> None:
     assert {f"rnn_{n}" for n in _checks.NONLINEARITIES} == {n for n, c in RNN.items() if c.activation}
     assert all(card(name).family == "rnn" for name in RNN)
     assert all(card(name).family == "scan" for name in SCAN)
+    assert {name for name in (*RNN, *SCAN) if card(name).has_cell} == WITH_CELL
+    # A state that goes past the product is one that there is.
+    assert all(c.carries is None or c.carries < c.states for c in (*RNN.values(), *SCAN.values()))
     with pytest.raises(KeyError):
         card("lstn")

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
 from fastrnn import functional
-from fastrnn._ops import autograd, library
+from fastrnn._ops import library, torch_state
 
 LAYERS = [
     ("LSTM", {}),
@@ -132,14 +132,14 @@ def test_unknown_backend():
 def test_tensorfloat_setting_is_the_one_of_cudnns_layers():
     """torch.backends.cudnn.rnn decides, whichever interface set it, and not cuda.matmul."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        assert not autograd.rnn_tf32()
+        assert not torch_state.rnn_tf32()
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
-        assert autograd.rnn_tf32()
+        assert torch_state.rnn_tf32()
         get, set_ = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
         before = get("cuda", "rnn")
         try:
             set_("cuda", "rnn", "ieee")
-            assert not autograd.rnn_tf32()
+            assert not torch_state.rnn_tf32()
         finally:
             set_("cuda", "rnn", before)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 
@@ -101,13 +102,14 @@ def test_many_threads_do_not_collapse(cpus):
     assert many <= limit, f"{many * 1e3:.1f} ms with eight threads, {one * 1e3:.1f} ms with one"
 
 
+@pytest.mark.parametrize("callers", [1, 4, 16])
 @pytest.mark.parametrize(("name", "options"), LAYERS)
-def test_callers_share_a_layer(name, options, threads):
+def test_callers_share_a_layer(name, options, callers, threads):
     """As a server calls: several Python threads, one layer, each with threads of its own. Every answer has
     the bits of a call alone."""
     threads(2)
     module = getattr(fastrnn, name)(64, 96, **options).eval()
-    inputs = [randn(20, 3, 64, seed=i) for i in range(4)]
+    inputs = [randn(20, 1 + i % 5, 64, seed=i) for i in range(callers)]
     with torch.no_grad():
         alone = [flat(module(x)) for x in inputs]
 
@@ -117,7 +119,60 @@ def test_callers_share_a_layer(name, options, threads):
             for a, b in zip(flat(module(inputs[i])), alone[i], strict=True):
                 assert torch.equal(a, b)
 
-    at_once(4, call, times=20)
+    at_once(callers, call, times=40 // callers + 5)
+
+
+SERVER = """
+import json, os, statistics, sys, threading, time
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+import torch, fastrnn
+name, callers = "{name}", {callers}
+torch.manual_seed(0)
+theirs = getattr(torch.nn, name)(128, 128, num_layers=2).eval()
+ours = getattr(fastrnn, name)(128, 128, num_layers=2).eval()
+ours.load_state_dict(theirs.state_dict())
+inputs = [torch.randn(40, rows, 128) for rows in range(1, 6)]
+
+def rate(module):
+    served, begin, stop = [0] * callers, threading.Barrier(callers + 1), threading.Event()
+    def serve(i):
+        torch.set_num_threads(2)
+        with torch.inference_mode():
+            module(inputs[0])
+            begin.wait()
+            while not stop.is_set():
+                module(inputs[served[i] % 5])
+                served[i] += 1
+    threads = [threading.Thread(target=serve, args=(i,)) for i in range(callers)]
+    for thread in threads:
+        thread.start()
+    begin.wait()
+    start = time.perf_counter()
+    time.sleep(0.3)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    return sum(served) / (time.perf_counter() - start)
+
+ratios, end = [], time.monotonic() + 30
+while time.monotonic() < end:
+    per_second = rate(theirs)
+    ratios.append(rate(ours) / per_second)
+    if len(ratios) >= 3 and statistics.median(ratios) >= 1:
+        break
+print(json.dumps(ratios))
+"""
+
+
+@pytest.mark.parametrize("callers", [1, 4, 16])
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+def test_callers_are_served_as_fast_as_by_torch(name, callers):
+    """On two cores, callers with two threads each, who take the cores from one another: as many requests a
+    second as of torch.nn's layer, at any number of callers (16 callers had .58 of them). Side by side, the
+    middle one of several tries, so that other programs do not decide."""
+    ratios = _elsewhere(SERVER.format(name=name, callers=callers), FASTRNN_CPUS="")
+    assert statistics.median(ratios) >= 1, ratios
 
 
 # ---- how many threads ---------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 // AVX-512 (F, BW, VL, DQ): 16 floats a register, 32 registers; with AVX512-BF16 where there is one.
+#include "cpu/isa/list.h"
 #include "cpu/isa/table.h"
 
 #if defined(__x86_64__)
@@ -15,12 +16,12 @@ static bool runs_here() {
          __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
          __builtin_cpu_supports("bmi2");
 }
-const KernelTable kAvx512Kernels = make_table("avx512", runs_here, &kAvx512Scan);
+const KernelTable kAvx512Kernels = make_table(isa_name(Isa::kAvx512), runs_here, &kAvx512Scan);
 
 // The same, but for the forward pass of bfloat16 layers and the scan of bfloat16.
 static bool dot_runs_here() { return runs_here() && __builtin_cpu_supports("avx512bf16"); }
 static constexpr KernelTable make_dot_table() {
-  KernelTable table = make_table("avx512_bf16", dot_runs_here, &kAvx512Bf16Scan);
+  KernelTable table = make_table(isa_name(Isa::kAvx512Bf16), dot_runs_here, &kAvx512Bf16Scan);
   table.forward_workspace = dot_workspace;
   table.forward = run_dot;
   table.packed_bytes = dot_packed_bytes;

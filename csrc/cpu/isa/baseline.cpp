@@ -1,4 +1,5 @@
 // What every processor of the target has: SSE2 on x86-64, NEON on aarch64; 4 floats a register.
+#include "cpu/isa/list.h"
 #include "cpu/isa/table.h"
 
 #define FASTRNN_VECTOR_BYTES 16
@@ -6,5 +7,5 @@
 
 namespace fastrnn {
 static bool runs_here() { return true; }
-const KernelTable kBaselineKernels = make_table("baseline", runs_here, &kBaselineScan);
+const KernelTable kBaselineKernels = make_table(isa_name(Isa::kBaseline), runs_here, &kBaselineScan);
 }  // namespace fastrnn

@@ -1,10 +1,11 @@
-// The operators that ask about the machine and switch its instruction set.
+// The operators that ask about the machine, switch its instruction set and give its memory back.
 #include <chrono>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "cpu/isa/choose.h"
+#include "cpu/ops/scratch.h"
 #include "ops/check.h"
 
 namespace fastrnn {
@@ -34,6 +35,10 @@ std::tuple<int64_t, int64_t> cpu_tile(bool float64) {
   const CpuMachine machine = machine_of(kernels_in_use(), float64 ? Dtype::kDouble : Dtype::kFloat, 1);
   return {machine.lanes, machine.tile_rows};
 }
+
+// ---- memory -----------------------------------------------------------------------------------
+
+int64_t cpu_release_scratch() { return static_cast<int64_t>(Scratch::release()); }
 
 // ---- limits of the machine ------------------------------------------------------------------------
 
@@ -69,6 +74,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_isas", TORCH_BOX(&fastrnn::cpu_isas));
   m.impl("cpu_set_isa", TORCH_BOX(&fastrnn::cpu_set_isa));
   m.impl("cpu_tile", TORCH_BOX(&fastrnn::cpu_tile));
+  m.impl("cpu_release_scratch", TORCH_BOX(&fastrnn::cpu_release_scratch));
   m.impl("cpu_fma_peak", TORCH_BOX(&fastrnn::cpu_fma_peak));
   m.impl("cpu_read_bandwidth", TORCH_BOX(&fastrnn::cpu_read_bandwidth));
 }

@@ -1,53 +1,16 @@
-// The recurrent layers on the CPU: tensors in, plain parameter structs to the kernels, tensors out. Checks
-// arguments and allocates every output.
+// The recurrent layers on the CPU: plain parameter structs of tensors to the kernels. What the operators check and
+// return is in ops/rnn_call.h.
 #include <cstring>
-#include <string>
 #include <tuple>
 #include <vector>
 
 #include "cpu/isa/choose.h"
 #include "cpu/ops/tensors.h"
 #include "cpu/ops/threads.h"
-#include "ops/rows_args.h"
-#include "ops/unlisted.h"
+#include "ops/rnn_call.h"
 
 namespace fastrnn {
 namespace {
-
-// ---- arguments --------------------------------------------------------------------------------
-
-// Contiguous weights and states, kept alive for the length of a call.
-struct Inputs {
-  CheckedLayer checked;
-  CheckedRows rows;
-  Tensor x, h0, c0;
-  std::vector<Tensor> weights;
-  DirectionWeights directions[2];
-};
-
-void read_inputs(Inputs& in, const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
-                 const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
-                 const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset, const std::string& cell,
-                 bool bias) {
-  check_layer(in.checked, x, h0, c0, weights, batch_sizes, cell, bias);
-  check_rows(in.rows, in.checked.shape, x, lengths, reset);
-  in.x = with_contiguous_rows(x);
-  in.h0 = as_contiguous(h0);
-  if (c0) in.c0 = as_contiguous(*c0);
-  in.weights.reserve(weights.size());
-  for (const Tensor& weight : weights) in.weights.push_back(as_contiguous(weight));
-  for (int d = 0; d < in.checked.shape.D; ++d) {
-    const Tensor* w = in.weights.data() + d * in.checked.weights_a_direction;
-    DirectionWeights& out = in.directions[d];
-    out.w_ih = w[0].data_ptr();
-    out.w_hh = w[1].data_ptr();
-    if (bias) {
-      out.b_ih = w[2].data_ptr();
-      out.b_hh = w[3].data_ptr();
-    }
-    if (in.checked.shape.P) out.w_hr = w[bias ? 4 : 2].data_ptr();
-  }
-}
 
 // ---- running kernels ----------------------------------------------------------------------------
 
@@ -93,186 +56,130 @@ void keep_unused_states(const LayerShape& s, const Tensor& from, const Tensor& t
   }
 }
 
-// ---- operators ----------------------------------------------------------------------------------
+// ---- the device's half of the operators ---------------------------------------------------------
 
-using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+// What both passes read, contiguous and kept alive for the length of a call.
+class Inputs {
+ public:
+  explicit Inputs(const RnnArguments& in, const CheckedLayer& checked)
+      : x(with_contiguous_rows(in.x)), h0(as_contiguous(in.h0)), c0(in.c0 ? as_contiguous(*in.c0) : h0) {
+    weights_.reserve(in.weights.size());
+    for (const Tensor& weight : in.weights) weights_.push_back(as_contiguous(weight));
+    a_direction_ = checked.weights_a_direction;
+  }
 
-Forward rnn_forward(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
-                    const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
-                    const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset, const std::string& cell,
-                    bool bias, int64_t mode) {
-  Inputs in;
-  read_inputs(in, x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias);
-  check(mode >= 0 && mode <= 2, "mode: expected 0, 1 or 2, got ", mode);
-  ForwardParams params;
-  const LayerShape& s = params.shape = in.checked.shape;
-  params.save = static_cast<Save>(mode);
-  const ScalarType dtype = x.scalar_type();
-  const bool lstm = s.cell == CellKind::kLstm;
-  const int64_t N = s.rows(), out = s.out_size();
-  const Tensor y = batch_sizes ? empty({N, s.D * out}, dtype) : empty({s.tensor_steps(), s.B, s.D * out}, dtype);
-  const Tensor hn = empty({s.D, s.B, out}, dtype);
-  const Tensor cn = lstm ? empty({s.D, s.B, s.H}, dtype) : empty({0}, dtype);
-  const bool save_gates = mode == 1 && saved_of(s.cell) > 0;
-  const Tensor gates = save_gates ? empty({s.D, N, saved_of(s.cell) * s.H}, dtype) : empty({0}, dtype);
-  const Tensor cells = lstm && mode ? empty({s.D, N, s.H}, compute_type(s.dtype)) : empty({0}, compute_type(s.dtype));
-  if (N > 0) {
-    params.x = rows_of(in.x);
-    params.h0 = in.h0.data_ptr();
-    params.c0 = lstm ? in.c0.data_ptr() : nullptr;
-    for (int d = 0; d < s.D; ++d) params.weights[d] = in.directions[d];
-    params.y = y.data_ptr();
-    params.hn = hn.data_ptr();
-    params.cn = lstm ? cn.data_ptr() : nullptr;
-    params.gates = save_gates ? gates.data_ptr() : nullptr;
-    params.cells = lstm && mode ? cells.data_ptr() : nullptr;
+  template <class Params>
+  void set(Params& params) const {
+    const LayerShape& s = params.shape;
+    params.x = rows_of(x);
+    params.h0 = h0.data_ptr();
+    if (facts_of(s.cell).has_cell) params.c0 = c0.data_ptr();
+    for (int d = 0; d < s.D; ++d) point_at(params.weights[d], weights_.data() + d * a_direction_, s);
+  }
+
+  const Tensor x, h0, c0;
+
+ private:
+  std::vector<Tensor> weights_;
+  int a_direction_;
+};
+
+struct Cpu {
+  static constexpr bool kTiers = false;
+  using Scope = NoScope;
+
+  template <class Sizes>
+  static Tensor make(const Sizes& sizes, ScalarType type, const Tensor&) {
+    return empty(sizes, type);
+  }
+  static Tensor make(std::initializer_list<int64_t> sizes, ScalarType type, const Tensor&) {
+    return empty(sizes, type);
+  }
+
+  static void forward(const RnnArguments& in, const CheckedLayer& checked, int64_t mode, const RnnResults& results) {
+    ForwardParams params;
+    const LayerShape& s = params.shape = checked.shape;
+    if (s.rows() == 0) return;
+    const Inputs inputs(in, checked);
+    inputs.set(params);
+    const bool has_cell = facts_of(s.cell).has_cell;
+    params.save = static_cast<Save>(mode);
+    params.y = results.y.data_ptr();
+    params.hn = results.hn.data_ptr();
+    if (has_cell) params.cn = results.cn.data_ptr();
+    if (results.save_gates) params.gates = results.gates.data_ptr();
+    if (results.save_cells) params.cells = results.cells.data_ptr();
     const KernelTable& kernels = kernels_in_use();
     run(params, kernels.forward_workspace, kernels.forward, plan_for(s, kernels));
-    clear_padding(s, y, s.D * out);
-    keep_unused_states(s, in.h0, hn, out);
-    if (lstm) {
-      keep_unused_states(s, in.c0, cn, s.H);
-    }
-    for (int d = 0; d < s.D && s.order; ++d) {
-      if (save_gates) clear_padding(s, torch::stable::select(gates, 0, d), saved_of(s.cell) * s.H);
-      if (lstm && mode) clear_padding(s, torch::stable::select(cells, 0, d), s.H);
-    }
-  }
-  return {y, hn, cn, gates, cells};
-}
-
-Backward rnn_backward(const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_hn,
-                      const std::optional<Tensor>& grad_cn, const std::optional<Tensor>& grad_cells, const Tensor& x,
-                      const Tensor& h0, const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
-                      const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& lengths,
-                      const std::optional<Tensor>& reset, const Tensor& y, const Tensor& gates, const Tensor& cells,
-                      const std::string& cell, bool bias, int64_t mode) {
-  Inputs in;
-  read_inputs(in, x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias);
-  BackwardParams params;
-  const LayerShape& s = params.shape = in.checked.shape;
-  check_saved(s, x, grad_y, grad_hn, grad_cn, y, gates, cells);
-  if (grad_cells && s.cell == CellKind::kLstm) check_grad_cells(s, *grad_cells, cells);
-  check(mode >= 0 && mode <= 15, "mode: expected 0 to 15, got ", mode);
-  const ScalarType dtype = x.scalar_type(), compute = compute_type(s.dtype);
-  const bool lstm = s.cell == CellKind::kLstm;
-  const int64_t N = s.rows();
-  const bool need_x = mode & Needs::kX, need_h0 = mode & Needs::kH0, need_c0 = lstm && (mode & Needs::kC0);
-  const bool need_weights = mode & Needs::kWeights;
-
-  const std::vector<int64_t> x_shape =
-      batch_sizes ? std::vector<int64_t>{N, s.I} : std::vector<int64_t>{s.tensor_steps(), s.B, s.I};
-  const Tensor grad_x = need_x ? empty(x_shape, dtype) : empty({0}, dtype);
-  const Tensor grad_x_reverse = need_x && s.D == 2 ? empty(x_shape, dtype) : empty({0}, dtype);
-  const Tensor grad_h0 = need_h0 ? empty({s.D, s.B, s.out_size()}, dtype) : empty({0}, dtype);
-  const Tensor grad_c0 = need_c0 ? empty({s.D, s.B, s.H}, dtype) : empty({0}, dtype);
-  std::vector<Tensor> grad_weights;
-  if (need_weights) {
-    for (const Tensor& weight : weights) {
-      const auto sizes = weight.sizes();
-      grad_weights.push_back(empty(std::vector<int64_t>(sizes.begin(), sizes.end()), compute));
-    }
-  }
-  if (N == 0 || s.T == 0) {  // not one step
-    for (Tensor& grad : grad_weights) torch::stable::zero_(grad);
-  }
-  if (N > 0 && mode) {
-    Tensor dy, dhn, dcn, dcells;
-    params.x = rows_of(in.x);
-    params.h0 = in.h0.data_ptr();
-    params.c0 = lstm ? in.c0.data_ptr() : nullptr;
-    params.y = y.data_ptr();
-    params.gates = saved_of(s.cell) && gates.dim() != 1 ? gates.data_ptr() : nullptr;
-    params.cells = lstm ? cells.data_ptr() : nullptr;
-    if (grad_y) {
-      dy = with_contiguous_rows(*grad_y);
-      params.grad_y = rows_of(dy);
-    }
-    if (grad_hn) {
-      dhn = as_contiguous(*grad_hn);
-      params.grad_hn = dhn.data_ptr();
-    }
-    if (grad_cn && lstm) {
-      dcn = as_contiguous(*grad_cn);
-      params.grad_cn = dcn.data_ptr();
-    }
-    if (grad_cells && lstm) {
-      dcells = as_contiguous(*grad_cells);
-      params.grad_cells = dcells.data_ptr();
-    }
-    if (need_x) {
-      params.grad_x[0] = grad_x.data_ptr();
-      params.grad_x[1] = grad_x_reverse.data_ptr();
-    }
-    params.grad_h0 = need_h0 ? grad_h0.data_ptr() : nullptr;
-    params.grad_c0 = need_c0 ? grad_c0.data_ptr() : nullptr;
-    params.need_weights = need_weights;
+    if (!s.order) return;
+    clear_padding(s, results.y, s.D * s.out_size());
+    keep_unused_states(s, inputs.h0, results.hn, s.out_size());
+    if (has_cell) keep_unused_states(s, inputs.c0, results.cn, s.H);
     for (int d = 0; d < s.D; ++d) {
-      params.weights[d] = in.directions[d];
-      if (!need_weights) continue;
-      const Tensor* grads = grad_weights.data() + d * in.checked.weights_a_direction;
-      WeightGradients& to = params.grad_weights[d];
-      to.w_ih = grads[0].data_ptr();
-      to.w_hh = grads[1].data_ptr();
-      if (bias) {
-        to.b_ih = grads[2].data_ptr();
-        to.b_hh = grads[3].data_ptr();
-      }
-      if (s.P) to.w_hr = grads[bias ? 4 : 2].data_ptr();
+      if (results.save_gates) clear_padding(s, torch::stable::select(results.gates, 0, d), saved_of(s.cell) * s.H);
+      if (results.save_cells) clear_padding(s, torch::stable::select(results.cells, 0, d), s.H);
     }
-    const KernelTable& kernels = kernels_in_use();
-    run(params, kernels.backward_workspace, kernels.backward, plan_for(s, kernels));
-    clear_padding(s, grad_x, s.I);
-    clear_padding(s, grad_x_reverse, s.I);
   }
-  if (compute != dtype) {
-    for (Tensor& grad : grad_weights) grad = torch::stable::to(grad, dtype);
+
+  static std::pair<Tensor, std::vector<Tensor>> backward(const RnnArguments& in, const CheckedLayer& checked,
+                                                         const SavedArguments& saved, const WantedGradients& wanted,
+                                                         int64_t mode, const Tensor& grad_h0, const Tensor& grad_c0) {
+    BackwardParams params;
+    const LayerShape& s = params.shape = checked.shape;
+    const ScalarType type = in.x.scalar_type(), compute = compute_type(s.dtype);
+    const bool has_rows = s.rows() > 0, both = wanted.x && s.D == 2;
+    const auto like_x = [&](bool is_wanted) {
+      return empty(is_wanted ? row_sizes(s, s.I) : std::vector<int64_t>{0}, type);
+    };
+    const Tensor grad_x = like_x(wanted.x), grad_x_reverse = like_x(both);
+    std::vector<Tensor> grad_weights;
+    if (wanted.weights) {
+      for (const Tensor& weight : in.weights) {
+        const auto sizes = weight.sizes();
+        grad_weights.push_back(empty(std::vector<int64_t>(sizes.begin(), sizes.end()), compute));
+      }
+    }
+    if (!has_rows || s.T == 0) {  // not one step
+      for (Tensor& grad : grad_weights) torch::stable::zero_(grad);
+    }
+    if (has_rows && mode) {
+      const Inputs inputs(in, checked);
+      inputs.set(params);
+      params.y = saved.y.data_ptr();
+      if (saved_of(s.cell) && saved.gates.dim() != 1) params.gates = saved.gates.data_ptr();
+      if (facts_of(s.cell).has_cell) params.cells = saved.cells.data_ptr();
+      std::vector<Tensor> held;
+      const auto contiguous = [&](const std::optional<Tensor>& grad) -> const void* {
+        return grad ? held.emplace_back(as_contiguous(*grad)).data_ptr() : nullptr;
+      };
+      if (saved.grad_y) params.grad_y = rows_of(held.emplace_back(with_contiguous_rows(*saved.grad_y)));
+      params.grad_hn = contiguous(saved.grad_hn);
+      params.grad_cn = contiguous(saved.grad_cn);
+      params.grad_cells = contiguous(saved.grad_cells);
+      if (wanted.x) params.grad_x[0] = grad_x.data_ptr();
+      if (both) params.grad_x[1] = grad_x_reverse.data_ptr();
+      if (wanted.h0) params.grad_h0 = grad_h0.data_ptr();
+      if (wanted.c0) params.grad_c0 = grad_c0.data_ptr();
+      params.need_weights = wanted.weights;
+      for (int d = 0; d < s.D && wanted.weights; ++d) {
+        point_at(params.grad_weights[d], grad_weights.data() + d * checked.weights_a_direction, s);
+      }
+      const KernelTable& kernels = kernels_in_use();
+      run(params, kernels.backward_workspace, kernels.backward, plan_for(s, kernels));
+      clear_padding(s, grad_x, s.I);
+      clear_padding(s, grad_x_reverse, s.I);
+    }
+    if (compute != type) {
+      for (Tensor& grad : grad_weights) grad = torch::stable::to(grad, type);
+    }
+    return {both ? torch::stable::subtract(grad_x, grad_x_reverse, -1.0) : grad_x, std::move(grad_weights)};
   }
-  const Tensor input_gradient = need_x && s.D == 2 ? torch::stable::subtract(grad_x, grad_x_reverse, -1.0) : grad_x;
-  return {input_gradient, grad_h0, grad_c0, grad_weights};
-}
-
-// ---- for compilers and tracers --------------------------------------------------------------------
-
-auto rnn_backward_unlisted(const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_hn,
-                           const std::optional<Tensor>& grad_cn, const std::optional<Tensor>& grad_cells,
-                           const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
-                           const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
-                           const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset, const Tensor& y,
-                           const Tensor& gates, const Tensor& cells, const std::string& cell, bool bias,
-                           int64_t mode) {
-  return unlisted(rnn_backward(grad_y, grad_hn, grad_cn, grad_cells, x, h0, c0, weights, batch_sizes, lengths, reset,
-                               y, gates, cells, cell, bias, mode),
-                  [&] { return empty({0}, x.scalar_type()); });
-}
-
-// The modes of a program that may have been traced on a GPU: options that only its kernels have go.
-constexpr int64_t kModeOptions = 16;
-
-auto rnn_layer(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
-               const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& lengths,
-               const std::optional<Tensor>& reset, const std::string& cell, bool bias, bool keep_cells,
-               int64_t mode) {
-  check(mode >= 0 && mode % kModeOptions <= 2, "mode: expected what to save, 0 to 2, and options, got ", mode);
-  const Save save = keep_cells ? Save::kRecompute : Save::kNothing;
-  return outputs(
-      rnn_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, static_cast<int64_t>(save)));
-}
+};
 
 }  // namespace
 }  // namespace fastrnn
 
-STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
-  const auto impl = [&](const char* name, auto kernel) {
-    m.impl(name, kernel);
-    m.impl((std::string(name) + ".script").c_str(), kernel);  // see ops.cpp
-  };
-  impl("rnn_forward", TORCH_BOX(&fastrnn::rnn_forward));
-  impl("rnn_backward", TORCH_BOX(&fastrnn::rnn_backward));
-  impl("rnn_backward_unlisted", TORCH_BOX(&fastrnn::rnn_backward_unlisted));
-  impl("rnn_layer", TORCH_BOX(&fastrnn::rnn_layer));
-}
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) { fastrnn::implement_rnn<fastrnn::Cpu>(m); }
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_last_plan", TORCH_BOX(&fastrnn::cpu_last_plan));

@@ -1,155 +1,59 @@
-// The SRU's scan on the CPU: tensors in, plain parameter structs to the kernels, tensors out.
+// The SRU's scan on the CPU: plain parameter structs of tensors to the kernels, and the operator of a single step.
+// What the others check and return is in ops/scan_call.h.
 #include <algorithm>
 #include <tuple>
 
 #include "cpu/isa/table.h"
 #include "cpu/ops/tensors.h"
 #include "cpu/ops/threads.h"
-#include "ops/scan_args.h"
+#include "ops/scan_call.h"
 
 namespace fastrnn {
 namespace {
 
-GateRows gate_rows_of(const Tensor& tensor) {
-  const bool padded = tensor.dim() == 4;
-  GateRows rows;
-  rows.data = tensor.data_ptr();
-  rows.step_stride = padded ? tensor.stride(0) : 0;
-  rows.row_stride = tensor.stride(padded);
-  rows.gate_stride = tensor.stride(padded + 1);
-  return rows;
-}
-
-// Checked arguments, kept alive for the length of a call.
-class Inputs {
+class CpuScan : public ScanCall {
  public:
-  explicit Inputs(const ScanArguments& arguments, double scale) {
-    check_scan(checked_, arguments);
-    in.shape = checked_.shape;
-    in.scale = scale;
-    in.u = gate_rows_of(hold(with_contiguous_rows(arguments.u)));
-    if (arguments.x) in.x = rows_of(hold(with_contiguous_rows(*arguments.x)));
-    in.weight_c = hold(as_contiguous(arguments.weight_c)).data_ptr();
-    in.bias = hold(as_contiguous(arguments.bias)).data_ptr();
-    in.c0 = hold(as_contiguous(arguments.c0)).data_ptr();
-    if (arguments.v) in.v = gate_rows_of(hold(with_contiguous_rows(*arguments.v)));
-    set_flags(arguments.mask_pad, arguments.reset);
-    if (arguments.drop_mask) in.drop_mask = hold(as_contiguous(*arguments.drop_mask)).data_ptr();
-  }
+  using Scope = NoScope;
 
-  const CheckedScan& checked() const { return checked_; }
-  const Tensor& hold(Tensor tensor) {
-    held_.push_back(std::move(tensor));
-    return held_.back();
-  }
-
-  ScanInputs in;
-
- private:
-  void set_flags(const std::optional<Tensor>& mask_pad, const std::optional<Tensor>& reset) {
-    const auto bytes = [&](const std::optional<Tensor>& mask) {
-      return mask ? static_cast<const uint8_t*>(hold(as_contiguous(*mask)).data_ptr()) : nullptr;
-    };
-    in.flags = bytes(mask_pad);
-    if (!reset) return;
-    const ScanShape& s = in.shape;
-    in.flags_stride = s.L * s.B;
+  CpuScan(const ScanArguments& arguments, double scale) : ScanCall(arguments, scale) {
+    if (!resets) return;
+    const ScanShape& s = shape();
+    in.flags_stride = s.T * s.B;
     flags_.resize(s.D * in.flags_stride);
-    const uint8_t* const resets = bytes(reset);
     uint8_t* to = flags_.data();
     for (int d = 0; d < s.D; ++d) {
-      for (int64_t at = 0; at < in.flags_stride; ++at) *to++ = step_flags(in.flags, resets, s.L, s.B, d, at);
+      for (int64_t at = 0; at < in.flags_stride; ++at) *to++ = step_flags(in.flags, resets, s.T, s.B, d, at);
     }
     in.flags = flags_.data();
   }
 
-  std::vector<uint8_t> flags_;
-  CheckedScan checked_;
-  std::vector<Tensor> held_;
-};
+  static Tensor make(const std::vector<int64_t>& sizes, ScalarType type) { return empty(sizes, type); }
 
-std::tuple<Tensor, Tensor, Tensor> sru_forward(const Tensor& u, const std::optional<Tensor>& x,
-                                               const Tensor& weight_c, const Tensor& bias, const Tensor& c0,
-                                               const std::optional<Tensor>& v, const std::optional<Tensor>& mask_pad,
-                                               const std::optional<Tensor>& drop_mask,
-                                               const std::optional<Tensor>& batch_sizes,
-                                               const std::optional<Tensor>& reset, bool use_tanh, double scale,
-                                               bool bidirectional, bool save) {
-  Inputs inputs({u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, reset, use_tanh, bidirectional},
-                scale);
-  const ScanShape& s = inputs.in.shape;
-  const ScalarType dtype = u.scalar_type(), compute = compute_type(s.dtype);
-  const Tensor h = empty(inputs.checked().sizes({s.O}), dtype);
-  const Tensor c = empty({s.B, s.O}, dtype);
-  const Tensor cells = save ? empty({s.rows(), s.O}, compute) : empty({0}, compute);
-  ScanForwardParams params;
-  params.in = inputs.in;
-  params.h = h.data_ptr();
-  params.c = c.data_ptr();
-  params.cells = save ? cells.data_ptr() : nullptr;
-  const int64_t a_row = s.O * static_cast<int64_t>(size_of(s.dtype) + save * (s.dtype == Dtype::kDouble ? 8 : 4));
-  const ScanKernels& kernels = *kernels_in_use().scan;
-  const ScanPlan plan = plan_scan(s, s.rows() * a_row, usable_threads());
-  const Scratch scratch(kernels.forward_workspace(params, plan));
-  kernels.forward(params, plan, scratch.data(), kTorchThreads);
-  return {h, c, cells};
-}
-
-// For the programs that tracers write.
-std::tuple<Tensor, Tensor, Tensor> sru_scan(const Tensor& u, const std::optional<Tensor>& x, const Tensor& weight_c,
-                                            const Tensor& bias, const Tensor& c0, const std::optional<Tensor>& v,
-                                            const std::optional<Tensor>& mask_pad,
-                                            const std::optional<Tensor>& drop_mask,
-                                            const std::optional<Tensor>& batch_sizes,
-                                            const std::optional<Tensor>& reset, bool use_tanh, double scale,
-                                            bool bidirectional, bool keep_cells) {
-  return sru_forward(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, reset, use_tanh, scale,
-                     bidirectional, keep_cells);
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sru_backward(
-    const std::optional<Tensor>& grad_h, const std::optional<Tensor>& grad_c, const std::optional<Tensor>& grad_cells,
-    const Tensor& u, const std::optional<Tensor>& x, const Tensor& weight_c, const Tensor& bias, const Tensor& c0,
-    const std::optional<Tensor>& v, const std::optional<Tensor>& mask_pad, const std::optional<Tensor>& drop_mask,
-    const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& reset, const Tensor& cells, bool use_tanh,
-    double scale, bool bidirectional, int64_t needs) {
-  Inputs inputs({u, x, weight_c, bias, c0, v, mask_pad, drop_mask, batch_sizes, reset, use_tanh, bidirectional},
-                scale);
-  const CheckedScan& checked = inputs.checked();
-  const ScanShape& s = inputs.in.shape;
-  check_scan_saved(checked, u, grad_h, grad_c, grad_cells, cells, needs);
-  const ScalarType dtype = u.scalar_type();
-  const auto made = [&](bool wanted, std::vector<int64_t> sizes) {
-    return empty(wanted ? sizes : std::vector<int64_t>{0}, dtype);
-  };
-  const bool need_weights = needs & ScanNeeds::kWeights;
-  const Tensor grad_u = made(needs & ScanNeeds::kU, checked.sizes({s.K, s.O}));
-  const Tensor grad_x = made(x && (needs & ScanNeeds::kX), checked.sizes({s.O}));
-  const Tensor grad_weight_c = made(need_weights, {2, s.O}), grad_bias = made(need_weights, {2, s.O});
-  const Tensor grad_c0 = made(needs & ScanNeeds::kC0, {s.B, s.O});
-  const Tensor grad_v = made(v && (needs & ScanNeeds::kV), checked.sizes({2, s.O}));
-
-  ScanBackwardParams params;
-  params.in = inputs.in;
-  params.cells = cells.data_ptr();
-  if (grad_h) params.grad_h = rows_of(inputs.hold(with_contiguous_rows(*grad_h)));
-  if (grad_c) params.grad_c = inputs.hold(as_contiguous(*grad_c)).data_ptr();
-  if (grad_cells) params.grad_cells = inputs.hold(as_contiguous(*grad_cells)).data_ptr();
-  if (needs & ScanNeeds::kU) params.grad_u = grad_u.data_ptr();
-  if (x && (needs & ScanNeeds::kX)) params.grad_x = grad_x.data_ptr();
-  if (need_weights) {
-    params.grad_weight_c = grad_weight_c.data_ptr();
-    params.grad_bias = grad_bias.data_ptr();
+  void run(const ScanForwardParams& params) const {
+    const ScanShape& s = shape();
+    const size_t a_cell = params.cells ? (s.dtype == Dtype::kDouble ? 8 : 4) : 0;
+    const int64_t a_row = s.O * static_cast<int64_t>(size_of(s.dtype) + a_cell);
+    const ScanKernels& kernels = *kernels_in_use().scan;
+    run(params, a_row, kernels.forward_workspace, kernels.forward);
   }
-  if (needs & ScanNeeds::kC0) params.grad_c0 = grad_c0.data_ptr();
-  if (v && (needs & ScanNeeds::kV)) params.grad_v = grad_v.data_ptr();
-  const ScanKernels& kernels = *kernels_in_use().scan;
-  const ScanPlan plan =
-      plan_scan(s, s.rows() * (s.K + (params.grad_x != nullptr)) * s.O * size_of(s.dtype), usable_threads());
-  const Scratch scratch(kernels.backward_workspace(params, plan));
-  kernels.backward(params, plan, scratch.data(), kTorchThreads);
-  return {grad_u, grad_x, grad_weight_c, grad_bias, grad_c0, grad_v};
-}
+  void run(const ScanBackwardParams& params) const {
+    const ScanShape& s = shape();
+    const int64_t a_row = (s.K + (params.grad_x != nullptr)) * s.O * static_cast<int64_t>(size_of(s.dtype));
+    const ScanKernels& kernels = *kernels_in_use().scan;
+    run(params, a_row, kernels.backward_workspace, kernels.backward);
+  }
+
+ private:
+  // a_row: bytes of the results for each row.
+  template <class Params, class Workspace, class Kernel>
+  void run(const Params& params, int64_t a_row, Workspace workspace, Kernel kernel) const {
+    const ScanPlan plan = plan_scan(shape(), shape().rows() * a_row, usable_threads());
+    const Scratch scratch(workspace(params, plan));
+    kernel(params, plan, scratch.data(), kTorchThreads);
+  }
+
+  std::vector<uint8_t> flags_;
+};
 
 std::tuple<Tensor, Tensor> sru_step(Tensor x, Tensor weight, std::optional<Tensor> skip, Tensor weight_c, Tensor bias,
                                     Tensor c0, bool use_tanh, double scale) {
@@ -159,7 +63,7 @@ std::tuple<Tensor, Tensor> sru_step(Tensor x, Tensor weight, std::optional<Tenso
   ScanForwardParams scan;
   ScanShape& s = scan.in.shape;
   s.dtype = parse_dtype(x, "x");
-  s.L = 1;
+  s.T = 1;
   s.B = B;
   s.O = O;
   s.K = weight.dim() == 2 && weight.size(0) == 4 * O ? 4 : 3;
@@ -216,8 +120,6 @@ std::tuple<Tensor, Tensor> sru_step(Tensor x, Tensor weight, std::optional<Tenso
 }  // namespace fastrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
-  m.impl("sru_forward", TORCH_BOX(&fastrnn::sru_forward));
-  m.impl("sru_scan", TORCH_BOX(&fastrnn::sru_scan));
+  fastrnn::implement_scan<fastrnn::CpuScan>(m);
   m.impl("sru_step", TORCH_BOX(&fastrnn::sru_step));
-  m.impl("sru_backward", TORCH_BOX(&fastrnn::sru_backward));
 }

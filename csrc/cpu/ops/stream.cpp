@@ -13,7 +13,7 @@
 #include "cpu/isa/choose.h"
 #include "cpu/ops/tensors.h"
 #include "cpu/ops/threads.h"
-#include "ops/check.h"
+#include "ops/rnn_call.h"
 
 namespace fastrnn {
 namespace {
@@ -43,7 +43,9 @@ void check_weights(CheckedLayer& checked, const std::vector<Tensor>& weights, co
   const auto blank = [&](int64_t size) { return empty({1, 1, size}, weights[0].scalar_type()); };
   std::optional<Tensor> c0;
   if (parse_cell(cell) == CellKind::kLstm) c0 = blank(weights[0].size(0) / 4);
-  check_layer(checked, blank(weights[0].size(1)), blank(weights[1].size(1)), c0, weights, {}, cell, bias);
+  const std::optional<Tensor> none;
+  const Tensor x = blank(weights[0].size(1)), h0 = blank(weights[1].size(1));
+  check_layer(checked, {x, h0, c0, weights, none, none, none, cell, bias});
 }
 
 Tensor rnn_pack(std::vector<Tensor> weights, std::string cell, bool bias) {
@@ -52,13 +54,7 @@ Tensor rnn_pack(std::vector<Tensor> weights, std::string cell, bool bias) {
   const LayerShape& s = checked.shape;
   for (Tensor& weight : weights) weight = as_contiguous(weight);
   DirectionWeights pointers;
-  pointers.w_ih = weights[0].data_ptr();
-  pointers.w_hh = weights[1].data_ptr();
-  if (bias) {
-    pointers.b_ih = weights[2].data_ptr();
-    pointers.b_hh = weights[3].data_ptr();
-  }
-  if (s.P) pointers.w_hr = weights[bias ? 4 : 2].data_ptr();
+  point_at(pointers, weights.data(), s);
 
   const KernelTable& kernels = kernels_in_use();
   PackedHeader header{};
@@ -203,10 +199,6 @@ std::tuple<Tensor, Tensor, Tensor> rnn_stream(Tensor x, Tensor h0, std::optional
 }  // namespace fastrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
-  const auto impl = [&](const char* name, auto kernel) {
-    m.impl(name, kernel);
-    m.impl((std::string(name) + ".script").c_str(), kernel);  // see ops.cpp
-  };
-  impl("rnn_pack", TORCH_BOX(&fastrnn::rnn_pack));
-  impl("rnn_stream", TORCH_BOX(&fastrnn::rnn_stream));
+  fastrnn::implement_with_list(m, "rnn_pack", TORCH_BOX(&fastrnn::rnn_pack));
+  fastrnn::implement_with_list(m, "rnn_stream", TORCH_BOX(&fastrnn::rnn_stream));
 }

@@ -10,6 +10,7 @@
 
 #include "cpu/ops/scratch.h"
 #include "cpu/team.h"
+#include "ops/tensors.h"
 #include "params/rnn.h"
 
 namespace fastrnn {
@@ -51,26 +52,21 @@ inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
   return empty(sizes.data(), sizes.size(), dtype);
 }
 
-inline Tensor as_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
+// The CPU's kernels need nothing around them for the length of a call.
+struct NoScope {
+  explicit NoScope(const Tensor&) {}
+};
 
-// A tensor whose rows of features are contiguous, whatever its other strides are.
-inline Tensor with_contiguous_rows(const Tensor& tensor) {
-  const int64_t last = tensor.dim() - 1;
-  return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : torch::stable::contiguous(tensor);
-}
-
-inline Rows rows_of(const Tensor& tensor) {
-  Rows rows;
-  rows.data = tensor.data_ptr();
-  rows.step_stride = tensor.dim() == 3 ? tensor.stride(0) : 0;
-  rows.row_stride = tensor.dim() == 3 ? tensor.stride(1) : tensor.stride(0);
-  return rows;
-}
-
-inline ScalarType compute_type(Dtype dtype) {
-  return dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
+// Points the fields of weights, or of their gradients, at one direction's tensors.
+template <class Pointers>
+void point_at(Pointers& to, const Tensor* weights, const LayerShape& shape) {
+  to.w_ih = weights[0].data_ptr();
+  to.w_hh = weights[1].data_ptr();
+  if (shape.bias) {
+    to.b_ih = weights[2].data_ptr();
+    to.b_hh = weights[3].data_ptr();
+  }
+  if (shape.P) to.w_hr = weights[shape.bias ? 4 : 2].data_ptr();
 }
 
 inline const Parallel kTorchThreads{[](int64_t workers, void (*body)(int64_t, int64_t, void*), void* context) {

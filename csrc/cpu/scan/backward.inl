@@ -103,7 +103,7 @@ class ScanBackward : Scan<T, kDtype> {
   // c before step t of row b: c of the step before in the direction's own time, null at the first step.
   const T* previous_cells(const Segment& segment, int64_t t, int64_t b) const {
     const int64_t before = segment.direction ? t + 1 : t - 1;
-    if (before < 0 || before >= s_.L || b >= s_.active(before)) return nullptr;
+    if (before < 0 || before >= s_.T || b >= s_.active(before)) return nullptr;
     return static_cast<const T*>(p_.cells) + (s_.row_offset(before) + b) * s_.O + segment.first;
   }
 

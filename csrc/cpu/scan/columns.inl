@@ -51,7 +51,7 @@ class Scan {
     while (low < high) {
       const int64_t middle = (low + high) / 2;
       int64_t steps = 0;
-      for (int64_t t = 0; t < s_.L; ++t) steps += min_of(middle, s_.batch_sizes[t]);
+      for (int64_t t = 0; t < s_.T; ++t) steps += min_of(middle, s_.batch_sizes[t]);
       if (static_cast<double>(steps) < wanted) {
         low = middle + 1;
       } else {
@@ -93,10 +93,10 @@ class Scan {
   void for_steps(bool descending, int64_t row_begin, int64_t row_end, int64_t width, F&& f) const {
     const int64_t row_bytes = s_.K * width * static_cast<int64_t>(size_of(kDtype));
     const int64_t lead = max_of(int64_t{1}, kAhead / max_of(row_bytes, int64_t{1}));
-    for (int64_t s = 0; s < s_.L; ++s) {
-      const int64_t t = descending ? s_.L - 1 - s : s;
+    for (int64_t s = 0; s < s_.T; ++s) {
+      const int64_t t = descending ? s_.T - 1 - s : s;
       const int64_t end = min_of(row_end, s_.active(t));
-      const int64_t next = s + 1 < s_.L ? (descending ? t - 1 : t + 1) : t;
+      const int64_t next = s + 1 < s_.T ? (descending ? t - 1 : t + 1) : t;
       const int64_t next_end = min_of(row_end, s_.active(next));
       for (int64_t b = row_begin; b < end; ++b) {
         Visit visit{t, b, t, b + lead};

@@ -57,8 +57,7 @@ Tensor of_recurrence(const Layer& layer, const Tensor& dgates, int d) {
 
 Tensor input_gradient(const Layer& layer, const Tensor& dgates) {
   const LayerShape& shape = layer.shape();
-  const Tensor out =
-      layer.make(shape.packed() ? Sizes{layer.N, shape.I} : Sizes{shape.tensor_steps(), shape.B, shape.I});
+  const Tensor out = layer.make(row_sizes(shape, shape.I));
   const Tensor flat = view(out, {layer.N, shape.I}, {shape.I, 1});
   for (int d = 0; d < shape.D; ++d) {
     Tensor weight = layer.w_ih(d);
@@ -124,40 +123,41 @@ std::vector<Tensor> weight_gradients(const Layer& layer, const BackwardSequence&
 
 }  // namespace
 
-Backward backward(const Layer& layer, const BackwardInputs& in) {
+std::pair<Tensor, std::vector<Tensor>> backward(const Layer& layer, const RnnArguments& in,
+                                                const SavedArguments& saved, const WantedGradients& wanted, Tier tier,
+                                                const Tensor& grad_h0, const Tensor& grad_c0) {
   const LayerShape& shape = layer.shape();
   const int64_t B = shape.B, H = shape.H, D = shape.D, N = layer.N, width = shape.out_size();
-  const bool lstm = layer.is(CellKind::kLstm), projected = shape.P > 0;
-  const bool need_x = in.needs & Needs::kX, need_h0 = in.needs & Needs::kH0,
-             need_c0 = lstm && (in.needs & Needs::kC0);
-  const bool need_weights = in.needs & Needs::kWeights;
-  const bool recompute = layer.saved && in.gates.dim() == 1;
+  const bool projected = shape.P > 0;
+  const bool recompute = layer.saved && saved.gates.dim() == 1;
   const Tensor none = layer.make({0});
-  const CudaPlan plan = plan_pass(layer, Pass::kBackward, in.wanted);
+  const CudaPlan plan = plan_pass(layer, Pass::kBackward, tier);
   const auto contiguous = [](const std::optional<Tensor>& t) {
     return t ? std::optional(as_contiguous(*t)) : std::nullopt;
   };
-  const auto where = [](bool wanted, const auto& make) { return wanted ? std::optional(make()) : std::nullopt; };
+  const auto where = [](bool is_wanted, const auto& make) {
+    return is_wanted ? std::optional(make()) : std::nullopt;
+  };
 
   const Tensor h0 = as_contiguous(in.h0);
-  const Tensor h_prev = recompute || need_weights ? previous_states(layer, in.y, h0) : none;
-  const Tensor gates = recompute ? recompute_gates(layer, h_prev) : in.gates;
+  const Tensor h_prev = recompute || wanted.weights ? previous_states(layer, saved.y, h0) : none;
+  const Tensor gates = recompute ? recompute_gates(layer, h_prev) : saved.gates;
   const BackwardSequence s{
-      .y = in.y,
+      .y = saved.y,
       .gates = gates,
-      .cells = in.cells,
+      .cells = saved.cells,
       .h0 = h0,
-      .c0 = lstm ? contiguous(in.c0) : std::nullopt,
-      .grad_y = contiguous(in.grad_y),
-      .grad_hn = in.grad_hn,
-      .grad_cn = in.grad_cn,
-      .grad_cells = contiguous(in.grad_cells),
+      .c0 = contiguous(in.c0),
+      .grad_y = contiguous(saved.grad_y),
+      .grad_hn = saved.grad_hn,
+      .grad_cn = saved.grad_cn,
+      .grad_cells = contiguous(saved.grad_cells),
       // Recomputed gates are ours to overwrite, and just as large.
       .dgates = recompute ? gates : layer.make({D, N, layer.recurrent_gates * H}),
       .dh_y = where(projected, [&] { return layer.make({D, N, width}); }),
-      .m = where(projected && need_weights, [&] { return layer.make({D, N, H}); }),
-      .dh0 = where(need_h0, [&] { return layer.make({D, B, width}); }),
-      .dc0 = where(need_c0, [&] { return layer.make({D, B, H}); }),
+      .m = where(projected && wanted.weights, [&] { return layer.make({D, N, H}); }),
+      .dh0 = where(wanted.h0, [&] { return grad_h0; }),
+      .dc0 = where(wanted.c0, [&] { return grad_c0; }),
   };
   // Beyond the rows' lengths the loops write nothing, and the products read everything.
   layer.clear_padding(s.dgates, D);
@@ -165,8 +165,8 @@ Backward backward(const Layer& layer, const BackwardInputs& in) {
   if (s.m) layer.clear_padding(*s.m, D);
   const bool persistent = plan.tier != Tier::kStepwise && shape.T > 0;
   if (B > 0 && !(persistent && run_persistent(layer, plan, s))) run_stepwise(layer, s);
-  return {need_x ? input_gradient(layer, s.dgates) : none, s.dh0.value_or(none), s.dc0.value_or(none),
-          need_weights ? weight_gradients(layer, s, h_prev) : std::vector<Tensor>{}};
+  return {wanted.x ? input_gradient(layer, s.dgates) : none,
+          wanted.weights ? weight_gradients(layer, s, h_prev) : std::vector<Tensor>{}};
 }
 
 }  // namespace fastrnn::cuda

@@ -7,9 +7,6 @@
 namespace fastrnn::cuda {
 namespace {
 
-// The kernels take rows of any distance, with contiguous elements.
-Tensor with_contiguous_rows(const Tensor& m) { return m.stride(1) == 1 ? m : as_contiguous(m); }
-
 // What both passes set alike. `keep` holds the tensors that the pointers belong to until the launch: memory that
 // is freed after it goes to later work on the same stream.
 template <class Params>

@@ -22,7 +22,7 @@ bool paired(const void* data, int64_t a, int64_t b, int64_t c = 0) {
   return reinterpret_cast<uintptr_t>(data) % 4 == 0 && (a | b | c) % 2 == 0;
 }
 bool paired(const GateRows& rows) { return paired(rows.data, rows.step_stride, rows.row_stride, rows.gate_stride); }
-bool paired(const Rows& rows) { return paired(rows.data, rows.step_stride, rows.row_stride); }
+bool paired(const TensorRows& rows) { return paired(rows.data, rows.step_stride, rows.row_stride); }
 bool paired(const ScanInputs& in) {
   const ScanShape& s = in.shape;
   return s.H() % 2 == 0 && paired(in.u) && paired(in.x) && paired(in.v) && paired(in.weight_c, s.O, 0) &&
@@ -78,7 +78,7 @@ int scan_backward(const ScanBackwardParams& params, const ScanTables& tables, vo
 
 int scan_flags(const ScanShape& s, const uint8_t* pads, const uint8_t* resets, uint8_t* flags, void* stream) {
   constexpr int threads = 256, at_once = threads * kFlagsAThread;
-  return launch(scan_flags_kernel, (s.D * s.L * s.B + at_once - 1) / at_once, threads, stream, pads, resets, s.D, s.L,
+  return launch(scan_flags_kernel, (s.D * s.T * s.B + at_once - 1) / at_once, threads, stream, pads, resets, s.D, s.T,
                 s.B, flags);
 }
 

@@ -66,7 +66,7 @@ __device__ __forceinline__ bool find_column(const ScanShape& s, const ScanTables
   if (i >= s.B * wide) return false;
   out.b = i / wide;
   out.o = (i - out.b * wide) * kWide;
-  out.steps = tables.lengths ? tables.lengths[out.b] : s.L;
+  out.steps = tables.lengths ? tables.lengths[out.b] : s.T;
   const bool down = out.reverse(s) != descending;
   out.t = down ? out.steps - 1 : 0;
   out.towards = down ? -1 : 1;

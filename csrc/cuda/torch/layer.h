@@ -7,23 +7,19 @@
 #include "cuda/stepwise/kernels.h"
 #include "cuda/torch/device_properties.h"
 #include "cuda/torch/tensors.h"
-#include "ops/rows_args.h"
+#include "ops/rnn_args.h"
 
 namespace fastrnn::cuda {
 
-
 class Layer {
  public:
-  // Checks everything. weights must outlive the layer.
-  Layer(const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0, const std::vector<Tensor>& weights,
-        const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& lengths,
-        const std::optional<Tensor>& reset, const std::string& cell, bool bias, bool tf32_allowed)
-      : weights_(weights) {
-    check_layer(checked_, x, h0, c0, weights, batch_sizes, cell, bias);
-    check_rows(checked_rows_, checked_.shape, x, lengths, reset);
+  // The arguments must outlive the layer.
+  Layer(const RnnArguments& in, const CheckedLayer& checked, bool tf32_allowed)
+      : checked_(checked), weights_(in.weights) {
+    const Tensor& x = in.x;
     type = x.scalar_type();
     tf32 = tf32_allowed && type == ScalarType::Float;
-    compute = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    compute = compute_type(shape().dtype);
     device = x.get_device_index();
     stream = current_stream(device);
     N = shape().rows();
@@ -90,10 +86,6 @@ class Layer {
     zero(out);
     return out;
   }
-  Sizes output_sizes() const {
-    const int64_t width = shape().D * shape().out_size();
-    return shape().packed() ? Sizes{N, width} : Sizes{shape().tensor_steps(), shape().B, width};
-  }
 
   const Tensor& x() const { return rows_; }  // (N,I)
   const Tensor& w_ih(int d) const { return weight(d, 0); }
@@ -137,8 +129,7 @@ class Layer {
     return out;
   }
 
-  CheckedLayer checked_;
-  CheckedRows checked_rows_;
+  const CheckedLayer& checked_;
   const std::vector<Tensor>& weights_;
   Tensor rows_;
   mutable std::optional<RowTable> table_;

@@ -1,16 +1,14 @@
 // The passes of a layer, and what their time loops read and fill, whatever the tier.
 #pragma once
 #include <optional>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cuda/torch/layer.h"
+#include "ops/rnn_call.h"
 #include "plan/cuda.h"
 
 namespace fastrnn::cuda {
-
-using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // y, hn, cn, gates, cells
-using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 inline void* data(const std::optional<Tensor>& tensor) { return tensor ? tensor->data_ptr() : nullptr; }
 
@@ -31,7 +29,8 @@ struct ForwardSequence {
   bool save_gates, save_cells;
   Tensor gates, cells;  // (0,) where not saved; gates may be gx
 };
-Forward forward(const Layer& layer, const Tensor& h0, const std::optional<Tensor>& c0, Save save, Tier wanted);
+// Fills the results.
+void forward(const Layer& layer, const RnnArguments& in, const RnnResults& results, Tier tier);
 
 // What the time loop of backward reads and fills, whatever the tier. Contiguous, but for grad_hn and grad_cn.
 struct BackwardSequence {
@@ -44,14 +43,9 @@ struct BackwardSequence {
   std::optional<Tensor> dh0, dc0;    // results, where wanted
 };
 
-struct BackwardInputs {
-  std::optional<Tensor> grad_y, grad_hn, grad_cn, grad_cells;
-  Tensor h0;
-  std::optional<Tensor> c0;
-  Tensor y, gates, cells;
-  int64_t needs;
-  Tier wanted;
-};
-Backward backward(const Layer& layer, const BackwardInputs& in);
+// Fills the states' gradients where wanted, and returns that of x and those of the weights.
+std::pair<Tensor, std::vector<Tensor>> backward(const Layer& layer, const RnnArguments& in,
+                                                const SavedArguments& saved, const WantedGradients& wanted, Tier tier,
+                                                const Tensor& grad_h0, const Tensor& grad_c0);
 
 }  // namespace fastrnn::cuda

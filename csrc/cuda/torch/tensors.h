@@ -13,6 +13,7 @@
 
 #include "cuda/torch/blas.h"
 #include "cuda/torch/runtime.h"
+#include "ops/tensors.h"
 
 namespace fastrnn::cuda {
 
@@ -26,6 +27,16 @@ class NoGrad {
 
  private:
   bool before_;
+};
+
+// What is in force while an operator runs: its tensors' device, and no recording.
+class Scope {
+ public:
+  explicit Scope(const Tensor& x) : device_(device_of(x)) {}
+
+ private:
+  DeviceGuard device_;
+  NoGrad no_grad_;
 };
 
 // A view of t's memory, unknown to autograd; strides and offset in elements, the offset from t's first one.
@@ -54,7 +65,6 @@ inline void copy(const Tensor& dst, const Tensor& src) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(dst.get(), src.get(), /*non_blocking=*/0));
 }
 inline void zero(Tensor t) { torch::stable::zero_(t); }
-inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 // A float32 product in the precision asked for; false where it has to be torch's.
 inline bool float_product(const Tensor& out, const Tensor& a, const Tensor& b, bool add, bool tf32) {

@@ -1,0 +1,11 @@
+// The instruction sets that the CPU's kernels are written for, best first: the one list of them, which Python
+// compares with its own. A table of kernels takes its name from here.
+#pragma once
+
+namespace fastrnn {
+
+enum class Isa : int { kAvx512Bf16 = 0, kAvx512 = 1, kAvx2 = 2, kBaseline = 3 };
+inline constexpr const char* kIsaNames[] = {"avx512_bf16", "avx512", "avx2", "baseline"};
+constexpr const char* isa_name(Isa isa) { return kIsaNames[static_cast<int>(isa)]; }
+
+}  // namespace fastrnn

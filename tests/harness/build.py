@@ -1,0 +1,122 @@
+"""Compiles the kernels' harness by ninja into build/harness: for this machine, under ThreadSanitizer, for
+aarch64."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from emu.build import ROOT, compile_and_link, write
+
+CSRC = ROOT / "csrc"
+HERE = Path(__file__).parent
+OUT = ROOT / "build" / "harness"
+#: As setup.py compiles the kernels.
+FLAGS = ["-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
+FLAGS += ["-pthread", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-maybe-uninitialized"]
+AARCH64 = "aarch64-linux-gnu-"
+
+
+class Fault(NamedTuple):
+    """A text that occurs once in a file of csrc, and a wrong one."""
+
+    file: str
+    right: str
+    wrong: str
+
+
+def harness(
+    name: str,
+    flags: Sequence[str],
+    compiler: str | None = None,
+    faults: Sequence[Fault] = (),
+    isas: str = "*",
+) -> Path:
+    """The program, compiled with `flags` into build/harness/name; with `faults`, from a copy of csrc."""
+    folder = OUT / name
+    csrc = folder / "csrc" if faults else CSRC
+    if faults:
+        for file in filter(Path.is_file, CSRC.rglob("*")):
+            if "cuda" not in file.relative_to(CSRC).parts:
+                write(csrc / file.relative_to(CSRC), plant(file, faults))
+    tables = {"choose.cpp", *(path.name for path in (CSRC / "cpu" / "isa").glob(f"{isas}.cpp"))}
+    sources = [csrc / "cpu" / "isa" / name for name in sorted(tables)]
+    sources += [csrc / "plan" / "cpu.cpp", csrc / "plan" / "scan.cpp", HERE / "harness.cpp"]
+    edges, objects = [], []
+    for source in sources:
+        target = folder / "objects" / f"{'_'.join(source.parts[-2:])}.o"
+        edges.append(f"build {target}: cxx {source}\n  flags = {' '.join([*FLAGS, *flags, f'-I{csrc}'])}\n")
+        objects.append(str(target))
+    result = folder / "harness"
+    edges.append(f"build {result}: link {' '.join(objects)}\n")
+    compile_and_link(folder, edges, " ".join(["-pthread", *flags]), "", compiler)
+    return result
+
+
+def plant(file: Path, faults: Sequence[Fault]) -> str:
+    text = file.read_text()
+    for fault in faults:
+        if fault.file == file.relative_to(CSRC).as_posix():
+            if text.count(fault.right) != 1:
+                raise RuntimeError(f"{text.count(fault.right)} times in csrc/{fault.file}: {fault.right}")
+            text = text.replace(fault.right, fault.wrong)
+    return text
+
+
+def native() -> Path:
+    return harness("native", ["-O1"])
+
+
+TSAN = ["-O1", "-g1", "-fsanitize=thread"]
+#: For builds that need one instruction set alone.
+BASELINE_ALONE = Fault("cpu/isa/choose.cpp", "#if defined(__x86_64__)", "#if 0")
+
+
+def thread_sanitizer() -> Path:
+    return harness("tsan", TSAN)
+
+
+def thread_sanitizer_with(*faults: Fault) -> Path:
+    """The baseline kernels with all of the faults."""
+    return harness("tsan_planted", TSAN, faults=[BASELINE_ALONE, *faults], isas="baseline*")
+
+
+def program(name: str, flags: Sequence[str] = ("-O1",)) -> Path:
+    """Another program of this folder, of one file."""
+    folder = OUT / "-".join([name, *(f.strip("-").replace("=", "_") for f in flags)])
+    target, result = folder / f"{name}.o", folder / name
+    edges = [
+        f"build {target}: cxx {HERE / name}.cpp\n  flags = {' '.join([*FLAGS, *flags, f'-I{CSRC}'])}\n",
+        f"build {result}: link {target}\n",
+    ]
+    compile_and_link(folder, edges, " ".join(["-pthread", *flags]), "")
+    return result
+
+
+def objects(name: str) -> list[Path]:
+    """What harness(name, ...) compiled of csrc/cpu/isa."""
+    return sorted((OUT / name / "objects").glob("isa_*.o"))
+
+
+def aarch64() -> Path:
+    """With the flags of a build of the package: a test reads the objects."""
+    return harness("aarch64", ["-O3", "-g0"], os.environ.get("AARCH64_CXX", f"{AARCH64}g++"))
+
+
+def missing_for_aarch64() -> str:
+    """What is to be installed before aarch64() can be made and run here, or ''."""
+    wanted = {
+        os.environ.get("AARCH64_CXX", f"{AARCH64}g++"): "g++-aarch64-linux-gnu",
+        f"{AARCH64}objdump": "binutils-aarch64-linux-gnu",
+        "qemu-aarch64": "qemu-user",
+    }
+    absent = [package for program, package in wanted.items() if not shutil.which(program)]
+    return f"not installed: {', '.join(absent)}" if absent else ""
+
+
+def run_on_aarch64(program: Path, *options: str) -> list[str]:
+    """The command that runs a program for aarch64 here; without options, on all that qemu knows."""
+    return ["qemu-aarch64", *(options or ("-cpu", "max")), "-L", "/usr/aarch64-linux-gnu", str(program)]
