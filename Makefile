@@ -116,7 +116,7 @@ $(PREPARED)
 endef
 $(foreach goal,$(filter test bench,$(MAKECMDGOALS)),$(info $(ABOUT_$(goal)))$(if $(GATE),$(info $(GATE))))
 
-.PHONY: help build test test-all test-machines test-clients models bench docs lint format wheel asan tsan gpu-check clean distclean
+.PHONY: help build test test-all test-machines test-clients models bench docs readme-figures lint format wheel asan tsan gpu-check clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -175,6 +175,9 @@ bench: $(ENV_BENCH) build  ## quick benchmark against torch.nn and what else is 
 
 docs: $(ENV_DOCS) build  ## the documentation, build/docs/index.html; ARGS="-b linkcheck" asks every link of the web
 	$(PY) -m sphinx -q -W --keep-going -d build/docs-trees docs build/docs $(ARGS)
+
+readme-figures:  ## the README's figures and docs/performance.md's, from the committed results
+	$(PYTHON) tools/figures.py $(ARGS)
 
 lint: $(ENV_DEV)  ## what pre-commit checks
 	$(PY) -m ruff check .

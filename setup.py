@@ -1,5 +1,3 @@
-# NOTE FROM THE INTEGRATOR (remove): the owner fixed pybind11 as one of this project's packages, and a kept library beats our own
-# code: please revert commit 3106037 (python_binding.h) now and build _C once a Python version with pybind11 for the wheels.
 """Builds fastrnn's three binaries; everything declarative is in pyproject.toml.
 
 fastrnn/_C.abi3.so           Python's limited API, no torch: build facts and the kernel plan
@@ -163,7 +161,7 @@ STABLE_ABI = [f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000
 
 
 # Every plan but the CPU's.
-CUDA_PLAN = [f"csrc/plan/{name}.cpp" for name in ("cuda", "table", "geometry")]
+CUDA_PLAN = [f"csrc/plan/{name}.cpp" for name in ("cuda", "table", "geometry", "trust")]
 
 
 def sources(*patterns):

@@ -9,6 +9,7 @@
 #include "plan/cpu.h"
 #include "plan/cuda.h"
 #include "plan/table.h"
+#include "plan/trust.h"
 #include "python_binding.h"
 
 #ifndef FASTRNN_VERSION
@@ -79,6 +80,11 @@ py::dict lists() {
   out["isas"] = py::tuple(isas);
   out["cells"] = cells;
   out["tiers"] = tiers;
+  py::dict clusters;
+  for (size_t i = 0; i < std::size(kClusterNames); ++i) {
+    clusters[kClusterNames[i]] = kModeTier * (static_cast<int64_t>(Tier::kCluster4) + static_cast<int64_t>(i));
+  }
+  out["clusters"] = clusters;
   out["tf32"] = kModeTf32;
   out["save"] = py::dict(py::arg("nothing") = static_cast<int>(Save::kNothing),
                          py::arg("gates") = static_cast<int>(Save::kGates),
@@ -158,10 +164,16 @@ PlanTable table_of(const py::dict& from) {
   return table;
 }
 
-py::dict plan(const std::string& device, const std::string& cell, int64_t T, int64_t B, int64_t I, int64_t H,
-              int64_t P, int directions, const std::string& dtype, bool training, bool packed, int threads, int lanes,
-              int tile_rows, const std::optional<py::dict>& gpu, bool tf32, const std::string& tier,
-              const std::optional<py::dict>& table) {
+// Tiers that can be asked for.
+std::vector<std::pair<const char*, Tier>> asked_tiers() {
+  std::vector<std::pair<const char*, Tier>> choices;
+  for (int i = 0; i < kTiers; ++i) choices.push_back({tier_name(static_cast<Tier>(i)), static_cast<Tier>(i)});
+  return choices;
+}
+
+// rows: "full", "packed" or "masked", which stands for lengths and resets.
+LayerShape layer_shape(const std::string& cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int directions,
+                       const std::string& dtype, const std::string& rows) {
   LayerShape shape;
   std::vector<std::pair<const char*, CellKind>> cells;
   for (size_t i = 0; i < std::size(kCells); ++i) cells.push_back({kCells[i].name, static_cast<CellKind>(i)});
@@ -171,13 +183,7 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
                                {"float64", Dtype::kDouble},
                                {"bfloat16", Dtype::kBFloat16},
                                {"float16", Dtype::kHalf}});
-  for (const auto& [name, value] : {std::pair{"T", T},
-                                    {"I", I},
-                                    {"H", H},
-                                    {"directions", int64_t{directions}},
-                                    {"threads", int64_t{threads}},
-                                    {"lanes", int64_t{lanes}},
-                                    {"tile_rows", int64_t{tile_rows}}}) {
+  for (const auto& [name, value] : {std::pair{"T", T}, {"I", I}, {"H", H}, {"directions", int64_t{directions}}}) {
     if (value < 1) throw py::value_error(std::string(name) + ": expected at least 1, got " + std::to_string(value));
   }
   if (B < 0) throw py::value_error("B: expected at least 0, got " + std::to_string(B));
@@ -190,6 +196,29 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
   shape.P = P;
   shape.D = directions;
   shape.bias = true;
+  // A plan asks whether they are there, and never what they say.
+  static constexpr int64_t some = 0;
+  static constexpr uint8_t reset = 0;
+  const int kind = one_of<int>("rows", rows, {{"full", 0}, {"packed", 1}, {"masked", 2}});
+  if (kind == 1) shape.batch_sizes = &some;
+  if (kind == 2) shape.resets = &reset;
+  return shape;
+}
+
+std::string key_of(const std::string& cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int directions,
+                   const std::string& dtype, bool tf32, bool training, const std::string& rows) {
+  return trust_key(layer_shape(cell, T, B, I, H, P, directions, dtype, rows), tf32, training);
+}
+
+py::dict plan(const std::string& device, const std::string& cell, int64_t T, int64_t B, int64_t I, int64_t H,
+              int64_t P, int directions, const std::string& dtype, bool training, bool packed, int threads, int lanes,
+              int tile_rows, const std::optional<py::dict>& gpu, bool tf32, const std::string& tier,
+              const std::optional<py::dict>& table, const std::optional<std::string>& trusted,
+              const std::string& rows) {
+  const LayerShape shape = layer_shape(cell, T, B, I, H, P, directions, dtype, device == "cpu" ? "full" : rows);
+  for (const auto& [name, value] : {std::pair{"threads", threads}, {"lanes", lanes}, {"tile_rows", tile_rows}}) {
+    if (value < 1) throw py::value_error(std::string(name) + ": expected at least 1, got " + std::to_string(value));
+  }
   py::dict result;
   result["device"] = device;
   if (device == "cpu") {
@@ -206,10 +235,15 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
   } else if (device == "cuda") {
     if (!gpu) throw py::value_error("gpu: expected the properties of a device");
     const cuda::CudaDevice properties = cuda_device(*gpu);
-    const Tier wanted = one_of<Tier>("tier", tier, choices_of<Tier>(kTierNames));
+    const Tier wanted = one_of<Tier>("tier", tier, asked_tiers());
+    Trust trust;
+    if (trusted && !trust.replace(*trusted)) throw py::value_error("trusted: expected lines of a key and two tiers");
     const std::optional<PlanTable> given = table ? std::optional(table_of(*table)) : std::nullopt;
     const auto pass = [&](cuda::Pass which) {
-      return cuda_pass(plan_cuda(shape, tf32, which, properties, wanted, given ? *given : plan_table()));
+      const PlanTable& times = given ? *given : plan_table();
+      const bool unasked = trusted && wanted == Tier::kAuto;
+      return cuda_pass(unasked ? plan_trusted(shape, tf32, which, properties, training, trust, times)
+                               : plan_cuda(shape, tf32, which, properties, wanted, times));
     };
     for (const auto& [key, value] : pass(cuda::Pass::kForward)) result[key] = value;
     if (training) result["backward"] = pass(cuda::Pass::kBackward);
@@ -237,7 +271,10 @@ FASTRNN_PYTHON_MODULE(_C, m) {
   m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P") = 0, py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("training") = false,
         py::arg("packed") = false, py::arg("threads") = 1, py::arg("lanes") = 16, py::arg("tile_rows") = 6,
-        py::arg("gpu") = py::none(), py::arg("tf32") = false, py::arg("tier") = "auto",
-        py::arg("table") = py::none());
+        py::arg("gpu") = py::none(), py::arg("tf32") = false, py::arg("tier") = "auto", py::arg("table") = py::none(),
+        py::arg("trusted") = py::none(), py::arg("rows") = "full");
+  m.def("trust_key", &key_of, py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
+        py::arg("P") = 0, py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("tf32") = false,
+        py::arg("training") = false, py::arg("rows") = "full");
   m.def("plan_table_provenance", [] { return plan_table().provenance; });
 }

@@ -12,7 +12,9 @@ from ._ops import library as _library
 from ._ops.library import release_scratch
 from ._plan.explain import explain
 from ._run import streaming as _streaming
+from ._run.status import cuda_status
 from ._run.streaming import Streamer
+from ._run.tune import Tuning, tune
 from ._run.wavefront import wavefront
 from ._version import __version__
 from .compat import _convert
@@ -59,14 +61,17 @@ __all__ = [
     "SRUppCell",
     "SRUppProjectedLinear",
     "Streamer",
+    "Tuning",
     "__version__",
     "compat",
     "convert",
+    "cuda_status",
     "explain",
     "functional",
     "patch",
     "reference",
     "release_scratch",
     "revert",
+    "tune",
     "wavefront",
 ]

@@ -9,12 +9,13 @@ L layers, N = sum(batch_sizes) packed rows, G gate blocks (LSTM 4, GRU 3, RNN 1)
 ``params`` is flat, layer by layer and within it direction by direction, as ``torch.nn.LSTM._flat_weights``:
 w_ih (G*H, I or D*P), w_hh (G*H, P), then b_ih, b_hh (G*H,) if ``bias``, then w_hr (P, H) if projected.
 
-``backend``: "auto" takes the fused kernels wherever they cover dtype and device, and elsewhere (complex
-numbers; GPUs of other makers, or older than compute capability 8.0) torch's own layer, or where torch has
-none (lengths, torch.func's transforms) ``fastrnn.reference``; "fused" raises instead; "reference" asks for
-plain torch. "cudnn" is torch's own layer: cuDNN on a GPU, torch's native one on the CPU. "stepwise",
-"one_cta", "cluster" and "grid" hold the fused kernels to one tier on a GPU, and raise where it cannot take
-the layer; see ``fastrnn.explain``.
+``backend``: "auto" takes the fused kernels on the CPU; on a GPU torch's own layer, unless the device has
+proven a kernel to be right and faster (``fastrnn tune``); and where no kernel covers dtype and device
+(complex numbers; GPUs of other makers, or older than compute capability 8.0) torch's own layer, or where
+torch has none (lengths, torch.func's transforms) ``fastrnn.reference``. "fused" asks for the kernels, and
+raises where there are none; "reference" asks for plain torch. "cudnn" is torch's own layer: cuDNN on a GPU,
+torch's native one on the CPU. "stepwise", "one_cta", "cluster" and "grid" hold the fused kernels to one tier
+on a GPU, and raise where it cannot take the layer; see ``fastrnn.explain``.
 
 ``save``: what training keeps. "gates" stores each step's gates, "recompute" computes them again in backward.
 """

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,28 @@ def test_every_public_name_is_documented(module):
                 callable(found) or isinstance(found, (property, classmethod, staticmethod))
             ):
                 assert inspect.getdoc(getattr(thing, method)), f"{full}.{method}"
+
+
+def test_figures_are_those_of_the_committed_results():
+    """The README's table and picture and docs/performance.md's tables: `make readme-figures` writes them."""
+    command = [sys.executable, ROOT / "tools" / "figures.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_figure_that_drifted_is_seen(tmp_path):
+    """The check itself, on a copy of what it reads with one digit changed."""
+    for name in ("README.md", "tools", "docs", "benchmarks/results"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        copied = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copied(ROOT / name, tmp_path / name)
+    command = [sys.executable, tmp_path / "tools" / "figures.py", "--check"]
+    assert subprocess.run(command).returncode == 0
+    readme = tmp_path / "README.md"
+    readme.write_text(re.sub(r"(\| LSTM \| \d\.)\d", r"\g<1>X", readme.read_text(), count=1))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == "not as the results say: README.md\n"
 
 
 def test_every_page_has_its_place():

@@ -138,8 +138,8 @@ def performance() -> str:
     loaded = documents()
     lines = [
         f"{machine(loaded[FULL])};",
-        "shapes from T,B,H = 1,1,256 to 50,64,1024, float32. Times as fast as torch.nn, geometric mean over the",
-        "shapes, the worst in brackets",
+        "shapes from T,B,H = 1,1,256 to 50,64,1024, float32. Times as fast as torch.nn, geometric mean over",
+        "the shapes, the worst in brackets",
         f"([every case](../benchmarks/results/{FULL}/report.md)):",
         "",
         *table(TORCH_ROWS, loaded),

@@ -53,8 +53,8 @@
 // forward_unit() and backward_unit() below are all that lies between the products, for every loop on every device.
 // The output's half of the state stage stands where a loop has the output: behind the projection, if there is one.
 // What needs more of its row than its unit (the sums of a norm, a second product) is one more pass over the units
-// with a meeting before it, in the one place where each loop has its stages in order: advance() and retreat() of
-// cpu/rnn, the body of the time loop in cuda/stepwise.
+// with a meeting before it: advance_stages() and retreat_stages() of cpu/rnn. The policies that layers can have are in
+// policies/, switched by values (variant.h) in one instance a cell, policies/stages.h, which the CPU's loop runs.
 //
 // A policy Gates<M> has
 //     kSaved      values a unit that it keeps for its backward
@@ -118,11 +118,12 @@ struct PlainStages {
   using Product = WholeProduct;
   using Gates = PlainGates<M>;
   using State = PlainState<M>;
+  static constexpr bool kVariant = false;  // see cells/policies/stages.h
 };
 
-// A cell with other policies of the gates and of the state: Variant<LstmCell, Peephole, PlainState>::Of is one.
+// A cell with other policies of the gates and of the state: WithPolicies<LstmCell, Peek, PlainState>::Of is one.
 template <template <class> class Cell, template <class> class GatesOf, template <class> class StateOf>
-struct Variant {
+struct WithPolicies {
   template <class M>
   struct Of : Cell<M> {
     using Gates = GatesOf<M>;

@@ -7,12 +7,13 @@
 //
 // The contract is that of cell.h with other arguments, since this cell has no product to wait for:
 //     kInputs    values of u: x~, f, r
+//     kGates     gates, the last ones of u, each with a weight w of c_prev and a bias b
 //     forward(u, w, b, x, m, c_prev, c, h)
-//         w[2], b[2]   of the forget and the reset gate
+//         w[kGates], b[kGates]   of the forget and the reset gate
 //         c, h         written
 //     backward(u, w, b, x, m, c_prev, dh, dc, du, dx, dc_prev)
 //         dh, dc       the whole gradient that reaches this step's h and c
-//         du[3]        gradient of u. That of w is du[1..2] * c_prev, that of b is du[1..2].
+//         du[kInputs]  gradient of u. That of b is du of the gates, that of w the same times c_prev.
 //         dx, dc_prev  gradients of X and of c_prev
 // backward computes the gates again: reading u once more costs less than saving and reading them.
 #pragma once
@@ -23,7 +24,7 @@ namespace fastrnn {
 template <class M, bool kTanh>
 struct SruCell {
   using V = typename M::V;
-  static constexpr int kInputs = 3;
+  static constexpr int kInputs = 3, kGates = 2;
 
   static FASTRNN_HD void forward(const V* u, const V* w, const V* b, V x, V m, V c_prev, V& c, V& h) {
     const V f = M::sigmoid(u[1] + (w[0] * c_prev + b[0]));

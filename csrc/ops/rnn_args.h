@@ -1,6 +1,7 @@
 // The checks of check.h for a recurrent layer: afterwards kernels may trust every shape, dtype and length.
 #pragma once
 #include "ops/rows_args.h"
+#include "ops/variant_args.h"
 #include "params/rnn.h"
 
 namespace fastrnn {
@@ -32,7 +33,7 @@ struct CheckedLayer {
 inline void check_layer(CheckedLayer& out, const RnnArguments& in) {
   const auto& [x, h0, c0, weights, batch_sizes, lengths, reset, cell_name, bias] = in;
   LayerShape& s = out.shape;
-  s.cell = parse_cell(cell_name);
+  s.cell = parse_cell(cell_name, s.variant);
   s.dtype = parse_dtype(x, "x");
   s.bias = bias;
   const bool lstm = s.cell == CellKind::kLstm;
@@ -53,13 +54,15 @@ inline void check_layer(CheckedLayer& out, const RnnArguments& in) {
   check(h0.dim() == 3, "h0: expected shape (directions, B, size), got ", shape_of(h0));
   s.D = static_cast<int>(h0.size(0));
   check(s.D == 1 || s.D == 2, "h0: expected 1 or 2 directions, got ", h0.size(0));
-  check(!weights.empty() && weights.size() % s.D == 0, "weights: expected the same number for each of ", s.D,
-        " directions, got ", weights.size(), " in all");
-  const int a_direction = static_cast<int>(weights.size()) / s.D;
-  out.weights_a_direction = a_direction;
-  const int plain = bias ? 4 : 2;
+  const int masks = variant_masks(s.variant), more = variant_weights(s.cell, s.variant);
+  const int tensors = static_cast<int>(weights.size()) - masks;
+  check(tensors > 0 && tensors % s.D == 0, "weights: expected the same number for each of ", s.D, " directions, got ",
+        tensors, " in all");
+  out.weights_a_direction = tensors / s.D;
+  const int plain = bias ? 4 : 2, a_direction = out.weights_a_direction - more;
   check(a_direction == plain || (lstm && a_direction == plain + 1), "weights: expected ", plain,
-        " tensors a direction", lstm ? " (one more with a projection)" : "", ", got ", a_direction);
+        " tensors a direction", lstm ? " (one more with a projection)" : "", more ? " and those of the variant" : "",
+        ", got ", a_direction);
   const Tensor& w_ih = weights[0];
   check(w_ih.dim() == 2 && w_ih.size(0) % G == 0 && w_ih.size(0) > 0, "weights[0] (w_ih): expected shape (", G,
         " * hidden_size, input_size), got ", shape_of(w_ih));
@@ -71,22 +74,26 @@ inline void check_layer(CheckedLayer& out, const RnnArguments& in) {
     s.P = w_hr.size(0);
   }
   const int64_t out_size = s.out_size();
+  check(s.variant.heads == 1 || (!s.P && s.H % s.variant.heads == 0), "cell: expected heads that divide hidden_size ",
+        s.H, " and no projection, got ", s.variant.heads);
   const Common common(x);
   static const char* const names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
   for (int d = 0; d < s.D; ++d) {
     for (int i = 0; i < a_direction; ++i) {
-      const int at = d * a_direction + i;
+      const int at = d * out.weights_a_direction + i;
       const Tensor& w = weights[at];
       const bool projection = i == plain;
       const ExpectedShape expected = projection ? ExpectedShape{s.P, s.H}
                                      : i == 0   ? ExpectedShape{G * s.H, s.I}
-                                     : i == 1   ? ExpectedShape{G * s.H, out_size}
+                                     : i == 1   ? ExpectedShape{G * s.H, out_size / s.variant.heads}
                                                 : ExpectedShape{G * s.H};
       const Argument name("weights", at, projection ? "w_hr" : names[i]);
       check_shape(w, name, expected);
       common.check_kind(w, name);
     }
+    if (more) check_variant_weights(s, weights, d * out.weights_a_direction + a_direction, common);
   }
+  if (masks) check_variant_masks(s, weights, common);
   const auto check_state = [&](const Tensor& state, const char* name, int64_t size) {
     check_shape(state, name, {s.D, s.B, size});
     common.check_kind(state, name);
@@ -131,8 +138,8 @@ inline void check_saved(const LayerShape& s, const Tensor& x, const SavedArgumen
       check_same_kind(*in.grad_cells, "grad_cells", in.cells, "cells");
     }
   }
-  if (saved_of(s.cell) && in.gates.dim() != 1) {  // (0,): recompute
-    check_like_x(in.gates, "gates", {s.D, N, saved_of(s.cell) * s.H});
+  if (saved_of(s) && in.gates.dim() != 1) {  // (0,): recompute
+    check_like_x(in.gates, "gates", {s.D, N, saved_of(s) * s.H});
     check(in.gates.is_contiguous(), "gates: expected the contiguous tensor that rnn_forward returned");
   }
   check(in.y.is_contiguous(), "y: expected the contiguous tensor that rnn_forward returned");

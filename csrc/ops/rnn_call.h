@@ -66,7 +66,7 @@ struct RnnOperators {
     const Save save = static_cast<Save>(mode % kModeTier);
     const ScalarType type = x.scalar_type(), compute = compute_type(s.dtype);
     const bool has_cell = facts_of(s.cell).has_cell;
-    const bool save_gates = save == Save::kGates && saved_of(s.cell) > 0;
+    const bool save_gates = save == Save::kGates && saved_of(s) > 0;
     const bool save_cells = save != Save::kNothing && has_cell;
     const auto make = [&](bool wanted, std::initializer_list<int64_t> sizes, ScalarType of_type) {
       return Device::make(wanted ? sizes : std::initializer_list<int64_t>{0}, of_type, x);
@@ -76,7 +76,7 @@ struct RnnOperators {
                              .cn = make(has_cell, {s.D, s.B, s.H}, type),
                              .save_gates = save_gates,
                              .save_cells = save_cells,
-                             .gates = make(save_gates, {s.D, s.rows(), saved_of(s.cell) * s.H}, type),
+                             .gates = make(save_gates, {s.D, s.rows(), saved_of(s) * s.H}, type),
                              .cells = make(save_cells, {s.D, s.rows(), s.H}, compute)};
     Device::forward(in, checked, mode, results);
     return results.all();
@@ -142,9 +142,14 @@ struct RnnOperators {
     // Whoever has no second state gets no gradient of one, whatever came.
     static const std::optional<Tensor> none;
     const bool has_cell = facts_of(s.cell).has_cell;
+    Tensor gates = saved.gates;
+    if (s.variant.any() && gates.dim() == 1) {  // a variant's steps wait for each other: forward again
+      gates = std::get<3>(forward(in.x, in.h0, in.c0, in.weights, in.batch_sizes, in.lengths, in.reset, in.cell,
+                                  in.bias, mode - mode % kModeTier + static_cast<int64_t>(Save::kGates)));
+    }
     const SavedArguments taken{
         saved.grad_y, saved.grad_hn, has_cell ? saved.grad_cn : none, has_cell ? saved.grad_cells : none, saved.y,
-        saved.gates,  saved.cells};
+        gates,        saved.cells};
     const WantedGradients wanted{.x = (mode & Needs::kX) != 0,
                                  .h0 = (mode & Needs::kH0) != 0,
                                  .c0 = has_cell && (mode & Needs::kC0),

@@ -31,15 +31,29 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   //              a state of zeros. Neither direction's state passes from before such a step to it or back; the
   //              forward direction drops h0 and c0 where step 0 is one
   //
-  // cell         "lstm", "gru", "rnn_tanh", "rnn_relu"
+  // cell         "lstm", "gru", "rnn_tanh", "rnn_relu", and behind the name the options of a variant, each after a +
+  //              (cells/variant.h), on the CPU:
+  //                peephole        LSTM: p (3*H,) for i, f, o; i and f see c_{t-1}, o the candidate of c_t
+  //                coupled         LSTM: f = 1 - i; what f has of the weights is unused
+  //                norm=eps        layer norm of both products over all gates: gains norm_ih, norm_hh (G*H,); an LSTM's h
+  //                                sees a normalised c with norm_c, norm_c_bias (H,). Biases come behind the norm
+  //                reset_before    GRU: n = tanh(W_in x + b_in + W_hn (r * h) + b_hn); not with norm
+  //                heads=n         w_hh (G*H, H/n), of which unit j multiplies the part of h of its head; no projection
+  //                zoneout_h, zoneout_c   k h_{t-1} + (1 - k) h, with k = keep_h like y; c of an LSTM with keep_c
+  //                                (T, B, D*H) or (N, D*H); rows and steps may be broadcast
+  //                recurrent_mask  h_{t-1} times a mask (D, B, Hout) before w_hh
+  //              A direction's weights then end with what its options have, in this order; behind all directions stand
+  //              keep_h, keep_c and the mask, constants whose gradients come back (0,)
   // mode         what backward will find: 0 nothing, 1 gates, 2 what recomputes them; plus, for the CUDA
-  //              kernels (the CPU has neither), 16 times the tier: 0 as plan_cuda chooses, 1 one CTA, 2
-  //              grid, 3 stepwise, 4 cluster, an error where that one cannot; plus 128 where the products of a
-  //              float32 layer may round their factors to TensorFloat-32
+  //              kernels (the CPU has neither), 16 times the tier: 0 what the device has proven, else
+  //              stepwise; 1 one CTA, 2 grid, 3 stepwise, 4 cluster, 5 to 7 clusters of 4, 8 and 16, an error where
+  //              that one cannot; plus 128 where the products of a float32 layer may round their factors to
+  //              TensorFloat-32
   //
   // y            (T, B, D*Hout) or (N, D*Hout); hn (D, B, Hout); cn (D, B, H), LSTM
   // gates        mode 1: (D, N, 4*H), the activated i, f, g, o (LSTM) or r, z, n and the recurrent
-  //              part of n (GRU); otherwise and for an RNN (0,)
+  //              part of n (GRU); otherwise and for an RNN (0,). A variant saves as many or more, for its own backward
+  //              pass alone; without them that runs forward again
   // cells        LSTM, mode 1 or 2: (D, N, H), c of every step, float32 for half types
   define(
       "rnn_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, "
@@ -152,6 +166,22 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   m.def("cpu_limit_threads(int limit, bool known) -> ()");
   // Bytes of scratch memory that were kept for later calls and no longer are.
   m.def("cpu_release_scratch() -> int");
+
+  // What a GPU may run unasked, and what it did; of the CUDA library alone. Lines of text, with tabs between words.
+  //
+  // cuda_trust        takes the place of what the device has proven: see Trust::replace
+  // cuda_quarantine   a tier that must not run unasked, and why; "" lets go of all
+  // cuda_quarantined  those, a line each
+  // cuda_ran          passes launched since the last cuda_clear_ran: tier, pass, number; clusters also by size
+  // cuda_status       what the device's kernels have left word of, once, or ""; no synchronisation
+  // cuda_has_image    whether this build has code that the device runs, by the runtime's own word
+  m.def("cuda_trust(int device, str lines) -> ()");
+  m.def("cuda_quarantine(int device, str tier, str why) -> ()");
+  m.def("cuda_quarantined(int device) -> str");
+  m.def("cuda_ran() -> str");
+  m.def("cuda_clear_ran() -> ()");
+  m.def("cuda_status(int device) -> str");
+  m.def("cuda_has_image(int device) -> bool");
 
   // What this machine could do at best, for "% of the limit": float32 multiply-adds in registers
   // (flop/s) and reading a buffer of that many bytes (bytes/s), each on one thread.

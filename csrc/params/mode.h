@@ -16,10 +16,33 @@ struct ScanNeeds {
 
 constexpr int64_t kModeTier = 16, kModeTf32 = 128, kModeEnd = 256;
 
-// The tiers of the CUDA kernels by their number in `mode`.
-enum class Tier : int { kAuto = 0, kOneCta = 1, kGrid = 2, kStepwise = 3, kCluster = 4 };
+// The tiers of the CUDA kernels by their number in `mode`. The last three ask for clusters of so many CTAs, and are
+// what is asked for only: the tier that runs is kCluster then.
+enum class Tier : int {
+  kAuto = 0,
+  kOneCta = 1,
+  kGrid = 2,
+  kStepwise = 3,
+  kCluster = 4,
+  kCluster4 = 5,
+  kCluster8 = 6,
+  kCluster16 = 7
+};
+inline constexpr int kTiers = 8;
 inline constexpr const char* kTierNames[] = {"auto", "one_cta", "grid", "stepwise", "cluster"};
-constexpr const char* tier_name(Tier tier) { return kTierNames[static_cast<int>(tier)]; }
+inline constexpr const char* kClusterNames[] = {"cluster_4", "cluster_8", "cluster_16"};
+// CTAs of the clusters that are asked for; 0: of any size, or none.
+constexpr int cluster_of(Tier asked) {
+  return asked == Tier::kCluster4 ? 4 : asked == Tier::kCluster8 ? 8 : asked == Tier::kCluster16 ? 16 : 0;
+}
+constexpr Tier family_of(Tier asked) { return cluster_of(asked) ? Tier::kCluster : asked; }
+constexpr Tier cluster_tier(int ctas) {
+  return ctas == 4 ? Tier::kCluster4 : ctas == 8 ? Tier::kCluster8 : ctas == 16 ? Tier::kCluster16 : Tier::kCluster;
+}
+constexpr const char* tier_name(Tier tier) {
+  const int number = static_cast<int>(tier), first = static_cast<int>(Tier::kCluster4);
+  return number < first ? kTierNames[number] : kClusterNames[number - first];
+}
 constexpr Tier tier_of(int64_t mode) { return static_cast<Tier>(mode % kModeTf32 / kModeTier); }
 
 }  // namespace fastrnn

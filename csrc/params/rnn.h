@@ -6,6 +6,7 @@
 // sequence, sum(batch_sizes) for a packed one.
 #pragma once
 #include "cells/list.h"
+#include "cells/variant.h"
 #include "params/mode.h"
 #include "params/rows.h"
 
@@ -18,11 +19,18 @@ struct DirectionWeights {
   const void* b_ih = nullptr;  // (G*H)
   const void* b_hh = nullptr;  // (G*H)
   const void* w_hr = nullptr;  // (P, H), projection only
+  // Of a variant; w_hh is (G*H, H/heads) then.
+  const void* peephole = nullptr;     // (3*H): i, f, o
+  const void* norm_ih = nullptr;      // (G*H)
+  const void* norm_hh = nullptr;      // (G*H)
+  const void* norm_c = nullptr;       // (H)
+  const void* norm_c_bias = nullptr;  // (H)
 };
 
 // One layer, one or two directions, the whole sequence.
 struct LayerShape : Rows {
   CellKind cell = CellKind::kLstm;
+  Variant variant;
   Dtype dtype = Dtype::kFloat;
   int64_t I = 0, H = 0;
   int64_t P = 0;  // 0: no projection
@@ -32,6 +40,20 @@ struct LayerShape : Rows {
   int64_t out_size() const { return P ? P : H; }
 };
 
+// Values a unit and step that training keeps for backward, of a layer: a variant's h that y need not hold, and of a
+// norm the two products before it.
+inline int saved_of(const LayerShape& s) {
+  if (!s.variant.any()) return saved_of(s.cell);
+  return (saved_of(s.cell) ? saved_of(s.cell) : 1) + (s.variant.norm ? 2 * gates_of(s.cell) : 0);
+}
+
+// Masks of a variant, in the layer's type, null where it has none.
+struct StageMasks {
+  TensorRows keep_h;                // (N, D*Hout): the part of h_{t-1} that stays
+  TensorRows keep_c;                // (N, D*H): that of c_{t-1}
+  const void* recurrent = nullptr;  // (D,B,Hout) on h_{t-1} before the product
+};
+
 struct ForwardParams {
   LayerShape shape;
   Save save = Save::kNothing;
@@ -39,6 +61,7 @@ struct ForwardParams {
   const void* h0 = nullptr;  // (D,B,Hout)
   const void* c0 = nullptr;  // (D,B,H), LSTM
   DirectionWeights weights[2];
+  StageMasks masks;
   const void* packed = nullptr;  // the weights of the one direction as KernelTable::pack left them, or null
   void* y = nullptr;             // (N, D*Hout)
   void* hn = nullptr;            // (D,B,Hout)
@@ -54,6 +77,11 @@ struct WeightGradients {
   void* b_ih = nullptr;
   void* b_hh = nullptr;
   void* w_hr = nullptr;
+  void* peephole = nullptr;
+  void* norm_ih = nullptr;
+  void* norm_hh = nullptr;
+  void* norm_c = nullptr;
+  void* norm_c_bias = nullptr;
 };
 
 struct BackwardParams {
@@ -62,6 +90,7 @@ struct BackwardParams {
   const void* h0 = nullptr;
   const void* c0 = nullptr;
   DirectionWeights weights[2];
+  StageMasks masks;
   const void* y = nullptr;      // as written by forward
   const void* gates = nullptr;  // null: recompute them
   const void* cells = nullptr;

@@ -26,7 +26,7 @@ CpuPlan plan_cpu(const LayerShape& s, const CpuMachine& machine, bool packed) {
   CpuPlan plan;
   const int64_t G = gates_of(s.cell);
   const double flops = 2.0 * s.rows() * G * s.H * (s.I + s.out_size()) * s.D;
-  plan.direct = !packed && s.T <= kDirectSteps && s.B <= kDirectRows;
+  plan.direct = !packed && !s.variant.any() && s.T <= kDirectSteps && s.B <= kDirectRows;
 
   int threads = machine.threads;
   if (flops < kSerialFlops) threads = 1;

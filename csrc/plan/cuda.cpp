@@ -99,14 +99,15 @@ double persistent_us(const LayerShape& s, const PersistentGeometry& g, const Cud
   return us + start_us(s, g) / std::max<int64_t>(1, s.T);
 }
 
-// How a tier cuts a layer. Of clusters the smallest that is the fastest by the model; where none takes the layer, the
-// largest one's reason.
+// How a tier cuts a layer. Of clusters, unless one size is asked for, the smallest that is the fastest by the model;
+// where none takes the layer, the largest one's reason.
 PersistentGeometry geometry_of(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
-                               Tier tier) {
+                               Tier tier, int size = 0) {
   const auto of = [&](Tier kind, int cluster) {
     return cuda::geometry(s.cell, precision, kind, s.H, s.B, s.D, pass, device, cluster);
   };
   if (tier != Tier::kCluster) return of(tier == Tier::kOneCta ? Tier::kOneCta : Tier::kGrid, 0);
+  if (size) return of(Tier::kCluster, size);
   PersistentGeometry best = of(Tier::kCluster, 4);
   for (int ctas : {8, 16}) {
     const PersistentGeometry larger = of(Tier::kCluster, ctas);
@@ -169,11 +170,12 @@ bool projects(const LayerShape& s, const PersistentGeometry& g, const CudaDevice
 }
 
 CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
-                    const PlanTable& table, Tier tier) {
+                    const PlanTable& table, Tier asked) {
+  const Tier tier = family_of(asked);
   CudaPlan plan;
   plan.tier = tier;
   plan.precision = precision;
-  plan.geometry = geometry_of(s, precision, pass, device, tier);
+  plan.geometry = geometry_of(s, precision, pass, device, tier, cluster_of(asked));
   plan.possible = plan.geometry.fits;
   if (!plan.possible) {
     plan.reason = plan.geometry.reason;
@@ -188,17 +190,23 @@ CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const C
   return plan;
 }
 
-// Why no persistent tier is worth asking, null where one may be.
-const char* only_stepwise(const LayerShape& s) {
+// Fewer steps do not repay reading the weights into registers.
+constexpr int64_t kFewSteps = 4;
+
+// Why a persistent tier cannot take the layer, whatever the device; null where one may.
+const char* never_persistent(const LayerShape& s) {
   if (s.dtype == Dtype::kDouble) return "float64: the persistent kernels know float32 and half types";
   if (s.P) return "a projection: the persistent kernels have none";
   if (s.B == 0) return "no rows: nothing to compute";
   return nullptr;
 }
-// Fewer steps do not repay reading the weights into registers.
-constexpr int64_t kFewSteps = 4;
 
 }  // namespace
+
+const char* only_stepwise(const LayerShape& s) {
+  if (const char* never = never_persistent(s)) return never;
+  return s.T < kFewSteps ? "few steps: they do not repay loading the weights" : nullptr;
+}
 
 Precision cuda_precision(Dtype dtype, bool tf32) {
   return dtype == Dtype::kBFloat16        ? Precision::kBFloat16
@@ -210,7 +218,7 @@ Precision cuda_precision(Dtype dtype, bool tf32) {
 CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& device, Tier wanted,
                    const PlanTable& table) {
   const Precision precision = cuda_precision(s.dtype, tf32);
-  const char* never = only_stepwise(s);
+  const char* never = never_persistent(s);
   const auto a_step_at_a_time = [&](const char* reason) {
     return stepwise(s, precision, pass, device, table, reason);
   };
@@ -218,17 +226,17 @@ CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& 
   if (wanted != Tier::kAuto) {
     CudaPlan plan;
     if (never) {
-      plan.tier = wanted;
+      plan.tier = family_of(wanted);
       plan.precision = precision;
       plan.possible = s.B == 0;  // nothing to launch
       plan.reason = never;
     } else {
       plan = persistent(s, precision, pass, device, table, wanted);
     }
+    plan.asked = wanted;
     return plan;
   }
-  if (never) return a_step_at_a_time(never);
-  if (s.T < kFewSteps) return a_step_at_a_time("few steps: they do not repay loading the weights");
+  if (const char* steps = only_stepwise(s)) return a_step_at_a_time(steps);
 
   const CudaPlan one = persistent(s, precision, pass, device, table, Tier::kOneCta);
   const CudaPlan grid = persistent(s, precision, pass, device, table, Tier::kGrid);

@@ -14,7 +14,8 @@ const PlanTable& plan_table();  // the one that is checked in
 
 struct CudaPlan {
   Tier tier = Tier::kStepwise;
-  bool possible = true;  // false: a tier was asked for that cannot take the layer, reason says why
+  Tier asked = Tier::kAuto;  // by name; a plan that was not asked for may make way for another
+  bool possible = true;      // false: a tier was asked for that cannot take the layer, reason says why
   cuda::Precision precision = cuda::Precision::kFloat32;
   cuda::PersistentGeometry geometry;  // of a persistent tier
   bool projects = false;              // the forward kernel makes x's part of the gates itself: no product before it
@@ -27,8 +28,12 @@ struct CudaPlan {
 // How a layer's products are computed; float64 counts as float32, it never meets a persistent tier.
 cuda::Precision cuda_precision(Dtype dtype, bool tf32);
 
-// One pass of a layer on a GPU: the fastest tier by the table, or the one that is wanted. Forward and backward
-// of a layer are planned apart, as they leave the same for each other whatever ran.
+// Why a layer is for the stepwise tier unless another is asked for by name; null where others are worth asking.
+const char* only_stepwise(const LayerShape& shape);
+
+// One pass of a layer on a GPU: the one that is wanted, or the fastest tier by the table, which is no more than an
+// estimate and runs nothing: what runs unasked is what a device has proven (trust.h). Forward and backward of a layer
+// are planned apart, as they leave the same for each other whatever ran.
 CudaPlan plan_cuda(const LayerShape& shape, bool tf32, cuda::Pass pass, const cuda::CudaDevice& device,
                    Tier wanted = Tier::kAuto, const PlanTable& table = plan_table());
 

@@ -1,6 +1,7 @@
 """The only door to the compiled operators: nothing else in this package imports a binary.
 
 library         loads them, and says what runs: instruction sets, tiers, threads
+cuda, devices   what the CUDA library says of itself, and the GPUs that it runs on
 mode            the numbers of their arguments mode and needs
 autograd        their derivatives, for eager code
 differentiable, script   their forms for tracers and TorchScript

@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from . import library
+from . import cuda, library
 
 
 def compiled_for(archs: str, major: int, minor: int) -> bool:
@@ -32,26 +32,32 @@ def compiled_for(archs: str, major: int, minor: int) -> bool:
 
 #: setup.py's, for questions where no CUDA kernels were built.
 _USUAL_ARCHS = "8.0;9.0a;10.0;12.0+PTX"
+#: The oldest GPUs that the kernels are written for.
+OLDEST = 80
 
 
 def built_for(compute_capability: int) -> bool:
     """Whether the CUDA kernels run on a GPU of, say, 90 for 9.0."""
     archs = library.build_info()["cuda_archs"] or _USUAL_ARCHS
-    return compiled_for(archs, *divmod(compute_capability, 10))
+    return compute_capability >= OLDEST and compiled_for(archs, *divmod(compute_capability, 10))
 
 
 _runs: dict[torch.device, bool] = {}
 
 
 def runs(device: torch.device) -> bool:
-    """Whether the CUDA kernels run on this GPU. Where there is none, tensors are on paper, and so is the
+    """Whether the CUDA kernels run on this GPU: new enough for them, and CUDA finds code for it in the
+    library, which it is asked once a device. Where there is no GPU, tensors are on paper, and so is the
     answer."""
     found = _runs.get(device)
     if found is None:
         if not torch.cuda.is_available():
             return True
         major, minor = torch.cuda.get_device_capability(device)
-        found = _runs[device] = built_for(10 * major + minor)
+        image = None
+        if 10 * major + minor >= OLDEST:
+            image = cuda.has_image(torch.cuda.current_device() if device.index is None else device.index)
+        found = _runs[device] = built_for(10 * major + minor) if image is None else image
     return found
 
 

@@ -15,29 +15,26 @@ import torch
 
 from .._cells import RNN
 from . import threads
-from .mode import NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
+from .mode import CLUSTERS, NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
 
 try:
     from .. import _C
+
+    for _name in ("build_info", "plan", "plan_table_provenance", "trust_key"):
+        if not hasattr(_C, _name):
+            raise ImportError(f"it is of another version, and has no {_name}")
 except ImportError as _error:
     _C, _no_module = None, _error
 
 #: The oldest torch whose stable ABI the libraries are built for.
 MIN_TORCH = (2, 11)
 _FOLDER = Path(__file__).parents[1]  # where the binaries lie
+#: Without one of these the library is not this package's.
 _OPERATORS = (
     *("rnn_forward", "rnn_backward", "rnn_backward_unlisted", "rnn_layer", "rnn_pack", "rnn_stream"),
-    *(
-        "sru_forward",
-        "sru_backward",
-        "sru_scan",
-        "sru_step",
-        "cpu_isa",
-        "cpu_isas",
-        "cpu_set_isa",
-        "cpu_tile",
-    ),
-    *("cpu_threads", "cpu_limit_threads", "cpu_last_plan", "cpu_fma_peak", "cpu_read_bandwidth"),
+    *("sru_forward", "sru_backward", "sru_scan", "sru_step", "cpu_isa", "cpu_isas", "cpu_set_isa"),
+    *("cpu_tile", "cpu_threads", "cpu_limit_threads", "cpu_last_plan", "cpu_release_scratch"),
+    *("cpu_fma_peak", "cpu_read_bandwidth"),
 )
 
 
@@ -137,14 +134,18 @@ pack = _operator("rnn_pack")
 stream = _operator("rnn_stream")
 
 
-#: What would run a layer on a machine, and where the times in that come from; see csrc/python.cpp.
+#: What would run a layer on a machine, what a GPU's tuning calls layers like it, and where the times of a
+#: plan come from; see csrc/python.cpp.
 if _C is not None:
     plan = _C.plan
+    trust_key = _C.trust_key
     plan_table_provenance = _C.plan_table_provenance
 else:
 
     def plan(**_):
         raise RuntimeError(f"nothing can be planned: {_no_python_module()}")
+
+    trust_key = plan
 
     def plan_table_provenance() -> str:
         return "estimated"

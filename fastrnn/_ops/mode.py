@@ -14,6 +14,8 @@ NEEDS = {"x": 1, "h0": 2, "c0": 4, "weights": 8}
 SCAN_NEEDS = {"u": 1, "x": 2, "weights": 4, "c0": 8, "v": 16}
 #: A tier of the CUDA kernels.
 TIERS = {"auto": 0, "one_cta": 16, "grid": 32, "stepwise": 48, "cluster": 64}
+#: The cluster tier held to one size of clusters, for who compares them.
+CLUSTERS = {"cluster_4": 80, "cluster_8": 96, "cluster_16": 112}
 #: The bits of a mode that name a tier, and whether float32 products may use TensorFloat-32.
 TIER_MASK, TF32 = 112, 128
 

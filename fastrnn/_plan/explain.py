@@ -19,6 +19,7 @@ from . import costs, gpus, subject, wavefront
 from .explanation import Explanation, LayerPlan
 from .route import Route, missing, one_step, route
 from .subject import Subject
+from .tuning import kinds, trust
 
 __all__ = ["Explanation", "LayerPlan", "explain"]
 
@@ -90,18 +91,21 @@ def explain(
     if gpu is not None and kind != "cuda":
         raise ValueError(f"gpu: expected none for device {kind!r}, got {gpu!r}")
     machine = {"threads": threads}
-    found_gpu = gpus.find(gpu, device) if kind == "cuda" else None
-    if found_gpu is not None:
+    found_gpu, known = None, None
+    if kind == "cuda":
+        found_gpu = gpus.find(gpu, device)
+        known = trust.on_paper(torch.device(device), gpu is None and torch.cuda.is_available())
         tf32 = torch_state.rnn_tf32() if tf32 is None else tf32
-        machine |= {"gpu": found_gpu.properties(), "tf32": tf32}
+        rows = "masked" if masked else "packed" if asked.packed else "full"
+        machine |= {"gpu": found_gpu.properties(), "tf32": tf32, "rows": rows, "trusted": known.lines()}
         asked.notes.append(_times_of(found_gpu))
     elif kind == "cpu" and library.cpu_loaded:
         machine |= library.cpu_tile(asked.dtype)
 
-    way = _way(asked, kind, found_gpu, masked)
+    way = _way(asked, kind, found_gpu, masked, known, bool(tf32))
     layers = (_rnn_plans if asked.scans is None else _scan_plans)(asked, way, kind, machine, measure)
     if asked.scans is None:
-        if way.runner == "fused" and kind == "cuda" and not masked:
+        if kind == "cuda" and not masked and "fused" in (way.runner, way.otherwise):
             asked.notes += _wavefront_notes(asked, found_gpu, tf32)
         if masked and way.runner == "fused":
             asked.notes.append(f"masked: the same kernels, forward and backward; {_FULL_ROWS}")
@@ -132,7 +136,31 @@ def _times_of(gpu: gpus.Gpu) -> str:
     return f"planned for {gpu.name}; times a step are {where}"
 
 
-def _way(asked: Subject, kind: str, gpu: gpus.Gpu | None, masked: bool) -> Route:
+def _doubt(asked: Subject, known: trust.Device, tf32: bool) -> str | None:
+    """What a call would be told of a GPU."""
+    directions = 2 if asked.bidirectional else 1
+    return trust.doubt(
+        known,
+        kinds.of_stack(
+            asked.cell,
+            asked.T,
+            asked.B,
+            asked.inputs,
+            asked.hidden,
+            asked.proj,
+            directions,
+            asked.num_layers,
+            _name(asked.dtype),
+            tf32,
+            asked.training,
+            asked.packed,
+        ),
+    )
+
+
+def _way(
+    asked: Subject, kind: str, gpu: gpus.Gpu | None, masked: bool, known: trust.Device | None, tf32: bool
+) -> Route:
     """What a call would be told."""
     runs, where = True, ""
     if gpu is not None:
@@ -145,6 +173,7 @@ def _way(asked: Subject, kind: str, gpu: gpus.Gpu | None, masked: bool) -> Route
         family="rnn" if asked.scans is None else "scan",
         masked=masked and asked.scans is None,
         empty=asked.scans is not None and asked.B == 0,
+        doubt=None if known is None or asked.scans is not None else _doubt(asked, known, tf32),
         subject=f"{asked.dtype} on {kind}",
     )
 

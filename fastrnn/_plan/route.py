@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._ops import devices, library, torch_state
 from .._ops.mode import BACKENDS, NAMED_TIERS, TIERS
+from .tuning import trust
 
 #: What the kernels compute in.
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
@@ -26,6 +27,7 @@ FEW_ROWS = 4
 NOT_LOADED = "fastrnn's kernels are not loaded"
 
 _NATIVE = "torch's own layer, or the reference where torch has none for the case"
+_UNPROVEN = "torch's own layer, or a step at a time where torch has none for the case"
 _OTHERS = "use backend='auto' or 'reference'"
 
 
@@ -37,13 +39,15 @@ class Route(NamedTuple):
             call is an error.
         why: the reason, "" for the kernels; the error's text for "none".
         tier: which CUDA kernels, as a mode says it.
-        asked: whether torch's own layer was asked for by name. If not, the reference comes where it cannot.
+        asked: whether torch's own layer was asked for by name. If not, another comes where it cannot.
+        otherwise: that other one, "fused" or "reference".
     """
 
     runner: str
     why: str = ""
     tier: int = 0
     asked: bool = False
+    otherwise: str = "reference"
 
 
 def missing(dtype: torch.dtype, device: str, runs: bool = True, where: str = "") -> str | None:
@@ -84,6 +88,8 @@ def route(
     empty: bool = False,
     looked_into: bool = False,
     recorded: bool = False,
+    program: bool = False,
+    doubt: str | None = None,
     subject: str = "the input",
 ) -> Route:
     """Who computes a layer.
@@ -95,6 +101,10 @@ def route(
         looked_into: whether torch.func's transforms or forward-mode AD are at work. Kernels have derivatives
             in reverse mode and no batching rules; these take the reference apart instead.
         recorded: whether a compiler is, who takes the reference apart as he would torch's layer.
+        program: whether a program is written, which outlives what is known of a device now: the planner will
+            decide where it runs.
+        doubt: why torch's own layer is the better choice where the kernels could too, None where it is not:
+            on a GPU no persistent tier runs unasked that was not proven there (``tuning.trust``).
         subject: what an error calls the input's dtype and device.
     """
     if backend == "reference":
@@ -104,6 +114,9 @@ def route(
         return Route("native", "backend='cudnn' was asked for: torch's own layer", asked=True)
     if empty and not (rnn and backend == "auto" and lacking):
         return Route("reference", "there is nothing to compute")
+    unproven = rnn and backend == "auto" and doubt is not None and lacking is None
+    if unproven and device == "cuda" and not (masked or looked_into or program):
+        return Route("native", f"{_UNPROVEN}: {doubt}", otherwise="fused")
     if not looked_into and lacking is None and (backend != "cudnn" or not rnn):
         tier = TIERS[backend] if rnn and backend in NAMED_TIERS else 0
         if tier and device == "cpu":
@@ -116,7 +129,8 @@ def route(
     transforms = "torch.func's transforms or forward-mode AD"
     if backend == "auto":
         why = lacking or f"{transforms}: no kernel has what they look for"
-        if rnn and not masked and not looked_into and not recorded:
+        taken_apart = looked_into or (recorded and (device != "cuda" or program))
+        if rnn and not masked and not taken_apart:
             return Route("native", f"{why}: {_NATIVE}")
         return Route("reference", why)
     what = transforms if looked_into else subject
@@ -129,12 +143,21 @@ def route(
     return Route("none", f"backend={backend!r}: {what}; {_OTHERS}")
 
 
-def of(x: Tensor, backend: str, family: str = "rnn", masked: bool = False, empty: bool = False) -> Route:
-    """Who computes a layer over x, in the state that torch is in."""
+def of(
+    x: Tensor,
+    backend: str,
+    family: str = "rnn",
+    masked: bool = False,
+    empty: bool = False,
+    doubt: str | None = trust.UNVERIFIED,
+) -> Route:
+    """Who computes a layer over x, in the state that torch is in. doubt: see ``route``; of what is known of a
+    GPU the caller asks ``tuning.trust``, who knows the layer."""
     recorded = torch_state.compiling()
-    state = empty, torch_state.transformed(), recorded
+    program = torch_state.exporting() or bool(torch_state.tracing())
+    state = empty, torch_state.transformed(), recorded, program
     if recorded or not x.is_cpu:
-        return _answer(x.dtype, x.device, backend, family, masked, *state)
+        return _answer(x.dtype, x.device, backend, family, masked, *state, doubt)
     key = (x.dtype, backend, family, masked, *state)
     found = _on_cpu.get(key)
     if found is None:
@@ -155,6 +178,8 @@ def _answer(
     empty: bool,
     looked_into: bool,
     recorded: bool,
+    program: bool = False,
+    doubt: str | None = None,
 ) -> Route:
     return route(
         backend,
@@ -165,6 +190,8 @@ def _answer(
         empty=empty,
         looked_into=looked_into,
         recorded=recorded,
+        program=program,
+        doubt=doubt,
         subject=f"{dtype} on {device}",
     )
 

@@ -4,10 +4,10 @@
 faster. torch's limits hold there: no double backward on a GPU, no backward in eval mode, no gradient of a
 packed sequence's unused rows.
 
-``backend="auto"`` goes to them where no kernel of fastrnn's covers the input: on Apple's, Intel's and AMD's
-GPUs, on NVIDIA's that are older than the kernels, with complex numbers. They are tens of times faster there
-than the reference, whose every step is a dozen small operations. What torch cannot do, the reference still
-does.
+``backend="auto"`` goes to them on a GPU that has not proven a kernel of fastrnn's to be right and faster
+(``tuning``), and where no kernel covers the input: on Apple's, Intel's and AMD's GPUs, on NVIDIA's that are
+older than the kernels, with complex numbers. They are tens of times faster there than the reference, whose
+every step is a dozen small operations. What torch cannot do, the kernels or the reference still do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import _checks
 from .._cells import RNN
-from .._ops import torch_state
+from .._ops import cuda, torch_state
 
 # torch's functions and module modes by the kernels' name of a recurrence.
 _LAYERS = {cell: getattr(torch._VF, cell) for cell in RNN}
@@ -100,7 +100,9 @@ def _attempt(function: Callable, *args):
     list of it would stay right; they answer by an error, before they have computed anything.
     """
     try:
-        return function(*args)
+        found = function(*args)
+        cuda.of_torch["forward"] += args[1].is_cuda
+        return found
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:

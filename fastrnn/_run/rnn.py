@@ -16,11 +16,11 @@ from torch import Tensor
 
 from .. import _checks, reference
 from .._cells import RNN
-from .._ops import autograd, torch_state
+from .._ops import autograd, library, torch_layer, torch_state
 from .._ops.torch_state import autocasting
 from .._plan import route
 from .._plan.route import Route
-from . import native, wavefront
+from . import native, tuning, wavefront
 from .rows import Rows, states
 
 # What autocast casts; float64 and complex pass through it unchanged.
@@ -50,10 +50,31 @@ class Stack(NamedTuple):
 
 
 def runner(way: Route) -> Callable:
-    """The function that computes a layer where the kernels do, or the reference."""
-    if way.runner != "fused":
+    """The function that computes a layer where the kernels do, or the reference; for torch's own layer what a
+    compiler records of it, and else what comes where torch has none for the case."""
+    kind = way.runner
+    if kind == "native":
+        if torch_state.compiling():
+            return torch_layer.layer
+        kind = way.otherwise
+    if kind != "fused":
         return reference.layer
     return functools.partial(autograd.layer, tier=way.tier) if way.tier else autograd.layer
+
+
+def _way(
+    stack: Stack, x: Tensor, weights, rows: Rows | None, batch: int, batch_sizes: Tensor | None
+) -> Route:
+    """Who computes the layers. On a GPU that hangs on what is known of it and of layers like these."""
+    if not x.is_cuda or stack.backend != "auto" or not library.cuda_loaded:
+        return route.of(x, stack.backend, masked=rows is not None)
+    if rows is not None:
+        tuning.ready(x)
+        return route.of(x, stack.backend, masked=True)
+    if wavefront.asked():  # by the caller, and it is made of our kernels
+        return route.of(x, stack.backend, doubt=None)
+    training = torch_state.gradients() and (x.requires_grad or any(w.requires_grad for w in weights))
+    return route.of(x, stack.backend, doubt=tuning.doubt(stack, x, batch, batch_sizes, training))
 
 
 def run(
@@ -126,7 +147,7 @@ def run(
             _checks.same_kind(x, [("parameter", w)])
 
     try:
-        way = route.of(x, stack.backend, masked=rows is not None)
+        way = _way(stack, x, weights, rows, batch, batch_sizes)
         if way.asked:  # autocast included
             found = native.layers(stack, x, h, c, weights, batch, batch_sizes)
         elif autocast:
@@ -171,7 +192,7 @@ def permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:
 def _autocast_layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
     """The layers under autocast, in the dtypes of torch's."""
     # On a device of torch's alone its layers know best what autocast means there.
-    if way.runner == "native" and not x.is_cpu:
+    if way.runner == "native" and not x.is_cpu and not torch_state.compiling():
         found = native.layers_instead(stack, x, h, c, weights, batch, batch_sizes)
         if found is not None:
             return found
@@ -193,13 +214,13 @@ def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
     cell, bias, save = stack.cell, stack.bias, stack.save
     directions = 2 if stack.bidirectional else 1
     layer = runner(way)
-    if layer is reference.layer:
+    if way.runner != "fused":
         _checks.same_kind(x, [*(("parameter", w) for w in weights), ("hidden", h), ("cell", c)])
         if batch_sizes is not None:
             _checks.batch_sizes_values(batch_sizes, x.size(0))
         if rows is not None:
             rows.check_lengths(x.size(0))
-        if way.runner == "native":
+        if way.runner == "native" and layer is not torch_layer.layer:
             found = native.layers_instead(stack, x, h, c, weights, batch, batch_sizes)
             if found is not None:
                 return found
@@ -228,7 +249,7 @@ def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
     per_layer = len(weights) // stack.num_layers
     dropout = _checks.probability(stack.name, stack.dropout) if stack.training else 0.0
     equal = batch_sizes is None and rows is None
-    if directions == 1 and equal and not dropout and layer is not reference.layer:
+    if directions == 1 and equal and not dropout and way.runner == "fused":
         pieces = wavefront.pieces(stack, x, batch, weights)
         if pieces > 1:
             starts = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _checks, reference
+from .. import _checks
 from .._cells import RNN
 from .._ops import torch_state
 from .._ops.torch_state import autocasting
@@ -60,7 +60,7 @@ def one_step(name, cell, input, hx, w_ih, w_hh, b_ih, b_hh, backend="auto"):
         h, c = native.cell(cell, x, h, c, weights)
     elif autocasting(x):
         found = None
-        if way.runner == "native" and not x.is_cpu:
+        if way.runner == "native" and not x.is_cpu and not torch_state.compiling():
             found = native.cell_instead(cell, x, h, c, weights)
         if found is None:
             x, h, c, weights, _ = autocast_inputs(cell, False, True, x, h, c, weights)
@@ -80,10 +80,12 @@ def _layer_step(name, way, cell, x, h, c, weights):
         raise RuntimeError(way.why)
     rows, hidden_size = x.size(0), weights[1].size(1)
     layer = runner(way)
-    if layer is reference.layer:
+    if way.runner != "fused":
         _checks.cell_params(name, cell, weights, hidden_size)
         _checks.same_kind(x, [("hidden", h), ("cell", c), *(("parameter", w) for w in weights)])
-        found = native.cell_instead(cell, x, h, c, weights) if way.runner == "native" else None
+        found = None
+        if way.runner == "native" and not torch_state.compiling():
+            found = native.cell_instead(cell, x, h, c, weights)
         if found is not None:
             return found
     dtype, device = x.dtype, x.device

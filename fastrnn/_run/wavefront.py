@@ -66,6 +66,11 @@ def wavefront(pieces: int | None) -> Iterator[None]:
         _asked.reset(token)
 
 
+def asked() -> bool:
+    """Whether the caller wants layers in pieces, which are the fused kernels'."""
+    return not torch_state.compiling() and (_asked.get() or 1) > 1
+
+
 def pieces(stack, x: Tensor, rows: int, weights) -> int:
     """Into how many pieces a stack of plain layers over x, (T, B, I), is cut; 1 for not at all."""
     if torch_state.compiling() or torch_state.tracing():

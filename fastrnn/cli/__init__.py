@@ -1,4 +1,4 @@
-"""The command line: ``python -m fastrnn {info,verify,bench}``, also installed as ``fastrnn``."""
+"""The command line: ``python -m fastrnn {info,verify,bench,tune}``, also installed as ``fastrnn``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .._version import __version__
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line; a subcommand's module is imported for its options alone, not for its work."""
-    from . import bench, info, verify
+    from . import bench, info, tune, verify
 
     main_parser = argparse.ArgumentParser(
         prog="fastrnn", description="Fast drop-in replacements for torch.nn's recurrent layers."
     )
     main_parser.add_argument("--version", action="version", version=f"fastrnn {__version__}")
-    commands = main_parser.add_subparsers(dest="command", required=True, metavar="{info,verify,bench}")
-    for name, module in (("info", info), ("verify", verify), ("bench", bench)):
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="{info,verify,bench,tune}")
+    for name, module in (("info", info), ("verify", verify), ("bench", bench), ("tune", tune)):
         summary = module.__doc__.splitlines()[0]
         command = commands.add_parser(
             name,

@@ -31,6 +31,28 @@ def shape(text: str) -> tuple[int, int, int]:
     return T, B, H
 
 
+def _sizes(text: str, names: str, example: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        found = ()
+    if len(found) != len(names.split(",")):
+        raise argparse.ArgumentTypeError(f"expected {names}, such as {example}; got {text!r}")
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"sizes are positive; got {text!r}")
+    return found
+
+
+def full_shape(text: str) -> tuple[int, ...]:
+    """ "T,B,I,H" as four positive integers."""
+    return _sizes(text, "T,B,I,H", "100,16,256,256")
+
+
+def steps_and_rows(text: str) -> tuple[int, ...]:
+    """ "T,B" as two positive integers."""
+    return _sizes(text, "T,B", "100,16")
+
+
 def threads(text: str) -> int:
     """As many as there are processors, and two anywhere: more would measure how they wait for each other."""
     most = max(2, os.cpu_count() or 1)

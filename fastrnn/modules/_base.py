@@ -37,14 +37,18 @@ class RecurrentLayer(nn.RNNBase):
 
     backend: what runs the layers.
 
-        - "auto": the fused kernels where they cover dtype and device; elsewhere (complex numbers; GPUs of
-          other makers, or older than compute capability 8.0) torch's own layers, as "cudnn", or where torch
-          has none (lengths, reset, every step's states, torch.func's transforms) ``fastrnn.reference``;
-        - "fused": the fused kernels, RuntimeError where none covers the case;
+        - "auto": on the CPU the fused kernels. On a GPU torch's own layers, as "cudnn", unless this very kind
+          of device has proven a kernel to be right and faster for such a layer (``fastrnn tune``); where
+          torch has none (lengths, reset, every step's states) the fused kernels step by step. Where no
+          kernel covers dtype and device (complex numbers; GPUs of other makers, or older than compute
+          capability 8.0) torch's own layers, or for what they lack, torch.func's transforms too,
+          ``fastrnn.reference``;
+        - "fused": the fused kernels, on a GPU those that are proven there and else step by step; RuntimeError
+          where none covers the case;
         - "stepwise", "one_cta", "cluster", "grid": on a GPU the fused kernels of one tier (a product and a
           kernel a step; a whole sequence in one block; in a cluster of 4, 8 or 16 blocks, from compute
           capability 9.0 on; on the whole GPU), RuntimeError where that tier cannot take the layer and on
-          the CPU, which has no tiers. "auto" chooses among them: ``fastrnn.explain`` says which, and why;
+          the CPU, which has no tiers: nothing stands in for it. ``fastrnn.explain`` says what runs, and why;
         - "cudnn": torch's own layers, cuDNN on a GPU and torch's native ones on the CPU, on the same weights;
         - "reference": plain torch, step by step.
 

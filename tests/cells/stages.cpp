@@ -69,9 +69,9 @@ TensorRows rows_of(const LayerShape& s, void* data, int64_t width) {
 
 template <class F>
 void with_cell(int cell, F&& f) {
-  if (cell == 0) return f.template operator()<Variant<LstmCell, Squash, KeepBoth>::Of>();
-  if (cell == 1) return f.template operator()<Variant<GruCell, Squash, KeepH>::Of>();
-  f.template operator()<Variant<RnnTanhCell, Squash, KeepSavedH>::Of>();
+  if (cell == 0) return f.template operator()<WithPolicies<LstmCell, Squash, KeepBoth>::Of>();
+  if (cell == 1) return f.template operator()<WithPolicies<GruCell, Squash, KeepH>::Of>();
+  f.template operator()<WithPolicies<RnnTanhCell, Squash, KeepSavedH>::Of>();
 }
 
 }  // namespace

@@ -169,3 +169,13 @@ def test_policies_on_cuda():
     assert len(errors) == 9
     for case, found in errors.items():
         assert all(error < 1e-12 for error in found.values()), (case, found)
+
+
+def test_a_scan_has_its_cells_counts(tmp_path):
+    """A cell of the scan with two inputs and no gate: nothing in the loop counts as SRU does."""
+    program = tmp_path / "scan_counts"
+    flags = ["-std=c++20", "-O1", "-w", "-pthread", f"-I{HERE.parents[1] / 'csrc'}"]
+    compiler = os.environ.get("CXX", "g++")
+    subprocess.run([compiler, *flags, HERE / "scan_counts.cpp", "-o", program], check=True, timeout=600)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout

@@ -127,42 +127,6 @@ def test_empty_batch(ops, cell, tier):
     assert ratio == 0, what
 
 
-@pytest.mark.parametrize("needs", [0, 4])
-def test_auto_is_the_plans_choice(ops, needs):
-    """Long sequences take one CTA's kernels, to the bit; few steps are the stepwise tier's."""
-    for T, tier in ((6, "one_cta"), (3, "stepwise")):
-        case = Case("lstm", T=T, B=4, IN=3, H=20, dtype=torch.bfloat16)
-        p = problem(case)
-        for a, b in zip(fused(ops, case, p), fused(ops, replace(case, tier=tier), p), strict=True):
-            assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("room", [8, 4, 0])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_a_cluster_without_room_makes_way(ops, cell, room):
-    """The plan's cluster of 16 finds no room: smaller ones, then the grid do the work."""
-    case = Case(cell, T=4, B=2, IN=3, H=150, dtype=torch.bfloat16, tier="auto")
-    p = problem(case)
-    want = fused(ops, case, p)
-    found = fused(ops, replace(case, tier="cluster"), p)
-    assert all(torch.equal(a, b) for a, b in zip(want, found, strict=True))  # auto takes the cluster
-    # The launch remembers what it was told of a kernel, by its shared memory: no size of cluster takes
-    # as much here as one of another case.
-    smaller = replace(case, H={8: 198, 4: 182, 0: 230}[room])
-    p = problem(smaller)
-    ops.room_for_clusters(room)
-    try:
-        for tier in ("auto", "cluster"):
-            ratio, what = worst(smaller, fused(ops, replace(smaller, tier=tier), p), expected(smaller, p))
-            assert ratio <= 1, what
-        if room == 0:
-            grid = fused(ops, replace(smaller, tier="grid"), p)
-            for a, b in zip(fused(ops, smaller, p), grid, strict=True):
-                assert torch.equal(a, b)
-    finally:
-        ops.room_for_clusters(16)
-
-
 def test_a_tier_that_cannot_is_one_error(ops):
     """The tier, the pass and the reason."""
     case = Case("lstm", H=7, dtype=torch.float64, tier="grid")

@@ -58,7 +58,7 @@ def library(name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = F
     With `race` the kernels run under the happens-before check. `faults` are planted all at once, each behind
     a switch that the op `configure` sets (number 1 is the first one).
     """
-    own = [ROOT / "csrc" / "plan" / f"{plan}.cpp" for plan in ("cuda", "table", "geometry")]
+    own = [ROOT / "csrc" / "plan" / f"{plan}.cpp" for plan in ("cuda", "table", "geometry", "trust")]
     own += [EMU / "emu_ops.cpp", EMU / "emu_persistent.cpp"]
     sources = [*sorted(CUDA.rglob("*.cpp")), *sorted(CUDA.rglob("*.cu")), *own]
     folder = OUT / name

@@ -27,6 +27,7 @@ inline void __syncthreads(EMU_LOC) { emu::syncthreads(loc); }
 inline void __syncwarp(uint32_t m = ~0u, EMU_LOC) { emu::collective(m, "__syncwarp", nullptr, nullptr, loc); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
+inline void __threadfence_system() {}
 namespace emu {
 struct Shfl {
   uint64_t v, out;
@@ -117,6 +118,10 @@ template <class T, class U, class V>
 T atomicCAS(T* p, U c, V v) {
   return emu::atomic(p, [=](T o) { return o == (T)c ? (T)v : o; });
 }
+template <class T, class U, class V>
+T atomicCAS_system(T* p, U c, V v) {
+  return atomicCAS(p, c, v);
+}
 template <class T, class U>
 void __stcg(T* p, U v) {
   *p = (T)v;
@@ -144,6 +149,9 @@ typedef void* cudaStream_t;
 enum {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInvalidDeviceFunction = 98,
+  cudaErrorNoKernelImageForDevice = 209,
   cudaErrorLaunchOutOfResources = 701,
   cudaErrorCooperativeLaunchTooLarge = 720,
   cudaErrorInvalidClusterSize = 912
@@ -174,7 +182,10 @@ struct cudaLaunchConfig_t {
 };
 namespace emu {
 inline std::map<void*, std::map<int, int>> func_attr;
-}
+// Whether a number of failures that a test has planted is still above 0; one is taken away.
+inline bool fails(int& planted) { return planted > 0 && planted-- > 0; }
+}  // namespace emu
+inline const char* cudaGetErrorString(cudaError_t) { return "a planted failure"; }
 template <class K>
 cudaError_t cudaFuncSetAttribute(K* k, cudaFuncAttribute a, int v) {
   if (a == cudaFuncAttributeMaxDynamicSharedMemorySize && v > 227 << 10) return cudaErrorInvalidValue;
@@ -183,6 +194,7 @@ cudaError_t cudaFuncSetAttribute(K* k, cudaFuncAttribute a, int v) {
 }
 template <class K>
 cudaError_t cudaOccupancyMaxActiveClusters(int* n, K* k, const cudaLaunchConfig_t* c) {
+  if (emu::fails(emu::opt.fail_queries)) return cudaErrorLaunchOutOfResources;
   const int size = (int)c->attrs[0].val.clusterDim.x;
   if (size > 8 && !emu::func_attr[(void*)k][cudaFuncAttributeNonPortableClusterSizeAllowed])
     return cudaErrorInvalidClusterSize;
@@ -194,6 +206,7 @@ struct cudaFuncAttributes {
 };
 template <class K>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, K*) {
+  if (emu::opt.no_image) return cudaErrorNoKernelImageForDevice;
   a->ptxVersion = 90;
   return 0;
 }
@@ -212,12 +225,33 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* n, K*, int, size_
   *n = 1;
   return 0;
 }
+enum { cudaHostAllocPortable = 1, cudaHostAllocMapped = 2 };
+// Host memory that the device sees: there is only one kind of memory here.
+inline cudaError_t cudaHostAlloc(void** p, size_t n, unsigned) {
+  *p = malloc(n);
+  return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+inline cudaError_t cudaFreeHost(void* p) {
+  free(p);
+  return 0;
+}
+inline cudaError_t cudaHostGetDevicePointer(void** there, void* host, unsigned) {
+  *there = host;
+  return 0;
+}
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal,
+  cudaStreamCaptureModeThreadLocal,
+  cudaStreamCaptureModeRelaxed
+};
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return 0; }
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t n, cudaStream_t) {
   memset(p, value, n);
   return 0;
 }
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*k)(P...), A... a) {
+  if (emu::fails(emu::opt.fail_launches)) return cudaErrorLaunchOutOfResources;
   emu::Config e{c->gridDim, c->blockDim, c->dynamicSmemBytes};
   for (int i = 0; i < c->numAttrs; i++) {
     if (c->attrs[i].id == cudaLaunchAttributeClusterDimension) e.cluster = (int)c->attrs[i].val.clusterDim.x;

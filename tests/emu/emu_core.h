@@ -132,8 +132,11 @@ struct Options {  // set before a launch
   // Blocks co-resident in a plain launch (0: 1 to 4 by seed), so that a kernel that needs more deadlocks.
   // Negative: as many in any launch, a cooperative one too, which no device would do.
   int resident = 0;
-  int sms = 132;            // with room for one block each, for who asks the device
-  int max_cluster = 16;     // blocks of the largest cluster that there is room for
+  int sms = 132;          // with room for one block each, for who asks the device
+  int max_cluster = 16;   // blocks of the largest cluster that there is room for
+  int fail_launches = 0;  // so many launches to come, and queries of clusters' room, fail
+  int fail_queries = 0;
+  bool no_image = false;    // kernels were compiled for other devices
   int fault = 0;            // number of the planted fault that is switched on, see build.py
   bool strict_mbar = true;  // a wait must see exactly the next phase; no tx or half-arrived phase may be left at exit
 };

@@ -3,6 +3,7 @@
 // with the twins before it; this file only defines the schemas.
 #include <torch/csrc/stable/library.h>
 
+#include "cuda/device/status.h"
 #include "cuda/torch/device_properties.h"
 #include "cuda/torch/runtime.h"
 #ifdef EMU_RACE
@@ -33,6 +34,25 @@ void device(int64_t capability, int64_t sms, int64_t shared_bytes) {
 
 // The largest cluster that there is room for on it, whatever the plan thought.
 void room_for_clusters(int64_t blocks) { emu::opt.max_cluster = static_cast<int>(blocks); }
+
+// So many launches and queries of clusters' room to come fail; whether there is code for the device.
+void fail(int64_t launches, int64_t queries, bool no_image) {
+  emu::opt.fail_launches = static_cast<int>(launches);
+  emu::opt.fail_queries = static_cast<int>(queries);
+  emu::opt.no_image = no_image;
+}
+
+// As a kernel leaves it that gave up.
+void plant_status(int64_t code, int64_t tier, int64_t T, int64_t B, int64_t H, int64_t step) {
+  fastrnn::cuda::Status status;
+  status.code = static_cast<uint32_t>(code);
+  status.tier = static_cast<fastrnn::Tier>(tier);
+  status.T = T;
+  status.B = B;
+  status.H = H;
+  status.step = step;
+  *fastrnn::cuda::status_on_device() = status;
+}
 
 // A contiguous copy of x that ends at a guard page.
 Tensor guarded(const Tensor& x) {
@@ -80,6 +100,15 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   m.def("configure(int seed, int resident=0, int fault=0) -> ()");
   m.def("device(int capability, int sms, int shared_bytes) -> ()");
   m.def("room_for_clusters(int blocks) -> ()");
+  m.def("fail(int launches, int queries=0, bool no_image=False) -> ()");
+  m.def("plant_status(int code, int tier, int T, int B, int H, int step) -> ()");
+  m.def("cuda_trust(int device, str lines) -> ()");
+  m.def("cuda_quarantine(int device, str tier, str why) -> ()");
+  m.def("cuda_quarantined(int device) -> str");
+  m.def("cuda_ran() -> str");
+  m.def("cuda_clear_ran() -> ()");
+  m.def("cuda_status(int device) -> str");
+  m.def("cuda_has_image(int device) -> bool");
   m.def("guarded(Tensor x) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CPU, m) { m.impl("guarded", TORCH_BOX(&guarded)); }
@@ -87,4 +116,6 @@ STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&configure));
   m.impl("device", TORCH_BOX(&device));
   m.impl("room_for_clusters", TORCH_BOX(&room_for_clusters));
+  m.impl("fail", TORCH_BOX(&fail));
+  m.impl("plant_status", TORCH_BOX(&plant_status));
 }

@@ -6,9 +6,9 @@
 
 namespace fastrnn::cuda {
 template <class M>
-using PeekingLstm = typename Variant<LstmCell, stages::Peek, PlainState>::template Of<M>;
+using PeekingLstm = typename WithPolicies<LstmCell, stages::Peek, PlainState>::template Of<M>;
 template <class M>
-using KeepingGru = typename Variant<GruCell, PlainGates, stages::KeepH>::template Of<M>;
+using KeepingGru = typename WithPolicies<GruCell, PlainGates, stages::KeepH>::template Of<M>;
 }  // namespace fastrnn::cuda
 
 #define LstmCell PeekingLstm

@@ -33,19 +33,32 @@ CELLS = ("rnn_tanh", "lstm", "gru", "rnn_relu")
 Run = tuple[str, Callable[[], tuple[Sequence[str], tuple[float, float], Sequence[Tensor], Sequence[Tensor]]]]
 
 
+def credited(ops, tier: str, which: str) -> None:
+    """That this tier alone has run since the count was cleared: a tier that another has stood in for is not
+    verified by what that one computed."""
+    counts = [line.split("\t") for line in ops.cuda_ran().splitlines()]
+    found = {name: int(n) for name, one, n in counts if one == which and int(n)}
+    if {name.partition("_")[0] if name.startswith("cluster") else name for name in found} != {tier}:
+        raise RuntimeError(f"{tier} {which} was asked for, and what ran is {found or 'nothing'}")
+
+
 def layer_runs(ops, case: layer_cases.Case, move: Callable[[Tensor], Tensor]) -> Iterator[Run]:
     """Forward, then backward from what it left."""
     p, names, lstm = layer_cases.problem(case), layer_cases.names(case), case.cell == "lstm"
     want, moved, saved = layer_cases.expected(case, p), p.map(move), []
 
     def forward():
+        ops.cuda_clear_ran()
         saved.extend(layer_cases.forward(ops, case, moved))
+        credited(ops, case.tier, "forward")
         return names[: 2 + lstm], case.tolerance, saved[: 2 + lstm], want[: 2 + lstm]
 
     def backward():
         if not saved:
             raise RuntimeError("forward has left nothing")
+        ops.cuda_clear_ran()
         x, h0, c0, weights = layer_cases.backward(ops, case, moved, tuple(saved))
+        credited(ops, case.tier, "backward")
         got = [x, h0, *([c0] if lstm else []), *weights]
         return names[2 + lstm :], case.tolerance, got, want[2 + lstm :]
 

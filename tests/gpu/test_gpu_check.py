@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import layer_cases
 import pytest
 import torch
 from emu.build import NAMESPACE, OUT, ROOT, digest, find_cuda_tool, library
@@ -267,3 +268,14 @@ def test_latency_program_compiles():
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
         stamp.write_text("")
+
+
+def test_smoke_credits_no_tier_that_did_not_run(ops):
+    """The counter's word, not the numbers': another tier computes the same."""
+    case = layer_cases.Case("lstm", T=6, B=2, IN=3, H=20, dtype=torch.bfloat16, tier="one_cta")
+    ops.cuda_clear_ran()
+    layer_cases.forward(ops, case, layer_cases.problem(case))
+    smoke.credited(ops, "one_cta", "forward")
+    for tier, which in (("one_cta", "backward"), ("grid", "forward")):
+        with pytest.raises(RuntimeError, match=f"{tier} {which} was asked for, and what ran is"):
+            smoke.credited(ops, tier, which)

@@ -143,6 +143,15 @@ def test_python_module_of_another_python(tmp_path):
     check_without_kernels(imported(tmp_path), "no fastrnn._C for cpython-3", other.name)
 
 
+def test_python_module_of_another_version(tmp_path):
+    """Left over from a build of other sources: it loads, and lacks functions."""
+    package = copy_of_package(tmp_path)
+    for path in package.glob("_C.*"):
+        path.unlink()
+    (package / "_C.py").write_text("def build_info():\n    return {}\n")
+    check_without_kernels(imported(tmp_path), "it is of another version, and has no plan")
+
+
 @pytest.mark.parametrize(
     "content", some([b"", b"\x7fELF not quite", b"<html>404</html>"], lambda content: content == b"")
 )

@@ -119,7 +119,8 @@ def test_gpus_older_than_the_kernels(monkeypatch):
     """A GPU that the CUDA kernels were not compiled for."""
     monkeypatch.setattr(library, "cuda_loaded", True)
     monkeypatch.setattr(library, "build_info", lambda: {"cuda_archs": "9.0a;12.0+PTX"})
-    assert explain((100, 16, 128, 256), gpu="H100").kernels[0] in GPU_TIERS
+    assert explain((100, 16, 128, 256), gpu="H100", backend="fused").kernels[0] in GPU_TIERS
+    assert "not built" not in str(explain((100, 16, 128, 256), gpu="H100"))
     found = explain((100, 16, 128, 256), gpu="A100")
     assert found.kernels == ["cudnn"]
     assert "not built for compute capability 8.0" in str(found)
@@ -204,20 +205,40 @@ def with_kernels(monkeypatch):
 
 def test_tiers_of_a_gpu(with_kernels):
     """Forward's and backward's tier, why, and the time a step, marked as an estimate."""
-    found = explain((100, 16, 1024, 1024), device="cuda", dtype=torch.bfloat16, gpu="H100", training=True)
+    shape, options = (100, 16, 1024, 1024), {"device": "cuda", "dtype": torch.bfloat16}
+    found = explain(shape, gpu="H100", training=True, backend="grid", **options)
     assert found.kernels == ["grid"]
     text = str(found)
     for part in ("H100", "estimate", "backward", "µs", "flag exchange", "ctas"):
         assert part in text
     assert "input projection before it" in text
-    narrow = explain((100, 1, 16, 64), device="cuda", dtype=torch.bfloat16, gpu="H100")
+    narrow = explain((100, 1, 16, 64), gpu="H100", backend="one_cta", **options)
     assert "input projection in the kernel" in str(narrow)
-    hopper = explain((100, 16, 256, 256), device="cuda", dtype=torch.bfloat16, gpu="H100")
+    hopper = explain((100, 16, 256, 256), gpu="H100", backend="cluster", **options)
     assert hopper.kernels == ["cluster"]
     assert "cluster of SMs" in str(hopper)
-    inference = explain((100, 16, 512, 512), device="cuda", dtype=torch.bfloat16, gpu="A100")
+    inference = explain((100, 16, 512, 512), gpu="A100", backend="grid", **options)
     assert "backward" not in str(inference)
-    assert explain((100, 16, 64, 64), device="cuda", dtype=torch.float64).kernels == ["stepwise"]
+    wide = explain((100, 16, 64, 64), device="cuda", dtype=torch.float64, backend="fused")
+    assert wide.kernels == ["stepwise"]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_gpu_has_not_proven(with_kernels, training, dtype):
+    """Nothing runs by default that was not verified: torch's own layer, a step at a time where torch has
+    none, and the reader is told why and what to do."""
+    options = {"gpu": "H100", "dtype": dtype, "training": training}
+    for shape in ((100, 16, 64, 64), (100, 16, 256, 256), (100, 64, 1024, 1024)):
+        found = explain(shape, num_layers=2, **options)
+        assert found.kernels == ["cudnn"] * 2
+        assert all("torch's own layer" in layer.reason for layer in found.layers)
+        assert all("not verified on this device: run `fastrnn tune`" in la.reason for la in found.layers)
+        for backend, masked in (("auto", True), ("fused", False)):
+            plain = explain(shape, backend=backend, masked=masked, **options)
+            assert plain.kernels == ["stepwise"]
+            assert "not verified on this device: run `fastrnn tune`" in plain.layers[0].reason
+    assert explain(nn.LSTMCell(8, 8), **options).kernels == ["cudnn"]
 
 
 def test_tensorfloat_of_a_plan(with_kernels):
@@ -225,8 +246,8 @@ def test_tensorfloat_of_a_plan(with_kernels):
     shape = (100, 16, 64, 64)
     for allowed, precision in ((True, "tf32"), (False, "float32")):
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
-            assert f"in {precision}" in str(explain(shape, device="cuda"))
-        assert f"in {precision}" in str(explain(shape, device="cuda", tf32=allowed))
+            assert f"in {precision}" in str(explain(shape, device="cuda", backend="stepwise"))
+        assert f"in {precision}" in str(explain(shape, device="cuda", tf32=allowed, backend="one_cta"))
 
 
 def test_the_weights_that_a_gpu_reads(with_kernels):
@@ -234,7 +255,7 @@ def test_the_weights_that_a_gpu_reads(with_kernels):
     stored; forward's is what a name of a GPU alone asks about."""
     shape = (100, 16, 256, 512)
     held, stepwise = (
-        explain(shape, gpu="H100", dtype=torch.bfloat16, backend=b) for b in ("auto", "stepwise")
+        explain(shape, gpu="H100", dtype=torch.bfloat16, backend=b) for b in ("grid", "stepwise")
     )
     assert held.device == "cuda"
     assert held.layers[0].plan["step_weight_bytes"] == 0

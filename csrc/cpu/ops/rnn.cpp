@@ -64,7 +64,13 @@ class Inputs {
   explicit Inputs(const RnnArguments& in, const CheckedLayer& checked)
       : x(with_contiguous_rows(in.x)), h0(as_contiguous(in.h0)), c0(in.c0 ? as_contiguous(*in.c0) : h0) {
     weights_.reserve(in.weights.size());
-    for (const Tensor& weight : in.weights) weights_.push_back(as_contiguous(weight));
+    // The masks of rows come last but for that of h, and may be broadcast over steps and rows.
+    const Variant& v = checked.shape.variant;
+    const size_t first_mask = in.weights.size() - variant_masks(v), last_mask = in.weights.size() - v.recurrent_mask;
+    for (size_t i = 0; i < in.weights.size(); ++i) {
+      const bool of_rows = i >= first_mask && i < last_mask;
+      weights_.push_back(of_rows ? with_contiguous_rows(in.weights[i]) : as_contiguous(in.weights[i]));
+    }
     a_direction_ = checked.weights_a_direction;
   }
 
@@ -75,6 +81,10 @@ class Inputs {
     params.h0 = h0.data_ptr();
     if (facts_of(s.cell).has_cell) params.c0 = c0.data_ptr();
     for (int d = 0; d < s.D; ++d) point_at(params.weights[d], weights_.data() + d * a_direction_, s);
+    const Tensor* mask = weights_.data() + weights_.size() - variant_masks(s.variant);
+    if (s.variant.zoneout_h) params.masks.keep_h = rows_of(*mask++);
+    if (s.variant.zoneout_c) params.masks.keep_c = rows_of(*mask++);
+    if (s.variant.recurrent_mask) params.masks.recurrent = mask->data_ptr();
   }
 
   const Tensor x, h0, c0;
@@ -110,13 +120,15 @@ struct Cpu {
     if (results.save_gates) params.gates = results.gates.data_ptr();
     if (results.save_cells) params.cells = results.cells.data_ptr();
     const KernelTable& kernels = kernels_in_use();
-    run(params, kernels.forward_workspace, kernels.forward, plan_for(s, kernels));
+    const bool stages = s.variant.any();
+    run(params, stages ? kernels.stages_forward_workspace : kernels.forward_workspace,
+        stages ? kernels.stages_forward : kernels.forward, plan_for(s, kernels));
     if (!s.order) return;
     clear_padding(s, results.y, s.D * s.out_size());
     keep_unused_states(s, inputs.h0, results.hn, s.out_size());
     if (has_cell) keep_unused_states(s, inputs.c0, results.cn, s.H);
     for (int d = 0; d < s.D; ++d) {
-      if (results.save_gates) clear_padding(s, torch::stable::select(results.gates, 0, d), saved_of(s.cell) * s.H);
+      if (results.save_gates) clear_padding(s, torch::stable::select(results.gates, 0, d), saved_of(s) * s.H);
       if (results.save_cells) clear_padding(s, torch::stable::select(results.cells, 0, d), s.H);
     }
   }
@@ -134,9 +146,11 @@ struct Cpu {
     const Tensor grad_x = like_x(wanted.x), grad_x_reverse = like_x(both);
     std::vector<Tensor> grad_weights;
     if (wanted.weights) {
-      for (const Tensor& weight : in.weights) {
-        const auto sizes = weight.sizes();
-        grad_weights.push_back(empty(std::vector<int64_t>(sizes.begin(), sizes.end()), compute));
+      const size_t masks = in.weights.size() - variant_masks(s.variant);  // constants
+      for (size_t i = 0; i < in.weights.size(); ++i) {
+        const auto sizes = in.weights[i].sizes();
+        grad_weights.push_back(
+            empty(i < masks ? std::vector<int64_t>(sizes.begin(), sizes.end()) : std::vector<int64_t>{0}, compute));
       }
     }
     if (!has_rows || s.T == 0) {  // not one step
@@ -146,7 +160,7 @@ struct Cpu {
       const Inputs inputs(in, checked);
       inputs.set(params);
       params.y = saved.y.data_ptr();
-      if (saved_of(s.cell) && saved.gates.dim() != 1) params.gates = saved.gates.data_ptr();
+      if (saved_of(s) && saved.gates.dim() != 1) params.gates = saved.gates.data_ptr();
       if (facts_of(s.cell).has_cell) params.cells = saved.cells.data_ptr();
       std::vector<Tensor> held;
       const auto contiguous = [&](const std::optional<Tensor>& grad) -> const void* {
@@ -165,7 +179,9 @@ struct Cpu {
         point_at(params.grad_weights[d], grad_weights.data() + d * checked.weights_a_direction, s);
       }
       const KernelTable& kernels = kernels_in_use();
-      run(params, kernels.backward_workspace, kernels.backward, plan_for(s, kernels));
+      const bool stages = s.variant.any();
+      run(params, stages ? kernels.stages_backward_workspace : kernels.backward_workspace,
+          stages ? kernels.stages_backward : kernels.backward, plan_for(s, kernels));
       clear_padding(s, grad_x, s.I);
       clear_padding(s, grad_x_reverse, s.I);
     }

@@ -11,6 +11,7 @@
 #include "cpu/ops/scratch.h"
 #include "cpu/team.h"
 #include "ops/tensors.h"
+#include "ops/variant_args.h"
 #include "params/rnn.h"
 
 namespace fastrnn {
@@ -67,6 +68,7 @@ void point_at(Pointers& to, const Tensor* weights, const LayerShape& shape) {
     to.b_hh = weights[3].data_ptr();
   }
   if (shape.P) to.w_hr = weights[shape.bias ? 4 : 2].data_ptr();
+  point_at_variant(to, shape, weights + plain_weights(shape));
 }
 
 inline const Parallel kTorchThreads{[](int64_t workers, void (*body)(int64_t, int64_t, void*), void* context) {

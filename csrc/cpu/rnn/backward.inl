@@ -15,6 +15,8 @@
 // grad_W_hh. Nothing that forward saved is written to.
 #pragma once
 #include "cpu/product/operand.inl"
+#include "cpu/rnn/heads.inl"
+#include "cpu/rnn/row_sums.inl"
 #include "cpu/rnn/schedule.inl"
 #include "cpu/rnn/weight_gradient.inl"
 
@@ -33,7 +35,10 @@ class Backward : private Schedule {
   static constexpr int64_t kPanelBytes = 256 << 10;  // of a panel, so that it and the next stay in the L2 cache
 
   // The gate of dg whose gradient belongs to recurrent gate g.
-  static constexpr int recurrent_column(int g) { return C::kSplit && g == G - 1 ? G : g; }
+  FASTRNN_INLINE int recurrent_column(int g) const {
+    if (C::kVariant && s_.variant.norm) return G + g;  // each gate has two
+    return C::kSplit && g == G - 1 ? G : g;
+  }
 
  public:
   Backward(const BackwardParams& params, const CpuPlan& plan, char* workspace)
@@ -43,7 +48,7 @@ class Backward : private Schedule {
         outputs_{s_.out_size(), kPanelVectors},
         inputs_{s_.I, kPanelVectors} {
     arena_.base = workspace;
-    recompute_ = C::kSaved > 0 && !p_.gates;
+    recompute_ = C::kSaved > 0 && !p_.gates && !C::kVariant;
     natural_ = (plan_.direct || s_.T == 1) && size_of(s_.dtype) == sizeof(T);
     lay_out();
   }
@@ -80,10 +85,24 @@ class Backward : private Schedule {
     T* bias_rec;
     T* gates;  // [M][kSaved][blocks*W]
   };
+  // Sums over a part of a row: of e, and of e * normalised (cells/policies/norm.h).
+  struct NormSums {
+    T e, product;
+  };
   struct Group {
     T* dh;  // over Hout
     T* dm;  // projection: over H
     T* dc;
+    // Of a variant: gradient of r * h, and the sums that the group's workers have, [unit group][row].
+    T* d_reset_h;
+    NormSums *x_sums, *h_sums, *c_sums;
+  };
+  // Of a variant and direction: row panels with heads, vectors of the padded units, and rows [M][Hout] of h as the
+  // product saw it and of r times that.
+  struct Stages {
+    T* w_hh;
+    T* vectors[kStageVectors<G>];
+    T *h_rows, *reset_rows;
   };
   struct OwnRow {
     int64_t slot;
@@ -97,6 +116,12 @@ class Backward : private Schedule {
     T* x;      // recompute: blocked rows of this worker
     T* h;
     OwnRow* own_rows;
+    // Of a variant: gradients of its vectors over this worker's rows and units, of a chunk and of all before it;
+    // rows' moments, and what an LSTM whose c is normalised has found of o and c, [own blocks][R][W].
+    T* vector_sums;
+    double* vector_totals;
+    RowMoments<T>* moments;  // [x, h, c][row]
+    T *d_out_gate, *d_seen;
   };
   struct Chunk {
     int64_t s_begin, s_end;  // in processing order
@@ -127,7 +152,8 @@ class Backward : private Schedule {
       dir.w_hh = take_panels(outputs_, G * s_.H);
       if (s_.P) dir.w_hr = take_panels(units_, s_.P);
       dir.c0 = arena_.take<T>(C::kHasCell ? s_.B * s_.H : 0);
-      dir.dg = arena_.take<T>(kColumns * blocks * M * W);
+      dir.dg = arena_.take<T>((C::kVariant && s_.variant.norm ? 2 * G : kColumns) * blocks * M * W);
+      if constexpr (C::kVariant) lay_out_stages(d);
       dir.dh_out = arena_.take<T>(s_.P ? out_blocks * M * W : 0);
       dir.m = arena_.take<T>(s_.P && p_.need_weights ? M * row_length() : 0);
       dir.slots = arena_.take<Slot>(M);
@@ -146,6 +172,7 @@ class Backward : private Schedule {
       group.dh = arena_.take<T>(out_blocks * group_rows_ * W);
       group.dm = arena_.take<T>(s_.P ? blocks * group_rows_ * W : 0);
       group.dc = arena_.take<T>(C::kHasCell ? blocks * group_rows_ * W : 0);
+      if constexpr (C::kVariant) lay_out_stages(group);
       if (arena_.base) groups_[g] = group;
     }
     const int64_t own_rows = spread_rows(min_of(M, plan_.backward_chunk * group_rows_));
@@ -159,6 +186,7 @@ class Backward : private Schedule {
       worker.x = arena_.take<T>(recompute_ ? inputs_.blocks() * own_rows * W : 0);
       worker.h = arena_.take<T>(recompute_ ? out_blocks * own_rows * W : 0);
       worker.own_rows = arena_.take<OwnRow>(recompute_ ? own_rows : 0);
+      if constexpr (C::kVariant) lay_out_stages(worker, own_blocks(units_, r));
       if (arena_.base) workers_[r] = worker;
     }
     own_rows_ = own_rows;
@@ -199,7 +227,9 @@ class Backward : private Schedule {
       const Chunk chunks[] = {chunk_before(0, s_end), chunk_before(s_.D - 1, s_end)};
       const auto chunk_of = [&](int r) -> const Chunk& { return chunks[s_.D == 1 ? 0 : grid_.direction(r)]; };
       const int64_t s_begin = chunks[0].s_begin;
-      if (recompute_) crew.each([&](int r) { recompute_gates(r, chunk_of(r)); });
+      if constexpr (!C::kVariant) {
+        if (recompute_) crew.each([&](int r) { recompute_gates(r, chunk_of(r)); });
+      }
       crew.apart([&](auto&& own) {
         for (int64_t s = s_end - 1; s >= s_begin; --s) retreat(own, chunk_of, s);
       });
@@ -209,6 +239,7 @@ class Backward : private Schedule {
       s_end = s_begin;
     }
     crew.each([&](int r) { store_state_gradients(r); });
+    if constexpr (C::kVariant) crew.each([&](int r) { store_vector_gradients(r); });
   }
 
   // One step back, by its stages in reverse (cells/cell.h): state, cell and gates unit by unit, then the product.
@@ -219,6 +250,7 @@ class Backward : private Schedule {
       crew.meet_group();  // the whole gradient of h is there before anyone multiplies it by W_hr
       crew.each([&](int r) { project_back(r, chunk_of(r), s); });
     }
+    if constexpr (C::kVariant) return retreat_stages(crew, chunk_of, s);
     crew.each([&](int r) { pointwise(r, chunk_of(r), s); });
     crew.meet_group();  // every gate of dg_t is written before anyone multiplies it by W_hh
     crew.each([&](int r) { propagate(r, chunk_of(r), s); });
@@ -237,9 +269,12 @@ class Backward : private Schedule {
                           out + columns.first_block(panel) * W * K);
       }
     };
-    pack(outputs_, weights.w_hh, G * s_.H, dir.w_hh);
+    if (!C::kVariant || s_.variant.heads == 1) pack(outputs_, weights.w_hh, G * s_.H, dir.w_hh);
+    if constexpr (C::kVariant) pack_stages(rank);
     if (s_.P) pack(units_, weights.w_hr, s_.P, dir.w_hr);
-    if (recompute_) pack_gates(rank);
+    if constexpr (!C::kVariant) {
+      if (recompute_) pack_gates(rank);
+    }
     if constexpr (C::kHasCell) {
       const Range rows = share_of(rank, s_.B);
       for (int64_t row = rows.begin; row < rows.end; ++row) {
@@ -377,6 +412,38 @@ class Backward : private Schedule {
   Panel input_panel(int rank, int64_t p, int g0, int g1) const;
   void input_gradient(int rank, const Chunk& chunk);
 
+  // ---- backward_stages.inl ----------------------------------------------------------------------
+
+  using At = StageVector<G>;
+  static constexpr int kBias = kStageVectors<G>, kVectorSums = kBias + G + 1;  // with a norm, biases are such sums
+  const Variant& on() const { return s_.variant; }
+  bool has_vectors() const { return p_.need_weights && (on().peephole || on().norm); }
+  void lay_out_stages(int direction);
+  void lay_out_stages(Group& group);
+  void lay_out_stages(Worker& worker, Range own);
+  void pack_stages(int rank);
+  template <class Workers, class ChunkOf>
+  void retreat_stages(Workers& crew, ChunkOf&& chunk_of, int64_t s);
+  void add_to(T* sum, V v) const { S::store(sum, S::load(sum) + v); }
+  V recurrent_mask(int direction, int64_t row, int64_t unit, int lanes) const;
+  const char* saved_row(int direction, int64_t row) const;
+  V saved_at(const char* row, int k, int64_t block, int lanes) const;
+  RowMoments<T> saved_moments(const char* row, int first) const;
+  V candidate_at(int direction, const Slot& slot, int64_t t, int64_t block) const;
+  V output_gradient(int rank, int64_t t, int64_t i, int64_t block, V& kept) const;
+  RowMoments<T> moments_of(const RowPart<T>& part, int per_unit) const;
+  NormSums means(const NormSums* sums, int64_t row, int per_unit) const;
+  void emit_backward(int rank, const Chunk& chunk, int64_t s);
+  void units_backward(int rank, const Chunk& chunk, int64_t s);
+  void keep_rows(int rank, const Chunk& chunk, int64_t s);
+  void norm_product(int rank, const Chunk& chunk, int64_t s);
+  template <class F>
+  void multiply_gates(int rank, int64_t panel, int g0, int g1, int64_t slot0, int64_t n, F&& put);
+  void reset_backward(int rank, const Chunk& chunk, int64_t s);
+  void propagate_stages(int rank, const Chunk& chunk, int64_t s);
+  void finish_stages(int rank, const Chunk& chunk);
+  void store_vector_gradients(int rank);
+
   const BackwardParams& p_;
   const Panels<T> units_;    // hidden units
   const Panels<T> outputs_;  // columns of h
@@ -387,6 +454,7 @@ class Backward : private Schedule {
   int64_t chunk_rows_ = 0, group_rows_ = 0, own_rows_ = 0;
   T* zeros_ = nullptr;  // the state before a reset
   Direction directions_[kMaxDirections] = {};
+  Stages stages_[kMaxDirections] = {};
   Group* groups_ = nullptr;
   Worker* workers_ = nullptr;
 };

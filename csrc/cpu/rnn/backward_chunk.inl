@@ -12,6 +12,7 @@ inline void Backward<T, CellOf>::finish_chunk(int rank, const Chunk& chunk) {
   const Direction& dir = directions_[d];
   if (p_.grad_x[d]) input_gradient(rank, chunk);
   if (!p_.need_weights) return;
+  if constexpr (C::kVariant) return finish_stages(rank, chunk);
   const WeightGradients& grads = p_.grad_weights[d];
   const int64_t blocks = units_.blocks();
   const Range gate_blocks = share_of(rank, G * blocks);

@@ -150,6 +150,15 @@ inline void Backward<T, CellOf>::gather_output_gradient(int rank, const Chunk& c
         const int64_t at = row_start(s_, p_.grad_y, t, batch_row(b, i)) + d * s_.P + block * W;
         dh += load_as<T>(p_.grad_y.data, at, outputs_.lanes(block), s_.dtype);
       }
+      if constexpr (C::kVariant) {
+        V dh_kept{};
+        const TensorRows& keep = p_.masks.keep_h;
+        if (keep.data) {
+          const int64_t at = row_start(s_, keep, t, batch_row(b, i)) + d * s_.P + block * W;
+          Zoneout<VectorMath<T>>::backward(load_as<T>(keep.data, at, outputs_.lanes(block), s_.dtype), dh, dh_kept);
+        }
+        S::store(group.dh + (block * group_rows_ + i) * W, dh_kept);
+      }
       if constexpr (C::State::kKeepsH) {
         V dh_kept{};
         const int64_t row = s_.tensor_row(t, batch_row(b, i));

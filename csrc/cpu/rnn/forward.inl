@@ -12,6 +12,8 @@
 #pragma once
 #include "cpu/product/few_rows.inl"
 #include "cpu/product/panels.inl"
+#include "cpu/rnn/heads.inl"
+#include "cpu/rnn/row_sums.inl"
 #include "cpu/rnn/schedule.inl"
 
 namespace fastrnn {
@@ -25,7 +27,7 @@ class Forward : private Schedule {
   using C = CellOf<VectorMath<T>>;
   static constexpr int W = S::W;
   static constexpr int G = C::kGates;
-  static constexpr bool kKeepsState = Operand::kRounds && kReadsH<C>;
+  static constexpr bool kKeepsState = C::kVariant || (Operand::kRounds && kReadsH<C>);
   static constexpr int kDirectRows = 4;  // rows at once where weights are not packed
 
  public:
@@ -38,7 +40,7 @@ class Forward : private Schedule {
     // never travel through memory; with several batch groups each would repeat the packing.
     const bool alone = !plan_.direct && !p_.packed && plan_.batch_groups == 1;
     input_just_in_time_ = alone && plan_.forward_chunk >= s_.T;
-    state_just_in_time_ = alone && s_.T == 1;
+    state_just_in_time_ = alone && s_.T == 1 && !C::kVariant;
     lay_out();
   }
 
@@ -57,12 +59,24 @@ class Forward : private Schedule {
     T* h_state;  // for a cell that adds to h_{t-1}, where h itself is rounded
     T* c;
     E* m;
+    // Of a variant: r * h, and the parts of rows that the group's workers have, [unit group][row].
+    E* reset_h;
+    RowPart<T>*x_parts, *h_parts, *c_parts;
+  };
+  // Of a variant and direction: recurrent panels, of a second phase too, and vectors of the padded units.
+  struct Stages {
+    E *first, *second;
+    T* vectors[kStageVectors<G>];
   };
   struct Worker {
     T* gx;
     E* x;
     int64_t* slots;  // first chunk row of each step of the chunk
     E* panel;        // a panel that is packed just before its only use
+    // Of a variant, what waits for a meeting: the recurrent part of the gates or r and z, like gx of one step; an
+    // LSTM's candidate of c and its o, [own blocks][R][W].
+    T *held, *candidate, *out_gate;
+    RowMoments<T>* moments;  // of a step's rows: [x, h][row]
   };
 
   static int64_t panel_size(int64_t K) { return Weights::panel_size(K); }
@@ -80,8 +94,10 @@ class Forward : private Schedule {
       if (p_.packed) {
         dir.read(p_.packed, s_);
       } else {
-        dir.lay_out(arena_, s_, !plan_.direct && !input_just_in_time_, !plan_.direct && !state_just_in_time_);
+        dir.lay_out(arena_, s_, !plan_.direct && !input_just_in_time_,
+                    !plan_.direct && !state_just_in_time_ && !C::kVariant);
       }
+      if constexpr (C::kVariant) lay_out_stages(d);
     }
     groups_ = arena_.take<Group>(groups());
     workers_ = arena_.take<Worker>(grid_.workers());
@@ -92,6 +108,7 @@ class Forward : private Schedule {
       group.h_state = arena_.take<T>(kKeepsState ? out_blocks * group_rows * W : 0);
       group.c = arena_.take<T>(C::kHasCell ? blocks * group_rows * W : 0);
       group.m = arena_.take<E>(s_.P ? blocks * group_rows * W : 0);
+      if constexpr (C::kVariant) lay_out_stages(group);
       if (arena_.base) groups_[g] = group;
     }
     for (int r = 0; r < grid_.workers(); ++r) {
@@ -102,6 +119,7 @@ class Forward : private Schedule {
       worker.slots = arena_.take<int64_t>(plan_.forward_chunk);
       worker.panel =
           arena_.take<E>(input_just_in_time_ ? Weights::kUnits * panel_size(max_of(s_.I, s_.out_size())) : 0);
+      if constexpr (C::kVariant) lay_out_stages(worker, own.end - own.begin);
       if (arena_.base) workers_[r] = worker;
     }
     if (arena_.base) reset_barriers();
@@ -117,6 +135,9 @@ class Forward : private Schedule {
       for (int64_t s0 = 0; s0 < s_.T; s0 += plan_.forward_chunk) {
         const int64_t s1 = min_of(s_.T, s0 + plan_.forward_chunk);
         own.each([&](int r) { project_input(r, s0, s1); });
+        if constexpr (C::kVariant) {
+          if (on().norm) own.meet_group();  // every part of the rows of gx has been summed
+        }
         for (int64_t s = s0; s < s1; ++s) advance(own, s, s - s0);
       }
     });
@@ -126,7 +147,11 @@ class Forward : private Schedule {
   // between them leaves the cache; what needs a whole row of what another worker makes comes after a meeting.
   template <class Workers>
   FASTRNN_INLINE void advance(Workers& crew, int64_t s, int64_t s_in_chunk) {
-    crew.each([&](int r) { step(r, s, s_in_chunk); });
+    if constexpr (C::kVariant) {
+      advance_stages(crew, s, s_in_chunk);
+    } else {
+      crew.each([&](int r) { step(r, s, s_in_chunk); });
+    }
     if (s_.P) {
       crew.meet_group();  // every unit of m is written before any product reads it
       crew.each([&](int r) { project_output(r, s); });
@@ -153,6 +178,7 @@ class Forward : private Schedule {
   void prepare(int rank) {
     const int d = grid_.direction(rank), b = grid_.batch_group(rank);
     if (!p_.packed) directions_[d].pack(p_.weights[d], s_, share(rank), grid_.workers_a_direction());
+    if constexpr (C::kVariant) pack_stages(rank);
     const Group& group = groups_[grid_.group(rank)];
     if (grid_.unit_group(rank) == 0) {
       const int64_t rows = grid_.rows(s_.B, b);
@@ -167,6 +193,9 @@ class Forward : private Schedule {
         if constexpr (C::kHasCell) {
           const char* c0 = static_cast<const char*>(p_.c0) + row * s_.H * size_of(s_.dtype);
           block_row<T, NaturalOperand<T>>(c0, s_.H, s_.dtype, group.c, group_rows_, i);
+        }
+        if constexpr (C::kVariant) {
+          if (p_.masks.recurrent) mask_first_state(d, s_.row_of(batch_row(b, i)), group, i);
         }
         if (d == 0 && s_.cut(0, batch_row(b, i))) {
           for (int64_t block = 0; block < outputs_.blocks(); ++block) {
@@ -211,6 +240,9 @@ class Forward : private Schedule {
       for_tiles(tile_rows(vectors), 0, rows,
                 [&](int64_t row, int height) { input_tile(rank, weights, panel, vectors, row, height, ahead); });
     }
+    if constexpr (C::kVariant) {
+      if (on().norm) sum_input_rows(rank, rows);
+    }
   }
 
   // Offset of a panel inside a worker's gx.
@@ -225,7 +257,11 @@ class Forward : private Schedule {
     const Direction& dir = directions_[grid_.direction(rank)];
     const int64_t first = units_.first_block(panel);
     T* out = worker.gx + gx_offset(rank, panel) + row * vectors * W;
-    for (int m = 0; m < height; ++m) copy_vectors(dir.bias + first * G * W, out + m * vectors * W, vectors);
+    if (C::kVariant && s_.variant.norm) {  // the bias comes behind the norm
+      for (int v = 0; v < height * vectors; ++v) S::store(out + v * W, V{});
+    } else {
+      for (int m = 0; m < height; ++m) copy_vectors(dir.bias + first * G * W, out + m * vectors * W, vectors);
+    }
     Operand::multiply(height, vectors, out, worker.x + row * W, chunk_rows_ * W, weights, s_.I, ahead.slice(s_.I));
   }
 
@@ -250,12 +286,39 @@ class Forward : private Schedule {
                  int64_t slot, PanelPrefetch& ahead);
   void finish_tile(const T* tile, const T* gx, int rank, int64_t s, int64_t t, int64_t panel, int units, int64_t row,
                    int height);
-  void put_output(const UnitAt& where, int64_t y_at, bool cut, const E* h_in, E* h_out, T* h_state, V h);
+  void put_output(const UnitAt& where, int64_t b, int64_t y_at, bool cut, const E* h_in, E* h_out, T* h_state, V h);
   void project_output(int rank, int64_t s);
   void output_tile(int rank, int64_t s, int64_t t, int64_t panel, int vectors, int64_t row, int height);
   template <int MR>
   void direct_gates(int rank, int64_t s, int64_t panel, int units, int64_t row, T* tile, T* gx);
   void direct_tile(int rank, int64_t s, int64_t t, int64_t panel, int units, int64_t row, int height);
+  void hand_over(int rank, int64_t s, int64_t t, int64_t n);
+
+  // ---- forward_stages.inl -----------------------------------------------------------------------
+
+  const Variant& on() const { return s_.variant; }
+  // Of units from `unit` on, for a row of the tensors.
+  V recurrent_mask(int direction, int64_t row, int64_t unit, int lanes) const {
+    return load_as<T>(p_.masks.recurrent, (direction * s_.B + row) * s_.out_size() + unit, lanes, s_.dtype);
+  }
+  template <class Workers>
+  void advance_stages(Workers& crew, int64_t s, int64_t s_in_chunk);
+  void lay_out_stages(int direction);
+  void lay_out_stages(Group& group);
+  void lay_out_stages(Worker& worker, int64_t blocks);
+  void pack_stages(int rank);
+  void mask_first_state(int direction, int64_t row, const Group& group, int64_t i);
+  void sum_input_rows(int rank, int64_t rows);
+  RowMoments<T> moments(int rank, const RowPart<T>* parts, int64_t rows, int64_t row, int per_unit) const;
+  void first_product(int rank, int64_t s, int64_t s_in_chunk);
+  void hold_reset(const T* tile, int rank, int64_t s, int64_t block, int64_t row, int height);
+  void second_product(int rank, int64_t s, int64_t s_in_chunk);
+  void normalise(int rank, int64_t s, int64_t s_in_chunk);
+  void finish_units(const T* tile, const T* gx, int rank, int64_t s, int64_t panel, int units, int64_t row,
+                    int height);
+  void put_candidate(int rank, int64_t s, int64_t block, int64_t i, V h);
+  void save(int direction, int64_t row, int64_t block, int first, const V* values, int count);
+  void emit(int rank, int64_t s);
 
   const ForwardParams& p_;
   const Panels<T> units_;    // hidden units in gate panels
@@ -264,6 +327,7 @@ class Forward : private Schedule {
   bool input_just_in_time_ = false, state_just_in_time_ = false;
   int64_t chunk_rows_ = 0, group_rows_ = 0;
   Direction directions_[kMaxDirections] = {};
+  Stages stages_[kMaxDirections] = {};
   Group* groups_ = nullptr;
   Worker* workers_ = nullptr;
 };

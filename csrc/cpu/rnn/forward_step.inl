@@ -36,6 +36,13 @@ inline void Forward<T, CellOf, Operand>::step(int rank, int64_t s, int64_t s_in_
       });
     }
   }
+  hand_over(rank, s, t, n);
+}
+
+// The last states of rows that end at step t, of n that run: c, and without a projection h.
+template <class T, template <class> class CellOf, class Operand>
+FASTRNN_INLINE void Forward<T, CellOf, Operand>::hand_over(int rank, int64_t s, int64_t t, int64_t n) {
+  const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   for (int64_t i = first_ending(d, b, t, n); i < n; ++i) {
     const Range blocks = own_blocks(units_, rank);
     const int64_t row = d * s_.B + s_.row_of(batch_row(b, i));
@@ -44,7 +51,10 @@ inline void Forward<T, CellOf, Operand>::step(int rank, int64_t s, int64_t s_in_
       const int lanes = units_.lanes(block);
       const int64_t from = (block * group_rows_ + i) * W, to = row * s_.H + block * W;
       if constexpr (C::kHasCell) store_as<T>(p_.cn, to, S::load(group.c + from), lanes, s_.dtype);
-      if (!s_.P) store_as<T>(p_.hn, to, Operand::load(group.h[(s + 1) & 1] + from), lanes, s_.dtype);
+      if (!s_.P) {
+        const V h = C::kVariant ? S::load(group.h_state + from) : Operand::load(group.h[(s + 1) & 1] + from);
+        store_as<T>(p_.hn, to, h, lanes, s_.dtype);
+      }
     }
   }
 }
@@ -117,7 +127,8 @@ inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx,
         Operand::store(h_out + at, h);
         Operand::end_row(h_out + at, lanes);
       } else {
-        put_output(where, (y_row * s_.D + d) * out + block * W, cut, h_in + at, h_out + at, group.h_state + at, h);
+        put_output(where, batch_b, (y_row * s_.D + d) * out + block * W, cut, h_in + at, h_out + at,
+                   group.h_state + at, h);
       }
     }
   }
@@ -127,12 +138,22 @@ inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx,
 // and h_state are its places in the group's buffers. What is needed of the layer comes along: after a store, which
 // may go anywhere, it would be read again.
 template <class T, template <class> class CellOf, class Operand>
-FASTRNN_INLINE void Forward<T, CellOf, Operand>::put_output(const UnitAt& where, int64_t y_at, bool cut,
+FASTRNN_INLINE void Forward<T, CellOf, Operand>::put_output(const UnitAt& where, int64_t b, int64_t y_at, bool cut,
                                                             const E* h_in, E* h_out, T* h_state, V h) {
   if constexpr (C::State::kKeepsH) {
     C::State::output_forward(where, kKeepsState ? S::load(h_state) : Operand::load(h_in), h);
   }
-  Operand::store(h_out, cut ? V{} : h);
+  V operand = h;
+  if constexpr (C::kVariant) {
+    const TensorRows& keep = p_.masks.keep_h;
+    if (keep.data) {
+      const int64_t at = row_start(s_, keep, where.t, b) + where.direction * s_.out_size() + where.unit;
+      Zoneout<VectorMath<T>>::forward(load_as<T>(keep.data, at, where.lanes, s_.dtype), S::load(h_state), h);
+    }
+    operand = h;
+    if (p_.masks.recurrent) operand *= recurrent_mask(where.direction, s_.row_of(b), where.unit, where.lanes);
+  }
+  Operand::store(h_out, cut ? V{} : operand);
   Operand::end_row(h_out, where.lanes);
   if constexpr (kKeepsState) S::store(h_state, cut ? V{} : h);
   store_as<T>(p_.y, y_at, h, where.lanes, s_.dtype);
@@ -151,13 +172,16 @@ inline void Forward<T, CellOf, Operand>::project_output(int rank, int64_t s) {
     for_tiles(tile_rows(vectors), 0, n,
               [&](int64_t row, int height) { output_tile(rank, s, t, panel, vectors, row, height); });
   }
-  const E* h = groups_[grid_.group(rank)].h[(s + 1) & 1];
+  const Group& group = groups_[grid_.group(rank)];
+  const E* h = group.h[(s + 1) & 1];
   for (int64_t i = first_ending(d, b, t, n); i < n; ++i) {
     const Range blocks = own_blocks(outputs_, rank);
     const int64_t row = d * s_.B + s_.row_of(batch_row(b, i));
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      store_as<T>(p_.hn, row * s_.P + block * W, Operand::load(h + (block * group_rows_ + i) * W),
-                  outputs_.lanes(block), s_.dtype);
+      const int64_t from = (block * group_rows_ + i) * W;
+      store_as<T>(p_.hn, row * s_.P + block * W,
+                  C::kVariant ? S::load(group.h_state + from) : Operand::load(h + from), outputs_.lanes(block),
+                  s_.dtype);
     }
   }
 }
@@ -176,7 +200,7 @@ inline void Forward<T, CellOf, Operand>::output_tile(int rank, int64_t s, int64_
     const bool cut = restarts(d, t, batch_b);
     for (int v = 0; v < vectors; ++v) {
       const int64_t at = ((first + v) * group_rows_ + row + m) * W, unit = (first + v) * W;
-      put_output({d, t, y_row, unit, outputs_.lanes(first + v)}, (y_row * s_.D + d) * s_.P + unit, cut,
+      put_output({d, t, y_row, unit, outputs_.lanes(first + v)}, batch_b, (y_row * s_.D + d) * s_.P + unit, cut,
                  group.h[s & 1] + at, group.h[(s + 1) & 1] + at, group.h_state + at,
                  S::load(tile + (m * vectors + v) * W));
     }

@@ -1,13 +1,11 @@
 // The kernels of one instruction set: included by isa_*.cpp after its target pragma.
 #pragma once
-#include "cells/gru.h"
-#include "cells/lstm.h"
-#include "cells/rnn.h"
-#include "cpu/simd/limits.inl"
+#include "cells/policies/stages.h"
 #include "cpu/rnn/backward_chunk.inl"
 #include "cpu/rnn/backward_recompute.inl"
-#include "cpu/rnn/backward_step.inl"
-#include "cpu/rnn/forward_step.inl"
+#include "cpu/rnn/backward_stages.inl"
+#include "cpu/rnn/forward_stages.inl"
+#include "cpu/simd/limits.inl"
 
 namespace fastrnn {
 namespace {
@@ -47,6 +45,29 @@ void with_kernel(const LayerShape& shape, F&& f) {
   }
 }
 
+// The same for a variant's instances of the cells.
+template <class F>
+void with_stages(const LayerShape& shape, F&& f) {
+  const auto with_cell = [&](auto zero) {
+    using T = decltype(zero);
+    switch (shape.cell) {
+      case CellKind::kLstm:
+        return f.template operator()<T, LstmStages>();
+      case CellKind::kGru:
+        return f.template operator()<T, GruStages>();
+      case CellKind::kRnnTanh:
+        return f.template operator()<T, RnnTanhStages>();
+      case CellKind::kRnnRelu:
+        return f.template operator()<T, RnnReluStages>();
+    }
+  };
+  if (shape.dtype == Dtype::kDouble) {
+    with_cell(double{});
+  } else {
+    with_cell(float{});
+  }
+}
+
 template <template <class, template <class> class> class Kernel, class Params>
 size_t workspace_of(const Params& params, const CpuPlan& plan) {
   size_t bytes = 0;
@@ -66,6 +87,23 @@ void run_kernel(const Params& params, const CpuPlan& plan, char* workspace, cons
 
 template <class T, template <class> class Cell>
 using PlainForward = Forward<T, Cell, NaturalOperand<T>>;
+
+template <template <class, template <class> class> class Kernel, class Params>
+size_t stages_workspace(const Params& params, const CpuPlan& plan) {
+  size_t bytes = 0;
+  with_stages(params.shape, [&]<class T, template <class> class Cell>() {
+    bytes = Kernel<T, Cell>(params, plan, nullptr).workspace_bytes();
+  });
+  return bytes;
+}
+
+template <template <class, template <class> class> class Kernel, class Params>
+void run_stages(const Params& params, const CpuPlan& plan, char* workspace, const Parallel& parallel) {
+  with_stages(params.shape, [&]<class T, template <class> class Cell>() {
+    Kernel<T, Cell> kernel(params, plan, workspace);
+    parallel.run(kernel.workers(), Kernel<T, Cell>::body, &kernel);
+  });
+}
 
 // The weights of a layer as one of the Forwards reads them.
 template <template <class, template <class> class> class Kernel>
@@ -129,6 +167,10 @@ constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const Sc
           pack_weights<PlainForward>,
           workspace_of<Backward, BackwardParams>,
           run_kernel<Backward, BackwardParams>,
+          stages_workspace<PlainForward, ForwardParams>,
+          run_stages<PlainForward, ForwardParams>,
+          stages_workspace<Backward, BackwardParams>,
+          run_stages<Backward, BackwardParams>,
           gate_product_workspace,
           gate_product,
           fma_loop,

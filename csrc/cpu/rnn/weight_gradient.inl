@@ -19,6 +19,8 @@ struct WeightGradient {
   bool first;         // the gradient is written, not added to
   Dtype right_dtype;
   T* buffer;  // buffer_size(rows) elements
+  // Of each block of `left`, the units that count.
+  int first_lane = 0, last_lane = W;
 
   static int64_t buffer_size(int64_t rows) { return min_of(kReductionRows, rows) * kPanelVectors * W; }
 
@@ -35,7 +37,8 @@ struct WeightGradient {
     };
     if (first && rows <= kFewRows) {
       for (int64_t i = begin; i < end; ++i) {
-        outer_product(left + source(i) * left_rows * W, left_units.lanes(i % blocks), columns, right_row, natural(i));
+        outer_product(left + source(i) * left_rows * W, min_of(last_lane, left_units.lanes(i % blocks)), columns,
+                      right_row, natural(i));
       }
       return;
     }
@@ -54,7 +57,8 @@ struct WeightGradient {
         for (int64_t i = begin; i < end; ++i) {
           const T* a = left + (source(i) * left_rows + r0) * W;
           T* to = natural(i) + first_block * W;
-          for_tiles(tile_rows(vectors), 0, left_units.lanes(i % blocks), [&](int64_t m, int height) {
+          const int lanes = min_of(last_lane, left_units.lanes(i % blocks));
+          for_tiles(tile_rows(vectors), first_lane, lanes, [&](int64_t m, int height) {
             tile(a + m, reduction, to + m * columns.length, height, vectors, columns, first_block, first && r0 == 0);
           });
         }
@@ -110,7 +114,7 @@ struct WeightGradient {
       const int width = columns.lanes(block);
       V right[kFewRows];
       for (int64_t r = 0; r < rows; ++r) right[r] = load_as<T>(right_row(r), block * W, width, right_dtype);
-      for (int m = 0; m < lanes; ++m) {
+      for (int m = first_lane; m < lanes; ++m) {
         V sum = S::broadcast(a[m]) * right[0];
         for (int64_t r = 1; r < rows; ++r) sum += S::broadcast(a[r * W + m]) * right[r];
         S::store_n(out + m * columns.length + block * W, sum, width);

@@ -10,21 +10,22 @@ namespace fastrnn {
 namespace {
 
 template <class T, Dtype kDtype, template <class> class CellOf>
-class ScanBackward : Scan<T, kDtype> {
-  using Base = Scan<T, kDtype>;
+class ScanBackward : Scan<T, kDtype, CellOf> {
+  using Base = Scan<T, kDtype, CellOf>;
   using Base::arena_, Base::in_, Base::plan_, Base::s_, Base::W;
+  using Base::kGates, Base::kInputs;
+  using typename Base::Cell;
   using typename Base::S;
   using typename Base::V;
   using typename Base::Visit;
-  using Cell = CellOf<VectorMath<T>>;
-  static constexpr int kSums = 4;  // w_f, w_r, b_f, b_r
+  static constexpr int kSums = 2 * kGates;  // of weight_c's gradient, then of bias's
   static constexpr int64_t kRowsInFloat = 64;
 
  public:
   ScanBackward(const ScanBackwardParams& params, const ScanPlan& plan, char* workspace)
       : Base(params.in, plan, workspace), p_(params) {
     const int64_t width = this->widest();
-    weights_ = arena_.template take<T>(plan.workers() * 4 * width);
+    weights_ = arena_.template take<T>(plan.workers() * 2 * kGates * width);
     state_ = arena_.template take<T>(plan.workers() * this->rows_at_once(width) * width);
     const bool sums = p_.grad_weight_c != nullptr;
     zeros_ = arena_.template take<T>(params.in.flags_stride ? width : 0);
@@ -56,8 +57,8 @@ class ScanBackward : Scan<T, kDtype> {
       for (int64_t i = columns * r / workers(); i < columns * (r + 1) / workers(); ++i) {
         double sum = 0;
         for (int g = 0; g < plan_.batch_groups; ++g) sum += sums_[g * columns + i];
-        const bool of_weight = i < 2 * s_.O;
-        store_as<T>(of_weight ? p_.grad_weight_c : p_.grad_bias, of_weight ? i : i - 2 * s_.O,
+        const bool of_weight = i < kGates * s_.O;
+        store_as<T>(of_weight ? p_.grad_weight_c : p_.grad_bias, of_weight ? i : i - kGates * s_.O,
                     S::broadcast(static_cast<T>(sum)), 1, kDtype);
       }
     }
@@ -65,7 +66,7 @@ class ScanBackward : Scan<T, kDtype> {
 
   void work(int rank) {
     const int64_t widest = this->widest();
-    T* weights = weights_ + rank * 4 * widest;
+    T* weights = weights_ + rank * 2 * kGates * widest;
     T* state = state_ + rank * this->rows_at_once(widest) * widest;
     T* block = p_.grad_weight_c ? block_ + rank * kSums * widest : nullptr;
     const int64_t rows_end = this->first_row(this->batch_group(rank) + 1);
@@ -113,7 +114,7 @@ class ScanBackward : Scan<T, kDtype> {
     const int64_t O = s_.O;
     void* du = this->element(p_.grad_u, natural * s_.K * O);
     void* dx = this->element(p_.grad_x, natural * O);
-    void* dv = this->element(p_.grad_v, natural * 2 * O);
+    void* dv = this->element(p_.grad_v, natural * kGates * O);
     const T* dcells = p_.grad_cells ? static_cast<const T*>(p_.grad_cells) + natural * O + first : nullptr;
     const uint8_t flags = this->flags(segment.direction, at.t, at.b);
     const bool begins = flags & StepFlags::kBegins;
@@ -126,7 +127,7 @@ class ScanBackward : Scan<T, kDtype> {
         });
       }
       for (int k = 0; du && k < s_.K; ++k) this->fill_zero(du, k * O + first, segment.width);
-      for (int k = 0; dv && k < 2; ++k) this->fill_zero(dv, k * O + first, segment.width);
+      for (int k = 0; dv && k < kGates; ++k) this->fill_zero(dv, k * O + first, segment.width);
       if (dx) this->fill_zero(dx, first, segment.width);
       return false;
     }
@@ -142,27 +143,27 @@ class ScanBackward : Scan<T, kDtype> {
     const void* c0 = this->element(in_.c0, at.b * O);
     const void* drop = this->element(in_.drop_mask, at.b * O);
     const int64_t gate = in_.u.gate_stride, v_gate = in_.v.gate_stride;
-    const bool skip = s_.K == 4, stream_u = stream_u_, stream_x = stream_x_;
+    const bool skip = s_.K == kInputs + 1, stream_u = stream_u_, stream_x = stream_x_;
     const V scale = S::set(in_.scale);
     this->for_vectors(segment.width, [&](int64_t j, int n) __attribute__((always_inline)) {
       const int64_t o = first + j;
-      V input[3], w[2], b[2], highway{}, grad[3], grad_highway, dc;
-#pragma GCC unroll 3
-      for (int k = 0; k < 3; ++k) {
+      V input[kInputs], w[kGates], b[kGates], highway{}, grad[kInputs], grad_highway, dc;
+#pragma GCC unroll 4
+      for (int k = 0; k < kInputs; ++k) {
         input[k] = load_as<T>(u, k * gate + o, n, kDtype);
         this->fetch(u_ahead, k * gate + o);
       }
       if (skip) {
-        highway = load_as<T>(u, 3 * gate + o, n, kDtype);
-        this->fetch(u_ahead, 3 * gate + o);
+        highway = load_as<T>(u, kInputs * gate + o, n, kDtype);
+        this->fetch(u_ahead, kInputs * gate + o);
       } else if (x) {
         highway = scale * load_as<T>(x, o, n, kDtype);
         this->fetch(x_ahead, o);
       }
-#pragma GCC unroll 2
-      for (int k = 0; k < 2; ++k) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kGates; ++k) {
         w[k] = S::load(weights + k * width + j);
-        b[k] = S::load(weights + (2 + k) * width + j);
+        b[k] = S::load(weights + (kGates + k) * width + j);
         if (v) w[k] += load_as<T>(v, k * v_gate + o, n, kDtype);
       }
       const V m = drop ? load_as<T>(drop, o, n, kDtype) : S::set(1);
@@ -177,19 +178,23 @@ class ScanBackward : Scan<T, kDtype> {
       if (dcells) dct += S::load_n(dcells + j, n);
       Cell::backward(input, w, b, highway, m, c_prev, dh, dct, grad, grad_highway, dc);
       S::store(state + j, begins ? V{} : dc);
-      const V dw[2] = {grad[1] * c_prev, grad[2] * c_prev};
+      V more[kSums];  // the gates' inputs are the last ones
+#pragma GCC unroll 4
+      for (int k = 0; k < kGates; ++k) {
+        more[kGates + k] = grad[kInputs - kGates + k];
+        more[k] = more[kGates + k] * c_prev;
+      }
       if (du) {
-#pragma GCC unroll 3
-        for (int k = 0; k < 3; ++k) this->put(du, k * O + o, grad[k], n, stream_u);
-        if (skip) this->put(du, 3 * O + o, grad_highway, n, stream_u);
+#pragma GCC unroll 4
+        for (int k = 0; k < kInputs; ++k) this->put(du, k * O + o, grad[k], n, stream_u);
+        if (skip) this->put(du, kInputs * O + o, grad_highway, n, stream_u);
       }
       if (dx) this->put(dx, o, grad_highway * scale, n, stream_x);
       if (dv) {
-        store_as<T>(dv, o, dw[0], n, kDtype);
-        store_as<T>(dv, O + o, dw[1], n, kDtype);
+#pragma GCC unroll 4
+        for (int k = 0; k < kGates; ++k) store_as<T>(dv, k * O + o, more[k], n, kDtype);
       }
       if (block) {
-        const V more[kSums] = {dw[0], dw[1], grad[1], grad[2]};
 #pragma GCC unroll 4
         for (int i = 0; i < kSums; ++i) {
           T* sum = block + i * width + j;

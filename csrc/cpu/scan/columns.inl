@@ -13,9 +13,11 @@ struct Segment {
   int64_t first, width;
 };
 
-template <class T, Dtype kDtype>
+template <class T, Dtype kDtype, template <class> class CellOf>
 class Scan {
  protected:
+  using Cell = CellOf<VectorMath<T>>;
+  static constexpr int kInputs = Cell::kInputs, kGates = Cell::kGates;
   using S = Simd<T>;
   using V = typename S::V;
   static constexpr int W = S::W;
@@ -131,14 +133,14 @@ class Scan {
     return in_.flags ? in_.flags[direction * in_.flags_stride + t * s_.B + b] : 0;
   }
 
-  // w_f, w_r, b_f, b_r of a segment in the compute type, [4][padded(width)].
+  // The gates' weights, then their biases, of a segment in the compute type, [2 * kGates][padded(width)].
   void load_weights(const Segment& segment, T* to) const {
     const int64_t width = padded(segment.width);
-    for (int i = 0; i < 4; ++i) {
-      const void* from = i < 2 ? in_.weight_c : in_.bias;
+    for (int i = 0; i < 2 * kGates; ++i) {
+      const void* from = i < kGates ? in_.weight_c : in_.bias;
       for (int64_t j = 0; j < width; j += W) {
         const int n = static_cast<int>(min_of<int64_t>(W, segment.width - j));
-        S::store(to + i * width + j, load_as<T>(from, (i & 1) * s_.O + segment.first + j, n, kDtype));
+        S::store(to + i * width + j, load_as<T>(from, i % kGates * s_.O + segment.first + j, n, kDtype));
       }
     }
   }

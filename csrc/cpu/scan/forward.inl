@@ -6,19 +6,20 @@ namespace fastrnn {
 namespace {
 
 template <class T, Dtype kDtype, template <class> class CellOf>
-class ScanForward : Scan<T, kDtype> {
-  using Base = Scan<T, kDtype>;
+class ScanForward : Scan<T, kDtype, CellOf> {
+  using Base = Scan<T, kDtype, CellOf>;
   using Base::arena_, Base::in_, Base::plan_, Base::s_, Base::W;
+  using Base::kGates, Base::kInputs;
+  using typename Base::Cell;
   using typename Base::S;
   using typename Base::V;
   using typename Base::Visit;
-  using Cell = CellOf<VectorMath<T>>;
 
  public:
   ScanForward(const ScanForwardParams& params, const ScanPlan& plan, char* workspace)
       : Base(params.in, plan, workspace), p_(params) {
     const int64_t width = this->widest();
-    weights_ = arena_.template take<T>(plan.workers() * 4 * width);
+    weights_ = arena_.template take<T>(plan.workers() * 2 * kGates * width);
     state_ = arena_.template take<T>(plan.workers() * this->rows_at_once(width) * width);
     stream_h_ = this->may_stream(p_.h, size_of(kDtype));
     stream_cells_ = this->may_stream(p_.cells, sizeof(T));
@@ -33,7 +34,7 @@ class ScanForward : Scan<T, kDtype> {
  private:
   void work(int rank) {
     const int64_t widest = this->widest();
-    T* weights = weights_ + rank * 4 * widest;
+    T* weights = weights_ + rank * 2 * kGates * widest;
     T* state = state_ + rank * this->rows_at_once(widest) * widest;
     const int64_t rows_end = this->first_row(this->batch_group(rank) + 1);
     this->for_segments(rank, [&](const Segment& segment) {
@@ -70,27 +71,27 @@ class ScanForward : Scan<T, kDtype> {
     const char* v = this->row_of(in_.v, at.t, at.b);
     const void* drop = this->element(in_.drop_mask, at.b * s_.O);
     const int64_t gate = in_.u.gate_stride, v_gate = in_.v.gate_stride;
-    const bool skip = s_.K == 4, stream_h = stream_h_, stream_cells = stream_cells_;
+    const bool skip = s_.K == kInputs + 1, stream_h = stream_h_, stream_cells = stream_cells_;
     const V scale = S::set(in_.scale);
     this->for_vectors(segment.width, [&](int64_t j, int n) __attribute__((always_inline)) {
       const int64_t o = first + j;
-      V input[3], w[2], b[2], highway{}, c, out;
-#pragma GCC unroll 3
-      for (int k = 0; k < 3; ++k) {
+      V input[kInputs], w[kGates], b[kGates], highway{}, c, out;
+#pragma GCC unroll 4
+      for (int k = 0; k < kInputs; ++k) {
         input[k] = load_as<T>(u, k * gate + o, n, kDtype);
         this->fetch(u_ahead, k * gate + o);
       }
       if (skip) {
-        highway = load_as<T>(u, 3 * gate + o, n, kDtype);
-        this->fetch(u_ahead, 3 * gate + o);
+        highway = load_as<T>(u, kInputs * gate + o, n, kDtype);
+        this->fetch(u_ahead, kInputs * gate + o);
       } else if (x) {
         highway = scale * load_as<T>(x, o, n, kDtype);
         this->fetch(x_ahead, o);
       }
-#pragma GCC unroll 2
-      for (int k = 0; k < 2; ++k) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kGates; ++k) {
         w[k] = S::load(weights + k * width + j);
-        b[k] = S::load(weights + (2 + k) * width + j);
+        b[k] = S::load(weights + (kGates + k) * width + j);
         if (v) w[k] += load_as<T>(v, k * v_gate + o, n, kDtype);
       }
       const V m = drop ? load_as<T>(drop, o, n, kDtype) : S::set(1);

@@ -29,4 +29,15 @@ int upload(const int64_t* host, int64_t n, int64_t* device, void* stream) {
   return cudaSuccess;
 }
 
+int has_image(bool& found) {
+  cudaFuncAttributes attributes = {};
+  const int error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(upload_kernel));
+  found = error == cudaSuccess;
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
+    cudaGetLastError();  // the runtime's memory of it
+    return cudaSuccess;
+  }
+  return error;
+}
+
 }  // namespace fastrnn::cuda

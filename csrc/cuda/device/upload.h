@@ -10,4 +10,8 @@ namespace fastrnn::cuda {
 constexpr int kUploadBatch = 480;  // 3840 bytes: arguments end at 4096 before CUDA 12.1
 int upload(const int64_t* host, int64_t n, int64_t* device, void* stream);
 
+// Whether the current device can run the upload's kernel, and with it all of this library: every kernel is compiled
+// for the same devices. Returns a cudaError_t as int where it could not be asked.
+int has_image(bool& found);
+
 }  // namespace fastrnn::cuda

@@ -19,7 +19,7 @@ struct Cuda {
     return empty(sizes, type, x.get_device_index());
   }
   static void forward(const RnnArguments& in, const CheckedLayer& checked, int64_t mode, const RnnResults& results) {
-    cuda::forward(Layer(in, checked, mode & kModeTf32), in, results, tier_of(mode));
+    cuda::forward(Layer(in, checked, mode & kModeTf32), in, results, tier_of(mode), mode % kModeTier != 0);
   }
   static auto backward(const RnnArguments& in, const CheckedLayer& checked, const SavedArguments& saved,
                        const WantedGradients& wanted, int64_t mode, const Tensor& grad_h0, const Tensor& grad_c0) {

@@ -1,6 +1,7 @@
 // Backward pass of a layer: the time loop of its tier, then the gradients of x and of every weight as one large GEMM
 // each.
 #include "cuda/persistent/loop.h"
+#include "cuda/stepwise/kernels.h"
 #include "cuda/stepwise/loop.h"
 
 namespace fastrnn::cuda {
@@ -131,7 +132,7 @@ std::pair<Tensor, std::vector<Tensor>> backward(const Layer& layer, const RnnArg
   const bool projected = shape.P > 0;
   const bool recompute = layer.saved && saved.gates.dim() == 1;
   const Tensor none = layer.make({0});
-  const CudaPlan plan = plan_pass(layer, Pass::kBackward, tier);
+  const CudaPlan plan = plan_pass(layer, Pass::kBackward, tier, true);
   const auto contiguous = [](const std::optional<Tensor>& t) {
     return t ? std::optional(as_contiguous(*t)) : std::nullopt;
   };
@@ -164,7 +165,10 @@ std::pair<Tensor, std::vector<Tensor>> backward(const Layer& layer, const RnnArg
   if (s.dh_y) layer.clear_padding(*s.dh_y, D);
   if (s.m) layer.clear_padding(*s.m, D);
   const bool persistent = plan.tier != Tier::kStepwise && shape.T > 0;
-  if (B > 0 && !(persistent && run_persistent(layer, plan, s))) run_stepwise(layer, s);
+  if (B > 0 && !(persistent && run_persistent(layer, plan, s))) {
+    run_stepwise(layer, s);
+    count(Tier::kStepwise, Pass::kBackward);
+  }
   return {wanted.x ? input_gradient(layer, s.dgates) : none,
           wanted.weights ? weight_gradients(layer, s, h_prev) : std::vector<Tensor>{}};
 }

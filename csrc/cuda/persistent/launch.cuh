@@ -84,7 +84,8 @@ inline int check_occupancy(const void* kernel, const PersistentGeometry& g) {
 }
 
 // Clusters like this launch's that the device runs at once: 0 where there is no room for one, where the device has
-// no such cluster, or where the kernel was compiled for a device without them. Asked once, as it takes a while.
+// no such cluster, or where the kernel was compiled for a device without them. Asked once, as it takes a while; an
+// answer that failed is none, and the next launch asks again.
 inline int active_clusters(const void* kernel, const cudaLaunchConfig_t& config, int cluster) {
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 0;
@@ -102,8 +103,9 @@ inline int active_clusters(const void* kernel, const cudaLaunchConfig_t& config,
   }
   if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&entry->second, kernel, &config);
   if (error != cudaSuccess) {
-    entry->second = 0;
+    known.erase(entry);
     cudaGetLastError();  // the runtime's memory of it
+    return 0;
   }
   return entry->second;
 }

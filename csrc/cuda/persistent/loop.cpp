@@ -30,13 +30,7 @@ void set_common(Params& p, const Layer& layer, const CudaPlan& plan, std::vector
   }
 }
 
-bool launched(int error) {
-  if (error == cudaErrorCooperativeLaunchTooLarge) return false;
-  check_cuda(error);
-  return true;
-}
-
-bool launch(const Layer& layer, const CudaPlan& plan, const ForwardSequence& s) {
+int launch(const Layer& layer, const CudaPlan& plan, const ForwardSequence& s) {
   PersistentForward p;
   std::vector<Tensor> keep;
   set_common(p, layer, plan, keep);
@@ -67,10 +61,10 @@ bool launch(const Layer& layer, const CudaPlan& plan, const ForwardSequence& s) 
   if (layer.is(CellKind::kLstm)) p.cn = s.cn.data_ptr();
   if (s.save_gates) p.gates = s.gates.data_ptr();
   if (s.save_cells) p.cells = static_cast<float*>(s.cells.data_ptr());
-  return launched(persistent_forward(p, plan.geometry, layer.stream));
+  return persistent_forward(p, plan.geometry, layer.stream);
 }
 
-bool launch(const Layer& layer, const CudaPlan& plan, const BackwardSequence& s) {
+int launch(const Layer& layer, const CudaPlan& plan, const BackwardSequence& s) {
   PersistentBackward p;
   std::vector<Tensor> keep;
   set_common(p, layer, plan, keep);
@@ -91,22 +85,47 @@ bool launch(const Layer& layer, const CudaPlan& plan, const BackwardSequence& s)
   p.dgates = s.dgates.data_ptr();
   p.dh0 = data(s.dh0);
   p.dc0 = data(s.dc0);
-  return launched(persistent_backward(p, plan.geometry, layer.stream));
+  return persistent_backward(p, plan.geometry, layer.stream);
 }
 
-// A cluster that the device has no room for makes way for a smaller one, then for the next tier.
+// Clusters asked for in no certain size: the next smaller ones, where the device has no room for the plan's.
+std::optional<CudaPlan> smaller_clusters(const Layer& layer, const CudaPlan& plan, Pass pass) {
+  CudaDevice device = device_properties(layer.device);
+  device.max_cluster = plan.geometry.ctas_per_replica / 2;
+  CudaPlan smaller = plan_cuda(layer.shape(), layer.tf32, pass, device, Tier::kCluster);
+  smaller.projects = plan.projects;  // or gx is there already
+  return smaller.possible ? std::optional(smaller) : std::nullopt;
+}
+
+// A tier that was asked for by name runs, or is an error: whoever asked wants to know of that very tier. Where nobody
+// did, no launch ends a call that the stepwise tier can answer. No room just now is the plain case of a device that
+// is shared; everything else is a fault, which is told of and not tried again.
 template <class Sequence>
 bool run(const Layer& layer, CudaPlan plan, Pass pass, const Sequence& s) {
-  CudaDevice device = device_properties(layer.device);
-  while (plan.tier != Tier::kStepwise) {
-    if (launch(layer, plan, s)) return true;
-    if (plan.tier != Tier::kCluster) return false;
-    device.max_cluster = plan.geometry.ctas_per_replica / 2;
-    const bool projects = plan.projects;  // or gx is there already
-    plan = plan_cuda(layer.shape(), layer.tf32, pass, device);
-    plan.projects = projects;
+  for (;;) {
+    const int error = launch(layer, plan, s);
+    if (error == cudaSuccess) {
+      count(plan, pass);
+      return true;
+    }
+    const bool no_room = error == cudaErrorCooperativeLaunchTooLarge;
+    if (no_room && plan.asked == Tier::kCluster) {
+      if (const auto smaller = smaller_clusters(layer, plan, pass)) {
+        plan = *smaller;
+        continue;
+      }
+    }
+    if (plan.asked != Tier::kAuto) {
+      check(!no_room, "tier '", tier_name(plan.asked), "' cannot run this layer's ", pass_name(pass),
+            " pass: the device has no room for it at once just now");
+      check_cuda(error);
+    }
+    if (!no_room) {
+      cudaGetLastError();  // the runtime's memory of it
+      distrust(layer.device, plan.tier, cudaGetErrorString(static_cast<cudaError_t>(error)));
+    }
+    return false;
   }
-  return false;
 }
 
 }  // namespace

@@ -54,8 +54,9 @@ int scan_forward(const ScanForwardParams& params, const ScanTables& tables, void
   const ScanShape& s = params.in.shape;
   return with_type_and_width(s, paired(params.in), [&]<class T, int wide>(TypeTag<T>, Width<wide>) {
     constexpr int threads = kScanBlock<T>;
-    const int64_t bytes = Ring<T, wide>::bytes(input_streams(params.in), 0, params.in.flags != nullptr);
     return with_cell(s, [&]<template <class> class Cell>() {
+      const int streams = input_streams<Cell<ScanMath<Compute<T>>>>(params.in);
+      const int64_t bytes = Ring<T, wide>::bytes(streams, 0, params.in.flags != nullptr);
       return launch_shared(scan_forward_kernel<T, wide, Cell>, blocks_for(s, wide, threads), threads,
                            bytes * kSteps * threads, stream, params, tables);
     });
@@ -67,9 +68,10 @@ int scan_backward(const ScanBackwardParams& params, const ScanTables& tables, vo
   const bool may_pair = paired(params.in) && paired(params.grad_h) && paired(params.grad_c, s.O, 0);
   return with_type_and_width(s, may_pair, [&]<class T, int wide>(TypeTag<T>, Width<wide>) {
     constexpr int threads = kScanBlock<T>;
-    const int streams = input_streams(params.in) + (params.grad_h.data != nullptr);
-    const int64_t bytes = Ring<T, wide>::bytes(streams, cell_streams(params), params.in.flags != nullptr);
     return with_cell(s, [&]<template <class> class Cell>() {
+      const int inputs = input_streams<Cell<ScanMath<Compute<T>>>>(params.in);
+      const int streams = inputs + (params.grad_h.data != nullptr);
+      const int64_t bytes = Ring<T, wide>::bytes(streams, cell_streams(params), params.in.flags != nullptr);
       return launch_shared(scan_backward_kernel<T, wide, Cell>, blocks_for(s, wide, threads), threads,
                            bytes * kSteps * threads, stream, params, tables, static_cast<Compute<T>*>(partials));
     });
@@ -83,9 +85,10 @@ int scan_flags(const ScanShape& s, const uint8_t* pads, const uint8_t* resets, u
 }
 
 int scan_sums(const ScanShape& s, const void* partials, void* grad_weight_c, void* grad_bias, void* stream) {
+  constexpr int gates = SruPlainCell<ScanMath<float>>::kGates;
   return with_type(s.dtype, [&]<class T>(TypeTag<T>) {
-    return launch(scan_sums_kernel<T>, (4 * s.O + kSumColumns - 1) / kSumColumns, kSumColumns * kSumRows, stream, s.B,
-                  s.O, static_cast<const Compute<T>*>(partials), static_cast<T*>(grad_weight_c),
+    return launch(scan_sums_kernel<T>, (2 * gates * s.O + kSumColumns - 1) / kSumColumns, kSumColumns * kSumRows,
+                  stream, s.B, s.O, gates, static_cast<const Compute<T>*>(partials), static_cast<T*>(grad_weight_c),
                   static_cast<T*>(grad_bias));
   });
 }

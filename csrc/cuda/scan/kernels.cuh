@@ -23,10 +23,10 @@ __global__ void __launch_bounds__(kScanBlock<T>, 1)
   const ScanShape& s = p.in.shape;
   Column column;
   if (!find_column<kWide>(s, tables, false, column)) return;
-  Ring<T, kWide> ring(memory, input_streams(p.in), 0);
-  InputWalk<T, kWide> ahead(p.in, tables, column), here(p.in, tables, column);
+  Ring<T, kWide> ring(memory, input_streams<Cell>(p.in), 0);
+  InputWalk<T, kWide, Cell> ahead(p.in, tables, column), here(p.in, tables, column);
   Walk row = walk(tables, column, s.B * s.O, s.O);
-  const Constants<T, kWide> constant(p.in, column);
+  const Constants<T, kWide, Cell> constant(p.in, column);
   A c[kWide];
   load_wide<T, kWide>(static_cast<const T*>(p.in.c0) + column.b * s.O + column.o, c);
 
@@ -52,13 +52,14 @@ __global__ void __launch_bounds__(kScanBlock<T>, 1)
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) {
       if (first + i >= column.steps) break;
-      A u[3][kWide], x[kWide], w[2][kWide], h[kWide];
+      A u[Cell::kInputs][kWide], x[kWide], w[Cell::kGates][kWide], h[kWide];
       const uint8_t flags = here.read(ring, stage * kChunk + i, constant.w, u, x, w);
       const bool pad = flags & StepFlags::kPad, begins = flags & StepFlags::kBegins;
 #pragma unroll
       for (int j = 0; j < kWide; ++j) {
-        const A input[3] = {u[0][j], u[1][j], u[2][j]}, weight[2] = {w[0][j], w[1][j]};
-        const A bias[2] = {constant.b[0][j], constant.b[1][j]};
+        A input[Cell::kInputs], weight[Cell::kGates], bias[Cell::kGates];
+        pick_value<Cell::kInputs>(input, u, j);
+        pick_value<Cell::kGates>(weight, w, j), pick_value<Cell::kGates>(bias, constant.b, j);
         A next;
         c[j] = begins ? A(0) : c[j];
         Cell::forward(input, weight, bias, x[j], constant.m[j], c[j], next, h[j]);
@@ -88,17 +89,17 @@ __global__ void __launch_bounds__(kScanBlock<T>, 1)
   const ScanShape& s = p.in.shape;
   Column column;
   if (!find_column<kWide>(s, tables, true, column)) return;
-  const int inputs = input_streams(p.in), streams = inputs + (p.grad_h.data != nullptr);
+  const int inputs = input_streams<Cell>(p.in), streams = inputs + (p.grad_h.data != nullptr);
   Ring<T, kWide> ring(memory, streams, cell_streams(p));
-  InputWalk<T, kWide> ahead(p.in, tables, column), here(p.in, tables, column);
+  InputWalk<T, kWide, Cell> ahead(p.in, tables, column), here(p.in, tables, column);
   Walk row_ahead = walk(tables, column, s.B * s.O, s.O), row = row_ahead;
   Walk dh_ahead = walk(tables, column, p.grad_h.step_stride, p.grad_h.row_stride), dh_here = dh_ahead;
   const T* grad_h = static_cast<const T*>(p.grad_h.data) + column.o;
   const A* cells = static_cast<const A*>(p.cells) + column.o;
   const A* grad_cells = static_cast<const A*>(p.grad_cells) + column.o;  // read where they are given
-  const Constants<T, kWide> constant(p.in, column);
+  const Constants<T, kWide, Cell> constant(p.in, column);
   const int64_t state = column.b * s.O + column.o;
-  A c0[kWide], dc[kWide] = {}, sums[4][kWide] = {};
+  A c0[kWide], dc[kWide] = {}, sums[2 * Cell::kGates][kWide] = {};
   load_wide<T, kWide>(static_cast<const T*>(p.in.c0) + state, c0);
   if (p.grad_c) load_wide<T, kWide>(static_cast<const T*>(p.grad_c) + state, dc);
 
@@ -136,7 +137,8 @@ __global__ void __launch_bounds__(kScanBlock<T>, 1)
       if (first + i >= column.steps) break;
       const int slot = stage * kChunk + i;
       const bool last = first + i + 1 == column.steps;
-      A u[3][kWide], x[kWide], w[2][kWide], dh[kWide] = {}, c_prev[kWide], du[3][kWide], dx[kWide], dv[2][kWide];
+      A u[Cell::kInputs][kWide], x[kWide], w[Cell::kGates][kWide], dh[kWide] = {}, c_prev[kWide], dx[kWide];
+      A du[Cell::kInputs][kWide], dv[Cell::kGates][kWide];
       const uint8_t flags = here.read(ring, slot, constant.w, u, x, w);
       const bool pad = flags & StepFlags::kPad, begins = flags & StepFlags::kBegins;
       if (p.grad_h.data) ring.read(slot, inputs, reinterpret_cast<uintptr_t>(grad_h + dh_here.at), dh);
@@ -150,26 +152,28 @@ __global__ void __launch_bounds__(kScanBlock<T>, 1)
 #pragma unroll
       for (int j = 0; j < kWide; ++j) {
         const A before = begins ? A(0) : last ? c0[j] : c_prev[j];
-        const A input[3] = {u[0][j], u[1][j], u[2][j]}, weight[2] = {w[0][j], w[1][j]};
-        const A bias[2] = {constant.b[0][j], constant.b[1][j]};
-        A grad[3], next;
+        A input[Cell::kInputs], weight[Cell::kGates], bias[Cell::kGates];
+        pick_value<Cell::kInputs>(input, u, j);
+        pick_value<Cell::kGates>(weight, w, j), pick_value<Cell::kGates>(bias, constant.b, j);
+        A grad[Cell::kInputs], next;
         Cell::backward(input, weight, bias, x[j], constant.m[j], before, dh[j], dc[j], grad, dx[j], next);
         dc[j] = begins ? A(0) : pad ? dc[j] : next;
         dx[j] = pad ? A(0) : dx[j];
 #pragma unroll
-        for (int k = 0; k < 3; ++k) du[k][j] = pad ? A(0) : grad[k];
+        for (int k = 0; k < Cell::kInputs; ++k) du[k][j] = pad ? A(0) : grad[k];
 #pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          dv[k][j] = pad ? A(0) : grad[1 + k] * before;
+        for (int k = 0; k < Cell::kGates; ++k) {  // whose inputs are the last ones
+          constexpr int first = Cell::kInputs - Cell::kGates;
+          dv[k][j] = pad ? A(0) : grad[first + k] * before;
           sums[k][j] += dv[k][j];
-          sums[2 + k][j] += du[1 + k][j];
+          sums[Cell::kGates + k][j] += du[first + k][j];
         }
       }
       if (p.grad_u) {
         T* to = static_cast<T*>(p.grad_u) + row.at * s.K + column.o;
 #pragma unroll
-        for (int k = 0; k < 3; ++k) store_wide<T, kWide>(to + k * s.O, du[k]);
-        if (s.K == 4) store_wide<T, kWide>(to + 3 * s.O, dx);
+        for (int k = 0; k < Cell::kInputs; ++k) store_wide<T, kWide>(to + k * s.O, du[k]);
+        if (s.K == Cell::kInputs + 1) store_wide<T, kWide>(to + Cell::kInputs * s.O, dx);
       }
       if (p.grad_x) {
 #pragma unroll
@@ -177,9 +181,9 @@ __global__ void __launch_bounds__(kScanBlock<T>, 1)
         store_wide<T, kWide>(static_cast<T*>(p.grad_x) + row.at + column.o, dx);
       }
       if (p.grad_v) {
-        T* to = static_cast<T*>(p.grad_v) + row.at * 2 + column.o;
+        T* to = static_cast<T*>(p.grad_v) + row.at * Cell::kGates + column.o;
 #pragma unroll
-        for (int k = 0; k < 2; ++k) store_wide<T, kWide>(to + k * s.O, dv[k]);
+        for (int k = 0; k < Cell::kGates; ++k) store_wide<T, kWide>(to + k * s.O, dv[k]);
       }
       here.next();
       t += column.towards;
@@ -195,7 +199,8 @@ __global__ void __launch_bounds__(kScanBlock<T>, 1)
   if (p.grad_c0) store_wide<T, kWide>(static_cast<T*>(p.grad_c0) + state, dc);
   if (partials) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) store_wide<A, kWide>(partials + (column.b * 4 + k) * s.O + column.o, sums[k]);
+    for (int k = 0; k < 2 * Cell::kGates; ++k)
+      store_wide<A, kWide>(partials + (column.b * 2 * Cell::kGates + k) * s.O + column.o, sums[k]);
   }
 }
 
@@ -210,15 +215,15 @@ __global__ void scan_flags_kernel(const uint8_t* pads, const uint8_t* resets, in
   }
 }
 
-// A block adds up 32 columns of (B,4*O): each of its warps every eighth row, then one warp the eight sums.
+// A block adds up 32 columns of (B,2*gates*O): each of its warps every eighth row, then one warp the eight sums.
 constexpr int kSumColumns = 32, kSumRows = 8;
 
 template <class T>
 __global__ void __launch_bounds__(kSumColumns* kSumRows)
-    scan_sums_kernel(int64_t B, int64_t O, const Compute<T>* partials, T* grad_weight_c, T* grad_bias) {
+    scan_sums_kernel(int64_t B, int64_t O, int gates, const Compute<T>* partials, T* grad_weight_c, T* grad_bias) {
   FASTRNN_SHARED(double, part, [kSumRows][kSumColumns]);
   const int lane = static_cast<int>(threadIdx.x) % kSumColumns, first = static_cast<int>(threadIdx.x) / kSumColumns;
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kSumColumns + lane, columns = 4 * O;
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kSumColumns + lane, columns = 2 * gates * O;
   double sum = 0;
   if (column < columns) {
     for (int64_t b = first; b < B; b += kSumRows) sum += static_cast<double>(partials[b * columns + column]);
@@ -227,7 +232,7 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
   __syncthreads();  // every row's sum is there
   if (first != 0 || column >= columns) return;
   for (int i = 1; i < kSumRows; ++i) sum += part[i][lane];
-  T* to = column < 2 * O ? grad_weight_c + column : grad_bias + (column - 2 * O);
+  T* to = column < gates * O ? grad_weight_c + column : grad_bias + (column - gates * O);
   store(to, static_cast<Compute<T>>(sum));
 }
 

@@ -162,18 +162,32 @@ class Ring {
 };
 
 // How many streams a pass copies: u and what is added to it.
-FASTRNN_HD bool has_highway(const ScanInputs& in) { return in.shape.K == 4 || in.x.data; }
-FASTRNN_HD int input_streams(const ScanInputs& in) { return 3 + has_highway(in) + (in.v.data ? 2 : 0); }
+template <class Cell>
+FASTRNN_HD bool has_highway(const ScanInputs& in) {
+  return in.shape.K == Cell::kInputs + 1 || in.x.data;
+}
+template <class Cell>
+FASTRNN_HD int input_streams(const ScanInputs& in) {
+  return Cell::kInputs + has_highway<Cell>(in) + (in.v.data ? Cell::kGates : 0);
+}
+
+// to[k] = from[k][j], so many.
+template <int kCount, class A, int kWide>
+__device__ __forceinline__ void pick_value(A* to, const A (*from)[kWide], int j) {
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) to[k] = from[k][j];
+}
 
 // Of the state: c before each step, and where it is given the gradient of every step's c.
 FASTRNN_HD int cell_streams(const ScanBackwardParams& p) { return 1 + (p.grad_cells != nullptr); }
 
 // The streams that forward and backward both read: u, the highway's input, v, the steps' flags. Two of them walk the
 // same rows, one ahead of the other: the first starts copies, the second takes what has come.
-template <class T, int kWide>
+template <class T, int kWide, class Cell>
 class InputWalk {
  public:
   using A = Compute<T>;
+  static constexpr int kInputs = Cell::kInputs, kGates = Cell::kGates;
   __device__ InputWalk(const ScanInputs& in, const ScanTables& tables, const Column& column)
       : in_(in),
         tables_(tables),
@@ -186,31 +200,31 @@ class InputWalk {
 
   __device__ __forceinline__ void fetch(Ring<T, kWide>& ring, int slot) const {
 #pragma unroll
-    for (int k = 0; k < 3; ++k) ring.fetch(slot, k, u(k));
-    if (has_highway(in_)) ring.fetch(slot, 3, highway());
+    for (int k = 0; k < kInputs; ++k) ring.fetch(slot, k, u(k));
+    if (has_highway<Cell>(in_)) ring.fetch(slot, kInputs, highway());
     if (in_.v.data) {
-      ring.fetch(slot, v_stream(), v(0));
-      ring.fetch(slot, v_stream() + 1, v(1));
+#pragma unroll
+      for (int k = 0; k < kGates; ++k) ring.fetch(slot, v_stream() + k, v(k));
     }
     if (flags_) ring.fetch_flags(slot, flags());
   }
 
-  // weights: w_f, w_r of the column, to which v is added. Returns the step's flags.
+  // weights: the gates' of the column, to which v is added. Returns the step's flags.
   __device__ __forceinline__ uint8_t read(const Ring<T, kWide>& ring, int slot, const A (*weights)[kWide],
                                           A (*values)[kWide], A* x, A (*w)[kWide]) const {
 #pragma unroll
-    for (int k = 0; k < 3; ++k) ring.read(slot, k, address(u(k)), values[k]);
+    for (int k = 0; k < kInputs; ++k) ring.read(slot, k, address(u(k)), values[k]);
 #pragma unroll
     for (int i = 0; i < kWide; ++i) x[i] = 0;
-    if (has_highway(in_)) {
-      ring.read(slot, 3, address(highway()), x);
-      if (in_.shape.K == 3) {
+    if (has_highway<Cell>(in_)) {
+      ring.read(slot, kInputs, address(highway()), x);
+      if (in_.shape.K == kInputs) {
 #pragma unroll
         for (int i = 0; i < kWide; ++i) x[i] *= static_cast<A>(in_.scale);
       }
     }
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
+    for (int k = 0; k < kGates; ++k) {
       A more[kWide] = {};
       if (in_.v.data) ring.read(slot, v_stream() + k, address(v(k)), more);
 #pragma unroll
@@ -230,12 +244,12 @@ class InputWalk {
 
  private:
   static __device__ __forceinline__ uintptr_t address(const T* p) { return reinterpret_cast<uintptr_t>(p); }
-  __device__ __forceinline__ int v_stream() const { return 3 + has_highway(in_); }
+  __device__ __forceinline__ int v_stream() const { return kInputs + has_highway<Cell>(in_); }
   __device__ __forceinline__ const T* u(int k) const {
     return static_cast<const T*>(in_.u.data) + u_.at + k * in_.u.gate_stride + column_.o;
   }
   __device__ __forceinline__ const T* highway() const {
-    return in_.shape.K == 4 ? u(3) : static_cast<const T*>(in_.x.data) + x_.at + column_.o;
+    return in_.shape.K == kInputs + 1 ? u(kInputs) : static_cast<const T*>(in_.x.data) + x_.at + column_.o;
   }
   __device__ __forceinline__ const T* v(int k) const {
     return static_cast<const T*>(in_.v.data) + v_.at + k * in_.v.gate_stride + column_.o;
@@ -251,13 +265,14 @@ class InputWalk {
 };
 
 // What does not change over time: the rows of weight_c and bias, the dropout mask.
-template <class T, int kWide>
+template <class T, int kWide, class Cell>
 struct Constants {
-  Compute<T> w[2][kWide], b[2][kWide], m[kWide];
+  static constexpr int kGates = Cell::kGates;
+  Compute<T> w[kGates][kWide], b[kGates][kWide], m[kWide];
 
   __device__ Constants(const ScanInputs& in, const Column& column) {
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
+    for (int k = 0; k < kGates; ++k) {
       load_wide<T, kWide>(static_cast<const T*>(in.weight_c) + k * in.shape.O + column.o, w[k]);
       load_wide<T, kWide>(static_cast<const T*>(in.bias) + k * in.shape.O + column.o, b[k]);
     }

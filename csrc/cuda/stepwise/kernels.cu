@@ -2,34 +2,9 @@
 #include "cuda/stepwise/kernels.cuh"
 
 #include <algorithm>
-#include <limits>
-
-#include "cuda/device/launch.cuh"
 
 namespace fastrnn::cuda {
 namespace {
-
-// False where the grid would have more blocks than an int counts: no GPU's memory holds such a step.
-bool tile(int64_t rows, int64_t units, int directions, Tiling& tiling) {
-  tiling.units = units;
-  tiling.chunks = static_cast<int>((units + kBlock - 1) / kBlock);
-  // Whole warps where a row is cut into pieces, so that no piece begins inside a cache line.
-  const int64_t even = (units + tiling.chunks - 1) / tiling.chunks;
-  tiling.width = static_cast<int>(tiling.chunks > 1 ? (even + 31) / 32 * 32 : even);
-  tiling.rows_per_block = kBlock / tiling.width;
-  const int64_t blocks = (rows + tiling.rows_per_block - 1) / tiling.rows_per_block * tiling.chunks;
-  tiling.blocks_per_direction = static_cast<int>(blocks);
-  return blocks * directions <= std::numeric_limits<int>::max();
-}
-
-template <class... Params, class... Args>
-int launch_rows(void (*kernel)(Params...), int64_t rows, int64_t units, int directions, void* stream, Args... args) {
-  if (rows == 0 || units == 0) return cudaSuccess;
-  Tiling tiling;
-  if (!tile(rows, units, directions, tiling)) return cudaErrorInvalidValue;
-  return launch(kernel, static_cast<int64_t>(directions) * tiling.blocks_per_direction,
-                tiling.width * tiling.rows_per_block, stream, args..., tiling);
-}
 
 int64_t longest(const StepRows& rows, int directions) {
   return directions == 1 ? rows.count[0] : std::max(rows.count[0], rows.count[1]);
@@ -85,15 +60,6 @@ int activate_gates(const StepShape& shape, void* pre, const void* bias, void* st
   });
 }
 
-int combine_bias(const StepShape& shape, const void* b_ih, const void* b_hh, void* out, void* stream) {
-  return with_type(shape.dtype, [&]<class T>(TypeTag<T>) {
-    const int G = gates_of(shape.cell);
-    return launch(combine_bias_kernel<T>, (G * shape.H + kBlock - 1) / kBlock, kBlock, stream, shape.H, G,
-                  shape.cell == CellKind::kGru, static_cast<const T*>(b_ih), static_cast<const T*>(b_hh),
-                  static_cast<Compute<T>*>(out));
-  });
-}
-
 int store_output(const StepShape& shape, const StepRows& rows, const RowTable& table, int64_t P, const void* h,
                  void* h_state, void* y, void* hn, void* stream) {
   return with_type(shape.dtype, [&]<class T>(TypeTag<T>) {
@@ -120,15 +86,6 @@ int previous_outputs(const StepShape& shape, const RowTable& table, int64_t widt
     return launch_rows(previous_outputs_kernel<T>, rows, width, shape.D, stream, shape, table,
                        static_cast<const T*>(y), static_cast<const T*>(h0), static_cast<T*>(out));
   });
-}
-
-int clear_padding(const RowTable& table, int64_t T, int D, int64_t width, size_t element, void* data, void* stream) {
-  const auto clear = [&]<class Bits>(Bits* bits) {
-    return launch_rows(clear_padding_kernel<Bits>, T * table.B, width, D, stream, table, T * table.B, bits);
-  };
-  return element == 2   ? clear(static_cast<uint16_t*>(data))
-         : element == 4 ? clear(static_cast<uint32_t*>(data))
-                        : clear(static_cast<uint64_t*>(data));
 }
 
 int initial_gradient(const StepShape& shape, const RowTable& table, int64_t width, const void* a, const void* b,

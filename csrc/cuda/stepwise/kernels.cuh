@@ -9,41 +9,11 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
+#include "cuda/device/tiling.cuh"
 #include "cuda/device/types.cuh"
 #include "cuda/stepwise/kernels.h"
 
 namespace fastrnn::cuda {
-
-constexpr int kBlock = 128;  // small: a step has few rows, and more blocks reach more SMs
-
-// How the units of rows are laid over a one-dimensional grid: a block takes rows_per_block whole rows
-// where they are short, or one of `chunks` pieces of a row where they are long. Directions follow each other.
-struct Tiling {
-  int64_t units;
-  int blocks_per_direction;
-  int width;  // threads a row
-  int chunks;
-  int rows_per_block;
-};
-
-struct Place {
-  int64_t row, unit;
-  int direction;
-};
-
-__device__ __forceinline__ Place locate(const Tiling& tiling) {
-  const int block = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
-  const int direction = block >= tiling.blocks_per_direction;
-  const int in_direction = block - direction * tiling.blocks_per_direction;
-  const int piece = in_direction / tiling.chunks, chunk = in_direction - piece * tiling.chunks;
-  const int row_in_block = thread / tiling.width, column = thread - row_in_block * tiling.width;
-  return {static_cast<int64_t>(piece) * tiling.rows_per_block + row_in_block,
-          static_cast<int64_t>(chunk) * tiling.width + column, direction};
-}
-
-__device__ __forceinline__ int64_t pick(const int64_t (&of_direction)[2], int direction) {
-  return direction ? of_direction[1] : of_direction[0];
-}
 
 // Where gate g of a cell lies in a row of dgates, see BackwardStep.
 template <class Cell>
@@ -220,19 +190,6 @@ __global__ void __launch_bounds__(kBlock)
   for (int g = 0; g < Gr; ++g) store(gates + g * shape.H, saved[g]);
 }
 
-template <class T>
-__global__ void __launch_bounds__(kBlock)
-    combine_bias_kernel(int64_t H, int G, bool split, const T* b_ih, const T* b_hh, Compute<T>* out) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x;
-  if (i >= G * H) return;
-  if (split && i >= (G - 1) * H) {
-    out[i] = load(b_ih + i);
-    out[i + H] = load(b_hh + i);
-  } else {
-    out[i] = load(b_ih + i) + load(b_hh + i);
-  }
-}
-
 // The state stage behind a projection: the output's half, where h is whole.
 template <template <class> class CellOf, class T>
 __global__ void __launch_bounds__(kBlock)
@@ -298,16 +255,6 @@ __global__ void __launch_bounds__(kBlock)
                                   : h0[(d * shape.B + b) * width + at.unit];
   }
   out[(d * shape.N + table.row(t, b)) * width + at.unit] = value;
-}
-
-template <class Bits>
-__global__ void __launch_bounds__(kBlock)
-    clear_padding_kernel(const RowTable table, int64_t rows, Bits* data, const Tiling tiling) {
-  const Place at = locate(tiling);
-  if (at.unit >= tiling.units || at.row >= rows) return;
-  const int64_t t = at.row / table.B;
-  if (table.runs(t, at.row - t * table.B)) return;
-  data[(at.direction * rows + at.row) * tiling.units + at.unit] = 0;
 }
 
 template <class T>

@@ -28,7 +28,7 @@ struct ForwardStep {
   const void* gx = nullptr;  // (D,N,G*H) T, rows gx_stride elements apart: x W_ih^T, no bias
   int64_t gx_stride = 0;
   const void* rec = nullptr;   // (D,B,G*H) A: h_prev W_hh^T, no bias
-  const void* bias = nullptr;  // (D,Gr*H) A as made by combine_bias, or null
+  const void* bias = nullptr;  // (D,Gr*H) A as made by combine_bias (device/prepare.h), or null
   void* h_state = nullptr;     // a cell that reads h_prev: (D,B,H) A, h_prev in, h out; may be h where T is A
   void* c = nullptr;           // LSTM: (D,B,H) A, c_prev in, c out
   void* h = nullptr;           // (D,B,H) T out: the next product's operand (before the projection if any)
@@ -78,10 +78,6 @@ int backward_step(const StepShape& shape, const BackwardStep& step, void* stream
 // bias as in ForwardStep. LSTM and GRU. Cost: one launch, 4 values read and written for each unit and row.
 int activate_gates(const StepShape& shape, void* pre, const void* bias, void* stream);
 
-// out (Gr*H) A: b_ih + b_hh (each (G*H) T), except that a GRU keeps the two biases of n apart: b_in in
-// place n, b_hn behind.
-int combine_bias(const StepShape& shape, const void* b_ih, const void* b_hh, void* out, void* stream);
-
 // Around the projection of an LSTM (P units a row), the output's half of the state stage:
 // y (N,D*P) T, the step's rows, and hn (D,B,P) T = h (D,B,P) T. Rows that do not run are left alone. h_state (D,B,P)
 // A as in ForwardStep, where the stage keeps a part of h_prev, else null.
@@ -97,10 +93,6 @@ int sum_output_gradient(const StepShape& shape, const StepRows& rows, const RowT
 // own time, h0 (D,B,width) T where the row starts, zero where a new sequence begins and beyond a row's length.
 int previous_outputs(const StepShape& shape, const RowTable& table, int64_t width, const void* y, const void* h0,
                      void* out, void* stream);
-
-// Zeroes the rows of a padded (D,T*B,width) tensor, elements of `element` bytes, beyond their length. T: the
-// tensor's, which may be more than the table's.
-int clear_padding(const RowTable& table, int64_t T, int D, int64_t width, size_t element, void* data, void* stream);
 
 // The gradient of the states before the first step: out (D,B,width) T = a A + b A (null: zero), and zero where the
 // first step begins a new sequence.

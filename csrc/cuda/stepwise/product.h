@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 
+#include "cuda/stepwise/kernels.h"
 #include "cuda/torch/layer.h"
 
 namespace fastrnn::cuda {

@@ -3,8 +3,8 @@
 #include <optional>
 #include <vector>
 
+#include "cuda/device/prepare.h"
 #include "cuda/device/upload.h"
-#include "cuda/stepwise/kernels.h"
 #include "cuda/torch/device_properties.h"
 #include "cuda/torch/tensors.h"
 #include "ops/rnn_args.h"
@@ -17,6 +17,8 @@ class Layer {
   Layer(const RnnArguments& in, const CheckedLayer& checked, bool tf32_allowed)
       : checked_(checked), weights_(in.weights) {
     const Tensor& x = in.x;
+    check(!shape().variant.any(), "cell: expected a name alone on a GPU, whose kernels have no variants, got '",
+          in.cell, "'");
     type = x.scalar_type();
     tf32 = tf32_allowed && type == ScalarType::Float;
     compute = compute_type(shape().dtype);

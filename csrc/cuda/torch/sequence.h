@@ -5,18 +5,29 @@
 #include <vector>
 
 #include "cuda/torch/layer.h"
+#include "cuda/torch/trust.h"
 #include "ops/rnn_call.h"
-#include "plan/cuda.h"
+#include "plan/trust.h"
 
 namespace fastrnn::cuda {
 
 inline void* data(const std::optional<Tensor>& tensor) { return tensor ? tensor->data_ptr() : nullptr; }
 
-// The tier for a pass of a layer on its device. An error where one was asked for that cannot take it.
-inline CudaPlan plan_pass(const Layer& layer, Pass pass, Tier wanted) {
-  const CudaPlan plan = plan_cuda(layer.shape(), layer.tf32, pass, device_properties(layer.device), wanted);
-  check(plan.possible, "tier '", tier_name(wanted), "' cannot run this layer's ",
-        pass == Pass::kForward ? "forward" : "backward", " pass: ", plan.reason);
+// The tier for a pass of a layer on its device: the one place where that is decided, whoever calls. Unasked only what
+// the device has proven (plan/trust.h); an error where a tier was asked for that cannot take the layer, and where
+// the last kernels have left word that they gave up.
+inline CudaPlan plan_pass(const Layer& layer, Pass pass, Tier wanted, bool training) {
+  const std::string status = taken_status(layer.device);
+  check(status.empty(), status, kAfterStatus);
+  const CudaDevice& device = device_properties(layer.device);
+  if (wanted == Tier::kAuto) {
+    DeviceTrust& here = trust_of(layer.device);
+    const std::lock_guard lock(here.mutex);
+    return plan_trusted(layer.shape(), layer.tf32, pass, device, training, here.trust);
+  }
+  const CudaPlan plan = plan_cuda(layer.shape(), layer.tf32, pass, device, wanted);
+  check(plan.possible, "tier '", tier_name(wanted), "' cannot run this layer's ", pass_name(pass),
+        " pass: ", plan.reason);
   return plan;
 }
 
@@ -30,7 +41,7 @@ struct ForwardSequence {
   Tensor gates, cells;  // (0,) where not saved; gates may be gx
 };
 // Fills the results.
-void forward(const Layer& layer, const RnnArguments& in, const RnnResults& results, Tier tier);
+void forward(const Layer& layer, const RnnArguments& in, const RnnResults& results, Tier tier, bool training);
 
 // What the time loop of backward reads and fills, whatever the tier. Contiguous, but for grad_hn and grad_cn.
 struct BackwardSequence {

@@ -1,0 +1,106 @@
+"""Kinds of layers: those that share an outcome of tuning, and the candidates that could run them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..._ops import library
+from .. import gpus
+
+PASSES = ("forward", "backward")
+ROWS = ("full", "packed", "masked")
+#: Tiers that have to be proven, clusters a size each. What is left, stepwise, is what every layer can.
+TIERS = ("one_cta", "cluster_4", "cluster_8", "cluster_16", "grid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A layer to tune, which stands for all with its key.
+
+    T, B, I, H, directions: of one layer; dtype without its "torch."; tf32: whether float32 products may
+    round;
+    rows: "full", "packed" or "masked", which stands for lengths and resets.
+    """
+
+    cell: str
+    T: int
+    B: int
+    I: int  # noqa: E741
+    H: int
+    directions: int = 1
+    dtype: str = "float32"
+    tf32: bool = False
+    training: bool = False
+    rows: str = "full"
+
+    @functools.cached_property
+    def key(self) -> str:
+        """C++'s name of the kind (csrc/plan/trust.h): what its planner looks for."""
+        return library.trust_key(**dataclasses.asdict(self))
+
+    @property
+    def precision(self) -> str:
+        return "tf32" if self.tf32 and self.dtype == "float32" else self.dtype
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        return PASSES if self.training else PASSES[:1]
+
+
+class Candidate(NamedTuple):
+    """A tier for one pass of a kind."""
+
+    tier: str
+    which: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.tier} {self.which}"
+
+
+def candidates(kind: Kind, gpu: gpus.Gpu) -> Iterator[Candidate]:
+    """The tiers that could take each pass of a kind on a GPU: the plan's word, which is arithmetic."""
+    for tier in TIERS:
+        plan = library.plan(
+            device="cuda",
+            cell=kind.cell,
+            **{"T": kind.T, "B": kind.B, "I": kind.I, "H": kind.H, "directions": kind.directions},
+            dtype=kind.dtype,
+            training=True,
+            gpu=gpu.properties(),
+            tf32=kind.tf32,
+            tier=tier,
+        )
+        for which, one in zip(PASSES, (plan, plan["backward"]), strict=True):
+            if which in kind.passes and one["possible"]:
+                yield Candidate(tier, which)
+
+
+#: What the persistent kernels compute in.
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def of_stack(
+    cell: str,
+    T: int,
+    B: int,
+    inputs: int,
+    hidden: int,
+    proj: int,
+    directions: int,
+    num_layers: int,
+    dtype: str,
+    tf32: bool,
+    training: bool,
+    packed: bool,
+) -> list[Kind]:
+    """The kinds of a stack's layers, each once; none where no persistent kernel computes any."""
+    if proj or dtype not in DTYPES:
+        return []
+    features = {inputs} | ({directions * hidden} if num_layers > 1 else set())
+    rows = "packed" if packed else "full"
+    tf32 = tf32 and dtype == "float32"
+    return [Kind(cell, T, B, n, hidden, directions, dtype, tf32, training, rows) for n in sorted(features)]

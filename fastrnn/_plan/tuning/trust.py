@@ -1,0 +1,265 @@
+"""What this process knows of each of its GPUs: for the Python in front of a call, and for C++'s planner.
+
+A device is looked up once, when a layer is first called on it: the user's cache first, then the tables that
+ship with the package. C++ is handed the same lines that are asked here, so that both say the same; and what
+C++ puts in quarantine while a program runs finds its way back to the cache.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import warnings
+
+import torch
+
+from ..._ops import cuda, torch_state
+from . import cache, decide, identity
+from .kinds import Kind, of_stack
+
+UNVERIFIED = "not verified on this device: run `fastrnn tune`"
+MODES = ("off", "verified", "on")
+
+#: Says when anything was learnt. A string, on which compiled graphs put a guard: they are made anew then.
+generation = "0"
+
+
+def mode() -> str:
+    """FASTRNN_TUNE: "off", nothing is known; "verified", what the cache and the shipped tables say; "on",
+    kinds of layers that are new are tuned at their first call."""
+    asked = os.environ.get("FASTRNN_TUNE") or "verified"
+    if asked not in MODES:
+        _warn_of_mode(asked)
+        return "verified"
+    return asked
+
+
+_warned: set[str] = set()
+
+
+def _warn_of_mode(asked: str) -> None:
+    if asked not in _warned:
+        _warned.add(asked)
+        warnings.warn(
+            f"FASTRNN_TUNE: expected one of {', '.join(MODES)}, got {asked!r}; taken for 'verified'",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+class Device:
+    """A GPU's outcomes: for each key the tiers of forward and backward, "torch" for torch's own layer."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.entries: dict[str, tuple[str, str]] = {}
+        self.quarantined: dict[str, str] = {}
+        self.known: dict = {}  # kinds of the calls that were made, for who asks again and again
+        self.saved: set[str] = set()  # of the quarantined, those that the cache has
+
+    def read(self) -> None:
+        if mode() == "off":
+            return
+        try:
+            device = identity.of(self.index)
+        except (RuntimeError, AssertionError):  # a device on paper
+            return
+        name = identity.text(device)
+        for document in cache.shipped():
+            for table in document["devices"].values():
+                if identity.covers(table.get("device", {}), device):
+                    self._take(table)
+        self._take(store().read()["devices"].get(name, {}))
+        self.saved = set(self.quarantined)
+        self._take({"kinds": _adopted.get(self.index, {})})
+
+    def _take(self, table: dict) -> None:
+        for key, kind in table.get("kinds", {}).items():
+            if "forward" not in kind:  # verified, never timed
+                continue
+            tiers = kind["forward"], kind.get("backward", "stepwise")
+            passes = ("forward", "backward") if " training" in key else ("forward",)
+            if all(_proven(kind, tier, which) for tier, which in zip(tiers, passes, strict=False)):
+                self.entries[key] = tiers
+            else:
+                self.entries.pop(key, None)  # the user's cache has the last word
+        self.quarantined |= table.get("quarantined", {})
+
+    def lines(self) -> str:
+        """As csrc/plan/trust.h reads them."""
+        tiers = {"torch": "auto"}
+        return "".join(
+            f"{key}\t{tiers.get(forward, forward)}\t{tiers.get(backward, backward)}\n"
+            for key, (forward, backward) in self.entries.items()
+        )
+
+    def hand_over(self) -> None:
+        cuda.trust(self.index, self.lines())
+        for tier, why in self.quarantined.items():
+            cuda.quarantine(self.index, tier, why)
+
+
+def _proven(kind: dict, tier: str, which: str) -> bool:
+    if tier in (decide.STEPWISE, decide.TORCH):
+        return True
+    record = kind.get("candidates", {}).get(f"{tier} {which}", {})
+    return cache.candidate_state(record)[0] == cache.VERIFIED
+
+
+_devices: dict[int, Device] = {}
+_adopted: dict[int, dict] = {}  # records of kinds that another rank has found
+_store: cache.Cache | None = None
+
+
+def store() -> cache.Cache:
+    """The user's cache."""
+    global _store
+    if _store is None or (_store.path != cache.place()):
+        _store = cache.Cache()
+    return _store
+
+
+def device(index: int) -> Device:
+    found = _devices.get(index)
+    if found is None:
+        found = _devices[index] = Device(index)
+        found.read()
+        found.hand_over()
+        if len(_devices) == 1:
+            atexit.register(save_quarantine)
+    return found
+
+
+def adopt(index: int, records: dict[str, dict]) -> None:
+    """Take over what another process has found on a device like this one, for as long as this process
+    lives."""
+    _adopted.setdefault(index, {}).update(records)
+
+
+def on_paper(asked: torch.device, here: bool) -> Device:
+    """``device`` for who asks about a GPU that need not be here: nothing is known of one that is not."""
+    if not here:
+        return Device(0)
+    return device(torch.cuda.current_device() if asked.index is None else asked.index)
+
+
+def learnt(index: int | None = None) -> None:
+    """Look everything up again: the cache has changed."""
+    global generation
+    for number in list(_devices) if index is None else [index]:
+        _devices.pop(number, None)
+        device(number)
+    generation = str(int(generation) + 1)
+
+
+def entry(index: int, kind: Kind) -> tuple[str, str] | None:
+    """The tiers of a kind's passes, None where nothing is known."""
+    return device(index).entries.get(kind.key)
+
+
+NEVER = "no persistent kernel computes such a layer"
+
+
+def doubt(here: Device, kinds: list[Kind]) -> str | None:
+    """Why torch's own layer is to compute a stack of layers of these kinds in place of the kernels; None
+    where each of them has been proven to be faster."""
+    if not kinds:
+        return NEVER
+    if not here.entries:
+        return UNVERIFIED
+    for kind in kinds:
+        tiers = here.entries.get(kind.key)
+        if tiers is None:
+            return UNVERIFIED
+        if decide.TORCH in tiers:
+            return "measured on this device: torch's own layer is as fast"
+        for tier in tiers[: len(kind.passes)]:
+            if family(tier) in quarantined(here):
+                return f"tier {tier!r} is in quarantine: see fastrnn.cuda_status()"
+    return None
+
+
+def quarantined(here: Device) -> dict[str, str]:
+    """The tiers that run by name alone, and why."""
+    return here.quarantined | cuda.quarantined(here.index)
+
+
+def family(tier: str) -> str:
+    """A tier's name without the size of its clusters."""
+    return tier.partition("_")[0] if tier.startswith("cluster_") else tier
+
+
+def doubt_recorded(
+    index: int,
+    cell: str,
+    dtype: torch.dtype,
+    tf32: bool,
+    hidden: int,
+    proj: int,
+    directions: int,
+    training: bool,
+    at: str,
+) -> str | None:
+    """``doubt`` for a compiled graph, which serves other batches and lengths than those it is made with:
+    whether any layer with these units is known to be faster. The planner decides when the graph runs. at:
+    generation, by which the graph is made anew where something was learnt."""
+    name = str(dtype).removeprefix("torch.")
+    some = of_stack(cell, 4, 1, 1, hidden, proj, directions, 1, name, tf32, training, False)
+    if not some:
+        return NEVER
+    head, work = some[0].key.partition(" B<=")[0], " training " if training else " inference "
+    for key, tiers in device(index).entries.items():
+        if key.startswith(f"{head} B<=") and work in key and decide.TORCH not in tiers:
+            return None
+    return UNVERIFIED
+
+
+# What torch.compiler.assume_constant_result sets, without importing the compiler.
+doubt_recorded._dynamo_marked_constant = True
+
+
+def save_quarantine() -> None:
+    """What C++ has put in quarantine goes to the cache, for the next processes."""
+    for index, here in list(_devices.items()):
+        found = {t: why for t, why in cuda.quarantined(index).items() if t not in here.saved}
+        if not found or mode() == "off":
+            continue
+        here.quarantined |= found
+        here.saved |= set(found)
+        known = identity.of(index)
+        store().update(
+            lambda document, found=found, known=known: cache.device_of(document, identity.text(known), known)[
+                "quarantined"
+            ].update(found)
+        )
+
+
+def status(index: int) -> str:
+    """What a kernel has left word of, "" where none has; the cache knows of it then."""
+    text = cuda.status(index)
+    save_quarantine()
+    return text
+
+
+def forget() -> None:
+    """For tests: as in a new process."""
+    global _store
+    for index in list(_devices):
+        cuda.trust(index, "")
+        cuda.quarantine(index, "", "")
+    _devices.clear()
+    _adopted.clear()
+    _store = None
+
+
+def eligible(x: torch.Tensor) -> bool:
+    """Whether a kind that is new may be tuned now: in an ordinary call, whose surroundings may wait."""
+    return (
+        mode() == "on"
+        and type(x) is torch.Tensor
+        and not torch_state.compiling()
+        and not torch.are_deterministic_algorithms_enabled()
+        and torch_state.dispatch_modes() == 0
+        and not torch_state.tracing()
+        and not torch.cuda.is_current_stream_capturing()
+    )
