@@ -16,7 +16,7 @@
 # A GPU shows as a device file (the second is WSL's) or by its driver's command, the wish to compile for one as nvcc.
 CUDA_FILES := /dev/nvidiactl /dev/dxg /usr/local/cuda/bin/nvcc
 ifeq ($(origin CPU),undefined)
-ifneq ($(filter test-all gpu-check wheel%,$(MAKECMDGOALS)),)
+ifneq ($(filter test-all gpu-check wheel% release,$(MAKECMDGOALS)),)
 CPU := 0
 else ifeq ($(if $(filter undefined,$(origin VENV)),.venv,$(strip $(VENV))),)
 CPU := 0
@@ -52,6 +52,7 @@ ENV_TEST := $(VENV)/.stamp-test
 ENV_BENCH := $(VENV)/.stamp-bench
 ENV_DEV := $(VENV)/.stamp-dev
 ENV_DOCS := $(VENV)/.stamp-docs
+ENV_RELEASE := $(VENV)/.stamp-release
 
 # A stamp for each set of packages, so that the tests do not wait for the benchmark's peers.
 $(VENV)/bin/python:
@@ -116,7 +117,7 @@ $(PREPARED)
 endef
 $(foreach goal,$(filter test bench,$(MAKECMDGOALS)),$(info $(ABOUT_$(goal)))$(if $(GATE),$(info $(GATE))))
 
-.PHONY: help build test test-all test-machines test-clients models bench docs readme-figures lint format wheel asan tsan gpu-check clean distclean
+.PHONY: help build test test-all test-machines test-clients models bench docs readme-figures lint format wheel wheels test-wheels release asan tsan gpu-check clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -192,6 +193,18 @@ format: $(ENV_DEV)  ## rewrite the sources in the project's style
 wheel: $(ENV_TEST)  ## dist/fastrnn-*.whl
 	rm -rf build/lib*  # setuptools would pack what an earlier commit had
 	$(PY) -m build --wheel --no-isolation
+
+wheels: $(ENV_RELEASE)  ## dist/*/fastrnn-*.whl for others' machines, judged by auditwheel; ARGS="cpu" for some of them
+	$(PY) tools/wheels.py $(ARGS)
+
+test-wheels: $(ENV_RELEASE)  ## install and use them in fresh environments, with the oldest and the newest torch
+	TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) $(PY) tools/test_wheels.py $(ARGS)
+
+release: $(ENV_RELEASE)  ## everything that a release takes, but for handing it out: docs/releasing.md
+	$(PY) tools/release.py check
+	$(PY) tools/release.py sdist
+	$(PY) tools/wheels.py
+	TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) $(PY) tools/test_wheels.py --save
 
 # CPython does not free everything at exit, hence no leak check. libstdc++ comes early so that the
 # sanitizer finds the real __cxa_throw.
