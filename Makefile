@@ -117,10 +117,10 @@ $(PREPARED)
 endef
 $(foreach goal,$(filter test bench,$(MAKECMDGOALS)),$(info $(ABOUT_$(goal)))$(if $(GATE),$(info $(GATE))))
 
-.PHONY: help build test test-all test-machines test-clients models bench docs readme-figures lint format wheel wheels test-wheels release asan tsan gpu-check clean distclean
+.PHONY: help build test test-all test-aarch64 test-machines test-clients models models-check bench docs readme-figures lint format wheel wheels test-wheels release asan tsan gpu-check clean distclean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */\1\t/' | expand -t 16
 
 # Always asked, never long: ninja compiles what changed, headers included.
 build: $(ENV_TEST)  ## compile the three binaries into fastrnn/
@@ -141,7 +141,7 @@ endif
 
 # What is handed out or tested in full has every architecture, unless FASTRNN_CUDA_ARCHS says which.
 test-all wheel: export FASTRNN_CUDA_ARCHS ?= all
-test-all: $(ENV_DOCS) build  ## the same with every case (tsan among them), on a build with every CUDA architecture
+test-all: $(ENV_DOCS) build  ## the same with every case (tsan and test-aarch64 among them), on a build with every CUDA architecture
 	$(PY) -m ruff check .
 	$(PYTEST) -rs --all $(ARGS)
 
@@ -165,6 +165,9 @@ $(CLIENTS)/.stamp: requirements/clients.txt
 test-clients: $(CLIENTS)/.stamp  ## real programs (RL, forecasting, speech, graphs ...) with torch.nn and with fastrnn
 	FASTRNN_CUDA=0 $(CLIENTS)/bin/python setup.py -q build --build-base build/clients --build-lib build/clients/lib
 	$(CLIENTS)/bin/pytest -o pythonpath=build/clients/lib tests/clients -q $(ARGS)
+
+models-check:  ## the exchanges between CTAs as models, by spin (Debian's package): minutes
+	$(PYTHON) tests/protocols/check.py $(ARGS)
 
 models: build  ## train every architecture of fastrnn.models to its full target
 	$(PY) -m pytest tests/models -q --full $(ARGS)
@@ -216,6 +219,9 @@ asan: $(ENV_TEST)  ## the CPU kernels under AddressSanitizer and UBSan
 
 tsan: build  ## the CPU kernels' threads under ThreadSanitizer, in a program without torch (part of test-all)
 	$(PY) -m pytest tests/cpu/test_races.py -q -rs --all $(ARGS)
+
+test-aarch64: build  ## the CPU kernels for Arm by a cross compiler and qemu, from Debian's packages (part of test-all)
+	$(PY) -m pytest tests/cpu/test_aarch64.py -q -rs --all $(ARGS)
 
 gpu-check: $(ENV_TEST)  ## everything that needs a GPU; ARGS="check", "measure", "sweep" for a part; "peers": others
 	$(PY) tests/gpu/check.py $(ARGS)

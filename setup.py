@@ -168,6 +168,14 @@ def sources(*patterns):
     return sorted(path for pattern in patterns for path in glob(pattern, recursive=True))
 
 
+def instruction_sets():
+    """Those whose kernels are compiled: what the target's processors have, whichever this one is."""
+    target = os.environ.get("_PYTHON_HOST_PLATFORM") or sysconfig.get_platform()
+    if target.endswith(("aarch64", "arm64")):
+        return ["baseline", "neon"]
+    return ["baseline", "avx2", "avx512"] if target.endswith(("x86_64", "amd64")) else ["baseline"]
+
+
 def python_module():
     facts = {
         "FASTRNN_VERSION": VERSION,
@@ -189,7 +197,10 @@ def python_module():
 def cpu_library():
     return Extension(
         "fastrnn.libfastrnn_cpu",
-        sources("csrc/ops/*.cpp", "csrc/plan/cpu.cpp", "csrc/plan/scan.cpp", "csrc/cpu/**/*.cpp"),
+        sources(
+            *("csrc/ops/*.cpp", "csrc/plan/cpu.cpp", "csrc/plan/scan.cpp", "csrc/cpu/ops/*.cpp"),
+            *("csrc/cpu/isa/choose.cpp", *(f"csrc/cpu/isa/{name}*.cpp" for name in instruction_sets())),
+        ),
         include_dirs=[CSRC, *include_paths()],
         library_dirs=[TORCH_LIB] if TORCH_LIB else library_paths(),
         libraries=["torch_cpu"],

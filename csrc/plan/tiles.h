@@ -81,10 +81,13 @@ constexpr int words_of(Precision precision) {
   return precision == Precision::kBFloat16 || precision == Precision::kHalf ? 2 : 4;
 }
 
-// A CTA's dynamic shared memory: 16 bytes for the failure word, forward's biases [Gr][units of the CTA], then one
-// CTA: the two buffers of the operand; grid: the parts of the sums; cluster, whose two barriers are the first 16
-// bytes: both, backward the two buffers of the parts first, and then the weights that have no registers.
-FASTRNN_HD constexpr int front_words(int bias_gates, int units_per_cta) { return 4 + bias_gates * units_per_cta; }
+// A CTA's dynamic shared memory: 16 bytes for a cluster's two barriers, 16 for the failure word, forward's biases
+// [Gr][units of the CTA], then one CTA: the two buffers of the operand; grid: the parts of the sums; cluster: both,
+// backward the two buffers of the parts first, and then the weights that have no registers.
+constexpr int kFailureWord = 4, kBiasWord = 8;
+FASTRNN_HD constexpr int front_words(int bias_gates, int units_per_cta) {
+  return kBiasWord + bias_gates * units_per_cta;
+}
 
 constexpr int kLineBytes = 128;  // a flag has a line of the L2 cache to itself
 

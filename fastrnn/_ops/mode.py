@@ -25,4 +25,4 @@ NAMED_TIERS = ("one_cta", "cluster", "grid", "stepwise")
 SAVE = tuple(name for name in SAVE_MODES if name)
 BACKENDS = ("auto", "fused", *NAMED_TIERS, "cudnn", "reference")
 #: The instruction sets of the CPU kernels, best first; C++'s list is csrc/cpu/isa/list.h.
-CPU_ISAS = ("avx512_bf16", "avx512", "avx2", "baseline")
+CPU_ISAS = ("avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "baseline")

@@ -63,17 +63,25 @@ def runner(way: Route) -> Callable:
 
 
 def _way(
-    stack: Stack, x: Tensor, weights, rows: Rows | None, batch: int, batch_sizes: Tensor | None
+    stack: Stack,
+    x: Tensor,
+    weights,
+    rows: Rows | None,
+    batch: int,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor | None] = (),
 ) -> Route:
     """Who computes the layers. On a GPU that hangs on what is known of it and of layers like these."""
-    if not x.is_cuda or stack.backend != "auto" or not library.cuda_loaded:
+    if not x.is_cuda or stack.backend not in ("auto", "fused") or not library.cuda_loaded:
         return route.of(x, stack.backend, masked=rows is not None)
-    if rows is not None:
+    if rows is not None or stack.backend == "fused":
         tuning.ready(x)
-        return route.of(x, stack.backend, masked=True)
+        return route.of(x, stack.backend, masked=rows is not None)
     if wavefront.asked():  # by the caller, and it is made of our kernels
         return route.of(x, stack.backend, doubt=None)
-    training = torch_state.gradients() and (x.requires_grad or any(w.requires_grad for w in weights))
+    training = torch_state.gradients() and any(
+        t is not None and t.requires_grad for t in (x, *states, *weights)
+    )
     return route.of(x, stack.backend, doubt=tuning.doubt(stack, x, batch, batch_sizes, training))
 
 
@@ -147,7 +155,7 @@ def run(
             _checks.same_kind(x, [("parameter", w)])
 
     try:
-        way = _way(stack, x, weights, rows, batch, batch_sizes)
+        way = _way(stack, x, weights, rows, batch, batch_sizes, (h, c))
         if way.asked:  # autocast included
             found = native.layers(stack, x, h, c, weights, batch, batch_sizes)
         elif autocast:
@@ -156,6 +164,8 @@ def run(
             found = _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows)
     except RuntimeError:
         # Asked here, where no other call has to wait for the answer.
+        if x.is_cuda:
+            tuning.after_an_error()
         if rows is not None or not native.per_sample(weights):
             raise
         with native.taken_apart():

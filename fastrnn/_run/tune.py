@@ -146,6 +146,8 @@ def run(
     shared = shared and distributed()
     rank = torch.distributed.get_rank() if shared else 0
     if rank == 0:
+        if again:
+            trust.release(index)
         timed = not verify_only and not torch.are_deterministic_algorithms_enabled()
         with runner_for(index, limit_s) as runner:
             gpu, options = gpus.find(device=f"cuda:{index}"), {"timed": timed, "again": again}

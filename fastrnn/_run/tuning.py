@@ -16,8 +16,16 @@ from . import tune
 
 def ready(x: Tensor) -> None:
     """Before a call whose passes the planner alone decides: it knows what is known of the device."""
-    if not torch_state.compiling():
+    if torch_state.compiling():
+        trust.present(x.device.index or 0, trust.generation)
+    else:
         trust.device(x.device.index or 0)
+
+
+def after_an_error() -> None:
+    """A kernel may have given up: what is in quarantine since then is kept, for the next processes too."""
+    if not torch_state.compiling() and trust.save_quarantine():
+        trust.learnt()
 
 
 def doubt(stack, x: Tensor, rows: int, batch_sizes: Tensor | None, training: bool) -> str | None:

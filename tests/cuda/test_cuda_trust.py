@@ -13,6 +13,7 @@ from layer_cases import Case, backward, expected, forward, fused, problem, worst
 from fastrnn import _C
 from fastrnn._ops import cuda
 from fastrnn._ops.library import CLUSTERS, TIERS
+from fastrnn._plan.tuning import cache, identity, trust
 
 H100, SHARED = (90, 132), 227 << 10
 #: What every test here is about unless it says otherwise: the estimates would give it to one CTA.
@@ -239,3 +240,42 @@ def test_whether_there_is_code_for_a_device(ops):
     assert cuda.has_image(0) is True
     ops.fail(0, 0, True)
     assert cuda.has_image(0) is False
+
+
+def test_from_the_cache_to_the_kernel_and_back(ops, tmp_path, monkeypatch):
+    """What tuning has kept runs in the next process, where C++ plans a pass; what fails there is kept too."""
+    gpu = {"gpu": "emulated"}
+    monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path))
+    monkeypatch.delenv("FASTRNN_TUNE", raising=False)
+    monkeypatch.setattr(identity, "of", lambda _: gpu)
+    trust.forget()
+    candidates = {f"grid {which}": {"state": "verified"} for which in ("forward", "backward")}
+    record = {"forward": "grid", "backward": "grid", "candidates": candidates}
+
+    def tuned(document):
+        cache.device_of(document, identity.text(gpu), gpu)["kinds"][key(PLAIN, True)] = record
+
+    trust.store().update(tuned)
+    right(ops, PLAIN)
+    assert ran() == {"stepwise": (1, 1)}
+    try:
+        trust.device(0)  # as the first call of a layer does
+        right(ops, PLAIN)
+        assert ran() == {"grid": (1, 1)}
+        ops.fail(1)
+        right(ops, PLAIN)
+        assert ran() == {"stepwise": (1, 1)}
+        assert trust.save_quarantine()
+        assert not trust.save_quarantine()
+        kept = trust.store().read()["devices"][identity.text(gpu)]["quarantined"]
+        assert kept == {"grid": "a planted failure"}
+        trust.forget()  # the next process
+        trust.device(0)
+        right(ops, PLAIN)
+        assert ran() == {"stepwise": (1, 1)}
+        monkeypatch.setenv("FASTRNN_TUNE", "off")
+        trust.forget()
+        assert trust.device(0).lines() == ""
+        assert cuda.quarantined(0) == {}
+    finally:
+        trust.forget()

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdarg>
 #include <cstdio>
@@ -17,6 +18,7 @@
 #include <source_location>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 #include <vector>
 #if !defined(__x86_64__) || defined(EMU_UCONTEXT)
 #define EMU_UC
@@ -43,11 +45,13 @@ struct Error : std::runtime_error {
 };
 
 // ---------------------------------------------------------------- state
+constexpr size_t LINE = 128;  // of a cache
 struct Block;
 struct Warp;
-enum State { RUN, WARP, BLOCK, CLUSTER, GRID, MBAR, POLL, DONE };
-inline const char* state_name[] = {"runnable",  "warp collective", "__syncthreads",   "cluster barrier",
-                                   "grid sync", "mbarrier",        "polling a value", "done"};
+enum State { RUN, WARP, BLOCK, CLUSTER, GRID, MBAR, POLL, NAP, DONE };
+inline const char* state_name[] = {"runnable",        "warp collective", "__syncthreads",
+                                   "cluster barrier", "grid sync",       "mbarrier",
+                                   "polling a value", "napping",         "done"};
 
 struct Thread {
   void* sp = nullptr;
@@ -61,10 +65,10 @@ struct Thread {
   char note[48] = "";       // what it waits for
   bool cl_arrived = false;  // has arrived at the cluster barrier and not waited yet
   uint64_t cl_phase = 0;
-  const volatile uint32_t* poll_p = nullptr;
-  uint32_t poll_v = 0;
-  bool bounded = false;  // its polls are counted: it gives up rather than hang
-  bool gave_up = false;
+  const volatile void* poll_p = nullptr;
+  uint64_t poll_v = 0;
+  uint64_t (*poll_at)(const volatile void*) = nullptr;
+  bool timed = false;  // it goes by the clock: a tick wakes it
   struct Copy {
     void* d;
     const void* s;
@@ -110,15 +114,19 @@ struct Block {
   std::vector<Thread> th;
   std::vector<Warp> w;
   std::map<uint32_t, MBar> mb;  // by shared offset
+  // What its loads of other blocks' writes have seen since the last acquire: emu_sync.h's weak_load.
+  std::unordered_map<uintptr_t, std::array<uint8_t, LINE>> seen;
+  bool acquired = false;
 };
 struct Async {
-  Block* dst;
+  Block *src, *dst;
   uint32_t off, val[4];
   int n;  // bytes
   uint32_t bar;
   Loc loc;
   Snap from;
   int warp;
+  bool written = false;  // the data is there, their bytes are not counted yet
 };
 
 struct Config {
@@ -139,6 +147,11 @@ struct Options {  // set before a launch
   bool no_image = false;    // kernels were compiled for other devices
   int fault = 0;            // number of the planted fault that is switched on, see build.py
   bool strict_mbar = true;  // a wait must see exactly the next phase; no tx or half-arrived phase may be left at exit
+  int side = 1;             // to which approximate functions err: 1 too large, -1 too small
+  long lose = -1;           // the number in a launch of the signal that gets lost: an st.async or a release
+  bool stale = true;        // loads of other blocks' writes may be old until an acquire
+  bool apart = true;        // every pair of blocks has its own delay of asynchronous stores
+  bool race = true;         // with EMU_RACE: whether unordered accesses are errors
 };
 inline Options opt;
 
@@ -151,7 +164,11 @@ struct Sim {
   Clock hb_grid, hb_grid_done;
   std::priority_queue<std::pair<double, int>> ready;
   std::vector<Async> flight;
-  std::vector<Thread*> polls, grid_wait;
+  std::map<std::pair<const Block*, const Block*>, double> speed;  // at which one's stores land in the other
+  std::vector<Thread*> polls, naps, grid_wait;
+  uint64_t clock = 0;   // ns; it goes on when nothing else can
+  bool broken = false;  // a wait has given up: phases and bytes no longer need to match
+  long signals = 0;
   std::map<std::string, uint32_t> statics;
   uint32_t static_used = 0;
   long live = 0, switches = 0, asyncs = 0;
@@ -171,6 +188,7 @@ struct Sim {
   bool chance(double p) { return p >= 1 || (p > 0 && uni() < p); }
 };
 inline Sim S;
+constexpr uint64_t TICK = 500'000'000, TOO_LATE = 100 * 1'000'000'000ull;  // ns
 constexpr size_t STACK = 64 << 10, PAGE = 4096, STATIC_MAX = 64 << 10, GUARD = 1 << 20;
 // Shared "addresses": static at [4096, 4096+64K), dynamic from 1<<20; bits 24 and up: rank + 1.
 constexpr uint32_t DYN_OFF = 1 << 20;

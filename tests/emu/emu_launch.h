@@ -12,6 +12,7 @@ inline std::string stuck() {
         n[fmt("block %3u rank %2d: ", b->idx.x, b->rank) + state_name[t.st] + " at " + where(t.loc) +
           (t.note[0] ? std::string(" [") + t.note + "]" : "")]++;
   std::string s = "deadlock: no fiber can run, nothing is in flight\n";
+  if (S.clock) s = fmt("deadlock: nothing came of waiting for %.1f s\n", S.clock * 1e-9);
   int k = 0;
   for (auto& [w, c] : n)
     if (k++ < 12) s += fmt("    %4d threads of ", c) + w + "\n";
@@ -32,7 +33,7 @@ inline void finish(Thread* t) {
   b->live--;
   S.live--;
   cluster_leave(b->cl);
-  if (b->live == 0 && opt.strict_mbar)
+  if (b->live == 0 && opt.strict_mbar && !S.broken)
     for (auto& [off, m] : b->mb)
       if (m.tx || m.pending != m.count)
         throw Error(
@@ -49,12 +50,12 @@ inline void run_thread(Thread* t) {
 }
 inline void run_wave() {
   while (S.live) {
-    while (!S.flight.empty() && S.chance(S.p_land)) land_one();
+    while (!S.flight.empty() && S.chance(S.p_land)) land_one(false);
     if (!S.polls.empty() && S.chance(0.02)) wake_polls();
     if (S.ready.empty()) {
       if (!S.flight.empty())
-        land_one();
-      else if (!wake_polls() && !give_up_one())
+        land_one(true);
+      else if (!wake_polls() && !tick())
         throw Error(stuck());
       continue;
     }
@@ -142,6 +143,7 @@ inline void launch(const Config& c, std::function<void()> body) {
     S.clusters.clear();
     S.warps.clear();
     S.polls.clear();
+    S.speed.clear();
     S.ready = {};
     if (nstacks < n * T) {
       if (stacks) munmap(stacks, nstacks * STACK);

@@ -35,6 +35,35 @@ void device(int64_t capability, int64_t sms, int64_t shared_bytes) {
 // The largest cluster that there is room for on it, whatever the plan thought.
 void room_for_clusters(int64_t blocks) { emu::opt.max_cluster = static_cast<int>(blocks); }
 
+// The signal of a launch that gets lost (-1: none), whether loads may be old until an acquire, whether every pair of
+// blocks has its own delay, whether races are errors.
+void trouble(int64_t lose, bool stale, bool apart, bool race) {
+  emu::opt.lose = lose;
+  emu::opt.stale = stale;
+  emu::opt.apart = apart;
+  emu::opt.race = race;
+}
+void approximate(int64_t side) { emu::opt.side = static_cast<int>(side); }
+// Seconds that passed in the last launch while nothing could run, and the signals that were sent in it.
+std::tuple<double, int64_t> past() { return {emu::S.clock * 1e-9, emu::S.signals}; }
+
+// The device's status: code, tier, cell, T, B, H, step, pass, precision, D, CTAs a replica. Then it is cleared.
+std::vector<int64_t> take_status() {
+  const fastrnn::cuda::Status s = fastrnn::cuda::read_status(0);
+  fastrnn::cuda::clear_status(0);
+  return {s.code,
+          static_cast<int64_t>(s.tier),
+          static_cast<int64_t>(s.cell),
+          s.T,
+          s.B,
+          s.H,
+          s.step,
+          static_cast<int64_t>(s.pass),
+          static_cast<int64_t>(s.precision),
+          s.D,
+          s.ctas_per_replica};
+}
+
 // So many launches and queries of clusters' room to come fail; whether there is code for the device.
 void fail(int64_t launches, int64_t queries, bool no_image) {
   emu::opt.fail_launches = static_cast<int>(launches);
@@ -100,6 +129,10 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   m.def("configure(int seed, int resident=0, int fault=0) -> ()");
   m.def("device(int capability, int sms, int shared_bytes) -> ()");
   m.def("room_for_clusters(int blocks) -> ()");
+  m.def("trouble(int lose=-1, bool stale=True, bool apart=True, bool race=True) -> ()");
+  m.def("approximate(int side) -> ()");
+  m.def("past() -> (float seconds, int signals)");
+  m.def("take_status() -> int[]");
   m.def("fail(int launches, int queries=0, bool no_image=False) -> ()");
   m.def("plant_status(int code, int tier, int T, int B, int H, int step) -> ()");
   m.def("cuda_trust(int device, str lines) -> ()");
@@ -116,6 +149,10 @@ STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&configure));
   m.impl("device", TORCH_BOX(&device));
   m.impl("room_for_clusters", TORCH_BOX(&room_for_clusters));
+  m.impl("trouble", TORCH_BOX(&trouble));
+  m.impl("approximate", TORCH_BOX(&approximate));
+  m.impl("past", TORCH_BOX(&past));
+  m.impl("take_status", TORCH_BOX(&take_status));
   m.impl("fail", TORCH_BOX(&fail));
   m.impl("plant_status", TORCH_BOX(&plant_status));
 }

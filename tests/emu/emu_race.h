@@ -57,7 +57,7 @@ inline uint8_t* race_begin(size_t nwarps) {
   r.more.resize(1);
   r.addr.clear();
   madvise(r.cell, (r.top - r.arena) / 2 * sizeof(Cell), MADV_DONTNEED);
-  race_on = true;
+  race_on = opt.race;
   return r.top;
 }
 inline void race_end(uint8_t* mark) {

@@ -42,6 +42,8 @@ inline void syncthreads(Loc loc) {
   hb_release(b->hb);
   if (++b->arrived == b->live) {
     b->hb_done = b->hb;
+    if (b->acquired) b->seen.clear();  // what one thread has acquired the barrier passes on
+    b->acquired = false;
     for (auto& t : b->th)
       if (t.st == BLOCK) {
         if (t.loc.line() != loc.line())
@@ -95,43 +97,78 @@ inline void grid_sync(Loc loc) {
   hb_acquire(S.hb_grid_done);
 }
 // A polling load: the same thread reading the same value twice in a row at one address sleeps until the value
-// changes. A bounded one also wakes, with gave_up set, when nothing else in the launch can run.
-EMU_NOSAN inline uint32_t poll(const volatile uint32_t* p, Loc loc, bool bounded = false) {
+// changes. A timed one also wakes at a tick of the clock. With `acquires` it is an acquire.
+template <class T>
+EMU_NOSAN T value_at(const volatile T* p) {
+  return *p;
+}
+template <class Int>
+EMU_NOSAN Int poll(const Int* p, Loc loc, bool timed = false, bool acquires = true) {
   Thread* t = S.cur;
-  uint32_t v = *p;
-  t->bounded = bounded;
-  t->gave_up = false;
+  Int v = value_at(p);
+  t->poll_at = [](const volatile void* p) -> uint64_t { return value_at((const volatile Int*)p); };
+  t->timed = timed;
   if (t->poll_p == p && t->poll_v == v) {
-    snprintf(t->note, sizeof t->note, "value at %p to leave %u", (const void*)p, v);
+    snprintf(t->note, sizeof t->note, "value at %p to leave %lu", (const void*)p, (unsigned long)v);
     S.polls.push_back(t);
     wait_as(POLL, loc);
-    v = *p;
+    v = value_at(p);
   } else
     maybe_yield();
   t->poll_p = p;
   t->poll_v = v;
+  if (acquires) {
+    t->blk->seen.clear();
+    t->blk->acquired = true;
 #ifdef EMU_RACE
-  hb_acquire(rc().addr[(const void*)p]);
+    hb_acquire(rc().addr[(const void*)p]);
 #endif
+  }
   return v;
 }
-inline bool give_up_one() {
-  for (size_t i = 0; i < S.polls.size(); i++) {
-    Thread* t = S.polls[i];
-    if (!t->bounded) continue;
-    t->gave_up = true;
-    wake(t);
-    S.polls[i] = S.polls.back();
-    S.polls.pop_back();
-    return true;
-  }
-  return false;
+// Nothing can run and nothing is in flight: time passes. Whoever goes by the clock looks at it, false where nobody
+// does.
+inline bool tick() {
+  bool any = false;
+  const auto wake_timed = [&](std::vector<Thread*>& waiting) {
+    const auto timed = std::stable_partition(waiting.begin(), waiting.end(), [](Thread* t) { return !t->timed; });
+    for (auto t = timed; t != waiting.end(); ++t) wake(*t), any = true;
+    waiting.erase(timed, waiting.end());
+  };
+  wake_timed(S.polls);
+  wake_timed(S.naps);
+  for (auto& b : S.blocks)
+    for (auto& [offset, m] : b->mb) wake_timed(m.wait);
+  if (any) S.clock += TICK;
+  return any && S.clock < TOO_LATE;
 }
+inline void nap(Loc loc) {
+  S.cur->timed = true;
+  S.naps.push_back(S.cur);
+  wait_as(NAP, loc);
+}
+// A load of what another block may have written, by words: it may be as old as the block's first look at that line
+// of memory since its last acquire. (A block's own writes to such memory it reads after an acquire.)
+template <class T>
+EMU_NOSAN T weak_load(const T* p) {
+  hb_touch(p, sizeof(T), false);
+  T v;
+  if (opt.stale) {
+    const uintptr_t a = (uintptr_t)p, line = a / LINE * LINE;
+    const auto [at, fresh] = S.cur->blk->seen.try_emplace(line);
+    if (fresh) memcpy(at->second.data(), (const void*)line, LINE);
+    memcpy(&v, at->second.data() + (a - line), sizeof(T));
+  } else
+    memcpy(&v, p, sizeof(T));
+  return v;
+}
+// Whether the next signal gets lost.
+inline bool lost() { return S.signals++ == opt.lose; }
 inline bool wake_polls() {
   bool any = false;
   for (size_t i = 0; i < S.polls.size();) {
     Thread* t = S.polls[i];
-    if (*t->poll_p != t->poll_v) {
+    if (t->poll_at(t->poll_p) != t->poll_v) {
       wake(t);
       S.polls[i] = S.polls.back();
       S.polls.pop_back();
@@ -215,24 +252,29 @@ inline void mbar_arrive(uint32_t a, uint32_t expect_tx, Loc loc) {
   mbar_check(m, loc);
   maybe_yield();
 }
-inline void mbar_wait(uint32_t a, uint32_t parity, Loc loc) {
+// Until the phase of this parity is over; a timed wait also ends, with false, at a tick of the clock.
+inline bool mbar_wait(uint32_t a, uint32_t parity, Loc loc, bool timed = false) {
   Thread* t = S.cur;
+  t->timed = timed;
   MBar& m = mbar(t->blk, a, loc);
   if (a >> 24) fail("mbarrier wait on another block's barrier", &loc);
   maybe_yield();
   while ((m.phase & 1) == (parity & 1)) {  // the phase of this parity is still the current one
     snprintf(t->note, sizeof t->note, "@%#x phase %lu pending %u tx %ld parity %u", a, (unsigned long)m.phase,
              m.pending, (long)m.tx, parity);
+    const uint64_t before = S.clock;
     m.wait.push_back(t);
     wait_as(MBAR, loc);
+    if (S.clock != before && (m.phase & 1) == (parity & 1)) return false;
   }
-  if (opt.strict_mbar && m.phase != m.seen[t->lin] + 1)
+  if (opt.strict_mbar && !S.broken && m.phase != m.seen[t->lin] + 1)
     fail(fmt("mbarrier wait (parity %u) met by phase count %lu, the last one this thread saw was %lu: %s", parity,
              (unsigned long)m.phase, (unsigned long)m.seen[t->lin],
              m.phase <= m.seen[t->lin] ? "it waited for nothing (wrong parity?)" : "it missed a phase"),
          &loc);
   m.seen[t->lin] = m.phase;
   hb_acquire(m.hb_done);
+  return true;
 }
 // The cluster's barrier, of which a thread that exits is no longer a part.
 inline void cluster_leave(Cluster* c) {
@@ -243,36 +285,61 @@ inline void cluster_leave(Cluster* c) {
     wake_all(c->wait);
   }
 }
-EMU_NOSAN inline void land(const Async& a) {  // one st.async arrives: data first, then complete_tx
+// An st.async arrives: its data,
+EMU_NOSAN inline void land_data(const Async& a) {
   if (a.dst->live == 0) fail("st.async lands in a block that has exited", &a.loc);
   void* p = at(a.dst, a.off, a.n, a.loc);
-  MBar& m = mbar(a.dst, a.bar, a.loc);
+  mbar(a.dst, a.bar, a.loc);
 #ifdef EMU_RACE
-  if (race_on) {
-    touch(p, a.n, true, a.warp, *a.from, 0);
-    join(m.hb.v, *a.from);
-  }
+  if (race_on) touch(p, a.n, true, a.warp, *a.from, 0);
 #endif
   memcpy(p, a.val, a.n);
+}
+// and then, at once or later, complete_tx.
+EMU_NOSAN inline void land(const Async& a) {
+  if (!a.written) land_data(a);
+  if (a.dst->live == 0) fail("st.async completes in a block that has exited", &a.loc);
+  MBar& m = mbar(a.dst, a.bar, a.loc);
+#ifdef EMU_RACE
+  if (race_on) join(m.hb.v, *a.from);
+#endif
   m.tx -= a.n;
   mbar_check(m, a.loc);
+}
+// How often a look at one of the stores from one block to another lets it land.
+inline double speed(const Async& a) {
+  static const double of_pair[] = {1, .5, .05, 0};
+  if (!opt.apart) return 1;
+  const auto [at, fresh] = S.speed.try_emplace({a.src, a.dst}, 0);
+  if (fresh) at->second = of_pair[S.below(4)];
+  return at->second;
 }
 // n: 4, 8 or 16 bytes, as one vector.
 inline void st_async(uint32_t a, const void* v, int n, uint32_t bar, Loc loc) {
   Block* d = target(a, loc);
   if (d != target(bar, loc)) fail("st.async: data and mbarrier are in different blocks", &loc);
   at(d, a & 0xffffff, n, loc);
-  Async x{d, a & 0xffffff, {}, n, bar & 0xffffff, loc, hb_snap(), S.cur->warp->id};
+  Async x{S.cur->blk, d, a & 0xffffff, {}, n, bar & 0xffffff, loc, hb_snap(), S.cur->warp->id};
   memcpy(x.val, v, n);
   S.asyncs++;
+  if (lost()) return;
   if (S.p_land >= 1)
     land(x);
-  else
+  else {
+    if (opt.apart && S.chance(.3)) land_data(x), x.written = true;
     S.flight.push_back(x);
+  }
   maybe_yield();
 }
-inline void land_one() {
+// One of the stores under way, in any order, lands, if the pair of its blocks lets it. `must`: one of the fastest
+// pair.
+inline void land_one(bool must) {
   size_t i = S.below((uint32_t)S.flight.size());
+  if (must) {
+    for (size_t n = 0, k = i; n < S.flight.size(); n++, k = k + 1 < S.flight.size() ? k + 1 : 0)
+      if (speed(S.flight[k]) > speed(S.flight[i])) i = k;
+  } else if (!S.chance(speed(S.flight[i])))
+    return;
   Async a = S.flight[i];
   S.flight[i] = S.flight.back();
   S.flight.pop_back();

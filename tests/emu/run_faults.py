@@ -2,7 +2,8 @@
 
     python -m emu.run_faults LIBRARY MODULE FAULT...        (in tests/; by numbers, 0 is the source as it is)
 
-MODULE has check_cases() and worst_of(ops, case): emu.layer_checks, emu.persistent_checks or emu.sru_checks.
+MODULE has check_cases() and worst_of(ops, case): emu.layer_checks, emu.persistent_checks or emu.sru_checks;
+or something in it has, as in emu.weather_checks:STALE.
 
 Each run is a process of its own and prints one JSON line: the worst error in units of its tolerance and what
 it was, or the exception that ended the run.
@@ -42,7 +43,9 @@ def run(library: str, fault: int, module) -> dict:
 
 def main() -> None:
     torch.set_num_threads(1)  # a fork takes no other thread along
-    library, module = sys.argv[1], import_module(sys.argv[2])
+    name, _, member = sys.argv[2].partition(":")
+    library, module = sys.argv[1], import_module(name)
+    module = getattr(module, member) if member else module
     for fault in map(int, sys.argv[3:]):
         reader, writer = os.pipe()
         if os.fork() == 0:

@@ -323,6 +323,9 @@ extern const KernelTable kBaselineKernels{.name = "baseline", .runs_here = alway
 extern const KernelTable kAvx2Kernels{.name = "avx2", .runs_here = never};
 extern const KernelTable kAvx512Kernels{.name = "avx512", .runs_here = never};
 extern const KernelTable kAvx512Bf16Kernels{.name = "avx512_bf16", .runs_here = never};
+#elif defined(__aarch64__)
+extern const KernelTable kNeonKernels{.name = "neon", .runs_here = never};
+extern const KernelTable kNeonBf16Kernels{.name = "neon_bf16", .runs_here = never};
 #endif
 }
 int main() {

@@ -1,4 +1,5 @@
-// What every processor of the target has: SSE2 on x86-64, NEON on aarch64; 4 floats a register.
+// What every processor of the target has, as a compiler makes it of the generic source: SSE2 on x86-64, NEON on
+// aarch64 (which has kernels of its own, neon.cpp); 4 floats a register.
 #include "cpu/isa/list.h"
 #include "cpu/isa/table.h"
 

@@ -12,6 +12,10 @@ std::vector<const KernelTable*> runnable_kernels() {  // best first
   for (const KernelTable* table : {&kAvx512Bf16Kernels, &kAvx512Kernels, &kAvx2Kernels}) {
     if (table->runs_here()) tables.push_back(table);
   }
+#elif defined(__aarch64__)
+  for (const KernelTable* table : {&kNeonBf16Kernels, &kNeonKernels}) {
+    if (table->runs_here()) tables.push_back(table);
+  }
 #endif
   tables.push_back(&kBaselineKernels);
   return tables;

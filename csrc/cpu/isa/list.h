@@ -4,8 +4,8 @@
 
 namespace fastrnn {
 
-enum class Isa : int { kAvx512Bf16 = 0, kAvx512 = 1, kAvx2 = 2, kBaseline = 3 };
-inline constexpr const char* kIsaNames[] = {"avx512_bf16", "avx512", "avx2", "baseline"};
+enum class Isa : int { kAvx512Bf16 = 0, kAvx512 = 1, kAvx2 = 2, kNeonBf16 = 3, kNeon = 4, kBaseline = 5 };
+inline constexpr const char* kIsaNames[] = {"avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "baseline"};
 constexpr const char* isa_name(Isa isa) { return kIsaNames[static_cast<int>(isa)]; }
 
 }  // namespace fastrnn

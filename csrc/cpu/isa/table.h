@@ -1,4 +1,4 @@
-// The kernels of one instruction set, as a table of function pointers. the files beside it compile the same
+// The kernels of one instruction set, as a table of function pointers. The files beside it compile the same
 // sources once each; choose.cpp picks one.
 #pragma once
 #include "cpu/scan/kernels.h"
@@ -38,6 +38,9 @@ extern const KernelTable kBaselineKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx512Bf16Kernels;
+#elif defined(__aarch64__)
+extern const KernelTable kNeonKernels;
+extern const KernelTable kNeonBf16Kernels;
 #endif
 
 // The table that calls use which start now (choose.cpp).

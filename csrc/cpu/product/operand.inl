@@ -144,3 +144,7 @@ struct Bf16Operand {
 
 }  // namespace
 }  // namespace fastrnn
+
+#ifdef FASTRNN_NEON
+#include "cpu/product/neon_dot.inl"
+#endif

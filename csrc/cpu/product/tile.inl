@@ -18,6 +18,9 @@
 // gradients.
 #pragma once
 #include "cpu/simd/math.h"
+#ifdef FASTRNN_NEON
+#include "cpu/product/neon.inl"
+#endif
 
 namespace fastrnn {
 namespace {
@@ -163,8 +166,13 @@ struct Kernels {
   template <int NV, int MR>
   constexpr void fill() {
     if constexpr (MR <= tile_rows(NV)) {
+#ifdef FASTRNN_NEON
+      product[NV - 1][MR - 1] = neon_product<T, MR, NV, chains_of(MR * NV, Simd<T>::W)>;
+      if constexpr (MR <= Simd<T>::W) transposed[NV - 1][MR - 1] = neon_transposed<T, MR, NV>;
+#else
       product[NV - 1][MR - 1] = product_kernel<T, MR, NV>;
       transposed[NV - 1][MR - 1] = transposed_kernel<T, MR, NV>;
+#endif
     }
     if constexpr (MR < kMaxRows) {
       fill<NV, MR + 1>();

@@ -21,6 +21,8 @@ extern const ScanKernels kBaselineScan;
 extern const ScanKernels kAvx2Scan;
 extern const ScanKernels kAvx512Scan;
 extern const ScanKernels kAvx512Bf16Scan;
+#elif defined(__aarch64__)
+extern const ScanKernels kNeonScan;
 #endif
 
 }  // namespace fastrnn

@@ -11,14 +11,24 @@ FASTRNN_INLINE void keep(Simd<float>::V& v) { asm volatile("" : "+m"(v)); }
 // Independent multiply-adds in registers.
 inline double fma_loop(int64_t iterations) {
   using S = Simd<float>;
+#ifdef FASTRNN_NEON
+  constexpr int kChains = 24;  // four pipes, whose results take four cycles
+#else
   constexpr int kChains = 12;
+#endif
   S::V acc[kChains];
-#pragma GCC unroll 12
+#pragma GCC unroll 24
   for (int i = 0; i < kChains; ++i) acc[i] = S::set(1e-3 * i);
   const S::V x = S::set(0.999), y = S::set(1e-3);
   for (int64_t n = 0; n < iterations; ++n) {
-#pragma GCC unroll 12
-    for (int i = 0; i < kChains; ++i) acc[i] = acc[i] * x + y;
+#pragma GCC unroll 24
+    for (int i = 0; i < kChains; ++i) {
+#ifdef FASTRNN_NEON  // which adds to a register, and would copy y to one first
+      asm("fmla %0.4s, %1.4s, %2.4s" : "+w"(acc[i]) : "w"(x), "w"(y));
+#else
+      acc[i] = acc[i] * x + y;
+#endif
+    }
   }
   S::V sum = acc[0];
   for (int i = 1; i < kChains; ++i) sum += acc[i];

@@ -12,6 +12,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(FASTRNN_NEON)
+#include <arm_neon.h>
 #endif
 
 #define FASTRNN_INLINE __attribute__((always_inline)) inline
@@ -165,6 +167,12 @@ FASTRNN_INLINE typename Simd<T>::V load_as(const void* row, int64_t index, int n
       if (dtype == Dtype::kHalf) return (typename S::V)_mm256_cvtph_ps(raw);
       return (typename S::V)_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16);
     }
+#elif defined(FASTRNN_NEON)
+    if (n >= 4) {
+      const uint16x4_t raw = vld1_u16(p);
+      if (dtype == Dtype::kHalf) return (typename S::V)vcvt_f32_f16(vreinterpret_f16_u16(raw));
+      return (typename S::V)vshlq_n_u32(vmovl_u16(raw), 16);
+    }
 #endif
     typename S::V v{};
     for (int j = 0; j < min_of(n, S::W); ++j) {
@@ -190,6 +198,14 @@ FASTRNN_INLINE __m256i half_bits(Simd<float>::V v, Dtype dtype) {
   return _mm512_cvtepi32_epi16(r);
 #endif
 }
+#elif defined(FASTRNN_NEON)
+FASTRNN_INLINE uint16x4_t half_bits(Simd<float>::V v, Dtype dtype) {
+  if (dtype == Dtype::kHalf) return vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v));
+  const uint32x4_t u = (uint32x4_t)v, odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
+  const uint16x4_t rounded = vshrn_n_u32(vaddq_u32(u, vaddq_u32(odd, vdupq_n_u32(0x7fff))), 16);
+  const uint16x4_t number = vmovn_u32(vceqq_f32((float32x4_t)v, (float32x4_t)v));
+  return vbsl_u16(number, rounded, vdup_n_u16(0x7fc0));
+}
 #endif
 
 template <class T>
@@ -211,6 +227,11 @@ FASTRNN_INLINE void store_as(void* row, int64_t index, typename Simd<T>::V v, in
     if (n >= 8 && dtype == Dtype::kHalf) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                        _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+      return;
+    }
+#elif defined(FASTRNN_NEON)
+    if (n >= 4) {
+      vst1_u16(p, half_bits(v, dtype));
       return;
     }
 #endif
@@ -310,7 +331,13 @@ FASTRNN_INLINE T sum_lanes(typename Simd<T>::V v) {
     return _mm512_reduce_add_pd((__m512d)v);
   }
 #else
-#ifdef FASTRNN_AVX2
+#if defined(FASTRNN_NEON)
+  if constexpr (sizeof(T) == 4) {
+    return vaddvq_f32((float32x4_t)v);
+  } else {
+    return vaddvq_f64((float64x2_t)v);
+  }
+#elif defined(FASTRNN_AVX2)
   if constexpr (sizeof(T) == 4) {
     const __m128 quarter = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
     const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));

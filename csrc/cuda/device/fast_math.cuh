@@ -11,7 +11,7 @@ FASTRNN_HD float fast_exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #else
-  return exp2f(x) * (1.0f + 0x1p-23f);
+  return exp2f(x) * (1.0f + 0x1p-22f);
 #endif
 }
 FASTRNN_HD float fast_reciprocal(float x) {

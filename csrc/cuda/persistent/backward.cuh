@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     if (begun) {
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        if (begun >> (r & 1) & 1) through[r] = 0;
+        if (begun >> (r & 1) & 1) through[r] = product.poison();
       }
     }
   };

@@ -12,6 +12,7 @@ namespace fastrnn::cuda {
 //     write(i,..)                 a finishing warp's tile of one gate's gradient, into publication i
 //     publish(i,..)               this CTA has written its tiles of publication i
 //     end()                       after the last take
+//     poison()                    0, or NaN once a take waited in vain
 // All warps of a CTA call them, but for write.
 template <class F, class Exchange, int kGates, int kTiles>
 struct GatheredProduct {
@@ -35,13 +36,14 @@ struct GatheredProduct {
   }
   __device__ __forceinline__ bool begin(int n) { return exchange.begin(n); }
   __device__ __forceinline__ void end() { exchange.end(); }
+  __device__ __forceinline__ float poison() const { return exchange.poison; }
 
   __device__ __forceinline__ void take(int i, const Position& at, float (&through)[4]) {
     const uint32_t* operand = exchange.wait(i);
     float sums[1][4];
-    products.sum(operand, exchange.parts(), at, cut, sums);
+    products.sum(operand, exchange.parts(), at, cut, exchange.poison, sums);
 #pragma unroll
-    for (int r = 0; r < 4; ++r) through[r] = exchange.failed ? __uint_as_float(0x7fffffffu) : sums[0][r];
+    for (int r = 0; r < 4; ++r) through[r] = sums[0][r];
   }
   __device__ __forceinline__ void write(int i, int gate, const Position& at, const Pair<T> (&rows)[2]) {
     exchange.template write<F>(i, P::offset(cut, at.row_tile, gate, at.unit_tile), at.lane, rows);

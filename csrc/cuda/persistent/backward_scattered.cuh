@@ -6,6 +6,8 @@
 // straight from the lane that has them to the lane that wants them, and are added up there in the order of the
 // senders: the same bits in every run. A CTA receives for 8 rows and a step 32*H bytes, whatever the cell and type:
 // half of what gathering an LSTM's gates in half types would take, in pushes that all warps share.
+//
+// tests/protocols/scattered.pml is this exchange as a model; what it does not cover: kernel.cuh.
 #pragma once
 #include "cuda/persistent/products.cuh"
 
@@ -51,10 +53,9 @@ struct ScatteredProduct {
   uint32_t* kept;  // this lane's words of the warp's groups beyond those
 
   __device__ __forceinline__ ScatteredProduct(const Cut& cut, uint32_t* shared, const Position& at)
-      : cut(cut), rest(shared + front_words(0, 0)) {
+      : cut(cut), rest(shared + front_words(0, 0)), barriers{cut, shared, 0} {
     rank = static_cast<int>(blockIdx.x) - at.replica * cut.ctas_per_replica;
     own_tiles = own_tiles_of(at, cut);
-    barriers.barriers = shared;
     barriers.bytes = static_cast<uint32_t>(cut.peers * own_tiles * cut.n_tiles) * kSlotBytes;
   }
 
@@ -163,6 +164,7 @@ struct ScatteredProduct {
     return own_tiles > 0;
   }
   __device__ __forceinline__ void end() { barriers.end(); }
+  __device__ __forceinline__ float poison() const { return barriers.poison; }
 
   __device__ __forceinline__ uint32_t* slots(int i) const { return rest + (i & 1) * cut.slot_words; }
   // Bytes from the slots' begin to a lane's.
@@ -181,7 +183,7 @@ struct ScatteredProduct {
     barriers.wait(i);
     const uint32_t* parts = slots(i) + slot(at.unit_tile - at.cta_tile, at.row_tile, 0, at.lane) / 4;
 #pragma unroll
-    for (int r = 0; r < 4; ++r) through[r] = 0;
+    for (int r = 0; r < 4; ++r) through[r] = barriers.poison;
 #pragma unroll 4
     for (int sender = 0; sender < cut.peers; ++sender) {
       const float4 part = *reinterpret_cast<const float4*>(parts + sender * (kSlotBytes / 4));
@@ -197,9 +199,11 @@ struct ScatteredProduct {
     F::write(operand(i) + tile, at.lane, rows);
   }
 
-  // The products of what was written, and their way to the peers.
+  // The products of what was written, and their way to the peers. Not from a CTA that gave up waiting, of which only
+  // the finishing warps know: the barrier tells the others, or they would push on without end.
   __device__ __forceinline__ void publish(int i, const Position& at) {
     __syncthreads();  // all of the CTA's tiles of i are there
+    const bool pushes = !flag_is_raised(barriers.failure());
     for (int row_tile = 0; row_tile < cut.n_tiles; ++row_tile) {
       const uint32_t* b = operand(i) + offset(row_tile, 0) + at.lane * F::kWords;
       const uint32_t here = shared_address(slots(i)) + slot(0, row_tile, rank, at.lane), bar = barriers.address(i);
@@ -208,7 +212,7 @@ struct ScatteredProduct {
       const auto next = [&] {
         b += kGates * kTileWords;
         if (++own_tile == own_tiles) {
-          push_outputs(here, bar, first, sums);
+          push_outputs(here, bar, first, pushes, sums);
           b -= own_tiles * kGates * kTileWords;
           own_tile = 0;
           first += kOutputs * warps();
@@ -247,11 +251,12 @@ struct ScatteredProduct {
 
   // Both outputs' sums to the CTAs that have their units; they begin again at zero. `here`: this lane's slot, as if
   // the outputs' tiles were all in one CTA.
-  __device__ __forceinline__ void push_outputs(uint32_t here, uint32_t bar, int first, Sums& sums) const {
+  __device__ __forceinline__ void push_outputs(uint32_t here, uint32_t bar, int first, bool pushes,
+                                               Sums& sums) const {
     const int tile_bytes = cut.n_tiles * cut.peers * kSlotBytes;
 #pragma unroll
     for (int o = 0; o < kOutputs; ++o) {
-      if (o == 0 || first + o < cut.unit_tiles) {
+      if (pushes && (o == 0 || first + o < cut.unit_tiles)) {
         const int tile = output_tile(first + o), owner = tile * cut.owner_factor >> 16;
         const uint32_t to = here + (tile - owner * cut.cta_tiles) * tile_bytes;
         const auto sum = [&](int r) { return __float_as_uint(sums[o][0][r] + sums[o][1][r]); };

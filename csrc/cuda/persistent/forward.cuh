@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   Products<F, Exchange, Pass::kForward, G, kTiles> products;
   products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at, cut, rest);
 
-  float* bias = reinterpret_cast<float*>(shared + 4);
+  float* bias = reinterpret_cast<float*>(shared + kBiasWord);
 #pragma unroll
   for (int n = 0; n < kBiases; ++n) {
     const int i = static_cast<int>(threadIdx.x + n * blockDim.x);
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 
     const uint32_t* operand = exchange.wait(s);
     float sums[G][4];
-    products.sum(operand, exchange.parts(), at, cut, sums);
+    products.sum(operand, exchange.parts(), at, cut, exchange.poison, sums);
 
     if (at.finishes) {
       if (begins) {
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
           if (begins >> (r & 1) & 1) {
             h[r & 1][r >> 1] = c[r & 1][r >> 1] = 0;
 #pragma unroll
-            for (int gate = 0; gate < G; ++gate) sums[gate][r] = 0;
+            for (int gate = 0; gate < G; ++gate) sums[gate][r] = exchange.poison;
           }
         }
       }
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
           float pre[G], rec = 0;
 #pragma unroll
           for (int gate = 0; gate < G; ++gate) {
-            const float sum = exchange.failed ? __uint_as_float(0x7fffffffu) : sums[gate][2 * u + j];
+            const float sum = sums[gate][2 * u + j];
             pre[gate] = gx[gate][j][u] + bias[gate * cta_units + u];
             if (Cell::kSplit && gate == G - 1) {
               rec = sum + bias[(Gr - 1) * cta_units + u];

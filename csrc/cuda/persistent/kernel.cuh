@@ -10,10 +10,18 @@
 //     end()        after the last wait
 // Publication i+1 overwrites i-1, so a warp may write it only when nobody reads i-1 any more. That holds if every
 // warp's part of i+1 comes after its products of i, which come after wait(i): each exchange says why.
+//
+// tests/protocols has the grid's and the cluster's exchanges as models, every interleaving of a few CTAs with the
+// mistakes that one could make (make models-check). They do not cover: more CTAs and steps, addresses, the compiler,
+// and that a push leaves after the loads that its value depends on, for which PTX has no word.
+//
+// A wait that takes too long gives up, see params.h: `poison`, 0 until then, is NaN from there on, and every sum
+// begins with it.
 #pragma once
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
+#include "cuda/device/status.cuh"
 #include "cuda/persistent/fragments.cuh"
 #include "cuda/persistent/memory.cuh"
 #include "cuda/persistent/params.h"
@@ -35,10 +43,12 @@ struct Cut {
   int weights_at_once;             // elements of w_hh that a load takes: 4, 2 or 1,
   int inputs_at_once;              // and of w_ih
   uint32_t* error;                 // grid tier: the workspace's first word,
-  uint32_t* flags;                 // then a flag a replica, a line each,
+  uint64_t* flags;                 // then a flag a replica, a line each,
   uint32_t* operands;              // then its two buffers of operand_words
   int64_t operand_words;           // of a buffer
-  uint32_t spin_limit;
+  uint32_t wait_ticks;             // before a wait for other CTAs gives up,
+  Status* status;                  // where it says so,
+  Status failure;                  // and what, but for the step
 };
 
 // ---------------------------------------------------------------- cells
@@ -81,6 +91,31 @@ __device__ __forceinline__ void cell_backward(bool relu, const float* saved, flo
   }
 }
 
+// ---------------------------------------------------------------- waits
+
+constexpr uint32_t kNaN = 0x7fffffffu;
+
+// How much longer a wait may take. What passes between two looks counts for a second at most: a device that stood
+// still as a whole (a debugger, a machine asleep) gets the rest of its time when it goes on.
+struct Patience {
+  static constexpr uint32_t kMostALook = 954;
+  uint32_t left, last;
+
+  __device__ __forceinline__ explicit Patience(uint32_t ticks) : left(ticks), last(ticks_now()) {}
+  __device__ __forceinline__ bool ended() {
+    const uint32_t now = ticks_now(), passed = now - last < kMostALook ? now - last : kMostALook;
+    last = now;
+    if (passed >= left) return true;
+    left -= passed;
+    return false;
+  }
+};
+
+// Publication `i` never came.
+__device__ __forceinline__ void report_missing(const Cut& cut, int i) {
+  report(cut.status, cut.failure, i + (cut.failure.pass == Pass::kBackward));
+}
+
 // ---------------------------------------------------------------- exchanges
 
 // All units of a direction in one CTA, a warp a tile of units; the buffers are in shared memory.
@@ -113,7 +148,7 @@ struct OneCta {
     return slot(i);
   }
 
-  static constexpr bool failed = false;
+  static constexpr float poison = 0;
 
   template <class Words>
   static __device__ __forceinline__ Words read(const uint32_t* p) {
@@ -131,13 +166,13 @@ struct Grid {
   static constexpr __device__ __forceinline__ int k_split(const Cut&) { return kGridWarps; }
 
   const Cut& cut;
-  uint32_t* failure;  // in shared memory: this CTA gave up waiting
+  uint32_t* failure;  // in shared memory: the CTA's poison
   uint32_t* rest;
   int replica;
-  bool failed = false;
+  float poison = 0;
 
   __device__ __forceinline__ Grid(const Cut& cut, uint32_t* shared, uint32_t* rest, int replica)
-      : cut(cut), failure(shared), rest(rest), replica(replica) {
+      : cut(cut), failure(shared + kFailureWord), rest(rest), replica(replica) {
     // Read after the first wait's barrier, and written by this thread alone.
     if (threadIdx.x == 0) *failure = 0;
   }
@@ -145,19 +180,22 @@ struct Grid {
   __device__ __forceinline__ bool begin(int) { return true; }
   __device__ __forceinline__ void end() {}
   __device__ __forceinline__ float4* parts() const { return reinterpret_cast<float4*>(rest); }
-  __device__ __forceinline__ uint32_t* flag() const { return cut.flags + replica * (kLineBytes / 4); }
+  static constexpr uint64_t kAbandoned = 1ull << 63;  // in the flag, once a CTA of the replica has given up
+  __device__ __forceinline__ uint64_t* flag() const { return cut.flags + replica * (kLineBytes / 8); }
   __device__ __forceinline__ uint32_t* slot(int i) const {
     return cut.operands + static_cast<int64_t>(2 * replica + (i & 1)) * cut.operand_words;
   }
+  // A CTA that gave up waiting writes and counts nothing any more: its peers cannot go on, and give up too.
   template <class F, class Rows>
   __device__ __forceinline__ void write(int i, int64_t offset, int lane, const Rows& rows) const {
-    F::write(slot(i) + offset, lane, rows);
+    if (!gave_up()) F::write(slot(i) + offset, lane, rows);
   }
   // Every finishing warp counts for itself: its lanes' stores, joined by __syncwarp, are released by one lane.
   __device__ __forceinline__ void publish() {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) add_release(flag(), 1);
+    if (threadIdx.x % 32 == 0 && !gave_up()) add_release(flag(), 1);
   }
+  __device__ __forceinline__ bool gave_up() const { return poison != 0; }  // NaN is not 0
   // The flag counts on over the publications: all of i are there at (i+1) * arrivals. One thread polls and
   // acquires for the CTA, the barrier passes it on. A warp publishes i+1 after the barrier of the sums (see
   // Products), which each warp of its CTA enters with its products of i done, so the whole flag for i+1 means that
@@ -165,15 +203,32 @@ struct Grid {
   // i+1: finishing warps enter it when they have read them.
   __device__ __forceinline__ const uint32_t* wait(int i) {
     if (threadIdx.x == 0 && *failure == 0) {
-      const uint32_t arrivals = static_cast<uint32_t>(cut.ctas_per_replica * cut.n_tiles);
-      if (!wait_for_count(flag(), static_cast<uint32_t>(i + 1) * arrivals, cut.spin_limit)) {
-        *failure = 1;
-        *cut.error = 1;
-      }
+      const uint64_t arrivals = static_cast<uint64_t>(cut.ctas_per_replica * cut.n_tiles);
+      if (!counted(static_cast<uint64_t>(i + 1) * arrivals, i)) *failure = kNaN;
     }
     __syncthreads();
-    failed = *failure != 0;  // before the barrier of the sums: the polling thread comes back here after it
+    poison = __uint_as_float(*failure);  // before the barrier of the sums: the polling thread comes back after it
     return slot(i);
+  }
+  __device__ __forceinline__ uint64_t arrived() const { return load_acquire(flag()); }
+  // Polls until the flag has reached `target`. False: it took too long, here or elsewhere in the replica.
+  __device__ __forceinline__ bool counted(uint64_t target, int i) const {
+    uint64_t count = arrived();
+    if (count < target) {
+      Patience patience(cut.wait_ticks);
+#pragma unroll 1
+      do {
+#pragma unroll 1
+        for (int polls = 0; polls < kPollsALook && count < target; ++polls) count = arrived();
+      } while (count < target && !patience.ended());
+      if (count < target) {
+        report_missing(cut, i);
+        *cut.error = 1;
+        or_relaxed(flag(), kAbandoned);
+        return false;
+      }
+    }
+    return count < kAbandoned;
   }
 
   template <class Words>
@@ -185,14 +240,17 @@ struct Grid {
 // The two barriers (mbarriers) of a CTA in a cluster. Publication i counts its bytes in at barrier i%2 as they
 // arrive.
 struct ClusterBarriers {
-  uint32_t* barriers;  // 8 bytes each
-  uint32_t bytes;      // of a publication, as far as this CTA receives it
+  const Cut& cut;
+  uint32_t* shared;  // two barriers, 8 bytes each; then the failure word: who waits here should not
+  uint32_t bytes;    // of a publication, as far as this CTA receives it
   int publications = 0;
+  float poison = 0;  // of this warp
 
   // All threads of the CTA; `takes_part` is false where nothing will come.
   __device__ __forceinline__ void begin(int n, bool takes_part) {
     publications = n;
     if (takes_part && threadIdx.x == 0) {
+      shared[kFailureWord] = 0;
       barrier_init(address(0));
       barrier_init(address(1));
       barrier_init_fence();
@@ -201,17 +259,54 @@ struct ClusterBarriers {
     }
     cluster_barrier();  // from here on every CTA is there, with its barriers
   }
-  // Every publication has been waited for, so nothing is on its way any more. This barrier says it to the hardware:
-  // no CTA's memory goes before all its peers are through.
-  __device__ __forceinline__ void end() { cluster_barrier(); }
+  // Every publication has been waited for, so nothing is on its way any more; where one was given up, in whatever
+  // CTA, all give it time to arrive. This barrier says it to the hardware: no CTA's memory goes before all its peers
+  // are through.
+  __device__ __forceinline__ void end() {
+    if (flag_is_raised(failure())) {
+      Patience patience(2);
+#pragma unroll 1
+      while (!patience.ended()) take_a_nap();
+    }
+    cluster_barrier();
+  }
 
-  __device__ __forceinline__ uint32_t address(int i) const { return shared_address(barriers + 2 * (i & 1)); }
+  __device__ __forceinline__ uint32_t address(int i) const { return shared_address(shared + 2 * (i & 1)); }
+  __device__ __forceinline__ uint32_t failure() const { return shared_address(shared + kFailureWord); }
+  __device__ __forceinline__ bool gave_up() const { return poison != 0; }  // NaN is not 0
   // Publication i will arrive. Only where one follows: a barrier that waits for bytes that never come is broken.
   __device__ __forceinline__ void arm(int i) { barrier_expect(address(i), bytes); }
-  // By every publication's readers, the CTA's first thread among them.
+  // By every publication's readers, whole warps, the CTA's first one among them. Lanes may see the phase end at
+  // different times, but go on together.
   __device__ __forceinline__ void wait(int i) {
-    wait_for_phase(address(i), (i >> 1) & 1);
+    if (gave_up()) return;
+    if (!phase_over(i) && !phase_over_later(i)) return;
     if (threadIdx.x == 0 && i + 2 < publications) arm(i + 2);
+  }
+  __device__ __forceinline__ bool phase_over(int i) const {
+    return __all_sync(~0u, try_phase(address(i), (i >> 1) & 1)) != 0;
+  }
+  // Until it is. False: it took too long, here or elsewhere in the cluster.
+  __device__ __forceinline__ bool phase_over_later(int i) {
+    Patience patience(cut.wait_ticks);
+    bool too_long, told;
+#pragma unroll 1
+    do {
+#pragma unroll 1
+      for (int polls = 0; polls < kPollsALook; ++polls) {
+        if (phase_over(i)) return true;
+      }
+      too_long = __any_sync(~0u, patience.ended()) != 0;
+      told = __any_sync(~0u, flag_is_raised(failure())) != 0;
+    } while (!too_long && !told);
+    poison = __uint_as_float(kNaN);
+    if (!told && threadIdx.x % 32 == 0) {
+      report_missing(cut, i);
+#pragma unroll 1
+      for (int peer = 0; peer < cut.peers; ++peer) raise_flag(peer_address(failure(), peer));
+    }
+    __syncwarp();
+    return false;
   }
 };
 
@@ -240,10 +335,11 @@ struct Cluster {
   ClusterBarriers barriers;
   uint32_t* buffers;
   int rank;
+  float poison = 0;
 
   __device__ __forceinline__ Cluster(const Cut& cut, uint32_t* shared, uint32_t* rest, int replica)
       : cut(cut),
-        barriers{shared, static_cast<uint32_t>(cut.operand_words * 4)},
+        barriers{cut, shared, static_cast<uint32_t>(cut.operand_words * 4)},
         buffers(rest),
         rank(static_cast<int>(blockIdx.x) - replica * cut.ctas_per_replica) {}
 
@@ -259,13 +355,15 @@ struct Cluster {
   }
   __device__ __forceinline__ uint32_t* slot(int i) const { return buffers + (i & 1) * cut.operand_words; }
 
-  // To the peers in turn, beginning behind this one: not all CTAs push into the same one at once.
+  // To the peers in turn, beginning behind this one: not all CTAs push into the same one at once. A warp that gave up
+  // waiting pushes nothing: its peers cannot go on, and give up too.
   template <class F, class Rows>
   __device__ __forceinline__ void write(int i, int64_t offset, int lane, const Rows& rows) const {
     int target;
     const typename F::Words words = F::gather(lane, rows, target);
     const uint32_t data = shared_address(slot(i) + offset + target * F::kWords), bar = barriers.address(i);
     int peer = rank;
+    if (barriers.gave_up()) return;
 #pragma unroll 4
     for (int n = 0; n < cut.peers; ++n) {
       peer = peer + 1 < cut.peers ? peer + 1 : 0;
@@ -275,10 +373,9 @@ struct Cluster {
   __device__ __forceinline__ void publish() {}
   __device__ __forceinline__ const uint32_t* wait(int i) {
     barriers.wait(i);
+    poison = barriers.poison;
     return slot(i);
   }
-
-  static constexpr bool failed = false;
 
   template <class Words>
   static __device__ __forceinline__ Words read(const uint32_t* p) {

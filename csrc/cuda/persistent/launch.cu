@@ -45,7 +45,7 @@ int with_kind(CellKind cell, Launch launch) {
 
 int persistent_forward(const PersistentForward& p, const PersistentGeometry& g, void* stream) {
   if (!valid(p, g, Pass::kForward)) return cudaErrorInvalidValue;
-  Cut cut = cut_of(g, p.shape, p.workspace, p.spin_limit);
+  Cut cut = cut_of(g, p.shape, p.workspace, p.wait_ticks);
   const size_t element = size_of(p.shape.dtype);
   const int64_t H = p.shape.H;
   cut.whole_pairs = pairs_are_whole({{p.gx, element, p.gx_stride},
@@ -68,7 +68,7 @@ int persistent_forward(const PersistentForward& p, const PersistentGeometry& g, 
 
 int persistent_backward(const PersistentBackward& p, const PersistentGeometry& g, void* stream) {
   if (!valid(p, g, Pass::kBackward)) return cudaErrorInvalidValue;
-  Cut cut = cut_of(g, p.shape, p.workspace, p.spin_limit);
+  Cut cut = cut_of(g, p.shape, p.workspace, p.wait_ticks);
   const size_t element = size_of(p.shape.dtype);
   const int64_t H = p.shape.H;
   cut.whole_pairs = pairs_are_whole({{p.gates, element, H},

@@ -40,7 +40,7 @@ inline int elements_at_once(const void* const* data, const int64_t* strides, int
   return at_once;
 }
 
-inline Cut cut_of(const PersistentGeometry& g, const LayerShape& shape, void* workspace, uint32_t spin_limit) {
+inline Cut cut_of(const PersistentGeometry& g, const LayerShape& shape, void* workspace, uint32_t wait_ticks) {
   Cut cut = {};
   cut.N = shape.rows();
   cut.unit_tiles = g.unit_tiles;
@@ -62,10 +62,23 @@ inline Cut cut_of(const PersistentGeometry& g, const LayerShape& shape, void* wo
     cut.operand_words =
         operand_words(cut.tile_slots, g.n_tiles, g.pass == Pass::kForward ? 1 : gates_of(g.cell), g.precision);
   }
-  cut.spin_limit = spin_limit ? spin_limit : kSpinLimit;
+  cut.wait_ticks = wait_ticks ? wait_ticks : kWaitTicks;
+  if (g.tier != Tier::kOneCta) {
+    cut.status = status_on_device();
+    cut.failure = {.code = kStatusWaitTimedOut,
+                   .tier = g.tier,
+                   .cell = shape.cell,
+                   .T = shape.T,
+                   .B = shape.B,
+                   .H = shape.H,
+                   .pass = g.pass,
+                   .precision = g.precision,
+                   .D = shape.D,
+                   .ctas_per_replica = g.ctas_per_replica};
+  }
   if (workspace) {
     cut.error = static_cast<uint32_t*>(workspace);
-    cut.flags = cut.error + kLineBytes / 4;
+    cut.flags = reinterpret_cast<uint64_t*>(cut.error + kLineBytes / 4);
     cut.operands = cut.error + flags_bytes(g.replicas * g.D) / 4;
   }
   return cut;
@@ -84,30 +97,30 @@ inline int check_occupancy(const void* kernel, const PersistentGeometry& g) {
 }
 
 // Clusters like this launch's that the device runs at once: 0 where there is no room for one, where the device has
-// no such cluster, or where the kernel was compiled for a device without them. Asked once, as it takes a while; an
-// answer that failed is none, and the next launch asks again.
+// no such cluster, or where the kernel was compiled for a device without them. An answer is asked for once, as it
+// takes a while; where there was none (0, too) the next launch asks again.
 inline int active_clusters(const void* kernel, const cudaLaunchConfig_t& config, int cluster) {
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 0;
   static std::mutex mutex;
   static std::map<std::tuple<const void*, int, int, unsigned, size_t>, int> known;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto [entry, fresh] =
-      known.try_emplace({kernel, device, cluster, config.blockDim.x, config.dynamicSmemBytes}, 0);
-  if (!fresh) return entry->second;
+  const std::tuple key(kernel, device, cluster, config.blockDim.x, config.dynamicSmemBytes);
+  if (const auto entry = known.find(key); entry != known.end()) return entry->second;
   cudaFuncAttributes attributes = {};
-  int error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error == cudaSuccess && attributes.ptxVersion < 90) return 0;
-  if (error == cudaSuccess && cluster > 8) {  // more than every device with clusters has
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  int clusters = 0, error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess && attributes.ptxVersion >= 90) {
+    if (cluster > 8) {  // more than every device with clusters has
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    }
+    if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
   }
-  if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&entry->second, kernel, &config);
   if (error != cudaSuccess) {
-    known.erase(entry);
     cudaGetLastError();  // the runtime's memory of it
     return 0;
   }
-  return entry->second;
+  known.emplace(key, clusters);
+  return clusters;
 }
 
 template <class Params>

@@ -34,12 +34,17 @@ namespace fastrnn::cuda {
 // Grid tier: the launch zeroes the flags in `workspace` itself; a workspace may be reused by the next call on the
 // same stream. Results are the same bits in every run.
 //
-// The grid tier's waits are bounded, in polls of the flag: a replica whose CTAs do not all arrive (which a
-// cooperative launch rules out, short of a bug or a debugger) does not hang. A CTA that gives up writes 1 to the
-// first int of the workspace and goes on with NaN as its operand, without waiting again; it still publishes, so the
-// NaN reaches its whole replica: everything that later steps compute (y, saved gates, dgates, hn, cn, dh0, dc0) is
-// NaN, but for gradients that relu's zero slope makes zero. So the host need not synchronise to be safe; who does
-// anyway can tell the cause by that int (0: no wait gave up).
+// No wait for other CTAs is endless. A signal that does not come within wait_ticks (which only a bug, broken hardware
+// or a debugger brings about) ends like this: whoever waited gives up for good, writes the device's Status
+// (cuda/device/status.h), and goes on with NaN in place of all sums, without waiting again. Everything that its
+// replica computes from that step on (y, saved gates, dgates, hn, cn, dh0, dc0) is NaN, but for gradients that relu's
+// zero slope makes zero; rows that end before it, and other replicas, have their right values. The launch ends, and
+// what comes after it on the stream runs: nobody need synchronise to be safe.
+//
+// Who gives up publishes nothing any more, as what nobody waits for would count as something else later. It says so
+// to its peers, so that they give up too, and not a limit later each. Grid: by a bit of the replica's flag, and the
+// first int of the workspace becomes 1 (0: no wait gave up). Cluster: by a word in the shared memory of every peer,
+// which those look at that have waited for a while; nothing is on its way when the cluster's last barrier is met.
 struct PersistentForward {
   LayerShape shape;
   Precision precision = Precision::kFloat32;
@@ -69,7 +74,7 @@ struct PersistentForward {
 
   void* workspace = nullptr;  // geometry's workspace_bytes, aligned to 256
   int64_t workspace_bytes = 0;
-  uint32_t spin_limit = 0;  // polls before a wait gives up; 0: kSpinLimit
+  uint32_t wait_ticks = 0;  // of 2^20 ns, before a wait gives up; 0: kWaitTicks
 };
 
 // The gradient of the gates, all steps. The products for x, the weights and the biases come after it.
@@ -101,10 +106,10 @@ struct PersistentBackward {
 
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;
-  uint32_t spin_limit = 0;
+  uint32_t wait_ticks = 0;
 };
 
-constexpr uint32_t kSpinLimit = 1u << 23;  // at half a microsecond or more a poll: some seconds
+constexpr uint32_t kWaitTicks = 9537;  // 10 seconds: a step takes microseconds
 
 // cudaError_t as int; no synchronisation, no allocation; T = 0 or B = 0 is the caller's. The geometry is that of
 // this very layer. cudaErrorCooperativeLaunchTooLarge: the device has no room for the grid at once (another

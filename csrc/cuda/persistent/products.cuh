@@ -172,8 +172,13 @@ struct Products {
 
   // This warp's products for one tile of rows.
   __device__ __forceinline__ void multiply(const uint32_t* operand, int row_tile, const Position& at, const Cut& cut,
-                                           float (&sums)[kSums][4]) const {
-    Chains chains = {};
+                                           float poison, float (&sums)[kSums][4]) const {
+    Chains chains;
+#pragma unroll
+    for (int chain = 0; chain < kChains; ++chain) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) chains[chain][r] = poison;
+    }
     if constexpr (!Exchange::kKeepsInShared) {
       multiply_registers(operand, row_tile, at, cut, chains);
     } else {
@@ -206,14 +211,14 @@ struct Products {
   // The whole sums of the tile of rows that this warp finishes. All warps of the CTA call it. Where K is split,
   // every warp multiplies its part for every tile of rows and leaves it in `parts`, [warp][row tile][sum][lane],
   // and the finishing warp adds up the parts of its tile of units in the order of the warps: the same bits in every
-  // run.
+  // run. All sums begin with `poison`: 0, or NaN where there is no operand.
   __device__ __forceinline__ void sum(const uint32_t* operand, float4* parts, const Position& at, const Cut& cut,
-                                      float (&sums)[kSums][4]) const {
+                                      float poison, float (&sums)[kSums][4]) const {
     if constexpr (!Exchange::kSplitsK) {
-      multiply(operand, 0, at, cut, sums);
+      multiply(operand, 0, at, cut, poison, sums);
     } else {
       for (int n = 0; n < cut.n_tiles; ++n) {
-        multiply(operand, n, at, cut, sums);
+        multiply(operand, n, at, cut, poison, sums);
         // And there is one tile of rows; no other warp of the CTA waits below, as all tiles are then split alike.
         if (Exchange::kTier == Tier::kCluster && at.split == 1) return;
         float4* part = parts + (at.warp * cut.n_tiles + n) * kSums * 32 + at.lane;

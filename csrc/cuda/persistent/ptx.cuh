@@ -60,13 +60,17 @@ __device__ __forceinline__ void forget(int& value) { asm volatile("" : "+r"(valu
 
 // A flag that counts arrivals: what a warp wrote before (its lanes joined by __syncwarp) is visible to whoever
 // reads the count with the other function.
-__device__ __forceinline__ void add_release(uint32_t* flag, uint32_t n) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(n) : "memory");
+__device__ __forceinline__ void add_release(uint64_t* flag, uint64_t n) {
+  asm volatile("red.release.gpu.global.add.u64 [%0], %1;" ::"l"(flag), "l"(n) : "memory");
 }
-__device__ __forceinline__ uint32_t load_acquire(const uint32_t* flag) {
-  uint32_t v;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(flag) : "memory");
+__device__ __forceinline__ uint64_t load_acquire(const uint64_t* flag) {
+  uint64_t v;
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(flag) : "memory");
   return v;
+}
+// Sets bits of it, and orders nothing else.
+__device__ __forceinline__ void or_relaxed(uint64_t* flag, uint64_t bits) {
+  asm volatile("red.relaxed.gpu.global.or.b64 [%0], %1;" ::"l"(flag), "l"(bits) : "memory");
 }
 // What others wrote before the count that was waited for: past the L1 cache, and behind the barrier that passes the
 // wait on.
@@ -83,13 +87,15 @@ __device__ __forceinline__ uint4 load_exchanged(const uint4* p) {
                : "memory");
   return v;
 }
-// Waits until the count has reached `target` (modulo 2^32, less than 2^31 away). False after `limit` polls.
-__device__ __forceinline__ bool wait_for_count(const uint32_t* flag, uint32_t target, uint32_t limit) {
-  for (uint32_t polls = 0; polls < limit; ++polls) {
-    if (static_cast<int32_t>(load_acquire(flag) - target) >= 0) return true;
-  }
-  return false;
+
+// The GPU's clock, in ticks of 2^20 ns (a millisecond and a bit), modulo 2^32. Reading it takes as long as a poll.
+__device__ __forceinline__ uint32_t ticks_now() {
+  uint64_t ns;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(ns));
+  return static_cast<uint32_t>(ns >> 20);
 }
+constexpr int kPollsALook = 128;  // that a wait polls between two looks at the clock
+__device__ __forceinline__ void take_a_nap() { __nanosleep(1000); }
 
 // ---- thread block clusters, from compute capability 9.0 on
 
@@ -128,18 +134,30 @@ __device__ __forceinline__ void barrier_init_fence() {
 __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-// Until the phase of this parity is over, which is 0 for the first and then alternates. What was pushed in it is
-// there. The thread must not fall two phases behind.
-__device__ __forceinline__ void wait_for_phase(uint32_t barrier, int parity) {
+// Whether the phase of this parity is over, which is 0 for the first and then alternates: what was pushed in it then
+// is there. Waits for it as long as the hardware sees fit. The thread must not fall two phases behind.
+__device__ __forceinline__ bool try_phase(uint32_t barrier, int parity) {
+  uint32_t over;
   asm volatile(
       "{\n"
-      ".reg .pred over;\n"
-      "WAIT_%=:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 over, [%0], %1;\n"
-      "@!over bra WAIT_%=;\n"
-      "}" ::"r"(barrier),
-      "r"(parity)
+      ".reg .pred p;\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}"
+      : "=r"(over)
+      : "r"(barrier), "r"(parity)
       : "memory");
+  return over != 0;
+}
+// A word of a CTA's shared memory that becomes 1 once, by whoever in the cluster comes first, and who looks at it. It
+// orders nothing else.
+__device__ __forceinline__ void raise_flag(uint32_t address_in_cluster) {
+  asm volatile("st.relaxed.cluster.shared::cluster.u32 [%0], 1;" ::"r"(address_in_cluster) : "memory");
+}
+__device__ __forceinline__ bool flag_is_raised(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.relaxed.cluster.shared::cta.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v != 0;
 }
 // Stores the words in a CTA of the cluster, and counts their bytes at a barrier there when they have arrived.
 __device__ __forceinline__ void push(uint32_t address, uint2 v, uint32_t barrier) {

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from .kinds import Candidate, Kind
+from .kinds import TIERS, Candidate, Kind
 
 #: What replaces torch's own layer has to win by so much: a time differs by a few hundredths from day to day.
 WORTH = 0.95
 STEPWISE, TORCH = "stepwise", "torch"
+_ORDER = {tier: number for number, tier in enumerate((STEPWISE, *TIERS))}
 
 
 class Decision(NamedTuple):
@@ -40,7 +41,8 @@ def decide(
     best = {}
     for which in kind.passes:
         found = [(us, c.tier) for c, us in times.items() if c.which == which]
-        best[which] = min([*found, (stepwise[which], STEPWISE)])
+        # Of equals the one that takes the fewest SMs.
+        best[which] = min([(stepwise[which], STEPWISE), *found], key=lambda pair: (pair[0], _ORDER[pair[1]]))
     total = sum(us for us, _ in best.values())
     tiers = {which: tier for which, (_, tier) in best.items()}
     forward, backward = tiers["forward"], tiers.get("backward", STEPWISE)

@@ -106,6 +106,11 @@ def _proven(kind: dict, tier: str, which: str) -> bool:
     return cache.candidate_state(record)[0] == cache.VERIFIED
 
 
+@atexit.register
+def _at_exit() -> None:
+    save_quarantine()
+
+
 _devices: dict[int, Device] = {}
 _adopted: dict[int, dict] = {}  # records of kinds that another rank has found
 _store: cache.Cache | None = None
@@ -125,8 +130,6 @@ def device(index: int) -> Device:
         found = _devices[index] = Device(index)
         found.read()
         found.hand_over()
-        if len(_devices) == 1:
-            atexit.register(save_quarantine)
     return found
 
 
@@ -141,6 +144,15 @@ def on_paper(asked: torch.device, here: bool) -> Device:
     if not here:
         return Device(0)
     return device(torch.cuda.current_device() if asked.index is None else asked.index)
+
+
+def present(index: int, at: str) -> bool:
+    """See that C++ knows what is known, for a graph that is compiled: at, when."""
+    device(index)
+    return True
+
+
+present._dynamo_marked_constant = True
 
 
 def learnt(index: int | None = None) -> None:
@@ -173,8 +185,10 @@ def doubt(here: Device, kinds: list[Kind]) -> str | None:
             return UNVERIFIED
         if decide.TORCH in tiers:
             return "measured on this device: torch's own layer is as fast"
-        for tier in tiers[: len(kind.passes)]:
-            if family(tier) in quarantined(here):
+    bad = quarantined(here)
+    for kind in kinds if bad else ():
+        for tier in here.entries[kind.key][: len(kind.passes)]:
+            if family(tier) in bad:
                 return f"tier {tier!r} is in quarantine: see fastrnn.cuda_status()"
     return None
 
@@ -218,24 +232,37 @@ def doubt_recorded(
 doubt_recorded._dynamo_marked_constant = True
 
 
-def save_quarantine() -> None:
-    """What C++ has put in quarantine goes to the cache, for the next processes."""
+def save_quarantine() -> bool:
+    """What C++ has put in quarantine goes to the cache, for the next processes. Whether there was
+    anything."""
+    any_new = False
     for index, here in list(_devices.items()):
         found = {t: why for t, why in cuda.quarantined(index).items() if t not in here.saved}
         if not found or mode() == "off":
             continue
         here.quarantined |= found
         here.saved |= set(found)
+        any_new = True
         known = identity.of(index)
         store().update(
             lambda document, found=found, known=known: cache.device_of(document, identity.text(known), known)[
                 "quarantined"
             ].update(found)
         )
+    return any_new
+
+
+def release(index: int) -> None:
+    """Let go of the tiers in quarantine: somebody wants them tried again."""
+    known = identity.of(index)
+    name = identity.text(known)
+    store().update(lambda document: cache.device_of(document, name, known)["quarantined"].clear())
+    cuda.quarantine(index, "", "")
 
 
 def status(index: int) -> str:
     """What a kernel has left word of, "" where none has; the cache knows of it then."""
+    device(index)
     text = cuda.status(index)
     save_quarantine()
     return text

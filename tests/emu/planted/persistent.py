@@ -14,8 +14,14 @@ FAULTS = {
     "race: grid with one buffer": Fault("persistent/kernel.cuh", "2 * replica + (i & 1)", "2 * replica"),
     "race: the flag counts as whole one arrival early": Fault(
         "persistent/kernel.cuh",
-        "static_cast<uint32_t>(i + 1) * arrivals",
-        "static_cast<uint32_t>(i + 1) * arrivals - 1",
+        "static_cast<uint64_t>(i + 1) * arrivals",
+        "static_cast<uint64_t>(i + 1) * arrivals - 1",
+    ),
+    "race: the flag is read without acquire": Fault(
+        "persistent/kernel.cuh", "load_acquire(flag())", "poll_relaxed(flag())"
+    ),
+    "race: arrivals are counted without release": Fault(
+        "persistent/kernel.cuh", "add_release(flag(), 1)", "add_relaxed(flag(), 1)"
     ),
     "race: the sums do not wait for their parts": Fault(
         "persistent/products.cuh", "__syncthreads()", "void()", "float4* part ="
@@ -120,12 +126,10 @@ FAULTS = {
         "persistent/kernel.cuh", "barriers.address(i)", "barriers.address(i + 1)", " bar = "
     ),
     "cluster: warps read before the bytes are there": Fault(
-        "persistent/kernel.cuh", "wait_for_phase(address(i), (i >> 1) & 1)", "void()"
+        "persistent/kernel.cuh", "phase_over(i)", "true", "void wait(int i) {"
     ),
     "race: one warp of a CTA waits for all": Fault(
-        "persistent/kernel.cuh",
-        "wait_for_phase(address(i), (i >> 1) & 1)",
-        "threadIdx.x < 32 ? wait_for_phase(address(i), i / 2 % 2) : void()",
+        "persistent/kernel.cuh", "phase_over(i)", "(threadIdx.x >= 32 || phase_over(i))", "void wait(int i) {"
     ),
     "cluster: the phase's parity is the publication's": Fault(
         "persistent/kernel.cuh", "(i >> 1) & 1", "i & 1"

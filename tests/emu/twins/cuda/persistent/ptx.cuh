@@ -78,11 +78,12 @@ Vector load_vector(const Vector* p, EMU_LOC) {
   return *p;
 }
 
-// As wrong as PTX allows: a systematic error of half the size that it states.
-inline float tanh_approx(float v) { return std::tanh(v) * (1.0f + 0x1p-12f); }
+// As wrong as PTX allows, always to the same side: opt.side. A tanh is not above 1, though.
+inline float off_by(double right, double error) { return static_cast<float>(right * (1 + emu::opt.side * error)); }
+inline float tanh_approx(float v) { return std::clamp(off_by(std::tanh((double)v), 0x1p-11), -1.0f, 1.0f); }
 inline float flushed(float v) { return std::fabs(v) < 0x1p-126f ? std::copysign(0.0f, v) : v; }
-inline float exp2_approx(float v) { return flushed(std::exp2(flushed(v))) * (1.0f + 0x1p-23f); }
-inline float reciprocal_approx(float v) { return flushed(1.0f / flushed(v)) * (1.0f + 0x1p-23f); }
+inline float exp2_approx(float v) { return flushed(off_by(std::exp2((double)flushed(v)), 0x1p-22)); }
+inline float reciprocal_approx(float v) { return flushed(off_by(1.0 / flushed(v), 0x1p-23)); }
 
 template <class Int>
 void forget(Int&) {}
@@ -97,24 +98,41 @@ inline void cluster_barrier(EMU_LOC) {
 inline void barrier_init(uint32_t barrier, EMU_LOC) { emu::mbar_init(barrier, 1, loc); }
 inline void barrier_init_fence() {}
 inline void barrier_expect(uint32_t barrier, uint32_t bytes, EMU_LOC) { emu::mbar_arrive(barrier, bytes, loc); }
-inline void wait_for_phase(uint32_t barrier, int parity, EMU_LOC) { emu::mbar_wait(barrier, parity, loc); }
+inline bool try_phase(uint32_t barrier, int parity, EMU_LOC) { return emu::mbar_wait(barrier, parity, loc, true); }
+EMU_NOSAN inline void raise_flag(uint32_t address, EMU_LOC) {
+  *static_cast<volatile uint32_t*>(emu::at(emu::target(address, loc), address & 0xffffff, 4, loc)) = 1;
+  emu::S.broken = true;  // a wait has given up
+}
+EMU_NOSAN inline bool flag_is_raised(uint32_t address, EMU_LOC) {
+  return *static_cast<volatile uint32_t*>(emu::at(emu::S.cur->blk, address, 4, loc)) != 0;
+}
 template <class Words>
 void push(uint32_t address, Words v, uint32_t barrier, EMU_LOC) {
   emu::st_async(address, &v, sizeof v, barrier, loc);
 }
 
-inline void add_release(uint32_t* flag, uint32_t n) { atomicAdd(flag, n); }
-inline uint32_t load_acquire(const uint32_t* flag, EMU_LOC) { return emu::poll(flag, loc); }
+inline void add_release(uint64_t* flag, uint64_t n) {
+  if (!emu::lost()) atomicAdd(flag, n);
+}
+inline uint64_t load_acquire(const uint64_t* flag, EMU_LOC) { return emu::poll(flag, loc, true); }
+EMU_NOSAN inline void or_relaxed(uint64_t* flag, uint64_t bits) {
+  emu::maybe_yield();
+  *flag |= bits;
+}
 template <class Words>
 Words load_exchanged(const Words* p) {
-  return *p;
+  return emu::weak_load(p);
 }
-// The limit counts polls on a GPU. Here a wait gives up when nothing else can run: when it would hang.
-inline bool wait_for_count(const uint32_t* flag, uint32_t target, uint32_t /*limit*/, EMU_LOC) {
-  for (;;) {
-    if (static_cast<int32_t>(emu::poll(flag, loc, true) - target) >= 0) return true;
-    if (emu::S.cur->gave_up) return false;
-  }
+// As those of the flag would be without release and acquire: for planted faults.
+EMU_NOSAN inline void add_relaxed(uint64_t* flag, uint64_t n) {
+  emu::maybe_yield();
+  *flag += n;
 }
+inline uint64_t poll_relaxed(const uint64_t* flag, EMU_LOC) { return emu::poll(flag, loc, true, false); }
+
+// The clock goes on when nothing else can.
+inline uint32_t ticks_now() { return static_cast<uint32_t>(emu::S.clock >> 20); }
+constexpr int kPollsALook = 1;  // a poll takes until the next tick
+inline void take_a_nap(EMU_LOC) { emu::nap(loc); }
 
 }  // namespace fastrnn::cuda
