@@ -19,20 +19,27 @@ from ._run.wavefront import wavefront
 from ._version import __version__
 from .compat import _convert
 from .compat._convert import convert, revert
+from .compat._onnx import from_onnx
 from .compat._patch import patch
 from .modules import (
     GRU,
     LSTM,
     RNN,
+    SLSTM,
     SRU,
     GRUCell,
+    IndRNN,
+    LayerStack,
     LSTMCell,
+    MinGRU,
+    MinLSTM,
     RNNCell,
     SRUCell,
     SRUpp,
     SRUppAttention,
     SRUppCell,
     SRUppProjectedLinear,
+    stack,
 )
 
 if _library.cpu_loaded:  # else there are no operators to say anything about
@@ -51,9 +58,14 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "SLSTM",
     "SRU",
     "GRUCell",
+    "IndRNN",
     "LSTMCell",
+    "LayerStack",
+    "MinGRU",
+    "MinLSTM",
     "RNNCell",
     "SRUCell",
     "SRUpp",
@@ -67,11 +79,13 @@ __all__ = [
     "convert",
     "cuda_status",
     "explain",
+    "from_onnx",
     "functional",
     "patch",
     "reference",
     "release_scratch",
     "revert",
+    "stack",
     "tune",
     "wavefront",
 ]

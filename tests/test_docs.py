@@ -52,6 +52,7 @@ PAGES = {
     "recipes.md": lambda: {},
     "streaming.md": _streaming,
     "torchscript.md": lambda: {},
+    "variants.md": lambda: {},
     "swapping-in.md": lambda: {
         "fastrnn": fastrnn,
         "model": nn.LSTM(4, 5),

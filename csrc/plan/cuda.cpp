@@ -195,6 +195,7 @@ constexpr int64_t kFewSteps = 4;
 
 // Why a persistent tier cannot take the layer, whatever the device; null where one may.
 const char* never_persistent(const LayerShape& s) {
+  if (s.variant.any()) return "a variant: stepwise only";
   if (s.dtype == Dtype::kDouble) return "float64: the persistent kernels know float32 and half types";
   if (s.P) return "a projection: the persistent kernels have none";
   if (s.B == 0) return "no rows: nothing to compute";

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .._cells import RNN
+from .._cells.variant import card_of, parse
 from . import threads
 from .mode import CLUSTERS, NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
 
@@ -237,6 +237,14 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def saved_values(cell: str) -> int:
+    """What training keeps a unit and step of a cell with or without a variant, without c."""
+    card, variant, masks = parse(cell)
+    if not masks and variant == parse(card.name).variant:
+        return card.saved
+    return max(card.saved, 1) + (2 * card.gates if variant.norm else 0)
+
+
 def _same_device(x, *tensors):
     """Fake implementations stand for one device: a real tensor among meta ones is a mistake."""
     for tensor in tensors:
@@ -253,10 +261,10 @@ def _fake(name: str):
 def _fake_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode):
     _same_device(x, h0, c0, *weights, reset)
     directions, batch, out = h0.shape
-    card = RNN[cell]
+    card = card_of(cell)
     hidden = weights[0].shape[0] // card.gates
     rows = x.shape[0] if batch_sizes is not None else x.shape[0] * x.shape[1]
-    lstm, saved = card.has_cell, card.saved
+    lstm, saved = card.has_cell, saved_values(cell)
     y = x.new_empty((*x.shape[:-1], directions * out))
     cn = x.new_empty((directions, batch, hidden)) if lstm else x.new_empty((0,))
     save = mode % TIERS["one_cta"]
@@ -302,8 +310,14 @@ def _fake_backward(
         like(x, mode & NEEDS["x"]),
         like(h0, mode & NEEDS["h0"]),
         like(c0, mode & NEEDS["c0"]),
-        [w.new_empty(w.shape) for w in weights] if mode & NEEDS["weights"] else [],
+        _like_weights(weights, cell) if mode & NEEDS["weights"] else [],
     )
+
+
+def _like_weights(weights, cell):
+    masks = len(parse(cell).masks)
+    own = weights[: len(weights) - masks]
+    return [w.new_empty(w.shape) for w in own] + [weights[0].new_empty((0,)) for _ in range(masks)]
 
 
 def _unlisted(gradients):

@@ -173,6 +173,7 @@ def _way(
         family="rnn" if asked.scans is None else "scan",
         masked=masked and asked.scans is None,
         empty=asked.scans is not None and asked.B == 0,
+        variant=asked.variant,
         doubt=None if known is None or asked.scans is not None else _doubt(asked, known, tf32),
         subject=f"{asked.dtype} on {kind}",
     )

@@ -61,6 +61,7 @@ def one_layer(module, x: Tensor, hx) -> tuple | None:
         if (
             (fields["backend"], dtype) not in fused_on_cpu
             or fields["num_layers"] != 1
+            or "variant" in fields
             or len(weights) > len(parameters)
             or not all(map(is_, weights, parameters.values()))
             or shape[-1] != fields["input_size"]

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import fastrnn
 from fastrnn import explain, functional, reference
+from fastrnn._cells import Variant
 from fastrnn._checks import BACKENDS
 from fastrnn._ops import autograd, library
 from fastrnn._plan import route
@@ -218,3 +219,18 @@ def test_hops(kind, gradients):
     assert seen
     assert len(set(seen)) <= 7, seen  # a generator counts once, however often it goes on
     assert len({file for file, _ in seen}) <= 4, seen
+
+
+def test_variants():
+    """A variant goes to the kernels where they have it, else to the reference, which "auto" says and "fused"
+    raises; never to torch's own layers."""
+    normed = Variant(norm="layer", zoneout=(0.1, 0.0))
+    assert route.route("auto", None, "cpu", variant=normed).runner == "fused"
+    way = route.route("auto", None, "cuda", variant=normed)
+    assert (way.runner, way.why) == ("reference", "no kernel yet for norm, zoneout: reference")
+    assert route.route("fused", None, "cuda", variant=normed).runner == "none"
+    assert "norm" in route.route("cudnn", None, "cpu", variant=normed).why
+    for heads in (Variant(heads=2), Variant(coupled=True), Variant(weight_dropout=0.1)):
+        assert route.route("auto", None, "cuda", variant=heads).runner == "fused"
+    lacking = route.missing(torch.complex64, "cpu")
+    assert route.route("auto", lacking, "cpu", variant=normed).runner == "reference"

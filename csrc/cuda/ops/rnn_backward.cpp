@@ -3,6 +3,7 @@
 #include "cuda/persistent/loop.h"
 #include "cuda/stepwise/kernels.h"
 #include "cuda/stepwise/loop.h"
+#include "cuda/stepwise/stages_loop.h"
 
 namespace fastrnn::cuda {
 namespace {
@@ -71,22 +72,13 @@ Tensor input_gradient(const Layer& layer, const Tensor& dgates) {
   return out;
 }
 
-// x as a factor of the weights' gradient, where what lies beyond a row's length meets zeros: it may not be finite.
-Tensor finite_input(const Layer& layer) {
-  if (!layer.has_lengths()) return layer.x();
-  const Tensor out = layer.make({layer.N, layer.shape().I});
-  copy(out, layer.x());
-  layer.clear_padding(out, 1);
-  return out;
-}
-
 // In the order of the weights.
 std::vector<Tensor> weight_gradients(const Layer& layer, const BackwardSequence& s, const Tensor& h_prev) {
   const LayerShape& shape = layer.shape();
   const Tensor& dgates = s.dgates;
   const int64_t H = shape.H, GH = layer.G * H;
   const bool gru = layer.is(CellKind::kGru);
-  const Tensor x = finite_input(layer);
+  const Tensor x = layer.finite_x();
   std::vector<Tensor> out;
   for (int d = 0; d < shape.D; ++d) {
     const Tensor w_ih = layer.make({GH, shape.I}), w_hh = layer.make({GH, shape.out_size()});
@@ -133,6 +125,10 @@ std::pair<Tensor, std::vector<Tensor>> backward(const Layer& layer, const RnnArg
   const bool recompute = layer.saved && saved.gates.dim() == 1;
   const Tensor none = layer.make({0});
   const CudaPlan plan = plan_pass(layer, Pass::kBackward, tier, true);
+  if (shape.variant.any()) {
+    if (B > 0) count(Tier::kStepwise, Pass::kBackward);
+    return backward_stages(layer, in, saved, wanted, grad_h0, grad_c0);
+  }
   const auto contiguous = [](const std::optional<Tensor>& t) {
     return t ? std::optional(as_contiguous(*t)) : std::nullopt;
   };

@@ -2,6 +2,7 @@
 // then the time loop of its tier.
 #include "cuda/persistent/loop.h"
 #include "cuda/stepwise/loop.h"
+#include "cuda/stepwise/stages_loop.h"
 
 namespace fastrnn::cuda {
 
@@ -13,6 +14,10 @@ void forward(const Layer& layer, const RnnArguments& in, const RnnResults& resul
   const int64_t H = shape.H, D = shape.D, N = layer.N, G = layer.G;
   const CudaPlan plan = plan_pass(layer, Pass::kForward, wanted, training);
   if (shape.B == 0) return;
+  if (shape.variant.any()) {
+    count(Tier::kStepwise, Pass::kForward);
+    return forward_stages(layer, in, results);
+  }
   const ForwardSequence s{.h0 = in.h0,
                           .c0 = in.c0,
                           .gx = results.save_gates ? results.gates : layer.make({D, N, G * H}),

@@ -17,8 +17,6 @@ class Layer {
   Layer(const RnnArguments& in, const CheckedLayer& checked, bool tf32_allowed)
       : checked_(checked), weights_(in.weights) {
     const Tensor& x = in.x;
-    check(!shape().variant.any(), "cell: expected a name alone on a GPU, whose kernels have no variants, got '",
-          in.cell, "'");
     type = x.scalar_type();
     tf32 = tf32_allowed && type == ScalarType::Float;
     compute = compute_type(shape().dtype);
@@ -90,11 +88,25 @@ class Layer {
   }
 
   const Tensor& x() const { return rows_; }  // (N,I)
+  // x as a factor of the weights' gradient, where what lies beyond a row's length meets zeros: it may not be finite.
+  Tensor finite_x() const {
+    if (!has_lengths()) return x();
+    const Tensor out = make({N, shape().I});
+    copy(out, x());
+    clear_padding(out, 1);
+    return out;
+  }
   const Tensor& w_ih(int d) const { return weight(d, 0); }
   const Tensor& w_hh(int d) const { return weight(d, 1); }
   const Tensor& b_ih(int d) const { return weight(d, 2); }
   const Tensor& b_hh(int d) const { return weight(d, 3); }
   const Tensor& w_hr(int d) const { return weight(d, shape().bias ? 4 : 2); }
+
+  // The tensors of a variant: those of a direction behind its plain ones, and the masks behind all directions.
+  const Tensor& variant_weight(int d, int i) const { return weight(d, plain_weights(shape()) + i); }
+  const Tensor& variant_mask(int i) const {
+    return weights_[weights_.size() - variant_masks(shape().variant) + i];
+  }
 
   // One weight of all directions as one (D,rows,columns) stack, for the products of the steps: no copy
   // where there is one direction with contiguous weights.
