@@ -1,22 +1,26 @@
 """Builds fastrnn's three binaries; everything declarative is in pyproject.toml.
 
-fastrnn/_C.*.so              pybind11, no torch: build facts and the kernel plan
+fastrnn/_C.abi3.so           Python's limited API, no torch: build facts and the kernel plan
 fastrnn/libfastrnn_cpu.so    the ops and their CPU kernels, on torch's stable ABI
 fastrnn/libfastrnn_cuda.so   their CUDA kernels; built where torch is a CUDA build and an nvcc is found
 
 The two libraries know no Python and run under every torch from MIN_TORCH on, so neither links
-libpython nor libtorch_python: `-z defs` makes the linker refuse a symbol that would need them.
+libpython nor libtorch_python: `-z defs` makes the linker refuse a symbol that would need them. The module
+runs under every CPython from MIN_PYTHON on. So one wheel serves all of them.
 
 Environment (all optional):
     FASTRNN_CUDA=0|1        leave the CUDA kernels out, or stop with an error where they cannot be built
     FASTRNN_CUDA_ARCHS      such as "8.0;9.0a+PTX", or "all" for ALL_ARCHS, as wheels have them; by default
                             those of the GPUs of this machine, and where there is none ONE_ARCH
     FASTRNN_SANITIZE=1      AddressSanitizer and UBSan, CPU only, in object folders of their own
+    FASTRNN_LINK            more arguments for the linker, after all others; see tools/wheels.py
+    FASTRNN_TORCH_LIB       where libtorch_cpu lies that is linked with, for another system than this one
     CUDA_HOME, CXX, MAX_JOBS   as everywhere
 """
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,6 +34,7 @@ import torch
 from setuptools import Extension, setup
 
 MIN_TORCH = (2, 11)
+MIN_PYTHON = (3, 10)  # csrc/python_binding.h has it as Py_LIMITED_API
 MIN_SETUPTOOLS = 77  # older ones, such as new environments of Python 3.10 hold, cannot read pyproject.toml
 # For wheels. 8.0 runs on 8.6 and 8.9 too, which would add a third to the time of the build; PTX of 10.0 is
 # for 11.0, that of the newest for GPUs to come.
@@ -149,6 +154,8 @@ if SANITIZE:
     CXX_FLAGS += ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     CXX_FLAGS += ["-fno-omit-frame-pointer"]
     LINK_FLAGS += ["-fsanitize=address,undefined"]
+LINK_LAST = shlex.split(os.environ.get("FASTRNN_LINK", ""))
+TORCH_LIB = os.environ.get("FASTRNN_TORCH_LIB")
 # The oldest torch whose stable ABI is used: one binary then serves every newer one.
 STABLE_ABI = [f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"]
 
@@ -170,8 +177,6 @@ def instruction_sets():
 
 
 def python_module():
-    import pybind11
-
     facts = {
         "FASTRNN_VERSION": VERSION,
         "FASTRNN_CUDA_ARCHS": ";".join(cuda_archs(CUDA_HOME)) if CUDA_HOME else "",
@@ -181,10 +186,11 @@ def python_module():
     return Extension(
         "fastrnn._C",
         sources("csrc/python.cpp", "csrc/plan/*.cpp"),
-        include_dirs=[CSRC, pybind11.get_include()],
+        include_dirs=[CSRC],
         define_macros=[(name, f'"{value}"') for name, value in facts.items()],
         extra_compile_args=CXX_FLAGS,
-        extra_link_args=LINK_FLAGS[1:],  # a Python module's Python symbols are the interpreter's
+        extra_link_args=LINK_FLAGS[1:] + LINK_LAST,  # a Python module's Python symbols are the interpreter's
+        py_limited_api=True,
     )
 
 
@@ -196,10 +202,10 @@ def cpu_library():
             *("csrc/cpu/isa/choose.cpp", *(f"csrc/cpu/isa/{name}*.cpp" for name in instruction_sets())),
         ),
         include_dirs=[CSRC, *include_paths()],
-        library_dirs=library_paths(),
+        library_dirs=[TORCH_LIB] if TORCH_LIB else library_paths(),
         libraries=["torch_cpu"],
         extra_compile_args=CXX_FLAGS + STABLE_ABI,
-        extra_link_args=LINK_FLAGS,
+        extra_link_args=LINK_FLAGS + LINK_LAST,
     )
 
 
@@ -219,7 +225,7 @@ def cuda_library():
         # then needs of its surroundings only the driver that torch has loaded.
         libraries=["torch_cuda", "torch_cpu", "cudart_static", "dl", "rt", "pthread"],
         extra_compile_args={"cxx": CXX_FLAGS + flags, "nvcc": nvcc + flags},
-        extra_link_args=LINK_FLAGS,
+        extra_link_args=LINK_FLAGS + LINK_LAST,
     )
 
 
@@ -243,6 +249,9 @@ class Build(BuildExtension):
 
     def run(self):
         super().run()
+        # Of an earlier build for this Python alone, which it would prefer to the one for all.
+        for folder in {self.build_lib, "." if self.inplace else self.build_lib}:
+            Path(folder, "fastrnn", "_C" + sysconfig.get_config_var("EXT_SUFFIX")).unlink(missing_ok=True)
         if not CUDA_HOME:  # none of an earlier build may stay beside the new binaries
             for folder in (self.build_lib, "." if self.inplace else self.build_lib):
                 Path(folder, "fastrnn", "libfastrnn_cuda.so").unlink(missing_ok=True)
@@ -251,4 +260,5 @@ class Build(BuildExtension):
 setup(
     ext_modules=[python_module(), cpu_library()] + ([cuda_library()] if CUDA_HOME else []),
     cmdclass={"build_ext": Build},
+    options={"bdist_wheel": {"py_limited_api": "cp" + "".join(map(str, MIN_PYTHON))}},
 )

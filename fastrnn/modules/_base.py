@@ -44,7 +44,7 @@ def _option(name: str) -> property:
     def set(layer, value):
         layer._vary(name, value)
 
-    return property(get, set)
+    return property(get, set, doc=f"The option ``{name}`` of the constructor.")
 
 
 class RecurrentLayer(nn.RNNBase):
@@ -54,6 +54,7 @@ class RecurrentLayer(nn.RNNBase):
 
     save: "gates" keeps every step's gates for backward, "recompute" computes them again there, which costs
         one forward pass more and saves G*H numbers a row and step. Inference keeps nothing either way.
+
     backend: what runs the layers.
 
         - "auto": on the CPU the fused kernels. On a GPU torch's own layers, as "cudnn", unless this very kind
