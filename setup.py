@@ -1,12 +1,11 @@
 """Builds fastrnn's three binaries; everything declarative is in pyproject.toml.
 
-fastrnn/_C.abi3.so           Python's limited API, no torch: build facts and the kernel plan
+fastrnn/_C.*.so              pybind11, no torch: build facts and the kernel plan
 fastrnn/libfastrnn_cpu.so    the ops and their CPU kernels, on torch's stable ABI
 fastrnn/libfastrnn_cuda.so   their CUDA kernels; built where torch is a CUDA build and an nvcc is found
 
 The two libraries know no Python and run under every torch from MIN_TORCH on, so neither links
-libpython nor libtorch_python: `-z defs` makes the linker refuse a symbol that would need them. The module
-runs under every CPython from MIN_PYTHON on. So one wheel serves all of them.
+libpython nor libtorch_python: `-z defs` makes the linker refuse a symbol that would need them.
 
 Environment (all optional):
     FASTRNN_CUDA=0|1        leave the CUDA kernels out, or stop with an error where they cannot be built
@@ -34,7 +33,6 @@ import torch
 from setuptools import Extension, setup
 
 MIN_TORCH = (2, 11)
-MIN_PYTHON = (3, 10)  # csrc/python_binding.h has it as Py_LIMITED_API
 MIN_SETUPTOOLS = 77  # older ones, such as new environments of Python 3.10 hold, cannot read pyproject.toml
 # For wheels. 8.0 runs on 8.6 and 8.9 too, which would add a third to the time of the build; PTX of 10.0 is
 # for 11.0, that of the newest for GPUs to come.
@@ -177,6 +175,8 @@ def instruction_sets():
 
 
 def python_module():
+    import pybind11
+
     facts = {
         "FASTRNN_VERSION": VERSION,
         "FASTRNN_CUDA_ARCHS": ";".join(cuda_archs(CUDA_HOME)) if CUDA_HOME else "",
@@ -186,11 +186,10 @@ def python_module():
     return Extension(
         "fastrnn._C",
         sources("csrc/python.cpp", "csrc/plan/*.cpp"),
-        include_dirs=[CSRC],
+        include_dirs=[CSRC, pybind11.get_include()],
         define_macros=[(name, f'"{value}"') for name, value in facts.items()],
         extra_compile_args=CXX_FLAGS,
         extra_link_args=LINK_FLAGS[1:] + LINK_LAST,  # a Python module's Python symbols are the interpreter's
-        py_limited_api=True,
     )
 
 
@@ -249,9 +248,6 @@ class Build(BuildExtension):
 
     def run(self):
         super().run()
-        # Of an earlier build for this Python alone, which it would prefer to the one for all.
-        for folder in {self.build_lib, "." if self.inplace else self.build_lib}:
-            Path(folder, "fastrnn", "_C" + sysconfig.get_config_var("EXT_SUFFIX")).unlink(missing_ok=True)
         if not CUDA_HOME:  # none of an earlier build may stay beside the new binaries
             for folder in (self.build_lib, "." if self.inplace else self.build_lib):
                 Path(folder, "fastrnn", "libfastrnn_cuda.so").unlink(missing_ok=True)
@@ -260,5 +256,4 @@ class Build(BuildExtension):
 setup(
     ext_modules=[python_module(), cpu_library()] + ([cuda_library()] if CUDA_HOME else []),
     cmdclass={"build_ext": Build},
-    options={"bdist_wheel": {"py_limited_api": "cp" + "".join(map(str, MIN_PYTHON))}},
 )

@@ -1,5 +1,8 @@
 // The Python module fastrnn._C: what was built, and the plan of a layer. Knows no torch, so that it
 // can be asked anywhere; the operators are in libfastrnn_cpu and libfastrnn_cuda.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
 #include <optional>
 #include <string>
 #include <vector>
@@ -10,7 +13,6 @@
 #include "plan/cuda.h"
 #include "plan/table.h"
 #include "plan/trust.h"
-#include "python_binding.h"
 
 #ifndef FASTRNN_VERSION
 #define FASTRNN_VERSION "unknown"
@@ -25,8 +27,8 @@
 #define FASTRNN_TORCH_BUILD "unknown"
 #endif
 
+namespace py = pybind11;
 using namespace fastrnn;
-namespace py = fastrnn::binding;
 
 namespace {
 
@@ -264,8 +266,8 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
 
 }  // namespace
 
-FASTRNN_PYTHON_MODULE(_C, m) {
-  m.doc("Build facts and kernel plans of fastrnn.");
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Build facts and kernel plans of fastrnn.";
   m.def("build_info", &build_info);
   m.def("lists", &lists);
   m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),

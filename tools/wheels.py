@@ -8,8 +8,8 @@ aarch64   CPU kernels for Linux on 64-bit Arm, cross-compiled: needs aarch64-lin
           library for it from the package index, to link with
 
 By default those for which this machine has the tools; what is left out, is named. Each goes into a folder of
-its own, as two of them have the same name. One wheel is for every CPython from 3.10 and every torch from 2.11
-on, and for every Linux with glibc from 2.28 on (manylinux_2_28): see oldest.py. The last lines are what
+its own, as two of them have the same name. A wheel is for the CPython that runs this script (the libraries in it know
+none; the module of pybind11 does), every torch from 2.11 on, and every Linux with glibc from 2.28 on (manylinux_2_28): see oldest.py. The last lines are what
 auditwheel found.
 """
 
@@ -135,13 +135,17 @@ def judge(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
     libraries = {name for name in names if ".so" in Path(name).name}
-    wanted = {"fastrnn/_C.abi3.so", "fastrnn/libfastrnn_cpu.so"}
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    if wheel.parent.name == "aarch64":
+        suffix = suffix.replace(platform.machine(), "aarch64")
+    wanted = {f"fastrnn/_C{suffix}", "fastrnn/libfastrnn_cpu.so"}
     if wheel.parent.name == "cuda":
         wanted.add("fastrnn/libfastrnn_cuda.so")
     faults = [f"{name} is not in it" for name in wanted - libraries]
     faults += [f"{name} has no business in it" for name in libraries - wanted]
-    if "-cp310-abi3-manylinux_2_28_" not in wheel.name:
-        faults.append(f"{wheel.name} is not named for every CPython from 3.10 on")
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    if f"-{python}-{python}-manylinux_2_28_" not in wheel.name:
+        faults.append(f"{wheel.name} is not named for {python} and manylinux_2_28")
     return faults
 
 
