@@ -68,6 +68,7 @@ class RecurrentLayer(nn.RNNBase):
         - "stepwise", "one_cta", "cluster", "grid": on a GPU the fused kernels of one tier (a product and a
           kernel a step; a whole sequence in one block; in a cluster of 4, 8 or 16 blocks, from compute
           capability 9.0 on; on the whole GPU), RuntimeError where that tier cannot take the layer and on
+
           the CPU, which has no tiers: nothing stands in for it. ``fastrnn.explain`` says what runs, and why;
         - "cudnn": torch's own layers, cuDNN on a GPU and torch's native ones on the CPU, on the same weights;
         - "reference": plain torch, step by step.
@@ -77,10 +78,13 @@ class RecurrentLayer(nn.RNNBase):
 
     norm: "layer" for layer normalisation of the input's and of the recurrent part of the gates, and of an
         LSTM's c where h is made of it (Ba et al., 2016). norm_eps: what is added to a variance, 1e-5.
+
     zoneout: probability that a unit keeps its old state, one number or for an LSTM (p_h, p_c) (Krueger et
         al., 2016). In evaluation the expectation.
+
     recurrent_dropout: probability, on h_{t-1} before W_hh, in training; one mask a row and direction for the
         whole sequence, scaled by 1/(1-p) (Gal & Ghahramani, 2016).
+
     weight_dropout: probability, on W_hh, in training; one mask a call (Merity et al., 2018).
     heads: the recurrence falls into so many blocks of units that do not see each other: weight_hh_l{k} is
         (G*H, H/heads).
