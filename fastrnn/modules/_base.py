@@ -68,7 +68,6 @@ class RecurrentLayer(nn.RNNBase):
         - "stepwise", "one_cta", "cluster", "grid": on a GPU the fused kernels of one tier (a product and a
           kernel a step; a whole sequence in one block; in a cluster of 4, 8 or 16 blocks, from compute
           capability 9.0 on; on the whole GPU), RuntimeError where that tier cannot take the layer and on
-
           the CPU, which has no tiers: nothing stands in for it. ``fastrnn.explain`` says what runs, and why;
         - "cudnn": torch's own layers, cuDNN on a GPU and torch's native ones on the CPU, on the same weights;
         - "reference": plain torch, step by step.
@@ -86,11 +85,14 @@ class RecurrentLayer(nn.RNNBase):
         whole sequence, scaled by 1/(1-p) (Gal & Ghahramani, 2016).
 
     weight_dropout: probability, on W_hh, in training; one mask a call (Merity et al., 2018).
+
     heads: the recurrence falls into so many blocks of units that do not see each other: weight_hh_l{k} is
         (G*H, H/heads).
+
     peephole (LSTM): i and f see c_{t-1}, o sees c_t (Gers et al., 2002). coupled (LSTM): f = 1 - i (Greff et
         al., 2016); f's rows of the weights are there and not read. forget_bias (LSTM): a number that is added
         to f's part of bias_ih at initialisation.
+
     reset_after (GRU): False for the reset gate before the recurrent product (Cho et al., 2014).
 
     Masks come from torch's generator, so that a seed repeats them. Wrong options raise in the constructor.
