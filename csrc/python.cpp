@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/isa/list.h"
+#include "params/cell_text.h"
 #include "plan/cost.h"
 #include "plan/cpu.h"
 #include "plan/cuda.h"
@@ -179,7 +180,12 @@ LayerShape layer_shape(const std::string& cell, int64_t T, int64_t B, int64_t I,
   LayerShape shape;
   std::vector<std::pair<const char*, CellKind>> cells;
   for (size_t i = 0; i < std::size(kCells); ++i) cells.push_back({kCells[i].name, static_cast<CellKind>(i)});
-  shape.cell = one_of<CellKind>("cell", cell, cells);
+  const size_t plus = cell.find('+');  // a variant's options
+  shape.cell = one_of<CellKind>("cell", cell.substr(0, plus), cells);
+  if (plus != std::string::npos) {
+    const std::string wrong = read_cell_options(cell, plus, shape.cell, shape.variant);
+    if (!wrong.empty()) throw py::value_error(wrong);
+  }
   shape.dtype = one_of<Dtype>("dtype", dtype,
                               {{"float32", Dtype::kFloat},
                                {"float64", Dtype::kDouble},
@@ -189,7 +195,12 @@ LayerShape layer_shape(const std::string& cell, int64_t T, int64_t B, int64_t I,
     if (value < 1) throw py::value_error(std::string(name) + ": expected at least 1, got " + std::to_string(value));
   }
   if (B < 0) throw py::value_error("B: expected at least 0, got " + std::to_string(B));
-  if (P < 0 || (P && cell != "lstm")) throw py::value_error("P: expected a projection size for an LSTM, or 0");
+  if (P < 0 || (P && shape.cell != CellKind::kLstm))
+    throw py::value_error("P: expected a projection size for an LSTM, or 0");
+  if (shape.variant.heads > 1 && (P || H % shape.variant.heads)) {
+    throw py::value_error("cell: expected heads that divide hidden_size " + std::to_string(H) +
+                          " and no projection, got " + std::to_string(shape.variant.heads));
+  }
   if (directions > 2) throw py::value_error("directions: expected 1 or 2, got " + std::to_string(directions));
   shape.T = T;
   shape.B = B;

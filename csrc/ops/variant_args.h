@@ -1,56 +1,9 @@
-// What the argument `cell` may say beside a cell's name, and the tensors that `weights` then has more (schema.cpp).
+// The tensors that `weights` has more where the argument `cell` names a variant (params/cell_text.h, schema.cpp).
 #pragma once
-#include <charconv>
-#include <string_view>
-
 #include "ops/check.h"
+#include "params/cell_text.h"
 
 namespace fastrnn {
-
-// One option of `cell`, "name" or "name=value".
-inline void read_option(Variant& v, CellKind cell, std::string_view option, const std::string& whole) {
-  const size_t equals = option.find('=');
-  const std::string_view name = option.substr(0, equals);
-  const std::string_view value = equals == std::string_view::npos ? std::string_view() : option.substr(equals + 1);
-  const bool lstm = cell == CellKind::kLstm;
-  bool known = true, valued = false;
-  const auto set = [&](bool& flag, bool fits) {
-    check(fits, "cell: '", kCells[static_cast<int>(cell)].name, "' has no option '", std::string(name), "', got '",
-          whole, "'");
-    check(!flag, "cell: expected each option once, got '", whole, "'");
-    flag = true;
-  };
-  const auto read = [&](auto& number) {
-    valued = true;
-    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
-    return error == std::errc() && end == value.data() + value.size();
-  };
-  if (name == "peephole") {
-    set(v.peephole, lstm);
-  } else if (name == "coupled") {
-    set(v.coupled, lstm);
-  } else if (name == "reset_before") {
-    set(v.reset_before, cell == CellKind::kGru);
-  } else if (name == "zoneout_h") {
-    set(v.zoneout_h, true);
-  } else if (name == "zoneout_c") {
-    set(v.zoneout_c, lstm);
-  } else if (name == "recurrent_mask") {
-    set(v.recurrent_mask, true);
-  } else if (name == "norm") {
-    set(v.norm, true);
-    check(read(v.eps) && v.eps >= 0, "cell: expected norm=eps with a number of at least 0, got '", whole, "'");
-  } else if (name == "heads") {
-    check(v.heads == 1, "cell: expected each option once, got '", whole, "'");
-    check(read(v.heads) && v.heads >= 1, "cell: expected heads=n with a positive number, got '", whole, "'");
-  } else {
-    known = false;
-  }
-  check(known && (valued || equals == std::string_view::npos),
-        "cell: expected options peephole, coupled, reset_before, norm=eps, heads=n, zoneout_h, zoneout_c or "
-        "recurrent_mask behind the name, each after a +, got '",
-        whole, "'");
-}
 
 // "lstm", or "lstm+peephole+norm=1e-05".
 inline CellKind parse_cell(const std::string& cell, Variant& variant) {
@@ -58,17 +11,8 @@ inline CellKind parse_cell(const std::string& cell, Variant& variant) {
   if (plus == std::string::npos) [[likely]]
     return parse_cell(cell);
   const CellKind kind = parse_cell(cell.substr(0, plus));
-  const std::string_view all = cell;
-  for (size_t at = plus; at != std::string::npos;) {
-    const size_t next = all.find('+', at + 1);
-    // An exponent may have a sign: norm=1e+2.
-    size_t end = next;
-    if (end != std::string::npos && all[end - 1] == 'e' && all.substr(at + 1, 5) == "norm=")
-      end = all.find('+', end + 1);
-    read_option(variant, kind, all.substr(at + 1, end == std::string::npos ? end : end - at - 1), cell);
-    at = end;
-  }
-  check(!(variant.norm && variant.reset_before), "cell: norm and reset_before do not go together, got '", cell, "'");
+  const std::string wrong = read_cell_options(cell, plus, kind, variant);
+  check(wrong.empty(), wrong);
   return kind;
 }
 

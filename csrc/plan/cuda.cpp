@@ -36,7 +36,8 @@ constexpr double kBackward = 1.4;                              // a backward ste
 // (backward); what an SM receives from its peers, and what it reads of its own shared memory (128 bytes a clock), in
 // bytes a microsecond.
 constexpr double kClusterFixed = 0.17, kPush = 0.004, kPart = 0.005, kReceived = 50e3, kSharedRead = 217e3;
-// A product and a kernel a step, each launched by the host; with a projection two of each.
+// A product and a kernel a step, each launched by the host; with a projection, or the reset gate before the product,
+// two of each.
 constexpr double kStepwiseLaunches = 9.0;
 // Before the first step of a persistent tier: a launch (2.4), code that no cache has yet, and one answer of memory
 // (0.8) for weights, state, inputs and biases, which are asked for together; the weights' bytes come as kReceived.
@@ -57,9 +58,10 @@ const StepCosts& costs_of(Precision precision) {
 }
 
 double stepwise_us(const LayerShape& s, Precision precision, const CudaDevice& device) {
-  const double flops = 2.0 * s.D * s.B * (gates_of(s.cell) * s.H * s.out_size() + s.H * s.P);
+  const int64_t recurrent = s.out_size() / s.variant.heads;  // columns of W_hh
+  const double flops = 2.0 * s.D * s.B * (gates_of(s.cell) * s.H * recurrent + s.H * s.P);
   const double rate = stepwise_flops(s.dtype, precision) * std::max(1, device.sms) / kReferenceSms;
-  return kStepwiseLaunches * (s.P ? 2 : 1) + flops / rate;
+  return kStepwiseLaunches * (s.P || s.variant.reset_before ? 2 : 1) + flops / rate;
 }
 
 double cluster_us(const LayerShape& s, const PersistentGeometry& g, const CudaDevice& device) {
@@ -133,6 +135,7 @@ void set_step_us(CudaPlan& plan, const LayerShape& s, Pass pass, const CudaDevic
   there.T = table.steps;
   there.D = 1;
   there.P = 0;
+  there.variant = {};  // the table's layers are plain
   const bool persistent = plan.tier != Tier::kStepwise;
   const PersistentGeometry g =
       persistent ? geometry_of(there, plan.precision, pass, table.device, plan.tier) : PersistentGeometry{};
@@ -141,7 +144,7 @@ void set_step_us(CudaPlan& plan, const LayerShape& s, Pass pass, const CudaDevic
   if (!table.measured) return;
   const bool same_gpu =
       device.compute_capability == table.device.compute_capability && device.sms == table.device.sms;
-  const bool within = there.B == s.B && there.H == s.H && s.D == 1 && s.P == 0;
+  const bool within = there.B == s.B && there.H == s.H && s.D == 1 && s.P == 0 && !s.variant.any();
   plan.source = !same_gpu || !within          ? StepSource::kScaled
                 : point && s.T == table.steps ? StepSource::kMeasured
                                               : StepSource::kInterpolated;

@@ -26,6 +26,7 @@ std::string trust_key(const LayerShape& s, bool tf32, bool training) {
   const cuda::Precision precision = cuda_precision(s.dtype, tf32);
   const bool masked = s.order || s.resets;
   std::string key = facts_of(s.cell).name;
+  if (s.variant.any()) key += "+variant";  // what is proven of the plain cell is not said of it
   key += ' ';
   key += s.dtype == Dtype::kDouble ? "float64" : precisions[static_cast<int>(precision)];
   key += " H=" + std::to_string(s.H);

@@ -24,6 +24,9 @@ DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16)
 #: at B = 1, H = 512 it saves a permutation of u, four calls and their Python.
 FEW_ROWS = 4
 
+#: How the reason begins where no kernel of any kind is there.
+NOT_LOADED = "fastrnn's kernels are not loaded"
+
 _NATIVE = "torch's own layer, or the reference where torch has none for the case"
 _UNPROVEN = "torch's own layer, or a step at a time where torch has none for the case"
 _OTHERS = "use backend='auto' or 'reference'"
@@ -55,32 +58,38 @@ def missing(dtype: torch.dtype, device: str, runs: bool = True, where: str = "")
     """
     if dtype not in DTYPES:
         return f"no kernel computes in {str(dtype).removeprefix('torch.')}"
+    if not library.cpu_loaded:
+        return f"{NOT_LOADED}: {library.cpu_why}"
     if device in ("cpu", "meta"):
         return None
     if device != "cuda":
         return f"no kernel runs on {device}"
     if not library.cuda_loaded:
-        return "the CUDA kernels are not loaded: fastrnn or torch was built without CUDA"
+        why = library.cuda_why or "fastrnn or torch was built without CUDA"
+        return f"the CUDA kernels are not loaded: {why}"
     if not runs:
         return f"the CUDA kernels were not built for {where or 'this GPU'}"
     return None
 
 
-#: Options of a variant that a kind of device has no kernel for yet.
-_NO_KERNEL = {"cuda": frozenset(("norm", "zoneout", "recurrent_dropout", "peephole", "reset_after"))}
+#: Options of a variant whose kernels have not yet run on a device of that kind.
+_UNTRIED = {"cuda": frozenset(("norm", "zoneout", "recurrent_dropout", "peephole", "reset_after"))}
 
 
 def missing_variant(variant: Variant, device: str) -> str | None:
-    """Why no kernel covers a variant on a kind of device, None where one does."""
-    without = _NO_KERNEL.get(device, ())
-    lacking = [word for word in variant.words() if word in without]
-    return f"no kernel yet for {', '.join(lacking)}: reference" if lacking else None
+    """Why nobody who does not ask for them gets the kernels of a variant, None where all get them."""
+    untried = [word for word in variant.words() if word in _UNTRIED.get(device, ())]
+    if not untried:
+        return None
+    return (
+        f"the kernels for {', '.join(untried)} have not yet run on a GPU: reference, unless asked for by name"
+    )
 
 
 def supported(x: Tensor) -> bool:
     """Whether a kernel exists for x's dtype on x's device."""
     if x.is_cpu:
-        return x.dtype in DTYPES
+        return x.dtype in DTYPES and library.cpu_loaded
     return missing(x.dtype, x.device.type, not x.is_cuda or devices.runs(x.device)) is None
 
 
@@ -119,7 +128,7 @@ def route(
         return Route("reference", "backend='reference' was asked for")
     rnn = family == "rnn"
     plain = variant is None
-    if not plain:
+    if not plain and backend == "auto":
         lacking = lacking or missing_variant(variant, device)
     if rnn and backend == "cudnn" and not masked and plain:
         return Route("native", "backend='cudnn' was asked for: torch's own layer", asked=True)
@@ -147,8 +156,10 @@ def route(
             return Route("native", f"{why}: {_NATIVE}")
         return Route("reference", why)
     what = transforms if looked_into else subject
-    if not plain and not looked_into:
-        what = "torch's own layer has no " + ", ".join(variant.words()) if backend == "cudnn" else lacking
+    if lacking and lacking.startswith(NOT_LOADED):
+        what = lacking
+    elif not plain and not looked_into and backend == "cudnn":
+        what = "torch's own layer has no " + ", ".join(variant.words())
     elif masked:
         what = f"it does not cover lengths, reset, done or return_all_states with {what}"
     else:

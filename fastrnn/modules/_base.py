@@ -44,7 +44,7 @@ def _option(name: str) -> property:
     def set(layer, value):
         layer._vary(name, value)
 
-    return property(get, set)
+    return property(get, set, doc=f"The option ``{name}`` of the constructor.")
 
 
 class RecurrentLayer(nn.RNNBase):
@@ -54,6 +54,7 @@ class RecurrentLayer(nn.RNNBase):
 
     save: "gates" keeps every step's gates for backward, "recompute" computes them again there, which costs
         one forward pass more and saves G*H numbers a row and step. Inference keeps nothing either way.
+
     backend: what runs the layers.
 
         - "auto": on the CPU the fused kernels. On a GPU torch's own layers, as "cudnn", unless this very kind
@@ -76,16 +77,22 @@ class RecurrentLayer(nn.RNNBase):
 
     norm: "layer" for layer normalisation of the input's and of the recurrent part of the gates, and of an
         LSTM's c where h is made of it (Ba et al., 2016). norm_eps: what is added to a variance, 1e-5.
+
     zoneout: probability that a unit keeps its old state, one number or for an LSTM (p_h, p_c) (Krueger et
         al., 2016). In evaluation the expectation.
+
     recurrent_dropout: probability, on h_{t-1} before W_hh, in training; one mask a row and direction for the
         whole sequence, scaled by 1/(1-p) (Gal & Ghahramani, 2016).
+
     weight_dropout: probability, on W_hh, in training; one mask a call (Merity et al., 2018).
+
     heads: the recurrence falls into so many blocks of units that do not see each other: weight_hh_l{k} is
         (G*H, H/heads).
+
     peephole (LSTM): i and f see c_{t-1}, o sees c_t (Gers et al., 2002). coupled (LSTM): f = 1 - i (Greff et
         al., 2016); f's rows of the weights are there and not read. forget_bias (LSTM): a number that is added
         to f's part of bias_ih at initialisation.
+
     reset_after (GRU): False for the reset gate before the recurrent product (Cho et al., 2014).
 
     Masks come from torch's generator, so that a seed repeats them. Wrong options raise in the constructor.

@@ -71,19 +71,27 @@ def stack_accesses(code: Code, loop: list[str]) -> list[str]:
     return [i for i in loop if stack.search(i) and not i.startswith("prefetch")]
 
 
+def _read(tool: str, *arguments: str) -> str:
+    path = shutil.which(tool)
+    if path is None:
+        pytest.skip(f"{tool} (binutils) is not installed")
+    return subprocess.run([path, *arguments, str(LIBRARY)], capture_output=True, text=True, check=True).stdout
+
+
 @cache
-def library_functions() -> list[tuple[str, Code]]:
+def symbols() -> dict[str, list[tuple[int, int]]]:
+    """Address and size of the tiles' kernels by name: one for each instruction set."""
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip(f"reads the instructions of x86-64, this is {platform.machine()}")
-    objdump = shutil.which("objdump")
-    if objdump is None:
-        pytest.skip("objdump (binutils) is not installed")
-    call = [objdump, "-d", "-C", "-w", "--no-show-raw-insn", str(LIBRARY)]
-    text = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    text = _read("nm", "-C", "-S")
+    found: dict[str, list[tuple[int, int]]] = {}
+    for line in text.splitlines():
+        kernel = re.match(r"([0-9a-f]+) ([0-9a-f]+) \w .*?(\w+_kernel<float, \d+, \d+>)\(", line)
+        if kernel:
+            found.setdefault(kernel.group(3), []).append((int(kernel.group(1), 16), int(kernel.group(2), 16)))
     if "__asan_init" in text:
         pytest.skip("built with a sanitizer, which keeps everything on the stack")
-    found = functions(text)
-    if not any("product_kernel<" in name for name, _ in found):
+    if not found:
         pytest.skip("the library is stripped of its local symbols")
     return found
 
@@ -91,11 +99,10 @@ def library_functions() -> list[tuple[str, Code]]:
 @cache
 def kernels(isa: str, kind: str, rows: int, vectors: int) -> tuple[Code, ...]:
     """A tile's kernel in the objects of an instruction set: by the widest registers it multiplies with."""
-    name = f"{kind}_kernel<float, {rows}, {vectors}>("
     chosen = []
-    for function, code in library_functions():
-        if name not in function:
-            continue
+    for address, size in symbols().get(f"{kind}_kernel<float, {rows}, {vectors}>", []):
+        span = (f"--start-address={address}", f"--stop-address={address + size}")
+        ((_, code),) = functions(_read("objdump", "-d", "-w", "--no-show-raw-insn", *span))
         loop = " ".join(i for i in main_loop(code) if multiplies(i))
         widest = next((k for k, register in REGISTER.items() if register in loop), None)
         if widest == isa:

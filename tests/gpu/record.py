@@ -1,17 +1,16 @@
 """The committed tables of the tiers, from the results of check.py's calls: `make gpu-table RESULTS=FOLDER`.
 
-    python tests/gpu/record.py                      prints the table of the README
+    python tests/gpu/record.py                      prints the table of docs/gpu-verified.md
     python tests/gpu/record.py FOLDER or FILE ...   enters call-1.jsonl and call-2.jsonl into
         benchmarks/results/gpu_verification.json    which kernels are verified on which GPU at which commit
-        README.md                                   the same as a table
+        docs/gpu-verified.md                        the same as a table
         benchmarks/results/<date>-<gpu>/            the sweep's results.json and report
         csrc/plan/table.inl                         the plan's table, from what the sweep timed the tiers at
 
 Either call alone will do; what was not run is not claimed. A family has an entry for each GPU that has run
-it;
-without one the table says that none has. A later outcome on the same GPU replaces the earlier one. Nothing is
-taken from a dry run. --root FOLDER: another checkout's files. Build and test afterwards, and commit all of
-it.
+it; without one the table says that none has. A later outcome on the same GPU replaces the earlier one.
+Nothing is taken from a dry run. --root FOLDER: another checkout's files. Build and test afterwards, and
+commit all of it.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ import lines
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = Path("benchmarks/results/gpu_verification.json")
+PAGE = Path("docs/gpu-verified.md")
 BEGIN, END = "<!-- made by make gpu-table -->", "<!-- end of what make gpu-table made -->"
 CELLS = ("lstm", "gru", "rnn")
 #: Kernel families, first the tiers by their names: what they are, and the cells that they run.
@@ -204,8 +204,8 @@ def table(record: dict) -> str:
     return "\n".join(rows)
 
 
-def into_readme(text: str, record: dict) -> str:
-    """A README with the table between its marks.
+def into_page(text: str, record: dict) -> str:
+    """A page with the table between its marks.
 
     Raises:
         ValueError: it has no such marks.
@@ -213,13 +213,13 @@ def into_readme(text: str, record: dict) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md: expected the lines {BEGIN} and {END}")
+        raise ValueError(f"{PAGE}: expected the lines {BEGIN} and {END}")
     return f"{before}{BEGIN}\n\n{table(record)}\n\n{END}{after}"
 
 
 def write(paths: Sequence[Path], root: Path) -> list[Path]:
     """Enter calls, and write everything that is made of them; the files that were written."""
-    target, readme = root / RECORD, root / "README.md"
+    target, page = root / RECORD, root / PAGE
     record = load(target) if target.exists() else empty()
     calls = [(path, Results(lines.read(path))) for path in paths]
     for path, results in calls:
@@ -227,10 +227,10 @@ def write(paths: Sequence[Path], root: Path) -> list[Path]:
             enter(results, record)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-    text = into_readme(readme.read_text(), record)
+    text = into_page(page.read_text(), record)
     target.write_text(json.dumps(record, indent=1) + "\n")
-    readme.write_text(text)
-    written = [target, readme]
+    page.write_text(text)
+    written = [target, page]
     if any(results.timed for _, results in calls):
         written += _sweep(paths, root)
     return written

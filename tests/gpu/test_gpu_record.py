@@ -148,7 +148,7 @@ def test_what_is_not_entered(events, text, tmp_path):
 def a_checkout(folder):
     """The files that the command writes to, in a folder of their own: what is made up is never committed."""
     root = folder / "checkout"
-    for name in ("README.md", "csrc/plan/table.inl", str(record.RECORD)):
+    for name in (str(record.PAGE), "csrc/plan/table.inl", str(record.RECORD)):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, root / name)
     return root
@@ -161,8 +161,8 @@ def made(root, *results):
 
 
 def test_all_tables_by_one_command(tmp_path):
-    """From the folder with both calls, the second cut off: record, README, report and the plan's table, which
-    holds what the tiers were timed at; nothing else of the README changes, and a second time changes
+    """From the folder with both calls, the second cut off: record, page, report and the plan's table, which
+    holds what the tiers were timed at; nothing else of the page changes, and a second time changes
     nothing."""
     chosen = [c for c in presets.select_cuda(presets.CUDA_PRESETS["gpu-check"]) if c.dtype == "float16"]
     timed = [made_up_result(c, 1e-3, 2e-3, grid=0.5e-3 * (1 + 2 * c.training), stepwise=4e-3) for c in chosen]
@@ -183,11 +183,11 @@ def test_all_tables_by_one_command(tmp_path):
     report = root / "benchmarks" / "results" / "2026-01-31-nvidia-h100"
     assert [line.removeprefix(f"{root}/") for line in done.stdout.splitlines()] == [
         str(record.RECORD),
-        "README.md",
+        str(record.PAGE),
         "benchmarks/results/2026-01-31-nvidia-h100",
         "csrc/plan/table.inl",
     ]
-    text, before = (root / "README.md").read_text(), (ROOT / "README.md").read_text()
+    text, before = (root / record.PAGE).read_text(), (ROOT / record.PAGE).read_text()
     times = "inference 4-4x, training 1.33-1.33x"
     assert f"| grid: the whole grid | LSTM, GRU | NVIDIA H100 at abc: smoke | {times} |" in text
     assert text.partition(record.END)[2] == before.partition(record.END)[2]
@@ -206,10 +206,10 @@ def test_all_tables_by_one_command(tmp_path):
 
 
 def test_what_is_not_there_is_one_error(tmp_path):
-    """A folder without results, a README without the marks."""
+    """A folder without results, a page without the marks."""
     root = a_checkout(tmp_path)
     assert "no call-1.jsonl and no call-2.jsonl there" in made(root, tmp_path).stderr
-    (root / "README.md").write_text("words")
+    (root / record.PAGE).write_text("words")
     path = written(tmp_path / "call-1.jsonl", call(1, []))
     done = made(root, path)
     assert done.returncode == 1
@@ -218,7 +218,7 @@ def test_what_is_not_there_is_one_error(tmp_path):
 
 def test_the_record_that_is_kept():
     """Every family and cell is in it, in the table's order; every run names GPU, commit and checks; and the
-    README has it as it is."""
+    page has it as it is."""
     kept = record.load()
     assert [(e["family"], e["cell"]) for e in kept["families"]] == [
         (family, cell) for family, (_, cells) in record.FAMILIES.items() for cell in cells
@@ -231,5 +231,5 @@ def test_the_record_that_is_kept():
             assert run["checks"] or run["speed"]
     if not any(e["runs"] for e in kept["families"]):
         assert record.table(kept).count("not yet run on a GPU") == len(record.FAMILIES)
-    readme = (ROOT / "README.md").read_text()
-    assert record.into_readme(readme, kept) == readme
+    page = (ROOT / record.PAGE).read_text()
+    assert record.into_page(page, kept) == page

@@ -177,3 +177,41 @@ def test_properties_of_the_gpu_that_is_here():
     assert here.compute_capability >= 70
     assert here.sms > 0
     assert here.shared_bytes_per_block >= 48 << 10
+
+
+@pytest.mark.parametrize("cell", ["lstm+peephole", "gru+reset_before", "rnn_tanh+norm=1e-05", "lstm+heads=4"])
+def test_a_variant_is_stepwise(cell):
+    """Its plan says why, for both passes, and never passes a plain cell's timing off as its own."""
+    found = plan(256, cell=cell)
+    for one in (found, found["backward"]):
+        assert one["kernel"] == "stepwise"
+        assert one["reason"] == "a variant: stepwise only"
+    asked = plan(256, cell=cell, tier="grid")
+    assert not asked["possible"]
+    assert asked["reason"] == "a variant: stepwise only"
+    assert _C.trust_key(cell, T=100, B=16, I=8, H=256) != _C.trust_key(
+        cell.partition("+")[0], T=100, B=16, I=8, H=256
+    )
+
+
+def test_a_variants_cost():
+    """Heads divide W_hh, and a norm keeps both products for backward."""
+    plain, heads, norm = (plan(256, cell="lstm" + o) for o in ("", "+heads=4", "+norm=1e-05"))
+    W = 4 * 256 * 256
+    assert plain["weight_bytes"] - heads["weight_bytes"] == 2 * (W - W // 4)
+    assert plain["flops"] - heads["flops"] == 3 * 2 * 100 * 16 * (W - W // 4)
+    assert norm["saved_bytes_per_step"] - plain["saved_bytes_per_step"] == 2 * 16 * 8 * 256
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("lstm+wings", "cell: expected options peephole"),
+        ("gru+peephole", "cell: 'gru' has no option 'peephole'"),
+        ("lstm+heads=3", "cell: expected heads that divide hidden_size 256"),
+    ],
+)
+def test_a_wrong_variant(cell, message):
+    """As the operators put it."""
+    with pytest.raises(ValueError, match=message):
+        plan(256, cell=cell)

@@ -226,8 +226,8 @@ struct Kernels {
   constexpr void fill() {
     if constexpr (MR <= tile_rows(NV)) {
 #ifdef FASTRNN_NEON
-      product[NV - 1][MR - 1] = neon_product<T, MR, NV, chains_of(MR * NV, Simd<T>::W)>;
-      if constexpr (MR <= Simd<T>::W) transposed[NV - 1][MR - 1] = neon_transposed<T, MR, NV>;
+      product[NV - 1][MR - 1] = neon_product<T, MR, NV, chains_of(MR * NV, Simd<T>::W), kSumBlock>;
+      if constexpr (MR <= Simd<T>::W) transposed[NV - 1][MR - 1] = neon_transposed<T, MR, NV, kRowBlock>;
 #else
       product[NV - 1][MR - 1] = product_kernel<T, MR, NV>;
       transposed[NV - 1][MR - 1] = transposed_kernel<T, MR, NV>;

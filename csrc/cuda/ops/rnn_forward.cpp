@@ -8,8 +8,7 @@ namespace fastrnn::cuda {
 
 // Memory beyond the results: x's part of the gates, (D,N,G*H) in the layer's type, except where gates
 // are saved (it then lies in them and is overwritten step by step), and a few (D,B,.) buffers.
-void forward(const Layer& layer, const RnnArguments& in, const RnnResults& results, Tier wanted,
-             bool training) {
+void forward(const Layer& layer, const RnnArguments& in, const RnnResults& results, Tier wanted, bool training) {
   const LayerShape& shape = layer.shape();
   const int64_t H = shape.H, D = shape.D, N = layer.N, G = layer.G;
   const CudaPlan plan = plan_pass(layer, Pass::kForward, wanted, training);

@@ -10,7 +10,7 @@
 
 namespace fastrnn::cuda {
 
-constexpr int kMostThreads = 512;  // of a block that takes a whole row
+constexpr int kMostThreads = 256;  // of a block that takes a whole row
 
 // How rows lie over a one-dimensional grid: a block of whole warps takes one of `chunks` pieces of a row.
 struct Pieces {
@@ -102,8 +102,8 @@ __device__ __forceinline__ Compute<T> vector_at(const void* vector, int64_t i) {
 template <class T>
 __device__ __forceinline__ Compute<T> keep_at(const StageLayer& s, const TensorRows& keep, int64_t t, int64_t row,
                                               int64_t in_direction, int64_t i) {
-  const int64_t at = s.table.row_offsets ? in_direction * keep.row_stride
-                                         : t * keep.step_stride + row * keep.row_stride;
+  const int64_t at =
+      s.table.row_offsets ? in_direction * keep.row_stride : t * keep.step_stride + row * keep.row_stride;
   return load(static_cast<const T*>(keep.data) + at + i);
 }
 template <class T>

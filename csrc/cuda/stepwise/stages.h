@@ -16,10 +16,10 @@ struct StageLayer {
   StepShape shape;
   Variant on;
   RowTable table;
-  int64_t width = 0;                // Hout
-  DirectionWeights weights[2];      // of which the kernels read the vectors of a variant
+  int64_t width = 0;            // Hout
+  DirectionWeights weights[2];  // of which the kernels read the vectors of a variant
   StageMasks masks;
-  int64_t saved = 0;                // values a unit in `gates`: the cell's, and with a norm x' and h'
+  int64_t saved = 0;  // values a unit in `gates`: the cell's, and with a norm x' and h'
 };
 
 // Gates, cell and state of one step. With a reset before the product it ends where r * h is the second one's operand.

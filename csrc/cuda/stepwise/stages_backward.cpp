@@ -32,17 +32,17 @@ StageTerms terms_of(const LayerShape& s) {
 }
 
 // What the sums over all rows are made of.
-struct Rows {
-  Tensor dgx, dgh;                  // (D,N,G*H)
-  std::optional<Tensor> input_bias; // (D,G*H) sums of dgx before x's norm; without a norm they are made here
-  std::optional<Tensor> terms;      // (D,N,count*H)
-  Tensor h;                         // (D,N,Hout): h'
-  std::optional<Tensor> reset_h;    // r * h'
+struct RowGradients {
+  Tensor dgx, dgh;                   // (D,N,G*H)
+  std::optional<Tensor> input_bias;  // (D,G*H), with a norm: the sums of dgx before x's norm
+  std::optional<Tensor> terms;       // (D,N,count*H)
+  Tensor h;                          // (D,N,Hout): h'
+  std::optional<Tensor> reset_h;     // r * h'
   std::optional<Tensor> dh_y, m;
 };
 
 // w_hh (G*H,K) of direction d: each head's units by what they multiplied.
-void recurrent_gradient(const Layer& layer, const Rows& all, int d, const Tensor& out) {
+void recurrent_gradient(const Layer& layer, const RowGradients& all, int d, const Tensor& out) {
   const LayerShape& shape = layer.shape();
   const int64_t H = shape.H, G = layer.G, heads = shape.variant.heads, size = H / heads;
   const Tensor dgh = slice(all.dgh, d), h = slice(all.h, d);
@@ -64,7 +64,7 @@ void recurrent_gradient(const Layer& layer, const Rows& all, int d, const Tensor
 }
 
 // In the order of the weights; nothing for the masks.
-std::vector<Tensor> weight_gradients(const Layer& layer, const Rows& all, const StageTerms& at) {
+std::vector<Tensor> weight_gradients(const Layer& layer, const RowGradients& all, const StageTerms& at) {
   const LayerShape& shape = layer.shape();
   const Variant& on = shape.variant;
   const int64_t H = shape.H, G = layer.G, GH = G * H;
@@ -82,9 +82,7 @@ std::vector<Tensor> weight_gradients(const Layer& layer, const Rows& all, const 
       sums = layer.make_compute({at.count * H});
       sum_rows(*sums, slice(*all.terms, d));
     }
-    const auto of_terms = [&](int first, int64_t groups) {
-      return view(*sums, {groups * H}, {1}, first * H);
-    };
+    const auto of_terms = [&](int first, int64_t groups) { return view(*sums, {groups * H}, {1}, first * H); };
     if (shape.bias) {
       const Tensor b_ih = layer.make({GH}), b_hh = layer.make({GH});
       if (on.norm) {
@@ -152,7 +150,7 @@ std::pair<Tensor, std::vector<Tensor>> backward_stages(const Layer& layer, const
   }
   const Tensor empty_result = layer.make({0});
   if (B == 0) {
-    Rows all{dgx, dgh, none, terms, layer.make({D, N, width}), none, dh_y, m};
+    RowGradients all{dgx, dgh, none, terms, layer.make({D, N, width}), none, dh_y, m};
     if (on.norm) all.input_bias = layer.make_zeros({D, G * H}, layer.type);
     if (on.reset_before) all.reset_h = all.h;
     return {wanted.x ? layer.make_zeros(row_sizes(shape, shape.I), layer.type) : empty_result,
@@ -229,8 +227,8 @@ std::pair<Tensor, std::vector<Tensor>> backward_stages(const Layer& layer, const
   }
   if (wanted.c0) store_result(grad_c0, *dc, none);
 
-  Rows all{dgx, dgh, none, terms, empty_result, none, dh_y, m};
-  if (on.norm) {
+  RowGradients all{dgx, dgh, none, terms, empty_result, none, dh_y, m};
+  if (on.norm && (wanted.x || wanted.weights)) {
     if (wanted.weights && shape.bias) {
       all.input_bias = layer.make({D, G * H});
       for (int d = 0; d < D; ++d) sum_rows(view(*all.input_bias, {G * H}, {1}, d * G * H), slice(dgx, d));

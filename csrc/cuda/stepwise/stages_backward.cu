@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kMostThreads)
   const PieceAt at = piece_at(pieces);
   const int d = at.direction;
   const int64_t H = s.shape.H, t = pick(p.rows.t, d), row = at.row, head_size = H / s.on.heads;
-  if (row >= pick(p.rows.count, d)) return;  // all of the block
+  if (row >= pick(p.rows.count, d)) return;         // all of the block
   const int64_t first = (d * s.shape.B + row) * H;  // of the (D,B,H) buffers
   const bool projected = p.dm;
   A* const direct = projected ? nullptr : static_cast<A*>(p.direct) + first;
@@ -261,8 +261,7 @@ __global__ void __launch_bounds__(kMostThreads)
   T* const dgx = static_cast<T*>(p.dgx) + of_n * G * H;
   A* const terms = p.terms ? static_cast<A*>(p.terms) + (of_n * p.at.count + p.at.norm_ih) * H : nullptr;
   const void* const gain = s.weights[at.direction].norm_ih;
-  const RowMoments<A> of_x =
-      block_moments<G, A>(H, s.on.eps, [&](int64_t u, int g) { return load(x + g * H + u); });
+  const RowMoments<A> of_x = block_moments<G, A>(H, s.on.eps, [&](int64_t u, int g) { return load(x + g * H + u); });
   A sums[2] = {};
   for (int64_t u = at.unit; u < H; u += at.stride) {
 #pragma unroll
@@ -299,8 +298,9 @@ __global__ void __launch_bounds__(kBlock)
   Compute<T> h = 0, reset = 0;
   if (runs && !table.begins(t, at.direction, b)) {
     const int64_t before = d ? t + 1 : t - 1, state = (d * table.B + b) * s.width + u;
-    h = table.runs(before, b) ? load(static_cast<const T*>(p.y) + (table.row(before, b) * s.shape.D + d) * s.width + u)
-                              : load(static_cast<const T*>(p.h0) + state);
+    h = table.runs(before, b)
+            ? load(static_cast<const T*>(p.y) + (table.row(before, b) * s.shape.D + d) * s.width + u)
+            : load(static_cast<const T*>(p.h0) + state);
     h *= mask_at<T>(s, state);
     if (reset_out) reset = load(static_cast<const T*>(p.gates) + of_n * s.saved * s.width + u) * h;
   }

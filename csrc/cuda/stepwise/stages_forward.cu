@@ -121,8 +121,8 @@ __global__ void __launch_bounds__(kMostThreads)
     // Every thread reads what it left itself.
     const RowMoments<A> of_c = block_moments<1, A>(H, s.on.eps, [&](int64_t u, int) { return held[u]; });
     for (int64_t u = at.unit; u < H; u += at.stride) {
-      const A seen = normalised(held[u], of_c.mean, of_c.scale) * vector_at<T>(w.norm_c, u) +
-                     vector_at<T>(w.norm_c_bias, u);
+      const A seen =
+          normalised(held[u], of_c.mean, of_c.scale) * vector_at<T>(w.norm_c, u) + vector_at<T>(w.norm_c_bias, u);
       const A saved[4] = {0, 0, 0, held[H + u]};
       const A h = Cell::emit(saved, seen);
       if (whole) {

@@ -89,8 +89,12 @@ class StageProduct {
 class HeadWeights {
  public:
   explicit HeadWeights(const Layer& layer)
-      : D_(layer.shape().D), heads_(layer.shape().variant.heads), gates_(layer.G), size_(layer.shape().H / heads_),
-        depth_(layer.shape().out_size() / heads_), stack_(layer.stacked_w_hh()) {
+      : D_(layer.shape().D),
+        heads_(layer.shape().variant.heads),
+        gates_(layer.G),
+        size_(layer.shape().H / heads_),
+        depth_(layer.shape().out_size() / heads_),
+        stack_(layer.stacked_w_hh()) {
     if (heads_ == 1) return;
     const Tensor whole = stack_;
     stack_ = layer.make({D_, heads_, gates_ * size_, depth_});

@@ -24,7 +24,7 @@ class Layer {
     stream = current_stream(device);
     N = shape().rows();
     G = gates_of(shape().cell);
-    saved = saved_of(shape().cell);
+    saved = saved_of(shape());
     recurrent_gates = recurrent_gates_of(shape().cell);
     rows_ = view(as_contiguous(x), {N, shape().I}, {shape().I, 1});
   }
@@ -104,9 +104,7 @@ class Layer {
 
   // The tensors of a variant: those of a direction behind its plain ones, and the masks behind all directions.
   const Tensor& variant_weight(int d, int i) const { return weight(d, plain_weights(shape()) + i); }
-  const Tensor& variant_mask(int i) const {
-    return weights_[weights_.size() - variant_masks(shape().variant) + i];
-  }
+  const Tensor& variant_mask(int i) const { return weights_[weights_.size() - variant_masks(shape().variant) + i]; }
 
   // One weight of all directions as one (D,rows,columns) stack, for the products of the steps: no copy
   // where there is one direction with contiguous weights.
