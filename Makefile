@@ -1,17 +1,43 @@
 # `make test` and `make bench` do everything on a fresh clone: environment, pinned packages, CUDA
 # compiler, build, job. A second call repeats only what changed.
 #
+#   CPU=1            torch's CPU build (1.3 GB with everything else, in place of 6), and no CUDA kernels: their compile
+#                    gate is skipped, with a line that says so. CPU=0: everything. Where neither is said, CPU=1 is for
+#                    machines without an NVIDIA GPU and without nvcc, and for nothing that is handed out or tests in full
 #   PYTHON=python3   the interpreter that makes the environment, 3.10 or newer
-#   VENV=.venv       where the environment lies; `VENV=` (empty) installs nothing and uses PYTHON's packages
+#   VENV=.venv       where the environment lies, with CPU=1 .venv-cpu; `VENV=` (empty) installs nothing and uses
+#                    PYTHON's packages
 #   CLIENTS=.venv-clients   the same for `make test-clients`
+#   TORCH_CPU_INDEX  where CPU builds of torch are looked for, besides the package index
 #   FASTRNN_CUDA, FASTRNN_CUDA_ARCHS, MAX_JOBS: see setup.py
 #   WORKERS=2        processes that share the tests, a file at a time; `WORKERS=` runs them in one, without xdist
 #   ARGS             more arguments for pytest or for the benchmark
 
+# A GPU shows as a device file (the second is WSL's) or by its driver's command, the wish to compile for one as nvcc.
+CUDA_FILES := /dev/nvidiactl /dev/dxg /usr/local/cuda/bin/nvcc
+ifeq ($(origin CPU),undefined)
+ifneq ($(filter test-all gpu-check wheel% release,$(MAKECMDGOALS)),)
+CPU := 0
+else ifeq ($(if $(filter undefined,$(origin VENV)),.venv,$(strip $(VENV))),)
+CPU := 0
+else
+CPU := $(shell if [ "$$FASTRNN_CUDA" = 1 ] || [ -n "$$CUDA_HOME$$CUDA_PATH" ] || \
+    command -v nvidia-smi >/dev/null || command -v nvcc >/dev/null; then echo 0; \
+    else for f in $(CUDA_FILES); do if [ -e $$f ]; then echo 0; exit; fi; done; echo 1; fi)
+endif
+endif
+ifeq ($(filter 0 1,$(strip $(CPU))),)
+$(error CPU must be 0 or 1, got "$(CPU)")
+endif
+ifeq ($(strip $(CPU)),1)
+export FASTRNN_CUDA := 0
+endif
+
 PYTHON ?= python3
-VENV ?= .venv
+VENV ?= $(if $(filter 1,$(CPU)),.venv-cpu,.venv)
 CLIENTS ?= .venv-clients
 WORKERS ?= $(if $(strip $(VENV)),2)
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -25,43 +51,97 @@ CLANG_FORMAT := $(VENV)/bin/clang-format
 ENV_TEST := $(VENV)/.stamp-test
 ENV_BENCH := $(VENV)/.stamp-bench
 ENV_DEV := $(VENV)/.stamp-dev
+ENV_DOCS := $(VENV)/.stamp-docs
+ENV_RELEASE := $(VENV)/.stamp-release
 
 # A stamp for each set of packages, so that the tests do not wait for the benchmark's peers.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastrnn needs Python 3.10 or newer")'
+	@$(SAY) "environment in $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --upgrade pip
 
-$(VENV)/.stamp-build: requirements/build.txt requirements/cuda.txt | $(VENV)/bin/python
+$(VENV)/.stamp-build: requirements/build.txt requirements/cpu.txt requirements/tools.txt requirements/cuda.txt \
+                      | $(VENV)/bin/python
+ifeq ($(strip $(CPU)),1)
+	@$(SAY) "torch's CPU build and what compiles, into $(VENV)"
+	@if $(PY) -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=10)' $(TORCH_CPU_INDEX)/torch/ \
+	    2>/dev/null; then more="--extra-index-url $(TORCH_CPU_INDEX)"; fi; \
+	    set -x; $(PY) -m pip install -q $$more -r requirements/cpu.txt
+	@$(PY) -W ignore -c 'import torch; torch.version.cuda and print("note: this is a CUDA build of torch, which is larger and", \
+	    "works as well: neither index had a CPU build for this Python")'
+else
+	@$(SAY) "torch, CUDA's compiler and what compiles, into $(VENV)"
 	$(PY) -m pip install -q -r requirements/build.txt
 	@if [ "$$FASTRNN_CUDA" != 0 ] && $(PY) -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then \
 	    echo "$(PY) -m pip install -q -r requirements/cuda.txt"; \
 	    $(PY) -m pip install -q -r requirements/cuda.txt; fi
+endif
 	@touch $@
 
 $(VENV)/.stamp-%: requirements/%.txt requirements/test.txt $(VENV)/.stamp-build
+	@$(SAY) "what requirements/$*.txt lists, into $(VENV)"
 	$(PY) -m pip install -q -r $<
 	@touch $@
 endif
 
-.PHONY: help build test test-all test-aarch64 test-machines test-clients models models-check bench lint format wheel asan tsan gpu-check clean distclean
+# What is coming and how long it takes, before anything else; then what is going on, with the time.
+SAY := sh -c 'printf "==> %s  %s\n" "$$(date +%H:%M:%S)" "$$0"'
+START := $(shell date +%s)
+TOOK = echo "==> $@: done in $$((($$(date +%s) - $(START)) / 60)) min $$((($$(date +%s) - $(START)) % 60)) s"
+
+ifeq ($(strip $(CPU)),1)
+PACKAGES := 1.3 GB, 2 minutes on a fast line
+COMPILATION := 1 to 2 minutes on two cores
+TESTS := 12 minutes on two cores
+GATE := CPU=1: no CUDA kernels are built, and the CUDA compile gate is skipped; "make test CPU=0" has both
+else
+PACKAGES := 6 GB, 5 minutes on a fast line
+COMPILATION := 8 minutes on two cores, the CUDA kernels 6 of them
+TESTS := 15 minutes on two cores
+GATE :=
+endif
+define PREPARED
+$(if $(strip $(VENV)),  first time: packages into $(VENV): $(PACKAGES),  packages: those of $(PYTHON))
+  first time: compilation: $(COMPILATION)
+endef
+define ABOUT_test
+make test: outputs and every gradient against the plain definition and against torch.nn
+$(PREPARED)
+  then, each time: the tests: $(TESTS)
+endef
+define ABOUT_bench
+make bench: fastrnn against torch.nn and what else is installed, with a report
+$(PREPARED)
+  then, each time: the benchmark: 1 minute
+endef
+$(foreach goal,$(filter test bench,$(MAKECMDGOALS)),$(info $(ABOUT_$(goal)))$(if $(GATE),$(info $(GATE))))
+
+.PHONY: help build test test-all test-aarch64 test-machines test-clients models models-check bench docs readme-figures lint format wheel wheels test-wheels release asan tsan gpu-check clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */\1\t/' | expand -t 16
 
 # Always asked, never long: ninja compiles what changed, headers included.
 build: $(ENV_TEST)  ## compile the three binaries into fastrnn/
+	@$(SAY) "compiling what changed"
 	$(PY) setup.py -q build_ext --inplace
 
 PYTEST = $(PY) -m pytest tests -q $(if $(WORKERS),-n $(WORKERS) --dist loadfile)
 
 test: build  ## lint and test
+	@$(SAY) "ruff"
 	$(PY) -m ruff check .
+	@$(SAY) "the tests"
 	$(PYTEST) $(ARGS)
+ifeq ($(strip $(CPU)),1)
+	@echo '==> $(GATE)'
+endif
+	@$(TOOK)
 
 # What is handed out or tested in full has every architecture, unless FASTRNN_CUDA_ARCHS says which.
 test-all wheel: export FASTRNN_CUDA_ARCHS ?= all
-test-all: build  ## the same with every case (tsan and test-aarch64 among them), on a build with every CUDA architecture
+test-all: $(ENV_DOCS) build  ## the same with every case (tsan and test-aarch64 among them), on a build with every CUDA architecture
 	$(PY) -m ruff check .
 	$(PYTEST) -rs --all $(ARGS)
 
@@ -93,7 +173,15 @@ models: build  ## train every architecture of fastrnn.models to its full target
 	$(PY) -m pytest tests/models -q --full $(ARGS)
 
 bench: $(ENV_BENCH) build  ## quick benchmark against torch.nn and what else is installed, with a report
+	@$(SAY) "the benchmark"
 	$(PY) -m benchmarks.lab --quick $(ARGS)
+	@$(TOOK)
+
+docs: $(ENV_DOCS) build  ## the documentation, build/docs/index.html; ARGS="-b linkcheck" asks every link of the web
+	$(PY) -m sphinx -q -W --keep-going -d build/docs-trees docs build/docs $(ARGS)
+
+readme-figures:  ## the README's figures and docs/performance.md's, from the committed results
+	$(PYTHON) tools/figures.py $(ARGS)
 
 lint: $(ENV_DEV)  ## what pre-commit checks
 	$(PY) -m ruff check .
@@ -108,6 +196,18 @@ format: $(ENV_DEV)  ## rewrite the sources in the project's style
 wheel: $(ENV_TEST)  ## dist/fastrnn-*.whl
 	rm -rf build/lib*  # setuptools would pack what an earlier commit had
 	$(PY) -m build --wheel --no-isolation
+
+wheels: $(ENV_RELEASE)  ## dist/*/fastrnn-*.whl for others' machines, judged by auditwheel; ARGS="cpu" for some of them
+	$(PY) tools/wheels.py $(ARGS)
+
+test-wheels: $(ENV_RELEASE)  ## install and use them in fresh environments, with the oldest and the newest torch
+	TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) $(PY) tools/test_wheels.py $(ARGS)
+
+release: $(ENV_RELEASE)  ## everything that a release takes, but for handing it out: docs/releasing.md
+	$(PY) tools/release.py check
+	$(PY) tools/release.py sdist
+	$(PY) tools/wheels.py
+	TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) $(PY) tools/test_wheels.py --save
 
 # CPython does not free everything at exit, hence no leak check. libstdc++ comes early so that the
 # sanitizer finds the real __cxa_throw.
@@ -130,4 +230,4 @@ clean:  ## remove what was built
 	rm -rf build dist *.egg-info fastrnn/*.so
 
 distclean: clean  ## and the environment
-	rm -rf $(VENV) $(CLIENTS)
+	rm -rf .venv .venv-cpu $(VENV) $(CLIENTS)

@@ -12,11 +12,14 @@ Environment (all optional):
     FASTRNN_CUDA_ARCHS      such as "8.0;9.0a+PTX", or "all" for ALL_ARCHS, as wheels have them; by default
                             those of the GPUs of this machine, and where there is none ONE_ARCH
     FASTRNN_SANITIZE=1      AddressSanitizer and UBSan, CPU only, in object folders of their own
+    FASTRNN_LINK            more arguments for the linker, after all others; see tools/wheels.py
+    FASTRNN_TORCH_LIB       where libtorch_cpu lies that is linked with, for another system than this one
     CUDA_HOME, CXX, MAX_JOBS   as everywhere
 """
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -149,6 +152,8 @@ if SANITIZE:
     CXX_FLAGS += ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     CXX_FLAGS += ["-fno-omit-frame-pointer"]
     LINK_FLAGS += ["-fsanitize=address,undefined"]
+LINK_LAST = shlex.split(os.environ.get("FASTRNN_LINK", ""))
+TORCH_LIB = os.environ.get("FASTRNN_TORCH_LIB")
 # The oldest torch whose stable ABI is used: one binary then serves every newer one.
 STABLE_ABI = [f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"]
 
@@ -184,7 +189,7 @@ def python_module():
         include_dirs=[CSRC, pybind11.get_include()],
         define_macros=[(name, f'"{value}"') for name, value in facts.items()],
         extra_compile_args=CXX_FLAGS,
-        extra_link_args=LINK_FLAGS[1:],  # a Python module's Python symbols are the interpreter's
+        extra_link_args=LINK_FLAGS[1:] + LINK_LAST,  # a Python module's Python symbols are the interpreter's
     )
 
 
@@ -196,10 +201,10 @@ def cpu_library():
             *("csrc/cpu/isa/choose.cpp", *(f"csrc/cpu/isa/{name}*.cpp" for name in instruction_sets())),
         ),
         include_dirs=[CSRC, *include_paths()],
-        library_dirs=library_paths(),
+        library_dirs=[TORCH_LIB] if TORCH_LIB else library_paths(),
         libraries=["torch_cpu"],
         extra_compile_args=CXX_FLAGS + STABLE_ABI,
-        extra_link_args=LINK_FLAGS,
+        extra_link_args=LINK_FLAGS + LINK_LAST,
     )
 
 
@@ -219,7 +224,7 @@ def cuda_library():
         # then needs of its surroundings only the driver that torch has loaded.
         libraries=["torch_cuda", "torch_cpu", "cudart_static", "dl", "rt", "pthread"],
         extra_compile_args={"cxx": CXX_FLAGS + flags, "nvcc": nvcc + flags},
-        extra_link_args=LINK_FLAGS,
+        extra_link_args=LINK_FLAGS + LINK_LAST,
     )
 
 

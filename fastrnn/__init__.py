@@ -8,12 +8,7 @@ recurrences in plain torch.
 import sys
 
 from . import compat, functional, reference
-from ._ops import (
-    differentiable,  # noqa: F401 - registers the derivatives of what tracers write
-    flops,  # noqa: F401 - and what torch's counter of operations counts for the operators
-    onnx,  # noqa: F401 - what the operators are in ONNX, for torch.onnx.export to find
-    script,  # noqa: F401 - registers what TorchScript calls and torch.jit.trace records
-)
+from ._ops import library as _library
 from ._ops.library import release_scratch
 from ._plan.explain import explain
 from ._run import streaming as _streaming
@@ -24,21 +19,36 @@ from ._run.wavefront import wavefront
 from ._version import __version__
 from .compat import _convert
 from .compat._convert import convert, revert
+from .compat._onnx import from_onnx
 from .compat._patch import patch
 from .modules import (
     GRU,
     LSTM,
     RNN,
+    SLSTM,
     SRU,
     GRUCell,
+    IndRNN,
+    LayerStack,
     LSTMCell,
+    MinGRU,
+    MinLSTM,
     RNNCell,
     SRUCell,
     SRUpp,
     SRUppAttention,
     SRUppCell,
     SRUppProjectedLinear,
+    stack,
 )
+
+if _library.cpu_loaded:  # else there are no operators to say anything about
+    from ._ops import (
+        differentiable,  # noqa: F401 - registers the derivatives of what tracers write
+        flops,  # noqa: F401 - and what torch's counter of operations counts for the operators
+        onnx,  # noqa: F401 - what the operators are in ONNX, for torch.onnx.export to find
+        script,  # noqa: F401 - registers what TorchScript calls and torch.jit.trace records
+    )
 
 # Where pickles look that were made before these modules moved: streamers, and layers of convert().
 sys.modules[f"{__name__}.streaming"] = _streaming
@@ -48,9 +58,14 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "SLSTM",
     "SRU",
     "GRUCell",
+    "IndRNN",
     "LSTMCell",
+    "LayerStack",
+    "MinGRU",
+    "MinLSTM",
     "RNNCell",
     "SRUCell",
     "SRUpp",
@@ -64,11 +79,13 @@ __all__ = [
     "convert",
     "cuda_status",
     "explain",
+    "from_onnx",
     "functional",
     "patch",
     "reference",
     "release_scratch",
     "revert",
+    "stack",
     "tune",
     "wavefront",
 ]

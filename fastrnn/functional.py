@@ -27,6 +27,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from . import _checks
+from ._cells import PLAIN
+from ._cells.variant import read as read_variant
 from ._checks import scan as scan_checks
 from ._ops.torch_state import autocasting
 from ._run import scan as run_scan
@@ -35,7 +37,7 @@ from ._run.rnn import Stack, run
 from ._run.rows import Rows, asked
 from ._run.step import one_step
 
-__all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell", "sru", "sru_scan"]
+__all__ = ["gru", "gru_cell", "linear_scan", "lstm", "lstm_cell", "rnn", "rnn_cell", "sru", "sru_scan"]
 
 
 def lstm(
@@ -52,6 +54,7 @@ def lstm(
     batch_sizes: Tensor | None = None,
     save: str = "gates",
     backend: str = "auto",
+    **variant,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """A multi-layer LSTM, with projections when ``params`` holds w_hr.
 
@@ -63,6 +66,9 @@ def lstm(
         dropout: probability, applied to the output of every layer but the last when ``training``.
         batch_sizes: (T,) int64 on the CPU, rows still running at each step; ``batch_first`` is then ignored.
         save: "gates" or "recompute". backend: "auto", "fused", "cudnn", "reference" or a tier.
+        variant: the options of :class:`fastrnn.LSTM` that are no torch.nn's, such as ``norm="layer"``. Their
+            masks are drawn when ``training``; their weights are in ``params`` behind the direction's others:
+            weight_peephole, then norm_ih, norm_hh, norm_c, norm_c_bias.
 
     Returns:
         output (T, B, D*P), or laid out like the input; h_n (L*D, B, P) and c_n (L*D, B, H).
@@ -75,7 +81,7 @@ def lstm(
     """
     try:
         layout = bidirectional, batch_first, save, backend
-        stack = _stack("LSTM", "lstm", params, bias, num_layers, dropout, training, *layout)
+        stack = _stack("LSTM", "lstm", params, bias, num_layers, dropout, training, *layout, variant)
         rows = None if batch_sizes is None else Rows(batch_sizes)
         y, h, c = run(stack, input, hx, params, rows)
         return y, (h, c)
@@ -99,6 +105,7 @@ def gru(
     batch_sizes: Tensor | None = None,
     save: str = "gates",
     backend: str = "auto",
+    **variant,
 ) -> tuple[Tensor, Tensor]:
     """A multi-layer GRU. Arguments, shapes and errors are those of :func:`lstm`, with hx = h_0 (L*D, B, H).
 
@@ -106,7 +113,7 @@ def gru(
     """
     try:
         layout = bidirectional, batch_first, save, backend
-        stack = _stack("GRU", "gru", params, bias, num_layers, dropout, training, *layout)
+        stack = _stack("GRU", "gru", params, bias, num_layers, dropout, training, *layout, variant)
         rows = None if batch_sizes is None else Rows(batch_sizes)
         y, h, _ = run(stack, input, hx, params, rows)
         return y, h
@@ -131,13 +138,14 @@ def rnn(
     batch_sizes: Tensor | None = None,
     save: str = "gates",
     backend: str = "auto",
+    **variant,
 ) -> tuple[Tensor, Tensor]:
     """A multi-layer Elman RNN, tanh or relu. Otherwise as :func:`gru`."""
     try:
         _checks.one_of("rnn", "nonlinearity", nonlinearity, _checks.NONLINEARITIES)
         cell = f"rnn_{nonlinearity}"
         layout = bidirectional, batch_first, save, backend
-        stack = _stack("RNN", cell, params, bias, num_layers, dropout, training, *layout)
+        stack = _stack("RNN", cell, params, bias, num_layers, dropout, training, *layout, variant)
         rows = None if batch_sizes is None else Rows(batch_sizes)
         y, h, _ = run(stack, input, hx, params, rows)
         return y, h
@@ -338,6 +346,46 @@ def sru_scan(
         return node
 
 
+def linear_scan(
+    a: Tensor,
+    b: Tensor,
+    h0: Tensor | None = None,
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+) -> Tensor:
+    """h_t = a_t * h_{t-1} + b_t for every step, elementwise, with gradients of all three.
+
+    Args:
+        a, b: (T, B, H) of one dtype; half types are computed in float32. h0: (B, H), zeros by default.
+        lengths: (B,), how many steps each row has, 0 to T; the steps beyond give 0, and take no part in any
+            gradient. reset: (T, B) of bool or integers, true where a new sequence begins, from a state of 0.
+        reverse: from the last step to the first; then reset cuts between the steps t-1 and t all the same.
+
+    Returns:
+        h (T, B, H).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: sizes, dtypes and devices that do not fit, naming the argument.
+    """
+    try:
+        a, b = _checks.tensor("linear_scan", "a", a), _checks.tensor("linear_scan", "b", b)
+        scan_checks.dims("linear_scan", a, (3,), "(T, B, H)")
+        scan_checks.shape("linear_scan", "b", b, tuple(a.shape))
+        if h0 is not None:
+            scan_checks.shape(
+                "linear_scan", "h0", _checks.tensor("linear_scan", "h0", h0), tuple(a.shape[1:])
+            )
+        _checks.same_kind(a, [("b", b), ("h0", h0)], "a")
+        rows = asked("linear_scan", a, lengths, reset, None, False, False)
+        return run_scan.linear(a, b, h0, rows, reverse)
+    except symbolic.ERRORS:
+        if (node := symbolic.function_call(linear_scan, locals())) is None:
+            raise
+        return node
+
+
 def _scan_rows(name, input, batch_sizes, lengths, reset, done, return_all_states) -> Rows | None:
     """What a scan is told of the rows of a padded batch, (L, B, .)."""
     rows = asked(name, input, lengths, reset, done, return_all_states, False)
@@ -370,13 +418,29 @@ def _scan(u, x, weight_c, bias, c0, rows: Rows | None, *, v=None, backend, bidir
 
 
 def _stack(
-    name, cell, params, bias, num_layers, dropout, training, bidirectional, batch_first, save, backend
+    name,
+    cell,
+    params,
+    bias,
+    num_layers,
+    dropout,
+    training,
+    bidirectional,
+    batch_first,
+    save,
+    backend,
+    options=None,
 ) -> Stack:
     """Check what a module has checked at construction, and derive the sizes from the weights."""
     _checks.one_of(name, "save", save, _checks.SAVE)
     _checks.one_of(name, "backend", backend, _checks.BACKENDS)
     _checks.probability(name, dropout)
-    sizes = _checks.params(name, cell, params, bias, num_layers, 2 if bidirectional else 1)
-    return Stack(
-        name, cell, *sizes, bias, num_layers, dropout, training, bidirectional, batch_first, save, backend
-    )
+    directions, variant = 2 if bidirectional else 1, PLAIN
+    if options:
+        variant = read_variant(name, cell, 0, **options)
+    sizes = _checks.params(name, cell, params, bias, num_layers, directions, variant)
+    if options:  # again, with what the weights say
+        read_variant(name, cell, *sizes[1:], params[0].dtype, **options)
+    layout = bidirectional, batch_first, save, backend
+    variant = None if variant is PLAIN else variant
+    return Stack(name, cell, *sizes, bias, num_layers, dropout, training, *layout, variant)

@@ -1,19 +1,30 @@
-"""The pages in docs/: every ```python block runs, in the order of the page."""
+"""The pages in docs/, and what they are made of: every ```python block runs, in the order of the page; links
+lead somewhere; commands are there; every public name has a docstring and a place in the reference."""
 
 from __future__ import annotations
 
 import copy
+import importlib.util
+import inspect
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from selection import thorough
 from torch import distributed, nn
 
 import fastrnn
-from fastrnn import patch
+import fastrnn.compat.sru
+import fastrnn.models
+from fastrnn import cli, patch
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -34,10 +45,14 @@ def _streaming() -> dict:
 
 #: The pages, and what each takes for granted. export.md is run by test_export.py.
 PAGES = {
+    "index.md": lambda: {},
+    "start.md": lambda: {},
+    "lengths.md": lambda: {},
     "models.md": lambda: {},
     "recipes.md": lambda: {},
     "streaming.md": _streaming,
     "torchscript.md": lambda: {},
+    "variants.md": lambda: {},
     "swapping-in.md": lambda: {
         "fastrnn": fastrnn,
         "model": nn.LSTM(4, 5),
@@ -72,3 +87,166 @@ def test_page(page, tmp_path, monkeypatch):
     finally:
         torch._dynamo.reset()
         torch.use_deterministic_algorithms(False)
+
+
+#: What a reader may open, with its links.
+TEXTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "benchmarks/README.md",
+    *(f"docs/{p.name}" for p in DOCS.glob("*.md")),
+)
+#: Whose public names are documented.
+MODULES = (
+    fastrnn,
+    fastrnn.functional,
+    fastrnn.reference,
+    fastrnn.models,
+    fastrnn.compat,
+    fastrnn.compat.sru,
+)
+
+
+def test_every_page_with_code_is_run():
+    """Else a page's examples would be right for as long as nobody changes anything."""
+    with_code = {page.name for page in DOCS.glob("*.md") if "```python" in page.read_text()}
+    assert with_code == {*PAGES, "export.md"}
+
+
+def test_readme_runs(tmp_path, monkeypatch):
+    """The README's blocks, in its order, with an x that fits."""
+    monkeypatch.chdir(tmp_path)
+    blocks = BLOCK.findall((ROOT / "README.md").read_text())
+    assert blocks
+    names = {"x": torch.randn(3, 5, 256), "fastrnn": fastrnn, "torch": torch}
+    for block in blocks:
+        exec(block, names)
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that a page's headings have as links' ends, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_links_lead_somewhere(text):
+    """A file of the repository, and where it is said a heading in it."""
+    page = ROOT / text
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S))
+    for link in links:
+        if re.match(r"https?://|mailto:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every line of code that a page shows, without comments."""
+    text = page.read_text()
+    lines = "\n".join(re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)).splitlines()
+    lines += re.findall(r"`([^`\n]+)`", text)
+    found = []
+    for line in lines:
+        line = re.split(r"(?:^|\s)#", line.strip())[0]
+        try:
+            found.append(shlex.split(line))
+        except ValueError:  # an apostrophe of prose's
+            continue
+    return found
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_commands_are_there(text):
+    """Targets of make that a page names exist, and fastrnn's own commands take the options that it shows."""
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for words in commands(ROOT / text):
+        if words[:1] == ["make"]:
+            asked = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
+            assert set(asked) <= targets, words
+        if words[:3] == ["python", "-m", "fastrnn"] and len(words) > 3 and "{" not in words[3]:
+            cli.parser().parse_args(words[3:])
+
+
+def in_reference(name: str) -> bool:
+    """Whether a page of docs/api has a name, itself or as a member of its module."""
+    pages = "\n".join(page.read_text() for page in (DOCS / "api").iterdir())
+    module, _, short = name.rpartition(".")
+    whole = re.search(rf"automodule:: {re.escape(module)}\n   :members:$", pages, re.MULTILINE)
+    here = rf"currentmodule:: {re.escape(module)}\n(?:(?!currentmodule).)*?:: {short}$"
+    return bool(whole or re.search(here, pages, re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_every_public_name_is_documented(module):
+    """A docstring, for a class also of every method that it defines, and a place in the reference."""
+    assert inspect.getdoc(module)
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if inspect.ismodule(thing) or not callable(thing):
+            continue
+        full = f"{module.__name__}.{name}"
+        assert thing.__doc__, full
+        assert in_reference(full) or in_reference(f"fastrnn.{name}"), full
+        for method, found in vars(thing).items() if inspect.isclass(thing) else ():
+            if not method.startswith("_") and (
+                callable(found) or isinstance(found, (property, classmethod, staticmethod))
+            ):
+                assert inspect.getdoc(getattr(thing, method)), f"{full}.{method}"
+
+
+def test_figures_are_those_of_the_committed_results():
+    """The README's table and picture and docs/performance.md's tables: `make readme-figures` writes them."""
+    command = [sys.executable, ROOT / "tools" / "figures.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_figure_that_drifted_is_seen(tmp_path):
+    """The check itself, on a copy of what it reads with one digit changed."""
+    for name in ("README.md", "tools", "docs", "benchmarks/results"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        copied = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copied(ROOT / name, tmp_path / name)
+    command = [sys.executable, tmp_path / "tools" / "figures.py", "--check"]
+    assert subprocess.run(command).returncode == 0
+    readme = tmp_path / "README.md"
+    readme.write_text(re.sub(r"(\| LSTM \| \d\.)\d", r"\g<1>X", readme.read_text(), count=1))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == "not as the results say: README.md\n"
+
+
+def test_every_page_has_its_place():
+    """In the tables of contents, which is how a reader finds it."""
+    index = (DOCS / "index.md").read_text()
+    entries = [
+        re.sub(r".*<(.+)>", r"\1", line.strip())
+        for block in re.findall(r"```{toctree}\n(.*?)```", index, re.DOTALL)
+        for line in block.splitlines()
+        if line.strip() and not line.startswith(":")
+    ]
+    for page in DOCS.glob("*.md"):
+        if page.name != "index.md":
+            assert any(Path(page.stem).match(entry) for entry in entries), page.name
+    assert "api/index" in entries
+    listed = (DOCS / "api" / "index.md").read_text()
+    for page in (DOCS / "api").iterdir():
+        assert page.stem == "index" or f"\n{page.stem}\n" in listed, page.name
+
+
+@thorough
+@pytest.mark.skipif(importlib.util.find_spec("furo") is None, reason="requirements/docs.txt is not installed")
+def test_site_builds_without_a_warning(tmp_path):
+    """`make docs`: every name, link and docstring is resolved; formulas are MathML, and need no script."""
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", tmp_path / "trees", DOCS]
+    done = subprocess.run([*command, tmp_path / "site"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    cells = (tmp_path / "site" / "cells.html").read_text()
+    assert "<mtable" in cells
+    for page in (tmp_path / "site").rglob("*.html"):
+        assert not re.search(r'(?:src|href)="https?://[^"]+\.(?:js|css|woff2?)"', page.read_text()), page.name

@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     preset.add_argument("--full", action="store_true", help="everything, on 1 and 2 threads; some 20 minutes")
     preset.add_argument(
+        "--random",
+        action="store_true",
+        help="LSTM, GRU and RNN on 30 shapes drawn from a fixed seed, against torch.nn, on 1 and 2 threads",
+    )
+    preset.add_argument(
         "--peers",
         action="store_true",
         help="on a GPU: the few cases of contenders that compile at their first call; under ten minutes",
@@ -143,7 +148,7 @@ def make_plan(options: argparse.Namespace):
     ):
         if given:
             raise SystemExit(f"{option} is about a GPU: add --device cuda")
-    name = "full" if options.full else "quick"
+    name = "full" if options.full else "random" if options.random else "quick"
     preset = presets.PRESETS[name]
     chosen = presets.select(
         preset,
@@ -157,10 +162,11 @@ def make_plan(options: argparse.Namespace):
         raise SystemExit("the filters leave nothing to run")
     budget_s = preset.budget_s if options.budget is None else options.budget
     cores = machine.usable_cores()
-    threads = options.threads or (sorted({1, min(2, cores)}) if options.full else [min(2, cores)])
-    wanted = options.contender or [k for k in contenders.KEYS if k not in contenders.CUDA_PEERS]
+    threads = options.threads or ([min(2, cores)] if name == "quick" else sorted({1, min(2, cores)}))
+    everyone = () if name == "random" else contenders.KEYS
+    wanted = options.contender or [k for k in everyone if k not in contenders.CUDA_PEERS]
     keys = [k for k in contenders.KEYS if k in (*wanted, "fastrnn", "torch")]
-    extras = not (options.no_extras or options.shape)
+    extras = not (options.no_extras or options.shape or name == "random")
     plain = [c for c in chosen if c.path == "layers" and not c.sweep and c.dtype == "float32"]
     return Plan(
         preset=name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +21,26 @@ SHAPES = (
     (35, 20, 650),
     (50, 64, 1024),
 )
+
+#: What nobody has tuned for: T, B, I, H of shapes drawn at random, small sizes as often as large ones.
+RANDOM_SEED, RANDOM_COUNT = 15, 30
+RANDOM_LIMITS = {"T": (1, 300), "B": (1, 96), "I": (16, 1100), "H": (16, 1100)}
+
+
+def random_shapes(
+    count: int = RANDOM_COUNT, seed: int = RANDOM_SEED
+) -> tuple[tuple[int, int, int, int], ...]:
+    """T, B, I, H of `count` layers: the same for the same seed, on every machine. A smaller count is the
+    beginning of a larger one's."""
+    draw = random.Random(seed)
+
+    def size(least: int, most: int) -> int:  # of equal chance in its logarithm
+        return min(most, int(math.exp(draw.uniform(math.log(least), math.log(most + 1)))))
+
+    return tuple(tuple(size(*limits) for limits in RANDOM_LIMITS.values()) for _ in range(count))
+
+
+RANDOM_SHAPES = random_shapes()
 
 #: T, B, H of the SRU cases.
 SRU_SHAPES = ((1, 1, 512), (100, 1, 512), (100, 16, 128), (100, 32, 256), (100, 32, 512), (50, 64, 1024))
@@ -43,6 +65,7 @@ class Preset:
     memory_shapes: Sequence[tuple[int, int, int]]
     budget_s: float
     sru_shapes: Sequence[tuple[int, int, int]] = ()
+    random_shapes: Sequence[tuple[int, int, int, int]] = ()
 
 
 PRESETS = {
@@ -73,6 +96,21 @@ PRESETS = {
         scaling_shapes=tuple(s for s in SHAPES if s[1] >= 16),
         memory_shapes=((100, 32, 256), (50, 64, 512), (50, 64, 1024)),
         budget_s=300.0,
+    ),
+    # LSTM, GRU and RNN on RANDOM_SHAPES alone.
+    "random": Preset(
+        shapes=(),
+        packed_shapes=(),
+        proj_shapes=(),
+        cell_shapes=(),
+        sweep_steps=0,
+        sweep_batches=(),
+        sweep_hidden=(),
+        sweep_work=(),
+        scaling_shapes=(),
+        memory_shapes=(),
+        budget_s=180.0,
+        random_shapes=RANDOM_SHAPES,
     ),
 }
 
@@ -117,6 +155,9 @@ def select(
                 P = max(1, H // 2) if path == "proj" else max(1, H // 4) if cell == "srupp" else 0
                 add(cell, path, T, B, H, P=P)
     if "layers" in paths and not shapes:
+        for cell in (c for c in CELLS if c not in SRU_CELLS):
+            for T, B, inputs, H in preset.random_shapes:
+                cases.extend(Case(cell, "layers", w == "training", T, B, inputs, H) for w in works)
         for cell in ("lstm", "gru"):
             for B in preset.sweep_batches:
                 for H in preset.sweep_hidden:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from . import cudnn, overhead, scan_rate
 from .cases import SRU_CELLS, Case
-from .presets import CELL_SHAPES, NAMED, SHAPES, SRU_SHAPES
+from .presets import CELL_SHAPES, NAMED, RANDOM_SHAPES, SHAPES, SRU_SHAPES
 
 LATENCY_S = 60e-6
 OVERHEAD_S = 40e-6
@@ -27,6 +27,7 @@ class Target:
     Attributes:
         against: contenders; the fastest of those that ran a case is what counts in it.
         device: "cpu" or "cuda".
+        drawn: about RANDOM_SHAPES instead of the named ones.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Target:
     geomean: float | None
     worst: float | None
     device: str = "cpu"
+    drawn: bool = False
 
 
 def _layers(cell: str, training: bool) -> Callable[[Case], bool]:
@@ -51,6 +53,14 @@ def _sru(training: bool) -> Callable[[Case], bool]:
 
 
 TORCH = ("torch",)
+
+
+def _drawn(cell: str, training: bool, geomean: float) -> Target:
+    """On the random shapes: never slower than torch.nn."""
+    name = f"{cell.upper()} {'training' if training else 'inference'} on random shapes, against torch.nn"
+    return Target(name, _layers(cell, training), TORCH, geomean, 1.0, drawn=True)
+
+
 RUNTIMES = ("onnxruntime", "openvino")
 CPU_TARGETS = (
     Target("LSTM inference, against torch.nn", _layers("lstm", False), TORCH, 1.6, 1.03),
@@ -88,6 +98,12 @@ CPU_TARGETS = (
     Target("SRU training, against the sru package", _sru(True), ("sru",), 3.0, 3.0),
     Target("– SRU training, against nn.LSTM", _layers("sru", True), TORCH, None, None),
     Target("– SRU++ training, against nn.LSTM", _layers("srupp", True), TORCH, None, None),
+    _drawn("lstm", False, 1.3),
+    _drawn("lstm", True, 1.3),
+    _drawn("gru", False, 1.9),
+    _drawn("gru", True, 2.3),
+    _drawn("rnn", False, 2.2),
+    _drawn("rnn", True, 2.2),
 )
 
 #: Nowhere slower.
@@ -149,11 +165,16 @@ def ratio(result: dict, against: Sequence[str]) -> tuple[float, str] | None:
     return rivals[best] / contenders["fastrnn"]["median_s"], best
 
 
-def _counts(case: Case, device: str) -> bool:
-    """Targets on the CPU are about float32 on the named shapes; on a GPU about everything."""
+def _counts(case: Case, device: str, drawn: bool = False) -> bool:
+    """Targets on the CPU are about float32 on the named shapes, or on those drawn at random; on a GPU about
+    everything."""
     if device == "cuda":
         return case.device.startswith("cuda")
-    if case.dtype != "float32" or case.device != "cpu" or case.sweep or case.I != case.H:
+    if case.dtype != "float32" or case.device != "cpu" or case.sweep:
+        return False
+    if drawn:
+        return case.path == "layers" and (case.T, case.B, case.I, case.H) in RANDOM_SHAPES
+    if case.I != case.H:
         return False
     if case.path == "cells":
         return (case.B, case.H) in CELL_SHAPES
@@ -171,7 +192,8 @@ def evaluate(results: Sequence[dict], threads: int) -> list[dict]:
         ratios = []
         for result in results:
             case = Case(**result["case"])
-            if result["threads"] != threads or not _counts(case, target.device) or not target.includes(case):
+            counts = _counts(case, target.device, target.drawn) and target.includes(case)
+            if result["threads"] != threads or not counts:
                 continue
             if (value := ratio(result, target.against)) is not None:
                 ratios.append((value[0], f"{case.group} {case.shape}"))

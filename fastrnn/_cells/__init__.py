@@ -2,3 +2,4 @@
 
 from .card import Card, widen  # noqa: F401
 from .table import NAMES, RNN, SCAN, WITH_CELL, card  # noqa: F401
+from .variant import PLAIN, Masks, Variant, card_of  # noqa: F401

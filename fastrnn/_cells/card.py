@@ -39,6 +39,9 @@ class Card(NamedTuple):
         activation: of a cell that has one alone: "tanh" or "relu".
         step: of the rnn family: (gx, state, w_hh, b_hh, w_hr) to the next state, of the input's part of the
             gates gx = W_ih x + b_ih, (B, G*H); b_hh and w_hr may be None.
+        gates_of: of the rnn family, the same for variants between the product and the state: (variant,
+            weights, gx, recur, state) to the candidates of the next state; recur(first, last, reset=None) is
+            the recurrent part of some gates, b_hh included, of h or of reset * h. See ``stages``.
         onnx: its node, None where ONNX has none.
     """
 
@@ -54,6 +57,7 @@ class Card(NamedTuple):
     onednn: bool = False
     activation: str | None = None
     step: Callable[..., State] | None = None
+    gates_of: Callable[..., State] | None = None
     onnx: Node | None = None
 
     @property

@@ -14,7 +14,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from .._cells import NAMES, RNN
+from .._cells import NAMES, PLAIN, RNN, Variant
+from .._cells.variant import parameters
 from .._ops import torch_state
 from .._ops.mode import BACKENDS, SAVE  # noqa: F401
 from .._ops.mode import NAMED_TIERS as TIERS  # noqa: F401
@@ -167,7 +168,13 @@ def batch_sizes_values(batch_sizes: Tensor, rows: int) -> None:
 
 
 def params(
-    name: str, cell: str, weights: Sequence[Tensor], bias: bool, num_layers: int, directions: int
+    name: str,
+    cell: str,
+    weights: Sequence[Tensor],
+    bias: bool,
+    num_layers: int,
+    directions: int,
+    variant: Variant = PLAIN,
 ) -> tuple[int, int, int]:
     """Check a flat list of weights. Returns input_size, hidden_size and proj_size (0 for no projection)."""
     if isinstance(num_layers, bool) or not isinstance(num_layers, int):
@@ -175,7 +182,8 @@ def params(
     if isinstance(weights, Tensor) or not hasattr(weights, "__getitem__"):
         raise TypeError(f"{name}: params should be a list of Tensors, got {kind(weights)}")
     card = RNN[cell]
-    gates, states, plain = card.gates, num_layers * directions, 4 if bias else 2
+    gates, states = card.gates, num_layers * directions
+    plain = len(parameters(cell, variant, 1, 1, 0, bias))
     allowed = (plain, plain + 1) if card.projects else (plain,)
     if states < 1 or len(weights) not in [n * states for n in allowed]:
         raise ValueError(
@@ -193,19 +201,19 @@ def params(
     per_direction = len(weights) // states
     rows, input_size = w_ih.shape
     hidden = rows // gates
-    out = w_hh.size(1) if per_direction > plain else hidden
+    projected = per_direction > plain
+    out = w_hh.size(1) * variant.heads if projected else hidden
+    first, later = (
+        list(parameters(cell, variant, inputs, hidden, out if projected else 0, bias).values())
+        for inputs in (input_size, out * directions)
+    )
     for i, w in enumerate(weights):
         k, role = divmod(i, per_direction)
-        expected = [
-            (rows, input_size if k < directions else out * directions),
-            (rows, out),
-            *([(rows,), (rows,)] if bias else []),
-            (out, hidden),
-        ][role]
+        expected = (first if k < directions else later)[role]
         if w.shape != expected:
             raise ValueError(f"{name}: expected params[{i}] of size {list(expected)}, got {list(w.shape)}")
     same_kind(w_ih, [(f"params[{i}]", w) for i, w in enumerate(weights)], "params[0]")
-    return input_size, hidden, out if per_direction > plain else 0
+    return input_size, hidden, out if projected else 0
 
 
 def cell_params(name: str, cell: str, weights: Sequence[Tensor], hidden: int) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 
 from .. import reference
-from .._cells import WITH_CELL
 from . import library, torch_state
 from .mode import NEEDS, SCAN_NEEDS
 from .torch_state import compiling, cuda_mode, gradients, tracing
@@ -23,7 +22,9 @@ DROP_MASK_IS_CONSTANT = "drop_mask: expected a constant, got a tensor that requi
 
 def _rnn_backward(*arguments):
     """library.backward, or, where a compiler records it, its form without a list among the results, which
-    some of them refuse; with the results of the operator."""
+    some of them refuse; with the results of the operator. That form is for up to ten weights."""
+    if len(arguments[7]) > 10:
+        return library.backward(*arguments)
     if torch_state.recorded():
         found = library.backward_unlisted(*arguments)
         return *found[:3], found[3 : 3 + len(arguments[7])]
@@ -226,7 +227,7 @@ def layer(
     Raises:
         RuntimeError: from the operator, naming the argument, what was expected and what came.
     """
-    has_cell = cell in WITH_CELL
+    has_cell = c0 is not None
     rows = batch_sizes, lengths, reset
     if torch.compiler._is_exporting_flag:  # torch_state.exporting(): a program cannot hold the Function
         mode = library.SAVE_MODES[save] + (tier + cuda_mode(x) if x.is_cuda else 0)

@@ -17,23 +17,23 @@ import sys
 
 import torch
 
-from .._cells import RNN
+from .._cells.variant import card_of
 from .mode import NEEDS
 
 _COUNTER = "torch.utils.flop_counter"
 
 
-def _products(x, weights, directions: int) -> tuple[int, int, int]:
+def _products(h0, weights, cell: str) -> tuple[int, int, int]:
     """Operations of one direction's products: of an input row with w_ih, of a state with w_hh, with w_hr."""
-    per_direction = len(weights) // directions
     w_ih, w_hh = weights[0], weights[1]
-    w_hr = weights[per_direction - 1] if per_direction in (3, 5) else (0, 0)
+    hidden, out = w_ih[0] // card_of(cell).gates, h0[-1]
+    w_hr = (out, hidden) if out != hidden else (0, 0)
     return tuple(2 * math.prod(shape) for shape in (w_ih, w_hh, w_hr))
 
 
-def _forward(x, h0, c0, weights, *_, **__) -> int:
+def _forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, *_, **__) -> int:
     rows, directions = math.prod(x[:-1]), h0[0]
-    return directions * rows * sum(_products(x, weights, directions))
+    return directions * rows * sum(_products(h0, weights, cell))
 
 
 def _backward(
@@ -57,7 +57,7 @@ def _backward(
     **_,
 ) -> int:
     rows, directions = math.prod(x[:-1]), h0[0]
-    of_input, of_state, of_projection = _products(x, weights, directions)
+    of_input, of_state, of_projection = _products(h0, weights, cell)
     need_x, need_h0, need_weights = (mode & NEEDS[of] for of in ("x", "h0", "weights"))
     total = 0
     if need_x:
@@ -66,7 +66,7 @@ def _backward(
         total += rows * (of_input + of_state + of_projection)
     # Back through the steps. Nobody needs the product that leads from the first step to h0, except h0.
     total += rows * of_projection + (rows if need_h0 else rows - h0[1]) * of_state
-    if RNN[cell].saved and len(gates) == 1:  # save="recompute"
+    if (card_of(cell).saved or "+" in cell) and len(gates) == 1:  # save="recompute"
         total += rows * (of_input + of_state)
     return directions * total
 

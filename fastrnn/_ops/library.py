@@ -7,63 +7,165 @@ implementation where torch itself has CUDA.
 """
 
 import os
+import sys
 import warnings
 from pathlib import Path
 
 import torch
 
-from .. import _C
-from .._cells import RNN
+from .._cells.variant import card_of, parse
 from . import threads
 from .mode import CLUSTERS, NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
 
-_FOLDER = Path(__file__).parents[1]  # where the binaries lie
+try:
+    from .. import _C
 
-torch.ops.load_library(_FOLDER / "libfastrnn_cpu.so")
-cuda_loaded = False
+    for _name in ("build_info", "plan", "plan_table_provenance", "trust_key"):
+        if not hasattr(_C, _name):
+            raise ImportError(f"it is of another version, and has no {_name}")
+except ImportError as _error:
+    _C, _no_module = None, _error
+
+#: The oldest torch whose stable ABI the libraries are built for.
+MIN_TORCH = (2, 11)
+_FOLDER = Path(__file__).parents[1]  # where the binaries lie
+#: Without one of these the library is not this package's.
+_OPERATORS = (
+    *("rnn_forward", "rnn_backward", "rnn_backward_unlisted", "rnn_layer", "rnn_pack", "rnn_stream"),
+    *("sru_forward", "sru_backward", "sru_scan", "sru_step", "cpu_isa", "cpu_isas", "cpu_set_isa"),
+    *("cpu_tile", "cpu_threads", "cpu_limit_threads", "cpu_last_plan", "cpu_release_scratch"),
+    *("cpu_fma_peak", "cpu_read_bandwidth"),
+)
+
+
+def _load(name: str) -> str:
+    """Load a library of operators; "" or why there is none."""
+    path, here = _FOLDER / name, ".".join(torch.__version__.split(".")[:2])
+    try:
+        old = tuple(map(int, here.split("."))) < MIN_TORCH
+    except ValueError:  # a version of somebody's own
+        old = False
+    if old:
+        return f"fastrnn needs torch >= {'.'.join(map(str, MIN_TORCH))}, found {torch.__version__}"
+    if not path.exists():
+        return _absent(name)
+    try:
+        torch.ops.load_library(path)
+    except Exception as error:  # whatever is wrong with it, torch's own layers need nothing of it
+        text = " ".join(str(error.__cause__ or error).split())  # torch's says no more than the file's name
+        if "undefined symbol" in text or "Symbol not found" in text:
+            return f"{path} asks for what torch {torch.__version__} does not have: {text}"
+        return f"{path} could not be loaded: {text}"
+    return ""
+
+
+def _absent(name: str) -> str:
+    """Why a file is not where the package lies."""
+    if not _FOLDER.is_dir():
+        return f"{_FOLDER} lies in an archive, from which no library can be loaded; `pip install` unpacks it"
+    return (
+        f"{name} is not in {_FOLDER}: sources that were not built (`make build`, `pip install .`), or an "
+        "installation that is not whole"
+    )
+
+
+def _no_python_module() -> str:
+    """Why fastrnn._C could not be imported."""
+    if list(_FOLDER.glob("_C.*")) and "partially initialized" in str(_no_module):
+        found = ", ".join(path.name for path in _FOLDER.glob("_C.*"))
+        return f"no fastrnn._C for {sys.implementation.cache_tag} in {_FOLDER}, only {found}"
+    if "partially initialized" in str(_no_module):
+        return _absent("_C")
+    return f"fastrnn._C could not be imported: {_no_module}"
+
+
+#: Why the CPU kernels are not there, "" where they are. Nothing else of the package fails then: ``route``
+#: sends every layer to torch's own, or to the reference.
+cpu_why = _load("libfastrnn_cpu.so") or ("" if _C else _no_python_module())
+if not cpu_why:
+    _lacking = [name for name in _OPERATORS if not hasattr(torch.ops.fastrnn, name)]
+    if _lacking:
+        cpu_why = f"{_FOLDER / 'libfastrnn_cpu.so'} is of another version: it has no {', '.join(_lacking)}"
+cpu_loaded = not cpu_why
+if cpu_why:
+    warnings.warn(
+        f"fastrnn's kernels are not loaded, torch's own layers run in their place: {cpu_why}. "
+        "`python -m fastrnn info` says more",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+#: The same of the CUDA kernels.
+cuda_why = ""
+if not cpu_loaded:
+    cuda_why = "nor are the CPU kernels, which have the operators"
+elif torch.version.cuda is None:
+    cuda_why = "torch was built without CUDA"
+elif not (_FOLDER / "libfastrnn_cuda.so").exists():
+    cuda_why = "fastrnn was built without CUDA"
+elif _failed := _load("libfastrnn_cuda.so"):  # the driver or libtorch_cuda is missing: the CPU still works
+    cuda_why = _failed
+    warnings.warn(
+        f"fastrnn's CUDA kernels could not be loaded, torch's own layers run on GPUs: {_failed}. "
+        "`python -m fastrnn info` says more",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+cuda_loaded = not cuda_why
 #: How many blocks of fastrnn.patch() are open.
 patched = 0
-if torch.version.cuda is not None and (_FOLDER / "libfastrnn_cuda.so").exists():
-    try:
-        torch.ops.load_library(_FOLDER / "libfastrnn_cuda.so")
-        cuda_loaded = True
-    except OSError as error:  # the driver or libtorch_cuda is missing: the CPU still works
-        warnings.warn(f"fastrnn's CUDA kernels could not be loaded: {error}", RuntimeWarning, stacklevel=2)
 
-forward = torch.ops.fastrnn.rnn_forward.default
-backward = torch.ops.fastrnn.rnn_backward.default
-sru_forward = torch.ops.fastrnn.sru_forward.default
-sru_backward = torch.ops.fastrnn.sru_backward.default
-sru_step = torch.ops.fastrnn.sru_step.default
+
+def _operator(name: str):
+    return getattr(torch.ops.fastrnn, name).default if cpu_loaded else None
+
+
+forward = _operator("rnn_forward")
+backward = _operator("rnn_backward")
+sru_forward = _operator("sru_forward")
+sru_backward = _operator("sru_backward")
+sru_step = _operator("sru_step")
 # With derivatives of their own, for tracers alone: see differentiable.py.
-layer = torch.ops.fastrnn.rnn_layer.default
-sru_scan = torch.ops.fastrnn.sru_scan.default
+layer = _operator("rnn_layer")
+sru_scan = _operator("sru_scan")
 # Without a list among the results, for compilers alone.
-backward_unlisted = torch.ops.fastrnn.rnn_backward_unlisted.default
-pack = torch.ops.fastrnn.rnn_pack.default
-stream = torch.ops.fastrnn.rnn_stream.default
+backward_unlisted = _operator("rnn_backward_unlisted")
+pack = _operator("rnn_pack")
+stream = _operator("rnn_stream")
 
 
 #: What would run a layer on a machine, what a GPU's tuning calls layers like it, and where the times of a
 #: plan come from; see csrc/python.cpp.
-plan = _C.plan
-trust_key = _C.trust_key
-plan_table_provenance = _C.plan_table_provenance
+if _C is not None:
+    plan = _C.plan
+    trust_key = _C.trust_key
+    plan_table_provenance = _C.plan_table_provenance
+else:
+
+    def plan(**_):
+        raise RuntimeError(f"nothing can be planned: {_no_python_module()}")
+
+    trust_key = plan
+
+    def plan_table_provenance() -> str:
+        return "estimated"
 
 
 def build_info() -> dict:
     """Version, compilers and CUDA architectures of the binaries."""
-    return _C.build_info()
+    if _C is not None:
+        return _C.build_info()
+    return {"version": "", "compiler": "", "torch": "", "cuda_archs": "", "cuda_compiler": ""}
 
 
-def cpu_isa() -> str:
-    """The instruction set whose kernels run: "avx512_bf16", "avx512", "avx2" or "baseline"."""
-    return torch.ops.fastrnn.cpu_isa()
+def cpu_isa() -> str | None:
+    """The instruction set whose kernels run: one of ``mode.CPU_ISAS``; None where none are loaded."""
+    return torch.ops.fastrnn.cpu_isa() if cpu_loaded else None
 
 
 def available_cpu_isas() -> list[str]:
     """The instruction sets that this machine can run, best first."""
-    return torch.ops.fastrnn.cpu_isas().split(",")
+    return torch.ops.fastrnn.cpu_isas().split(",") if cpu_loaded else []
 
 
 def cpu_tile(dtype: torch.dtype) -> dict[str, int]:
@@ -81,7 +183,7 @@ def set_cpu_isa(name: str) -> None:
 def cpu_threads() -> int:
     """How many threads a call on the CPU may use: torch.get_num_threads(), or fewer where there are fewer
     CPUs."""
-    return torch.ops.fastrnn.cpu_threads()
+    return torch.ops.fastrnn.cpu_threads() if cpu_loaded else torch.get_num_threads()
 
 
 def release_scratch() -> int:
@@ -96,7 +198,7 @@ def release_scratch() -> int:
     Returns:
         How many bytes were given back.
     """
-    return torch.ops.fastrnn.cpu_release_scratch()
+    return torch.ops.fastrnn.cpu_release_scratch() if cpu_loaded else 0
 
 
 def cpu_fma_peak() -> float:
@@ -116,10 +218,11 @@ def cpu_last_plan() -> dict[str, int | bool]:
     return {"kernel": "direct" if direct else "packed", **dict(zip(names, groups, strict=True))}
 
 
-torch.ops.fastrnn.cpu_limit_threads(*threads.from_here())
+if cpu_loaded:
+    torch.ops.fastrnn.cpu_limit_threads(*threads.from_here())
 
 _requested = os.environ.get("FASTRNN_CPU_ISA")
-if _requested and _requested != cpu_isa():
+if cpu_loaded and _requested and _requested != cpu_isa():
     warnings.warn(
         f"FASTRNN_CPU_ISA={_requested!r} cannot run here (available: {', '.join(available_cpu_isas())}); "
         f"using {cpu_isa()}",
@@ -133,6 +236,14 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def saved_values(cell: str) -> int:
+    """What training keeps a unit and step of a cell with or without a variant, without c."""
+    card, variant, masks = parse(cell)
+    if not masks and variant == parse(card.name).variant:
+        return card.saved
+    return max(card.saved, 1) + (2 * card.gates if variant.norm else 0)
+
+
 def _same_device(x, *tensors):
     """Fake implementations stand for one device: a real tensor among meta ones is a mistake."""
     for tensor in tensors:
@@ -140,14 +251,19 @@ def _same_device(x, *tensors):
             raise RuntimeError(f"expected all tensors on x's device, {x.device}, got one on {tensor.device}")
 
 
-@torch.library.register_fake("fastrnn::rnn_forward")
+def _fake(name: str):
+    """Registers a function as an operator's fake implementation, where there is the operator."""
+    return torch.library.register_fake(f"fastrnn::{name}") if cpu_loaded else lambda function: function
+
+
+@_fake("rnn_forward")
 def _fake_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode):
     _same_device(x, h0, c0, *weights, reset)
     directions, batch, out = h0.shape
-    card = RNN[cell]
+    card = card_of(cell)
     hidden = weights[0].shape[0] // card.gates
     rows = x.shape[0] if batch_sizes is not None else x.shape[0] * x.shape[1]
-    lstm, saved = card.has_cell, card.saved
+    lstm, saved = card.has_cell, saved_values(cell)
     y = x.new_empty((*x.shape[:-1], directions * out))
     cn = x.new_empty((directions, batch, hidden)) if lstm else x.new_empty((0,))
     save = mode % TIERS["one_cta"]
@@ -157,14 +273,14 @@ def _fake_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, m
     return y, x.new_empty(h0.shape), cn, gates, x.new_empty(cells_shape, dtype=compute_dtype(x))
 
 
-@torch.library.register_fake("fastrnn::rnn_layer")
+@_fake("rnn_layer")
 def _(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, keep_cells, mode):
     mode = SAVE_MODES["recompute"] if keep_cells else 0
     y, hn, cn, _, cells = _fake_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode)
     return y, hn, cn, cells
 
 
-@torch.library.register_fake("fastrnn::rnn_backward")
+@_fake("rnn_backward")
 def _fake_backward(
     grad_y,
     grad_hn,
@@ -193,8 +309,14 @@ def _fake_backward(
         like(x, mode & NEEDS["x"]),
         like(h0, mode & NEEDS["h0"]),
         like(c0, mode & NEEDS["c0"]),
-        [w.new_empty(w.shape) for w in weights] if mode & NEEDS["weights"] else [],
+        _like_weights(weights, cell) if mode & NEEDS["weights"] else [],
     )
+
+
+def _like_weights(weights, cell):
+    masks = len(parse(cell).masks)
+    own = weights[: len(weights) - masks]
+    return [w.new_empty(w.shape) for w in own] + [weights[0].new_empty((0,)) for _ in range(masks)]
 
 
 def _unlisted(gradients):
@@ -203,12 +325,12 @@ def _unlisted(gradients):
     return *first, *weights, *(first[0].new_empty((0,)) for _ in range(10 - len(weights)))
 
 
-@torch.library.register_fake("fastrnn::rnn_backward_unlisted")
+@_fake("rnn_backward_unlisted")
 def _(*args):
     return _unlisted(_fake_backward(*args))
 
 
-@torch.library.register_fake("fastrnn::sru_forward")
+@_fake("sru_forward")
 def _fake_sru_forward(
     u,
     x,
@@ -232,10 +354,10 @@ def _fake_sru_forward(
     return u.new_empty((*rows, features)), u.new_empty(c0.shape), cells
 
 
-torch.library.register_fake("fastrnn::sru_scan", _fake_sru_forward)
+_fake("sru_scan")(_fake_sru_forward)
 
 
-@torch.library.register_fake("fastrnn::sru_backward")
+@_fake("sru_backward")
 def _(
     grad_h,
     grad_c,
@@ -271,13 +393,13 @@ def _(
     )
 
 
-@torch.library.register_fake("fastrnn::sru_step")
+@_fake("sru_step")
 def _(x, weight, skip, weight_c, bias, c0, use_tanh, scale):
     _same_device(x, weight, skip, weight_c, bias, c0)
     return x.new_empty(c0.shape), x.new_empty(c0.shape)
 
 
-@torch.library.register_fake("fastrnn::rnn_stream")
+@_fake("rnn_stream")
 def _(x, h0, c0, packed):
     _same_device(x, h0, c0)
     y = x.new_empty((*x.shape[:-1], h0.shape[-1]))

@@ -7,8 +7,10 @@ be passed. onnx itself is imported by nobody but the exporter.
 
 A layer becomes one LSTM, GRU or RNN node with both directions in it. What those nodes cannot say becomes one
 Scan for each direction, with the step of ``fastrnn.reference`` as its body: resets, projections, every step's
-cell state, and float64, which ONNX has and ONNX Runtime does not compute. So does the recurrence of SRU. A
-layer of a single step, such as a cell, becomes that step's operations.
+cell state, and float64, which ONNX has and ONNX Runtime does not compute; and of the variants of a cell norms
+and zoneout, where peepholes, coupled gates and GRU's reset before the product are attributes and inputs of
+the nodes. So does the recurrence of SRU. A layer of a single step, such as a cell, becomes that step's
+operations.
 
 Shape letters are those of ``fastrnn.functional``.
 """
@@ -25,7 +27,9 @@ from torch._higher_order_ops.scan import scan_op
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .. import reference
-from .._cells import RNN, sru, widen
+from .._cells import RNN, sru, stages, widen
+from .._cells.stages import dense
+from .._cells.variant import Weights, parse, split
 from ..reference.scan import cuts
 from . import library, onnx_weights
 from .onnx_weights import integers, node
@@ -81,13 +85,17 @@ def _rnn_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mo
         raise RuntimeError(_NO_PACKED.format(" and lengths="))
     rows = {"lengths": lengths, "reset": reset}
     cells = None
+    cell, weights = _without_heads(cell, weights, h0.shape[0])
+    card, variant, masks = parse(cell)
     if _is_one(x.shape[0]):
         y, hn, cn, cells = reference.layer(x, h0, c0, weights, cell=cell, bias=bias, keep_cells=True, **rows)
     elif (
         reset is not None
         or x.dtype is torch.float64
-        or h0.shape[2] != weights[1].shape[0] // RNN[cell].gates  # projected
-        or (mode and RNN[cell].has_cell)  # every step's cell state is wanted
+        or h0.shape[2] != weights[1].shape[0] // card.gates  # projected
+        or (mode and card.has_cell)  # every step's cell state is wanted
+        or variant.norm
+        or masks
     ):
         y, hn, cn, cells = _scanned_layer(x, h0, c0, weights, cell=cell, bias=bias, **rows)
     else:
@@ -104,25 +112,57 @@ def _rnn_layer(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, keep
     return y, hn, cn, cells
 
 
+def _coupled(name: str, w: Tensor) -> Tensor:
+    """Weights with minus the rows of i in the place of f's: sigmoid(-z) is 1 - sigmoid(z)."""
+    i, _, *rest = w.chunk(3 if name == "weight_peephole" else 4)
+    return torch.cat([i, -i, *rest])
+
+
+def _without_heads(cell: str, weights: Sequence[Tensor], directions: int) -> tuple[str, list[Tensor]]:
+    """A layer with heads as one whose recurrent weights are zero between them."""
+    card, variant, masks = parse(cell)
+    if variant.heads == 1:
+        return cell, weights
+    weights, each = list(weights), (len(weights) - len(masks)) // directions
+    for i in range(1, directions * each, each):
+        weights[i] = dense(weights[i], variant.heads, card.gates)
+    return "+".join(o for o in cell.split("+") if not o.startswith("heads=")), weights
+
+
 def _layer(x, h0, c0, weights, lengths, cell, bias):
     """A layer as one node. Returns y, h_n and c_n (None unless LSTM)."""
+    card, variant, _ = parse(cell)
     directions, rows, hidden = h0.shape
     dtype, device, steps = x.dtype, x.device, x.shape[0]
     # Without a state the nodes begin with zeros.
     given = not all(_is_zeros(t) for t in (h0, c0) if t is not None)
-    arranged = onnx_weights.arranged(weights, directions, cell, bias)
+    own = split(weights, directions, cell, bias)[0]
+    if variant.coupled:
+        own = [Weights(*(None if w is None else _coupled(k, w) for k, w in o._asdict().items())) for o in own]
+    *arranged, peepholes = onnx_weights.arranged(own, card.name)
     if dtype is torch.bfloat16:  # ONNX Runtime has no such nodes; float32 is what the kernels compute in
-        x, h0, c0, *arranged = map(widen, (x, h0, c0, *arranged))
+        x, h0, c0, peepholes, *arranged = map(widen, (x, h0, c0, peepholes, *arranged))
     sequence_lens = None if lengths is None else lengths.to(torch.int32)
     states = (h0,) if c0 is None else (h0, c0)
     attributes = {"hidden_size": hidden}
     if directions == 2:
         attributes["direction"] = "bidirectional"
-    for name, value in RNN[cell].onnx.attributes.items():
+    for name, value in card.onnx.attributes.items():
         attributes[name] = value * directions if isinstance(value, list) else value
+    if variant.coupled:  # which not every runtime looks at: the weights say the same
+        attributes["input_forget"] = 1
+    if not variant.reset_after:
+        attributes["linear_before_reset"] = 0
+    inputs = [x, *arranged, sequence_lens]
+    if given:
+        inputs += states
+    elif peepholes is not None:
+        inputs += [None, None]
+    if peepholes is not None:
+        inputs.append(peepholes)
     found = torch.onnx.ops.symbolic_multi_out(
-        RNN[cell].onnx.name,
-        (x, *arranged, sequence_lens, *(states if given else ())),
+        card.onnx.name,
+        tuple(inputs),
         attributes,
         dtypes=[x.dtype] * (1 + len(states)),
         shapes=[(steps, directions, rows, hidden), *[(directions, rows, hidden)] * len(states)],
@@ -174,8 +214,7 @@ def _scanned_layer(x, h0, c0, weights, *, cell, bias, lengths, reset):
     its results with every step's cell state."""
     dtype, directions, steps = x.dtype, h0.size(0), x.size(0)
     x, h0, c0 = map(widen, (x, h0, c0))
-    weights = list(map(widen, weights))
-    per_direction = len(weights) // directions
+    own, masks = split(list(map(widen, weights)), directions, cell, bias)
     running = None
     if lengths is not None:
         running = (torch.arange(steps, device=x.device).unsqueeze(1) < lengths.to(x.device)).unsqueeze(2)
@@ -183,26 +222,27 @@ def _scanned_layer(x, h0, c0, weights, *, cell, bias, lengths, reset):
 
     outputs, cells, finals = [], [], []
     for d in range(directions):
-        w_ih, w_hh, *rest = weights[d * per_direction : (d + 1) * per_direction]
-        b_ih, b_hh = rest[:2] if bias else (None, None)
-        w_hr = rest[-1] if len(rest) in (1, 3) else None
         if d and begins is not None:
             # In reverse a step is cut off from the one after it, if the row has that.
             after = begins if running is None else begins & running
             begins = torch.cat([after[1:], torch.zeros_like(after[:1])])
-        gx = node("MatMul", (x, w_ih.t()), (*x.shape[:2], w_ih.size(0)), x.dtype)
-        gx = gx.to(x.device) if b_ih is None else gx.to(x.device) + b_ih
+        w_ih, b_ih = own[d].weight_ih, own[d].bias_ih
+        gx = node("MatMul", (x, w_ih.t()), (*x.shape[:2], w_ih.size(0)), x.dtype).to(x.device)
+        if own[d].norm_ih is not None:
+            gx = stages.norm(gx, own[d].norm_ih, None, parse(cell).variant)
+        gx = gx if b_ih is None else gx + b_ih
+        by_step = {"gx": gx, "begins": begins, "running": running}
+        by_step |= {
+            name: None if mask is None else mask.chunk(directions, dim=-1)[d]
+            for name, mask in (("zoneout_h", masks.zoneout_h), ("zoneout_c", masks.zoneout_c))
+        }
+        constant = {k: v for k, v in own[d]._asdict().items() if not k.endswith("_ih")}
+        if masks.recurrent_mask is not None:
+            constant["recurrent_mask"] = masks.recurrent_mask[d]
+        by_step, constant = ({k: v for k, v in ts.items() if v is not None} for ts in (by_step, constant))
         state = (h0[d],) if c0 is None else (h0[d], c0[d])
-        step = functools.partial(
-            _masked_step, cell, begins is not None, running is not None, b_hh is not None
-        )
-        state, (y, *c) = _scan(
-            step,
-            state,
-            [t for t in (gx, begins, running) if t is not None],
-            [t for t in (w_hh, b_hh, w_hr) if t is not None],
-            reverse=d == 1,
-        )
+        step = functools.partial(_masked_step, cell, (*by_step, *constant))
+        state, (y, *c) = _scan(step, state, by_step.values(), constant.values(), reverse=d == 1)
         outputs.append(y)
         cells += c
         finals.append(state)
@@ -213,17 +253,19 @@ def _scanned_layer(x, h0, c0, weights, *, cell, bias, lengths, reset):
     return y.to(dtype), h_n, c_n[0], torch.stack(cells).flatten(1, 2)
 
 
-def _masked_step(cell: str, resets: bool, masked: bool, bias: bool, *tensors: Tensor) -> list[Tensor]:
-    """One step: the states, gx, perhaps begins and running (B, 1), the recurrent weights. Returns the states
-    and what is seen of them in the output."""
-    given = iter(tensors)
-    state = tuple(next(given) for _ in range(RNN[cell].states))
-    gx = next(given)
-    begins = next(given) if resets else None
-    running = next(given) if masked else None
-    w_hh, b_hh = next(given), (next(given) if bias else None)
+def _masked_step(cell: str, names: tuple[str, ...], *tensors: Tensor) -> list[Tensor]:
+    """One step: the states, and what else there is by name. Returns the states and what is seen of them in
+    the output."""
+    card, variant, _ = parse(cell)
+    state, given = tensors[: card.states], dict(zip(names, tensors[card.states :], strict=True))
+    begins, running = given.get("begins"), given.get("running")
     start = state if begins is None else tuple(s.masked_fill(begins, 0) for s in state)
-    new = RNN[cell].step(gx, start, w_hh, b_hh, next(given, None))
+    if cell in RNN:
+        new = card.step(given["gx"], start, given["weight_hh"], given.get("bias_hh"), given.get("weight_hr"))
+    else:
+        own = Weights(None, **{k: v for k, v in given.items() if k in Weights._fields})
+        keep = given.get("zoneout_h"), given.get("zoneout_c")
+        new = stages.step(card, variant, given["gx"], start, own, keep, given.get("recurrent_mask"))
     if running is None:
         return [*new, *(n.clone() for n in new)]  # the results of a Scan may not be one tensor
     kept = [torch.where(running, n, s) for n, s in zip(new, state, strict=True)]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._cells import RNN
+from .._cells.variant import Weights
 
 #: Tells the nodes that arrange weights from those of the user's model.
 _MARK = ("pkg.fastrnn", "weights")
@@ -30,17 +31,20 @@ def integers(values: Sequence[int]) -> Tensor:
     return node("Constant", (), (len(values),), torch.int64, value_ints=list(values))
 
 
-def arranged(weights: Sequence[Tensor], directions: int, cell: str, bias: bool) -> list[Tensor | None]:
-    """W (D, G*H, I), R (D, G*H, H) and B (D, 2*G*H) or None, of weights as ``fastrnn.reference.layer`` takes
-    them, without projection."""
+def arranged(own: Sequence[Weights], cell: str) -> list[Tensor | None]:
+    """W (D, G*H, I), R (D, G*H, H), B (D, 2*G*H) or None and P (D, 3*H) or None of each direction's weights,
+    without projection."""
     _fold_weights()
-    per_direction = len(weights) // directions
-    w_ih, w_hh, *biases = (weights[i::per_direction] for i in range(per_direction))
-    both = [t for pair in zip(*biases, strict=True) for t in pair]
-    return [_stacked(t, directions, cell) if t else None for t in (w_ih, w_hh, both)]
+    both = [t for w in own for t in (w.bias_ih, w.bias_hh) if t is not None]
+    peepholes = [w.weight_peephole for w in own if w.weight_peephole is not None]
+    order = RNN[cell].onnx.order
+    found = [[w.weight_ih for w in own], [w.weight_hh for w in own], both]
+    found = [_stacked(t, len(own), order, RNN[cell].gates) if t else None for t in found]
+    # ONNX's are in the order i, o, f.
+    return [*found, _stacked(peepholes, len(own), (0, 2, 1), 3) if peepholes else None]
 
 
-def _stacked(weights: Sequence[Tensor], directions: int, cell: str) -> Tensor:
+def _stacked(weights: Sequence[Tensor], directions: int, gate_order, gates: int) -> Tensor:
     """Weights (G*H, ...) or pairs of biases, direction by direction, as (D, ...) in ONNX's order of gates."""
     rows, *rest = weights[0].shape
     dtype, total = weights[0].dtype, rows * len(weights)
@@ -48,9 +52,8 @@ def _stacked(weights: Sequence[Tensor], directions: int, cell: str) -> Tensor:
     whole = weights[0]
     if len(weights) > 1:
         whole = node("Concat", list(weights), (total, *rest), dtype, mark, axis=0)
-    gate_order = RNN[cell].onnx.order
     if gate_order is not None:
-        hidden = rows // RNN[cell].gates
+        hidden = rows // gates
         order = [
             start + gate * hidden + unit
             for start in range(0, total, rows)

@@ -43,7 +43,7 @@ def explain(
     tf32: bool | None = None,
     backend: str | None = None,
 ) -> Explanation:
-    """Say which kernel will run, why, and with what cost.
+    """Say which kernel will run, why, and with what cost::
 
         print(fastrnn.explain(module, x))
         print(fastrnn.explain((100, 16, 128, 256), cell="gru", training=True))
@@ -99,7 +99,7 @@ def explain(
         rows = "masked" if masked else "packed" if asked.packed else "full"
         machine |= {"gpu": found_gpu.properties(), "tf32": tf32, "rows": rows, "trusted": known.lines()}
         asked.notes.append(_times_of(found_gpu))
-    elif kind == "cpu":
+    elif kind == "cpu" and library.cpu_loaded:
         machine |= library.cpu_tile(asked.dtype)
 
     way = _way(asked, kind, found_gpu, masked, known, bool(tf32))
@@ -173,6 +173,7 @@ def _way(
         family="rnn" if asked.scans is None else "scan",
         masked=masked and asked.scans is None,
         empty=asked.scans is not None and asked.B == 0,
+        variant=asked.variant,
         doubt=None if known is None or asked.scans is not None else _doubt(asked, known, tf32),
         subject=f"{asked.dtype} on {kind}",
     )

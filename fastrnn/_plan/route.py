@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._cells import Variant
 from .._ops import devices, library, torch_state
 from .._ops.mode import BACKENDS, NAMED_TIERS, TIERS
 from .tuning import trust
@@ -22,6 +23,9 @@ DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16)
 #: Rows up to which one kernel for the product and the step of a scan beats a library's product and the scan:
 #: at B = 1, H = 512 it saves a permutation of u, four calls and their Python.
 FEW_ROWS = 4
+
+#: How the reason begins where no kernel of any kind is there.
+NOT_LOADED = "fastrnn's kernels are not loaded"
 
 _NATIVE = "torch's own layer, or the reference where torch has none for the case"
 _UNPROVEN = "torch's own layer, or a step at a time where torch has none for the case"
@@ -54,21 +58,38 @@ def missing(dtype: torch.dtype, device: str, runs: bool = True, where: str = "")
     """
     if dtype not in DTYPES:
         return f"no kernel computes in {str(dtype).removeprefix('torch.')}"
+    if not library.cpu_loaded:
+        return f"{NOT_LOADED}: {library.cpu_why}"
     if device in ("cpu", "meta"):
         return None
     if device != "cuda":
         return f"no kernel runs on {device}"
     if not library.cuda_loaded:
-        return "the CUDA kernels are not loaded: fastrnn or torch was built without CUDA"
+        why = library.cuda_why or "fastrnn or torch was built without CUDA"
+        return f"the CUDA kernels are not loaded: {why}"
     if not runs:
         return f"the CUDA kernels were not built for {where or 'this GPU'}"
     return None
 
 
+#: Options of a variant whose kernels have not yet run on a device of that kind.
+_UNTRIED = {"cuda": frozenset(("norm", "zoneout", "recurrent_dropout", "peephole", "reset_after"))}
+
+
+def missing_variant(variant: Variant, device: str) -> str | None:
+    """Why nobody who does not ask for them gets the kernels of a variant, None where all get them."""
+    untried = [word for word in variant.words() if word in _UNTRIED.get(device, ())]
+    if not untried:
+        return None
+    return (
+        f"the kernels for {', '.join(untried)} have not yet run on a GPU: reference, unless asked for by name"
+    )
+
+
 def supported(x: Tensor) -> bool:
     """Whether a kernel exists for x's dtype on x's device."""
     if x.is_cpu:
-        return x.dtype in DTYPES
+        return x.dtype in DTYPES and library.cpu_loaded
     return missing(x.dtype, x.device.type, not x.is_cuda or devices.runs(x.device)) is None
 
 
@@ -82,6 +103,7 @@ def route(
     empty: bool = False,
     looked_into: bool = False,
     recorded: bool = False,
+    variant: Variant | None = None,
     program: bool = False,
     doubt: str | None = None,
     subject: str = "the input",
@@ -95,6 +117,7 @@ def route(
         looked_into: whether torch.func's transforms or forward-mode AD are at work. Kernels have derivatives
             in reverse mode and no batching rules; these take the reference apart instead.
         recorded: whether a compiler is, who takes the reference apart as he would torch's layer.
+        variant: of the cell, None for the plain one; torch's own layers have none.
         program: whether a program is written, which outlives what is known of a device now: the planner will
             decide where it runs.
         doubt: why torch's own layer is the better choice where the kernels could too, None where it is not:
@@ -104,11 +127,16 @@ def route(
     if backend == "reference":
         return Route("reference", "backend='reference' was asked for")
     rnn = family == "rnn"
-    if rnn and backend == "cudnn" and not masked:
+    plain = variant is None
+    if not plain and backend == "auto":
+        lacking = lacking or missing_variant(variant, device)
+    if rnn and backend == "cudnn" and not masked and plain:
         return Route("native", "backend='cudnn' was asked for: torch's own layer", asked=True)
     if empty and not (rnn and backend == "auto" and lacking):
         return Route("reference", "there is nothing to compute")
     unproven = rnn and backend == "auto" and doubt is not None and lacking is None
+    if unproven and not plain and device == "cuda" and not looked_into:
+        return Route("fused", tier=TIERS["stepwise"])  # the tier that needs no proof
     if unproven and device == "cuda" and not (masked or looked_into or program):
         return Route("native", f"{_UNPROVEN}: {doubt}", otherwise="fused")
     if not looked_into and lacking is None and (backend != "cudnn" or not rnn):
@@ -124,11 +152,15 @@ def route(
     if backend == "auto":
         why = lacking or f"{transforms}: no kernel has what they look for"
         taken_apart = looked_into or (recorded and (device != "cuda" or program))
-        if rnn and not masked and not taken_apart:
+        if rnn and plain and not masked and not taken_apart:
             return Route("native", f"{why}: {_NATIVE}")
         return Route("reference", why)
     what = transforms if looked_into else subject
-    if masked:
+    if lacking and lacking.startswith(NOT_LOADED):
+        what = lacking
+    elif not plain and not looked_into and backend == "cudnn":
+        what = "torch's own layer has no " + ", ".join(variant.words())
+    elif masked:
         what = f"it does not cover lengths, reset, done or return_all_states with {what}"
     else:
         what = f"no kernel covers {what}"
@@ -142,14 +174,15 @@ def of(
     masked: bool = False,
     empty: bool = False,
     doubt: str | None = trust.UNVERIFIED,
+    variant: Variant | None = None,
 ) -> Route:
     """Who computes a layer over x, in the state that torch is in. doubt: see ``route``; of what is known of a
     GPU the caller asks ``tuning.trust``, who knows the layer."""
     recorded = torch_state.compiling()
     program = torch_state.exporting() or bool(torch_state.tracing())
     state = empty, torch_state.transformed(), recorded, program
-    if recorded or not x.is_cpu:
-        return _answer(x.dtype, x.device, backend, family, masked, *state, doubt)
+    if recorded or not x.is_cpu or variant is not None:
+        return _answer(x.dtype, x.device, backend, family, masked, *state, doubt, variant)
     key = (x.dtype, backend, family, masked, *state)
     found = _on_cpu.get(key)
     if found is None:
@@ -172,6 +205,7 @@ def _answer(
     recorded: bool,
     program: bool = False,
     doubt: str | None = None,
+    variant: Variant | None = None,
 ) -> Route:
     return route(
         backend,
@@ -184,6 +218,7 @@ def _answer(
         recorded=recorded,
         program=program,
         doubt=doubt,
+        variant=variant,
         subject=f"{dtype} on {device}",
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
-from .._cells import NAMES, RNN, SCAN
+from .._cells import NAMES, RNN, SCAN, Variant
 from . import costs
 
 #: T, B where a module is explained without an input.
@@ -44,6 +44,7 @@ class Subject:
     device: torch.device | str | None = None
     training: bool | None = None
     backend: str | None = None
+    variant: Variant | None = None
     notes: list[str] = field(default_factory=list)
 
     def check(self) -> Subject:
@@ -116,6 +117,7 @@ def _of_module(module: nn.Module, input, packed: bool) -> Subject:
         device=weight.device,
         training=module.training,
         backend=getattr(module, "backend", "auto"),
+        variant=vars(module).get("variant"),
         **stack,
     )
     if not type(module).__module__.startswith("fastrnn"):

@@ -28,7 +28,7 @@ from .._ops.torch_state import gradients as gradients_wanted
 from .._plan.route import fused_on_cpu
 
 _CELLS = {mode: (name, RNN[name].has_cell) for mode, name in NAMES.items()}
-_forward = library.forward._op  # without the frame of Python's around it
+_forward = getattr(library.forward, "_op", None)  # without the frame of Python's around it
 
 #: The operator's, and those of an access. Not more: what a hook of the caller's raises is the caller's.
 _ERRORS = (RuntimeError, TypeError, KeyError, IndexError)
@@ -61,6 +61,7 @@ def one_layer(module, x: Tensor, hx) -> tuple | None:
         if (
             (fields["backend"], dtype) not in fused_on_cpu
             or fields["num_layers"] != 1
+            or "variant" in fields
             or len(weights) > len(parameters)
             or not all(map(is_, weights, parameters.values()))
             or shape[-1] != fields["input_size"]

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from .. import _checks, reference
-from .._cells import RNN
+from .._cells import RNN, Variant
 from .._ops import autograd, library, torch_layer, torch_state
 from .._ops.torch_state import autocasting
 from .._plan import route
 from .._plan.route import Route
-from . import native, tuning, wavefront
+from . import native, tuning, variant, wavefront
 from .rows import Rows, states
 
 # What autocast casts; float64 and complex pass through it unchanged.
@@ -31,7 +31,8 @@ class Stack(NamedTuple):
     """A stack of recurrent layers without its weights.
 
     ``name`` is what messages call it and ``cell`` what the kernels do: "lstm", "gru", "rnn_tanh", "rnn_relu".
-    ``proj_size`` is 0 without a projection. The rest is what the modules' arguments of the same names say.
+    ``proj_size`` is 0 without a projection, ``variant`` None for the plain cell. The rest is what the
+    modules' arguments of the same names say.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Stack(NamedTuple):
     batch_first: bool
     save: str
     backend: str
+    variant: Variant | None = None
 
 
 def runner(way: Route) -> Callable:
@@ -72,8 +74,9 @@ def _way(
     states: Sequence[Tensor | None] = (),
 ) -> Route:
     """Who computes the layers. On a GPU that hangs on what is known of it and of layers like these."""
-    if not x.is_cuda or stack.backend not in ("auto", "fused") or not library.cuda_loaded:
-        return route.of(x, stack.backend, masked=rows is not None)
+    known = x.is_cuda and stack.backend in ("auto", "fused") and library.cuda_loaded
+    if not known or stack.variant is not None:  # of a variant there is nothing to know, nor torch's own layer
+        return route.of(x, stack.backend, masked=rows is not None, variant=stack.variant)
     if rows is not None or stack.backend == "fused":
         tuning.ready(x)
         return route.of(x, stack.backend, masked=rows is not None)
@@ -166,7 +169,7 @@ def run(
         # Asked here, where no other call has to wait for the answer.
         if x.is_cuda:
             tuning.after_an_error()
-        if rows is not None or not native.per_sample(weights):
+        if rows is not None or stack.variant is not None or not native.per_sample(weights):
             raise
         with native.taken_apart():
             found = native.layers(stack, x, h, c, weights, batch, batch_sizes)
@@ -237,6 +240,9 @@ def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
     if h is not None:
         _checks.same_kind(x, (("hidden", h), ("cell", c)))
 
+    if stack.variant is not None:
+        layer = variant.runner(layer, stack.variant, stack.training)
+
     # Zero states are the same for every layer, and without projection for h and c too (torch.compile wants
     # two tensors there).
     zero_h = zero_c = None
@@ -259,7 +265,7 @@ def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
     per_layer = len(weights) // stack.num_layers
     dropout = _checks.probability(stack.name, stack.dropout) if stack.training else 0.0
     equal = batch_sizes is None and rows is None
-    if directions == 1 and equal and not dropout and way.runner == "fused":
+    if directions == 1 and equal and not dropout and way.runner == "fused" and stack.variant is None:
         pieces = wavefront.pieces(stack, x, batch, weights)
         if pieces > 1:
             starts = (

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import reference
 from .._ops import autograd, library, torch_state
+from .._ops.linear_scan import scan as linear_scan
 from .._ops.torch_state import tracing
 from .._plan import route
 from . import projection
@@ -229,3 +230,16 @@ def dropout_mask(like: Tensor, size: tuple[int, int], p: float) -> Tensor:
     if p >= 1:
         return like.new_zeros(size)
     return like.new_empty(size).bernoulli_(1 - p).div_(1 - p)
+
+
+def linear(a: Tensor, b: Tensor, h0: Tensor | None, rows: Rows | None, reverse: bool) -> Tensor:
+    """``functional.linear_scan``, its arguments checked."""
+    lengths = reset = None
+    if rows is not None:
+        lengths, reset = rows.lengths, rows.reset
+        if not torch_state.compiling():
+            rows.check_lengths(a.size(0))
+    if torch_state.transformed() or a.is_complex():
+        return reference.linear_scan(a, b, h0, lengths=lengths, reset=reset, reverse=reverse)
+    a, b = reference.linear.coefficients(a, b, lengths, reset, reverse)
+    return reference.linear.shown(linear_scan(a, b, h0, reverse), lengths)

@@ -118,6 +118,7 @@ class Streamer:
                 stack.backend in ("auto", "fused")
                 and all(w.is_cpu for w in weights)
                 and route.supported(weights[0])
+                and stack.variant is None
             )
             if packs and live:
                 packs = False

@@ -69,6 +69,8 @@ def _as_called(function: Callable, arguments: dict) -> tuple[tuple, dict]:
             args.append(value)
             if value is not parameter.default:
                 count = len(args)
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            kwargs |= value
         elif value is not parameter.default:
             kwargs[name] = value
     return tuple(args[:count]), kwargs

@@ -9,6 +9,7 @@ hook for this purpose (``__prepare_scriptable__``) would rebuild in place.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 
@@ -51,3 +52,23 @@ class Overloads:
 
     def __set__(self, module, value) -> None:
         pass
+
+
+class NoVariants:
+    """The class attribute ``__prepare_scriptable__``, which torch.jit.script asks a module for.
+
+    There is none. But a variant of a cell has one that says that it cannot be scripted: what would be
+    compiled is torch's own layer.
+    """
+
+    def __get__(self, module, owner=None):
+        if module is not None and "variant" in vars(module):
+            return functools.partial(_refuse, module)
+        raise AttributeError("__prepare_scriptable__")
+
+
+def _refuse(module):
+    raise RuntimeError(
+        f"torch.jit.script: {type(module).__name__} with {', '.join(module.variant.words())} has no form in "
+        "TorchScript, which knows torch's own layers; use torch.export or torch.jit.trace"
+    )

@@ -50,6 +50,7 @@ class Tuning:
         }
 
     def to_dict(self) -> dict:
+        """What the cache keeps, as plain data."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:

@@ -5,6 +5,7 @@ layer fails or its numbers differ from torch.nn's. The whole benchmark, with oth
 limits and reports, is in the repository: python -m benchmarks.lab.
 
   python -m fastrnn bench
+  python -m fastrnn bench --quick
   python -m fastrnn bench --cell gru --shape 50,64,512 --work training --threads 1
   python -m fastrnn bench --device cuda --dtype float16 --json speed.json
 """
@@ -32,9 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
         type=types.seconds,
-        default=speed.BUDGET_S,
         metavar="S",
         help=f"seconds of timing ({speed.BUDGET_S:g}); every layer has three rounds at least",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a few seconds: one shape, {},{},{}, where none is named, and three seconds of timing".format(
+            *speed.QUICK_SHAPE
+        ),
     )
     parser.add_argument("--json", type=types.output, metavar="FILE", help="write every time there too")
 
@@ -62,19 +69,24 @@ def show(outcomes) -> None:
 def run(options: argparse.Namespace) -> int:
     import torch
 
+    from .._ops import library
     from ..proof import machine, speed
 
     if options.device != "cpu" and not torch.cuda.is_available():
         raise SystemExit(f"--device {options.device}: torch sees no GPU")
+    if not library.cpu_loaded:
+        raise SystemExit(f"there is nothing to measure: fastrnn's kernels are not loaded: {library.cpu_why}")
     before = torch.get_num_threads()
     threads = options.threads or before
-    chosen = speed.cases(options.cell, options.shape, options.dtype, options.work, options.device)
+    shapes = options.shape or ([speed.QUICK_SHAPE] if options.quick else [])
+    budget = options.budget or (speed.QUICK_BUDGET_S if options.quick else speed.BUDGET_S)
+    chosen = speed.cases(options.cell, shapes, options.dtype, options.work, options.device)
     console.heading(f"fastrnn and torch.nn on {_where(options.device, threads)}")
     start, load, busy = time.perf_counter(), machine.load(), machine.busy()
     torch.set_num_threads(threads)
     try:
         with console.progress(len(chosen)) as advance:
-            outcomes = speed.prove(chosen, options.budget, advance)
+            outcomes = speed.prove(chosen, budget, advance)
     finally:
         torch.set_num_threads(before)
     show(outcomes)

@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=types.device, default="cpu", help="cpu (default) or cuda")
     tiers = ("auto", *_checks.TIERS)
     parser.add_argument("--tier", choices=tiers, help=f"of a GPU: {', '.join(tiers)}; by default all", **some)
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="some ten seconds: every cell and path in float32, with the kernels in use, no comparison of "
+        "errors with torch.nn's own",
+    )
     parser.add_argument("--json", type=types.output, metavar="FILE", help="write every outcome there too")
 
 
@@ -124,12 +130,16 @@ def run(options: argparse.Namespace) -> int:
 
     if options.device != "cpu" and not torch.cuda.is_available():
         raise SystemExit(f"--device {options.device}: torch sees no GPU")
+    if not library.cpu_loaded:
+        raise SystemExit(f"there is nothing to verify: fastrnn's kernels are not loaded: {library.cpu_why}")
     unknown = set(options.isa) - set(library.available_cpu_isas())
     if unknown:
         raise SystemExit(f"--isa: {', '.join(sorted(unknown))} cannot run here")
     if options.device == "cpu" and (options.tier or numbers.TF32 in options.dtype):
         raise SystemExit("--tier and --dtype tf32 are about a GPU: add --device cuda")
-    dtypes = options.dtype
+    dtypes, isas, tiers = options.dtype, options.isa, options.tier
+    if options.quick:
+        dtypes, isas, tiers = dtypes or ["float32"], isas or [library.cpu_isa()], tiers or ["auto"]
     if options.device != "cpu" and not dtypes:
         dtypes = (*numbers.DTYPES, numbers.TF32)
     wanted = numbers.checks(options.cell, dtypes, options.path)
@@ -138,7 +148,9 @@ def run(options: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     with console.progress(len(wanted)) as advance:
-        outcomes = numbers.verify(wanted, options.isa, options.device, options.tier, advance)
+        outcomes = numbers.verify(
+            wanted, isas, options.device, tiers, advance, beside_torch=not options.quick
+        )
     _error_tables(outcomes)
     _accuracy_table(outcomes)
     _summary(outcomes)

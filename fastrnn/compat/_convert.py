@@ -93,9 +93,9 @@ def convert(
 def revert(model: nn.Module) -> nn.Module:
     """Undo :func:`convert`: make torch.nn's layers of fastrnn's in a model, in place, and return the model.
 
-    Layers built as fastrnn's become torch.nn's too, losing ``save`` and ``backend``. SRU, SRU++ and classes
-    derived from fastrnn's, for which torch has nothing, stay. Weights on a GPU are put into one piece of
-    memory again, as cuDNN wants them.
+    Layers built as fastrnn's become torch.nn's too, losing ``save`` and ``backend``. SRU, SRU++, variants of
+    a cell and classes derived from fastrnn's, for which torch has nothing, stay. Weights on a GPU are put
+    into one piece of memory again, as cuDNN wants them.
 
     Raises TypeError where ``model`` is no module.
     """
@@ -105,6 +105,8 @@ def revert(model: nn.Module) -> nn.Module:
         return _TORCHS.get(cls) or vars(cls).get("_converted_from")
 
     for module in model.modules():
+        if "variant" in vars(module):  # torch has no such layer
+            continue
         if _change(module, target):
             for attribute in _own_attributes(_stock(type(module))):
                 vars(module).pop(attribute, None)

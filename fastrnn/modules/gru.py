@@ -10,14 +10,15 @@ from torch.nn.utils.rnn import PackedSequence
 from .._run import symbolic
 from .._run.torchscript import Overloads
 from . import _script_rnn
-from ._base import RecurrentLayer
+from ._base import RecurrentLayer, _option
 
 __all__ = ["GRU"]
 
 
 class GRU(RecurrentLayer):
     r"""GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, device=None, dtype=None, *, save="gates", backend="auto")
+    bidirectional=False, device=None, dtype=None, *, save="gates", backend="auto", norm=None, norm_eps=1e-5,
+    zoneout=0.0, recurrent_dropout=0.0, weight_dropout=0.0, reset_after=True, heads=1)
 
     A multi-layer gated recurrent unit, a drop-in for :class:`torch.nn.GRU`: the same parameters, initial
     values, checkpoints, numbers and errors. For every element of the sequence each layer computes
@@ -32,10 +33,12 @@ class GRU(RecurrentLayer):
 
     Parameters, for layer k and, with ``_reverse`` appended, its second direction:
         ``weight_ih_l{k}`` (3H, I or D*H), ``weight_hh_l{k}`` (3H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}``
-        (3H,); rows in the order r, z, n.
+        (3H,); rows in the order r, z, n. With options: ``weight_hh_l{k}`` (3H, H/heads);
+        ``norm_ih_l{k}`` and ``norm_hh_l{k}`` (3H,).
     """
 
     _name = "GRU"
+    reset_after = _option("reset_after")
 
     def __init__(self, *args, **kwargs) -> None:
         if "proj_size" in kwargs:

@@ -11,14 +11,16 @@ from .._run import symbolic
 from .._run.rnn import permute
 from .._run.torchscript import Overloads
 from . import _script_rnn
-from ._base import RecurrentLayer
+from ._base import RecurrentLayer, _option
 
 __all__ = ["LSTM"]
 
 
 class LSTM(RecurrentLayer):
     r"""LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, proj_size=0, device=None, dtype=None, *, save="gates", backend="auto")
+    bidirectional=False, proj_size=0, device=None, dtype=None, *, save="gates", backend="auto", norm=None,
+    norm_eps=1e-5, zoneout=0.0, recurrent_dropout=0.0, weight_dropout=0.0, peephole=False, coupled=False,
+    forget_bias=0.0, heads=1)
 
     A multi-layer long short-term memory, a drop-in for :class:`torch.nn.LSTM`: the same parameters, initial
     values, checkpoints, numbers and errors. For every element of the sequence each layer computes
@@ -44,13 +46,18 @@ class LSTM(RecurrentLayer):
             compute with float32 arithmetic and state. Complex types run in plain torch.
         save: "gates" or "recompute", what training keeps for backward. backend: "auto", "fused", "cudnn",
             "reference" or a tier of the CUDA kernels. See :class:`RecurrentLayer`.
+        norm, norm_eps, zoneout, recurrent_dropout, weight_dropout, peephole, coupled, forget_bias, heads:
+            make a variant of the cell, off by default; see :class:`RecurrentLayer` and docs/variants.md.
 
     Parameters, for layer k and, with ``_reverse`` appended, its second direction:
         ``weight_ih_l{k}`` (4H, I or D*P), ``weight_hh_l{k}`` (4H, P), ``bias_ih_l{k}`` and ``bias_hh_l{k}``
-        (4H,), ``weight_hr_l{k}`` (P, H); rows in the order i, f, g, o.
+        (4H,), ``weight_hr_l{k}`` (P, H); rows in the order i, f, g, o. With options: ``weight_hh_l{k}`` (4H,
+        P/heads); ``weight_peephole_l{k}`` (3H,) in the order i, f, o; ``norm_ih_l{k}`` and ``norm_hh_l{k}``
+        (4H,), ``norm_c_l{k}`` and ``norm_c_bias_l{k}`` (H,).
     """
 
     _name = "LSTM"
+    peephole, coupled = _option("peephole"), _option("coupled")
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__("LSTM", *args, **kwargs)

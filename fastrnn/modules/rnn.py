@@ -19,7 +19,8 @@ _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 
 class RNN(RecurrentLayer):
     r"""RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False,
-    dropout=0.0, bidirectional=False, device=None, dtype=None, *, save="gates", backend="auto")
+    dropout=0.0, bidirectional=False, device=None, dtype=None, *, save="gates", backend="auto",
+    norm=None, norm_eps=1e-5, zoneout=0.0, recurrent_dropout=0.0, weight_dropout=0.0, heads=1)
 
     A multi-layer Elman network, a drop-in for :class:`torch.nn.RNN`: the same parameters, initial values,
     checkpoints, numbers and errors. For every element of the sequence each layer computes
@@ -32,6 +33,7 @@ class RNN(RecurrentLayer):
 
     Parameters, for layer k and, with ``_reverse`` appended, its second direction:
         ``weight_ih_l{k}`` (H, I or D*H), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}``, ``bias_hh_l{k}`` (H,).
+        With options: ``weight_hh_l{k}`` (H, H/heads); ``norm_ih_l{k}`` and ``norm_hh_l{k}`` (H,).
     """
 
     _name = "RNN"

@@ -47,9 +47,9 @@ class SRU(nn.Module):
     the whole sequence gives u; the recurrence is elementwise:
 
     .. math::
-        f_t &= \sigma(u_{1,t} + v_f \odot c_{t-1} + b_f) \
-        r_t &= \sigma(u_{2,t} + v_r \odot c_{t-1} + b_r) \
-        c_t &= f_t \odot c_{t-1} + (1 - f_t) \odot u_{0,t} \
+        f_t &= \sigma(u_{1,t} + v_f \odot c_{t-1} + b_f) \\
+        r_t &= \sigma(u_{2,t} + v_r \odot c_{t-1} + b_r) \\
+        c_t &= f_t \odot c_{t-1} + (1 - f_t) \odot u_{0,t} \\
         h_t &= r_t \odot m \odot (g(c_t) - X_t) + X_t
 
     where X is the input times ``scale_x``, a fourth part of u where the input has not O = D*H features, or 0

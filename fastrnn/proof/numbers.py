@@ -247,6 +247,7 @@ def verify(
     device: str = "cpu",
     tiers: Sequence[str] = (),
     progress: Callable[[str, int], None] = lambda title, step: None,
+    beside_torch: bool = True,
 ) -> list[Outcome]:
     """Run the checks on the CPU's instruction sets, or on the tiers of a GPU.
 
@@ -254,6 +255,8 @@ def verify(
         isas: instruction sets; all that can run here by default. The one in use is restored afterwards.
         tiers: "auto" and those of the CUDA kernels; all by default. What a tier cannot take is left out.
         progress: called with a title and 0 before a check, with "" and 1 after it.
+        beside_torch: whether float32's errors are compared with torch.nn's, on many inputs, which takes most
+            of the time.
     """
     from .._ops import library
 
@@ -269,7 +272,7 @@ def verify(
             progress(f"{check.name} {check.dtype}", 0)
             with _float32_as(tf32=check.dtype == TF32):
                 found = run_check(check, targets, device, library.set_cpu_isa if on_cpu else lambda _: None)
-            if on_cpu and check.dtype == "float32":
+            if on_cpu and beside_torch and check.dtype == "float32":
                 ran = [o for o in found if not o.error]
                 measured = _accuracy.measure(check, [o.target for o in ran], library.set_cpu_isa)
                 for outcome in ran:

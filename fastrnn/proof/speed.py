@@ -22,6 +22,8 @@ WORK = ("inference", "training")
 SHAPES = ((1, 1, 256), (100, 1, 256), (100, 16, 128), (50, 32, 256))
 #: Seconds of timing where nothing else is asked for.
 BUDGET_S = 20.0
+#: The same of a quick look.
+QUICK_SHAPE, QUICK_BUDGET_S = (100, 16, 128), 3.0
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,22 @@ bfloat16 and float16 are computed in float32 and rounded once at the end, as the
 computed in float32: for an oracle, pass float64.
 """
 
+from .linear import indrnn, linear_scan
 from .rnn import GATES, gradients, gru_cell, layer, lstm_cell, masked_layer, rnn_cell
 from .scan import sru_scan, sru_scan_gradients
+from .slstm import slstm
 
 __all__ = [
     "GATES",
     "gradients",
     "gru_cell",
+    "indrnn",
     "layer",
+    "linear_scan",
     "lstm_cell",
     "masked_layer",
     "rnn_cell",
+    "slstm",
     "sru_scan",
     "sru_scan_gradients",
 ]

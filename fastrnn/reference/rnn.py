@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .._cells import RNN, widen
+from .._cells import RNN, stages, widen
+from .._cells.variant import parse, split
 
 __all__ = ["GATES", "gradients", "gru_cell", "layer", "lstm_cell", "masked_layer", "rnn_cell"]
 
@@ -97,8 +98,9 @@ def layer(
         x: (T, B, I); with ``batch_sizes``, packed rows (N, I), N = sum(batch_sizes).
         h0: (D, B, P). c0: (D, B, H) for the LSTM, else None.
         weights: per direction w_ih (G*H, I), w_hh (G*H, P), then b_ih, b_hh (G*H,) if ``bias``, then
-            w_hr (P, H) for an LSTM with projection; the directions one after the other.
-        cell: "lstm", "gru", "rnn_tanh" or "rnn_relu".
+            w_hr (P, H) for an LSTM with projection; the directions one after the other. A variant has more,
+            as ``_cells.variant`` says, and its masks at the end.
+        cell: "lstm", "gru", "rnn_tanh" or "rnn_relu", and a variant of it as ``_cells.variant.spell`` says.
         batch_sizes: (T,) int64 on the CPU, positive and never increasing: rows still running at each step.
         lengths: (B,) integers from 0 to T, or None: all T. reset: (T, B) bool, or None: nowhere. Both of a
             padded batch.
@@ -110,10 +112,10 @@ def layer(
         also the LSTM's c of every step, (D, N, H), N = T*B without batch_sizes, float32 for half types, or
         None. None of them aliases another or an input.
     """
-    card, dtype, directions, batch = RNN[cell], x.dtype, h0.size(0), h0.size(1)
+    card, variant, _ = parse(cell)
+    dtype, directions, batch = x.dtype, h0.size(0), h0.size(1)
     x, h0, c0 = _widen(x, h0, c0)
-    weights = _widen(*weights)
-    per_direction = len(weights) // directions
+    weights, masks = split(_widen(*weights), directions, cell, bias)
     running = cut = None
     if lengths is not None:
         running = torch.arange(x.size(0), device=x.device).unsqueeze(1) < lengths.to(x.device)
@@ -124,11 +126,11 @@ def layer(
 
     outputs, states, finals = [], [], []
     for d in range(directions):
-        w_ih, w_hh, *rest = weights[d * per_direction : (d + 1) * per_direction]
-        b_ih, b_hh = rest[:2] if bias else (None, None)
-        w_hr = rest[-1] if len(rest) in (1, 3) else None
+        own = weights[d]
         state = (h0[d],) if c0 is None else (h0[d], c0[d])
-        gx = linear(x, w_ih, b_ih)
+        gx = stages.inputs(x, own, variant)
+        kept = [_of_steps(mask, d, directions, batch_sizes) for mask in masks[:2]]
+        recurrent = None if masks.recurrent_mask is None else masks.recurrent_mask[d]
         if batch_sizes is not None:
             gx = gx.split(batch_sizes.tolist())
         else:  # of a single step a program then needs one operation, and not two
@@ -142,7 +144,13 @@ def layer(
             begins = _begins(cut, running, t, reverse=d == 1)
             if begins is not None:
                 start = tuple(s.masked_fill(begins, 0) for s in old)
-            new = shown = card.step(gx[t], start, w_hh, b_hh, w_hr)
+            if cell in RNN:
+                new = card.step(gx[t], start, own.weight_hh, own.bias_hh, own.weight_hr)
+            else:
+                keep = tuple(None if k is None else k[t] for k in kept)
+                drop = None if recurrent is None else recurrent[:rows]
+                new = stages.step(card, variant, gx[t], start, own, keep, drop)
+            shown = new
             if running is not None:
                 row = running[t].unsqueeze(1)
                 new = tuple(torch.where(row, n, s) for n, s in zip(shown, old, strict=True))
@@ -162,6 +170,14 @@ def layer(
     if not keep_cells:
         return results
     return *results, (torch.stack(states) if states else None)
+
+
+def _of_steps(mask: Tensor | None, d: int, directions: int, batch_sizes: Tensor | None):
+    """One direction's part of what zoneout keeps, step by step."""
+    if mask is None:
+        return None
+    own = mask.chunk(directions, dim=-1)[d]
+    return own.unbind(0) if batch_sizes is None else own.split(batch_sizes.tolist())
 
 
 def _begins(cut: Tensor | None, running: Tensor | None, t: int, reverse: bool) -> Tensor | None:

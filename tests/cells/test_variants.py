@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from variant_cases import GATES, GRU, LSTM, OPTIONS, RNN, Case, cases, check, problem
+from stage_cases import GATES, GRU, LSTM, OPTIONS, RNN, Case, cases, check, problem
 
 from fastrnn import _ops  # noqa: F401  (loads the operators)
 

@@ -93,6 +93,9 @@ def test_info_names_what_matters(capsys, plain):
         "GPU",
         "CUDA architectures",
         "commit",
+        "settings",
+        "CPU kernels loaded",
+        "A bug report needs all of the above",
     ):
         assert text in out
 
@@ -112,6 +115,20 @@ def test_info_json(capsys):
     assert found["threads"]["torch"] == found["threads"]["kernels"] == torch.get_num_threads()
     assert found["cuda"]["torch_sees_gpu"] == torch.cuda.is_available()
     assert "cuda_archs" in found["build"]
+    assert found["cpu"] == {"kernels_loaded": True, "why_not": ""}
+    assert Path(found["package"]) == ROOT / "fastrnn"
+
+
+def test_info_shows_the_settings_that_decide_what_runs(capsys, monkeypatch):
+    """And no other variables: an environment holds what is nobody's business."""
+    monkeypatch.setenv("FASTRNN_CPUS", "64")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.setenv("SOME_TOKEN", "secret")
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "FASTRNN_CPUS 64" in out
+    assert "OMP_WAIT_POLICY passive" in out
+    assert "secret" not in out
 
 
 # verify
@@ -312,3 +329,37 @@ def test_plain_progress(capsys, plain):
         advance("first", 0)
         advance("", 1)
     assert "[  0/2] first" in capsys.readouterr().err
+
+
+def test_verify_quick_is_every_cell_in_float32(capsys, monkeypatch):
+    """--quick leaves out dtypes, instruction sets and the comparison of errors; what is named stays."""
+    from fastrnn.proof import _accuracy
+
+    asked = []
+    monkeypatch.setattr(_accuracy, "measure", lambda *_: pytest.fail("errors were compared"))
+    monkeypatch.setattr(numbers, "SIZES", numbers.SIZES[:1])
+    original = numbers.run_check
+    monkeypatch.setattr(numbers, "run_check", lambda *a: asked.append(a[:2]) or original(*a))
+    assert main(["verify", "--quick"]) == 0
+    assert {check for check, _ in asked} == set(numbers.checks(dtypes=["float32"]))
+    assert {target.name for _, targets in asked for target in targets} == {library.cpu_isa()}
+    assert "0 over their tolerance" in capsys.readouterr().out
+    asked.clear()
+    assert main(["verify", "--quick", "--dtype", "bfloat16", "--cell", "gru", "--path", "cells"]) == 0
+    assert [check.dtype for check, _ in asked] == ["bfloat16"]
+
+
+def test_bench_quick_is_one_shape_for_seconds(monkeypatch):
+    """Where a shape or a budget is named, that is what is measured."""
+    from fastrnn.proof import speed
+
+    asked = []
+    monkeypatch.setattr(speed, "prove", lambda cases, budget, advance: asked.append((cases, budget)) or [])
+    for arguments in ([], ["--shape", "2,1,3", "--budget", "0.5"]):
+        assert main(["bench", "--quick", *arguments]) == 0
+    (cases, budget), (named, short) = asked
+    assert {(c.T, c.B, c.H) for c in cases} == {speed.QUICK_SHAPE}
+    assert {c.cell for c in cases} == set(speed.CELLS)
+    assert budget <= 5
+    assert {(c.T, c.B, c.H) for c in named} == {(2, 1, 3)}
+    assert short == 0.5

@@ -1,7 +1,7 @@
 """The fused layer against the reference in float64: every output, every gradient, every instruction set.
 
 The sizes are chosen around what the CPU kernels are cut into: vectors of 2 to 16 lanes, tiles of a few rows,
-chunks of steps, and the direct path for one or two steps of few rows.
+chunks of steps, and the direct path for a few steps of few rows.
 """
 
 from __future__ import annotations
@@ -67,14 +67,18 @@ def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-# T, B, I, H: direct with one row and with several, one step too many for it, one row too many, single units
-# and inputs, odd sizes on each side of every vector width, a batch of many tiles, chunks of steps.
+# T, B, I, H: direct with one row and with several, W_ih where it lies too and packed just before its use, one
+# step too many for it, one row too many, single units and inputs, odd sizes on each side of every vector
+# width, a batch of many tiles, chunks of steps.
 SHAPES = [
     (1, 1, 1, 1),
     (1, 1, 5, 33),
     (2, 4, 3, 100),
     (1, 3, 40, 17),
     (3, 1, 2, 8),
+    (3, 3, 5, 34),
+    (10, 1, 7, 19),
+    (11, 1, 7, 19),
     (1, 5, 2, 16),
     (3, 13, 1, 33),
     (7, 2, 17, 15),

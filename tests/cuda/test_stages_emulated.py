@@ -1,6 +1,6 @@
 """Variants of the cells in the stepwise tier: its kernels' own source and the host code around it, emulated.
 
-The definition is that of variant_cases.py, which the CPU's kernels are held to as well.
+The definition is that of stage_cases.py, which the CPU's kernels are held to as well.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import pytest
 import torch
 from emu import build
 from emu.build import NAMESPACE
-from variant_cases import GRU, LSTM, OPTIONS, RNN, Case, cases, check, packed, problem
+from stage_cases import GRU, LSTM, OPTIONS, RNN, Case, cases, check, packed, problem
 
 
 @pytest.fixture(scope="module")

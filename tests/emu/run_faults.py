@@ -2,8 +2,8 @@
 
     python -m emu.run_faults LIBRARY MODULE FAULT...        (in tests/; by numbers, 0 is the source as it is)
 
-MODULE has check_cases() and worst_of(ops, case): emu.layer_checks, emu.persistent_checks or emu.sru_checks; or
-something in it has, as in emu.weather_checks:STALE.
+MODULE has check_cases() and worst_of(ops, case): emu.layer_checks, emu.persistent_checks or emu.sru_checks;
+or something in it has, as in emu.weather_checks:STALE.
 
 Each run is a process of its own and prints one JSON line: the worst error in units of its tolerance and what
 it was, or the exception that ended the run.

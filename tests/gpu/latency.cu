@@ -122,12 +122,16 @@ Chase l2_round_trip(cudaStream_t stream) {
 }
 
 // Every block counts a flag up and waits for all the others, as the grid tier does once a step.
-__global__ void exchange(uint32_t* flag, int steps, uint32_t* gave_up) {
+__global__ void exchange(uint64_t* flag, int steps, uint32_t* gave_up) {
   for (int i = 0; i < steps; ++i) {
     __syncwarp();
     if (threadIdx.x == 0) {
       add_release(flag, 1);
-      if (!wait_for_count(flag, gridDim.x * (i + 1), 1u << 24)) *gave_up = 1;
+      const uint64_t all = static_cast<uint64_t>(gridDim.x) * (i + 1);
+      int polls = 0;
+      while (load_acquire(flag) < all && ++polls < 1 << 24) {
+      }
+      if (polls == 1 << 24) *gave_up = 1;
     }
     __syncwarp();
   }
@@ -135,7 +139,8 @@ __global__ void exchange(uint32_t* flag, int steps, uint32_t* gave_up) {
 
 double exchange_us(cudaStream_t stream, int blocks) {
   const int steps = 2000;
-  const Buffer<uint32_t> flag(1), gave_up(1);
+  const Buffer<uint64_t> flag(1);
+  const Buffer<uint32_t> gave_up(1);
   cudaLaunchAttribute cooperative = {};
   cooperative.id = cudaLaunchAttributeCooperative;
   cooperative.val.cooperative = 1;
@@ -146,7 +151,7 @@ double exchange_us(cudaStream_t stream, int blocks) {
   config.attrs = &cooperative;
   config.numAttrs = 1;
   const double us = least_us(stream, [&] {
-    check(cudaMemsetAsync(flag.data, 0, sizeof(uint32_t), stream), "cudaMemsetAsync");
+    check(cudaMemsetAsync(flag.data, 0, sizeof(uint64_t), stream), "cudaMemsetAsync");
     check(cudaLaunchKernelEx(&config, exchange, flag.data, steps, gave_up.data), "exchange");
   });
   return gave_up.host()[0] ? -1 : us / steps;
@@ -187,7 +192,8 @@ __global__ void cluster_exchange(int ctas, int steps, bool barrier_only, uint32_
       const int peer = (rank + n) % ctas;
       push(peer_address(data, peer), mine, peer_address(barrier(i), peer));
     }
-    wait_for_phase(barrier(i), (i >> 1) & 1);
+    while (!try_phase(barrier(i), (i >> 1) & 1)) {
+    }
     arm(i + 2);
     for (int peer = 0; peer < ctas; ++peer) {
       Words want;

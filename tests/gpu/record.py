@@ -1,6 +1,6 @@
 """Which kernels are verified on which GPU at which commit: benchmarks/results/gpu_verification.json.
 
-    python tests/gpu/record.py             prints it as the table of the README
+    python tests/gpu/record.py             prints it as the table of docs/gpu-verified.md
     python tests/gpu/record.py FILE ...    enters the outcomes of gpu-check's check.json and measure.json
 
 A family has an entry for each GPU that has run it; without one the table says that none has. A later outcome

@@ -88,8 +88,8 @@ struct Command {
   }
 };
 
-Rows rows_of(const void* data, int64_t B, int64_t width) {
-  Rows rows;
+TensorRows rows_of(const void* data, int64_t B, int64_t width) {
+  TensorRows rows;
   rows.data = const_cast<void*>(data);
   rows.step_stride = B * width;
   rows.row_stride = width;
@@ -166,7 +166,7 @@ ScanInputs read_scan(Command& c, ScanPlan& plan) {
   ScanInputs in;
   ScanShape& s = in.shape;
   s.dtype = static_cast<Dtype>(c.next());
-  s.L = c.next(), s.B = c.next(), s.O = c.next(), s.K = c.next_int(), s.D = c.next_int(), s.use_tanh = c.next();
+  s.T = c.next(), s.B = c.next(), s.O = c.next(), s.K = c.next_int(), s.D = c.next_int(), s.use_tanh = c.next();
   const int64_t scale = c.next();
   std::memcpy(&in.scale, &scale, sizeof scale);
   in.flags_stride = c.next();

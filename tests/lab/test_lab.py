@@ -47,6 +47,25 @@ def test_full_preset_has_the_eight_shapes_in_every_group():
         assert {b for _, b, _ in groups[f"{cell} inference"]} == {1, 32}
 
 
+def test_random_shapes_are_the_same_everywhere():
+    """A verdict on them means something only while nobody can choose them."""
+    shapes = presets.RANDOM_SHAPES
+    assert len(shapes) == 30
+    assert shapes[:3] == ((246, 1, 360, 31), (278, 1, 661, 285), (133, 96, 44, 66))
+    assert presets.random_shapes(10) == shapes[:10]
+    assert presets.random_shapes(seed=1) != shapes
+    for shape in presets.random_shapes(2000):
+        for size, (least, most) in zip(shape, presets.RANDOM_LIMITS.values(), strict=True):
+            assert least <= size <= most
+    for k, (least, most) in enumerate(presets.RANDOM_LIMITS.values()):  # both ends are reached
+        drawn = {shape[k] for shape in presets.random_shapes(20000)}
+        assert min(drawn) == least
+        assert max(drawn) == most
+    chosen = presets.select(presets.PRESETS["random"])
+    assert {(c.T, c.B, c.I, c.H) for c in chosen} == set(shapes)
+    assert {c.group for c in chosen} == {f"{c} {w}" for c in ("LSTM", "GRU", "RNN") for w in cases.WORK}
+
+
 def test_filters():
     full = presets.PRESETS["full"]
     chosen = presets.select(full, cells=["gru"], shapes=[(7, 2, 5)], modes=["layers", "training"])
@@ -266,6 +285,16 @@ def test_targets_take_the_best_rival_and_the_worst_case():
     assert lines["GRU training, against the best of JAX and torch.nn"]["met"] is True
     assert targets.evaluate([fast], threads=2) == []
     assert "mean 5.7% short" in tables.verdict(against_torch)
+
+
+def test_random_shapes_have_targets_of_their_own():
+    drawn = [Case("gru", "layers", True, T, B, inputs, H) for T, B, inputs, H in presets.RANDOM_SHAPES[:2]]
+    results = [fake_result(c, {"fastrnn": 1.0, "torch": s}) for c, s in zip(drawn, (2.0, 8.0), strict=True)]
+    named = fake_result(tiny("gru", training=True, T=100, B=1, I=256, H=256), {"fastrnn": 1.0, "torch": 9.0})
+    lines = {line["name"]: line for line in targets.evaluate([*results, named], 1)}
+    line = lines["GRU training on random shapes, against torch.nn"]
+    assert (line["cases"], line["geomean"], line["worst"], line["met"]) == (2, pytest.approx(4), 2, True)
+    assert lines["GRU training, against torch.nn"]["cases"] == 1
 
 
 @pytest.fixture

@@ -147,6 +147,13 @@ def test_plans():
     assert plan("--mode", "training", "--threads", "1").preset == "quick, filtered"
     assert plan("--contender", "jax").contenders == ["fastrnn", "torch", "jax"]
     assert plan("--no-extras").memory_cases == []
+    drawn = plan("--random")
+    assert drawn.preset == "random"
+    assert drawn.contenders == ["fastrnn", "torch"]
+    assert drawn.threads[0] == 1
+    assert len(drawn.cases) == 30 * 3 * 2  # shapes, cells, inference and training
+    assert drawn.memory_cases == drawn.scaling_cases == []
+    assert drawn.overhead is drawn.scan is False
 
 
 def test_folder_names():

@@ -201,4 +201,5 @@ def test_everything_public_is_exported():
     """The names users import."""
     assert set(fastrnn.__all__) >= {*LAYERS, *CELLS, "functional", "reference", "__version__"}
     recurrent = {"lstm", "gru", "rnn", "lstm_cell", "gru_cell", "rnn_cell", "sru", "sru_scan"}
+    recurrent |= {"linear_scan"}
     assert set(functional.__all__) == recurrent

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import fastrnn
 from fastrnn import explain, functional, reference
+from fastrnn._cells import Variant
 from fastrnn._checks import BACKENDS
 from fastrnn._ops import autograd, library
 from fastrnn._plan import route
@@ -218,3 +219,20 @@ def test_hops(kind, gradients):
     assert seen
     assert len(set(seen)) <= 7, seen  # a generator counts once, however often it goes on
     assert len({file for file, _ in seen}) <= 4, seen
+
+
+def test_variants():
+    """A variant goes to the kernels; on a GPU, where some have yet to run, only if asked for by name, else to
+    the reference. Never to torch's own layers."""
+    normed = Variant(norm="layer", zoneout=(0.1, 0.0))
+    assert route.route("auto", None, "cpu", variant=normed).runner == "fused"
+    way = route.route("auto", None, "cuda", variant=normed)
+    assert way.runner == "reference"
+    assert "kernels for norm, zoneout have not yet run on a GPU" in way.why
+    assert route.route("fused", None, "cuda", variant=normed).runner == "fused"
+    assert route.route("stepwise", None, "cuda", variant=normed).tier
+    assert "norm" in route.route("cudnn", None, "cpu", variant=normed).why
+    for heads in (Variant(heads=2), Variant(coupled=True), Variant(weight_dropout=0.1)):
+        assert route.route("auto", None, "cuda", variant=heads).runner == "fused"
+    lacking = route.missing(torch.complex64, "cpu")
+    assert route.route("auto", lacking, "cpu", variant=normed).runner == "reference"

@@ -8,72 +8,189 @@
 namespace fastrnn {
 namespace {
 
-// Four rows of a natural weight times MR rows of a blocked operand, by dot products along K:
-// sums[j][m] = weight[first + j] . a[m], j < count. Lanes add up in blocks, as in product.inl.
-template <class T, class Operand, int MR>
-FASTRNN_INLINE void dot_rows(typename Simd<T>::V (&sums)[4][MR], const void* weight, int64_t first, int count,
-                             int64_t K, Dtype dtype, const typename Operand::E* a, int64_t block_stride) {
+template <bool b>
+struct Constant {
+  static constexpr bool value = b;
+};
+
+// Lane j of the result: the sum of v[j]'s lanes. By exchanges of lanes between two registers that are then added,
+// half as many each time: a third of the work of summing each register by itself.
+template <class T>
+FASTRNN_INLINE typename Simd<T>::V sum_rows(typename Simd<T>::V (&v)[Simd<T>::W]) {
+  using S = Simd<T>;
+  constexpr int W = S::W;
+#if defined(FASTRNN_AVX2)
+  if constexpr (sizeof(T) == 4) {
+    const auto pair = [&](int i) { return _mm256_hadd_ps((__m256)v[i], (__m256)v[i + 1]); };
+    const __m256 low = _mm256_hadd_ps(pair(0), pair(2)), high = _mm256_hadd_ps(pair(4), pair(6));
+    return (typename S::V)_mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),
+                                        _mm256_permute2f128_ps(low, high, 0x31));
+  }
+#endif
+#if defined(__GNUC__) && !defined(__clang__)
+  const auto halve = [&]<int s>() __attribute__((always_inline)) {
+    typename S::VInt low, high;
+    __builtin_memcpy(&low, kExchangeLanes<T, s>.low, sizeof(low));
+    __builtin_memcpy(&high, kExchangeLanes<T, s>.high, sizeof(high));
+#pragma GCC unroll 8
+    for (int i = 0; i < W; i += 2 * s) {
+      v[i] = __builtin_shuffle(v[i], v[i + s], low) + __builtin_shuffle(v[i], v[i + s], high);
+    }
+  };
+  if constexpr (W > 1) halve.template operator()<1>();
+  if constexpr (W > 2) halve.template operator()<2>();
+  if constexpr (W > 4) halve.template operator()<4>();
+  if constexpr (W > 8) halve.template operator()<8>();
+  return v[0];
+#else
+  typename S::V sums{};
+  for (int j = 0; j < W; ++j) sums[j] = sum_lanes<T>(v[j]);
+  return sums;
+#endif
+}
+
+// out[m * out_stride + j] += weight[j] . a[m], j < rows <= W, m < MR: rows of a natural weight, K elements each,
+// which are read once, times rows of a blocked operand. `next` (or null) is fetched meanwhile, at the same distances:
+// the rows that come next.
+template <class T>
+using DotRows = void (*)(T* out, int64_t out_stride, const void* weight, int rows, int64_t K, const T* a,
+                         int64_t block_stride, const void* next);
+
+// Rows of the weight at once: as many sums as registers hold, in chains enough to hide the latency of an addition.
+constexpr int dot_rows_at_once(int MR, int W) {
+  const int most = kAccumulators == 24 ? 24 : 12;
+  for (int rows = W; rows > 1; rows /= 2) {
+    if (rows * MR <= most) return rows;
+  }
+  return 1;
+}
+
+// sums[j][m] = weight[j] . a[m] over [0, K) in blocks (tile.inl), lane by lane: R rows that begin `stride` elements
+// apart, n at the end of a row where K is not a multiple of W.
+template <class T, Dtype kStorage, int MR, int R>
+FASTRNN_INLINE void dot_block(typename Simd<T>::V (&sums)[R][MR], const void* weight, int64_t stride, int64_t K,
+                              const T* a, int64_t block_stride, const void* next) {
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int W = S::W;
-  constexpr int kChains = MR == 1 ? 2 : 1;  // four alone would wait for their own multiply-adds
-  int64_t k = 0;
+  constexpr int64_t kSize = static_cast<int64_t>(size_of(kStorage));
+  constexpr int kGroup = R < 4 ? R : 4;  // rows that one register's address reaches
+  const int64_t row = stride * kSize;
+  const char* w[R / kGroup];
+#pragma GCC unroll 4
+  for (int i = 0; i < R / kGroup; ++i) w[i] = static_cast<const char*>(weight) + i * kGroup * row;
+  int64_t ahead = next ? static_cast<const char*>(next) - w[0] : 0;
 #pragma GCC unroll 1
-  do {
-    const bool first_block = k == 0;
+  for (int64_t k = 0; k < K;) {
     const int64_t end = min_of(K, k + kSumBlock * W);
-    V block[kChains][4][MR] = {};
-    if (count == 4 && size_of(dtype) == sizeof(T)) {  // whole vectors of the compute type, streamed
-      const T* w = static_cast<const T*>(weight) + first * K + k;
-      for (; k + kChains * W <= end; k += kChains * W) {
-#pragma GCC unroll 2
-        for (int s = 0; s < kChains; ++s, a += block_stride, w += W) {
-          V row[MR];
+    const bool first = k == 0;
+    V block[R][MR];
+#pragma GCC unroll 16
+    for (int j = 0; j < R; ++j) {
 #pragma GCC unroll 4
-          for (int m = 0; m < MR; ++m) row[m] = Operand::load(a + m * W);
+      for (int m = 0; m < MR; ++m) block[j][m] = V{};
+    }
+    const auto add = [&](auto whole, int n) __attribute__((always_inline)) {
+      V x[MR];
 #pragma GCC unroll 4
-          for (int j = 0; j < 4; ++j) {
-            const V weights = S::load(w + j * K);
-            __builtin_prefetch(w + (j + 4) * K);
+      for (int m = 0; m < MR; ++m) x[m] = S::load(a + m * W);
+#pragma GCC unroll 16
+      for (int j = 0; j < R; ++j) {
+        const V weights = load_as<T>(w[j / kGroup] + j % kGroup * row, 0, decltype(whole)::value ? W : n, kStorage);
 #pragma GCC unroll 4
-            for (int m = 0; m < MR; ++m) block[s][j][m] += weights * row[m];
-          }
+        for (int m = 0; m < MR; ++m) block[j][m] += weights * x[m];
+      }
+    };
+#pragma GCC unroll 1
+    for (; k + W <= end; k += W, a += block_stride) {
+      if (ahead) {
+#pragma GCC unroll 4
+        for (int i = 0; i < R / kGroup; ++i) {
+          const char* line = w[i];
+          step(line, ahead);
+#pragma GCC unroll 4
+          for (int j = 0; j < kGroup; ++j) __builtin_prefetch(line + j * row);
         }
       }
+      add(Constant<true>{}, W);
+#pragma GCC unroll 4
+      for (int i = 0; i < R / kGroup; ++i) step(w[i], W * kSize);
     }
+    if (k < end) {
+      add(Constant<false>{}, static_cast<int>(end - k));
+      k = end;
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < R; ++j) {
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
+      for (int m = 0; m < MR; ++m) sums[j][m] = first ? block[j][m] : sums[j][m] + block[j][m];
+    }
+  }
+}
+
+template <class T, Dtype kStorage, int MR>
+void dot_rows(T* out, int64_t out_stride, const void* weight, int rows, int64_t K, const T* a, int64_t block_stride,
+              const void* next) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  constexpr int W = S::W, R = dot_rows_at_once(MR, W);
+  const char* w = static_cast<const char*>(weight);
+  const int64_t row = K * static_cast<int64_t>(size_of(kStorage));
+  V all[MR][W];
+  const auto put = [&](V(&sums)[1][MR], int j) {
 #pragma GCC unroll 4
-      for (int m = 0; m < MR; ++m) {
-        const V sum = kChains == 2 ? block[0][j][m] + block[kChains - 1][j][m] : block[0][j][m];
-        sums[j][m] = first_block ? sum : sums[j][m] + sum;
+    for (int m = 0; m < MR; ++m) all[m][j] = sums[0][m];
+  };
+  if (rows == W) {
+    for (int first = 0; first < W; first += R) {
+      V sums[R][MR] = {};
+      dot_block<T, kStorage, MR, R>(sums, w + first * row, K, K, a, block_stride,
+                                    next ? static_cast<const char*>(next) + first * row : nullptr);
+#pragma GCC unroll 16
+      for (int j = 0; j < R; ++j) {
+#pragma GCC unroll 4
+        for (int m = 0; m < MR; ++m) all[m][first + j] = sums[j][m];
       }
     }
-    if (k == end) continue;  // to the condition
-    V rest[4][MR] = {};      // of K, of fewer rows, of half types
-    for (; k < end; k += W, a += block_stride) {
-      const int n = static_cast<int>(min_of<int64_t>(W, end - k));
-      for (int j = 0; j < count; ++j) {
-        const V weights = load_as<T>(weight, (first + j) * K + k, n, dtype);
-        for (int m = 0; m < MR; ++m) rest[j][m] += weights * Operand::load(a + m * W);
-      }
+  } else {  // the last block of units
+    for (int j = 0; j < W; ++j) {
+      V sums[1][MR] = {};
+      if (j < rows) dot_block<T, kStorage, MR, 1>(sums, w + j * row, K, K, a, block_stride, nullptr);
+      put(sums, j);
     }
+  }
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-#pragma GCC unroll 4
-      for (int m = 0; m < MR; ++m) sums[j][m] += rest[j][m];
-    }
-  } while (k < K);
+  for (int m = 0; m < MR; ++m) {
+    T* to = out + m * out_stride;
+    S::store_n(to, S::load_n(to, rows) + sum_rows<T>(all[m]), rows);
+  }
+}
+
+// By the type that the weight is stored in and the rows of the operand.
+constexpr int kDotRows = 4;
+template <class T, Dtype kStorage>
+constexpr DotRows<T> dot_rows_of(int rows) {
+  return rows == 1   ? dot_rows<T, kStorage, 1>
+         : rows == 2 ? dot_rows<T, kStorage, 2>
+         : rows == 3 ? dot_rows<T, kStorage, 3>
+                     : dot_rows<T, kStorage, 4>;
+}
+template <class T>
+constexpr DotRows<T> dot_rows_of(Dtype storage, int rows) {
+  if constexpr (sizeof(T) == 8) {
+    return dot_rows_of<T, Dtype::kDouble>(rows);
+  } else {
+    return storage == Dtype::kFloat      ? dot_rows_of<T, Dtype::kFloat>(rows)
+           : storage == Dtype::kBFloat16 ? dot_rows_of<T, Dtype::kBFloat16>(rows)
+                                         : dot_rows_of<T, Dtype::kHalf>(rows);
+  }
 }
 
 // The product of a few rows of an SRU layer's input, see GateProductParams.
 template <class T>
 class GateProduct {
-  using S = Simd<T>;
-  using V = typename S::V;
   using Operand = NaturalOperand<T>;
-  static constexpr int W = S::W;
-  static constexpr int kRows = 4;  // at once
+  static constexpr int W = Simd<T>::W;
 
  public:
   GateProduct(const GateProductParams& params, int workers, char* workspace) : p_(params), workers_(workers) {
@@ -100,32 +217,18 @@ class GateProduct {
  private:
   void run(int64_t rank) const {
     const int64_t first = p_.O * rank / workers_ * p_.K, last = p_.O * (rank + 1) / workers_ * p_.K;
-    for (int64_t row = 0; row < p_.B; row += kRows) {
-      switch (min_of<int64_t>(kRows, p_.B - row)) {
-        case 1:
-          rows<1>(row, first, last);
-          break;
-        case 2:
-          rows<2>(row, first, last);
-          break;
-        case 3:
-          rows<3>(row, first, last);
-          break;
-        default:
-          rows<4>(row, first, last);
-      }
-    }
-  }
-
-  template <int MR>
-  void rows(int64_t row, int64_t first, int64_t last) const {
-    for (int64_t r = first; r < last; r += 4) {
-      const int count = static_cast<int>(min_of<int64_t>(4, last - r));
-      V sums[4][MR];
-      dot_rows<T, Operand, MR>(sums, p_.weight, r, count, p_.I, p_.dtype, x_ + row * W, p_.B * W);
-      for (int j = 0; j < count; ++j) {
-        const int64_t unit = (r + j) / p_.K, gate = (r + j) % p_.K;
-        for (int m = 0; m < MR; ++m) put(((row + m) * p_.K + gate) * p_.O + unit, sum_lanes<T>(sums[j][m]));
+    for (int64_t row = 0; row < p_.B; row += kDotRows) {
+      const int height = static_cast<int>(min_of<int64_t>(kDotRows, p_.B - row));
+      const DotRows<T> dot = dot_rows_of<T>(p_.dtype, height);
+      for (int64_t r = first; r < last; r += W) {
+        const int count = static_cast<int>(min_of<int64_t>(W, last - r));
+        alignas(64) T sums[kDotRows * W] = {};
+        const char* weight = static_cast<const char*>(p_.weight) + r * p_.I * static_cast<int64_t>(size_of(p_.dtype));
+        dot(sums, W, weight, count, p_.I, x_ + row * W, p_.B * W, nullptr);
+        for (int j = 0; j < count; ++j) {
+          const int64_t unit = (r + j) / p_.K, gate = (r + j) % p_.K;
+          for (int m = 0; m < height; ++m) put(((row + m) * p_.K + gate) * p_.O + unit, sums[m * W + j]);
+        }
       }
     }
   }

@@ -51,8 +51,12 @@ FASTRNN_INLINE void multiply_add_lane(int lane, typename Simd<T>::V& acc, typena
   }
 }
 
-// ProductKernel of tile.inl, for at most a block of terms.
-template <class T, int MR, int NV, int kChains>
+// A compiler that sees the loop over blocks beside the tile's loads and stores would keep the tile in registers from
+// block to block, and the accumulators need them all.
+FASTRNN_INLINE void forget_tile() { asm volatile("" ::: "memory"); }
+
+// ProductKernel of tile.inl: sums of kBlock terms in kChains sets of accumulators.
+template <class T, int MR, int NV, int kChains, int64_t kBlock>
 void neon_product(T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld, int64_t K, const char* ahead) {
   using S = Simd<T>;
   using V = typename S::V;
@@ -62,107 +66,117 @@ void neon_product(T* tile, const T* a, int64_t block_stride, const T* b, int64_t
   constexpr bool kWholeRows = (kChains * NV + 1) * MR + 2 <= kNeonRegisters;
   const int64_t ahead_step = ahead ? 64 : 0;
   if (!ahead) ahead = reinterpret_cast<const char*>(b);
-  V sums[kChains][MR][NV];
-#pragma GCC unroll 4
-  for (int s = 0; s < kChains; ++s) {
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sums[s][m][v] = V{};
-    }
-  }
-  // One term of all sums, with the right operand in registers.
-  const auto by_element = [&](V(&acc)[MR][NV], const T* column) __attribute__((always_inline)) {
-    V right[NV];
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) right[v] = S::load(b + v * W);
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-      const V left = load_lane(column + m * W);
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) multiply_add_lane<T, 0>(acc[m][v], right[v], left);
-    }
-  };
-  int64_t k = 0;
 #pragma GCC unroll 1
-  for (; k + W <= K; k += W, a += block_stride) {
-    if constexpr (kChains == 1) {
-      // The blocks of the left operand lie far apart, where no hardware prefetcher looks for them.
-#pragma GCC unroll 2
-      for (int m = 0; m < MR; m += 64 / static_cast<int>(sizeof(V))) __builtin_prefetch(a + 2 * block_stride + m * W);
+  for (int64_t k = 0; k < K;) {
+    const int64_t end = min_of(K, k + kBlock);
+    V sums[kChains][MR][NV];
 #pragma GCC unroll 4
-      for (int i = 0; i < W; ++i, ahead += ahead_step) __builtin_prefetch(ahead, 0, 2);
-    }
-    if constexpr (kWholeRows) {
-      V rows[MR];
+    for (int s = 0; s < kChains; ++s) {
 #pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) rows[m] = S::load(a + m * W);
+      for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
-      for (int i = 0; i < W; ++i, b += ld) {
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) {
-          const V right = S::load(b + v * W);
-#pragma GCC unroll 8
-          for (int m = 0; m < MR; ++m) multiply_add_lane<T>(i, sums[i % kChains][m][v], right, rows[m]);
-        }
+        for (int v = 0; v < NV; ++v) sums[s][m][v] = V{};
       }
-    } else {
-#pragma GCC unroll 4
-      for (int i = 0; i < W; ++i, b += ld) by_element(sums[i % kChains], a + i);
     }
-  }
-#pragma GCC unroll 1
-  for (; k < K; ++k, ++a, b += ld) by_element(sums[0], a);
+    // One term of all sums, with the right operand in registers.
+    const auto by_element = [&](V(&acc)[MR][NV], const T* column) __attribute__((always_inline)) {
+      V right[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) right[v] = S::load(b + v * W);
 #pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m) {
+      for (int m = 0; m < MR; ++m) {
+        const V left = load_lane(column + m * W);
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      V sum = sums[0][m][v];
-      if constexpr (kChains == 2) sum += sums[1][m][v];
-      if constexpr (kChains == 4) sum = (sum + sums[1][m][v]) + (sums[2][m][v] + sums[3][m][v]);
-      S::store(tile + (m * NV + v) * W, S::load(tile + (m * NV + v) * W) + sum);
+        for (int v = 0; v < NV; ++v) multiply_add_lane<T, 0>(acc[m][v], right[v], left);
+      }
+    };
+#pragma GCC unroll 1
+    for (; k + W <= end; k += W, a += block_stride) {
+      if constexpr (kChains == 1) {
+        // The blocks of the left operand lie far apart, where no hardware prefetcher looks for them.
+#pragma GCC unroll 2
+        for (int m = 0; m < MR; m += 64 / static_cast<int>(sizeof(V)))
+          __builtin_prefetch(a + 2 * block_stride + m * W);
+#pragma GCC unroll 4
+        for (int i = 0; i < W; ++i, ahead += ahead_step) __builtin_prefetch(ahead, 0, 2);
+      }
+      if constexpr (kWholeRows) {
+        V rows[MR];
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; ++m) rows[m] = S::load(a + m * W);
+#pragma GCC unroll 4
+        for (int i = 0; i < W; ++i, b += ld) {
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) {
+            const V right = S::load(b + v * W);
+#pragma GCC unroll 8
+            for (int m = 0; m < MR; ++m) multiply_add_lane<T>(i, sums[i % kChains][m][v], right, rows[m]);
+          }
+        }
+      } else {
+#pragma GCC unroll 4
+        for (int i = 0; i < W; ++i, b += ld) by_element(sums[i % kChains], a + i);
+      }
     }
+#pragma GCC unroll 1
+    for (; k < end; ++k, ++a, b += ld) by_element(sums[0], a);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        V sum = sums[0][m][v];
+        if constexpr (kChains == 2) sum += sums[1][m][v];
+        if constexpr (kChains == 4) sum = (sum + sums[1][m][v]) + (sums[2][m][v] + sums[3][m][v]);
+        S::store(tile + (m * NV + v) * W, S::load(tile + (m * NV + v) * W) + sum);
+      }
+    }
+    forget_tile();
   }
 }
 
-// TransposedKernel of tile.inl, for at most a block of rows. No block has more than W rows.
-template <class T, int MR, int NV>
+// TransposedKernel of tile.inl: sums of kBlock rows. No block of the left operand has more than W columns.
+template <class T, int MR, int NV, int64_t kBlock>
 void neon_transposed(T* tile, const T* a, const T* b, int64_t rows) {
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int W = S::W;
   static_assert(MR <= W);
-  V sums[MR][NV];
-#pragma GCC unroll 4
-  for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) sums[m][v] = V{};
-  }
 #pragma GCC unroll 1
-  for (int64_t r = 0; r < rows; ++r, a += W, b += NV * W) {
-    if constexpr (MR == W) {  // a whole block
-      const V left = S::load(a);
+  for (int64_t r = 0; r < rows;) {
+    const int64_t end = min_of(rows, r + kBlock);
+    V sums[MR][NV];
+#pragma GCC unroll 4
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sums[m][v] = V{};
+    }
+#pragma GCC unroll 1
+    for (; r < end; ++r, a += W, b += NV * W) {
+      if constexpr (MR == W) {  // a whole block
+        const V left = S::load(a);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) {
+          const V right = S::load(b + v * W);
+#pragma GCC unroll 4
+          for (int m = 0; m < MR; ++m) multiply_add_lane<T>(m, sums[m][v], right, left);
+        }
+      } else {
+#pragma GCC unroll 4
+        for (int m = 0; m < MR; ++m) {
+          const V left = load_lane(a + m);
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) multiply_add_lane<T, 0>(sums[m][v], S::load(b + v * W), left);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
-        const V right = S::load(b + v * W);
-#pragma GCC unroll 4
-        for (int m = 0; m < MR; ++m) multiply_add_lane<T>(m, sums[m][v], right, left);
-      }
-    } else {
-#pragma GCC unroll 4
-      for (int m = 0; m < MR; ++m) {
-        const V left = load_lane(a + m);
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) multiply_add_lane<T, 0>(sums[m][v], S::load(b + v * W), left);
+        S::store(tile + (m * NV + v) * W, S::load(tile + (m * NV + v) * W) + sums[m][v]);
       }
     }
-  }
-#pragma GCC unroll 4
-  for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      S::store(tile + (m * NV + v) * W, S::load(tile + (m * NV + v) * W) + sums[m][v]);
-    }
+    forget_tile();
   }
 }
 

@@ -111,7 +111,7 @@ struct Bf16Operand {
   }
 
   static void pack(const void* weight, int64_t ld, Dtype, int G, const Panels<float>& units, int64_t panel, int64_t K,
-                   E* out) {
+                   E* out, int /*of_part*/ = 0) {
     constexpr int W = S::W;
     const int blocks = units.blocks_of(panel);
     const E* const from = static_cast<const E*>(weight);

@@ -24,9 +24,13 @@ struct NaturalOperand {
   static FASTRNN_INLINE typename S::V load(const E* p) { return S::load(p); }
   static FASTRNN_INLINE void store(E* p, typename S::V v) { S::store(p, v); }
   static FASTRNN_INLINE void end_row(E*, int) {}  // a product reads whole units
+  // In parts of so many gates, or (0) in one.
   static void pack(const void* weight, int64_t ld, Dtype dtype, int G, const Panels<T>& units, int64_t panel,
-                   int64_t K, E* out) {
-    pack_gate_panel<T>(weight, ld, dtype, G, units, panel, K, out);
+                   int64_t K, E* out, int of_part = 0) {
+    const int gates = of_part ? of_part : G;
+    for (int g = 0; g < G; g += gates, out += K * gates * units.blocks_of(panel) * S::W) {
+      pack_gate_panel<T>(weight, ld, dtype, g, gates, units, panel, K, out);
+    }
   }
   static FASTRNN_INLINE void multiply(int rows, int vectors, T* tile, const E* a, int64_t block_stride, const E* b,
                                       int64_t K, const char* ahead) {
@@ -112,7 +116,7 @@ struct Bf16Operand {
   }
 
   static void pack(const void* weight, int64_t ld, Dtype dtype, int G, const Panels<float>& units, int64_t panel,
-                   int64_t K, E* out) {
+                   int64_t K, E* out, int /*of_part*/ = 0) {
     constexpr int W = S::W;
     const int blocks = units.blocks_of(panel);
     const int64_t row_size = static_cast<int64_t>(blocks) * G * W * 2;  // of a pair

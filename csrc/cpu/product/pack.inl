@@ -1,9 +1,9 @@
 // Weights into panels: the order in which a tile reads them.
 //
 // Gate panels (forward): a panel serves `units` blocks of W hidden units with all their gates,
-//     [panel][K][units][G][W], element = weight[g*H + unit][k],
-// so that a tile ends with every gate of its units in registers. Units beyond H are zero. The last
-// panel may hold fewer blocks.
+//     [panel][part][K][units][gates of a part][W], element = weight[g*H + unit][k],
+// so that a tile ends with every gate of its units in registers, or with half of them where there are few
+// registers: then a panel has two parts. Units beyond H are zero. The last panel may hold fewer blocks.
 //
 // Row panels (backward): `kPanelVectors` vectors of consecutive columns,
 //     [panel][K][vectors*W], element = weight[k][column],
@@ -52,10 +52,11 @@ FASTRNN_INLINE void load_transposed(typename Simd<T>::V (&rows)[Simd<T>::W], con
   transpose<T>(rows);
 }
 
-// One gate panel of `weight` (G*H rows of ld elements in the layer's dtype), K columns.
+// One part of a gate panel of `weight` (rows of ld elements in the layer's dtype, H a gate): G gates from
+// first_gate on, K columns.
 template <class T>
-void pack_gate_panel(const void* weight, int64_t ld, Dtype dtype, int G, const Panels<T>& units, int64_t panel,
-                     int64_t K, T* out) {
+void pack_gate_panel(const void* weight, int64_t ld, Dtype dtype, int first_gate, int G, const Panels<T>& units,
+                     int64_t panel, int64_t K, T* out) {
   using S = Simd<T>;
   constexpr int W = S::W;
   const int blocks = units.blocks_of(panel);
@@ -65,7 +66,7 @@ void pack_gate_panel(const void* weight, int64_t ld, Dtype dtype, int G, const P
     const int lanes = units.lanes(block);
     for (int g = 0; g < G; ++g) {
       T* dst = out + (u * G + g) * W;
-      const int64_t first_row = g * units.length + block * W;
+      const int64_t first_row = (first_gate + g) * units.length + block * W;
       for (int64_t k = 0; k < K; k += W) {
         const int n = static_cast<int>(min_of<int64_t>(W, K - k));
         typename S::V rows[W];

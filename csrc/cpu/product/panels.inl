@@ -13,6 +13,7 @@ struct PackedWeights {
   using C = CellOf<VectorMath<T>>;
   static constexpr int W = Simd<T>::W;
   static constexpr int G = C::kGates;
+  static constexpr int kPartGates = C::kVariant ? G : gates_a_tile(G), kParts = G / kPartGates;  // of a gate panel
   static constexpr int kUnits = G == 1 ? kRnnUnits : 1;  // blocks of units a gate panel
 
   E* w_ih = nullptr;      // gate panels; null where they are not packed ahead, as w_hh
@@ -53,10 +54,11 @@ struct PackedWeights {
     const Panels<T> units = units_of(s), outputs = outputs_of(s);
     for (int64_t panel = share; panel < units.count(); panel += shares) {
       const int64_t first = units.first_block(panel);
-      if (w_ih) Operand::pack(weights.w_ih, s.I, s.dtype, G, units, panel, s.I, w_ih + first * panel_size(s.I));
+      if (w_ih)
+        Operand::pack(weights.w_ih, s.I, s.dtype, G, units, panel, s.I, w_ih + first * panel_size(s.I), kPartGates);
       if (w_hh) {
         Operand::pack(weights.w_hh, s.out_size(), s.dtype, G, units, panel, s.out_size(),
-                      w_hh + first * panel_size(s.out_size()));
+                      w_hh + first * panel_size(s.out_size()), kPartGates);
       }
       for (int u = 0; u < units.blocks_of(panel); ++u) {
         pack_gate_bias<T, C>(weights, s, units, first + u, bias, bias_rec);

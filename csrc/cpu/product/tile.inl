@@ -42,8 +42,76 @@ constexpr int kTileSize = 24;       // most vectors a tile holds
 constexpr int64_t kSumBlock = 128;  // most terms of a chain of additions, a multiple of every W
 constexpr int64_t kRowBlock = 32;   // the same for sums over rows and steps, of which there are more
 
+// Gates of a unit that one tile holds. Four in 12 registers would leave three rows a tile, and no register for a row
+// of the right operand beside its broadcast: two tiles of six rows and two gates each read less and spill nothing.
+constexpr int gates_a_tile(int gates) { return kAccumulators == 24 || gates < 4 ? gates : gates / 2; }
+
 constexpr int tile_rows(int vectors) {
   return kAccumulators / vectors < kMaxRows ? kAccumulators / vectors : kMaxRows;
+}
+
+// acc += a * b. By name where there are multiply-adds: of their three forms a compiler takes those that overwrite a
+// factor too, and over an unrolled loop that makes copies of accumulators until it runs out of registers and spills.
+template <class T>
+FASTRNN_INLINE void multiply_add(typename Simd<T>::V& acc, typename Simd<T>::V a, typename Simd<T>::V b) {
+#if defined(FASTRNN_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    asm("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+  } else {
+    asm("vfmadd231pd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+  }
+#elif defined(FASTRNN_AVX2)
+  if constexpr (sizeof(T) == 4) {
+    asm("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
+  } else {
+    asm("vfmadd231pd %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
+  }
+#elif defined(__x86_64__)
+  const typename Simd<T>::V product = a * b;
+  if constexpr (sizeof(T) == 4) {
+    asm("addps %1, %0" : "+x"(acc) : "x"(product));
+  } else {
+    asm("addpd %1, %0" : "+x"(acc) : "x"(product));
+  }
+#else
+  acc += a * b;
+#endif
+}
+// A pointer that steps by a number unknown here is one register, added to: a compiler would keep one for each of
+// several steps.
+template <class P>
+FASTRNN_INLINE void step(P*& pointer, int64_t by) {
+  pointer += by;
+  asm("" : "+r"(pointer));
+}
+// What lies in memory is read again after this: a compiler that sees the loop over blocks of terms beside the tile's
+// loads and stores would keep the tile in registers from block to block, which the accumulators need.
+FASTRNN_INLINE void forget_memory() { asm volatile("" ::: "memory"); }
+
+// acc[m][v] += column[m * stride] * row_of_b[v], one term of every sum of a tile.
+template <class T, int MR, int NV>
+FASTRNN_INLINE void accumulate(typename Simd<T>::V (&acc)[MR][NV], const T* column, int stride, const T* row_of_b) {
+  using S = Simd<T>;
+  typename S::V row[NV];
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) row[v] = S::load(row_of_b + v * S::W);
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) {
+    T factor = column[m * stride];
+#if defined(__x86_64__) && !defined(FASTRNN_AVX2) && !defined(FASTRNN_AVX512)
+    if constexpr (MR > 1)
+      asm("" : "+x"(factor));  // by itself: a vector of several, to be taken apart, would be one register too many
+#endif
+    const typename S::V broadcast = S::broadcast(factor);
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      if constexpr (MR == 1 || NV * 3 == kAccumulators) {
+        acc[m][v] += broadcast * row[v];  // which is used once, or has no register: from where it lies
+      } else {
+        multiply_add<T>(acc[m][v], broadcast, row[v]);
+      }
+    }
+  }
 }
 
 // tile[m][v] += sum over k in [0, K) of A[m][k] * B[k][v]. A is blocked: element (m, k) at
@@ -65,59 +133,54 @@ void product_kernel(T* tile, const T* a, int64_t block_stride, const T* b, int64
   using V = typename S::V;
   constexpr int W = S::W;
   constexpr int kChains = chains_of(MR * NV, W);
-  // acc += A[.][k] * B[k][.] for one k, B's row at b.
-  const auto accumulate = [](V(&acc)[MR][NV], const T* column, const T* row_of_b) __attribute__((always_inline)) {
-    V row[NV];
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) row[v] = S::load(row_of_b + v * W);
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-      const V broadcast = S::broadcast(column[m * W]);
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[m][v] += broadcast * row[v];
-    }
-  };
-  const int64_t ahead_step = ahead ? 64 : 0;
-  if (!ahead) ahead = reinterpret_cast<const char*>(b);
-  V sums[kChains][MR][NV];
-#pragma GCC unroll 4
-  for (int s = 0; s < kChains; ++s) {
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sums[s][m][v] = V{};
-    }
-  }
-  int64_t k = 0;
-  for (; k + W <= K; k += W, a += block_stride) {
-    // The blocks of A lie far apart, where no hardware prefetcher looks for them.
-    if constexpr (kChains == 1) {
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) __builtin_prefetch(a + 2 * block_stride + m * W);
-    }
-    constexpr int kSteps = kChains > 2 ? kChains : W < 4 ? W : 4;
+  constexpr int kSteps = W < 4 ? W : 4;
+  if (!ahead) ahead = reinterpret_cast<const char*>(b);  // what is in the cache costs nothing to fetch
 #pragma GCC unroll 1
-    for (int kk = 0; kk < W; kk += kSteps) {
+  for (int64_t k = 0; k < K;) {
+    const int64_t end = min_of(K, k + kSumBlock);
+    V sums[kChains][MR][NV];
 #pragma GCC unroll 4
-      for (int s = 0; s < kSteps; ++s, b += ld) {
-        if constexpr (kChains == 1) {
-          __builtin_prefetch(ahead, 0, 2);
-          ahead += ahead_step;
-        }
-        accumulate(sums[s % kChains], a + kk + s, b);
+    for (int s = 0; s < kChains; ++s) {
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) sums[s][m][v] = V{};
       }
     }
-  }
-  for (; k < K; ++k, ++a, b += ld) accumulate(sums[0], a, b);
+#pragma GCC unroll 1
+    for (; k + W <= end; k += W, a += block_stride - W) {
+      // The blocks of A lie far apart, where no hardware prefetcher looks for them.
+      if constexpr (kChains == 1) {
+        const T* next = a;
+        step(next, 2 * block_stride);
 #pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m) {
+        for (int m = 0; m < MR; m += 64 / static_cast<int>(W * sizeof(T))) __builtin_prefetch(next + m * W);
+      }
+#pragma GCC unroll 1
+      for (int kk = 0; kk < W; kk += kSteps, a += kSteps) {
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      V sum = sums[0][m][v];
-      if constexpr (kChains == 2) sum += sums[1][m][v];
-      if constexpr (kChains == 4) sum = (sum + sums[1][m][v]) + (sums[2][m][v] + sums[3][m][v]);
-      S::store(tile + (m * NV + v) * W, S::load(tile + (m * NV + v) * W) + sum);
+        for (int s = 0; s < kSteps; ++s, step(b, ld)) {
+          if constexpr (kChains == 1) {
+            __builtin_prefetch(ahead, 0, 2);
+            step(ahead, 64);
+          }
+          accumulate<T, MR, NV>(sums[s % kChains], a + s, W, b);
+        }
+      }
     }
+#pragma GCC unroll 1
+    for (; k < end; ++k, ++a, step(b, ld)) accumulate<T, MR, NV>(sums[0], a, W, b);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        V sum = sums[0][m][v];
+        if constexpr (kChains == 2) sum += sums[1][m][v];
+        if constexpr (kChains == 4) sum = (sum + sums[1][m][v]) + (sums[2][m][v] + sums[3][m][v]);
+        S::store(tile + (m * NV + v) * W, S::load(tile + (m * NV + v) * W) + sum);
+      }
+    }
+    forget_memory();
   }
 }
 
@@ -131,29 +194,25 @@ void transposed_kernel(T* tile, const T* a, const T* b, int64_t rows) {
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int W = S::W;
-  V acc[MR][NV];
-#pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[m][v] = V{};
-  }
-  for (int64_t r = 0; r < rows; ++r, a += W, b += NV * W) {
-    V row[NV];
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) row[v] = S::load(b + v * W);
+#pragma GCC unroll 1
+  for (int64_t r = 0; r < rows;) {
+    const int64_t end = min_of(rows, r + kRowBlock);
+    V acc[MR][NV];
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
-      const V broadcast = S::broadcast(a[m]);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[m][v] += broadcast * row[v];
+      for (int v = 0; v < NV; ++v) acc[m][v] = V{};
     }
-  }
+#pragma GCC unroll 1
+    for (; r < end; ++r, a += W, b += NV * W) accumulate<T, MR, NV>(acc, a, 1, b);
 #pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m) {
+    for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      S::store(tile + (m * NV + v) * W, S::load(tile + (m * NV + v) * W) + acc[m][v]);
+      for (int v = 0; v < NV; ++v) {
+        S::store(tile + (m * NV + v) * W, S::load(tile + (m * NV + v) * W) + acc[m][v]);
+      }
     }
+    forget_memory();
   }
 }
 
@@ -167,8 +226,8 @@ struct Kernels {
   constexpr void fill() {
     if constexpr (MR <= tile_rows(NV)) {
 #ifdef FASTRNN_NEON
-      product[NV - 1][MR - 1] = neon_product<T, MR, NV, chains_of(MR * NV, Simd<T>::W)>;
-      if constexpr (MR <= Simd<T>::W) transposed[NV - 1][MR - 1] = neon_transposed<T, MR, NV>;
+      product[NV - 1][MR - 1] = neon_product<T, MR, NV, chains_of(MR * NV, Simd<T>::W), kSumBlock>;
+      if constexpr (MR <= Simd<T>::W) transposed[NV - 1][MR - 1] = neon_transposed<T, MR, NV, kRowBlock>;
 #else
       product[NV - 1][MR - 1] = product_kernel<T, MR, NV>;
       transposed[NV - 1][MR - 1] = transposed_kernel<T, MR, NV>;
@@ -185,26 +244,32 @@ struct Kernels {
 template <class T>
 constexpr Kernels<T> kKernels{};
 
-// The kernels on blocks. The loop is out here because a compiler that sees it beside the tile's loads and
-// stores keeps the tile in registers from block to block, and spills the accumulators for it.
 template <class T>
 FASTRNN_INLINE void multiply(int rows, int vectors, T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld,
                              int64_t K, const char* ahead = nullptr) {
   const ProductKernel<T> kernel = kKernels<T>.product[vectors - 1][rows - 1];
+#ifdef FASTRNN_NEON  // whose kernels take a block of terms
   for (int64_t k = 0; k < K; k += kSumBlock) {
     kernel(tile, a, block_stride, b, ld, min_of(kSumBlock, K - k), ahead);
     a += kSumBlock / Simd<T>::W * block_stride;
     b += kSumBlock * ld;
     if (ahead) ahead += kSumBlock * 64;
   }
+#else
+  kernel(tile, a, block_stride, b, ld, K, ahead);
+#endif
 }
 template <class T>
 FASTRNN_INLINE void multiply_transposed(int rows, int vectors, T* tile, const T* a, const T* b, int64_t reduction) {
-  constexpr int W = Simd<T>::W;
   const TransposedKernel<T> kernel = kKernels<T>.transposed[vectors - 1][rows - 1];
+#ifdef FASTRNN_NEON
+  constexpr int W = Simd<T>::W;
   for (int64_t r = 0; r < reduction; r += kRowBlock) {
     kernel(tile, a + r * W, b + r * vectors * W, min_of(kRowBlock, reduction - r));
   }
+#else
+  kernel(tile, a, b, reduction);
+#endif
 }
 
 // Brings the panel that comes next into the cache, a slice with each row tile of the present one:

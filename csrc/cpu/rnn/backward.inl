@@ -30,6 +30,7 @@ class Backward : private Schedule {
   using C = CellOf<VectorMath<T>>;
   static constexpr int W = S::W;
   static constexpr int G = C::kGates;
+  static constexpr int kPartGates = gates_a_tile(G), kParts = G / kPartGates;  // of a tile of gates
   static constexpr int kColumns = G + (C::kSplit ? 1 : 0);
   static constexpr int64_t kReductionRows = 1024;    // rows a pass of the weight gradients
   static constexpr int64_t kPanelBytes = 256 << 10;  // of a panel, so that it and the next stay in the L2 cache

@@ -23,9 +23,9 @@ inline void Backward<T, CellOf>::finish_chunk(int rank, const Chunk& chunk) {
     return recurrent_column(static_cast<int>(i / blocks)) * blocks + i % blocks;
   };
   WeightGradient<T> gradient{chunk.rows, chunk_rows_, chunk.first, s_.dtype, workers_[rank].panel};
-  gradient.add(dir.dg, units_, gate_blocks.begin, gate_blocks.end, gates, inputs_, input_row,
+  gradient.add(dir.dg, units_, gate_blocks.begin, gate_blocks.end, gates, s_.I, input_row,
                static_cast<T*>(grads.w_ih));
-  gradient.add(dir.dg, units_, gate_blocks.begin, gate_blocks.end, recurrent_gates, outputs_, state_row,
+  gradient.add(dir.dg, units_, gate_blocks.begin, gate_blocks.end, recurrent_gates, s_.out_size(), state_row,
                static_cast<T*>(grads.w_hh));
   if (s_.bias) {
     gradient.add_bias(dir.dg, units_, gate_blocks.begin, gate_blocks.end, gates, static_cast<T*>(grads.b_ih));
@@ -36,7 +36,7 @@ inline void Backward<T, CellOf>::finish_chunk(int rank, const Chunk& chunk) {
     const Range own = share_of(rank, outputs_.blocks());
     const auto hidden_row = [&](int64_t slot) { return reinterpret_cast<const char*>(dir.m + slot * row_length()); };
     gradient.right_dtype = sizeof(T) == 8 ? Dtype::kDouble : Dtype::kFloat;
-    gradient.add(dir.dh_out, outputs_, own.begin, own.end, gates, units_, hidden_row, static_cast<T*>(grads.w_hr));
+    gradient.add(dir.dh_out, outputs_, own.begin, own.end, gates, s_.H, hidden_row, static_cast<T*>(grads.w_hr));
   }
 }
 

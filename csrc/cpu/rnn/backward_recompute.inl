@@ -13,9 +13,10 @@ inline void Backward<T, CellOf>::pack_gates(int rank) {
   const Direction& dir = directions_[d];
   const Panels<T> gates{s_.H, 1};
   for (int64_t block = share(rank); block < gates.count(); block += shares) {
-    pack_gate_panel<T>(weights.w_ih, s_.I, s_.dtype, G, gates, block, s_.I, dir.gate_w_ih + block * G * W * s_.I);
-    pack_gate_panel<T>(weights.w_hh, s_.out_size(), s_.dtype, G, gates, block, s_.out_size(),
-                       dir.gate_w_hh + block * G * W * s_.out_size());
+    NaturalOperand<T>::pack(weights.w_ih, s_.I, s_.dtype, G, gates, block, s_.I, dir.gate_w_ih + block * G * W * s_.I,
+                            kPartGates);
+    NaturalOperand<T>::pack(weights.w_hh, s_.out_size(), s_.dtype, G, gates, block, s_.out_size(),
+                            dir.gate_w_hh + block * G * W * s_.out_size(), kPartGates);
     pack_gate_bias<T, C>(weights, s_, gates, block, dir.bias, dir.bias_rec);
   }
 }
@@ -40,7 +41,8 @@ inline void Backward<T, CellOf>::recompute_gates(int rank, const Chunk& chunk) {
   }
   const Range blocks = own_blocks(units_, rank);
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-    for_tiles(tile_rows(G), 0, rows, [&](int64_t row, int height) { recompute_tile(rank, block, row, height); });
+    for_tiles(tile_rows(kPartGates), 0, rows,
+              [&](int64_t row, int height) { recompute_tile(rank, block, row, height); });
   }
 }
 
@@ -50,25 +52,32 @@ inline void Backward<T, CellOf>::recompute_tile(int rank, int64_t block, int64_t
   const Worker& worker = workers_[rank];
   const int lanes = units_.lanes(block);
   alignas(64) T input[kTileSize * W], tile[kTileSize * W];
+  // Where a tile holds a gate of row m: its parts lie one after the other.
+  const auto at = [&](int m, int g) { return ((g / kPartGates * height + m) * kPartGates + g % kPartGates) * W; };
+  const auto add = [&](T* sums, const T* rows, const T* weights, int64_t K) {
+    for (int part = 0; part < kParts; ++part) {
+      multiply<T>(height, kPartGates, sums + part * height * kPartGates * W, rows + row * W, own_rows_ * W,
+                  weights + (block * G + part * kPartGates) * W * K, kPartGates * W, K);
+    }
+  };
   for (int m = 0; m < height; ++m) {
-    for (int g = 0; g < G; ++g) S::store(input + (m * G + g) * W, S::load(dir.bias + (block * G + g) * W));
+    for (int g = 0; g < G; ++g) S::store(input + at(m, g), S::load(dir.bias + (block * G + g) * W));
   }
-  multiply<T>(height, G, input, worker.x + row * W, own_rows_ * W, dir.gate_w_ih + block * G * W * s_.I, G * W, s_.I);
+  add(input, worker.x, dir.gate_w_ih, s_.I);
   for (int m = 0; m < height; ++m) {
     for (int g = 0; g < G; ++g) {
       const bool split = C::kSplit && g == G - 1;
-      S::store(tile + (m * G + g) * W, S::load(split ? dir.bias_rec + block * W : input + (m * G + g) * W));
+      S::store(tile + at(m, g), S::load(split ? dir.bias_rec + block * W : input + at(m, g)));
     }
   }
-  multiply<T>(height, G, tile, worker.h + row * W, own_rows_ * W, dir.gate_w_hh + block * G * W * s_.out_size(),
-              G * W, s_.out_size());
+  add(tile, worker.h, dir.gate_w_hh, s_.out_size());
   for (int m = 0; m < height; ++m) {
     const OwnRow& own = worker.own_rows[row + m];
     V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, h_prev{}, c_prev{}, c, h;
-    for (int g = 0; g < G; ++g) pre[g] = S::load(tile + (m * G + g) * W);
+    for (int g = 0; g < G; ++g) pre[g] = S::load(tile + at(m, g));
     if constexpr (C::kSplit) {
       rec = pre[G - 1];
-      pre[G - 1] = S::load(input + (m * G + G - 1) * W);
+      pre[G - 1] = S::load(input + at(m, G - 1));
     }
     if constexpr (C::kHasCell) c_prev = S::load_n(own.c_prev + block * W, lanes);
     // Where h is not saved, it is not used, and h_prev enters nothing else.

@@ -522,7 +522,7 @@ inline void Backward<T, CellOf>::finish_stages(int rank, const Chunk& chunk) {
   WeightGradient<T> gradient{chunk.rows, chunk_rows_, chunk.first, s_.dtype, workers_[rank].panel};
   const auto add_product = [&](const T* left, const Panels<T>& units, Range own, const Left& source,
                                const Panels<T>& columns, const Right& right, void* to) __attribute__((noinline)) {
-    gradient.add(left, units, own.begin, own.end, source, columns, right, static_cast<T*>(to));
+    gradient.add(left, units, own.begin, own.end, source, columns.length, right, static_cast<T*>(to));
   };
   add_product(dir.dg, units_, mine, same, inputs_, {dir.slots, &Slot::x, nullptr, 0, 0}, grads.w_ih);
   if (s_.bias && !on().norm) {

@@ -4,8 +4,8 @@
 // weights are operands of products and hold E of operand.inl, T itself but for the bfloat16 dot):
 //   h, two buffers a group   blocked [ceil(Hout/W)][R][W]   h_t is written while h_{t-1} is read
 //   c, m a group             blocked [ceil(H/W)][R][W]      m: the output before a projection
-//   gx a worker              [panel][chunk rows][units*G*W] input projection of a chunk of steps,
-//                            small enough to stay in the L2 cache until its steps consume it
+//   gx a worker              [panel][part][chunk rows][units*G/parts*W] input projection of a chunk of
+//                            steps, small enough to stay in the L2 cache until its steps consume it
 // Saved tensors and outputs are natural rows (see params/rnn.h) and are written once, never read.
 //
 // Costs a step: 2*B*G*H*Hout flops; reads the packed recurrent weights once a row tile.
@@ -28,19 +28,23 @@ class Forward : private Schedule {
   static constexpr int W = S::W;
   static constexpr int G = C::kGates;
   static constexpr bool kKeepsState = C::kVariant || (Operand::kRounds && kReadsH<C>);
-  static constexpr int kDirectRows = 4;  // rows at once where weights are not packed
+  // Rows whose product with W_ih is made by dots where weights are read where they lie: more repay the packing of
+  // each panel just before its use.
+  static constexpr int64_t kDotInputRows = 8;
 
  public:
   using Weights = PackedWeights<T, CellOf, Operand>;
+  static constexpr int kParts = Weights::kParts, kPartGates = Weights::kPartGates;
 
   Forward(const ForwardParams& params, const CpuPlan& plan, char* workspace)
       : Schedule(params.shape, plan), p_(params), units_(Weights::units_of(s_)), outputs_(Weights::outputs_of(s_)) {
     arena_.base = workspace;
     // A panel that is used once is packed into a small buffer right before, so that the packed weights
     // never travel through memory; with several batch groups each would repeat the packing.
-    const bool alone = !plan_.direct && !p_.packed && plan_.batch_groups == 1;
-    input_just_in_time_ = alone && plan_.forward_chunk >= s_.T;
-    state_just_in_time_ = alone && s_.T == 1 && !C::kVariant;
+    const bool alone = !p_.packed && plan_.batch_groups == 1;
+    input_dots_ = plan_.direct && plan_.forward_chunk * most_group_rows() <= kDotInputRows;
+    input_just_in_time_ = alone && !input_dots_ && plan_.forward_chunk >= s_.T;
+    state_just_in_time_ = alone && !plan_.direct && s_.T == 1 && !C::kVariant;
     lay_out();
   }
 
@@ -94,7 +98,7 @@ class Forward : private Schedule {
       if (p_.packed) {
         dir.read(p_.packed, s_);
       } else {
-        dir.lay_out(arena_, s_, !plan_.direct && !input_just_in_time_,
+        dir.lay_out(arena_, s_, !input_dots_ && !input_just_in_time_,
                     !plan_.direct && !state_just_in_time_ && !C::kVariant);
       }
       if constexpr (C::kVariant) lay_out_stages(d);
@@ -114,7 +118,7 @@ class Forward : private Schedule {
     for (int r = 0; r < grid_.workers(); ++r) {
       const Range own = own_blocks(units_, r);
       Worker worker;
-      worker.gx = arena_.take<T>(plan_.direct ? 0 : (own.end - own.begin) * G * W * chunk_rows_);
+      worker.gx = arena_.take<T>((own.end - own.begin) * G * W * chunk_rows_);
       worker.x = arena_.take<E>(ceil_div(s_.I, W) * W * chunk_rows_);
       worker.slots = arena_.take<int64_t>(plan_.forward_chunk);
       worker.panel =
@@ -225,19 +229,19 @@ class Forward : private Schedule {
                               s_.I, s_.dtype, worker.x, chunk_rows_, rows);
       }
     }
-    if (plan_.direct) return;
+    if (input_dots_) return input_dots(rank, rows);
     const Range own = own_panels(units_, rank);
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
       const int vectors = units_.blocks_of(panel) * G;
       const E* weights = directions_[d].w_ih + units_.first_block(panel) * panel_size(s_.I);
       PanelPrefetch ahead;
       if (input_just_in_time_) {
-        Operand::pack(p_.weights[d].w_ih, s_.I, s_.dtype, G, units_, panel, s_.I, worker.panel);
+        Operand::pack(p_.weights[d].w_ih, s_.I, s_.dtype, G, units_, panel, s_.I, worker.panel, kPartGates);
         weights = worker.panel;
       } else {
         ahead = next_panel(directions_[d].w_ih, panel, own.end - 1, s_.I);
       }
-      for_tiles(tile_rows(vectors), 0, rows,
+      for_tiles(tile_rows(vectors / kParts), 0, rows,
                 [&](int64_t row, int height) { input_tile(rank, weights, panel, vectors, row, height, ahead); });
     }
     if constexpr (C::kVariant) {
@@ -256,14 +260,30 @@ class Forward : private Schedule {
     const Worker& worker = workers_[rank];
     const Direction& dir = directions_[grid_.direction(rank)];
     const int64_t first = units_.first_block(panel);
-    T* out = worker.gx + gx_offset(rank, panel) + row * vectors * W;
-    if (C::kVariant && s_.variant.norm) {  // the bias comes behind the norm
-      for (int v = 0; v < height * vectors; ++v) S::store(out + v * W, V{});
-    } else {
-      for (int m = 0; m < height; ++m) copy_vectors(dir.bias + first * G * W, out + m * vectors * W, vectors);
+    const int of_part = vectors / kParts;
+    const bool from_zero = C::kVariant && s_.variant.norm;  // the bias comes behind the norm
+    for (int part = 0; part < kParts; ++part) {
+      T* out = worker.gx + gx_offset(rank, panel) + (part * chunk_rows_ + row) * of_part * W;
+      for (int m = 0; m < height; ++m) {
+        if (from_zero) {
+          for (int v = 0; v < of_part; ++v) S::store(out + (m * of_part + v) * W, V{});
+        } else {
+          copy_vectors(dir.bias + (first * G + part * of_part) * W, out + m * of_part * W, of_part);
+        }
+      }
+      Operand::multiply(height, of_part, out, worker.x + row * W, chunk_rows_ * W,
+                        weights + part * of_part * W * Operand::depth(s_.I), s_.I, ahead.slice(s_.I));
     }
-    Operand::multiply(height, vectors, out, worker.x + row * W, chunk_rows_ * W, weights, s_.I, ahead.slice(s_.I));
   }
+
+  // Where a tile holds a unit's gate: its parts lie one after the other.
+  static FASTRNN_INLINE int64_t in_tile(int64_t m, int64_t height, int u, int units, int g) {
+    if constexpr (kParts == 1) return ((m * units + u) * G + g) * W;
+    return ((g / kPartGates * height + m) * kPartGates + g % kPartGates) * W;  // one block of units a panel
+  }
+
+  // From a row of a tile's part to the next.
+  static FASTRNN_INLINE int64_t of_row(int units) { return units * G / kParts * W; }
 
   // What to prefetch while `panel` of these gate panels is at work, on the way to `last`.
   PanelPrefetch next_panel(const E* weights, int64_t panel, int64_t last, int64_t K) const {
@@ -282,16 +302,17 @@ class Forward : private Schedule {
   // ---- forward_step.inl -------------------------------------------------------------------------
 
   void step(int rank, int64_t s, int64_t s_in_chunk);
+  // weights: a packed panel, or null where they are read where they lie.
   void step_tile(int rank, const E* weights, int64_t s, int64_t t, int64_t panel, int units, int64_t row, int height,
-                 int64_t slot, PanelPrefetch& ahead);
+                 int64_t slot, int64_t last, PanelPrefetch& ahead);
   void finish_tile(const T* tile, const T* gx, int rank, int64_t s, int64_t t, int64_t panel, int units, int64_t row,
                    int height);
   void put_output(const UnitAt& where, int64_t b, int64_t y_at, bool cut, const E* h_in, E* h_out, T* h_state, V h);
   void project_output(int rank, int64_t s);
   void output_tile(int rank, int64_t s, int64_t t, int64_t panel, int vectors, int64_t row, int height);
-  template <int MR>
-  void direct_gates(int rank, int64_t s, int64_t panel, int units, int64_t row, T* tile, T* gx);
-  void direct_tile(int rank, int64_t s, int64_t t, int64_t panel, int units, int64_t row, int height);
+  void input_dots(int rank, int64_t rows);
+  void add_dots(const void* weight, int64_t K, int64_t panel, int64_t last, int height, const E* a,
+                int64_t block_stride, T* out, int64_t part_rows);
   void hand_over(int rank, int64_t s, int64_t t, int64_t n);
 
   // ---- forward_stages.inl -----------------------------------------------------------------------
@@ -324,7 +345,7 @@ class Forward : private Schedule {
   const Panels<T> units_;    // hidden units in gate panels
   const Panels<T> outputs_;  // columns of the output in general panels
   Arena arena_;
-  bool input_just_in_time_ = false, state_just_in_time_ = false;
+  bool input_dots_ = false, input_just_in_time_ = false, state_just_in_time_ = false;
   int64_t chunk_rows_ = 0, group_rows_ = 0;
   Direction directions_[kMaxDirections] = {};
   Stages stages_[kMaxDirections] = {};

@@ -17,24 +17,20 @@ inline void Forward<T, CellOf, Operand>::step(int rank, int64_t s, int64_t s_in_
   for (int64_t i = own.begin; i < own.end; ++i) {
     const int64_t panel = back ? own.begin + own.end - 1 - i : i;
     const int units = units_.blocks_of(panel);
-    if (plan_.direct) {
-      for_tiles(kDirectRows, 0, n,
-                [&](int64_t row, int height) { direct_tile(rank, s, t, panel, units, row, height); });
-    } else {
-      const int64_t slot0 = workers_[rank].slots[s_in_chunk];
-      const E* weights = directions_[d].w_hh + units_.first_block(panel) * panel_size(s_.out_size());
-      PanelPrefetch ahead;
-      if (state_just_in_time_) {
-        Operand::pack(p_.weights[d].w_hh, s_.out_size(), s_.dtype, G, units_, panel, s_.out_size(),
-                      workers_[rank].panel);
-        weights = workers_[rank].panel;
-      } else {
-        ahead = next_panel(directions_[d].w_hh, panel, back ? own.begin : own.end - 1, s_.out_size());
-      }
-      for_tiles(tile_rows(units * G), 0, n, [&](int64_t row, int height) {
-        step_tile(rank, weights, s, t, panel, units, row, height, slot0 + row, ahead);
-      });
+    const int64_t slot0 = workers_[rank].slots[s_in_chunk], last = back ? own.begin : own.end - 1;
+    const E* weights = nullptr;
+    PanelPrefetch ahead;
+    if (state_just_in_time_) {
+      Operand::pack(p_.weights[d].w_hh, s_.out_size(), s_.dtype, G, units_, panel, s_.out_size(),
+                    workers_[rank].panel, kPartGates);
+      weights = workers_[rank].panel;
+    } else if (!plan_.direct) {
+      weights = directions_[d].w_hh + units_.first_block(panel) * panel_size(s_.out_size());
+      ahead = next_panel(directions_[d].w_hh, panel, last, s_.out_size());
     }
+    for_tiles(plan_.direct ? kDotRows : tile_rows(units * G / kParts), 0, n, [&](int64_t row, int height) {
+      step_tile(rank, weights, s, t, panel, units, row, height, slot0 + row, last, ahead);
+    });
   }
   hand_over(rank, s, t, n);
 }
@@ -61,15 +57,18 @@ FASTRNN_INLINE void Forward<T, CellOf, Operand>::hand_over(int rank, int64_t s, 
 
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::step_tile(int rank, const E* weights, int64_t s, int64_t t, int64_t panel,
-                                                   int units, int64_t row, int height, int64_t slot,
+                                                   int units, int64_t row, int height, int64_t slot, int64_t last,
                                                    PanelPrefetch& ahead) {
   const int vectors = units * G;
   const Direction& dir = directions_[grid_.direction(rank)];
   const Group& group = groups_[grid_.group(rank)];
   const int64_t first = units_.first_block(panel);
-  const T* gx = workers_[rank].gx + gx_offset(rank, panel) + slot * vectors * W;
+  const int of_part = vectors / kParts;
+  const T* gx = workers_[rank].gx + gx_offset(rank, panel) + slot * of_part * W;
   alignas(64) T tile[kTileSize * W];
-  copy_vectors(gx, tile, height * vectors);
+  for (int part = 0; part < kParts; ++part) {
+    copy_vectors(gx + part * chunk_rows_ * of_part * W, tile + part * height * of_part * W, height * of_part);
+  }
   if constexpr (C::kSplit) {
     for (int m = 0; m < height; ++m) {
       for (int u = 0; u < units; ++u) {
@@ -77,8 +76,15 @@ inline void Forward<T, CellOf, Operand>::step_tile(int rank, const E* weights, i
       }
     }
   }
-  Operand::multiply(height, vectors, tile, group.h[s & 1] + row * W, group_rows_ * W, weights, s_.out_size(),
-                    ahead.slice(s_.out_size()));
+  for (int part = 0; weights && part < kParts; ++part) {
+    Operand::multiply(height, of_part, tile + part * height * of_part * W, group.h[s & 1] + row * W, group_rows_ * W,
+                      weights + part * of_part * W * Operand::depth(s_.out_size()), s_.out_size(),
+                      ahead.slice(s_.out_size()));
+  }
+  if (!weights) {
+    add_dots(p_.weights[grid_.direction(rank)].w_hh, s_.out_size(), panel, last, height, group.h[s & 1] + row * W,
+             group_rows_ * W, tile, height);
+  }
   finish_tile(tile, gx, rank, s, t, panel, units, row, height);
 }
 
@@ -100,13 +106,13 @@ inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx,
       const int64_t batch_b = batch_row(b, row + m);
       const int64_t y_row = s_.tensor_row(t, batch_b);
       const bool cut = restarts(d, t, batch_b);
-      const int64_t from = (m * units + u) * G * W;
       V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, h_prev{}, c_prev{}, c, h;
 #pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) pre[g] = S::load(tile + from + g * W);
+      for (int g = 0; g < G; ++g) pre[g] = S::load(tile + in_tile(m, height, u, units, g));
       if constexpr (C::kSplit) {
         rec = pre[G - 1];
-        pre[G - 1] = S::load(gx + from + (G - 1) * W);
+        static_assert(kParts == 1);
+        pre[G - 1] = S::load(gx + in_tile(m, height, u, units, G - 1));
         h_prev = kKeepsState ? S::load(group.h_state + at) : Operand::load(h_in + at);
       }
       if constexpr (C::kHasCell) c_prev = S::load(group.c + at);
@@ -209,55 +215,53 @@ inline void Forward<T, CellOf, Operand>::output_tile(int rank, int64_t s, int64_
 
 // ---- too few rows to repay packing ----------------------------------------------------------
 
+// The rows of the chunk times W_ih where it lies, into gx.
 template <class T, template <class> class CellOf, class Operand>
-template <int MR>
-inline void Forward<T, CellOf, Operand>::direct_gates(int rank, int64_t s, int64_t panel, int units, int64_t row,
-                                                      T* tile, T* gx) {
+inline void Forward<T, CellOf, Operand>::input_dots(int rank, int64_t rows) {
   const int d = grid_.direction(rank);
   const Worker& worker = workers_[rank];
-  const Direction& dir = directions_[d];
-  const E* h = groups_[grid_.group(rank)].h[s & 1] + row * W;
-  const E* x = worker.x + (worker.slots[0] + row) * W;
-  for (int u = 0; u < units; ++u) {
-    const int64_t block = units_.first_block(panel) + u;
-    const int lanes = units_.lanes(block);
-    for (int g = 0; g < G; ++g) {
-      const bool split = C::kSplit && g == G - 1;
-      for (int j = 0; j < lanes; j += 4) {
-        const int count = min_of(4, lanes - j);
-        const int64_t weight_row = g * s_.H + block * W + j;
-        V input[4][MR], recurrent[4][MR];
-        dot_rows<T, Operand, MR>(input, p_.weights[d].w_ih, weight_row, count, s_.I, s_.dtype, x, chunk_rows_ * W);
-        dot_rows<T, Operand, MR>(recurrent, p_.weights[d].w_hh, weight_row, count, s_.out_size(), s_.dtype, h,
-                                 group_rows_ * W);
-        for (int q = 0; q < count; ++q) {
-          const T bias = dir.bias[(block * G + g) * W + j + q];
-          for (int m = 0; m < MR; ++m) {
-            const int64_t to = ((m * units + u) * G + g) * W + j + q;
-            if (split) {
-              gx[to] = sum_lanes<T>(input[q][m]) + bias;
-              tile[to] = sum_lanes<T>(recurrent[q][m]) + dir.bias_rec[block * W + j + q];
-            } else {
-              tile[to] = sum_lanes<T>(input[q][m] + recurrent[q][m]) + bias;
-            }
-          }
-        }
+  const Range own = own_panels(units_, rank);
+  for (int64_t panel = own.begin; panel < own.end; ++panel) {
+    const int units = units_.blocks_of(panel), of_part = units * G / kParts;
+    T* gx = worker.gx + gx_offset(rank, panel);
+    const T* bias = directions_[d].bias + units_.first_block(panel) * G * W;
+    for (int part = 0; part < kParts; ++part) {
+      for (int64_t r = 0; r < rows; ++r) {
+        copy_vectors(bias + part * of_part * W, gx + (part * chunk_rows_ + r) * of_part * W, of_part);
       }
     }
+    for_tiles(kDotRows, 0, rows, [&](int64_t row, int height) {
+      add_dots(p_.weights[d].w_ih, s_.I, panel, own.end - 1, height, worker.x + row * W, chunk_rows_ * W,
+               gx + row * of_part * W, chunk_rows_);
+    });
   }
 }
 
+// out += the gates of a panel of `weight` where it lies, K columns, for `height` rows of the blocked a. A part of out
+// has part_rows rows. `last` is the panel that comes last.
 template <class T, template <class> class CellOf, class Operand>
-inline void Forward<T, CellOf, Operand>::direct_tile(int rank, int64_t s, int64_t t, int64_t panel, int units,
-                                                     int64_t row, int height) {
-  alignas(64) T tile[kTileSize * W] = {}, gx[kTileSize * W] = {};
-  static_assert(kDirectRows == 4 && kDirectRows * kMaxVectors <= kTileSize);
-  const auto gates = height == 1   ? &Forward::direct_gates<1>
-                     : height == 2 ? &Forward::direct_gates<2>
-                     : height == 3 ? &Forward::direct_gates<3>
-                                   : &Forward::direct_gates<4>;
-  (this->*gates)(rank, s, panel, units, row, tile, gx);
-  finish_tile(tile, gx, rank, s, t, panel, units, row, height);
+inline void Forward<T, CellOf, Operand>::add_dots(const void* weight, int64_t K, int64_t panel, int64_t last,
+                                                  int height, const E* a, int64_t block_stride, T* out,
+                                                  int64_t part_rows) {
+  if constexpr (sizeof(E) == sizeof(T)) {  // rounded operands have rows enough
+    const DotRows<T> dot = dot_rows_of<T>(s_.dtype, height);
+    const int units = units_.blocks_of(panel);
+    const int64_t row_bytes = K * static_cast<int64_t>(size_of(s_.dtype));
+    const bool far = G * s_.H * row_bytes / grid_.unit_groups > kPrefetchBytes;
+    for (int u = 0; u < units; ++u) {
+      const int64_t block = units_.first_block(panel) + u;
+      const auto rows_at = [&](int64_t gate, int64_t of_block) {
+        return static_cast<const char*>(weight) + (gate * s_.H + of_block * W) * row_bytes;
+      };
+      for (int g = 0; g < G; ++g) {
+        // The block that comes next, in the order of step(); whole, so that its rows are there to be fetched.
+        const int64_t after = last > panel ? block + 1 : block - 1;
+        const char* next = g + 1 < G ? rows_at(g + 1, block) : panel != last ? rows_at(0, after) : nullptr;
+        dot(out + in_tile(0, part_rows, u, units, g), of_row(units), rows_at(g, block), units_.lanes(block), K, a,
+            block_stride, far ? next : nullptr);
+      }
+    }
+  }
 }
 
 }  // namespace

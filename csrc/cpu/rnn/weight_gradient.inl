@@ -13,6 +13,9 @@ struct WeightGradient {
   static constexpr int W = S::W;
   static constexpr int64_t kReductionRows = 1024;  // rows a pass: their panel stays in the L2 cache
   static constexpr int64_t kFewRows = 4;           // so few are summed without a tile
+  // Vectors of a tile. Of 8 rows that a block gives, a tile of few registers has 4: with three vectors all are in
+  // use.
+  static constexpr int kGradientVectors = kAccumulators == 24 ? 4 : 3;
 
   int64_t rows;       // of the chunk
   int64_t left_rows;  // rows that the blocked left operand was allocated for
@@ -22,15 +25,16 @@ struct WeightGradient {
   // Of each block of `left`, the units that count.
   int first_lane = 0, last_lane = W;
 
-  static int64_t buffer_size(int64_t rows) { return min_of(kReductionRows, rows) * kPanelVectors * W; }
+  static int64_t buffer_size(int64_t rows) { return min_of(kReductionRows, rows) * kGradientVectors * W; }
 
   // out[row][column] (+)= sum over the chunk's rows of left[row] * right[column], for blocks
   // [begin, end) of `left`. Block i is found at source(i); its W rows begin at natural row
   // (i / blocks) * length + (i % blocks) * W. The rows of `right` are natural: right_row(r).
   template <class Source, class RightRow>
-  void add(const T* left, const Panels<T>& left_units, int64_t begin, int64_t end, Source&& source,
-           const Panels<T>& columns, RightRow&& right_row, T* out) const {
+  void add(const T* left, const Panels<T>& left_units, int64_t begin, int64_t end, Source&& source, int64_t width,
+           RightRow&& right_row, T* out) const {
     if (begin == end) return;
+    const Panels<T> columns{width, kGradientVectors};
     const int64_t blocks = left_units.blocks();
     const auto natural = [&](int64_t i) {
       return out + (i / blocks * left_units.length + i % blocks * W) * columns.length;
@@ -107,19 +111,40 @@ struct WeightGradient {
     }
   }
 
-  // A block of gradients from a few rows: bound by writing it, so it is written in one sweep.
+  // A block of gradients from a few rows: bound by writing it, so every row of it is written in one sweep.
   template <class RightRow>
   void outer_product(const T* a, int lanes, const Panels<T>& columns, RightRow&& right_row, T* out) const {
-    for (int64_t block = 0; block < columns.blocks(); ++block) {
-      const int width = columns.lanes(block);
-      V right[kFewRows];
-      for (int64_t r = 0; r < rows; ++r) right[r] = load_as<T>(right_row(r), block * W, width, right_dtype);
-      for (int m = first_lane; m < lanes; ++m) {
-        V sum = S::broadcast(a[m]) * right[0];
-        for (int64_t r = 1; r < rows; ++r) sum += S::broadcast(a[r * W + m]) * right[r];
-        S::store_n(out + m * columns.length + block * W, sum, width);
+    out += first_lane * columns.length;
+    const char* right[kFewRows] = {};
+    for (int64_t r = 0; r < rows; ++r) right[r] = right_row(r);
+    const auto sweep = [&]<int R, bool natural>() {
+      for (int m = first_lane; m < lanes; ++m, out += columns.length) {
+        V left[R];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) left[r] = S::broadcast(a[r * W + m]);
+        const auto put = [&](int64_t k, int n) __attribute__((always_inline)) {
+          const auto of = [&](int r) __attribute__((always_inline)) {
+            if constexpr (natural) return S::load_n(reinterpret_cast<const T*>(right[r]) + k, n);
+            return load_as<T>(right[r], k, n, right_dtype);
+          };
+          V sum = left[0] * of(0);
+#pragma GCC unroll 4
+          for (int r = 1; r < R; ++r) sum += left[r] * of(r);
+          S::store_n(out + k, sum, n);
+        };
+        int64_t k = 0;
+        for (; k + W <= columns.length; k += W) put(k, W);
+        if (k < columns.length) put(k, static_cast<int>(columns.length - k));
       }
-    }
+    };
+    const auto with_rows = [&]<bool natural>() {
+      rows == 1   ? sweep.template operator()<1, natural>()
+      : rows == 2 ? sweep.template operator()<2, natural>()
+      : rows == 3 ? sweep.template operator()<3, natural>()
+                  : sweep.template operator()<4, natural>();
+    };
+    size_of(right_dtype) == sizeof(T) ? with_rows.template operator()<true>()
+                                      : with_rows.template operator()<false>();
   }
 };
 

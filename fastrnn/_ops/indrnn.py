@@ -1,0 +1,54 @@
+"""The operator ``fastrnn::indrnn``: h_t = act(gx_t + weight * h_{t-1}), with its derivatives.
+
+The step needs the one before it, so forward goes one by one; the derivative is linear in the state, and so a
+``linear_scan`` the other way.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._cells import widen
+from .linear_scan import scan as linear_scan
+
+
+@torch.library.custom_op("fastrnn::indrnn", mutates_args=())
+def scan(gx: Tensor, weight: Tensor, h0: Tensor, cut: Tensor | None, relu: bool) -> Tensor:
+    """gx (T, B, H), weight (H,), h0 (B, H); cut (T, B) bool, where a step begins from zero. Returns h of
+    every step, in gx's dtype."""
+    dtype = gx.dtype
+    gx, weight, h = widen(gx), widen(weight), widen(h0)
+    out = torch.empty(gx.shape, dtype=gx.dtype, device=gx.device)
+    cut = None if cut is None else cut.unsqueeze(-1)
+    act = torch.relu_ if relu else torch.tanh_
+    for t in range(gx.size(0)):
+        start = h if cut is None else h.masked_fill(cut[t], 0)
+        h = act(torch.addcmul(gx[t], weight, start, out=out[t]))
+    return out.to(dtype)
+
+
+@scan.register_fake
+def _(gx, weight, h0, cut, relu):
+    return torch.empty_like(gx, memory_format=torch.contiguous_format)
+
+
+def _setup(ctx, inputs, output) -> None:
+    _, weight, h0, cut, ctx.relu = inputs
+    ctx.save_for_backward(weight, h0, cut, output)
+
+
+def _backward(ctx, grad):
+    weight, h0, cut, h = ctx.saved_tensors
+    slope = (h > 0).to(h.dtype) if ctx.relu else 1 - h * h
+    passed = weight.expand_as(h)
+    before = torch.cat([h0.unsqueeze(0), h[:-1]])
+    if cut is not None:
+        passed, before = (t.masked_fill(cut.unsqueeze(-1), 0) for t in (passed, before))
+    # That of the pre-activation at t: slope_t * (grad_t + weight * what step t+1 has).
+    after = torch.cat([passed[1:], torch.zeros_like(passed[:1])])
+    g = linear_scan(slope * after, slope * grad, None, True)
+    return g, (g * before).sum((0, 1)), passed[0] * g[0], None, None
+
+
+scan.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,91 @@
+"""A layer of a variant: what training draws for it, what is done to its weights before a kernel sees them.
+
+The function here stands before the one that computes a layer, the fused or the reference's: both get the same
+weights and masks, and so compute the same.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout
+
+from .._cells import Variant, card_of
+from .._cells.stages import dense
+from .._cells.variant import spell
+
+
+def runner(layer: Callable, variant: Variant, training: bool) -> Callable:
+    """``layer`` for the plain cells as a function of the same arguments for a variant of them."""
+    return functools.partial(_layer, layer, variant, training)
+
+
+def _layer(
+    layer: Callable,
+    variant: Variant,
+    training: bool,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    cell: str,
+    **options,
+) -> tuple:
+    directions, weights = h0.size(0), list(weights)
+    each = len(weights) // directions
+    if training and variant.weight_dropout:
+        for i in range(1, len(weights), each):  # each direction's w_hh
+            weights[i] = dropout(weights[i], variant.weight_dropout, True)
+    if not x.is_cpu and of_weights(variant):
+        gates = 4 if options["bias"] else 2  # behind them may be a projection, which has none
+        weights = [_coupled(w) if i % each < gates else w for i, w in enumerate(weights)]
+        variant = variant._replace(coupled=False)
+    recurrent = training and variant.recurrent_dropout > 0
+    projected = h0.size(-1) != weights[0].size(0) // card_of(cell).gates
+    if variant.heads > 1 and (projected or not x.is_cpu):  # the kernels that know blocks
+        for i in range(1, len(weights), each):
+            weights[i] = dense(weights[i], variant.heads, card_of(cell).gates)
+        variant = variant._replace(heads=1)
+    masks = _masks(variant, training, recurrent, x, h0, c0)
+    return layer(x, h0, c0, weights + masks, cell=spell(cell, variant, recurrent), **options)
+
+
+def of_weights(variant: Variant) -> bool:
+    """Whether the forget gate 1 - i is a matter of the weights: sigmoid(-z) is 1 - sigmoid(z), so a plain
+    cell with the input gate's rows, negated, in place of the forget gate's is the coupled one. Norms and
+    peepholes look at the rows themselves. (The CPU's kernels do it themselves, without the copies.)"""
+    return variant.coupled and not variant.norm and not variant.peephole
+
+
+def _coupled(w: Tensor) -> Tensor:
+    """Weights or a bias (4H, ...) with minus the rows of i in the place of f's."""
+    i, _, g, o = w.chunk(4)
+    return torch.cat([i, -i, g, o])
+
+
+def _masks(variant: Variant, training: bool, recurrent: bool, x: Tensor, h0: Tensor, c0) -> list[Tensor]:
+    """The masks of a layer in their order, see ``Masks``. Drawn from torch's generator: first that of h
+    before the product, then those of zoneout."""
+    drop, kept = [], []
+    if recurrent:
+        p = variant.recurrent_dropout
+        mask = _bernoulli(x, h0.shape, 1 - p)
+        drop.append(mask if p == 1 else mask / (1 - p))
+    directions = h0.size(0)
+    for p, state in zip(variant.zoneout, (h0, c0), strict=True):
+        if p:
+            features = directions * state.size(-1)
+            if training:
+                kept.append(_bernoulli(x, (*x.shape[:-1], features), p))
+            else:
+                kept.append(x.new_full((features,), p).expand(*x.shape[:-1], features))
+    return kept + drop
+
+
+def _bernoulli(x: Tensor, shape: Sequence[int], p: float) -> Tensor:
+    """1 with probability p, else 0, in x's dtype."""
+    return x.new_empty(shape).bernoulli_(p)

@@ -1,0 +1,62 @@
+"""sLSTM in plain torch: the loop over the steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._cells import widen
+from .._cells.slstm import step
+
+__all__ = ["slstm"]
+
+
+def slstm(
+    gx: Tensor,
+    weight_hh: Tensor,
+    state: tuple[Tensor, ...],
+    *,
+    lengths=None,
+    reset=None,
+    reverse: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One direction of an sLSTM.
+
+    Args:
+        gx: (T, B, 4*H), the input's part of the gates i, f, z, o, bias included. weight_hh: (4*H, H/heads),
+            row g*H + j of unit j's head. state: h, c, n, m (B, H) each.
+        lengths: (B,) integers from 0 to T; beyond them the output is 0 and the state stays. reset: (T, B)
+            bool,
+            where a new sequence begins from a state of 0. reverse: from the end.
+
+    Returns:
+        h (T, B, H), and the last state, in gx's dtype; half types are computed in float32.
+    """
+    dtype, hidden = gx.dtype, gx.size(-1) // 4
+    gx, weight_hh, state = widen(gx), widen(weight_hh), tuple(map(widen, state))
+    heads = hidden // weight_hh.size(1)
+    # (heads, H/heads inputs, 4*H/heads rows): a product a head.
+    blocks = weight_hh.unflatten(0, (4, heads, -1)).permute(1, 3, 0, 2).flatten(2)
+    beyond = None
+    if lengths is not None:
+        beyond = (torch.arange(len(gx), device=gx.device).unsqueeze(1) >= lengths.to(gx.device)).unsqueeze(-1)
+        gx = gx.masked_fill(beyond, 0)
+    cut = None if reset is None else reset.bool().unsqueeze(-1)
+    if cut is not None and beyond is not None:
+        cut = cut & ~beyond
+    if cut is not None and reverse:
+        cut = torch.cat([cut[1:], torch.zeros_like(cut[:1])])
+    found: list = [None] * len(gx)
+    for t in reversed(range(len(gx))) if reverse else range(len(gx)):
+        start = state if cut is None else tuple(s.masked_fill(cut[t], 0) for s in state)
+        if heads == 1:
+            product = start[0] @ blocks[0]
+        else:
+            product = (start[0].unflatten(-1, (heads, -1)).transpose(0, 1) @ blocks).unflatten(-1, (4, -1))
+            product = product.permute(1, 2, 0, 3).flatten(1)
+        new = shown = step(gx[t] + product, start)
+        if beyond is not None:
+            new = tuple(torch.where(beyond[t], old, n) for n, old in zip(new, state, strict=True))
+            shown = (shown[0].masked_fill(beyond[t], 0),)
+        state, found[t] = new, shown[0]
+    return torch.stack(found).to(dtype), tuple(s.to(dtype) for s in state)

@@ -1,0 +1,239 @@
+"""linear_scan, MinGRU, MinLSTM and IndRNN: their equations in numpy, rows, derivatives, steps, compilers."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from helpers import randn
+from tolerances import assert_close
+
+import fastrnn
+from fastrnn import functional, reference
+from fastrnn._ops import linear_scan as op
+
+IN, H = 3, 5
+KINDS = [
+    (fastrnn.MinGRU, {}),
+    (fastrnn.MinGRU, {"log_space": True}),
+    (fastrnn.MinLSTM, {}),
+    (fastrnn.MinLSTM, {"log_space": True}),
+    (fastrnn.IndRNN, {}),
+    (fastrnn.IndRNN, {"nonlinearity": "tanh"}),
+]
+
+
+def build(cls, options, **more):
+    torch.manual_seed(0)
+    return cls(IN, H, **{"dtype": torch.float64, **more}, **options)
+
+
+def sigmoid(v):
+    return 1 / (1 + np.exp(-v))
+
+
+def by_hand(layer, x, h, suffix="_l0"):
+    """A direction in numpy, forward in time, from the papers."""
+    w = {k.removesuffix(suffix): v.detach().numpy() for k, v in layer.named_parameters()}
+    found = []
+    for row in x.numpy():
+        gates = row @ w["weight_ih"].T + w["bias_ih"]
+        if isinstance(layer, fastrnn.IndRNN):
+            pre = gates + w["weight_hh"] * h
+            h = np.maximum(pre, 0) if layer.nonlinearity == "relu" else np.tanh(pre)
+            found.append(h)
+            continue
+        *others, v = np.split(gates, 2 if isinstance(layer, fastrnn.MinGRU) else 3, -1)
+        if layer.log_space:
+            v = np.where(v >= 0, v + 0.5, sigmoid(v))
+        if len(others) == 1:
+            z = sigmoid(others[0])
+            h = (1 - z) * h + z * v
+        else:
+            f, i = map(sigmoid, others)
+            h = f / (f + i) * h + i / (f + i) * v
+        found.append(h)
+    return torch.from_numpy(np.stack(found))
+
+
+@pytest.mark.parametrize(("cls", "options"), KINDS)
+@pytest.mark.parametrize("steps", [1, 7, 40])
+def test_equations(cls, options, steps):
+    """Every step is what the paper says, from zero and from a state."""
+    layer = build(cls, options)
+    x, hx = randn(steps, 2, IN, dtype=torch.float64), randn(1, 2, H, dtype=torch.float64, seed=2)
+    y, h = layer(x, hx)
+    want = by_hand(layer, x, hx[0].numpy())
+    assert_close(y, want, torch.float64)
+    assert_close(h[0], want[-1], torch.float64)
+    assert_close(layer(x)[0], by_hand(layer, x, np.zeros((2, H))), torch.float64)
+
+
+@pytest.mark.parametrize(("cls", "options"), KINDS)
+def test_rows_and_directions(cls, options):
+    """A row's numbers are those of its own steps, in both directions and layers; padding, NaN too, reaches
+    nothing; resets begin from zero."""
+    layer = build(cls, options, num_layers=2, bidirectional=True)
+    x = randn(6, 4, IN, dtype=torch.float64)
+    hx = randn(4, 4, H, dtype=torch.float64, seed=4)
+    lengths = torch.tensor([6, 4, 1, 0])
+    padded = x.clone()
+    for row, n in enumerate(lengths):
+        padded[n:, row] = float("nan")
+    y, h = layer(padded.requires_grad_(), hx, lengths=lengths)
+    for row, n in enumerate(lengths.tolist()):
+        assert not y[n:, row].any()
+        if not n:
+            assert torch.equal(h[:, row], hx[:, row])
+            continue
+        own, last = layer(x[:n, row], hx[:, row])
+        assert_close(y[:n, row], own, torch.float64)
+        assert_close(h[:, row], last, torch.float64)
+    found = torch.autograd.grad(y.sum() + h.sum(), [padded, *layer.parameters()])
+    assert all(torch.isfinite(g).all() for g in found)
+
+    one = build(cls, options, bidirectional=True)
+    reset = torch.zeros(6, 4, dtype=torch.bool)
+    reset[2] = True
+    y, _ = one(x, hx[:2], reset=reset)
+    assert_close(y[2:, :, :H], one(x[2:])[0][..., :H], torch.float64)
+    assert_close(y[:2, :, H:], one(x[:2])[0][..., H:], torch.float64)
+    y, h = one(x, hx[:2], reset=reset, lengths=lengths)
+    assert_close(y[2:4, 1, :H], one(x[2:4, 1])[0][:, :H], torch.float64)
+    assert_close(y[:2, 1, H:], one(x[:2, 1])[0][:, H:], torch.float64)
+    assert_close(h[1, 2], one(x[:1, 2], hx[:2, 2])[1][1], torch.float64)
+
+
+@pytest.mark.parametrize(("cls", "options"), KINDS)
+def test_derivatives(cls, options):
+    """First and second derivatives, with lengths and resets, agree with finite differences."""
+    layer = build(cls, options, bidirectional=True)
+    names = [n for n, _ in layer.named_parameters()]
+    reset = torch.tensor([[0, 0], [0, 1], [1, 0], [0, 0]]).bool()
+
+    def call(x, hx, *weights):
+        given = dict(zip(names, weights, strict=True))
+        options = {"lengths": torch.tensor([4, 3]), "reset": reset}
+        return torch.func.functional_call(layer, given, (x, hx), options)
+
+    x = randn(4, 2, IN, dtype=torch.float64).requires_grad_()
+    hx = randn(2, 2, H, dtype=torch.float64, seed=3).requires_grad_()
+    inputs = (x, hx, *(p.detach().requires_grad_() for p in layer.parameters()))
+    torch.autograd.gradcheck(call, inputs, fast_mode=True)
+    torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize(("cls", "options"), KINDS)
+def test_as_modules(cls, options):
+    """step() gives the numbers of one call; copies, pickles, half types, autocast, batch_first, dropout."""
+    layer = build(cls, options, dtype=torch.float32, batch_first=True, num_layers=2, dropout=0.5).eval()
+    x = randn(2, 20, IN)
+    y, h = layer(x)
+    state = None
+    for t in range(20):
+        out, state = layer.step(x[:, t], state)
+        assert_close(out, y[:, t], torch.float32)
+    assert_close(state, h, torch.float32)
+    for made in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(made(x)[0], y)
+        assert repr(made) == repr(layer)
+    torch.manual_seed(0)
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    layer.reset_parameters()
+    assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
+    assert not torch.equal(layer.train()(x)[0], y)
+    half = copy.deepcopy(layer).eval().bfloat16()
+    assert_close(half(x.bfloat16())[0], layer.eval()(x)[0], torch.bfloat16, slack=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x)[0].float().sum().backward()
+    assert layer.weight_ih_l0.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("cls", "options"), [KINDS[1], KINDS[2], KINDS[5]])
+def test_compiled_exported_and_transformed(cls, options):
+    """One graph for torch.compile, T and B open for torch.export, torch.func by the reference."""
+    layer = build(cls, options, bidirectional=True)
+    x = randn(18, 2, IN, dtype=torch.float64)
+    want, _ = layer(x)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(x)[0], want, torch.float64)
+    weights = list(layer.parameters())
+    found = [torch.autograd.grad(f(x)[0].square().sum(), weights) for f in (compiled, layer)]
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b, torch.float64, gradient=True)
+    shapes = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(layer, (x,), dynamic_shapes=shapes).module()
+    other = randn(33, 3, IN, dtype=torch.float64)
+    assert_close(program(other)[0], layer(other)[0], torch.float64)
+    rows = torch.func.vmap(lambda x: layer(x)[0], 1, 1)(x)
+    assert_close(rows, want, torch.float64)
+    _, tangent = torch.func.jvp(lambda x: layer(x)[0].sum(), (x,), (torch.ones_like(x),))
+    given = x.clone().requires_grad_()
+    assert_close(tangent, torch.autograd.grad(layer(given)[0].sum(), given)[0].sum(), torch.float64)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    "size", [(1, 2, 3), (15, 2, 3), (16, 2, 3), (37, 2, 3), (65, 1, 1), (20, 3, 1000), (4, 0, 3)]
+)
+def test_linear_scan(size, reverse):
+    """Both ways through time are the definition: in chunks that do not divide T, and step by step."""
+    a, b, h0 = (randn(*s, dtype=torch.float64, seed=i) for i, s in enumerate((size, size, size[1:])))
+    for start in (None, h0):
+        got = functional.linear_scan(a, b, start, reverse=reverse)
+        assert_close(got, reference.linear_scan(a, b, start, reverse=reverse), torch.float64)
+        if got.numel() and size[0] > 4:
+            assert_close(op._in_chunks(a, b, start, reverse), got, torch.float64)
+            assert_close(op._one_by_one(a, b, start, reverse), got, torch.float64)
+
+
+def test_linear_scan_rows():
+    """Lengths and resets, in gradients too; a row's padding, NaN too, reaches nothing."""
+    a, b = randn(20, 3, 4, dtype=torch.float64), randn(20, 3, 4, dtype=torch.float64, seed=2)
+    a[7:, 1] = float("nan")
+    a.requires_grad_()
+    reset = torch.zeros(20, 3, dtype=torch.bool)
+    reset[3] = True
+    for reverse in (False, True):
+        h = functional.linear_scan(a, b, lengths=[20, 7, 0], reset=reset, reverse=reverse)
+        part = functional.linear_scan(a[3:7, 1:2], b[3:7, 1:2], reverse=reverse)
+        assert_close(h[3:7, 1:2], part, torch.float64)
+        assert not h[7:, 1].any()
+        assert torch.isfinite(torch.autograd.grad(h.sum(), a)[0]).all()
+
+
+def test_linear_scan_of_half_types():
+    """Computed in float32, rounded once."""
+    a, b = torch.rand(50, 2, 8).bfloat16(), randn(50, 2, 8).bfloat16()
+    want = reference.linear_scan(a.double(), b.double())
+    assert_close(functional.linear_scan(a, b), want, torch.bfloat16)
+
+
+WRONG = [
+    (lambda: functional.linear_scan(torch.zeros(2, 3), torch.zeros(2, 3)), "a"),
+    (lambda: functional.linear_scan(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5)), "b"),
+    (lambda: functional.linear_scan(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.zeros(3, 5)), "h0"),
+    (
+        lambda: functional.linear_scan(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), lengths=[3, 1, 1]),
+        "lengths",
+    ),
+    (lambda: fastrnn.MinGRU(IN, 0), "hidden_size must be greater than zero"),
+    (lambda: fastrnn.MinGRU(IN, H, log_space=1), "log_space should be of type bool"),
+    (lambda: fastrnn.IndRNN(IN, H, nonlinearity="x"), "nonlinearity should be"),
+    (lambda: fastrnn.MinLSTM(IN, H, dropout=2.0), "dropout"),
+    (lambda: fastrnn.MinGRU(IN, H, dtype=torch.complex64), "expected real numbers"),
+    (lambda: fastrnn.MinGRU(IN, H)(torch.zeros(2, 3, 4)), "input_size"),
+    (lambda: fastrnn.MinGRU(IN, H)(torch.zeros(2, 3, IN), torch.zeros(1, 2, H)), "Expected hidden size"),
+    (lambda: fastrnn.MinGRU(IN, H)(torch.zeros(2, 3, IN).double()), "does not match weight dtype"),
+    (lambda: fastrnn.MinGRU(IN, H, bidirectional=True).step(torch.zeros(3, IN)), "one direction"),
+]
+
+
+@pytest.mark.parametrize(("call", "text"), WRONG)
+def test_wrong_arguments(call, text):
+    """One error that names the argument."""
+    with pytest.raises((ValueError, RuntimeError, TypeError), match=text):
+        call()

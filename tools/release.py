@@ -1,0 +1,93 @@
+"""Checks that a version can be released, and makes what is handed out: `make release`.
+
+python tools/release.py check     the version, and CHANGELOG.md's section of it
+python tools/release.py sdist     dist/fastrnn-VERSION.tar.gz, built from itself in an empty folder and tried
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TRIAL = """
+import torch, fastrnn
+from fastrnn._ops import library
+assert library.cpu_loaded, library.cpu_why
+torch.manual_seed(0)
+ours = fastrnn.LSTM(8, 16, num_layers=2)
+theirs = torch.nn.LSTM(8, 16, num_layers=2)
+theirs.load_state_dict(ours.state_dict())
+x = torch.randn(5, 3, 8)
+torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+ours(x)[0].sum().backward()
+theirs(x)[0].sum().backward()
+for a, b in zip(ours.parameters(), theirs.parameters()):
+    torch.testing.assert_close(a.grad, b.grad)
+print(fastrnn.__file__, fastrnn.__version__)
+"""
+
+
+def version(root: Path = ROOT) -> str:
+    """The version, from the one place that has it."""
+    return re.search(r'__version__ = "(.+?)"', (root / "fastrnn" / "_version.py").read_text()).group(1)
+
+
+def faults(version: str, changelog: str) -> list[str]:
+    """What is wrong with a changelog for the release of a version."""
+    found = []
+    if not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", version):
+        found.append(f"fastrnn/_version.py: expected a version such as 1.2.0 or 1.2.0rc1, got {version!r}")
+    sections = re.split(r"^## ", changelog, flags=re.MULTILINE)[1:]
+    bodies = {section.partition("\n")[0].strip(): section.partition("\n")[2].strip() for section in sections}
+    if bodies.get("[Unreleased]"):
+        found.append("CHANGELOG.md: what stands under [Unreleased] belongs into a section of the version")
+    mine = [title for title in bodies if title.startswith(f"[{version}]")]
+    if not mine:
+        found.append(f"CHANGELOG.md: no section [{version}] - YYYY-MM-DD")
+    elif not re.fullmatch(rf"\[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d", mine[0]):
+        found.append(f"CHANGELOG.md: expected [{version}] - YYYY-MM-DD, got {mine[0]}")
+    elif not bodies[mine[0]]:
+        found.append(f"CHANGELOG.md: the section [{version}] is empty")
+    return found
+
+
+def run(*command, cwd: Path = ROOT, **environment: str) -> None:
+    print("+", shlex.join(map(str, command)), flush=True)
+    subprocess.run(command, check=True, cwd=cwd, env={**os.environ, **environment})
+
+
+def sdist() -> Path:
+    """The source archive; it is unpacked, built and tried where nothing else of the repository is."""
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", FASTRNN_CUDA="0")
+    archive = ROOT / "dist" / f"fastrnn-{version()}.tar.gz"
+    with tempfile.TemporaryDirectory(prefix="fastrnn-sdist-") as name:
+        with tarfile.open(archive) as file:
+            file.extractall(name, filter="data")
+        folder = Path(name) / f"fastrnn-{version()}"
+        run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=folder, FASTRNN_CUDA="0")
+        run(sys.executable, "-c", TRIAL, cwd=folder, PYTHONPATH=str(folder))
+    return archive
+
+
+def main() -> int:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("what", choices=("check", "sdist"))
+    if parser.parse_args().what == "sdist":
+        print(f"built from itself: {sdist().relative_to(ROOT)}")
+        return 0
+    found = faults(version(), (ROOT / "CHANGELOG.md").read_text())
+    print("\n".join(found) or f"version {version()}: CHANGELOG.md has it")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
