@@ -8,9 +8,9 @@ aarch64   CPU kernels for Linux on 64-bit Arm, cross-compiled: needs aarch64-lin
           library for it from the package index, to link with
 
 By default those for which this machine has the tools; what is left out, is named. Each goes into a folder of
-its own, as two of them have the same name. A wheel is for the CPython that runs this script (the libraries in it know
-none; the module of pybind11 does), every torch from 2.11 on, and every Linux with glibc from 2.28 on (manylinux_2_28): see oldest.py. The last lines are what
-auditwheel found.
+its own, as two of them have the same name. A wheel is for the CPython that runs this script (the libraries in
+it know none; the module of pybind11 does), every torch from 2.11 on, and every Linux with glibc from 2.28 on
+(manylinux_2_28): see oldest.py. The last lines are what auditwheel found.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
   //              forward direction drops h0 and c0 where step 0 is one
   //
   // cell         "lstm", "gru", "rnn_tanh", "rnn_relu", and behind the name the options of a variant, each after a +
-  //              (cells/variant.h), on the CPU:
+  //              (cells/variant.h):
   //                peephole        LSTM: p (3*H,) for i, f, o; i and f see c_{t-1}, o the candidate of c_t
   //                coupled         LSTM: f = 1 - i; what f has of the weights is unused
   //                norm=eps        layer norm of both products over all gates: gains norm_ih, norm_hh (G*H,); an LSTM's h

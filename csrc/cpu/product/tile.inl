@@ -247,29 +247,11 @@ constexpr Kernels<T> kKernels{};
 template <class T>
 FASTRNN_INLINE void multiply(int rows, int vectors, T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld,
                              int64_t K, const char* ahead = nullptr) {
-  const ProductKernel<T> kernel = kKernels<T>.product[vectors - 1][rows - 1];
-#ifdef FASTRNN_NEON  // whose kernels take a block of terms
-  for (int64_t k = 0; k < K; k += kSumBlock) {
-    kernel(tile, a, block_stride, b, ld, min_of(kSumBlock, K - k), ahead);
-    a += kSumBlock / Simd<T>::W * block_stride;
-    b += kSumBlock * ld;
-    if (ahead) ahead += kSumBlock * 64;
-  }
-#else
-  kernel(tile, a, block_stride, b, ld, K, ahead);
-#endif
+  kKernels<T>.product[vectors - 1][rows - 1](tile, a, block_stride, b, ld, K, ahead);
 }
 template <class T>
 FASTRNN_INLINE void multiply_transposed(int rows, int vectors, T* tile, const T* a, const T* b, int64_t reduction) {
-  const TransposedKernel<T> kernel = kKernels<T>.transposed[vectors - 1][rows - 1];
-#ifdef FASTRNN_NEON
-  constexpr int W = Simd<T>::W;
-  for (int64_t r = 0; r < reduction; r += kRowBlock) {
-    kernel(tile, a + r * W, b + r * vectors * W, min_of(kRowBlock, reduction - r));
-  }
-#else
-  kernel(tile, a, b, reduction);
-#endif
+  kKernels<T>.transposed[vectors - 1][rows - 1](tile, a, b, reduction);
 }
 
 // Brings the panel that comes next into the cache, a slice with each row tile of the present one:

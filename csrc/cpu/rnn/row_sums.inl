@@ -35,16 +35,20 @@ RowPart<T> part_of(const Panels<T>& units, Range blocks, int per_unit, F&& value
   using V = typename Simd<T>::V;
   const T count = static_cast<T>(units_in(units, blocks) * per_unit);
   if (count == 0) return {0, 0};
-  const auto sum = [&](auto&& of) {
+  // Of the values, or of their squared distances from `middle`.
+  const auto sum = [&](const V& middle, bool squares) {
     V sums[2] = {};
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      for (int k = 0; k < per_unit; ++k) sums[k & 1] += first_lanes<T>(of(value(block, k)), units.lanes(block));
+      for (int k = 0; k < per_unit; ++k) {
+        V v = value(block, k);
+        if (squares) v = (v - middle) * (v - middle);
+        sums[k & 1] += first_lanes<T>(v, units.lanes(block));
+      }
     }
     return sum_lanes<T>(sums[0] + sums[1]);
   };
-  const T mean = sum([](V v) { return v; }) / count;
-  const V middle = Simd<T>::broadcast(mean);
-  return {mean, sum([&](V v) { return (v - middle) * (v - middle); })};
+  const T mean = sum(V{}, false) / count;
+  return {mean, sum(Simd<T>::broadcast(mean), true)};
 }
 
 // Vectors of a direction from natural ones; where there is none, nothing is written.

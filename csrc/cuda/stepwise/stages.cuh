@@ -10,7 +10,8 @@
 
 namespace fastrnn::cuda {
 
-constexpr int kMostThreads = 256;  // of a block that takes a whole row
+// Of a block that takes a whole row; kernels' bounds say one block an SM, else the compiler spills to fit more.
+constexpr int kMostThreads = 256;
 
 // How rows lie over a one-dimensional grid: a block of whole warps takes one of `chunks` pieces of a row.
 struct Pieces {

@@ -40,7 +40,7 @@ FAULTS = {
         "stepwise/kernels.cuh", "static_cast<const A*>(p.dh)[state]", "A(0)", "A* const direct"
     ),
     "race: the pieces of a row overlap": Fault(
-        "stepwise/kernels.cuh",
+        "device/tiling.cuh",
         "static_cast<int64_t>(chunk) * tiling.width",
         "static_cast<int64_t>(chunk) * (tiling.width - 1)",
     ),

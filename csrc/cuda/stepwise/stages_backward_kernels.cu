@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 template <template <class> class CellOf, class T>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kMostThreads, 1)
     backward_kernel(const StageLayer s, const StageBackward p, const Pieces pieces) {
   using A = Compute<T>;
   using Cell = CellOf<ScalarMath<A>>;
@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 template <template <class> class CellOf, class T>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kMostThreads, 1)
     input_backward_kernel(const StageLayer s, const StageBackward p, const Pieces pieces) {
   using A = Compute<T>;
   using Cell = CellOf<ScalarMath<A>>;

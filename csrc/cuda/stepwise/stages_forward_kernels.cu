@@ -22,7 +22,7 @@ __device__ __forceinline__ void put_output(const StageLayer& s, const StageForwa
 }
 
 template <template <class> class CellOf, class T>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kMostThreads, 1)
     forward_kernel(const StageLayer s, const StageForward p, const Pieces pieces) {
   using A = Compute<T>;
   using Cell = CellOf<ScalarMath<A>>;
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 template <int G, class T>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kMostThreads, 1)
     input_moments_kernel(const StageLayer s, const StageForward p, Compute<T>* moments, const Pieces pieces) {
   using A = Compute<T>;
   const PieceAt at = piece_at(pieces);
