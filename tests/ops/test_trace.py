@@ -417,11 +417,13 @@ def test_operators_by_their_short_name():
 
 
 def test_no_operator_is_forgotten():
-    """Those called above are all that take a list."""
+    """Those called above are all that take a list, but for torch's own layer as an operator, which is for graphs of
+    torch.compile alone: traced and scripted programs have torch's."""
     names = torch._C._dispatch_get_all_op_names()
     names = {n for n in names if n.startswith("fastrnn::") and not n.endswith(".script")}
     schemas = {n: torch._C._get_schema(n, "") for n in names}
     with_lists = {n.removeprefix("fastrnn::") for n, s in schemas.items() if "Tensor[]" in _inputs(str(s))}
+    with_lists -= {"torch_layer", "torch_layer_backward"}
     called = str(_twice.inlined_graph)
     assert with_lists
     for name in with_lists:

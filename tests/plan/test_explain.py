@@ -98,7 +98,7 @@ def test_a_gpu_can_be_asked_about_without_one():
     found = explain((100, 16, 128, 256), device="cuda", dtype=torch.float16, training=True)
     assert found.device == "cuda"
     assert found.instruction_set is None
-    assert found.kernels == ["cudnn"] if not library.cuda_loaded else found.kernels[0] in GPU_TIERS
+    assert found.kernels == ["cudnn"]  # nothing is proven there, and without CUDA there is nothing else
 
 
 @pytest.mark.parametrize("device", ["mps", "xpu", "xla"])

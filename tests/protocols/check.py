@@ -49,6 +49,8 @@ def of(model: str, *defines: str, faults: str = "") -> list[Check]:
 RIGHT = [
     *of("grid"),
     *of("grid", "LOSE=1"),
+    # No mistake: once one gave up the flag says so, and nobody takes what is published after.
+    Check("grid", ("LOSE=1",), "GOES_ON"),
     *of("grid", "FINISHING=2"),
     *of("grid", "HASTY=1", "T=3"),
     *of("cluster"),
@@ -65,13 +67,14 @@ RIGHT = [
 #: With one.
 WRONG = [
     *of("grid", faults="ONE_BUFFER ARRIVAL_EARLY NO_ACQUIRE NO_RELEASE NO_SUMS_BARRIER NO_WAIT_BARRIER"),
-    *of("grid", "LOSE=1", faults="GOES_ON"),
     *of("cluster", faults="ONE_BUFFER STORES_OWN FEWER_BYTES MORE_BYTES WRONG_PARITY NO_BEGIN ARMED_AFTER"),
     *of("cluster", faults="OTHER_BARRIER ONE_WAITS ONE_SILENT"),
     *of("cluster", "SPLIT=1", faults="ONE_BUFFER STORES_OWN FEWER_BYTES MORE_BYTES WRONG_PARITY ONE_WAITS"),
     *of("cluster", "SPLIT=1", faults="READS_LATE"),
     *of("cluster", "SPLIT=1", "HASTY=1", faults="PUSHES_ON ARMS_ON NO_TIME"),
-    *of("scattered", faults="ONE_SLOT_BUFFER ONE_OPERAND_BUFFER STORES_OWN FEWER_BYTES MORE_BYTES"),
+    *of("scattered", faults="ONE_SLOT_BUFFER ONE_OPERAND_BUFFER FEWER_BYTES MORE_BYTES"),
+    # Where the warp that adds up is not the one that works for its own CTA.
+    *of("scattered", "BEHIND=1", faults="STORES_OWN"),
     *of("scattered", faults="NO_BARRIER AFTER_NEXT OTHER_BARRIER NO_WAIT"),
     *of("scattered", "HASTY=1", faults="PUSHES_ON NO_TIME"),
 ]

@@ -14,7 +14,7 @@ FAULTS = {
     "walk: both directions run forwards": Fault(
         "scan/ring.cuh", "out.reverse(s) != descending", "descending"
     ),
-    "walk: a packed row is as long as the longest": Fault("scan/ring.cuh", "tables.lengths[out.b]", "s.L"),
+    "walk: a packed row is as long as the longest": Fault("scan/ring.cuh", "tables.lengths[out.b]", "s.T"),
     "backward: c of the step itself": Fault(
         "scan/kernels.cuh",
         "ring.fetch_cell(slot, 0, cells + row_ahead.at)",
