@@ -333,8 +333,8 @@ def test_a_tier_is_not_for_the_cpu():
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_explain(device, monkeypatch):
-    """Masked layers run the same kernels, and explain says so. On a GPU where nothing is proven plain layers are
-    torch's own, which has no masks: there asked for by name."""
+    """Masked layers run the same kernels, and explain says so. On a GPU where nothing is proven plain layers
+    are torch's own, which has no masks: there asked for by name."""
     monkeypatch.setattr(library, "cuda_loaded", True)
     shape = (100, 16, 64, 64)
     backend = {"cpu": "auto", "cuda": "stepwise"}[device]
