@@ -82,8 +82,9 @@ def library(name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = F
                 raise RuntimeError(f"a fault in csrc/cuda/{fault.file}, which is not there")
         for file in filter(Path.is_file, CUDA.rglob("*")):
             write(copy / file.relative_to(CUDA), plant(file, faults))
-    for stale in set((folder / "objects").glob("*.o")) - set(map(Path, objects)):  # its source has another name now
-        stale.unlink()
+    for object_ in (folder / "objects").glob("*.o"):
+        if str(object_) not in objects:  # its source has another name now
+            object_.unlink()
     result = folder / "libfastrnn_emulated.so"
     edges.append(f"build {result}: link {' '.join(objects)}\n")
     compile_and_link(folder, edges, f"-shared -L{TORCH / 'lib'} -Wl,-z,defs", "-ltorch_cpu -ltorch")

@@ -417,8 +417,8 @@ def test_operators_by_their_short_name():
 
 
 def test_no_operator_is_forgotten():
-    """Those called above are all that take a list, but for torch's own layer as an operator, which is for graphs
-    of torch.compile alone: traced and scripted programs have torch's."""
+    """Those called above are all that take a list, but for torch's own layer as an operator, which is for
+    graphs of torch.compile alone: traced and scripted programs have torch's."""
     names = torch._C._dispatch_get_all_op_names()
     names = {n for n in names if n.startswith("fastrnn::") and not n.endswith(".script")}
     schemas = {n: torch._C._get_schema(n, "") for n in names}
