@@ -7,6 +7,7 @@ would have it.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -217,7 +218,7 @@ assert forward(ops, case, p)[1].isfinite().all()
 def test_a_failed_question_is_asked_again(ops):
     """About room for clusters: the launch that could not know does without, the next one does not."""
     tests = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", ASKED_AGAIN], cwd=tests, capture_output=True, text=True, check=False
-    )
+    found = {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
+    command = [sys.executable, "-c", ASKED_AGAIN]
+    done = subprocess.run(command, env=os.environ | found, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
