@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
+from .._cells.variant import spell
 from .._ops import devices, library, torch_state
 from . import costs, gpus, subject, wavefront
 from .explanation import Explanation, LayerPlan
@@ -188,11 +189,23 @@ def _without_kernels(way: Route) -> dict:
     return {"kernel": _RUNNERS[way.runner], "reason": reason}
 
 
+def _spelled(asked: Subject, kind: str) -> str:
+    """The cell as the operator is told it; see _run/variant.py for what is done to the weights alone."""
+    variant = asked.variant
+    if variant is None:
+        return asked.cell
+    if asked.proj or kind != "cpu":
+        variant = variant._replace(heads=1)
+    if kind != "cpu" and variant.coupled and not (variant.norm or variant.peephole):
+        variant = variant._replace(coupled=False)
+    return spell(asked.cell, variant, asked.training and variant.recurrent_dropout > 0)
+
+
 def _rnn_plans(asked: Subject, way: Route, kind: str, machine: dict, measure: bool) -> list[LayerPlan]:
     directions, inputs = 2 if asked.bidirectional else 1, asked.inputs
     if kind == "cuda":
         machine = machine | {"tier": asked.backend if way.tier else "auto"}
-    layers = []
+    cell, layers = _spelled(asked, kind), []
     for number in range(asked.num_layers):
         shape = {"T": asked.T, "B": asked.B, "I": inputs, "H": asked.hidden, "P": asked.proj}
         shape["directions"] = directions
@@ -202,7 +215,7 @@ def _rnn_plans(asked: Subject, way: Route, kind: str, machine: dict, measure: bo
             continue
         plan = library.plan(
             device=kind,
-            cell=asked.cell,
+            cell=cell,
             **shape,
             dtype=_name(asked.dtype),
             training=asked.training,

@@ -164,6 +164,30 @@ def test_the_plan_that_ran(machine, isa, threads, dtype):
         assert ran == {name: said.plan[name] for name in ran}
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm": "layer"},
+        {"peephole": True, "zoneout": 0.1},
+        {"coupled": True},
+        {"weight_dropout": 0.1},
+        {"heads": 4, "recurrent_dropout": 0.1},
+        {"heads": 4, "proj_size": 4},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_plan_of_a_variant_that_ran(machine, options, training):
+    """Variants have kernels of their own, whose weights are always packed: not the plain cell's plan."""
+    for T, B in ((1, 1), (3, 2), (20, 16)):
+        module, x = fastrnn.LSTM(8, 16, **options).train(training), torch.ones(T, B, 8)
+        said = explain(module, x).layers[0]
+        module(x)
+        ran = library.cpu_last_plan()
+        assert ran.pop("kernel") == said.kernel
+        assert ran == {name: said.plan[name] for name in ran}
+
+
 def test_the_last_plan_is_the_threads_own():
     """cpu_last_plan is of the thread that asks: another one's call does not show."""
     import threading
