@@ -57,7 +57,7 @@ RIGHT = [
     *of("cluster", "SPLIT=1"),
     *of("cluster", "SPLIT=1", "LOSE=1"),
     *of("cluster", "LOSE=1", "T=2"),
-    *of("cluster", "SPLIT=1", "HASTY=1", "T=3"),
+    *of("cluster", "SPLIT=1", "HASTY=1", "T=2"),
     *of("scattered"),
     *of("scattered", "BEHIND=1"),
     *of("scattered", "LOSE=1"),
