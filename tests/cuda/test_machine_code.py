@@ -1,0 +1,145 @@
+"""SASS gate: what the kernels' machine code may do, and a table of what it does. Needs no GPU.
+
+A change of the table is a decision: `python tests/machine_code.py --write` makes it anew, to be read and
+committed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+import machine_code
+import pytest
+import torch
+from emu.build import find_cuda_tool
+from machine_code import Facts, Instruction, disassembled, facts, instructions
+
+from fastrnn._ops import library
+
+LIBRARY = machine_code.ROOT / "fastrnn" / "libfastrnn_cuda.so"
+#: Times the committed number of instructions a step, with another compiler than the table's.
+BUDGET = 1.15
+
+needs_library = pytest.mark.skipif(
+    torch.version.cuda is None or os.environ.get("FASTRNN_CUDA") == "0" or find_cuda_tool("nvcc") is None,
+    reason="built without CUDA kernels: torch without CUDA, FASTRNN_CUDA=0, or no nvcc",
+)
+needs_disassembler = pytest.mark.skipif(
+    find_cuda_tool("nvdisasm") is None, reason="nvdisasm is not installed: see requirements/cuda.txt"
+)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, dict[str, Facts]]:
+    """By architecture and kernel."""
+    tool = find_cuda_tool("cuobjdump")
+    assert tool, "cuobjdump is not installed: requirements/cuda.txt names its package"
+    listed = subprocess.check_output([tool, "--list-elf", LIBRARY], text=True)
+    archs = sorted(set(re.findall(r"\bsm_\w+", listed)))
+    assert archs
+    return {a: {k: facts(code) for k, code in disassembled(LIBRARY, a).items()} for a in archs}
+
+
+def persistent(found: dict[str, Facts], exchange: str) -> dict[str, Facts]:
+    kept = {k: f for k, f in found.items() if k.startswith("persistent_") and f", {exchange}," in k}
+    assert len(kept) in (18, 24)  # 2 passes, 3 cells, 3 or 4 precisions
+    return kept
+
+
+@needs_library
+@needs_disassembler
+def test_no_local_and_no_generic_access(compiled):
+    """An array in local memory is far slower than registers, a generic access asks where it goes."""
+    for arch, found in compiled.items():
+        for kernel, f in found.items():
+            assert f.local == 0, f"{arch}: {kernel}"
+            # The word by which a CTA tells its cluster that it has given up; backward has two waits.
+            allowed = 2 if f.step > 0 and "Cluster" in kernel else 0
+            assert f.generic <= allowed, f"{arch}: {kernel}"
+
+
+@needs_library
+@needs_disassembler
+def test_exchanges(compiled):
+    """Of a step: the one fence of a publication, the looks at the barrier, the CTA's barriers, the pushes."""
+    for arch, found in compiled.items():
+        # pushes, tries, fences, releases, barriers
+        for kernel, f in persistent(found, "OneCta").items():
+            assert f[-5:] == (0, 0, 0, 0, 1), f"{arch}: {kernel}: {f}"
+        for kernel, f in persistent(found, "Grid").items():
+            assert f[-5:] == (0, 0, 1, 1, 2), f"{arch}: {kernel}: {f}"
+        for kernel, f in persistent(found, "Cluster").items():
+            if arch == "sm_80":  # has no clusters: the kernels are empty
+                assert f.step == 0, f"{arch}: {kernel}"
+                continue
+            # One look where the phase is over by then, one of a loop where it is not.
+            assert (f.tries, f.fences, f.releases, f.barriers) == (2, 0, 0, 1), f"{arch}: {kernel}"
+            assert f.pushes >= 1, f"{arch}: {kernel}"
+
+
+@needs_library
+@needs_disassembler
+def test_products(compiled):
+    """Multiplied by tensor cores, with the weights' loads in flight together, by whole warps."""
+    for arch, found in compiled.items():
+        for kernel, f in found.items():
+            if not kernel.startswith("persistent_") or f.step == 0:
+                continue
+            assert f.products >= 4, f"{arch}: {kernel}"
+            assert f.in_flight >= 16, f"{arch}: {kernel}"
+            # In a cluster a warp's number says which products it makes, and in which order: one way for all
+            # its lanes, which the code does not show.
+            assert f.divergent == 0 or "Cluster" in kernel, f"{arch}: {kernel}"
+
+
+@needs_library
+@needs_disassembler
+def test_the_table(compiled, capsys):
+    """The same as the committed one by the same compiler, within a budget by another one."""
+    heading, rows = machine_code.committed()
+    arch = next((a for a in machine_code.TABLED if a in compiled), None)  # where there are clusters
+    if arch is None:
+        pytest.skip(f"the table is of {' or '.join(machine_code.TABLED)}, the library of {list(compiled)}")
+    found, now = machine_code.with_a_step(compiled[arch]), f"{arch}, {library.build_info()['cuda_compiler']}"
+    with capsys.disabled():
+        print(f"\n{machine_code.table(found, now)}")
+    assert set(found) == set(rows), "kernels came or went: python tests/machine_code.py --write"
+    if now == heading:
+        changed = {k: (rows[k], f) for k, f in found.items() if rows[k] != f}
+        assert not changed, f"python tests/machine_code.py --write, and read what changed: {changed}"
+    for kernel, f in found.items():
+        assert f.step <= BUDGET * rows[kernel].step, f"{arch}: {kernel}"
+
+
+def code(*lines: str) -> list[Instruction]:
+    """As nvdisasm writes it, 16 bytes each."""
+    return instructions("\n".join(f"        /*{16 * n:04x}*/       {line} ;" for n, line in enumerate(lines)))
+
+
+def test_the_reader_sees_what_it_should():
+    """The gate's own eyes: a step, what is in it, and what is apart in it."""
+    step = [
+        "BAR.SYNC.DEFER_BLOCKING 0x0",
+        "BSSY B0, 0x70",
+        "@P0 BRA 0x70",
+        "HMMA.16816.F32.BF16 R4, R8, R12, RZ",
+        "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R3+URZ], R2",
+        "STAS.64 [R4.64], R2",
+        "MEMBAR.ALL.GPU",
+        "@!P1 RED.E.ADD.STRONG.GPU [R2.64], R5",
+    ]
+    loads = ["LDG.E R4, [R2.64]", "LDG.E.64 R6, [R2.64+0x8]", "@P1 LDG.E R9, [R2.64+0x10]"]
+    use = ["IADD3 R5, R7, 0x1, RZ", "LDL R3, [R1]", "ST.E.STRONG.SYS [R2.64], R3", "MEMBAR.SC.SYS"]
+    prologue = [*loads, *use]
+    first = 16 * len(prologue)
+    step = [re.sub(r"0x70", hex(first + 0x70), line) for line in step]
+    end = ["HMMA.16816.F32.BF16 R4, R8, R12, R4", "STG.E [R2.64], R4", f"@P2 BRA {hex(first)}", "EXIT"]
+    f = facts(code(*prologue, *step, *end))
+    assert f == Facts(
+        instructions=19, local=1, generic=1, in_flight=3, step=11, products=2, divergent=1, pushes=1, tries=1,
+        fences=1, releases=1, barriers=1,
+    )  # fmt: skip
+    assert facts(code("LDG.E R4, [R2.64]", "LDG.E R5, [R4.64]", "EXIT")).in_flight == 1
+    assert facts(code("EXIT")) == Facts(1, 0, 0, 0)
