@@ -9,6 +9,8 @@ import pytest
 import torch
 from emu import build
 from emu.build import NAMESPACE
+from emu.faults import assert_found, outcomes
+from emu.planted.stages import FAULTS
 from stage_cases import GRU, LSTM, OPTIONS, RNN, Case, cases, check, packed, problem
 
 
@@ -192,3 +194,19 @@ def test_what_runs_is_a_step_at_a_time(ops):
     ops.cuda_clear_ran()
     ops.rnn_forward(*call, "lstm+peephole", True, 0)
     assert "stepwise" in ops.cuda_ran()
+
+
+@pytest.fixture(scope="module")
+def found(request):
+    return outcomes(request, FAULTS, "emu.stages_fault_checks")
+
+
+def test_no_fault_no_race(found):
+    """The sums over a row are ordered, no two blocks write the same unit, and the results are right."""
+    assert found[None].get("worst", 2) <= 1, found[None]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_found(found, fault):
+    """Deliberate faults in the kernels and the time loops: the cases would not let them pass."""
+    assert_found(fault, found[fault])

@@ -2,8 +2,8 @@
 
     python -m emu.run_faults LIBRARY MODULE FAULT...        (in tests/; by numbers, 0 is the source as it is)
 
-MODULE has check_cases() and worst_of(ops, case): emu.layer_checks, emu.persistent_checks or emu.sru_checks;
-or something in it has, as in emu.weather_checks:STALE.
+MODULE has check_cases() and worst_of(ops, case): emu.layer_checks, emu.stages_fault_checks,
+emu.persistent_checks or emu.sru_checks.
 
 Each run is a process of its own and prints one JSON line: the worst error in units of its tolerance and what
 it was, or the exception that ended the run.
@@ -43,9 +43,7 @@ def run(library: str, fault: int, module) -> dict:
 
 def main() -> None:
     torch.set_num_threads(1)  # a fork takes no other thread along
-    name, _, member = sys.argv[2].partition(":")
-    library, module = sys.argv[1], import_module(name)
-    module = getattr(module, member) if member else module
+    library, module = sys.argv[1], import_module(sys.argv[2])
     for fault in map(int, sys.argv[3:]):
         reader, writer = os.pipe()
         if os.fork() == 0:

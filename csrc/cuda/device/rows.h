@@ -14,6 +14,9 @@ struct StepRows {
   int64_t t[2] = {0, 0};
   int64_t first[2] = {0, 0};
   int64_t count[2] = {0, 0};
+
+  // The same rows in the (D,B,.) buffers: as many, from the first.
+  StepRows of_states() const { return {.count = {count[0], count[1]}}; }
 };
 
 // Which rows run at which step, on the device. Null pointers: a padded sequence whose rows all take T steps.

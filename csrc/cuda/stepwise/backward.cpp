@@ -4,23 +4,6 @@
 #include "cuda/stepwise/product.h"
 
 namespace fastrnn::cuda {
-namespace {
-
-// A (D,B,.) gradient of the compute type, or zeros.
-Tensor final_gradient(const Layer& layer, const std::optional<Tensor>& grad, const Sizes& sizes) {
-  if (!grad) return layer.make_zeros(sizes, layer.compute);
-  const Tensor out = layer.make_compute(sizes);
-  copy(out, *grad);
-  return out;
-}
-
-// out = a + b, (D,B,.) gradients of the compute type as a result.
-void store_result(const Layer& layer, const Tensor& out, const Tensor& a, const std::optional<Tensor>& b) {
-  check_cuda(initial_gradient(layer.step_shape(), layer.table(), a.size(2), a.data_ptr(), data(b), out.data_ptr(),
-                              layer.stream));
-}
-
-}  // namespace
 
 // dh, dc and direct hold every row's gradient while the loop runs, as hn and c do in forward: a row that does not
 // run waits in them with the gradient of its last state until its last step is reached. Where the products write
@@ -74,8 +57,8 @@ void run_stepwise(const Layer& layer, const BackwardSequence& s) {
     check_cuda(backward_step(layer.step_shape(), step, layer.stream));
     if (t > 0 || s.dh0) recurrent(step.rows);
   }
-  if (s.dh0) store_result(layer, *s.dh0, dh, direct);
-  if (s.dc0) store_result(layer, *s.dc0, *dc, std::nullopt);
+  if (s.dh0) store_gradient(layer, *s.dh0, dh, direct);
+  if (s.dc0) store_gradient(layer, *s.dc0, *dc, std::nullopt);
 }
 
 }  // namespace fastrnn::cuda

@@ -50,9 +50,7 @@ void run_stepwise(const Layer& layer, const ForwardSequence& s) {
   // The stages of a step (cells/cell.h): product; gates, cell and the unit's half of the state; the output's half.
   for (int64_t t = 0; t < shape.T; ++t) {
     step.rows = layer.rows_at(t);
-    StepRows state;  // of the (D,B,.) buffers: as many rows, from the first
-    state.count[0] = step.rows.count[0];
-    state.count[1] = step.rows.count[1];
+    const StepRows state = step.rows.of_states();
     recurrent(state);
     check_cuda(forward_step(layer.step_shape(), step, layer.stream));
     if (projected) {

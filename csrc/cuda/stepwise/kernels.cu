@@ -1,37 +1,14 @@
 // Launches of the stepwise kernels: one instance a cell and type, chosen here.
 #include "cuda/stepwise/kernels.cuh"
 
-#include <algorithm>
+#include "cuda/stepwise/instances.cuh"
 
 namespace fastrnn::cuda {
 namespace {
 
-int64_t longest(const StepRows& rows, int directions) {
-  return directions == 1 ? rows.count[0] : std::max(rows.count[0], rows.count[1]);
-}
-
-template <template <class> class Cell>
-struct CellTag {
-  template <class M>
-  using Of = Cell<M>;
-};
-
-// f(CellTag<Cell>, TypeTag<T>)
 template <class F>
 int with_cell(const StepShape& shape, F f) {
-  return with_type(shape.dtype, [&](auto type) {
-    switch (shape.cell) {
-      case CellKind::kLstm:
-        return f(CellTag<LstmCell>{}, type);
-      case CellKind::kGru:
-        return f(CellTag<GruCell>{}, type);
-      case CellKind::kRnnTanh:
-        return f(CellTag<RnnTanhCell>{}, type);
-      case CellKind::kRnnRelu:
-        return f(CellTag<RnnReluCell>{}, type);
-    }
-    return static_cast<int>(cudaErrorInvalidValue);
-  });
+  return with_cell_of<LstmCell, GruCell, RnnTanhCell, RnnReluCell>(shape, f);
 }
 
 }  // namespace

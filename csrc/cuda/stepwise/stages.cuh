@@ -1,11 +1,10 @@
 // What the kernels of stages.h have in common: where a block is at work, and sums over its row.
 #pragma once
-#include <algorithm>
-
 #include "cells/policies/stages.h"
 #include "cuda/device/async_copy.cuh"
 #include "cuda/device/tiling.cuh"
 #include "cuda/device/types.cuh"
+#include "cuda/stepwise/instances.cuh"
 #include "cuda/stepwise/stages.h"
 
 namespace fastrnn::cuda {
@@ -31,12 +30,29 @@ struct PieceAt {
   int64_t row, unit, stride;
   int direction;
 };
+// The same at a step, where rows are those of the batch.
+struct RowAt : PieceAt {
+  int64_t t;
+  bool exists;                          // whether the direction has so many rows at this step
+  int64_t of_direction, of_all, state;  // where it lies in a direction's N rows, in (D,N,.), and in (D,B,.)
+};
 __device__ __forceinline__ PieceAt piece_at(const Pieces& p) {
   const int64_t block = blockIdx.x, row = block / p.chunks;
   const int64_t chunk = block - row * p.chunks;
   const int direction = row >= p.rows;
   return {row - direction * p.rows, chunk * p.threads + threadIdx.x, static_cast<int64_t>(p.chunks) * p.threads,
           direction};
+}
+
+__device__ __forceinline__ RowAt row_at(const StageLayer& s, const StepRows& rows, const Pieces& pieces) {
+  RowAt at = {piece_at(pieces)};
+  const int d = at.direction;
+  at.t = pick(rows.t, d);
+  at.exists = at.row < pick(rows.count, d);
+  at.of_direction = pick(rows.first, d) + at.row;
+  at.of_all = d * s.shape.N + at.of_direction;
+  at.state = d * s.shape.B + at.row;
+  return at;
 }
 
 template <class... Params, class... Args>
@@ -91,53 +107,30 @@ __device__ RowMoments<A> block_moments(int64_t units, double eps, Value value) {
 }
 
 // Of unit u's first gate in a row by heads of `gates` gates; the next gate is H / heads further.
-__device__ __forceinline__ int64_t by_heads(const StageLayer& s, int gates, int d, int64_t row, int64_t u) {
+__device__ __forceinline__ int64_t by_heads(const StageLayer& s, int gates, const RowAt& at, int64_t u) {
   const int64_t size = s.shape.H / s.on.heads, head = s.on.heads == 1 ? 0 : u / size;
-  return (((d * s.on.heads + head) * s.shape.B + row) * gates - head) * size + u;
+  return (((at.direction * s.on.heads + head) * s.shape.B + at.row) * gates - head) * size + u;
 }
 template <class T>
 __device__ __forceinline__ Compute<T> vector_at(const void* vector, int64_t i) {
   return load(static_cast<const T*>(vector) + i);
 }
-// Of row `in_direction` of N, batch row `row` of step t: a part that stays, feature `i`.
+// The part that stays of a row's unit u, one of `units` a direction.
 template <class T>
-__device__ __forceinline__ Compute<T> keep_at(const StageLayer& s, const TensorRows& keep, int64_t t, int64_t row,
-                                              int64_t in_direction, int64_t i) {
-  const int64_t at =
-      s.table.row_offsets ? in_direction * keep.row_stride : t * keep.step_stride + row * keep.row_stride;
-  return load(static_cast<const T*>(keep.data) + at + i);
+__device__ __forceinline__ Compute<T> keep_at(const StageLayer& s, const TensorRows& keep, const RowAt& at,
+                                              int64_t units, int64_t u) {
+  const int64_t row =
+      s.table.row_offsets ? at.of_direction * keep.row_stride : at.t * keep.step_stride + at.row * keep.row_stride;
+  return load(static_cast<const T*>(keep.data) + row + at.direction * units + u);
 }
 template <class T>
 __device__ __forceinline__ Compute<T> mask_at(const StageLayer& s, int64_t state) {
   return s.masks.recurrent ? load(static_cast<const T*>(s.masks.recurrent) + state) : Compute<T>(1);
 }
 
-template <template <class> class Cell>
-struct StagesTag {
-  template <class M>
-  using Of = Cell<M>;
-};
-
-// f(StagesTag<Cell>, TypeTag<T>)
 template <class F>
 int with_stages(const StepShape& shape, F f) {
-  return with_type(shape.dtype, [&](auto type) {
-    switch (shape.cell) {
-      case CellKind::kLstm:
-        return f(StagesTag<LstmStages>{}, type);
-      case CellKind::kGru:
-        return f(StagesTag<GruStages>{}, type);
-      case CellKind::kRnnTanh:
-        return f(StagesTag<RnnTanhStages>{}, type);
-      case CellKind::kRnnRelu:
-        return f(StagesTag<RnnReluStages>{}, type);
-    }
-    return static_cast<int>(cudaErrorInvalidValue);
-  });
-}
-
-inline int64_t longest(const StepRows& rows, int directions) {
-  return directions == 1 ? rows.count[0] : std::max(rows.count[0], rows.count[1]);
+  return with_cell_of<LstmStages, GruStages, RnnTanhStages, RnnReluStages>(shape, f);
 }
 
 }  // namespace fastrnn::cuda

@@ -1,18 +1,11 @@
 // The backward pass of a layer with stages: a kernel and a GEMM a step, as forward has them, then the gradients of x
 // and of every weight.
+#include "cuda/stepwise/loop.h"
 #include "cuda/stepwise/product.h"
 #include "cuda/stepwise/stages_loop.h"
 
 namespace fastrnn::cuda {
 namespace {
-
-// A (D,B,.) gradient of the compute type, or zeros.
-Tensor start_of(const Layer& layer, const std::optional<Tensor>& grad, const Sizes& sizes) {
-  if (!grad) return layer.make_zeros(sizes, layer.compute);
-  const Tensor out = layer.make_compute(sizes);
-  copy(out, *grad);
-  return out;
-}
 
 StageTerms terms_of(const LayerShape& s) {
   StageTerms at;
@@ -159,8 +152,8 @@ std::pair<Tensor, std::vector<Tensor>> backward_stages(const Layer& layer, const
 
   const StagedLayer staged(layer);
   const Tensor dh = layer.make_zeros({D, B, width}, layer.compute);
-  const Tensor direct = start_of(layer, saved.grad_hn, {D, B, width});
-  const auto dc = where(cell.has_cell, [&] { return start_of(layer, saved.grad_cn, {D, B, H}); });
+  const Tensor direct = final_gradient(layer, saved.grad_hn, {D, B, width});
+  const auto dc = where(cell.has_cell, [&] { return final_gradient(layer, saved.grad_cn, {D, B, H}); });
   const auto dm = where(projected, [&] { return layer.make_compute({D, B, H}); });
   const Tensor held = layer.make_compute({D, B, 2 * H});
 
@@ -203,9 +196,7 @@ std::pair<Tensor, std::vector<Tensor>> backward_stages(const Layer& layer, const
   for (int64_t t = shape.T - 1; t >= 0; --t) {
     step.rows = layer.rows_at(t);
     step.previous = layer.rows_at(t - 1);
-    StepRows state;
-    state.count[0] = step.rows.count[0];
-    state.count[1] = step.rows.count[1];
+    const StepRows state = step.rows.of_states();
     if (projected) {
       check_cuda(stages_output_gradient(*staged, step, layer.stream));
       (*project)(step.rows);
@@ -217,15 +208,11 @@ std::pair<Tensor, std::vector<Tensor>> backward_stages(const Layer& layer, const
     }
     if (t > 0 || wanted.h0) recurrent(state);
   }
-  const auto store_result = [&](const Tensor& out, const Tensor& a, const std::optional<Tensor>& b) {
-    check_cuda(initial_gradient(layer.step_shape(), layer.table(), a.size(2), a.data_ptr(), data(b), out.data_ptr(),
-                                layer.stream));
-  };
   if (wanted.h0) {
     if (on.recurrent_mask) check_cuda(stages_mask(*staged, true, dh.data_ptr(), layer.stream));
-    store_result(grad_h0, dh, direct);
+    store_gradient(layer, grad_h0, dh, direct);
   }
-  if (wanted.c0) store_result(grad_c0, *dc, none);
+  if (wanted.c0) store_gradient(layer, grad_c0, *dc, none);
 
   RowGradients all{dgx, dgh, none, terms, empty_result, none, dh_y, m};
   if (on.norm && (wanted.x || wanted.weights)) {

@@ -6,19 +6,20 @@ namespace {
 
 // What reaches a unit of the output: its candidate's gradient, and what goes to h_{t-1} past the cell.
 template <class T>
-__device__ __forceinline__ Compute<T> output_gradient(const StageLayer& s, const StageBackward& p, int d, int64_t t,
-                                                      int64_t row, int64_t in_direction, int64_t u,
-                                                      Compute<T>& kept) {
+__device__ __forceinline__ Compute<T> output_gradient(const StageLayer& s, const StageBackward& p, const RowAt& at,
+                                                      int64_t u, Compute<T>& kept) {
   using A = Compute<T>;
-  const int64_t state = (d * s.shape.B + row) * s.width + u;
+  const int64_t state = at.state * s.width + u;
   A dh = 0;
-  if (!s.table.ends(t, d, row)) {
+  if (!s.table.ends(at.t, at.direction, at.row)) {
     dh = static_cast<const A*>(p.dh)[state] * mask_at<T>(s, state) + static_cast<const A*>(p.direct)[state];
   }
-  if (p.grad_y) dh += load(static_cast<const T*>(p.grad_y) + (in_direction * s.shape.D + d) * s.width + u);
+  if (p.grad_y) {
+    dh += load(static_cast<const T*>(p.grad_y) + (at.of_direction * s.shape.D + at.direction) * s.width + u);
+  }
   kept = 0;
   if (s.on.zoneout_h) {
-    const A k = keep_at<T>(s, s.masks.keep_h, t, row, in_direction, d * s.width + u);
+    const A k = keep_at<T>(s, s.masks.keep_h, at, s.width, u);
     Zoneout<ScalarMath<A>>::backward(k, dh, kept);
   }
   return dh;
@@ -26,33 +27,32 @@ __device__ __forceinline__ Compute<T> output_gradient(const StageLayer& s, const
 
 // h_{t-1} of a unit as the cell read it, 0 where the step begins a sequence.
 template <class T>
-__device__ __forceinline__ Compute<T> previous_output(const StageLayer& s, const StageBackward& p, int d, int64_t t,
-                                                      int64_t row, int64_t u) {
-  if (s.table.begins(t, d, row)) return 0;
-  const int64_t before = pick(p.previous.first, d) + row;
-  return s.table.runs(pick(p.previous.t, d), row)
+__device__ __forceinline__ Compute<T> previous_output(const StageLayer& s, const StageBackward& p, const RowAt& at,
+                                                      int64_t u) {
+  const int d = at.direction;
+  if (s.table.begins(at.t, d, at.row)) return 0;
+  const int64_t before = pick(p.previous.first, d) + at.row;
+  return s.table.runs(pick(p.previous.t, d), at.row)
              ? load(static_cast<const T*>(p.y) + (before * s.shape.D + d) * s.width + u)
-             : load(static_cast<const T*>(p.h0) + (d * s.shape.B + row) * s.width + u);
+             : load(static_cast<const T*>(p.h0) + at.state * s.width + u);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kBlock)
     output_gradient_kernel(const StageLayer s, const StageBackward p, const Pieces pieces) {
   using A = Compute<T>;
-  const PieceAt at = piece_at(pieces);
-  const int d = at.direction;
-  const int64_t t = pick(p.rows.t, d), row = at.row, u = at.unit;
-  if (u >= s.width || row >= pick(p.rows.count, d)) return;
-  const int64_t in_direction = pick(p.rows.first, d) + row, state = (d * s.shape.B + row) * s.width + u;
+  const RowAt at = row_at(s, p.rows, pieces);
+  const int64_t u = at.unit, state = at.state * s.width + u;
+  if (u >= s.width || !at.exists) return;
   A* const direct = static_cast<A*>(p.direct) + state;
-  if (!s.table.runs(t, row)) {
+  if (!s.table.runs(at.t, at.row)) {
     *direct += static_cast<const A*>(p.dh)[state] * mask_at<T>(s, state);
     return;
   }
   A kept;
-  const A dh = output_gradient<T>(s, p, d, t, row, in_direction, u, kept);
+  const A dh = output_gradient<T>(s, p, at, u, kept);
   *direct = kept;
-  store(static_cast<T*>(p.dh_y) + (d * s.shape.N + in_direction) * s.width + u, dh);
+  store(static_cast<T*>(p.dh_y) + at.of_all * s.width + u, dh);
 }
 
 template <template <class> class CellOf, class T>
@@ -61,11 +61,11 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   using A = Compute<T>;
   using Cell = CellOf<ScalarMath<A>>;
   constexpr int G = Cell::kGates, S = Cell::kSaved;
-  const PieceAt at = piece_at(pieces);
+  const RowAt at = row_at(s, p.rows, pieces);
+  if (!at.exists) return;  // all of the block
   const int d = at.direction;
-  const int64_t H = s.shape.H, t = pick(p.rows.t, d), row = at.row, head_size = H / s.on.heads;
-  if (row >= pick(p.rows.count, d)) return;         // all of the block
-  const int64_t first = (d * s.shape.B + row) * H;  // of the (D,B,H) buffers
+  const int64_t H = s.shape.H, t = at.t, row = at.row, head_size = H / s.on.heads;
+  const int64_t first = at.state * H;  // of the (D,B,H) buffers
   const bool projected = p.dm;
   A* const direct = projected ? nullptr : static_cast<A*>(p.direct) + first;
   T* const operand = static_cast<T*>(p.operand);
@@ -74,9 +74,9 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   // The recurrent gates' gradient as the product reads it.
   const auto put_operand = [&](int64_t u, int g, A value) {
     if (g < product_gates) {
-      store(operand + by_heads(s, product_gates, d, row, u) + g * head_size, value);
+      store(operand + by_heads(s, product_gates, at, u) + g * head_size, value);
     } else {
-      store(operand_n + by_heads(s, 1, d, row, u), value);
+      store(operand_n + by_heads(s, 1, at, u), value);
     }
   };
   if (!s.table.runs(t, row)) {  // its gradients wait, and the products give it none
@@ -87,14 +87,13 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     return;
   }
   const bool begins = s.table.begins(t, d, row), ends = s.table.ends(t, d, row);
-  const int64_t in_direction = pick(p.rows.first, d) + row, of_n = d * s.shape.N + in_direction;
   const int64_t before = pick(p.previous.first, d) + row;
   const bool has_previous = s.table.runs(pick(p.previous.t, d), row);
-  const T* const gates = static_cast<const T*>(p.gates) + of_n * s.saved * H;
-  T* const dgx = static_cast<T*>(p.dgx) + of_n * G * H;
-  T* const dgh = static_cast<T*>(p.dgh) + of_n * G * H;
-  A* const held = static_cast<A*>(p.held) + (d * s.shape.B + row) * 2 * H;
-  A* const terms = p.terms ? static_cast<A*>(p.terms) + of_n * p.at.count * H : nullptr;
+  const T* const gates = static_cast<const T*>(p.gates) + at.of_all * s.saved * H;
+  T* const dgx = static_cast<T*>(p.dgx) + at.of_all * G * H;
+  T* const dgh = static_cast<T*>(p.dgh) + at.of_all * G * H;
+  A* const held = static_cast<A*>(p.held) + 2 * first;
+  A* const terms = p.terms ? static_cast<A*>(p.terms) + at.of_all * p.at.count * H : nullptr;
   const DirectionWeights& w = s.weights[d];
   const auto saved_at = [&](int64_t u, int k) { return load(gates + k * H + u); };
   const auto c_before = [&](int64_t u) {
@@ -109,13 +108,12 @@ __global__ void __launch_bounds__(kMostThreads, 1)
         const A saved[3] = {saved_at(u, 0), saved_at(u, 1), saved_at(u, 2)};
         return Cell::candidate(saved, c_before(u));
       }
-      return static_cast<const A*>(p.cells)[of_n * H + u];
+      return static_cast<const A*>(p.cells)[at.of_all * H + u];
     }
     return A(0);
   };
   const auto candidate_gradient = [&](int64_t u, A& kept) {
-    return projected ? static_cast<const A*>(p.dm)[first + u]
-                     : output_gradient<T>(s, p, d, t, row, in_direction, u, kept);
+    return projected ? static_cast<const A*>(p.dm)[first + u] : output_gradient<T>(s, p, at, u, kept);
   };
   const bool apart = s.on.norm && Cell::kHasCell;  // h sees a c that was normalised
 
@@ -133,7 +131,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
         const A dh = candidate_gradient(u, kept);
         Cell::emit_backward(saved, seen, dh, dpre, d_seen);
         if (direct) direct[u] = kept;
-        if (p.m) store(static_cast<T*>(p.m) + of_n * H + u, Cell::emit(saved, seen));
+        if (p.m) store(static_cast<T*>(p.m) + at.of_all * H + u, Cell::emit(saved, seen));
         if (terms) {
           terms[p.at.norm_c * H + u] = d_seen * normal;
           terms[(p.at.norm_c + 1) * H + u] = d_seen;
@@ -161,9 +159,9 @@ __global__ void __launch_bounds__(kMostThreads, 1)
       c = candidate(u);
       c_prev = c_before(u);
       if (!ends) dc = static_cast<const A*>(p.dc)[first + u];
-      if (p.grad_cells) dc += static_cast<const A*>(p.grad_cells)[of_n * H + u];
+      if (p.grad_cells) dc += static_cast<const A*>(p.grad_cells)[at.of_all * H + u];
       if (s.on.zoneout_c) {
-        const A k = keep_at<T>(s, s.masks.keep_c, t, row, in_direction, d * H + u);
+        const A k = keep_at<T>(s, s.masks.keep_c, at, H, u);
         Zoneout<ScalarMath<A>>::backward(k, dc, dc_kept);
       }
       A d_seen;
@@ -172,12 +170,12 @@ __global__ void __launch_bounds__(kMostThreads, 1)
         d_seen = norm_backward(held[H + u], normalised(c, of_c.mean, of_c.scale), of_c.scale, c_sums[0], c_sums[1]);
       } else {
         Cell::emit_backward(saved, c, dh, dpre, d_seen);
-        if (p.m) store(static_cast<T*>(p.m) + of_n * H + u, Cell::emit(saved, c));
+        if (p.m) store(static_cast<T*>(p.m) + at.of_all * H + u, Cell::emit(saved, c));
       }
       dc += d_seen;
     }
     if constexpr (Cell::kSplit) {
-      h_prev = previous_output<T>(s, p, d, t, row, u);
+      h_prev = previous_output<T>(s, p, at, u);
       if (s.on.reset_before) {
         Cell::second_phase_backward(saved, h_prev, dh, dpre, drec, dh_prev);
         dpre[0] = 0;  // the first phase finds it
@@ -232,18 +230,16 @@ __global__ void __launch_bounds__(kBlock)
     first_phase_kernel(const StageLayer s, const StageBackward p, const Pieces pieces) {
   using A = Compute<T>;
   using Cell = GruStages<ScalarMath<A>>;
-  const PieceAt at = piece_at(pieces);
-  const int d = at.direction;
-  const int64_t H = s.shape.H, t = pick(p.rows.t, d), row = at.row, u = at.unit;
-  if (u >= H || row >= pick(p.rows.count, d) || !s.table.runs(t, row)) return;
-  const int64_t of_n = d * s.shape.N + pick(p.rows.first, d) + row, state = (d * s.shape.B + row) * H + u;
-  const A saved[1] = {load(static_cast<const T*>(p.gates) + of_n * s.saved * H + u)};
-  const A mask = mask_at<T>(s, state), h = previous_output<T>(s, p, d, t, row, u) * mask;
+  const RowAt at = row_at(s, p.rows, pieces);
+  const int64_t H = s.shape.H, u = at.unit, state = at.state * H + u;
+  if (u >= H || !at.exists || !s.table.runs(at.t, at.row)) return;
+  const A saved[1] = {load(static_cast<const T*>(p.gates) + at.of_all * s.saved * H + u)};
+  const A mask = mask_at<T>(s, state), h = previous_output<T>(s, p, at, u) * mask;
   A dpre[1], dh;
   Cell::first_phase_backward(saved, h, static_cast<const A*>(p.d_reset_h)[state], dpre, dh);
-  store(static_cast<T*>(p.dgx) + of_n * 3 * H + u, dpre[0]);
-  store(static_cast<T*>(p.dgh) + of_n * 3 * H + u, dpre[0]);
-  store(static_cast<T*>(p.operand) + by_heads(s, 2, d, row, u), dpre[0]);
+  store(static_cast<T*>(p.dgx) + at.of_all * 3 * H + u, dpre[0]);
+  store(static_cast<T*>(p.dgh) + at.of_all * 3 * H + u, dpre[0]);
+  store(static_cast<T*>(p.operand) + by_heads(s, 2, at, u), dpre[0]);
   static_cast<A*>(p.direct)[state] += mask * dh;
 }
 
@@ -318,7 +314,7 @@ int stages_output_gradient(const StageLayer& layer, const StageBackward& step, v
 }
 
 int stages_backward(const StageLayer& layer, const StageBackward& step, void* stream) {
-  return with_stages(layer.shape, [&]<template <class> class Cell, class T>(StagesTag<Cell>, TypeTag<T>) {
+  return with_stages(layer.shape, [&]<template <class> class Cell, class T>(CellTag<Cell>, TypeTag<T>) {
     return launch_pieces(backward_kernel<Cell, T>, longest(step.rows, layer.shape.D), layer.shape.H, layer.on.norm,
                          layer.shape.D, stream, layer, step);
   });
@@ -332,7 +328,7 @@ int stages_first_phase_backward(const StageLayer& layer, const StageBackward& st
 }
 
 int stages_input_backward(const StageLayer& layer, const StageBackward& step, void* stream) {
-  return with_stages(layer.shape, [&]<template <class> class Cell, class T>(StagesTag<Cell>, TypeTag<T>) {
+  return with_stages(layer.shape, [&]<template <class> class Cell, class T>(CellTag<Cell>, TypeTag<T>) {
     return launch_pieces(input_backward_kernel<Cell, T>, layer.shape.N, layer.shape.H, true, layer.shape.D, stream,
                          layer, step);
   });

@@ -75,9 +75,7 @@ void forward_stages(const Layer& layer, const RnnArguments& in, const RnnResults
 
   for (int64_t t = 0; t < shape.T; ++t) {
     step.rows = layer.rows_at(t);
-    StepRows state;  // of the (D,B,.) buffers: as many rows, from the first
-    state.count[0] = step.rows.count[0];
-    state.count[1] = step.rows.count[1];
+    const StepRows state = step.rows.of_states();
     recurrent(state);
     check_cuda(stages_forward(*staged, step, layer.stream));
     if (second) {

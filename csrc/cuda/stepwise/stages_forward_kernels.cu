@@ -6,19 +6,19 @@ namespace {
 
 // h of a unit of the output: its candidate through the state stage, and everywhere where it is read again.
 template <class T>
-__device__ __forceinline__ void put_output(const StageLayer& s, const StageForward& p, int d, int64_t t, int64_t row,
-                                           int64_t in_direction, int64_t u, bool begins, Compute<T> h) {
+__device__ __forceinline__ void put_output(const StageLayer& s, const StageForward& p, const RowAt& at, int64_t u,
+                                           bool begins, Compute<T> h) {
   using A = Compute<T>;
-  const int64_t state = (d * s.shape.B + row) * s.width + u;
+  const int64_t state = at.state * s.width + u;
   A* const h_state = static_cast<A*>(p.h_state);
   if (s.on.zoneout_h) {
-    const A k = keep_at<T>(s, s.masks.keep_h, t, row, in_direction, d * s.width + u);
+    const A k = keep_at<T>(s, s.masks.keep_h, at, s.width, u);
     Zoneout<ScalarMath<A>>::forward(k, begins ? A(0) : h_state[state], h);
   }
   h_state[state] = h;
   store(static_cast<T*>(p.hn) + state, h);
   if (s.masks.recurrent) store(static_cast<T*>(p.operand) + state, h * mask_at<T>(s, state));
-  store(static_cast<T*>(p.y) + (in_direction * s.shape.D + d) * s.width + u, h);
+  store(static_cast<T*>(p.y) + (at.of_direction * s.shape.D + at.direction) * s.width + u, h);
 }
 
 template <template <class> class CellOf, class T>
@@ -27,32 +27,30 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   using A = Compute<T>;
   using Cell = CellOf<ScalarMath<A>>;
   constexpr int G = Cell::kGates, S = Cell::kSaved;
-  const PieceAt at = piece_at(pieces);
+  const RowAt at = row_at(s, p.rows, pieces);
+  if (!at.exists || !s.table.runs(at.t, at.row)) return;  // all of the block
   const int d = at.direction;
-  const int64_t H = s.shape.H, t = pick(p.rows.t, d), row = at.row;
-  if (row >= pick(p.rows.count, d) || !s.table.runs(t, row)) return;  // all of the block
-  const bool begins = s.table.begins(t, d, row), whole = !p.m;
-  const int64_t in_direction = pick(p.rows.first, d) + row, of_n = d * s.shape.N + in_direction;
-  const int64_t head_size = H / s.on.heads;
+  const int64_t H = s.shape.H, head_size = H / s.on.heads;
+  const bool begins = s.table.begins(at.t, d, at.row), whole = !p.m;
   const int product_gates = s.on.reset_before ? G - 1 : G;
-  const T* const gx = static_cast<const T*>(p.gx) + of_n * p.gx_stride;
+  const T* const gx = static_cast<const T*>(p.gx) + at.of_all * p.gx_stride;
   const A* const rec = static_cast<const A*>(p.rec);
   const A* const bias = p.bias ? static_cast<const A*>(p.bias) + d * (G + Cell::kSplit) * H : nullptr;
-  T* const gates = p.gates ? static_cast<T*>(p.gates) + of_n * s.saved * H : nullptr;
-  A* const held = static_cast<A*>(p.held) + (d * s.shape.B + row) * 2 * H;
+  T* const gates = p.gates ? static_cast<T*>(p.gates) + at.of_all * s.saved * H : nullptr;
+  A* const held = static_cast<A*>(p.held) + at.state * 2 * H;
   const DirectionWeights& w = s.weights[d];
   const auto recurrent = [&](int64_t u, int g) {
-    return begins ? A(0) : rec[by_heads(s, product_gates, d, row, u) + g * head_size];
+    return begins ? A(0) : rec[by_heads(s, product_gates, at, u) + g * head_size];
   };
 
   RowMoments<A> of_x{}, of_h{};
   if (s.on.norm) {
-    const A* const moments = static_cast<const A*>(p.x_moments) + of_n * 2;
+    const A* const moments = static_cast<const A*>(p.x_moments) + at.of_all * 2;
     of_x = {moments[0], moments[1]};
     of_h = block_moments<G, A>(H, s.on.eps, recurrent);
   }
   for (int64_t u = at.unit; u < H; u += at.stride) {
-    const int64_t state = (d * s.shape.B + row) * H + u;
+    const int64_t state = at.state * H + u;
     A pre[G], apart = 0, saved[S], c_prev = 0, h_prev = 0, c = 0, h = 0, peephole[3] = {};
 #pragma unroll
     for (int g = 0; g < G; ++g) {
@@ -103,15 +101,15 @@ __global__ void __launch_bounds__(kMostThreads, 1)
         h = Cell::emit(saved, c);
       }
       if (s.on.zoneout_c) {
-        const A k = keep_at<T>(s, s.masks.keep_c, t, row, in_direction, d * H + u);
+        const A k = keep_at<T>(s, s.masks.keep_c, at, H, u);
         Zoneout<ScalarMath<A>>::forward(k, c_prev, c);
       }
       static_cast<A*>(p.c)[state] = c;
-      if (p.cells) static_cast<A*>(p.cells)[of_n * H + u] = c;
+      if (p.cells) static_cast<A*>(p.cells)[at.of_all * H + u] = c;
       if (s.on.norm) continue;
     }
     if (whole) {
-      put_output<T>(s, p, d, t, row, in_direction, u, begins, h);
+      put_output<T>(s, p, at, u, begins, h);
     } else {
       store(static_cast<T*>(p.m) + state, h);
     }
@@ -126,9 +124,9 @@ __global__ void __launch_bounds__(kMostThreads, 1)
       const A saved[4] = {0, 0, 0, held[H + u]};
       const A h = Cell::emit(saved, seen);
       if (whole) {
-        put_output<T>(s, p, d, t, row, in_direction, u, begins, h);
+        put_output<T>(s, p, at, u, begins, h);
       } else {
-        store(static_cast<T*>(p.m) + (d * s.shape.B + row) * H + u, h);
+        store(static_cast<T*>(p.m) + at.state * H + u, h);
       }
     }
   }
@@ -139,37 +137,33 @@ __global__ void __launch_bounds__(kBlock)
     second_phase_kernel(const StageLayer s, const StageForward p, const Pieces pieces) {
   using A = Compute<T>;
   using Cell = GruStages<ScalarMath<A>>;
-  const PieceAt at = piece_at(pieces);
+  const RowAt at = row_at(s, p.rows, pieces);
+  const int64_t H = s.shape.H, u = at.unit;
+  if (u >= H || !at.exists || !s.table.runs(at.t, at.row)) return;
   const int d = at.direction;
-  const int64_t H = s.shape.H, t = pick(p.rows.t, d), row = at.row, u = at.unit;
-  if (u >= H || row >= pick(p.rows.count, d) || !s.table.runs(t, row)) return;
-  const bool begins = s.table.begins(t, d, row);
-  const int64_t in_direction = pick(p.rows.first, d) + row, of_n = d * s.shape.N + in_direction;
-  const int64_t state = (d * s.shape.B + row) * H + u;
+  const bool begins = s.table.begins(at.t, d, at.row);
   const A* const bias = p.bias ? static_cast<const A*>(p.bias) + d * 4 * H + 2 * H + u : nullptr;
-  A pre = load(static_cast<const T*>(p.gx) + of_n * p.gx_stride + 2 * H + u);
-  if (!begins) pre += static_cast<const A*>(p.rec_n)[by_heads(s, 1, d, row, u)];
+  A pre = load(static_cast<const T*>(p.gx) + at.of_all * p.gx_stride + 2 * H + u);
+  if (!begins) pre += static_cast<const A*>(p.rec_n)[by_heads(s, 1, at, u)];
   if (bias) pre += bias[0] + bias[H];
-  A saved[4] = {0, static_cast<const A*>(p.held)[(d * s.shape.B + row) * 2 * H + u]}, h = 0;
-  const A h_prev = begins ? A(0) : static_cast<const A*>(p.h_state)[state];
+  A saved[4] = {0, static_cast<const A*>(p.held)[at.state * 2 * H + u]}, h = 0;
+  const A h_prev = begins ? A(0) : static_cast<const A*>(p.h_state)[at.state * H + u];
   Cell::second_phase(pre, h_prev, saved, h);
   if (p.gates) {
-    T* const gates = static_cast<T*>(p.gates) + of_n * s.saved * H + u;
+    T* const gates = static_cast<T*>(p.gates) + at.of_all * s.saved * H + u;
     store(gates + 2 * H, saved[2]);
     store(gates + 3 * H, saved[3]);
   }
-  put_output<T>(s, p, d, t, row, in_direction, u, begins, h);
+  put_output<T>(s, p, at, u, begins, h);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kBlock)
     output_kernel(const StageLayer s, const StageForward p, const T* h, const Pieces pieces) {
-  const PieceAt at = piece_at(pieces);
-  const int d = at.direction;
-  const int64_t t = pick(p.rows.t, d);
-  if (at.unit >= s.width || at.row >= pick(p.rows.count, d) || !s.table.runs(t, at.row)) return;
-  put_output<T>(s, p, d, t, at.row, pick(p.rows.first, d) + at.row, at.unit, s.table.begins(t, d, at.row),
-                load(h + (d * s.shape.B + at.row) * s.width + at.unit));
+  const RowAt at = row_at(s, p.rows, pieces);
+  if (at.unit >= s.width || !at.exists || !s.table.runs(at.t, at.row)) return;
+  put_output<T>(s, p, at, at.unit, s.table.begins(at.t, at.direction, at.row),
+                load(h + at.state * s.width + at.unit));
 }
 
 template <int G, class T>
@@ -198,7 +192,7 @@ __global__ void __launch_bounds__(kBlock) mask_kernel(const StageLayer s, E* h, 
 }  // namespace
 
 int stages_input_moments(const StageLayer& layer, const StageForward& step, void* moments, void* stream) {
-  return with_stages(layer.shape, [&]<template <class> class Cell, class T>(StagesTag<Cell>, TypeTag<T>) {
+  return with_stages(layer.shape, [&]<template <class> class Cell, class T>(CellTag<Cell>, TypeTag<T>) {
     using A = Compute<T>;
     return launch_pieces(input_moments_kernel<Cell<ScalarMath<A>>::kGates, T>, layer.shape.N, layer.shape.H, true,
                          layer.shape.D, stream, layer, step, static_cast<A*>(moments));
@@ -206,7 +200,7 @@ int stages_input_moments(const StageLayer& layer, const StageForward& step, void
 }
 
 int stages_forward(const StageLayer& layer, const StageForward& step, void* stream) {
-  return with_stages(layer.shape, [&]<template <class> class Cell, class T>(StagesTag<Cell>, TypeTag<T>) {
+  return with_stages(layer.shape, [&]<template <class> class Cell, class T>(CellTag<Cell>, TypeTag<T>) {
     return launch_pieces(forward_kernel<Cell, T>, longest(step.rows, layer.shape.D), layer.shape.H, layer.on.norm,
                          layer.shape.D, stream, layer, step);
   });

@@ -6,8 +6,8 @@ One library holds them all, each behind a switch, as compiling takes longer than
 from __future__ import annotations
 
 from ..build import Fault
-from . import layer, persistent, scan
+from . import layer, persistent, scan, stages
 
 #: Their numbers begin at 1.
-ALL: list[Fault] = [fault for family in (layer, persistent, scan) for fault in family.FAULTS.values()]
+ALL: list[Fault] = [fault for family in (layer, persistent, scan, stages) for fault in family.FAULTS.values()]
 assert len(set(ALL)) == len(ALL)
