@@ -17,7 +17,7 @@ from fastrnn._ops import library
 @pytest.fixture(autouse=True)
 def _same_start(request):
     """The same random numbers, as many threads as --threads says, and an emulated device without troubles,
-    whatever the tests before left behind.
+    which has proven nothing and has nothing in quarantine: whatever the tests before left behind.
 
     One by default: on a busy machine small problems spend their time waiting for other threads. A test about
     threads sets its own number.
@@ -25,12 +25,7 @@ def _same_start(request):
     torch.manual_seed(0)
     torch.set_num_threads(request.config.getoption("--threads"))
     if hasattr(torch.ops.fastrnn_emulated, "take_status"):  # the emulator of tests/emu, where it is loaded
-        emulated = torch.ops.fastrnn_emulated
-        emulated.configure(1)
-        emulated.trouble()
-        emulated.fail(0)
-        emulated.room_for_clusters(16)
-        emulated.take_status()
+        torch.ops.fastrnn_emulated.begin_anew()
 
 
 @pytest.fixture(params=library.available_cpu_isas())

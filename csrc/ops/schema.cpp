@@ -4,7 +4,12 @@
 
 #include <string>
 
-STABLE_TORCH_LIBRARY(fastrnn, m) {
+// The emulator of tests/emu compiles this for a namespace of its own.
+#ifndef FASTRNN_NAMESPACE
+#define FASTRNN_NAMESPACE fastrnn
+#endif
+
+STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   // Every operator that takes a list is defined twice, first as its overload .script. The stable ABI moves the
   // elements out of a list that it converts. The lists of a call from Python or C++ are the call's own; those of
   // TorchScript are the program's, which may pass one again (in a loop, or as a constant of a frozen module) and

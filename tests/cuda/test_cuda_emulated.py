@@ -9,8 +9,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from emu import build
-from emu.build import NAMESPACE
 from emu.faults import assert_found, outcomes
 from emu.planted.layer import FAULTS
 from layer_cases import (
@@ -36,15 +34,6 @@ from layer_cases import (
 
 from fastrnn._ops import library
 from fastrnn.reference import masked_layer
-
-
-@pytest.fixture(scope="module")
-def ops():
-    torch.ops.load_library(str(build.library()))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the products are tiny, and the kernels run on one thread anyway
-    yield getattr(torch.ops, NAMESPACE)
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("case", grid(), ids=str)
@@ -169,14 +158,6 @@ def test_under_grad_mode(ops):
     for a, b in zip(fused(ops, case, asking), fused(ops, case, p), strict=True):
         assert torch.equal(a, b)
     assert torch.is_grad_enabled()
-
-
-def test_schemas_are_the_ops(ops):
-    """emu_ops.cpp repeats the schemas of csrc/ops/schema.cpp."""
-    layers = ("rnn_forward", "rnn_backward", "rnn_backward_unlisted", "rnn_layer")
-    for name in (*layers, "sru_forward", "sru_backward", "sru_scan"):
-        ours = str(getattr(ops, name).default._schema).replace(NAMESPACE, "fastrnn")
-        assert ours == str(getattr(torch.ops.fastrnn, name).default._schema)
 
 
 def test_for_tracers_and_compilers(ops):

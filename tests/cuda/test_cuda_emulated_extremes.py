@@ -11,17 +11,10 @@ import persistent_cases
 import pytest
 import sru_cases
 import torch
-from emu.build import NAMESPACE, library
 from persistent_cases import CELLS, PRECISIONS, TIERS, Case
 
 F32 = torch.float32
 NAN = float("nan")
-
-
-@pytest.fixture(scope="module")
-def ops():
-    torch.ops.load_library(str(library()))
-    return getattr(torch.ops, NAMESPACE)
 
 
 def kernels() -> list[tuple[str, str]]:

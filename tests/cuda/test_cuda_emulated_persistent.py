@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from emu.build import NAMESPACE, library
 from persistent_cases import (
     CELLS,
     PRECISIONS,
@@ -30,15 +29,6 @@ PACKED = (9, 4, 4, 2, 1)
 CLUSTERS = ((4, 70), (8, 120), (8, 33), (16, 245), (16, 100))
 H100 = {"sms": 132, "shared_bytes": 227 << 10, "compute_capability": 90, "cooperative": True}
 A100 = {"sms": 108, "shared_bytes": 163 << 10, "compute_capability": 80, "cooperative": True}
-
-
-@pytest.fixture(scope="module")
-def ops():
-    torch.ops.load_library(str(library()))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield getattr(torch.ops, NAMESPACE)
-    torch.set_num_threads(threads)
 
 
 def cases() -> list[Case]:

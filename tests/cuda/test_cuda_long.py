@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from emu.build import NAMESPACE, library
 from layer_cases import Case, Problem, expected, forward, fused, names, problem
 from selection import some, thorough
 from tolerances import error, worst_of
@@ -70,16 +69,10 @@ def check(ops, case: Case, device: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def emulated():
-    torch.ops.load_library(str(library()))
-    ops = getattr(torch.ops, NAMESPACE)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def emulated(ops):
     ops.device(90, 132, 227 << 10)
     yield ops
     ops.device(0, 0, 0)
-    ops.approximate(1)
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("side", [1, pytest.param(-1, marks=thorough)], ids=["above", "below"])

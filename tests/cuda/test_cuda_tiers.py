@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from emu.build import NAMESPACE, library
 from layer_cases import (
     ALL,
     CELLS,
@@ -31,15 +30,10 @@ H100, SHARED = (90, 132), 227 << 10
 
 
 @pytest.fixture(scope="module")
-def ops():
-    torch.ops.load_library(str(library()))
-    found = getattr(torch.ops, NAMESPACE)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    found.device(*H100, SHARED)
-    yield found
-    found.device(0, 0, 0)  # no GPU: the other tests are about the stepwise tier
-    torch.set_num_threads(threads)
+def ops(ops):
+    ops.device(*H100, SHARED)
+    yield ops
+    ops.device(0, 0, 0)
 
 
 def cases() -> list[Case]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from emu.build import NAMESPACE, library
 from layer_cases import Case, backward, expected, forward, fused, problem, worst
 
 from fastrnn import _C
@@ -20,28 +19,13 @@ H100, SHARED = (90, 132), 227 << 10
 PLAIN = Case("lstm", T=6, B=4, IN=3, H=20, dtype=torch.bfloat16)
 
 
-@pytest.fixture(scope="module")
-def library_ops():
-    torch.ops.load_library(str(library()))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield getattr(torch.ops, NAMESPACE)
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
-def ops(library_ops, monkeypatch):
-    """The emulator's operators, as a process begins."""
-    monkeypatch.setattr(cuda, "ops", library_ops)
-    library_ops.device(*H100, SHARED)
-    library_ops.cuda_clear_ran()
-    yield library_ops
-    library_ops.cuda_trust(0, "")
-    library_ops.cuda_quarantine(0, "", "")
-    library_ops.fail(0)
-    library_ops.room_for_clusters(16)
-    library_ops.cuda_status(0)
-    library_ops.device(0, 0, 0)
+def ops(ops, monkeypatch):
+    """The emulator's operators behind the package's own questions, on a GPU."""
+    monkeypatch.setattr(cuda, "ops", ops)
+    ops.device(*H100, SHARED)
+    yield ops
+    ops.device(0, 0, 0)
 
 
 def key(case: Case, training: bool, rows: str = "full") -> str:
@@ -279,3 +263,23 @@ def test_from_the_cache_to_the_kernel_and_back(ops, tmp_path, monkeypatch):
         assert cuda.quarantined(0) == {}
     finally:
         trust.forget()
+
+
+def test_what_a_give_up_leaves(ops):
+    """Every test begins on an emulated device that knows of none before it, see conftest.py: no word of a
+    kernel, no quarantine, nothing proven, nothing that fails or gets lost."""
+    ops.cuda_trust(0, f"{key(PLAIN, True)}\tgrid\tgrid\n")
+    ops.trouble(0)
+    forward(ops, replace(PLAIN, tier="grid", H=40), problem(replace(PLAIN, H=40)))
+    with pytest.raises(RuntimeError, match="tier 'grid' gave up waiting"):
+        forward(ops, PLAIN, problem(PLAIN))
+    assert list(cuda.quarantined(0)) == ["grid"]
+    forward(ops, replace(PLAIN, tier="grid", H=40), problem(replace(PLAIN, H=40)))  # gives up again
+    ops.fail(1)
+    ops.begin_anew()
+    assert cuda.quarantined(0) == {}
+    right(ops, PLAIN)
+    assert ran() == {"stepwise": (1, 1)}  # nothing is proven
+    right(ops, replace(PLAIN, tier="grid", H=40))
+    assert ran() == {"grid": (1, 1)}
+    assert ops.past()[0] == 0

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from emu.build import NAMESPACE, library
 from persistent_cases import (
     CELLS,
     PRECISIONS,
@@ -47,21 +46,6 @@ class Status(NamedTuple):
     precision: int = 0
     D: int = 0
     ctas: int = 0
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    torch.ops.load_library(str(library()))
-    return getattr(torch.ops, NAMESPACE)
-
-
-@pytest.fixture
-def ops(loaded):
-    loaded.take_status()
-    yield loaded
-    loaded.configure(1)
-    loaded.trouble()
-    loaded.fail(0)
 
 
 #: One tile of units a CTA and a warp of it, which meets no barrier; several warps a tile; weights in shared

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from emu.build import NAMESPACE, library
 from emu.faults import assert_found, outcomes
 from emu.planted.scan import FAULTS
 from layer_cases import DTYPES, PACKED
@@ -18,12 +17,6 @@ from sru_cases import INPUTS, Case, backward, check, expected, forward, fused, g
 import fastrnn  # noqa: F401  loads torch.ops.fastrnn
 
 FULL = Case(D=2, v=True, pad=True, drop=True, tanh=True)
-
-
-@pytest.fixture(scope="module")
-def ops():
-    torch.ops.load_library(str(library()))
-    return getattr(torch.ops, NAMESPACE)
 
 
 @pytest.mark.parametrize("case", grid(), ids=str)
@@ -144,13 +137,6 @@ def test_saved_cells_are_the_cpus(ops, sizes, dtype):
         ]
         ratio, what = worst(case, [h, c, *gradients], want)
         assert ratio <= 1, what
-
-
-def test_schemas_are_the_ops(ops):
-    """emu_ops.cpp repeats the schemas of csrc/ops/schema.cpp."""
-    for name in ("sru_forward", "sru_backward"):
-        ours = str(getattr(ops, name).default._schema).replace(NAMESPACE, "fastrnn")
-        assert ours == str(getattr(torch.ops.fastrnn, name).default._schema)
 
 
 def test_bad_input_is_one_error(ops):

@@ -7,20 +7,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from emu import build
-from emu.build import NAMESPACE
 from emu.faults import assert_found, outcomes
 from emu.planted.stages import FAULTS
 from stage_cases import GRU, LSTM, OPTIONS, RNN, Case, cases, check, packed, problem
-
-
-@pytest.fixture(scope="module")
-def ops():
-    torch.ops.load_library(str(build.library()))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield getattr(torch.ops, NAMESPACE)
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("case", list(cases()), ids=str)

@@ -59,7 +59,7 @@ def library(name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = F
     a switch that the op `configure` sets (number 1 is the first one).
     """
     own = [ROOT / "csrc" / "plan" / f"{plan}.cpp" for plan in ("cuda", "table", "geometry", "trust")]
-    own += [EMU / "emu_ops.cpp", EMU / "emu_persistent.cpp"]
+    own += [ROOT / "csrc" / "ops" / "schema.cpp", EMU / "emu_ops.cpp", EMU / "emu_persistent.cpp"]
     sources = [*sorted(CUDA.rglob("*.cpp")), *sorted(CUDA.rglob("*.cu")), *own]
     folder = OUT / name
     copy = folder / "source" / "cuda"

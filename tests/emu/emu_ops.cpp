@@ -1,11 +1,12 @@
-// The operators of csrc/ops/schema.cpp over the emulator, in a namespace of their own (FASTRNN_NAMESPACE), and the
-// switches that tests have over it. The kernels and the host code around them are csrc/cuda's own, compiled
-// with the twins before it; this file only defines the schemas.
+// The switches that tests have over the emulator, as operators beside those of csrc/ops/schema.cpp in a namespace of
+// their own (FASTRNN_NAMESPACE). The kernels and the host code around them are csrc/cuda's own, compiled with the
+// twins before it.
 #include <torch/csrc/stable/library.h>
 
 #include "cuda/device/status.h"
 #include "cuda/torch/device_properties.h"
 #include "cuda/torch/runtime.h"
+#include "cuda/torch/trust.h"
 #ifdef EMU_RACE
 #include "emu_race_hooks.inl"
 #endif
@@ -20,6 +21,20 @@ void configure(int64_t seed, int64_t resident, int64_t fault) {
   emu::opt.seed = static_cast<uint64_t>(seed);
   emu::opt.resident = static_cast<int>(resident);
   emu::opt.fault = static_cast<int>(fault);
+}
+
+// As in a new process, but for the device: no trouble, nothing proven, nothing in quarantine, nobody has given up,
+// nothing has run.
+void begin_anew() {
+  emu::opt = {};
+  fastrnn::cuda::clear_status(0);
+  fastrnn::cuda::DeviceTrust& here = fastrnn::cuda::trust_of(0);
+  const std::lock_guard lock(here.mutex);
+  here.trust = {};
+  here.warned = {};
+  for (auto& passes : fastrnn::cuda::ran()) {
+    for (auto& number : passes) number = 0;
+  }
 }
 
 // The device that plans are made for.
@@ -92,40 +107,8 @@ Tensor guarded(const Tensor& x) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
-  m.def(
-      "rnn_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, "
-      "Tensor? reset, str cell, bool bias, int mode) "
-      "-> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
-  m.def(
-      "rnn_backward(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, Tensor h0, "
-      "Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
-      "Tensor cells, str cell, bool bias, int mode) "
-      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
-  m.def(
-      "rnn_backward_unlisted(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, Tensor "
-      "h0, "
-      "Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
-      "Tensor cells, str cell, bool bias, int mode) "
-      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
-      "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
-  m.def(
-      "rnn_layer(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, "
-      "Tensor? reset, str cell, bool bias, bool keep_cells, int mode) "
-      "-> (Tensor y, Tensor hn, Tensor cn, Tensor cells)");
-  m.def(
-      "sru_forward(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
-      "Tensor? drop_mask, Tensor? batch_sizes, Tensor? reset, bool use_tanh, float scale, bool bidirectional, "
-      "bool save) -> (Tensor h, Tensor c, Tensor cells)");
-  m.def(
-      "sru_scan(Tensor u, Tensor? x, Tensor weight_c, Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, "
-      "Tensor? drop_mask, Tensor? batch_sizes, Tensor? reset, bool use_tanh, float scale, bool bidirectional, "
-      "bool keep_cells) -> (Tensor h, Tensor c, Tensor cells)");
-  m.def(
-      "sru_backward(Tensor? grad_h, Tensor? grad_c, Tensor? grad_cells, Tensor u, Tensor? x, Tensor weight_c, "
-      "Tensor bias, Tensor c0, Tensor? v, Tensor? mask_pad, Tensor? drop_mask, Tensor? batch_sizes, Tensor? reset, "
-      "Tensor cells, bool use_tanh, float scale, bool bidirectional, int needs) "
-      "-> (Tensor grad_u, Tensor grad_x, Tensor grad_weight_c, Tensor grad_bias, Tensor grad_c0, Tensor grad_v)");
+STABLE_TORCH_LIBRARY_FRAGMENT(FASTRNN_NAMESPACE, m) {
+  m.def("begin_anew() -> ()");
   m.def("configure(int seed, int resident=0, int fault=0) -> ()");
   m.def("device(int capability, int sms, int shared_bytes) -> ()");
   m.def("room_for_clusters(int blocks) -> ()");
@@ -135,17 +118,11 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   m.def("take_status() -> int[]");
   m.def("fail(int launches, int queries=0, bool no_image=False) -> ()");
   m.def("plant_status(int code, int tier, int T, int B, int H, int step) -> ()");
-  m.def("cuda_trust(int device, str lines) -> ()");
-  m.def("cuda_quarantine(int device, str tier, str why) -> ()");
-  m.def("cuda_quarantined(int device) -> str");
-  m.def("cuda_ran() -> str");
-  m.def("cuda_clear_ran() -> ()");
-  m.def("cuda_status(int device) -> str");
-  m.def("cuda_has_image(int device) -> bool");
   m.def("guarded(Tensor x) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CPU, m) { m.impl("guarded", TORCH_BOX(&guarded)); }
 STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CompositeExplicitAutograd, m) {
+  m.impl("begin_anew", TORCH_BOX(&begin_anew));
   m.impl("configure", TORCH_BOX(&configure));
   m.impl("device", TORCH_BOX(&device));
   m.impl("room_for_clusters", TORCH_BOX(&room_for_clusters));

@@ -21,8 +21,9 @@ SOAKED = ("one_cta", "cluster", "grid")
 SOAK_S = 10
 #: What `fastrnn tune --verify-only` is asked for, a process each: its own main grid of shapes.
 TUNED = [(cell, dtype) for cell in ("lstm", "gru") for dtype in ("float16", "bfloat16", "float32")]
-#: What else a GPU is needed for, beside the tiers, the scan and the wavefront.
-OTHER_TESTS = ("tests/cuda/test_cuda.py", "tests/ops/test_torch_compile.py::test_reduce_overhead")
+#: The tests of the layers' kernels on a GPU, and what else needs one, beside the scan and the wavefront.
+CUDA_TESTS = [f"tests/cuda/test_cuda{name}.py" for name in ("", "_modules", "_host")]
+OTHER_TESTS = [*CUDA_TESTS, "tests/ops/test_torch_compile.py::test_reduce_overhead"]
 
 
 def python(*words: object) -> list[str]:
@@ -52,7 +53,7 @@ def smoke(out: Path) -> Stage:
 def tests(out: Path) -> Stage:
     """The CUDA tests of each tier by name, the scan's, the wavefront's, then all others."""
     options = ["-q", "-rs", "--tb=short", "--maxfail=25", "-p", "no:cacheprovider", "-p", "lines"]
-    chosen = [(tier, ["tests/cuda/test_cuda.py", "-k", f"{tier} and not mix"]) for tier in TESTED]
+    chosen = [(tier, [*CUDA_TESTS, "-k", f"{tier} and not mix"]) for tier in TESTED]
     chosen += [("scan", ["tests/cuda/test_sru_cuda.py"]), ("wavefront", ["tests/run/test_wavefront.py"])]
     chosen.append(("others", [*OTHER_TESTS, "-k", f"mix or not ({' or '.join(TESTED)})"]))
     return Stage(

@@ -8,6 +8,7 @@
 
 #include "cuda/device/status.h"
 #include "cuda/torch/tensors.h"
+#include "ops/check.h"
 #include "plan/trust.h"
 
 namespace fastrnn::cuda {
