@@ -147,12 +147,12 @@ def commit() -> str | None:
     return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "") if head else None
 
 
-def describe(out: Path, version: str, facts: dict[str, str]) -> dict:
-    """pack.json."""
+def describe(out: Path, version: str, facts: dict[str, str], sources: str) -> dict:
+    """pack.json. sources: the digest of what was compiled."""
     files = sorted(p for p in out.rglob("*") if p.is_file() and p.name != "pack.json")
     return {
         "commit": commit(),
-        "sources": sources_digest(),
+        "sources": sources,
         "python": version,
         "built": facts,
         "files": {p.relative_to(out).as_posix(): p.stat().st_size for p in files},
@@ -204,7 +204,7 @@ def make(out: Path, version: str, headers: Path | None) -> dict:
     nvcc = find_tool("nvcc")
     if nvcc is None:
         raise SystemExit("gpu-pack: no nvcc: pip install -r requirements/cuda.txt, or set CUDA_HOME")
-    work = ROOT / "build" / "gpu"
+    work, sources = ROOT / "build" / "gpu", sources_digest()
     built = build_libraries(work)
     # By itself: the package beside it may be of another build.
     own = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -224,7 +224,11 @@ def make(out: Path, version: str, headers: Path | None) -> dict:
     else:
         build_module(version, headers, facts, target)
     subprocess.run(latency_command(nvcc, ARCH, out / "latency"), check=True)
-    found = describe(out, version, facts)
+    if sources_digest() != sources:
+        raise SystemExit(
+            "gpu-pack: the sources have changed while they were compiled: run make gpu-pack again"
+        )
+    found = describe(out, version, facts, sources)
     (out / "pack.json").write_text(json.dumps(found, indent=1) + "\n")
     return found
 

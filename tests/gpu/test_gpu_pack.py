@@ -96,9 +96,9 @@ def test_a_pack_is_what_a_call_needs(tmp_path):
     """pack.json names what was packed and of what; the compilation of the latencies is Hopper's alone."""
     (tmp_path / "fastrnn").mkdir()
     (tmp_path / "fastrnn" / "x.so").write_text("1234")
-    found = pack.describe(tmp_path, "3.12", {"cuda_archs": "9.0a"})
+    found = pack.describe(tmp_path, "3.12", {"cuda_archs": "9.0a"}, "1234")
     assert found["files"] == {"fastrnn/x.so": 4}
-    assert found["sources"] == pack.sources_digest()
+    assert found["sources"] == "1234"
     command = pack.latency_command("nvcc", pack.ARCH, tmp_path / "latency")
     assert "-gencode=arch=compute_90a,code=sm_90a" in command
 
@@ -115,3 +115,24 @@ def test_latency_program_compiles():
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
         stamp.write_text("")
+
+
+def test_sources_that_change_meanwhile(tmp_path, monkeypatch):
+    """A build takes minutes: what is edited during it is not what was compiled, and no pack says that it is."""
+    headers, built, out = (tmp_path / name for name in ("headers", "built", "out"))
+    for folder in (headers, built):
+        folder.mkdir()
+    (headers / "Python.h").write_text("")
+    for name in ("libfastrnn_cpu.so", "libfastrnn_cuda.so"):
+        (built / name).write_text(name)
+    digests = iter(("before", "after"))
+    monkeypatch.setattr(pack, "sources_digest", lambda: next(digests))
+    monkeypatch.setattr(pack, "find_tool", lambda name: name)
+    monkeypatch.setattr(pack, "build_libraries", lambda folder: built)
+    monkeypatch.setattr(pack, "build_module", lambda *arguments: None)
+    monkeypatch.setattr(
+        pack.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, stdout="{}")
+    )
+    with pytest.raises(SystemExit, match="the sources have changed while they were compiled"):
+        pack.make(out, "3.99", headers)
+    assert not (out / "pack.json").exists()
