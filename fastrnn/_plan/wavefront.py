@@ -15,12 +15,6 @@ _PIECES = (2, 4, 8, 16, 32)
 _WORTH = 0.8
 
 
-@functools.cache
-def measured() -> bool:
-    """Whether the plan's times a step come from a GPU."""
-    return not library.plan_table_provenance().startswith("estimated")
-
-
 @functools.lru_cache(maxsize=4096)
 def planned(
     cell: str,

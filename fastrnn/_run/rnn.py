@@ -266,7 +266,7 @@ def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
     dropout = _checks.probability(stack.name, stack.dropout) if stack.training else 0.0
     equal = batch_sizes is None and rows is None
     if directions == 1 and equal and not dropout and way.runner == "fused" and stack.variant is None:
-        pieces = wavefront.pieces(stack, x, batch, weights)
+        pieces = wavefront.pieces(x)
         if pieces > 1:
             starts = (
                 [(zero_h, zero_c)] * stack.num_layers

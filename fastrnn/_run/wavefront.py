@@ -23,9 +23,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._ops import library, torch_state
-from .._plan import gpus
-from .._plan.wavefront import measured, planned
+from .._ops import torch_state
 
 _asked: contextvars.ContextVar[int | None] = contextvars.ContextVar("fastrnn_wavefront", default=None)
 
@@ -35,10 +33,9 @@ def wavefront(pieces: int | None) -> Iterator[None]:
     """Within it, stacked layers cut their sequence into so many pieces that run as a wavefront.
 
     Args:
-        pieces: 1 for whole layers one after the other, more for that many pieces, None for what the plan
-            says, which is the state without this context: pieces on a GPU where the layers' kernels leave
-            each other room and the plan's times say that it pays. As long as those times are estimates,
-            that is whole layers; ``fastrnn.explain`` names the number of pieces that they would make.
+        pieces: 1 for whole layers one after the other, more for that many pieces, None for what is done
+            without this context: whole layers, as no device has proven pieces to be faster.
+            ``fastrnn.explain`` names the number of pieces that the plan's times would make.
 
     Layers with two directions, packed or masked batches, dropout in training, and compiled graphs run whole
     all the same. The numbers are the same up to rounding in the weights' gradients, whose sums over time are
@@ -71,28 +68,15 @@ def asked() -> bool:
     return not torch_state.compiling() and (_asked.get() or 1) > 1
 
 
-def pieces(stack, x: Tensor, rows: int, weights) -> int:
-    """Into how many pieces a stack of plain layers over x, (T, B, I), is cut; 1 for not at all."""
+def pieces(x: Tensor) -> int:
+    """Into how many pieces a stack of plain layers over x, (T, B, I), is cut; 1 for not at all.
+
+    Only where somebody asks: the plan's times are no proof, and a device's outcomes (``_plan.tuning``) are of
+    a layer and a pass of it, not of stacks.
+    """
     if torch_state.compiling() or torch_state.tracing():
         return 1
-    asked = _asked.get()
-    if asked is not None:
-        return min(asked, x.size(0))
-    if not x.is_cuda or not library.cuda_loaded or stack.backend not in ("auto", "fused") or not measured():
-        return 1
-    training = torch_state.gradients() and (x.requires_grad or any(w.requires_grad for w in weights))
-    return planned(
-        stack.cell,
-        stack.num_layers,
-        x.size(0),
-        rows,
-        stack.hidden_size,
-        stack.proj_size,
-        str(x.dtype).removeprefix("torch."),
-        training,
-        torch_state.rnn_tf32(),
-        gpus.find(device=x.device),
-    )
+    return min(_asked.get() or 1, x.size(0))
 
 
 @functools.lru_cache(maxsize=64)

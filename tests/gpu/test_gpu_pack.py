@@ -118,7 +118,7 @@ def test_latency_program_compiles():
 
 
 def test_sources_that_change_meanwhile(tmp_path, monkeypatch):
-    """A build takes minutes: what is edited during it is not what was compiled, and no pack says that it is."""
+    """A build takes minutes: what is edited during it is not what was compiled, and no pack says so."""
     headers, built, out = (tmp_path / name for name in ("headers", "built", "out"))
     for folder in (headers, built):
         folder.mkdir()

@@ -11,6 +11,7 @@ import torch.utils.checkpoint
 import fastrnn
 from fastrnn._ops import library
 from fastrnn._plan import gpus
+from fastrnn._plan.wavefront import planned
 from fastrnn._run import wavefront
 
 H100 = gpus.KNOWN["H100"]
@@ -162,7 +163,7 @@ def test_every_reader_waits_for_its_writer(monkeypatch, layers, pieces):
 
 
 def _planned(num_layers=2, steps=2048, rows=16, hidden=512, dtype="bfloat16", training=False, cell="lstm"):
-    return wavefront.planned(cell, num_layers, steps, rows, hidden, 0, dtype, training, True, H100)
+    return planned(cell, num_layers, steps, rows, hidden, 0, dtype, training, True, H100)
 
 
 def test_the_plan_cuts_where_it_pays():
@@ -173,6 +174,18 @@ def test_the_plan_cuts_where_it_pays():
     assert _planned(steps=16) == 1  # pieces of a few steps cost more than they bring
     assert _planned(dtype="float64") == 1  # stepwise: no kernel to overlap
     assert _planned(rows=512, hidden=2048) == 1
+
+
+def test_nothing_is_cut_unasked(monkeypatch):
+    """Protects a first call on a GPU: whatever times the plan's table holds, no device has proven pieces."""
+    monkeypatch.setattr(library, "plan_table_provenance", lambda: "H100, measured")
+    monkeypatch.setattr(library, "cuda_loaded", True)
+    x = torch.empty(2048, 16, 512, dtype=torch.bfloat16, device="meta")
+    assert wavefront.pieces(x) == 1
+    with fastrnn.wavefront(4):
+        assert wavefront.pieces(x) == 4
+    with fastrnn.wavefront(None):
+        assert wavefront.pieces(x) == 1
 
 
 def test_explain_names_the_pieces(monkeypatch):
