@@ -22,7 +22,7 @@ FAULTS = {
     "norm: the squares are not about the mean": Fault(_COMMON, "value(u, g) - mean[0]", "value(u, g)"),
     "heads: every unit is the first one's": Fault(_COMMON, "u / size", "0 * u"),
     "masks: a packed row's lies where a padded one's would": Fault(
-        _COMMON, "s.table.row_offsets", "false", "keep_at("
+        _COMMON, "s.table.row_offsets", "nullptr", "keep_at("
     ),
     "forward: a row that begins anew keeps its c": Fault(
         _FORWARD, "begins ? A(0) : static_cast<const A*>(p.c)[state]", "static_cast<const A*>(p.c)[state]"
