@@ -131,6 +131,17 @@ def test_wrong_tensors(options, change, message):
         ops.rnn_forward(p.x, p.h0, p.c0, change([*p.weights, *p.masks]), None, None, None, case.name, True, 1)
 
 
+def test_gradients_one_by_one_are_of_ten_weights():
+    """A variant may have more: none is left out without a word."""
+    case = Case("lstm", LSTM[-1], D=2)
+    p = problem(case)
+    w = [*p.weights, *p.masks]
+    y, hn, cn, gates, cells = ops.rnn_forward(p.x, p.h0, p.c0, w, None, None, None, case.name, True, 1)
+    call = (y, hn, cn, None, p.x, p.h0, p.c0, w, None, None, None, y, gates, cells, case.name, True, 15)
+    with pytest.raises(RuntimeError, match=r"^weights: expected at most 10 tensors.*got 21"):
+        ops.rnn_backward_unlisted(*call)
+
+
 def test_packed_weights_are_of_plain_cells():
     p = problem(Case("lstm", ("peephole",)))
     with pytest.raises(RuntimeError, match="cell: expected"):
