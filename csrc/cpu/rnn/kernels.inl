@@ -2,8 +2,11 @@
 #pragma once
 #include "cells/policies/stages.h"
 #include "cpu/rnn/backward_chunk.inl"
+#include "cpu/rnn/backward_ends.inl"
+#include "cpu/rnn/backward_norm.inl"
 #include "cpu/rnn/backward_recompute.inl"
 #include "cpu/rnn/backward_stages.inl"
+#include "cpu/rnn/backward_stages_chunk.inl"
 #include "cpu/rnn/forward_stages.inl"
 #include "cpu/simd/limits.inl"
 
