@@ -299,12 +299,22 @@ inline void Backward<T, CellOf>::multiply_gates(int rank, int64_t p, int g0, int
   for (int first = g0; first < g1; first += pass) {
     for_tiles(tile_rows(vectors), 0, n, [&](int64_t row, int height) {
       alignas(64) T tile[kTileSize * W];
-      for (int j = 0; j < height * vectors; ++j) S::store(tile + j * W, V{});
-      for (int g = first; g < min_of(g1, first + pass); ++g) {
-        const int64_t blocks = recurrent_column(g) * units_.blocks() + units.begin / W;
-        multiply<T>(height, vectors, tile, dir.dg + (blocks * chunk_rows_ + slot0 + row) * W, chunk_rows_ * W,
-                    panel.data + g * length * panel.ld, panel.ld, length);
-      }
+      const auto add_gates = [&](bool apart) {
+        for (int j = 0; j < height * vectors; ++j) S::store(tile + j * W, V{});
+        for (int g = first; g < min_of(g1, first + pass); ++g) {
+          const int64_t blocks = recurrent_column(g) * units_.blocks() + units.begin / W;
+          const T* dg = dir.dg + (blocks * chunk_rows_ + slot0 + row) * W;
+          const T* weights = panel.data + g * length * panel.ld;
+          if (apart) {
+            heads.multiply_apart(height, vectors, 1, tile, dg, chunk_rows_ * W, weights, units,
+                                 outputs_.first_block(p));
+          } else {
+            multiply<T>(height, vectors, tile, dg, chunk_rows_ * W, weights, panel.ld, length);
+          }
+        }
+      };
+      add_gates(false);
+      if (heads.mixed(units) && !all_finite(tile, height * vectors)) add_gates(true);
       put(row, height, tile);
     });
   }
