@@ -101,6 +101,8 @@ struct RnnOperators {
                                 const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset,
                                 const Tensor& y, const Tensor& gates, const Tensor& cells, const std::string& cell,
                                 bool bias, int64_t mode) {
+    check(weights.size() <= kMaxWeights, "weights: expected at most ", kMaxWeights,
+          " tensors, whose gradients are results of their own, got ", weights.size());
     const RnnGradients found = gradients({grad_y, grad_hn, grad_cn, grad_cells, y, gates, cells},
                                          {x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias}, mode);
     const auto weight = [&](size_t i) {
@@ -129,7 +131,7 @@ struct RnnOperators {
  private:
   static constexpr int64_t kModes = Device::kTiers ? kModeEnd : kModeTier;
   static constexpr int64_t kMostSaved = static_cast<int64_t>(Save::kRecompute);
-  static constexpr size_t kMaxWeights = 10;  // two directions of w_ih, w_hh, b_ih, b_hh, w_hr
+  static constexpr size_t kMaxWeights = 10;  // two directions of w_ih, w_hh, b_ih, b_hh, w_hr; variants may have more
 
   static RnnGradients gradients(const SavedArguments& saved, const RnnArguments& in, int64_t mode) {
     check(mode >= 0 && mode < kModes, "mode: expected ",

@@ -9,6 +9,7 @@
 #include "cells/lstm.h"
 #include "cells/rnn.h"
 #include "cpu/rnn/backward_chunk.inl"
+#include "cpu/rnn/backward_ends.inl"
 #include "cpu/rnn/backward_recompute.inl"
 #include "cpu/rnn/backward_step.inl"
 #include "cpu/rnn/forward_step.inl"

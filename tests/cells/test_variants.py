@@ -43,6 +43,38 @@ def test_units_and_rows_are_split(cell, options):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [("lstm", ("peephole",)), ("gru", ()), ("gru", ("reset_before",)), ("rnn_tanh", ()), ("rnn_relu", ())],
+    ids=str,
+)
+def test_heads_do_not_see_each_other(cell, options, bad, isa):
+    """What is not finite stays in its head, wherever that begins in a register: states, and gradients."""
+    case = Case(cell, options, B=3, H=15, heads=3)  # a head has 5 units
+    p = problem(case)
+    others = [*range(5), *range(10, 15)]
+    rows = torch.arange(GATES[cell] * 15).view(-1, 15)[:, others].flatten()
+
+    def run(h0, dy):
+        rest = (None, None, None)
+        found = ops.rnn_forward(p.x, h0, p.c0, p.weights, *rest, case.name, True, 1)
+        saved = (found[0], *found[3:])
+        call = (p.x, p.h0, p.c0, p.weights, *rest, *saved, case.name, True, 15)
+        _, dh0, dc0, dw = ops.rnn_backward(dy, None, None, None, *call)
+        states = [*found[:2], dh0] + ([found[2], dc0] if cell == "lstm" else [])
+        return [s[..., others] for s in states], [w[rows] for w in dw[:4]]
+
+    dy = torch.rand(5, 3, 15, dtype=torch.float64)
+    clean, bad_h0, bad_dy = run(p.h0, dy), p.h0.clone(), dy.clone()
+    bad_h0[0, 1, 7] = bad_dy[4, 1, 7] = bad
+    for (states, weights), from_start in ((run(bad_h0, dy), True), (run(p.h0, bad_dy), False)):
+        for got, want in zip(states, clean[0], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12, msg=f"{from_start=}")
+        for got, want in zip(weights, clean[1], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12, msg=f"{from_start=}")
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -129,6 +161,17 @@ def test_wrong_tensors(options, change, message):
     p = problem(case)
     with pytest.raises(RuntimeError, match=message):
         ops.rnn_forward(p.x, p.h0, p.c0, change([*p.weights, *p.masks]), None, None, None, case.name, True, 1)
+
+
+def test_gradients_one_by_one_are_of_ten_weights():
+    """A variant may have more: none is left out without a word."""
+    case = Case("lstm", LSTM[-1], D=2)
+    p = problem(case)
+    w = [*p.weights, *p.masks]
+    y, hn, cn, gates, cells = ops.rnn_forward(p.x, p.h0, p.c0, w, None, None, None, case.name, True, 1)
+    call = (y, hn, cn, None, p.x, p.h0, p.c0, w, None, None, None, y, gates, cells, case.name, True, 15)
+    with pytest.raises(RuntimeError, match=r"^weights: expected at most 10 tensors.*got 21"):
+        ops.rnn_backward_unlisted(*call)
 
 
 def test_packed_weights_are_of_plain_cells():

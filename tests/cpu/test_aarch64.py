@@ -12,6 +12,7 @@ import subprocess
 import layer_cases
 import pytest
 import sru_cases
+import stage_cases
 import torch
 from harness import build, disassembly
 from harness.kernels import Kernels
@@ -69,6 +70,16 @@ def test_layers(kernels, isa):
     plans = [(1,), (3, 1, 3), (4, 2, 2, 2), (4,)]
     for i, case in enumerate([*drawn(), *layer_cases.grid()[::4], *layer_cases.masked_grid()[::4]]):
         layer_cases.check(kernels.plan(*plans[i % 4]), case)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_variants(kernels, isa):
+    """The cells' variants, in the compute type of either width."""
+    kernels.isa = isa
+    plans = [(1,), (3, 1, 3), (4, 2, 2, 2), (4,)]
+    for i, case in enumerate(stage_cases.cases()):
+        single = {"dtype": torch.float32, "tolerance": 2e-5} if i % 3 == 0 else {}
+        stage_cases.check(kernels.plan(*plans[i % 4]), case, **single)
 
 
 @pytest.mark.parametrize("isa", ISAS)

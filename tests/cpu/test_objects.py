@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from harness.disassembly import Instruction, functions, inner_loops, parse
 
 import fastrnn
 
@@ -30,52 +31,27 @@ TILES = {
 }
 MULTIPLIES = re.compile(r"v?mulps\b|vfn?madd\w+ps\b|vdpbf16ps\b")
 
-Code = list[tuple[int, str]]  # address, instruction
 
-
-def functions(text: str) -> list[tuple[str, Code]]:
-    """Names and instructions of a disassembly by objdump."""
-    found: list[tuple[str, Code]] = []
-    for line in text.splitlines():
-        if name := re.match(r"^[0-9a-f]+ <(.*)>:$", line):
-            found.append((name.group(1), []))
-        elif found and (instruction := re.match(r"^\s+([0-9a-f]+):\s+(\S.*)$", line)):
-            found[-1][1].append((int(instruction.group(1), 16), instruction.group(2)))
-    return found
-
-
-def innermost_loops(code: Code) -> list[list[str]]:
-    """Instructions of the loops, jumps backwards, that hold no other loop."""
-    place = {address: i for i, (address, _) in enumerate(code)}
-    spans = []
-    for i, (_, instruction) in enumerate(code):
-        jump = re.match(r"j\w+\s+([0-9a-f]+)\b", instruction)
-        if jump and place.get(int(jump.group(1), 16), i + 1) <= i:
-            spans.append((place[int(jump.group(1), 16)], i))
-    inner = [s for s in spans if not any(o != s and s[0] <= o[0] and o[1] <= s[1] for o in spans)]
-    return [[instruction for _, instruction in code[begin : end + 1]] for begin, end in inner]
-
-
-def main_loop(code: Code) -> list[str]:
+def main_loop(body: list[Instruction]) -> list[Instruction]:
     """The innermost loop that multiplies most; [] without any."""
-    return max(innermost_loops(code), key=lambda loop: sum(map(multiplies, loop)), default=[])
+    return max(inner_loops(body), key=lambda loop: sum(map(multiplies, loop)), default=[])
 
 
-def multiplies(instruction: str) -> bool:
-    return MULTIPLIES.match(instruction) is not None
+def multiplies(instruction: Instruction) -> bool:
+    return MULTIPLIES.match(instruction.name) is not None
 
 
-def stack_accesses(code: Code, loop: list[str]) -> list[str]:
-    framed = any(re.match(r"mov\s+%rsp,%rbp", instruction) for _, instruction in code)
+def stack_accesses(body: list[Instruction], loop: list[Instruction]) -> list[str]:
+    framed = any(i.name == "mov" and i.operands.startswith("%rsp,%rbp") for i in body)
     stack = re.compile(r"\(%rsp|\(%rbp" if framed else r"\(%rsp")
-    return [i for i in loop if stack.search(i) and not i.startswith("prefetch")]
+    return [str(i) for i in loop if stack.search(i.operands) and not i.name.startswith("prefetch")]
 
 
-def _read(tool: str, *arguments: str) -> str:
-    path = shutil.which(tool)
+def _tool(name: str) -> str:
+    path = shutil.which(name)
     if path is None:
-        pytest.skip(f"{tool} (binutils) is not installed")
-    return subprocess.run([path, *arguments, str(LIBRARY)], capture_output=True, text=True, check=True).stdout
+        pytest.skip(f"{name} (binutils) is not installed")
+    return path
 
 
 @cache
@@ -83,7 +59,8 @@ def symbols() -> dict[str, list[tuple[int, int]]]:
     """Address and size of the tiles' kernels by name: one for each instruction set."""
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip(f"reads the instructions of x86-64, this is {platform.machine()}")
-    text = _read("nm", "-C", "-S")
+    command = [_tool("nm"), "-C", "-S", str(LIBRARY)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found: dict[str, list[tuple[int, int]]] = {}
     for line in text.splitlines():
         kernel = re.match(r"([0-9a-f]+) ([0-9a-f]+) \w .*?(\w+_kernel<float, \d+, \d+>)\(", line)
@@ -97,16 +74,16 @@ def symbols() -> dict[str, list[tuple[int, int]]]:
 
 
 @cache
-def kernels(isa: str, kind: str, rows: int, vectors: int) -> tuple[Code, ...]:
+def kernels(isa: str, kind: str, rows: int, vectors: int) -> tuple[list[Instruction], ...]:
     """A tile's kernel in the objects of an instruction set: by the widest registers it multiplies with."""
     chosen = []
     for address, size in symbols().get(f"{kind}_kernel<float, {rows}, {vectors}>", []):
         span = (f"--start-address={address}", f"--stop-address={address + size}")
-        ((_, code),) = functions(_read("objdump", "-d", "-w", "--no-show-raw-insn", *span))
-        loop = " ".join(i for i in main_loop(code) if multiplies(i))
+        (body,) = functions(LIBRARY, _tool("objdump"), span).values()
+        loop = " ".join(i.operands for i in main_loop(body) if multiplies(i))
         widest = next((k for k, register in REGISTER.items() if register in loop), None)
         if widest == isa:
-            chosen.append(code)
+            chosen.append(body)
     return tuple(chosen)
 
 
@@ -140,9 +117,10 @@ def test_a_spill_is_seen():
   3c:\tmovaps 0x8(%rbp),%xmm1
   40:\tjne    34 <void g()+0x4>
 """
-    (f_name, f), (g_name, g) = functions(text)
-    assert (f_name, g_name) == ("void f()", "void g()")
-    assert len(innermost_loops(f)) == 1
+    found = parse(text)
+    assert list(found) == ["void f()", "void g()"]
+    f, g = found.values()
+    assert len(inner_loops(f)) == 1
     assert sum(map(multiplies, main_loop(f))) == 1
     assert stack_accesses(f, main_loop(f)) == ["vmovaps %ymm0,-0x28(%rsp)"]  # rbp is no frame there
     assert sum(map(multiplies, main_loop(g))) == 1

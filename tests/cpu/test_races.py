@@ -10,6 +10,7 @@ import subprocess
 import layer_cases
 import pytest
 import sru_cases
+import stage_cases
 import torch
 from harness import build
 from harness.kernels import Kernels
@@ -61,6 +62,12 @@ def layers() -> list[layer_cases.Case]:
     return [*cases[::3], *wide]
 
 
+def variants() -> list[stage_cases.Case]:
+    """Every option, whose sums and second products have meetings of their own, and options together."""
+    cases = [stage_cases.Case(cell, options, B=7, H=65) for cell, options in stage_cases.OPTIONS]
+    return [*cases, *(c for c in list(stage_cases.cases())[::3] if c.T > 1)]
+
+
 def test_no_race(sanitizer):
     """Every access of one thread to what another wrote comes after a meeting, in every cell, pass and way of
     dividing the work; and the results are right on the way."""
@@ -69,6 +76,8 @@ def test_no_race(sanitizer):
         kernels.isa = isa
         for i, case in enumerate(layers()):
             layer_cases.check(kernels.plan(*PLANS[i % 4]), case)
+        for i, case in enumerate(variants()):
+            stage_cases.check(kernels.plan(*PLANS[i % 4]), case)
         for i, case in enumerate(sru_cases.grid()[::4]):
             kernels.stream = bool(i & 1)
             sru_cases.check(kernels.plan(*PLANS[i % 4][:3]), case)

@@ -66,10 +66,6 @@ def plant(file: Path, faults: Sequence[Fault]) -> str:
     return text
 
 
-def native() -> Path:
-    return harness("native", ["-O1"])
-
-
 TSAN = ["-O1", "-g1", "-fsanitize=thread"]
 #: For builds that need one instruction set alone.
 BASELINE_ALONE = Fault("cpu/isa/choose.cpp", "#if defined(__x86_64__)", "#if 0")

@@ -18,11 +18,20 @@ class Instruction(NamedTuple):
     name: str
     operands: str
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.operands}"
 
-def functions(path: Path, objdump: str = "objdump") -> dict[str, list[Instruction]]:
+
+def functions(
+    path: Path, objdump: str = "objdump", options: Iterable[str] = ()
+) -> dict[str, list[Instruction]]:
     """The instructions of an object file by the demangled name of their function."""
-    command = [objdump, "-d", "-C", "--no-show-raw-insn", str(path)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    command = [objdump, "-d", "-C", "--no-show-raw-insn", *options, str(path)]
+    return parse(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def parse(text: str) -> dict[str, list[Instruction]]:
+    """The same of what objdump wrote."""
     found: dict[str, list[Instruction]] = {}
     body: list[Instruction] = []
     for line in text.splitlines():
@@ -36,14 +45,13 @@ def functions(path: Path, objdump: str = "objdump") -> dict[str, list[Instructio
 def inner_loops(body: Iterable[Instruction]) -> list[list[Instruction]]:
     """From the target of each jump back to the jump, where no other such loop lies within."""
     body = list(body)
+    place = {instruction.at: i for i, instruction in enumerate(body)}
     spans = []
     for i, instruction in enumerate(body):
         target = _TARGET.search(instruction.operands)
-        if not target or instruction.name in ("bl", "call"):
-            continue
-        to = int(target.group(1), 16)
-        if body[0].at <= to <= instruction.at:
-            start = next(j for j, other in enumerate(body) if other.at == to)
-            spans.append((start, i))
+        if target and instruction.name not in ("bl", "call"):
+            start = place.get(int(target.group(1), 16), i + 1)
+            if start <= i:
+                spans.append((start, i))
     inner = [s for s in spans if not any(s != o and s[0] <= o[0] and o[1] <= s[1] for o in spans)]
     return [body[start : end + 1] for start, end in inner]

@@ -8,6 +8,7 @@
 // kernels.py is the other end. Outputs and scratch memory begin as NaN, and behind the scratch lies what no kernel
 // may write to.
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "cpu/isa/choose.h"
+#include "params/cell_text.h"
 
 namespace {
 
@@ -110,13 +112,28 @@ LayerShape read_layer(Command& c) {
   s.padded_steps = c.next();
   s.batch_sizes = c.in<int64_t>(), s.row_offsets = c.in<int64_t>(), s.order = c.in<int64_t>();
   s.resets = c.in<uint8_t>();
+  if (const char* options = c.in<char>()) {
+    const std::string wrong = read_cell_options(options, 0, s.cell, s.variant);
+    if (!wrong.empty()) throw std::runtime_error(wrong);
+  }
   return s;
 }
-void read_weights(Command& c, const LayerShape& s, DirectionWeights* weights) {
+// The fields of weights or of their gradients.
+template <class Weights>
+auto fields_of(Weights& w) {
+  return std::array{&w.w_ih,     &w.w_hh,    &w.b_ih,    &w.b_hh,   &w.w_hr,
+                    &w.peephole, &w.norm_ih, &w.norm_hh, &w.norm_c, &w.norm_c_bias};
+}
+// The weights of every direction, then a variant's masks.
+template <class Params>
+void read_weights(Command& c, Params& p) {
+  const LayerShape& s = p.shape;
   for (int d = 0; d < s.D; ++d) {
-    DirectionWeights& w = weights[d];
-    for (const void** to : {&w.w_ih, &w.w_hh, &w.b_ih, &w.b_hh, &w.w_hr}) *to = c.in();
+    for (const void** to : fields_of(p.weights[d])) *to = c.in();
   }
+  p.masks.keep_h = rows_of(c.in(), s.B, s.D * s.out_size());
+  p.masks.keep_c = rows_of(c.in(), s.B, s.D * s.H);
+  p.masks.recurrent = c.in();
 }
 // The library's own plan for a number of threads, or groups and chunks that it would not choose.
 CpuPlan read_plan(Command& c, const LayerShape& s, const KernelTable& kernels) {
@@ -138,7 +155,7 @@ void forward(Command& c, const KernelTable& kernels) {
   p.save = static_cast<Save>(c.next());
   p.x = rows_of(c.in(), p.shape.B, p.shape.I);
   p.h0 = c.in(), p.c0 = c.in();
-  read_weights(c, p.shape, p.weights);
+  read_weights(c, p);
   p.y = c.out(), p.hn = c.out(), p.cn = c.out(), p.gates = c.out(), p.cells = c.out();
   run(p, plan, kernels.forward_workspace, kernels.forward);
 }
@@ -149,15 +166,14 @@ void backward(Command& c, const KernelTable& kernels) {
   const CpuPlan plan = read_plan(c, s, kernels);
   p.x = rows_of(c.in(), s.B, s.I);
   p.h0 = c.in(), p.c0 = c.in();
-  read_weights(c, s, p.weights);
+  read_weights(c, p);
   p.y = c.in(), p.gates = c.in(), p.cells = c.in();
   p.grad_y = rows_of(c.in(), s.B, s.D * s.out_size());
   p.grad_hn = c.in(), p.grad_cn = c.in(), p.grad_cells = c.in();
   p.grad_x[0] = c.out(), p.grad_x[1] = c.out(), p.grad_h0 = c.out(), p.grad_c0 = c.out();
   p.need_weights = true;
   for (int d = 0; d < s.D; ++d) {
-    WeightGradients& w = p.grad_weights[d];
-    for (void** to : {&w.w_ih, &w.w_hh, &w.b_ih, &w.b_hh, &w.w_hr}) *to = c.out();
+    for (void** to : fields_of(p.grad_weights[d])) *to = c.out();
   }
   run(p, plan, kernels.backward_workspace, kernels.backward);
 }

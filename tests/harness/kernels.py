@@ -1,5 +1,5 @@
 """The other end of harness.cpp: a process whose kernels are called like the ops of torch.ops.fastrnn, so
-that the cases of layer_cases.py and sru_cases.py run on it."""
+that the cases of layer_cases.py, stage_cases.py and sru_cases.py run on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastrnn._cells import RNN
+from fastrnn._cells.variant import card_of, split
+from fastrnn._ops import library
 
 CELLS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]  # csrc/cells/list.h
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # csrc/params/tensor.h
@@ -63,11 +64,11 @@ class Kernels:
         y = x.new_empty((*x.shape[:-1], layer.D * layer.out))
         hn, cn = h0.new_empty(h0.shape), None if c0 is None else c0.new_empty(c0.shape)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        saved = RNN[cell].saved
+        saved = library.saved_values(cell)
         gates = x.new_empty((layer.D, layer.N, saved * layer.H)) if saved and mode == 1 else None
         cells = x.new_empty((layer.D, layer.N, layer.H), dtype=wide) if c0 is not None and mode else None
         words = [*layer.words, *self._layer_plan, mode]
-        inputs = [*layer.masks, x, h0, c0, *layer.weights]
+        inputs = [*layer.rows, x, h0, c0, *layer.weights, *layer.masks]
         if layer.steps:
             y, hn, cn, gates, cells = self._call(FORWARD, words, inputs, [y, hn, cn, gates, cells])
         else:
@@ -87,7 +88,7 @@ class Kernels:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         grads = [None if w is None else w.new_empty(w.shape, dtype=wide) for w in layer.weights]
         gates = None if gates.dim() == 1 else gates
-        inputs = [*layer.masks, x, h0, c0, *layer.weights, y, gates, cells]
+        inputs = [*layer.rows, x, h0, c0, *layer.weights, *layer.masks, y, gates, cells]
         inputs += [grad_y, grad_hn, grad_cn, grad_cells]
         outputs = [*grad_x, *[None] * (2 - layer.D), *states, *grads]
         if layer.steps:
@@ -184,16 +185,12 @@ class _Layer:
     """A layer's arguments as words and inputs of the harness. It takes the place of what csrc/ops checks."""
 
     def __init__(self, x, h0, weights, batch_sizes, lengths, reset, cell, bias):
+        card = card_of(cell)
         self.D, self.out = h0.size(0), h0.size(2)
-        self.H = weights[0].size(0) // RNN[cell].gates
-        a_direction = len(weights) // self.D
-        plain = 4 if bias else 2
-        P = weights[plain].size(0) if a_direction > plain else 0
-        self.weights = []
-        for d in range(self.D):
-            w_ih, w_hh, *others = weights[d * a_direction : (d + 1) * a_direction]
-            biases = others[:2] if bias else [None, None]
-            self.weights += [w_ih, w_hh, *biases, others[-1] if P else None]
+        self.H = weights[0].size(0) // card.gates
+        own, self.masks = split(weights, self.D, cell, bias)
+        P = self.out if own[0].weight_hr is not None else 0
+        self.weights = [weight for direction in own for weight in direction]
         T, B = (len(batch_sizes), int(batch_sizes[0])) if batch_sizes is not None else x.shape[:2]
         self.N = x.size(0) if batch_sizes is not None else T * B
         self.steps, padded, order, active, self.unused, self.padding = T, 0, None, batch_sizes, None, None
@@ -202,9 +199,11 @@ class _Layer:
             active = (lengths > torch.arange(T).unsqueeze(1)).sum(1)
             padded, self.steps = T, int(lengths.max())
             self.unused, self.padding = lengths == 0, torch.arange(T).unsqueeze(1) >= lengths
-        self.masks = [active, None if active is None else _offsets(active), order, reset]
+        options = cell.removeprefix(card.name).encode()
+        text = torch.frombuffer(bytearray(options + b"\0"), dtype=torch.uint8) if options else None
+        self.rows = [active, None if active is None else _offsets(active), order, reset, text]
         sizes = [self.steps, B, x.size(-1), self.H, P, self.D, bias, padded]
-        self.words = [CELLS.index(cell), DTYPES.index(x.dtype), *map(int, sizes)]
+        self.words = [CELLS.index(card.name), DTYPES.index(x.dtype), *map(int, sizes)]
 
     def clear(self, *tensors: Tensor | None) -> None:
         """What lies beyond a row's length, which the ops clear and the kernels leave."""

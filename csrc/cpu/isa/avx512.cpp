@@ -20,14 +20,6 @@ const KernelTable kAvx512Kernels = make_table(isa_name(Isa::kAvx512), runs_here,
 
 // The same, but for the forward pass of bfloat16 layers and the scan of bfloat16.
 static bool dot_runs_here() { return runs_here() && __builtin_cpu_supports("avx512bf16"); }
-static constexpr KernelTable make_dot_table() {
-  KernelTable table = make_table(isa_name(Isa::kAvx512Bf16), dot_runs_here, &kAvx512Bf16Scan);
-  table.forward_workspace = dot_workspace;
-  table.forward = run_dot;
-  table.packed_bytes = dot_packed_bytes;
-  table.pack = dot_pack;
-  return table;
-}
-const KernelTable kAvx512Bf16Kernels = make_dot_table();
+const KernelTable kAvx512Bf16Kernels = make_dot_table(isa_name(Isa::kAvx512Bf16), dot_runs_here, &kAvx512Bf16Scan);
 }  // namespace fastrnn
 #endif

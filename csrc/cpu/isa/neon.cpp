@@ -16,15 +16,6 @@ namespace fastrnn {
 static bool runs_here() { return true; }
 const KernelTable kNeonKernels = make_table(isa_name(Isa::kNeon), runs_here, &kNeonScan);
 
-// The same, but for the forward pass of bfloat16 layers.
-static constexpr KernelTable make_dot_table() {
-  KernelTable table = make_table(isa_name(Isa::kNeonBf16), has_bf16_dot, &kNeonScan);
-  table.forward_workspace = dot_workspace;
-  table.forward = run_dot;
-  table.packed_bytes = dot_packed_bytes;
-  table.pack = dot_pack;
-  return table;
-}
-const KernelTable kNeonBf16Kernels = make_dot_table();
+const KernelTable kNeonBf16Kernels = make_dot_table(isa_name(Isa::kNeonBf16), has_bf16_dot, &kNeonScan);
 }  // namespace fastrnn
 #endif

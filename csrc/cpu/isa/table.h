@@ -21,11 +21,6 @@ struct KernelTable {
   void (*pack)(const LayerShape& shape, const DirectionWeights& weights, char* to);
   size_t (*backward_workspace)(const BackwardParams& params, const CpuPlan& plan);
   void (*backward)(const BackwardParams& params, const CpuPlan& plan, char* workspace, const Parallel& parallel);
-  // The passes of variants (cells/variant.h).
-  size_t (*stages_forward_workspace)(const ForwardParams& params, const CpuPlan& plan);
-  void (*stages_forward)(const ForwardParams& params, const CpuPlan& plan, char* workspace, const Parallel& parallel);
-  size_t (*stages_backward_workspace)(const BackwardParams& params, const CpuPlan& plan);
-  void (*stages_backward)(const BackwardParams& params, const CpuPlan& plan, char* workspace, const Parallel& parallel);
   size_t (*gate_product_workspace)(const GateProductParams& params, int workers);
   void (*gate_product)(const GateProductParams& params, int workers, char* workspace, const Parallel& parallel);
   double (*fma_loop)(int64_t iterations);                                  // returns flops done

@@ -120,9 +120,7 @@ struct Cpu {
     if (results.save_gates) params.gates = results.gates.data_ptr();
     if (results.save_cells) params.cells = results.cells.data_ptr();
     const KernelTable& kernels = kernels_in_use();
-    const bool stages = s.variant.any();
-    run(params, stages ? kernels.stages_forward_workspace : kernels.forward_workspace,
-        stages ? kernels.stages_forward : kernels.forward, plan_for(s, kernels));
+    run(params, kernels.forward_workspace, kernels.forward, plan_for(s, kernels));
     if (!s.order) return;
     clear_padding(s, results.y, s.D * s.out_size());
     keep_unused_states(s, inputs.h0, results.hn, s.out_size());
@@ -179,9 +177,7 @@ struct Cpu {
         point_at(params.grad_weights[d], grad_weights.data() + d * checked.weights_a_direction, s);
       }
       const KernelTable& kernels = kernels_in_use();
-      const bool stages = s.variant.any();
-      run(params, stages ? kernels.stages_backward_workspace : kernels.backward_workspace,
-          stages ? kernels.stages_backward : kernels.backward, plan_for(s, kernels));
+      run(params, kernels.backward_workspace, kernels.backward, plan_for(s, kernels));
       clear_padding(s, grad_x, s.I);
       clear_padding(s, grad_x_reverse, s.I);
     }

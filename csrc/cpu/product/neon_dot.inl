@@ -1,5 +1,6 @@
-// Bf16Operand of operand.inl on Arm: BFDOT multiplies and adds two bfloat16 a lane, by element, with the same panels
-// of pairs. A register holds W = 4 consecutive elements of a row of the left operand, two pairs.
+// The dot instruction of Arm for Bf16Operand (operand.inl): BFDOT multiplies and adds two bfloat16 a lane, by
+// element, with the same panels of pairs. A register holds W = 4 consecutive elements of a row of the left operand,
+// two pairs.
 #pragma once
 #include "cpu/product/neon.inl"
 #include "cpu/product/pack.inl"
@@ -8,9 +9,6 @@
 
 namespace fastrnn {
 namespace {
-
-using DotKernel = void (*)(float* tile, const uint16_t* a, int64_t block_stride, const uint16_t* b, int64_t K,
-                           const char* ahead);
 
 typedef uint16_t HalfRegister __attribute__((vector_size(8)));
 typedef uint16_t HalfRegisterAt __attribute__((vector_size(8), aligned(2), may_alias));
@@ -25,7 +23,7 @@ __attribute__((always_inline, target("arch=armv8.2-a+bf16"))) inline void dot_la
   asm("bfdot %0.4s, %1.8h, %2.2h[%3]" : "+w"(acc) : "w"(b), "w"(a), "i"(lane));
 }
 
-// tile[m][v] += A[m][k] * B[k][v] + A[m][k+1] * B[k+1][v].
+// See DotKernel.
 template <int MR, int NV>
 __attribute__((target("arch=armv8.2-a+bf16"))) void dot_kernel(float* tile, const uint16_t* a, int64_t block_stride,
                                                                const uint16_t* b, int64_t K, const char* ahead) {
@@ -81,60 +79,26 @@ __attribute__((target("arch=armv8.2-a+bf16"))) void dot_kernel(float* tile, cons
   }
 }
 
-struct DotKernels {
-  DotKernel kernels[kMaxVectors][kMaxRows];
-
-  template <int NV, int MR>
-  constexpr void fill() {
-    if constexpr (MR <= tile_rows(NV)) kernels[NV - 1][MR - 1] = dot_kernel<MR, NV>;
-    if constexpr (MR < kMaxRows) {
-      fill<NV, MR + 1>();
-    } else if constexpr (NV < kMaxVectors) {
-      fill<NV + 1, 1>();
-    }
-  }
-  constexpr DotKernels() : kernels{} { fill<1, 1>(); }
-};
-constexpr DotKernels kDotKernels{};
-
-struct Bf16Operand {
-  using E = uint16_t;
-  using S = Simd<float>;
-  static constexpr bool kRounds = true;
-
-  static FASTRNN_INLINE int64_t depth(int64_t K) { return (K + 1) / 2 * 2; }
-  static FASTRNN_INLINE S::V load(const E* p) { return load_as<float>(p, 0, S::W, Dtype::kBFloat16); }
-  static FASTRNN_INLINE void store(E* p, S::V v) { store_as<float>(p, 0, v, S::W, Dtype::kBFloat16); }
-  // The last pair of an odd number of units reads one lane more, times 0. An infinite input makes NaN of it.
-  static FASTRNN_INLINE void end_row(E* p, int lanes) {
-    if (lanes & 1) p[lanes] = 0;
-  }
-
-  static void pack(const void* weight, int64_t ld, Dtype, int G, const Panels<float>& units, int64_t panel, int64_t K,
-                   E* out, int /*of_part*/ = 0) {
-    constexpr int W = S::W;
-    const int blocks = units.blocks_of(panel);
-    const E* const from = static_cast<const E*>(weight);
-    for (int64_t k = 0; k < K; k += 2) {
-      const bool whole = k + 1 < K;
-      for (int u = 0; u < blocks; ++u) {
-        const int64_t block = units.first_block(panel) + u;
-        const int lanes = units.lanes(block);
-        for (int g = 0; g < G; ++g, out += 2 * W) {
-          const E* row = from + (g * units.length + block * W) * ld + k;
-          for (int j = 0; j < W; ++j, row += ld) {
-            out[2 * j] = j < lanes ? row[0] : 0;
-            out[2 * j + 1] = j < lanes && whole ? row[1] : 0;
-          }
+// A gate panel of pairs: [depth(K)/2][vectors*W][2].
+inline void pack_pairs(const uint16_t* weight, int64_t ld, int G, const Panels<float>& units, int64_t panel,
+                       int64_t K, uint16_t* out) {
+  constexpr int W = Simd<float>::W;
+  const int blocks = units.blocks_of(panel);
+  for (int64_t k = 0; k < K; k += 2) {
+    const bool whole = k + 1 < K;
+    for (int u = 0; u < blocks; ++u) {
+      const int64_t block = units.first_block(panel) + u;
+      const int lanes = units.lanes(block);
+      for (int g = 0; g < G; ++g, out += 2 * W) {
+        const uint16_t* row = weight + (g * units.length + block * W) * ld + k;
+        for (int j = 0; j < W; ++j, row += ld) {
+          out[2 * j] = j < lanes ? row[0] : 0;
+          out[2 * j + 1] = j < lanes && whole ? row[1] : 0;
         }
       }
     }
   }
-  static FASTRNN_INLINE void multiply(int rows, int vectors, float* tile, const E* a, int64_t block_stride,
-                                      const E* b, int64_t K, const char* ahead) {
-    kDotKernels.kernels[vectors - 1][rows - 1](tile, a, block_stride, b, K, ahead);
-  }
-};
+}
 
 }  // namespace
 }  // namespace fastrnn

@@ -257,71 +257,6 @@ class Backward : private Schedule {
     crew.each([&](int r) { propagate(r, chunk_of(r), s); });
   }
 
-  // ---- before the last step -------------------------------------------------------------------
-
-  void prepare(int rank) {
-    const int d = grid_.direction(rank), shares = grid_.workers_a_direction();
-    const DirectionWeights& weights = p_.weights[d];
-    const Direction& dir = directions_[d];
-    const auto pack = [&](const Panels<T>& columns, const void* weight, int64_t K, T* out) {
-      for (int64_t panel = share(rank); panel < columns.count(); panel += shares) {
-        if (natural(columns, panel)) continue;
-        pack_row_panel<T>(weight, columns.length, s_.dtype, columns, panel, K,
-                          out + columns.first_block(panel) * W * K);
-      }
-    };
-    if (!C::kVariant || s_.variant.heads == 1) pack(outputs_, weights.w_hh, G * s_.H, dir.w_hh);
-    if constexpr (C::kVariant) pack_stages(rank);
-    if (s_.P) pack(units_, weights.w_hr, s_.P, dir.w_hr);
-    if constexpr (!C::kVariant) {
-      if (recompute_) pack_gates(rank);
-    }
-    if constexpr (C::kHasCell) {
-      const Range rows = share_of(rank, s_.B);
-      for (int64_t row = rows.begin; row < rows.end; ++row) {
-        for (int64_t block = 0; block < units_.blocks(); ++block) {
-          const int lanes = units_.lanes(block);
-          S::store_n(dir.c0 + row * s_.H + block * W,
-                     load_as<T>(p_.c0, (d * s_.B + row) * s_.H + block * W, lanes, s_.dtype), lanes);
-        }
-      }
-    }
-    const Group& group = groups_[grid_.group(rank)];
-    load_state_gradient(rank, outputs_, p_.grad_hn, group.dh);
-    if constexpr (C::kHasCell) load_state_gradient(rank, units_, p_.grad_cn, group.dc);
-  }
-
-  void load_state_gradient(int rank, const Panels<T>& columns, const void* gradient, T* out) {
-    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-    const Range blocks = own_blocks(columns, rank);
-    const int64_t rows = grid_.rows(s_.B, b);
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      for (int64_t i = 0; i < rows; ++i) {
-        const int64_t at = (d * s_.B + s_.row_of(batch_row(b, i))) * columns.length + block * W;
-        S::store(out + (block * group_rows_ + i) * W,
-                 gradient ? load_as<T>(gradient, at, columns.lanes(block), s_.dtype) : V{});
-      }
-    }
-  }
-
-  void store_state_gradients(int rank) {
-    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-    const Group& group = groups_[grid_.group(rank)];
-    const int64_t rows = grid_.rows(s_.B, b);
-    const auto store = [&](const Panels<T>& columns, const T* from, void* out) {
-      if (!out) return;
-      const Range blocks = own_blocks(columns, rank);
-      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-        for (int64_t i = 0; i < rows; ++i) {
-          const int64_t at = (d * s_.B + s_.row_of(batch_row(b, i))) * columns.length + block * W;
-          store_as<T>(out, at, S::load(from + (block * group_rows_ + i) * W), columns.lanes(block), s_.dtype);
-        }
-      }
-    };
-    store(outputs_, group.dh, p_.grad_h0);
-    if constexpr (C::kHasCell) store(units_, group.dc, p_.grad_c0);
-  }
-
   // ---- where things lie -------------------------------------------------------------------------
 
   // Fills what a chunk row needs to find its neighbours in natural tensors.
@@ -390,6 +325,12 @@ class Backward : private Schedule {
     return most * s_.H * W;
   }
 
+  // ---- backward_ends.inl ------------------------------------------------------------------------
+
+  void prepare(int rank);
+  void load_state_gradient(int rank, const Panels<T>& columns, const void* gradient, T* out);
+  void store_state_gradients(int rank);
+
   // ---- backward_step.inl ------------------------------------------------------------------------
 
   void pointwise(int rank, const Chunk& chunk, int64_t s);
@@ -429,19 +370,25 @@ class Backward : private Schedule {
   V recurrent_mask(int direction, int64_t row, int64_t unit, int lanes) const;
   const char* saved_row(int direction, int64_t row) const;
   V saved_at(const char* row, int k, int64_t block, int lanes) const;
-  RowMoments<T> saved_moments(const char* row, int first) const;
   V candidate_at(int direction, const Slot& slot, int64_t t, int64_t block) const;
   V output_gradient(int rank, int64_t t, int64_t i, int64_t block, V& kept) const;
-  RowMoments<T> moments_of(const RowPart<T>& part, int per_unit) const;
-  NormSums means(const NormSums* sums, int64_t row, int per_unit) const;
-  void emit_backward(int rank, const Chunk& chunk, int64_t s);
   void units_backward(int rank, const Chunk& chunk, int64_t s);
   void keep_rows(int rank, const Chunk& chunk, int64_t s);
-  void norm_product(int rank, const Chunk& chunk, int64_t s);
   template <class F>
   void multiply_gates(int rank, int64_t panel, int g0, int g1, int64_t slot0, int64_t n, F&& put);
   void reset_backward(int rank, const Chunk& chunk, int64_t s);
   void propagate_stages(int rank, const Chunk& chunk, int64_t s);
+
+  // ---- backward_norm.inl ------------------------------------------------------------------------
+
+  RowMoments<T> saved_moments(const char* row, int first) const;
+  RowMoments<T> moments_of(const RowPart<T>& part, int per_unit) const;
+  NormSums means(const NormSums* sums, int64_t row, int per_unit) const;
+  void emit_backward(int rank, const Chunk& chunk, int64_t s);
+  void norm_product(int rank, const Chunk& chunk, int64_t s);
+
+  // ---- backward_stages_chunk.inl ----------------------------------------------------------------
+
   void finish_stages(int rank, const Chunk& chunk);
   void store_vector_gradients(int rank);
 

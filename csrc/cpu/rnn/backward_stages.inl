@@ -1,5 +1,5 @@
-// The stages of a variant's step back (cells/policies/stages.h), in the order in which retreat() calls them, and what
-// they leave to a chunk's end; see backward.inl.
+// The stages of a variant's step back (cells/policies/stages.h), in the order in which retreat() calls them; see
+// backward.inl.
 #pragma once
 #include "cpu/rnn/backward_step.inl"
 
@@ -99,39 +99,6 @@ FASTRNN_INLINE auto Backward<T, CellOf>::saved_at(const char* row, int k, int64_
   return load_as<T>(row, k * s_.H + block * W, lanes, s_.dtype);
 }
 
-// Moments of G values a unit that forward saved of a row, from value `first` on. In one pass (Welford 1962), whose
-// chains are as many as the gates'.
-template <class T, template <class> class CellOf>
-inline RowMoments<T> Backward<T, CellOf>::saved_moments(const char* row, int first) const {
-  V mean[G] = {}, squares[G] = {};
-  RowSum sum;
-  const int64_t whole = s_.H / W;
-  for (int64_t block = 0; block < whole; ++block) {
-    const V weight = S::broadcast(T(1) / static_cast<T>(block + 1));
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) {
-      const V v = saved_at(row, first + g, block, W), away = v - mean[g];
-      mean[g] += away * weight;
-      squares[g] += away * (v - mean[g]);
-    }
-  }
-  if (whole) {
-    V all{}, away{};
-    for (int g = 0; g < G; ++g) all += mean[g];
-    const T middle = sum_lanes<T>(all) / (G * W);
-    for (int g = 0; g < G; ++g) {
-      const V d = mean[g] - S::broadcast(middle);
-      away += squares[g] + S::broadcast(static_cast<T>(whole)) * d * d;
-    }
-    sum.add(RowPart<T>{middle, sum_lanes<T>(away)}, static_cast<double>(whole * W * G));
-  }
-  const Range rest = {whole, units_.blocks()};
-  sum.add(part_of(units_, rest, G,
-                  [&](int64_t block, int g) { return saved_at(row, first + g, block, units_.lanes(block)); }),
-          static_cast<double>(units_in(units_, rest) * G));
-  return sum.template moments<T>(on().eps);
-}
-
 // The candidate of c: c itself where nothing of the old one stays.
 template <class T, template <class> class CellOf>
 inline auto Backward<T, CellOf>::candidate_at(int direction, const Slot& slot, int64_t, int64_t block) const -> V {
@@ -167,75 +134,6 @@ inline auto Backward<T, CellOf>::output_gradient(int rank, int64_t t, int64_t i,
     Zoneout<VectorMath<T>>::backward(k, dh, kept);
   }
   return dh;
-}
-
-template <class T, template <class> class CellOf>
-inline RowMoments<T> Backward<T, CellOf>::moments_of(const RowPart<T>& part, int per_unit) const {
-  RowSum sum;
-  sum.add(part, static_cast<double>(s_.H * per_unit));
-  return sum.template moments<T>(on().eps);
-}
-
-template <class T, template <class> class CellOf>
-inline auto Backward<T, CellOf>::means(const NormSums* sums, int64_t row, int per_unit) const -> NormSums {
-  T e = 0, product = 0;
-  for (int q = 0; q < grid_.unit_groups; ++q) {
-    e += sums[q * group_rows_ + row].e;
-    product += sums[q * group_rows_ + row].product;
-  }
-  const T count = static_cast<T>(s_.H * per_unit);
-  return {e / count, product / count};
-}
-
-// An LSTM whose h sees a normalised c: o's gradient, and that of the normalised c with its sums.
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::emit_backward(int rank, const Chunk& chunk, int64_t s) {
-  if constexpr (C::kHasCell) {
-    const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-    const Worker& worker = workers_[rank];
-    const Group& group = groups_[grid_.group(rank)];
-    const int64_t t = time_of(d, s), n = rows_at(b, t), slot0 = first_slot(chunk, t, b);
-    const Range blocks = own_blocks(units_, rank);
-    T* const* vectors = stages_[d].vectors;
-    const bool wanted = has_vectors();
-    const int64_t width = (blocks.end - blocks.begin) * W;
-    for (int64_t i = 0; i < n; ++i) {
-      const Slot slot = slot_at(d, t, batch_row(b, i));
-      const char* const row = saved_row(d, slot.row);
-      const RowMoments<T> of_c =
-          moments_of(part_of(units_, {0, units_.blocks()}, 1,
-                             [&](int64_t block, int) { return candidate_at(d, slot, t, block); }),
-                     1);
-      worker.moments[2 * group_rows_ + i] = of_c;
-      V sum{}, product{};
-      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-        const int64_t at = (block * group_rows_ + i) * W, own = ((block - blocks.begin) * group_rows_ + i) * W;
-        const V gain = S::load(vectors[At::kNormC] + block * W);
-        const V normal =
-            normalised(candidate_at(d, slot, t, block), S::broadcast(of_c.mean), S::broadcast(of_c.scale));
-        const V seen = normal * gain + S::load(vectors[At::kNormCBias] + block * W);
-        const V saved[4] = {V{}, V{}, V{}, saved_at(row, 3, block, units_.lanes(block))};
-        V kept{}, dpre[4], d_seen;
-        const V dh = output_gradient(rank, t, i, block, kept);
-        C::emit_backward(saved, seen, dh, dpre, d_seen);
-        if (!s_.P) S::store(group.dh + at, kept);
-        if (s_.P && p_.need_weights) {
-          S::store(directions_[d].m + (slot0 + i) * row_length() + block * W, C::emit(saved, seen));
-        }
-        if (wanted) {
-          T* const sum_at = worker.vector_sums + (block - blocks.begin) * W;
-          add_to(sum_at + At::kNormC * width, d_seen * normal);
-          add_to(sum_at + At::kNormCBias * width, d_seen);
-        }
-        const V e = d_seen * gain;
-        sum += first_lanes<T>(e, units_.lanes(block));
-        product += first_lanes<T>(e * normal, units_.lanes(block));
-        S::store(worker.d_out_gate + own, dpre[3]);
-        S::store(worker.d_seen + own, e);
-      }
-      group.c_sums[grid_.unit_group(rank) * group_rows_ + i] = {sum_lanes<T>(sum), sum_lanes<T>(product)};
-    }
-  }
 }
 
 // State, cell and gates of this worker's units: dg, of a norm what reaches the normalised products with its sums, and
@@ -382,34 +280,6 @@ inline void Backward<T, CellOf>::keep_rows(int rank, const Chunk& chunk, int64_t
   }
 }
 
-// Through the norms of both products, whose sums are whole.
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::norm_product(int rank, const Chunk& chunk, int64_t s) {
-  const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-  const Worker& worker = workers_[rank];
-  const Group& group = groups_[grid_.group(rank)];
-  const int64_t t = time_of(d, s), n = rows_at(b, t), slot0 = first_slot(chunk, t, b);
-  const Range blocks = own_blocks(units_, rank);
-  const int64_t gate_stride = units_.blocks() * chunk_rows_ * W;
-  for (int64_t i = 0; i < n; ++i) {
-    const char* const row = saved_row(d, s_.tensor_row(t, batch_row(b, i)));
-    for (int part = 0; part < 2; ++part) {
-      const RowMoments<T> of = worker.moments[part * group_rows_ + i];
-      const NormSums mean = means(part ? group.h_sums : group.x_sums, i, G);
-      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-        for (int g = 0; g < G; ++g) {
-          T* dg = directions_[d].dg + (block * chunk_rows_ + slot0 + i) * W + (part * G + g) * gate_stride;
-          const V normal = normalised(saved_at(row, C::kSaved + part * G + g, block, units_.lanes(block)),
-                                      S::broadcast(of.mean), S::broadcast(of.scale));
-          const V out = norm_backward(S::load(dg), normal, S::broadcast(of.scale), S::broadcast(mean.e),
-                                      S::broadcast(mean.product));
-          S::store(dg, first_lanes<T>(out, units_.lanes(block)));
-        }
-      }
-    }
-  }
-}
-
 // put(row, height, tile) of the product of gates [g0, g1) of dg and the recurrent weights' panel, a pass of gates at
 // a time: tiles of several passes are to be added.
 template <class T, template <class> class CellOf>
@@ -429,12 +299,22 @@ inline void Backward<T, CellOf>::multiply_gates(int rank, int64_t p, int g0, int
   for (int first = g0; first < g1; first += pass) {
     for_tiles(tile_rows(vectors), 0, n, [&](int64_t row, int height) {
       alignas(64) T tile[kTileSize * W];
-      for (int j = 0; j < height * vectors; ++j) S::store(tile + j * W, V{});
-      for (int g = first; g < min_of(g1, first + pass); ++g) {
-        const int64_t blocks = recurrent_column(g) * units_.blocks() + units.begin / W;
-        multiply<T>(height, vectors, tile, dir.dg + (blocks * chunk_rows_ + slot0 + row) * W, chunk_rows_ * W,
-                    panel.data + g * length * panel.ld, panel.ld, length);
-      }
+      const auto add_gates = [&](bool apart) {
+        for (int j = 0; j < height * vectors; ++j) S::store(tile + j * W, V{});
+        for (int g = first; g < min_of(g1, first + pass); ++g) {
+          const int64_t blocks = recurrent_column(g) * units_.blocks() + units.begin / W;
+          const T* dg = dir.dg + (blocks * chunk_rows_ + slot0 + row) * W;
+          const T* weights = panel.data + g * length * panel.ld;
+          if (apart) {
+            heads.multiply_apart(height, vectors, 1, tile, dg, chunk_rows_ * W, weights, units,
+                                 outputs_.first_block(p));
+          } else {
+            multiply<T>(height, vectors, tile, dg, chunk_rows_ * W, weights, panel.ld, length);
+          }
+        }
+      };
+      add_gates(false);
+      if (heads.mixed(units) && !all_finite(tile, height * vectors)) add_gates(true);
       put(row, height, tile);
     });
   }
@@ -492,125 +372,6 @@ inline void Backward<T, CellOf>::propagate_stages(int rank, const Chunk& chunk, 
     });
   }
   if (s_.resets) stop_at_resets(rank, slot0, n);
-}
-
-// ---- a chunk's end ----------------------------------------------------------------------------------
-
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::finish_stages(int rank, const Chunk& chunk) {
-  const int d = grid_.direction(rank);
-  const Direction& dir = directions_[d];
-  const WeightGradients& grads = p_.grad_weights[d];
-  const int64_t blocks = units_.blocks(), length = outputs_.blocks() * W;
-  const Range mine = share_of(rank, G * blocks);
-  // One type for every gradient's left and right side: a variant's are not worth an instance of the loops each.
-  struct Left {
-    const Backward* layer;  // null: block i itself, else where recurrent block i lies
-    int64_t blocks;
-    int64_t operator()(int64_t i) const {
-      return layer ? layer->recurrent_column(static_cast<int>(i / blocks)) * blocks + i % blocks : i;
-    }
-  };
-  struct Right {
-    const Slot* slots;  // null: natural rows of `length` bytes
-    const char* Slot::* row;
-    const char* rows;
-    int64_t length, offset;
-    const char* operator()(int64_t slot) const { return (slots ? slots[slot].*row : rows + slot * length) + offset; }
-  };
-  const Left same{nullptr, blocks}, recurrent{this, blocks};
-  WeightGradient<T> gradient{chunk.rows, chunk_rows_, chunk.first, s_.dtype, workers_[rank].panel};
-  const auto add_product = [&](const T* left, const Panels<T>& units, Range own, const Left& source,
-                               const Panels<T>& columns, const Right& right, void* to) __attribute__((noinline)) {
-    gradient.add(left, units, own.begin, own.end, source, columns.length, right, static_cast<T*>(to));
-  };
-  add_product(dir.dg, units_, mine, same, inputs_, {dir.slots, &Slot::x, nullptr, 0, 0}, grads.w_ih);
-  if (s_.bias && !on().norm) {
-    gradient.add_bias(dir.dg, units_, mine.begin, mine.end, same, static_cast<T*>(grads.b_ih));
-    gradient.add_bias(dir.dg, units_, mine.begin, mine.end, recurrent, static_cast<T*>(grads.b_hh));
-  }
-  constexpr Dtype kCompute = sizeof(T) == 8 ? Dtype::kDouble : Dtype::kFloat;
-  const bool kept = on().recurrent_mask || on().reset_before;
-  const Heads<T> heads(s_);
-  gradient.right_dtype = kept ? kCompute : s_.dtype;
-  const int64_t element = static_cast<int64_t>(size_of(gradient.right_dtype));
-  // The gradient of w_hh's rows of blocks [begin, end), all of gate g, from columns `first` on of what it multiplied.
-  const auto add = [&](int g, int64_t begin, int64_t end, int64_t first, const Panels<T>& columns) {
-    const T* rows = on().reset_before && g == G - 1 ? stages_[d].reset_rows : stages_[d].h_rows;
-    add_product(dir.dg, units_, {begin, end}, recurrent, columns,
-                {kept ? nullptr : dir.slots, &Slot::h_prev, reinterpret_cast<const char*>(rows), length * element,
-                 first * element},
-                static_cast<T*>(grads.w_hh));
-  };
-  for (int g = 0; g < G; ++g) {
-    const Range own = {max_of(mine.begin, g * blocks), min_of(mine.end, (g + 1) * blocks)};
-    if (own.begin >= own.end) continue;
-    if (heads.heads == 1) {
-      add(g, own.begin, own.end, 0, outputs_);
-      continue;
-    }
-    for (int head = 0; head < heads.heads; ++head) {
-      const int64_t begin = head * heads.size, end = begin + heads.size;  // its units
-      const Panels<T> columns{heads.size, kPanelVectors};
-      for (int64_t block = max_of(own.begin - g * blocks, begin / W); block < own.end - g * blocks;) {
-        if (block * W >= end) break;
-        gradient.first_lane = static_cast<int>(max_of<int64_t>(0, begin - block * W));
-        gradient.last_lane = static_cast<int>(min_of<int64_t>(W, end - block * W));
-        int64_t next = block + 1;  // whole blocks go together
-        if (gradient.first_lane == 0 && gradient.last_lane == W) {
-          next = max_of(next, min_of(own.end - g * blocks, end / W));
-        }
-        add(g, g * blocks + block, g * blocks + next, begin, columns);
-        block = next;
-      }
-    }
-    gradient.first_lane = 0, gradient.last_lane = W;
-  }
-  if (s_.P) {
-    const Range own = share_of(rank, outputs_.blocks());
-    gradient.right_dtype = kCompute;
-    add_product(
-        dir.dh_out, outputs_, own, same, units_,
-        {nullptr, nullptr, reinterpret_cast<const char*>(dir.m), row_length() * static_cast<int64_t>(sizeof(T)), 0},
-        grads.w_hr);
-  }
-  if (!has_vectors()) return;
-  const Range own = own_blocks(units_, rank);
-  const Worker& worker = workers_[rank];
-  for (int64_t i = 0; i < kVectorSums * (own.end - own.begin) * W; ++i) {
-    worker.vector_totals[i] += static_cast<double>(worker.vector_sums[i]);
-    worker.vector_sums[i] = 0;
-  }
-}
-
-// The gradients of a variant's vectors: the batch groups' totals, in a fixed order.
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::store_vector_gradients(int rank) {
-  if (!has_vectors() || grid_.batch_group(rank) != 0) return;
-  const WeightGradients& grads = p_.grad_weights[grid_.direction(rank)];
-  const Range own = own_blocks(units_, rank);
-  const int64_t width = (own.end - own.begin) * W;
-  const auto put = [&](void* to, int part, int vector) {
-    for (int64_t i = 0; to && i < units_in(units_, own); ++i) {
-      double sum = 0;
-      for (int b = 0; b < grid_.batch_groups; ++b) {
-        sum += workers_[rank + b * grid_.unit_groups].vector_totals[vector * width + i];
-      }
-      static_cast<T*>(to)[part * s_.H + own.begin * W + i] = static_cast<T>(sum);
-    }
-  };
-  if (on().peephole) {
-    for (int k = 0; k < 3; ++k) put(grads.peephole, k, At::kPeephole + k);
-  }
-  if (!on().norm) return;
-  for (int g = 0; g < G; ++g) {
-    put(grads.norm_ih, g, At::kNormIh + g);
-    put(grads.norm_hh, g, At::kNormHh + g);
-    put(grads.b_ih, g, kBias + g);
-    put(grads.b_hh, g, kBias + (C::kSplit && g == G - 1 ? G : g));
-  }
-  put(grads.norm_c, 0, At::kNormC);
-  put(grads.norm_c_bias, 0, At::kNormCBias);
 }
 
 }  // namespace

@@ -138,16 +138,22 @@ inline void Forward<T, CellOf, Operand>::first_product(int rank, int64_t s, int6
     for_tiles(tile_rows(vectors), 0, n, [&](int64_t row, int height) {
       const T* gx = worker.gx + gx_offset(rank, panel) + (slot0 + row) * units * G * W;
       alignas(64) T tile[kTileSize * W];
-      for (int j = 0; j < height * units; ++j) {
-        for (int g = 0; g < gates; ++g) {
-          const bool split = C::kSplit && g == G - 1;
-          S::store(tile + (j * gates + g) * W, on().norm ? V{}
-                                               : split   ? S::load(directions_[d].bias_rec + (first + j % units) * W)
+      const auto multiply = [&](bool apart) {
+        for (int j = 0; j < height * units; ++j) {
+          for (int g = 0; g < gates; ++g) {
+            const bool split = C::kSplit && g == G - 1;
+            S::store(tile + (j * gates + g) * W, on().norm ? V{}
+                                                 : split ? S::load(directions_[d].bias_rec + (first + j % units) * W)
                                                          : S::load(gx + (j * G + g) * W));
+          }
         }
-      }
-      Operand::multiply(height, vectors, tile, group.h[s & 1] + (k.begin / W * group_rows_ + row) * W,
-                        group_rows_ * W, weights, k.end - k.begin, ahead.slice(k.end - k.begin));
+        const E* h = group.h[s & 1] + (k.begin / W * group_rows_ + row) * W;
+        if (apart) return heads.multiply_apart(height, vectors, gates, tile, h, group_rows_ * W, weights, k, first);
+        Operand::multiply(height, vectors, tile, h, group_rows_ * W, weights, k.end - k.begin,
+                          ahead.slice(k.end - k.begin));
+      };
+      multiply(false);
+      if (heads.mixed(k) && !all_finite(tile, height * vectors)) multiply(true);
       if (on().norm) {
         copy_vectors(tile,
                      worker.held + ((first - own_blocks(units_, rank).begin) * group_rows_ + row * units) * G * W,
@@ -210,9 +216,15 @@ inline void Forward<T, CellOf, Operand>::second_product(int rank, int64_t s, int
       for_tiles(tile_rows(1), 0, n, [&](int64_t row, int height) {
         const T* gx = workers_[rank].gx + gx_offset(rank, block) + (slot0 + row) * G * W;
         alignas(64) T tile[kTileSize * W];
-        for (int m = 0; m < height; ++m) S::store(tile + m * W, S::load(gx + (m * G + G - 1) * W) + bias);
-        Operand::multiply(height, 1, tile, group.reset_h + (k.begin / W * group_rows_ + row) * W, group_rows_ * W,
-                          stages_[d].second + block * W * depth, k.end - k.begin, nullptr);
+        const auto multiply = [&](bool apart) {
+          for (int m = 0; m < height; ++m) S::store(tile + m * W, S::load(gx + (m * G + G - 1) * W) + bias);
+          const E* reset_h = group.reset_h + (k.begin / W * group_rows_ + row) * W;
+          const E* weights = stages_[d].second + block * W * depth;
+          if (apart) return heads.multiply_apart(height, 1, 1, tile, reset_h, group_rows_ * W, weights, k, block);
+          Operand::multiply(height, 1, tile, reset_h, group_rows_ * W, weights, k.end - k.begin, nullptr);
+        };
+        multiply(false);
+        if (heads.mixed(k) && !all_finite(tile, height)) multiply(true);
         for (int m = 0; m < height; ++m) {
           const T* held = workers_[rank].held + ((block - own.begin) * group_rows_ + row + m) * 2 * W;
           V saved[C::kSaved] = {S::load(held), S::load(held + W)}, h;

@@ -1,12 +1,26 @@
 // Block-diagonal recurrence: which part of h a panel of units multiplies, and its weights. Unit j belongs to head
 // j / (H / heads), which has a block of h of the same place. A panel whose units belong to several heads multiplies
-// all of their blocks, with zeros between.
+// all of their blocks, with zeros between: where a head has an Inf or a NaN, those make NaN of what the others get,
+// and the product is made again without them.
 #pragma once
 #include "cpu/product/pack.inl"
 #include "cpu/rnn/schedule.inl"
 
 namespace fastrnn {
 namespace {
+
+// Whether no number of a tile is an Inf or a NaN.
+template <class T>
+bool all_finite(const T* tile, int vectors) {
+  typename Simd<T>::V sum{};
+  for (int v = 0; v < vectors; ++v) sum += Simd<T>::load(tile + v * Simd<T>::W) * Simd<T>::set(0);
+  alignas(64) T zeros[Simd<T>::W];
+  Simd<T>::store(zeros, sum);
+  for (T lane : zeros) {
+    if (!(lane == 0)) return false;
+  }
+  return true;
+}
 
 template <class T>
 struct Heads {
@@ -28,6 +42,8 @@ struct Heads {
     const int64_t first = columns.first_block(panel);
     return range(first * W, (first + columns.blocks_of(panel)) * W);
   }
+  // Whether some of the units multiply more than their own head's block.
+  bool mixed(Range range) const { return heads > 1 && range.end - range.begin > size; }
   // The longest of these.
   int64_t depth(const Panels<T>& columns, int64_t K) const {
     int64_t most = 0;
@@ -42,6 +58,21 @@ struct Heads {
   T element(const void* w_hh, Dtype dtype, int g, int64_t j, int64_t k) const {
     if (j / size != k / size) return 0;
     return load_as<T>(w_hh, (g * units + j) * size + k % size, 1, dtype)[0];
+  }
+
+  // tile += the product of a panel of `vectors`, `gates` of them a block of units from first_block on, for `height`
+  // rows of the blocked a, which begins where the range does: unit by unit, over its own head's block alone.
+  void multiply_apart(int height, int vectors, int gates, T* tile, const T* a, int64_t block_stride, const T* weights,
+                      Range range, int64_t first_block) const {
+    for (int at = 0; at < height * vectors * W; ++at) {
+      const int64_t m = at / W / vectors, lane = at % (vectors * W);
+      const int64_t unit = min_of((first_block + lane / W / gates) * W + lane % W, units - 1);
+      T sum = 0;
+      for (int64_t k = unit / size * size - range.begin, end = k + size; k < end; ++k) {
+        sum += a[k / W * block_stride + m * W + k % W] * weights[k * vectors * W + lane];
+      }
+      tile[at] += sum;
+    }
   }
 
   // A gate panel (pack.inl) of gates [g0, g0 + gates) over the panel's range.

@@ -2,8 +2,11 @@
 #pragma once
 #include "cells/policies/stages.h"
 #include "cpu/rnn/backward_chunk.inl"
+#include "cpu/rnn/backward_ends.inl"
+#include "cpu/rnn/backward_norm.inl"
 #include "cpu/rnn/backward_recompute.inl"
 #include "cpu/rnn/backward_stages.inl"
+#include "cpu/rnn/backward_stages_chunk.inl"
 #include "cpu/rnn/forward_stages.inl"
 #include "cpu/simd/limits.inl"
 
@@ -19,59 +22,43 @@ constexpr bool matches(CellKind kind) {
          facts.split == C::kSplit;
 }
 
-// Calls f.template operator()<T, Cell>() for the layer's compute type and cell: the one list of
-// cells on the CPU.
-template <class F>
-void with_kernel(const LayerShape& shape, F&& f) {
-  const auto with_cell = [&](auto zero) {
-    using T = decltype(zero);
-    switch (shape.cell) {
-      case CellKind::kLstm:
-        static_assert(matches<LstmCell>(CellKind::kLstm) && matches<GruCell>(CellKind::kGru) &&
-                      matches<RnnTanhCell>(CellKind::kRnnTanh) && matches<RnnReluCell>(CellKind::kRnnRelu));
-        return f.template operator()<T, LstmCell>();
-      case CellKind::kGru:
-        return f.template operator()<T, GruCell>();
-      case CellKind::kRnnTanh:
-        return f.template operator()<T, RnnTanhCell>();
-      case CellKind::kRnnRelu:
-        return f.template operator()<T, RnnReluCell>();
-    }
+// Calls f.template operator()<T, Cell>() for the layer's compute type and its one of these cells.
+template <template <class> class Lstm, template <class> class Gru, template <class> class RnnTanh,
+          template <class> class RnnRelu, class F>
+void with_cell_of(const LayerShape& shape, F&& f) {
+  const auto with_type = [&]<template <class> class Cell>() {
+    shape.dtype == Dtype::kDouble ? f.template operator()<double, Cell>() : f.template operator()<float, Cell>();
   };
-  if (shape.dtype == Dtype::kDouble) {
-    with_cell(double{});
-  } else {
-    with_cell(float{});
+  switch (shape.cell) {
+    case CellKind::kLstm:
+      return with_type.template operator()<Lstm>();
+    case CellKind::kGru:
+      return with_type.template operator()<Gru>();
+    case CellKind::kRnnTanh:
+      return with_type.template operator()<RnnTanh>();
+    case CellKind::kRnnRelu:
+      return with_type.template operator()<RnnRelu>();
   }
 }
 
-// The same for a variant's instances of the cells.
+// The one list of cells on the CPU.
 template <class F>
-void with_stages(const LayerShape& shape, F&& f) {
-  const auto with_cell = [&](auto zero) {
-    using T = decltype(zero);
-    switch (shape.cell) {
-      case CellKind::kLstm:
-        return f.template operator()<T, LstmStages>();
-      case CellKind::kGru:
-        return f.template operator()<T, GruStages>();
-      case CellKind::kRnnTanh:
-        return f.template operator()<T, RnnTanhStages>();
-      case CellKind::kRnnRelu:
-        return f.template operator()<T, RnnReluStages>();
-    }
-  };
-  if (shape.dtype == Dtype::kDouble) {
-    with_cell(double{});
-  } else {
-    with_cell(float{});
-  }
+void with_kernel(const LayerShape& shape, F&& f) {
+  static_assert(matches<LstmCell>(CellKind::kLstm) && matches<GruCell>(CellKind::kGru) &&
+                matches<RnnTanhCell>(CellKind::kRnnTanh) && matches<RnnReluCell>(CellKind::kRnnRelu));
+  with_cell_of<LstmCell, GruCell, RnnTanhCell, RnnReluCell>(shape, f);
+}
+// With a variant's instances of them.
+template <class F>
+void with_kernel_or_stages(const LayerShape& shape, F&& f) {
+  shape.variant.any() ? with_cell_of<LstmStages, GruStages, RnnTanhStages, RnnReluStages>(shape, f)
+                      : with_kernel(shape, f);
 }
 
 template <template <class, template <class> class> class Kernel, class Params>
 size_t workspace_of(const Params& params, const CpuPlan& plan) {
   size_t bytes = 0;
-  with_kernel(params.shape, [&]<class T, template <class> class Cell>() {
+  with_kernel_or_stages(params.shape, [&]<class T, template <class> class Cell>() {
     bytes = Kernel<T, Cell>(params, plan, nullptr).workspace_bytes();
   });
   return bytes;
@@ -79,7 +66,7 @@ size_t workspace_of(const Params& params, const CpuPlan& plan) {
 
 template <template <class, template <class> class> class Kernel, class Params>
 void run_kernel(const Params& params, const CpuPlan& plan, char* workspace, const Parallel& parallel) {
-  with_kernel(params.shape, [&]<class T, template <class> class Cell>() {
+  with_kernel_or_stages(params.shape, [&]<class T, template <class> class Cell>() {
     Kernel<T, Cell> kernel(params, plan, workspace);
     parallel.run(kernel.workers(), Kernel<T, Cell>::body, &kernel);
   });
@@ -87,23 +74,6 @@ void run_kernel(const Params& params, const CpuPlan& plan, char* workspace, cons
 
 template <class T, template <class> class Cell>
 using PlainForward = Forward<T, Cell, NaturalOperand<T>>;
-
-template <template <class, template <class> class> class Kernel, class Params>
-size_t stages_workspace(const Params& params, const CpuPlan& plan) {
-  size_t bytes = 0;
-  with_stages(params.shape, [&]<class T, template <class> class Cell>() {
-    bytes = Kernel<T, Cell>(params, plan, nullptr).workspace_bytes();
-  });
-  return bytes;
-}
-
-template <template <class, template <class> class> class Kernel, class Params>
-void run_stages(const Params& params, const CpuPlan& plan, char* workspace, const Parallel& parallel) {
-  with_stages(params.shape, [&]<class T, template <class> class Cell>() {
-    Kernel<T, Cell> kernel(params, plan, workspace);
-    parallel.run(kernel.workers(), Kernel<T, Cell>::body, &kernel);
-  });
-}
 
 // The weights of a layer as one of the Forwards reads them.
 template <template <class, template <class> class> class Kernel>
@@ -123,16 +93,16 @@ void pack_weights(const LayerShape& shape, const DirectionWeights& weights, char
 }
 
 #ifdef FASTRNN_HAS_BF16_DOT
-template <class T>
+template <class T, bool kVariant>
 struct DotOperand {
   using type = NaturalOperand<T>;
 };
 template <>
-struct DotOperand<float> {
+struct DotOperand<float, false> {
   using type = Bf16Operand;
 };
 template <class T, template <class> class Cell>
-using DotForward = Forward<T, Cell, typename DotOperand<T>::type>;
+using DotForward = Forward<T, Cell, typename DotOperand<T, Cell<VectorMath<T>>::kVariant>::type>;
 
 // The dot instruction serves bfloat16 layers with enough rows to repay packing.
 bool uses_dot(const ForwardParams& params, const CpuPlan& plan) {
@@ -167,16 +137,24 @@ constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const Sc
           pack_weights<PlainForward>,
           workspace_of<Backward, BackwardParams>,
           run_kernel<Backward, BackwardParams>,
-          stages_workspace<PlainForward, ForwardParams>,
-          run_stages<PlainForward, ForwardParams>,
-          stages_workspace<Backward, BackwardParams>,
-          run_stages<Backward, BackwardParams>,
           gate_product_workspace,
           gate_product,
           fma_loop,
           read_loop,
           scan};
 }
+
+#ifdef FASTRNN_HAS_BF16_DOT
+// The same, but for the forward pass of bfloat16 layers.
+constexpr KernelTable make_dot_table(const char* name, bool (*runs_here)(), const ScanKernels* scan) {
+  KernelTable table = make_table(name, runs_here, scan);
+  table.forward_workspace = dot_workspace;
+  table.forward = run_dot;
+  table.packed_bytes = dot_packed_bytes;
+  table.pack = dot_pack;
+  return table;
+}
+#endif
 
 }  // namespace
 }  // namespace fastrnn
