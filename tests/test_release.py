@@ -1,5 +1,5 @@
-"""What a release is made with: the version's one place, the changelog, linking for an older system, what is in
-a wheel and for whom it is."""
+"""What a release is made with: the version's one place, the changelog, linking for an older system, and what
+is in a wheel."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ def test_a_wheel_takes_the_place_of_its_own_alone(tmp_path):
 
 @pytest.mark.parametrize(("kind", "machine"), [("cpu", "x86_64"), ("cuda", "x86_64"), ("aarch64", "aarch64")])
 def test_what_is_in_a_wheel(kind, machine, tmp_path):
-    """Our binaries and nobody else's, the module under the name that the wheel's CPython looks for, and a name
-    that says for whom it is."""
+    """Our binaries and nobody else's, the module under the name that the wheel's CPython looks for, and a
+    name that says for whom it is."""
     python, folder = wheels.PYTHON, tmp_path / kind
     folder.mkdir()
     good = f"fastrnn-1.2.0-{python}-{python}-manylinux_2_28_{machine}.whl"
