@@ -3,8 +3,8 @@
     python tools/test_wheels.py [WHEEL ...] [--torch 2.11.0 2.14.1] [--python python3.10 ...] [--save]
 
 By default the wheels of this machine's kind under dist/, each with the CPython that it is for, and with the
-oldest torch that is promised and the newest. For each wheel, torch and Python: a fresh environment, torch, the
-wheel without its sources and with no compiler on the PATH, and there, in an empty folder:
+oldest torch that is promised and the newest. For each wheel, torch and Python: a fresh environment, torch,
+the wheel without its sources and with no compiler on the PATH, and there, in an empty folder:
 
     python -m fastrnn info            the kernels are loaded
     python -m fastrnn verify --quick  every cell and path against float64
