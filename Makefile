@@ -18,7 +18,7 @@
 # A GPU shows as a device file (the second is WSL's) or by its driver's command, the wish to compile for one as nvcc.
 CUDA_FILES := /dev/nvidiactl /dev/dxg /usr/local/cuda/bin/nvcc
 ifeq ($(origin CPU),undefined)
-ifneq ($(filter test-all gpu-check gpu-pack wheel% release,$(MAKECMDGOALS)),)
+ifneq ($(filter test-all gpu-check gpu-pack wheel% test-wheels release,$(MAKECMDGOALS)),)
 CPU := 0
 else ifeq ($(if $(filter undefined,$(origin VENV)),.venv,$(strip $(VENV))),)
 CPU := 0
@@ -201,7 +201,7 @@ wheel: $(ENV_TEST)  ## dist/fastrnn-*.whl
 	rm -rf build/lib*  # setuptools would pack what an earlier commit had
 	$(PY) -m build --wheel --no-isolation
 
-wheels: $(ENV_RELEASE)  ## dist/*/fastrnn-*.whl for others' machines, judged by auditwheel; ARGS="cpu" for some of them
+wheels: $(ENV_RELEASE)  ## dist/*/fastrnn-*.whl for others' machines and PYTHON's version, judged by auditwheel; ARGS="cpu" for some
 	$(PY) tools/wheels.py $(ARGS)
 
 test-wheels: $(ENV_RELEASE)  ## install and use them in fresh environments, with the oldest and the newest torch

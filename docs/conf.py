@@ -29,6 +29,7 @@ html_static_path = ["_static"]
 html_css_files = ["fastrnn.css"]
 html_copy_source = False
 html_show_sourcelink = False
+smartquotes_action = "qe"  # a dash is as it was typed: --json is an option
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
@@ -76,6 +77,15 @@ def without_signature(app, what, name, obj, options, lines):
         lines[:] = rest.split("\n")
 
 
+def commands_stand_as_typed(app, what, name, obj, options, lines):
+    """The examples at the end of a command's help are blocks of code."""
+    if not name.startswith("fastrnn.cli."):
+        return
+    for at in range(len(lines) - 1, -1, -1):
+        if lines[at].startswith("  ") and not (at and lines[at - 1].startswith("  ")):
+            lines[at:at] = ["::", ""]
+
+
 #: Where the repository can be browsed, for links to what is in it and not in these pages.
 REPOSITORY = os.environ.get("FASTRNN_REPOSITORY", "").rstrip("/")
 
@@ -114,6 +124,7 @@ def setup(app):
     app.connect("source-read", as_of_this_site)
     app.connect("autodoc-process-signature", show_signature)
     app.connect("autodoc-process-docstring", without_signature)
+    app.connect("autodoc-process-docstring", commands_stand_as_typed)
     app.add_node(_math(), html=(visit_math, None), override=True)
     app.add_node(_math_block(), html=(visit_math, None), override=True)
     return {"parallel_read_safe": True}

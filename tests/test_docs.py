@@ -94,7 +94,7 @@ TEXTS = (
     "README.md",
     "CONTRIBUTING.md",
     "benchmarks/README.md",
-    *(f"docs/{p.name}" for p in DOCS.glob("*.md")),
+    *(p.relative_to(ROOT).as_posix() for p in sorted(DOCS.rglob("*.md"))),
 )
 #: Whose public names are documented.
 MODULES = (
@@ -121,6 +121,10 @@ def test_readme_runs(tmp_path, monkeypatch):
     names = {"x": torch.randn(3, 5, 256), "fastrnn": fastrnn, "torch": torch}
     for block in blocks:
         exec(block, names)
+
+
+#: As the command line itself knows them.
+COMMANDS = tuple(next(a.choices for a in cli.parser()._actions if a.dest == "command"))
 
 
 def anchors(page: Path) -> set[str]:
@@ -170,6 +174,14 @@ def test_commands_are_there(text):
             assert set(asked) <= targets, words
         if words[:3] == ["python", "-m", "fastrnn"] and len(words) > 3 and "{" not in words[3]:
             cli.parser().parse_args(words[3:])
+
+
+def test_every_command_is_in_the_reference():
+    """With its help, which is the docstring of its module."""
+    page = (DOCS / "api" / "command-line.md").read_text()
+    for name in COMMANDS:
+        assert f"automodule:: fastrnn.cli.{name}\n" in page, name
+        assert f"python -m fastrnn {name} " in page, name
 
 
 def in_reference(name: str) -> bool:
@@ -248,5 +260,8 @@ def test_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     cells = (tmp_path / "site" / "cells.html").read_text()
     assert "<mtable" in cells
+    commands = (tmp_path / "site" / "api" / "command-line.html").read_text()
+    shown = re.sub("<[^>]+>", "", commands)  # without the colours of code
+    assert "\npython -m fastrnn bench --quick\npython -m fastrnn bench --cell" in shown
     for page in (tmp_path / "site").rglob("*.html"):
         assert not re.search(r'(?:src|href)="https?://[^"]+\.(?:js|css|woff2?)"', page.read_text()), page.name

@@ -99,7 +99,7 @@ def test_default_where_cuda_is_asked_for(tools, environment):
     assert not is_cpu_build(plan("test", "CUDA_FILES=", tools=tools, **environment))
 
 
-@pytest.mark.parametrize("goal", ["wheel", "test-all"])
+@pytest.mark.parametrize("goal", ["wheel", "wheels", "test-wheels", "test-all"])
 def test_what_is_handed_out_is_whole(tools, goal):
     """Nobody makes a wheel without CUDA kernels by not having asked."""
     assert "requirements/build.txt" in plan(goal, "CUDA_FILES=", tools=tools)

@@ -184,7 +184,8 @@ def short() -> str:
     return "\n".join(lines)
 
 
-WIDTH, LEFT, BAR, GAP, TOP = 820, 290, 10, 11, 58
+WIDTH, LEFT, BAR, GAP, TOP = 820, 308, 10, 11, 58
+NUMBER = 26  # of a figure beside its bar, in pixels
 
 
 def picture() -> str:
@@ -218,12 +219,12 @@ def picture() -> str:
         '<text x="12" y="24" font-size="15" font-weight="bold" fill="#1b1f24">Times as fast, float32</text>',
         f'<text x="12" y="42" fill="#57606a">geometric mean over the shapes; the notch is the worst of them. '
         f"{machine(loaded[FULL])}</text>",
-        f'<rect x="{WIDTH - 150}" y="14" width="11" height="9" fill="#9cc4f2"/>'
-        f'<text x="{WIDTH - 134}" y="23" fill="#1b1f24">1 thread</text>',
-        f'<rect x="{WIDTH - 75}" y="14" width="11" height="9" fill="#1f6feb"/>'
-        f'<text x="{WIDTH - 59}" y="23" fill="#1b1f24">2 threads</text>',
+        f'<rect x="{WIDTH - 164}" y="14" width="11" height="9" fill="#9cc4f2"/>'
+        f'<text x="{WIDTH - 148}" y="23" fill="#1b1f24">1 thread</text>',
+        f'<rect x="{WIDTH - 88}" y="14" width="11" height="9" fill="#1f6feb"/>'
+        f'<text x="{WIDTH - 72}" y="23" fill="#1b1f24">2 threads</text>',
     ]
-    y = TOP
+    y, at = TOP, LEFT + scale
     for title, rows in groups:
         out.append(f'<text x="12" y="{y + 16}" font-weight="bold" fill="#1b1f24">{title}</text>')
         y += 28
@@ -236,11 +237,13 @@ def picture() -> str:
                 width, worst = r.mean * scale, LEFT + r.worst * scale
                 out.append(f'<rect x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR}" fill="{colour}"/>')
                 out.append(f'<rect x="{worst - 1:.1f}" y="{y}" width="2" height="{BAR}" fill="#1b1f24"/>')
-                end = f'x="{LEFT + width + 5:.1f}" y="{y + BAR - 1}"'
-                out.append(f'<text {end} font-size="10" fill="#57606a">{r.mean:.2f}</text>')
+                end = LEFT + width + 5
+                if at - NUMBER < end < at + 5:  # it would lie on the line
+                    end = at + 5
+                place = f'x="{end:.1f}" y="{y + BAR - 1}"'
+                out.append(f'<text {place} font-size="10" fill="#57606a">{r.mean:.2f}</text>')
                 y += BAR
             y += GAP
-        at = LEFT + scale
         line = f'x1="{at:.1f}" y1="{start - 5}" x2="{at:.1f}" y2="{y - 4}"'
         out.append(f'<line {line} stroke="#cf222e" stroke-dasharray="3 3"/>')
         out.append(

@@ -2,9 +2,9 @@
 
     python tools/test_wheels.py [WHEEL ...] [--torch 2.11.0 2.14.1] [--python python3.10 ...] [--save]
 
-By default the wheels of this machine's kind under dist/, with the oldest torch that is promised and the
-newest. For each wheel, torch and Python: a fresh environment, torch, the wheel without its sources and with
-no compiler on the PATH, and there, in an empty folder:
+By default the wheels of this machine's kind under dist/, each with the CPython that it is for, and with the
+oldest torch that is promised and the newest. For each wheel, torch and Python: a fresh environment, torch,
+the wheel without its sources and with no compiler on the PATH, and there, in an empty folder:
 
     python -m fastrnn info            the kernels are loaded
     python -m fastrnn verify --quick  every cell and path against float64
@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -36,7 +37,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "wheels.json"
 INDEX = os.environ.get("TORCH_CPU_INDEX", "https://download.pytorch.org/whl/cpu")
-OLDEST, NEWEST = "2.11.0", "2.14.1"
+OLDEST = "2.11.0"
+NEWEST = re.search(r"^torch==(\S+)$", (ROOT / "requirements" / "build.txt").read_text(), re.MULTILINE)[1]
 
 TRAINING = """
 import torch, fastrnn
@@ -81,6 +83,13 @@ def without_compilers(folder: Path) -> str:
     return str(folder)
 
 
+def python_for(wheel: Path) -> str:
+    """The command of the CPython in a wheel's name: the one that runs this if it is that, or python3.12."""
+    major, minor = re.search(r"-cp(\d)(\d+)-", wheel.name).groups()
+    same = sys.version_info[:2] == (int(major), int(minor))
+    return sys.executable if same else f"python{major}.{minor}"
+
+
 def try_one(wheel: Path, torch: str, python: str, index: str | None) -> dict:
     """What became of one wheel with one torch and one Python."""
     start, done = time.monotonic(), {"wheel": wheel.name, "kind": wheel.parent.name, "asked_torch": torch}
@@ -107,7 +116,10 @@ def try_one(wheel: Path, torch: str, python: str, index: str | None) -> dict:
             return ran.stdout
 
         try:
-            step("environment", shutil.which(python) or python, "-m", "venv", folder / "venv")
+            if (found := shutil.which(python)) is None:
+                done["environment"] = f"{python} is not installed"
+                raise RuntimeError("environment")
+            step("environment", found, "-m", "venv", folder / "venv")
             inside = folder / "venv" / "bin" / "python"
             more = ["--extra-index-url", index] if index else []
             step("torch", inside, "-m", "pip", "install", "-q", *more, f"torch=={torch}", "numpy")
@@ -119,7 +131,6 @@ def try_one(wheel: Path, torch: str, python: str, index: str | None) -> dict:
             if not info["cpu"]["kernels_loaded"]:
                 done["info"] = info["cpu"]["why_not"]
                 raise RuntimeError("info")
-            command = (inside, "-m", "fastrnn")
             command = (inside, "-m", "fastrnn")
             done["verify --quick"] = step("verify --quick", *command, "verify", "--quick").splitlines()[-1]
             times = folder / "bench.json"
@@ -144,7 +155,7 @@ def main() -> int:
     )
     parser.add_argument("wheels", nargs="*", type=Path, metavar="WHEEL")
     parser.add_argument("--torch", nargs="+", default=[OLDEST, NEWEST], metavar="VERSION")
-    parser.add_argument("--python", nargs="+", default=[sys.executable], metavar="COMMAND")
+    parser.add_argument("--python", nargs="+", metavar="COMMAND", help="(default: each wheel's own)")
     parser.add_argument("--save", action="store_true", help=f"write {RESULT.relative_to(ROOT)}")
     options = parser.parse_args()
     wheels = options.wheels or sorted((ROOT / "dist").glob(f"*/fastrnn-*_{platform.machine()}.whl"))
@@ -153,7 +164,7 @@ def main() -> int:
     index = INDEX if reachable(f"{INDEX}/torch/") else None
     outcomes = []
     for wheel in wheels:
-        for python in options.python:
+        for python in options.python or [python_for(wheel)]:
             for torch in options.torch:
                 print(f"{wheel.parent.name}/{wheel.name}, torch {torch}, {python}", flush=True)
                 outcomes.append(try_one(wheel.resolve(), torch, python, index))

