@@ -50,6 +50,13 @@ def dense(w: Tensor, heads: int, gates: int) -> Tensor:
     return spread.reshape(w.size(0), -1)
 
 
+def coupled(w: Tensor, blocks: int = 4) -> Tensor:
+    """Weights of an LSTM's gates with minus those of i in the place of f's: sigmoid(-z) is 1 - sigmoid(z).
+    blocks: 4, or 3 where g has none."""
+    i, _, *rest = w.chunk(blocks)
+    return torch.cat([i, -i, *rest])
+
+
 def step(
     card: Card,
     variant: Variant,

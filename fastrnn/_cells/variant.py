@@ -234,6 +234,22 @@ def spell(cell: str, variant: Variant, recurrent_mask: bool) -> str:
     return "+".join(found)
 
 
+def for_kernels(variant: Variant, on_cpu: bool, projected: bool, training: bool) -> tuple[Variant, bool]:
+    """What ``spell`` is told of a variant in a call: the variant, without what is done to the weights before
+    a kernel sees them, and whether there is a recurrent mask.
+
+    Heads are weights with zeros between them where no kernel knows blocks. The coupled gate 1 - i is
+    sigmoid(-z), and so a plain cell's with minus the rows of i in the place of f's; norms and peepholes look
+    at the rows themselves, and the CPU's kernels spare the copies.
+    """
+    told = variant
+    if projected or not on_cpu:
+        told = told._replace(heads=1)
+    if not (on_cpu or variant.norm or variant.peephole):
+        told = told._replace(coupled=False)
+    return told, training and variant.recurrent_dropout > 0
+
+
 def parse(spelling: str) -> Spelled:
     """What ``spell`` said. KeyError or ValueError for what it does not say."""
     found = _parsed.get(spelling)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._cells import widen
+from .linear_scan import following
 from .linear_scan import scan as linear_scan
 
 
@@ -41,14 +42,18 @@ def _setup(ctx, inputs, output) -> None:
 def _backward(ctx, grad):
     weight, h0, cut, h = ctx.saved_tensors
     slope = (h > 0).to(h.dtype) if ctx.relu else 1 - h * h
-    passed = weight.expand_as(h)
     before = torch.cat([h0.unsqueeze(0), h[:-1]])
-    if cut is not None:
-        passed, before = (t.masked_fill(cut.unsqueeze(-1), 0) for t in (passed, before))
     # That of the pre-activation at t: slope_t * (grad_t + weight * what step t+1 has).
-    after = torch.cat([passed[1:], torch.zeros_like(passed[:1])])
-    g = linear_scan(slope * after, slope * grad, None, True)
-    return g, (g * before).sum((0, 1)), passed[0] * g[0], None, None
+    kept, then = slope * following(weight.expand_as(h), False), None
+    if cut is not None:
+        then = following(cut, False)
+        before = before.masked_fill(cut.unsqueeze(-1), 0)
+        kept = kept.masked_fill(then.unsqueeze(-1), 0)
+    g = linear_scan(kept, slope * grad, None, then, True)
+    to_h0 = weight * g[0]
+    if cut is not None:
+        to_h0 = to_h0.masked_fill(cut[0].unsqueeze(-1), 0)
+    return g, (g * before).sum((0, 1)), to_h0, None, None
 
 
 scan.register_autograd(_backward, setup_context=_setup)

@@ -19,34 +19,44 @@ _WORK = 2048
 
 
 @torch.library.custom_op("fastrnn::linear_scan", mutates_args=())
-def scan(a: Tensor, b: Tensor, h0: Tensor | None, reverse: bool) -> Tensor:
-    """a, b (T, B, H), h0 (B, H) or None for zeros. Returns h of every step (T, B, H), in a's dtype."""
+def scan(a: Tensor, b: Tensor, h0: Tensor | None, cut: Tensor | None, reverse: bool) -> Tensor:
+    """a, b (T, B, H), h0 (B, H) or None for zeros. Returns h of every step (T, B, H), in a's dtype.
+
+    cut: (T, B) bool or None, where no state passes into a step, not even one that is no number. There a is
+    0.
+    """
     dtype = a.dtype
     a, b, h0 = widen(a), widen(b), widen(h0)
     if not a.numel():
         return torch.empty_like(a, dtype=dtype)
-    steps = a.size(0)
-    if steps < 16 or (a.is_cpu and a[0].numel() >= _WORK):
-        found = _one_by_one(a, b, h0, reverse)
-    else:
-        found = _in_chunks(a, b, h0, reverse)
-    return found.to(dtype)
+    in_turn = a.size(0) < 16 or (a.is_cpu and a[0].numel() >= _WORK)
+    run = _one_by_one if in_turn else _in_chunks
+    if cut is None or not a.is_cpu:
+        return run(a, b, h0, cut, reverse).to(dtype)
+    # Where a is 0 no number passes; that there is none but numbers is asked once, and not step by step.
+    found = run(a, b, h0, None, reverse)
+    return (found if torch.isfinite(found).all() else _one_by_one(a, b, h0, cut, reverse)).to(dtype)
 
 
-def _one_by_one(a: Tensor, b: Tensor, h0: Tensor | None, reverse: bool) -> Tensor:
+def _one_by_one(a: Tensor, b: Tensor, h0: Tensor | None, cut: Tensor | None, reverse: bool) -> Tensor:
     out = torch.empty(b.shape, dtype=b.dtype, device=b.device)
-    every = list(zip(a.unbind(0), b.unbind(0), out.unbind(0), strict=True))
+    cut = [None] * len(a) if cut is None else cut.unsqueeze(-1).unbind(0)
+    every = list(zip(a.unbind(0), b.unbind(0), cut, out.unbind(0), strict=True))
     if reverse:
         every.reverse()
     h = h0
-    for a_t, b_t, to in every:
-        h = to.copy_(b_t) if h is None else torch.addcmul(b_t, a_t, h, out=to)
+    for a_t, b_t, cut_t, to in every:
+        if h is None:
+            h = to.copy_(b_t)
+        else:
+            h = torch.addcmul(b_t, a_t, h if cut_t is None else h.masked_fill(cut_t, 0), out=to)
     return out
 
 
-def _in_chunks(a: Tensor, b: Tensor, h0: Tensor | None, reverse: bool) -> Tensor:
+def _in_chunks(a: Tensor, b: Tensor, h0: Tensor | None, cut: Tensor | None, reverse: bool) -> Tensor:
+    given = a, b, h0, cut
     if reverse:
-        a, b = a.flip(0), b.flip(0)
+        a, b, cut = a.flip(0), b.flip(0), (None if cut is None else cut.flip(0))
     steps = a.size(0)
     size = max(4, round(steps**0.5))
     count = -(-steps // size)
@@ -54,53 +64,77 @@ def _in_chunks(a: Tensor, b: Tensor, h0: Tensor | None, reverse: bool) -> Tensor
     if padded != steps:
         filler = (padded - steps, *a.shape[1:])
         a, b = torch.cat([a, a.new_ones(filler)]), torch.cat([b, b.new_zeros(filler)])
-    a, b = a.unflatten(0, (count, size)), b.unflatten(0, (count, size))
+        cut = None if cut is None else torch.cat([cut, cut.new_zeros(filler[:2])])
+    out = torch.empty((padded, *b.shape[1:]), dtype=b.dtype, device=b.device)
+    a, b, h = (t.unflatten(0, (count, size)) for t in (a, b, out))
+    cut = None if cut is None else cut.unflatten(0, (count, size)).unsqueeze(-1)
     # Each chunk from a state of zero, and what becomes of a state that comes into it.
-    h, kept = torch.empty_like(b), torch.empty_like(a)
+    kept = torch.empty_like(a)
     h[:, 0], kept[:, 0] = b[:, 0], a[:, 0]
     for t in range(1, size):
-        torch.addcmul(b[:, t], a[:, t], h[:, t - 1], out=h[:, t])
+        before = h[:, t - 1] if cut is None else h[:, t - 1].masked_fill(cut[:, t], 0)
+        torch.addcmul(b[:, t], a[:, t], before, out=h[:, t])
         torch.mul(a[:, t], kept[:, t - 1], out=kept[:, t])
+    # A product beyond all numbers, times a state of 0, is none; step by step there is no such product.
+    # (Elsewhere than on the CPU the question would have to wait for its answer.)
+    if a.is_cpu and not torch.isfinite(kept[:, -1]).all():
+        return _one_by_one(*given, reverse)
+    if cut is not None:  # whether a state that comes into a chunk ends before a step of it
+        ended = cut.cumsum(1) > 0
+        kept.masked_fill_(ended, 0)
     # The states at the chunks' ends, one after the other.
     state = torch.zeros_like(b[0, 0]) if h0 is None else h0
     entering = torch.empty_like(b[:, 0])
     for k in range(count):
         entering[k] = state
+        if cut is not None:
+            state = state.masked_fill(ended[k, -1], 0)
         state = torch.addcmul(h[k, -1], kept[k, -1], state)
-    h.addcmul_(kept, entering.unsqueeze(1))
-    h = h.flatten(0, 1)[:steps]
-    return h.flip(0) if reverse else h.clone() if padded != steps else h
+    if cut is None:
+        h.addcmul_(kept, entering.unsqueeze(1))
+    else:
+        h.addcmul_(kept, entering.unsqueeze(1).masked_fill(ended, 0))
+    # Never a view, whom autograd would not let anybody edit.
+    return out[:steps].flip(0) if reverse else out[:steps].clone() if padded != steps else out
 
 
 @scan.register_fake
-def _(a, b, h0, reverse):
+def _(a, b, h0, cut, reverse):
     return torch.empty_like(a, memory_format=torch.contiguous_format)
 
 
 def _setup(ctx, inputs, output) -> None:
-    a, _, h0, ctx.reverse = inputs
-    ctx.save_for_backward(a, h0, output)
+    a, _, h0, cut, ctx.reverse = inputs
+    ctx.save_for_backward(a, h0, cut, output)
 
 
 def _backward(ctx, grad):
-    a, h0, h = ctx.saved_tensors
+    a, h0, cut, h = ctx.saved_tensors
     start = torch.zeros_like(h[:1]) if h0 is None else h0.unsqueeze(0)
     # The gradient of h_t is what comes to it and a_{t+1} times that of h_{t+1}: the same recurrence, the
     # other way. Where the gradient of a gradient is asked for, this is differentiated in turn.
-    if ctx.reverse:
-        after, before = torch.cat([torch.zeros_like(a[:1]), a[:-1]]), torch.cat([h[1:], start])
-    else:
-        after, before = torch.cat([a[1:], torch.zeros_like(a[:1])]), torch.cat([start, h[:-1]])
-    g = scan(after, grad, None, not ctx.reverse)
+    before = torch.cat([h[1:], start] if ctx.reverse else [start, h[:-1]])
+    then = None if cut is None else following(cut, ctx.reverse)
+    g = scan(following(a, ctx.reverse), grad, None, then, not ctx.reverse)
     first = -1 if ctx.reverse else 0
-    return g * before, g, (None if h0 is None else a[first] * g[first]), None
+    of_a, of_h0 = g * before, (None if h0 is None else a[first] * g[first])
+    if cut is not None:
+        of_a = of_a.masked_fill(cut.unsqueeze(-1), 0)
+        of_h0 = None if h0 is None else of_h0.masked_fill(cut[first].unsqueeze(-1), 0)
+    return of_a, g, of_h0, None, None
+
+
+def following(t: Tensor, reverse: bool) -> Tensor:
+    """What t (T, .) is at the step after each, in the scan's direction; 0 after the last."""
+    none = torch.zeros_like(t[:1])
+    return torch.cat([none, t[:-1]] if reverse else [t[1:], none])
 
 
 scan.register_autograd(_backward, setup_context=_setup)
 
 
 @scan.register_vmap
-def _(info, in_dims, a, b, h0, reverse):
+def _(info, in_dims, a, b, h0, cut, reverse):
     """Another dimension is more rows."""
 
     def whole(t: Tensor | None, place: int | None, at: int):
@@ -110,7 +144,9 @@ def _(info, in_dims, a, b, h0, reverse):
             return t.unsqueeze(at).expand(*t.shape[:at], info.batch_size, *t.shape[at:])
         return t.movedim(place, at)
 
-    a, b, h0 = whole(a, in_dims[0], 1), whole(b, in_dims[1], 1), whole(h0, in_dims[2], 0)
-    rows = a.shape[1:3]
-    flat = [a.flatten(1, 2), b.flatten(1, 2), None if h0 is None else h0.flatten(0, 1)]
+    places = 1, 1, 0, 1  # where the rows are
+    given = zip((a, b, h0, cut), in_dims[:4], places, strict=True)
+    tensors = [whole(t, place, at) for t, place, at in given]
+    rows = tensors[0].shape[1:3]
+    flat = [None if t is None else t.flatten(at, at + 1) for t, at in zip(tensors, places, strict=True)]
     return scan(*flat, reverse).unflatten(1, rows), 1

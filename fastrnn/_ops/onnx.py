@@ -28,7 +28,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .. import reference
 from .._cells import RNN, sru, stages, widen
-from .._cells.stages import dense
+from .._cells.stages import coupled, dense
 from .._cells.variant import Weights, parse, split
 from ..reference.scan import cuts
 from . import library, onnx_weights
@@ -112,12 +112,6 @@ def _rnn_layer(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, keep
     return y, hn, cn, cells
 
 
-def _coupled(name: str, w: Tensor) -> Tensor:
-    """Weights with minus the rows of i in the place of f's: sigmoid(-z) is 1 - sigmoid(z)."""
-    i, _, *rest = w.chunk(3 if name == "weight_peephole" else 4)
-    return torch.cat([i, -i, *rest])
-
-
 def _without_heads(cell: str, weights: Sequence[Tensor], directions: int) -> tuple[str, list[Tensor]]:
     """A layer with heads as one whose recurrent weights are zero between them."""
     card, variant, masks = parse(cell)
@@ -138,7 +132,7 @@ def _layer(x, h0, c0, weights, lengths, cell, bias):
     given = not all(_is_zeros(t) for t in (h0, c0) if t is not None)
     own = split(weights, directions, cell, bias)[0]
     if variant.coupled:
-        own = [Weights(*(None if w is None else _coupled(k, w) for k, w in o._asdict().items())) for o in own]
+        own = [_coupled(o) for o in own]
     *arranged, peepholes = onnx_weights.arranged(own, card.name)
     if dtype is torch.bfloat16:  # ONNX Runtime has no such nodes; float32 is what the kernels compute in
         x, h0, c0, peepholes, *arranged = map(widen, (x, h0, c0, peepholes, *arranged))
@@ -179,6 +173,13 @@ def _layer(x, h0, c0, weights, lengths, cell, bias):
         finals = [torch.where(none, s, f) for s, f in zip(states, finals, strict=True)]
     y, *finals = (t.to(device, dtype) for t in (y, *finals))
     return y, finals[0], (finals[1] if len(finals) > 1 else None)
+
+
+def _coupled(own: Weights) -> Weights:
+    """A direction whose forget gate 1 - i is in the weights."""
+    blocks = {"weight_peephole": 3}
+    found = {k: coupled(w, blocks.get(k, 4)) for k, w in own._asdict().items() if w is not None}
+    return own._replace(**found)
 
 
 def _is_one(steps: int | torch.SymInt) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
-from .._cells.variant import spell
+from .._cells.variant import for_kernels, spell
 from .._ops import devices, library, torch_state
 from . import costs, gpus, subject, wavefront
 from .explanation import Explanation, LayerPlan
@@ -190,15 +190,10 @@ def _without_kernels(way: Route) -> dict:
 
 
 def _spelled(asked: Subject, kind: str) -> str:
-    """The cell as the operator is told it; see _run/variant.py for what is done to the weights alone."""
-    variant = asked.variant
-    if variant is None:
+    """The cell as the operator is told it."""
+    if asked.variant is None:
         return asked.cell
-    if asked.proj or kind != "cpu":
-        variant = variant._replace(heads=1)
-    if kind != "cpu" and variant.coupled and not (variant.norm or variant.peephole):
-        variant = variant._replace(coupled=False)
-    return spell(asked.cell, variant, asked.training and variant.recurrent_dropout > 0)
+    return spell(asked.cell, *for_kernels(asked.variant, kind == "cpu", asked.proj > 0, asked.training))
 
 
 def _rnn_plans(asked: Subject, way: Route, kind: str, machine: dict, measure: bool) -> list[LayerPlan]:

@@ -241,5 +241,5 @@ def linear(a: Tensor, b: Tensor, h0: Tensor | None, rows: Rows | None, reverse: 
             rows.check_lengths(a.size(0))
     if torch_state.transformed() or a.is_complex():
         return reference.linear_scan(a, b, h0, lengths=lengths, reset=reset, reverse=reverse)
-    a, b = reference.linear.coefficients(a, b, lengths, reset, reverse)
-    return reference.linear.shown(linear_scan(a, b, h0, reverse), lengths)
+    a, b, cut = reference.linear.coefficients(a, b, lengths, reset, reverse)
+    return reference.linear.shown(linear_scan(a, b, h0, cut, reverse), lengths)

@@ -63,12 +63,13 @@ class NoVariants:
 
     def __get__(self, module, owner=None):
         if module is not None and "variant" in vars(module):
-            return functools.partial(_refuse, module)
+            return functools.partial(refuse, module, f" with {', '.join(module.variant.words())}")
         raise AttributeError("__prepare_scriptable__")
 
 
-def _refuse(module):
+def refuse(module, which: str = ""):
+    """Say that a module cannot be scripted: a ``__prepare_scriptable__``."""
     raise RuntimeError(
-        f"torch.jit.script: {type(module).__name__} with {', '.join(module.variant.words())} has no form in "
-        "TorchScript, which knows torch's own layers; use torch.export or torch.jit.trace"
+        f"torch.jit.script: {type(module).__name__}{which} has no form in TorchScript, which knows torch's "
+        "own layers; use torch.export or torch.jit.trace"
     )

@@ -9,13 +9,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 
 from .._cells import Variant, card_of
-from .._cells.stages import dense
-from .._cells.variant import spell
+from .._cells.stages import coupled, dense
+from .._cells.variant import for_kernels, spell
 
 
 def runner(layer: Callable, variant: Variant, training: bool) -> Callable:
@@ -35,36 +34,21 @@ def _layer(
     cell: str,
     **options,
 ) -> tuple:
-    directions, weights = h0.size(0), list(weights)
+    directions, gates, weights = h0.size(0), card_of(cell).gates, list(weights)
     each = len(weights) // directions
+    projected = h0.size(-1) != weights[0].size(0) // gates
+    told, recurrent = for_kernels(variant, x.is_cpu, projected, training)
     if training and variant.weight_dropout:
         for i in range(1, len(weights), each):  # each direction's w_hh
             weights[i] = dropout(weights[i], variant.weight_dropout, True)
-    if not x.is_cpu and of_weights(variant):
-        gates = 4 if options["bias"] else 2  # behind them may be a projection, which has none
-        weights = [_coupled(w) if i % each < gates else w for i, w in enumerate(weights)]
-        variant = variant._replace(coupled=False)
-    recurrent = training and variant.recurrent_dropout > 0
-    projected = h0.size(-1) != weights[0].size(0) // card_of(cell).gates
-    if variant.heads > 1 and (projected or not x.is_cpu):  # the kernels that know blocks
+    if told.coupled != variant.coupled:
+        of_gates = 4 if options["bias"] else 2  # behind them may be a projection, which has none
+        weights = [coupled(w) if i % each < of_gates else w for i, w in enumerate(weights)]
+    if told.heads != variant.heads:
         for i in range(1, len(weights), each):
-            weights[i] = dense(weights[i], variant.heads, card_of(cell).gates)
-        variant = variant._replace(heads=1)
+            weights[i] = dense(weights[i], variant.heads, gates)
     masks = _masks(variant, training, recurrent, x, h0, c0)
-    return layer(x, h0, c0, weights + masks, cell=spell(cell, variant, recurrent), **options)
-
-
-def of_weights(variant: Variant) -> bool:
-    """Whether the forget gate 1 - i is a matter of the weights: sigmoid(-z) is 1 - sigmoid(z), so a plain
-    cell with the input gate's rows, negated, in place of the forget gate's is the coupled one. Norms and
-    peepholes look at the rows themselves. (The CPU's kernels do it themselves, without the copies.)"""
-    return variant.coupled and not variant.norm and not variant.peephole
-
-
-def _coupled(w: Tensor) -> Tensor:
-    """Weights or a bias (4H, ...) with minus the rows of i in the place of f's."""
-    i, _, g, o = w.chunk(4)
-    return torch.cat([i, -i, g, o])
+    return layer(x, h0, c0, weights + masks, cell=spell(cell, told, recurrent), **options)
 
 
 def _masks(variant: Variant, training: bool, recurrent: bool, x: Tensor, h0: Tensor, c0) -> list[Tensor]:

@@ -196,7 +196,10 @@ class RecurrentLayer(nn.RNNBase):
             raise ValueError(
                 f"{name}: {fixed[0]} decides about parameters, and cannot be changed after construction"
             )
-        self.variant = variant
+        if variant is PLAIN:  # as a layer that never was another
+            vars(self).pop("variant", None)
+        else:
+            self.variant = variant
 
     def _bound(self) -> float:
         return 1 / math.sqrt(self.hidden_size)

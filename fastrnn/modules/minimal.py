@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
 from .. import _checks
-from .._cells import minimal
+from .._cells import minimal, widen
 from .._ops import torch_state
 from .._ops.indrnn import scan as indrnn_scan
 from .._ops.linear_scan import scan as linear_scan
+from .._run import symbolic, torchscript
 from .._run.rows import asked
 from ..reference import linear as reference
 
@@ -67,7 +68,7 @@ class ElementwiseLayer(nn.Module):
         ):
             if not isinstance(value, bool):
                 raise TypeError(f"{name}: {argument} should be of type bool, got: {type(value).__name__}")
-        if dtype is not None and dtype.is_complex:
+        if isinstance(dtype, torch.dtype) and dtype.is_complex:
             raise ValueError(f"{name}: expected real numbers, got dtype={dtype}")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
@@ -123,7 +124,20 @@ class ElementwiseLayer(nn.Module):
         Raises:
             ValueError, RuntimeError, TypeError: sizes, dtypes and types that do not fit.
         """
+        try:
+            return self._run(input, hx, lengths, reset)
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, ElementwiseLayer.forward, locals())) is None:
+                raise
+            return node
+
+    def __prepare_scriptable__(self):
+        torchscript.refuse(self)
+
+    def _run(self, input, hx, lengths, reset) -> tuple:
         name = type(self).__name__
+        if isinstance(input, Tensor) and (input.layout is not torch.strided or input.is_nested):
+            input = _checks.dense(name, input)
         rows = asked(name, input, lengths, reset, None, False, self.batch_first)
         x = _checks.tensor(name, "input", input)
         if x.dim() not in (2, 3):
@@ -138,7 +152,7 @@ class ElementwiseLayer(nn.Module):
             raise RuntimeError(f"Expected sequence length to be larger than 0 in {name}")
         directions = 2 if self.bidirectional else 1
         expected = (self.num_layers * directions, x.size(1), self.hidden_size)
-        states = None if hx is None else self._given(name, hx, batched, expected)
+        states = None if hx is None else self._given(name, x, hx, batched, expected)
         lengths, reset = (None, None) if rows is None else (rows.lengths, rows.reset)
         if rows is not None and not torch_state.compiling():
             rows.check_lengths(x.size(0))
@@ -156,6 +170,8 @@ class ElementwiseLayer(nn.Module):
             found.append(y)
             finals.append(last)
         y = torch.cat(found, -1) if directions == 2 else found[0]
+        if y.requires_grad and lengths is None and directions == 1 and not torch_state.tracing():
+            y = y.clone()  # the caller may edit the output, and backward reads what was computed
         last = [torch.stack(every) for every in zip(*finals, strict=True)]
         if not batched:
             y, last = y.squeeze(1), [s.squeeze(1) for s in last]
@@ -163,7 +179,9 @@ class ElementwiseLayer(nn.Module):
             y = y.transpose(0, 1)
         return y, (last[0] if self._states == 1 else tuple(last))
 
-    def _given(self, name: str, hx, batched: bool, expected: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def _given(
+        self, name: str, x: Tensor, hx, batched: bool, expected: tuple[int, ...]
+    ) -> tuple[Tensor, ...]:
         """The states that came, checked, with a dimension for the rows."""
         states = (hx,) if self._states == 1 else hx
         if not isinstance(states, (tuple, list)) or len(states) != self._states:
@@ -173,6 +191,8 @@ class ElementwiseLayer(nn.Module):
         for s in states:
             if s.shape != expected:
                 raise RuntimeError(f"Expected hidden size {expected}, got {list(s.shape)}")
+        cast = torch_state.autocasting(x)
+        _checks.same_kind(x, [("hidden", s.to(x.dtype) if cast else s) for s in states])
         return states
 
     def _product(self, x: Tensor, suffix: str) -> Tensor:
@@ -217,14 +237,16 @@ class _Linear(ElementwiseLayer):
 
     def _direction(self, x, state, suffix, lengths, reset, reverse):
         a, b = self._coefficients(self._product(x, suffix), self.log_space)
-        a, b = reference.coefficients(a, b, lengths, reset, reverse)
+        a, b, cut = reference.coefficients(a, b, lengths, reset, reverse)
         h0 = None if state is None else state[0].to(a.dtype)
         if torch_state.transformed():
-            h = reference.linear_scan(a, b, h0, reverse=reverse)
-        elif x.size(0) == 1:
+            h = reference.scanned(widen(a), widen(b), h0, cut, reverse).to(a.dtype)
+        elif x.size(0) == 1 and not torch_state.tracing():  # a program may be given more
+            if h0 is not None and cut is not None:
+                h0 = h0.masked_fill(cut[0].unsqueeze(-1), 0)
             h = b if h0 is None else torch.addcmul(b, a, h0.unsqueeze(0))
         else:
-            h = linear_scan(a, b, h0, reverse)
+            h = linear_scan(a, b, h0, cut, reverse)
         return reference.shown(h, lengths), (h[0 if reverse else -1].clone(),)
 
 

@@ -9,6 +9,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
+from .._run import symbolic, torchscript
 from .gru import GRU
 from .lstm import LSTM
 from .minimal import IndRNN, MinGRU, MinLSTM
@@ -46,7 +47,21 @@ class LayerStack(nn.Module):
         Returns:
             the last layer's output, and the states, a tuple of one for each layer.
         """
-        if hx is not None and (isinstance(hx, Tensor) or len(hx) != len(self.layers)):
+        try:
+            return self._run(input, hx, rows)
+        except (ValueError, *symbolic.ERRORS):  # for a Proxy in the place of hx the first of them
+            if (node := symbolic.module_call(self, LayerStack.forward, locals())) is None:
+                raise
+            return node
+
+    def __prepare_scriptable__(self):
+        torchscript.refuse(self)
+
+    def _run(self, input, hx, rows: dict) -> tuple:
+        unknown = rows.keys() - {"lengths", "reset", "done"}
+        if unknown:
+            raise TypeError(f"stack: the layers are told lengths, reset and done, got {min(unknown)!r}")
+        if hx is not None and (not isinstance(hx, (tuple, list)) or len(hx) != len(self.layers)):
             raise ValueError(
                 f"stack: hx should have a state for each of {len(self.layers)} layers, got {_checks.kind(hx)}"
             )
@@ -91,6 +106,10 @@ def stack(
         if kind not in _KINDS:
             raise ValueError(f"stack: kind should be a class or one of {', '.join(_KINDS)}, got {kind!r}")
         kind = _KINDS[kind]
+    elif not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ValueError(
+            f"stack: kind should be a class or one of {', '.join(_KINDS)}, got {_checks.kind(kind)}"
+        )
     if isinstance(hidden_size, (str, int)) or not isinstance(hidden_size, Sequence):
         raise TypeError(f"stack: hidden_size should be a list of sizes, got {_checks.kind(hidden_size)}")
     if not hidden_size or "num_layers" in options:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._cells import widen
+from .scan import cuts
 
 __all__ = ["indrnn", "linear_scan"]
 
@@ -24,36 +25,47 @@ def linear_scan(
         h (T, B, H) in a's dtype; half types are computed in float32.
     """
     dtype = a.dtype
-    a, b = coefficients(widen(a), widen(b), lengths, reset, reverse)
+    a, b, cut = coefficients(widen(a), widen(b), lengths, reset, reverse)
+    return shown(scanned(a, b, h0, cut, reverse), lengths).to(dtype)
+
+
+def scanned(a: Tensor, b: Tensor, h0: Tensor | None, cut: Tensor | None, reverse: bool) -> Tensor:
+    """The states of every step; of a, b and cut as ``coefficients`` gives them."""
+    if not len(a):
+        return b
     h = torch.zeros_like(b[0]) if h0 is None else widen(h0)
-    steps, found = range(len(a)), [h] * len(a)
-    for t in reversed(steps) if reverse else steps:
-        found[t] = h = a[t] * h + b[t]
-    return shown(torch.stack(found), lengths).to(dtype)
+    cut = [None] * len(a) if cut is None else cut.unsqueeze(-1).unbind(0)
+    every = list(zip(a.unbind(0), b.unbind(0), cut, strict=True))
+    found = []
+    for a_t, b_t, cut_t in reversed(every) if reverse else every:
+        h = a_t * (h if cut_t is None else h.masked_fill(cut_t, 0)) + b_t
+        found.append(h)
+    return torch.stack(found[::-1] if reverse else found)
 
 
-def coefficients(a: Tensor, b: Tensor, lengths, reset, reverse: bool) -> tuple[Tensor, Tensor]:
-    """a and b of a scan in which a state passes unchanged through the steps beyond a row's length, and does
-    not pass where a new sequence begins."""
-    beyond = None
-    if lengths is not None:
-        beyond = torch.arange(len(a), device=a.device).unsqueeze(1) >= lengths.to(a.device)
-    if reset is not None:
-        cut = reset.bool() if beyond is None else reset.bool() & ~beyond
-        if reverse:
-            cut = torch.cat([cut[1:], torch.zeros_like(cut[:1])])
+def coefficients(a: Tensor, b: Tensor, lengths, reset, reverse: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """a, b and cut of a scan in which a state passes unchanged through the steps beyond a row's length.
+
+    cut (T, B) is true where a step begins from a state of 0, in the scan's direction, and a is 0 there; None
+    for no such step.
+    """
+    beyond = None if lengths is None else after_the_end(a, lengths)
+    cut = None if reset is None else cuts(reset, beyond, reverse)
+    if cut is not None:
         a = a.masked_fill(cut.unsqueeze(-1), 0)
     if beyond is not None:
         a, b = a.masked_fill(beyond.unsqueeze(-1), 1), b.masked_fill(beyond.unsqueeze(-1), 0)
-    return a, b
+    return a, b, cut
+
+
+def after_the_end(t: Tensor, lengths: Tensor) -> Tensor:
+    """(T, B) bool, the steps of t (T, B, .) beyond their rows' lengths."""
+    return torch.arange(len(t), device=t.device).unsqueeze(1) >= lengths.to(t.device)
 
 
 def shown(h: Tensor, lengths) -> Tensor:
     """The states of every step with zeros beyond a row's length."""
-    if lengths is None:
-        return h
-    beyond = torch.arange(len(h), device=h.device).unsqueeze(1) >= lengths.to(h.device)
-    return h.masked_fill(beyond.unsqueeze(-1), 0)
+    return h if lengths is None else h.masked_fill(after_the_end(h, lengths).unsqueeze(-1), 0)
 
 
 def indrnn(
@@ -72,16 +84,13 @@ def indrnn(
     """
     dtype, act = gx.dtype, torch.relu if relu else torch.tanh
     gx, weight, h = widen(gx), widen(weight), widen(h0)
-    beyond = None
-    if lengths is not None:
-        beyond = (torch.arange(len(gx), device=gx.device).unsqueeze(1) >= lengths.to(gx.device)).unsqueeze(-1)
+    beyond = None if lengths is None else after_the_end(gx, lengths)
+    cut = None if reset is None else cuts(reset, beyond, reverse).unsqueeze(-1)
+    if beyond is not None:
+        beyond = beyond.unsqueeze(-1)
         gx = gx.masked_fill(beyond, 0)
-    cut = None if reset is None else reset.bool().unsqueeze(-1)
-    if cut is not None and beyond is not None:
-        cut = cut & ~beyond
-    if cut is not None and reverse:
-        cut = torch.cat([cut[1:], torch.zeros_like(cut[:1])])
     steps, found = range(len(gx)), [h] * len(gx)
+    gx = gx.unbind(0)
     for t in reversed(steps) if reverse else steps:
         start = h if cut is None else h.masked_fill(cut[t], 0)
         new = act(gx[t] + weight * start)

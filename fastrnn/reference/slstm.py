@@ -7,6 +7,8 @@ from torch import Tensor
 
 from .._cells import widen
 from .._cells.slstm import step
+from .linear import after_the_end
+from .scan import cuts
 
 __all__ = ["slstm"]
 
@@ -26,8 +28,7 @@ def slstm(
         gx: (T, B, 4*H), the input's part of the gates i, f, z, o, bias included. weight_hh: (4*H, H/heads),
             row g*H + j of unit j's head. state: h, c, n, m (B, H) each.
         lengths: (B,) integers from 0 to T; beyond them the output is 0 and the state stays. reset: (T, B)
-            bool,
-            where a new sequence begins from a state of 0. reverse: from the end.
+            bool, where a new sequence begins from a state of 0. reverse: from the end.
 
     Returns:
         h (T, B, H), and the last state, in gx's dtype; half types are computed in float32.
@@ -37,16 +38,13 @@ def slstm(
     heads = hidden // weight_hh.size(1)
     # (heads, H/heads inputs, 4*H/heads rows): a product a head.
     blocks = weight_hh.unflatten(0, (4, heads, -1)).permute(1, 3, 0, 2).flatten(2)
-    beyond = None
-    if lengths is not None:
-        beyond = (torch.arange(len(gx), device=gx.device).unsqueeze(1) >= lengths.to(gx.device)).unsqueeze(-1)
+    beyond = None if lengths is None else after_the_end(gx, lengths)
+    cut = None if reset is None else cuts(reset, beyond, reverse).unsqueeze(-1)
+    if beyond is not None:
+        beyond = beyond.unsqueeze(-1)
         gx = gx.masked_fill(beyond, 0)
-    cut = None if reset is None else reset.bool().unsqueeze(-1)
-    if cut is not None and beyond is not None:
-        cut = cut & ~beyond
-    if cut is not None and reverse:
-        cut = torch.cat([cut[1:], torch.zeros_like(cut[:1])])
     found: list = [None] * len(gx)
+    gx = gx.unbind(0)  # the gradient of a step taken by its number is as large as all of them
     for t in reversed(range(len(gx))) if reverse else range(len(gx)):
         start = state if cut is None else tuple(s.masked_fill(cut[t], 0) for s in state)
         if heads == 1:

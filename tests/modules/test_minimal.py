@@ -186,8 +186,8 @@ def test_linear_scan(size, reverse):
         got = functional.linear_scan(a, b, start, reverse=reverse)
         assert_close(got, reference.linear_scan(a, b, start, reverse=reverse), torch.float64)
         if got.numel() and size[0] > 4:
-            assert_close(op._in_chunks(a, b, start, reverse), got, torch.float64)
-            assert_close(op._one_by_one(a, b, start, reverse), got, torch.float64)
+            assert_close(op._in_chunks(a, b, start, None, reverse), got, torch.float64)
+            assert_close(op._one_by_one(a, b, start, None, reverse), got, torch.float64)
 
 
 def test_linear_scan_rows():
@@ -203,6 +203,98 @@ def test_linear_scan_rows():
         assert_close(h[3:7, 1:2], part, torch.float64)
         assert not h[7:, 1].any()
         assert torch.isfinite(torch.autograd.grad(h.sum(), a)[0]).all()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("size", [(8, 2, 3), (40, 2, 3), (20, 3, 1000)])
+def test_linear_scan_begins_anew(size, reverse):
+    """Nothing passes a reset, no NaN and no infinity of the sequence before either, forward and backward:
+    step by step, in chunks and by the definition."""
+    steps, rows = size[:2]
+    reset = torch.zeros(steps, rows, dtype=torch.bool)
+    reset[5] = True
+    a, b, h0 = (randn(*s, dtype=torch.float64, seed=i) for i, s in enumerate((size, size, size[1:])))
+    clean = functional.linear_scan(a, b, h0, reset=reset, reverse=reverse)
+    own = slice(5, None) if reverse else slice(0, 5)  # the sequence that is spoilt
+    other = slice(0, 5) if reverse else slice(5, None)
+    grad = torch.ones_like(clean)
+    grad[other] = float("nan")
+    for bad in (float("nan"), float("inf")):
+        spoilt = b.clone()
+        spoilt[own] = bad
+        for run in (functional.linear_scan, reference.linear_scan):
+            h = run(a, spoilt, h0, reset=reset, reverse=reverse)
+            assert_close(h[other], clean[other], torch.float64)
+        zeroed, _, cut = reference.linear.coefficients(a, spoilt, None, reset, reverse)
+        found = op._in_chunks(zeroed, spoilt, h0, cut, reverse)
+        assert_close(found[other], clean[other], torch.float64)
+    leaves = [t.clone().requires_grad_() for t in (a, b, h0)]
+    h = functional.linear_scan(*leaves, reset=reset, reverse=reverse)
+    of_a, of_b, of_h0 = torch.autograd.grad(h, leaves, grad)
+    assert of_a[own].isfinite().all()
+    assert of_b[own].isfinite().all()
+    assert of_h0.isfinite().all()
+
+
+@pytest.mark.parametrize(("cls", "options"), KINDS)
+def test_layers_begin_anew(cls, options):
+    """The same of the layers."""
+    layer = build(cls, options, bidirectional=True)
+    x = randn(40, 2, IN, dtype=torch.float64)
+    reset = torch.zeros(40, 2, dtype=torch.bool)
+    reset[6] = True
+    want, _ = layer(x, reset=reset)
+    before, after = x.clone(), x.clone()
+    before[3], after[30] = float("nan"), float("nan")
+    assert_close(layer(before, reset=reset)[0][6:, :, :H], want[6:, :, :H], torch.float64)
+    assert_close(layer(after, reset=reset)[0][:6, :, H:], want[:6, :, H:], torch.float64)
+    x.requires_grad_()
+    y, _ = layer(x, reset=reset)
+    grad = torch.ones_like(y)
+    grad[30] = float("nan")
+    assert torch.autograd.grad(y, x, grad)[0][:6].isfinite().all()
+
+
+def test_products_beyond_all_numbers():
+    """Of a state of zero nothing is left, however much it is multiplied."""
+    a, b = torch.full((64, 1, 2), 1e30), torch.zeros(64, 1, 2)
+    for reverse in (False, True):
+        assert not functional.linear_scan(a, b, reverse=reverse).any()
+    layer = build(fastrnn.IndRNN, {}, dtype=torch.float32)
+    with torch.no_grad():
+        layer.weight_hh_l0.fill_(1e4)
+        layer.weight_ih_l0.zero_()
+        layer.bias_ih_l0.fill_(1.0)
+    x = randn(400, 1, IN).requires_grad_()
+    layer(x)[0][0].sum().backward()
+    assert x.grad.isfinite().all()
+    assert layer.bias_ih_l0.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("cls", "options"), KINDS)
+def test_output_may_be_edited(cls, options):
+    """As after torch's layers, a residual added in place changes no gradient."""
+    layer = build(cls, options)
+    for x in (randn(1, 2, IN), randn(20, 2, IN), randn(20, IN)):
+        x = x.double().requires_grad_()
+        y, h = layer(x)
+        want = torch.autograd.grad((y * y).sum() + h.sum(), x, retain_graph=True)[0]
+        y.add_(1)
+        h.add_(1)
+        got = torch.autograd.grad((2 * (y.detach() - 1) * y).sum() + h.sum(), x)[0]
+        assert_close(got, want, torch.float64, gradient=True)
+
+
+@pytest.mark.parametrize(("cls", "options"), KINDS)
+def test_traced_and_scripted(cls, options):
+    """A trace, of a single step too, computes sequences of other lengths; TorchScript has no form of it."""
+    layer = build(cls, options)
+    other = randn(33, 5, IN, dtype=torch.float64)
+    for steps in (1, 20):
+        traced = torch.jit.trace(layer, randn(steps, 2, IN, dtype=torch.float64))
+        assert_close(traced(other)[0], layer(other)[0], torch.float64)
+    with pytest.raises(RuntimeError, match=f"{cls.__name__} has no form in TorchScript"):
+        torch.jit.script(layer)
 
 
 def test_linear_scan_of_half_types():
@@ -228,6 +320,13 @@ WRONG = [
     (lambda: fastrnn.MinGRU(IN, H)(torch.zeros(2, 3, 4)), "input_size"),
     (lambda: fastrnn.MinGRU(IN, H)(torch.zeros(2, 3, IN), torch.zeros(1, 2, H)), "Expected hidden size"),
     (lambda: fastrnn.MinGRU(IN, H)(torch.zeros(2, 3, IN).double()), "does not match weight dtype"),
+    (lambda: fastrnn.MinGRU(IN, H)(torch.zeros(2, 3, IN), torch.zeros(1, 3, H).double()), "same dtype"),
+    (
+        lambda: fastrnn.IndRNN(IN, H)(torch.zeros(2, 3, IN), torch.zeros(1, 3, H, device="meta")),
+        "same device",
+    ),
+    (lambda: fastrnn.MinGRU(IN, H)(torch.nested.nested_tensor([torch.zeros(2, IN)])), "dense Tensor"),
+    (lambda: fastrnn.MinLSTM(IN, H, dtype="float32"), "torch.dtype"),
     (lambda: fastrnn.MinGRU(IN, H, bidirectional=True).step(torch.zeros(3, IN)), "one direction"),
 ]
 

@@ -22,6 +22,14 @@ def build(**more) -> fastrnn.SLSTM:
     return fastrnn.SLSTM(IN, H, **{"num_heads": HEADS, "dtype": torch.float64, **more})
 
 
+def test_traced():
+    """A trace holds the steps that it was made of, and refuses others rather than leave them out."""
+    layer, x = build(), randn(4, 2, IN, dtype=torch.float64)
+    assert_close(torch.jit.trace(layer, x)(x)[0], layer(x)[0], torch.float64)
+    with pytest.raises(RuntimeError, match="Expected 1 elements"):
+        torch.jit.trace(layer, x[:1])(x)
+
+
 def by_hand(layer, x, state):
     """(h of every step, last state) of the one direction, without a stabiliser: exponentials as they are."""
     w = {k.removesuffix("_l0"): v.detach().numpy() for k, v in layer.named_parameters()}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import randn
 from tolerances import assert_close
+from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
@@ -52,8 +53,36 @@ def test_rows_and_dropout():
     assert torch.equal(y, model.layers[1](torch.zeros(5, 2, 6))[0])
 
 
+class Model(nn.Module):
+    def __init__(self, layers: fastrnn.LayerStack) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x, hx=None):
+        return self.layers(x, hx)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "MinGRU"])
+def test_symbolically_traced(kind):
+    """torch.fx writes the layers into its graph, or with a state the stack as a whole."""
+    model, x = Model(fastrnn.stack(kind, 3, [6, 4])), randn(5, 2, 3)
+    y, states = model(x)
+    traced = torch.fx.symbolic_trace(model, concrete_args={"hx": None})
+    assert torch.equal(traced(x)[0], y)
+    traced = torch.fx.symbolic_trace(model)
+    assert torch.equal(traced(x, states)[0], model(x, states)[0])
+
+
 def test_wrong_arguments():
     """One error that says what is wrong."""
+    with pytest.raises(ValueError, match=r"kind should be a class or one of LSTM.*got int"):
+        fastrnn.stack(5, 3, [4])
+    with pytest.raises(ValueError, match="a state for each of 2 layers, got int"):
+        fastrnn.stack("GRU", 3, [4, 4])(torch.zeros(2, 2, 3), 5)
+    with pytest.raises(TypeError, match="lengths, reset and done, got 'return_all_states'"):
+        fastrnn.stack("GRU", 3, [4, 4])(torch.zeros(2, 2, 3), return_all_states=True)
+    with pytest.raises(RuntimeError, match="LayerStack has no form in TorchScript"):
+        torch.jit.script(fastrnn.stack("GRU", 3, [4, 4]))
     with pytest.raises(ValueError, match="kind should be a class or one of LSTM"):
         fastrnn.stack("Linear", 3, [4])
     with pytest.raises(TypeError, match="hidden_size should be a list of sizes, got int"):

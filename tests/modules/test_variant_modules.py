@@ -215,8 +215,11 @@ def test_options_are_attributes():
         layer.zoneout = 2
     with pytest.raises(ValueError, match="heads decides about parameters"):
         layer.heads = 2
+    once, x = fastrnn.LSTM(IN, H, zoneout=0.5), randn(5, 2, IN)
+    once.zoneout = 0  # and now it is as a layer that never had one
+    once.backend = "cudnn"
+    assert_close(once(x)[0], fastrnn.functional.lstm(x, None, once._flat_weights)[0], torch.float32)
     plain = fastrnn.GRU(IN, H)
-    x = randn(5, 2, IN)
     before = plain(x)[0]
     plain.reset_after = False
     assert not torch.equal(plain(x)[0], before)

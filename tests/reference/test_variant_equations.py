@@ -14,7 +14,8 @@ from variant_cases import CASES, step
 import fastrnn
 from fastrnn import reference
 from fastrnn._cells import NAMES, Masks
-from fastrnn._cells.variant import parameters, parse, spell
+from fastrnn._cells.stages import coupled
+from fastrnn._cells.variant import for_kernels, parameters, parse, spell
 from fastrnn._run import variant as run_variant
 
 T, B, IN, H = 5, 3, 4, 6
@@ -281,7 +282,8 @@ def test_gates_coupled_by_their_weights():
     x, (h, c) = randn(T, B, IN, dtype=torch.float64), state(layer)
     weights = layer._flat_weights
     want = reference.layer(x, h, c, weights, cell="lstm+coupled", bias=True)
-    assert run_variant.of_weights(layer.variant)
-    plain = [run_variant._coupled(w) if i < 4 else w for i, w in enumerate(weights)]
+    told, _ = for_kernels(layer.variant, on_cpu=False, projected=True, training=True)
+    assert spell("lstm", told, False) == "lstm"
+    plain = [coupled(w) if i < 4 else w for i, w in enumerate(weights)]
     for got, expected in zip(reference.layer(x, h, c, plain, cell="lstm", bias=True), want, strict=True):
         assert_close(got, expected, torch.float64)

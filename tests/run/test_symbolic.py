@@ -26,6 +26,9 @@ LAYERS = {
     "RNN": lambda ns: ns.RNN(IN, H, nonlinearity="relu"),
     "SRU": lambda ns: fastrnn.SRU(IN, H, bidirectional=True),
     "SRUpp": lambda ns: fastrnn.SRUpp(IN, H, proj_size=4),
+    "MinGRU": lambda ns: fastrnn.MinGRU(IN, H, num_layers=2),
+    "IndRNN": lambda ns: fastrnn.IndRNN(IN, H),
+    "SLSTM": lambda ns: fastrnn.SLSTM(IN, H),
 }
 CELLS = {
     "LSTMCell": lambda ns: ns.LSTMCell(IN, H),
