@@ -142,8 +142,22 @@ if CUDA_HOME:
     os.environ["CUDA_HOME"] = CUDA_HOME  # read when cpp_extension is imported
 from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths  # noqa: E402
 
+
+@cache
+def is_clang():
+    """Whether the C++ compiler is one, by whatever name: macOS's c++ and g++ are."""
+    command = [*shlex.split(os.environ.get("CXX") or "c++"), "--version"]
+    try:
+        return "clang" in subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError):  # which the build says better
+        return False
+
+
 CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
-CXX_FLAGS += ["-Wno-maybe-uninitialized"]  # gcc 12 imagines it in every std::optional<Tensor>
+if is_clang():
+    CXX_FLAGS += ["-Wno-unknown-pragmas"]  # those of targets, see flags_of()
+else:
+    CXX_FLAGS += ["-Wno-maybe-uninitialized"]  # gcc 12 imagines it in every std::optional<Tensor>
 # Kernels read no errno and no floating-point traps; without them gcc vectorises freely. Python's own
 # flags, which come first, would make signed overflow defined: indices would cost more, and UBSan see less.
 CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-wrapv"]
@@ -172,6 +186,16 @@ def instruction_sets():
     if target.endswith(("aarch64", "arm64")):
         return ["baseline", "neon"]
     return ["baseline", "avx2", "avx512"] if target.endswith(("x86_64", "amd64")) else ["baseline"]
+
+
+def flags_of(source):
+    """What a file is compiled with beside the others' flags: its instruction set. To g++ the file's own
+    pragma says it, after the headers that every file shares; clang knows no such pragma."""
+    if not is_clang():
+        return ()
+    text = Path(source).read_text(encoding="utf-8")
+    found = re.search(r'^#pragma GCC target\("(.+)"\)', text, re.MULTILINE)
+    return tuple(f"-m{name}" for name in found.group(1).split(",")) if found else ()
 
 
 def python_module():
@@ -242,9 +266,22 @@ class Build(BuildExtension):
         archs = "-" + "_".join(cuda_archs(CUDA_HOME)) if name == "libfastrnn_cuda" else ""
         self.build_temp = os.path.join(shared, name + "-asan" * SANITIZE + archs)
         try:
+            self.compile_apart(ext)
             super().build_extension(ext)
         finally:
             self.build_temp = shared
+
+    def compile_apart(self, ext):
+        """What has flags of its own becomes objects first: those of an extension are for all of its files."""
+        flags, folder = {source: flags_of(source) for source in ext.sources}, self.build_temp
+        for number, own in enumerate(sorted(set(flags.values()) - {()})):
+            ext.extra_objects += self.compiler.compile(
+                [source for source in ext.sources if flags[source] == own],
+                output_dir=os.path.join(folder, f"apart-{number}"),  # torch keeps one ninja file in a folder
+                include_dirs=ext.include_dirs,
+                extra_postargs=[*ext.extra_compile_args, *own],
+            )
+        ext.sources = [source for source in ext.sources if not flags[source]]
 
     def run(self):
         super().run()

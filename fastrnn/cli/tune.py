@@ -16,6 +16,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
+import pickle
+import sys
 from pathlib import Path
 
 from . import console
@@ -101,14 +104,18 @@ def _tune(options: argparse.Namespace) -> int:
 def _model(name: str):
     import torch
 
-    if name.endswith((".pt", ".pth")):
-        return torch.load(name, weights_only=False, map_location="cpu")
+    # The project that one stands in: `fastrnn` itself, unlike `python -m fastrnn`, sees installed ones alone.
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
     module, _, attribute = name.partition(":")
-    if not attribute:
+    is_file = name.endswith((".pt", ".pth"))
+    if not is_file and not attribute:
         raise SystemExit(f"--model: expected MODULE:NAME or FILE.pt, got {name!r}")
     try:
+        if is_file:
+            return torch.load(name, weights_only=False, map_location="cpu")
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise SystemExit(f"--model {name}: {error}") from None
     return found if isinstance(found, torch.nn.Module) else found()
 

@@ -1,4 +1,4 @@
-"""``python -m fastrnn {info,verify}``, and the command line as such."""
+"""``python -m fastrnn {info,verify,bench}``, and the command line as such."""
 
 import json
 import subprocess
@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from usage import check_usage
 
 from fastrnn import __version__
 from fastrnn._ops import library
 from fastrnn._plan import gpus
-from fastrnn.cli import console, main
+from fastrnn.cli import console, main, parser
 from fastrnn.proof import numbers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,14 +51,7 @@ def test_module_runs():
 def test_wrong_arguments_end_with_usage(arguments, message, capsys, monkeypatch):
     """Whatever is wrong with an option is said before any work begins, with the option's name."""
     monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments.split())
-    assert stopped.value.code == 2
-    err = capsys.readouterr().err
-    assert "usage:" in err
-    assert message in err
-    if "--" in arguments:
-        assert f"argument {arguments.split()[-2]}: " in err
+    check_usage(main, arguments, message, capsys)
 
 
 def test_a_folder_that_goes_away_is_one_clear_error(tmp_path, monkeypatch):
@@ -71,7 +65,10 @@ def test_a_folder_that_goes_away_is_one_clear_error(tmp_path, monkeypatch):
         main(["info"])
 
 
-@pytest.mark.parametrize("command", ["info", "verify", "bench"])
+COMMANDS = next(tuple(a.choices) for a in parser()._actions if a.dest == "command")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

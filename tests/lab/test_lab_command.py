@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from selection import thorough
+from usage import check_usage
 
 from benchmarks.lab import __main__ as lab
 from benchmarks.lab.__main__ import main, make_plan, parser
@@ -37,13 +38,7 @@ def plain(monkeypatch):
 def test_wrong_arguments_end_with_usage(arguments, message, capsys, monkeypatch):
     """Whatever is wrong with an option is said before any work begins, with the option's name."""
     monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments.split())
-    assert stopped.value.code == 2
-    err = capsys.readouterr().err
-    assert "usage:" in err
-    assert message in err
-    assert f"argument {arguments.split()[-2]}: " in err
+    check_usage(main, arguments, message, capsys)
 
 
 def test_end_to_end(tmp_path, capsys, monkeypatch):

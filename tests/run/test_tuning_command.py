@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import replace
 
 import pytest
@@ -178,6 +180,23 @@ def test_the_command_of_a_model(scripted, capsys, tmp_path, monkeypatch):
     for wrong in ("6,3,4", "6,3,4,x", "6,3,4,0"):
         with pytest.raises(SystemExit):
             cli.main(["tune", "--shape", wrong])
+
+
+def test_a_model_of_the_project_that_one_stands_in(scripted, capsys, tmp_path, monkeypatch):
+    """As gpu.md shows it, with the command that is installed, whose path has its own folder in the place of
+    the current one; a file with a model likewise, and one without is one clear error."""
+    (tmp_path / "here_models.py").write_text(
+        "import fastrnn, torch\ndef make(): return fastrnn.GRU(4, 20, dtype=torch.bfloat16)\n"
+    )
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", os.getcwd(), str(tmp_path))])
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["tune", "--model", "here_models:make", "--input", "6,3"]) == 0
+    assert "gru bfloat16 H=20" in capsys.readouterr().out
+    (tmp_path / "broken.pt").write_text("x")
+    (tmp_path / "empty.pt").write_text("")
+    for file in ("broken.pt", "empty.pt"):
+        with pytest.raises(SystemExit, match=f"--model {file}: "):
+            cli.main(["tune", "--model", file])
 
 
 def test_the_command_without_a_gpu(monkeypatch):
