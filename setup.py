@@ -185,7 +185,7 @@ def instruction_sets():
     target = os.environ.get("_PYTHON_HOST_PLATFORM") or sysconfig.get_platform()
     if target.endswith(("aarch64", "arm64")):
         return ["baseline", "neon"]
-    return ["baseline", "avx2", "avx512"] if target.endswith(("x86_64", "amd64")) else ["baseline"]
+    return ["baseline", "avx2", "avx512", "amx"] if target.endswith(("x86_64", "amd64")) else ["baseline"]
 
 
 def flags_of(source):

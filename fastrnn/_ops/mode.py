@@ -24,5 +24,6 @@ NAMED_TIERS = ("one_cta", "cluster", "grid", "stepwise")
 #: The options of the layers: what training keeps, and what runs a layer.
 SAVE = tuple(name for name in SAVE_MODES if name)
 BACKENDS = ("auto", "fused", *NAMED_TIERS, "cudnn", "reference")
-#: The instruction sets of the CPU kernels, best first; C++'s list is csrc/cpu/isa/list.h.
-CPU_ISAS = ("avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "baseline")
+#: The instruction sets of the CPU kernels, best first; C++'s list is csrc/cpu/isa/list.h. Those behind
+#: baseline run only for who asks for them by name.
+CPU_ISAS = ("avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "baseline", "amx")

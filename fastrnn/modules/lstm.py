@@ -43,7 +43,7 @@ class LSTM(RecurrentLayer):
         bidirectional: D = 2 directions, their outputs side by side.
         proj_size: P, the projection's size, below H; 0 for none, and P = H in what follows.
         device, dtype: of the parameters. float32, float64, bfloat16 and float16 have kernels; half types
-            compute with float32 arithmetic and state. Complex types run in plain torch.
+            compute with float32 sums and state. Complex types run in plain torch.
         save: "gates" or "recompute", what training keeps for backward. backend: "auto", "fused", "cudnn",
             "reference" or a tier of the CUDA kernels. See :class:`RecurrentLayer`.
         norm, norm_eps, zoneout, recurrent_dropout, weight_dropout, peephole, coupled, forget_bias, heads:

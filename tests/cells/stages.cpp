@@ -111,5 +111,6 @@ extern "C" __attribute__((visibility("default"))) void stages_backward(int cell,
     p.weights[d] = t.weights[d];
     p.grad_weights[d] = {g[0], g[1], g[2], g[3], g[4]};
   }
-  with_cell(cell, [&]<template <class> class Cell>() { run<Backward<double, Cell>>(p, t.plan); });
+  with_cell(cell,
+            [&]<template <class> class Cell>() { run<Backward<double, Cell, NaturalOperand<double>>>(p, t.plan); });
 }

@@ -25,6 +25,8 @@ REGISTER = {"avx512": "%zmm", "avx2": "%ymm", "baseline": "%xmm"}
 TILES = {
     ("avx512", "product"): [(6, 4), (5, 4), (4, 4), (8, 3), (7, 3), (6, 3), (1, 4)],
     ("avx512", "transposed"): [(6, 4), (5, 4)],
+    ("avx512", "dot"): [(6, 4), (5, 4), (8, 3), (6, 3), (1, 4)],
+    ("avx512", "dot_transposed"): [(6, 4), (5, 4)],
     ("avx2", "product"): [(6, 2), (5, 2), (4, 2), (4, 3), (3, 3), (1, 2)],
     ("avx2", "transposed"): [(4, 3), (4, 2)],
     ("baseline", "product"): [(6, 2), (5, 2), (4, 2)],
@@ -63,7 +65,9 @@ def symbols() -> dict[str, list[tuple[int, int]]]:
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found: dict[str, list[tuple[int, int]]] = {}
     for line in text.splitlines():
-        kernel = re.match(r"([0-9a-f]+) ([0-9a-f]+) \w .*?(\w+_kernel<float, \d+, \d+>)\(", line)
+        kernel = re.match(
+            r"([0-9a-f]+) ([0-9a-f]+) \w .*?(\w+_kernel<float, \d+, \d+>|dot_\w+<\d+, \d+>)\(", line
+        )
         if kernel:
             found.setdefault(kernel.group(3), []).append((int(kernel.group(1), 16), int(kernel.group(2), 16)))
     if "__asan_init" in text:
@@ -77,7 +81,10 @@ def symbols() -> dict[str, list[tuple[int, int]]]:
 def kernels(isa: str, kind: str, rows: int, vectors: int) -> tuple[list[Instruction], ...]:
     """A tile's kernel in the objects of an instruction set: by the widest registers it multiplies with."""
     chosen = []
-    for address, size in symbols().get(f"{kind}_kernel<float, {rows}, {vectors}>", []):
+    name = f"{kind}_kernel<float, {rows}, {vectors}>"
+    if kind.startswith("dot"):  # of bfloat16
+        name = f"{'dot_kernel' if kind == 'dot' else kind}<{rows}, {vectors}>"
+    for address, size in symbols().get(name, []):
         span = (f"--start-address={address}", f"--stop-address={address + size}")
         (body,) = functions(LIBRARY, _tool("objdump"), span).values()
         loop = " ".join(i.operands for i in main_loop(body) if multiplies(i))

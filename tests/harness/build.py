@@ -42,7 +42,8 @@ def harness(
         for file in filter(Path.is_file, CSRC.rglob("*")):
             if "cuda" not in file.relative_to(CSRC).parts:
                 write(csrc / file.relative_to(CSRC), plant(file, faults))
-    tables = {"choose.cpp", *(path.name for path in (CSRC / "cpu" / "isa").glob(f"{isas}.cpp"))}
+    folders = [(CSRC / "cpu" / "isa").glob(f"{pattern}.cpp") for pattern in isas.split()]
+    tables = {"choose.cpp", *(path.name for paths in folders for path in paths)}
     sources = [csrc / "cpu" / "isa" / name for name in sorted(tables)]
     sources += [csrc / "plan" / "cpu.cpp", csrc / "plan" / "scan.cpp", HERE / "harness.cpp"]
     edges, objects = [], []
@@ -78,6 +79,15 @@ def thread_sanitizer() -> Path:
 def thread_sanitizer_with(*faults: Fault) -> Path:
     """The baseline kernels with all of the faults."""
     return harness("tsan_planted", TSAN, faults=[BASELINE_ALONE, *faults], isas="baseline*")
+
+
+#: Of the instruction sets that the kernels for AMX build on.
+WITHOUT_AVX2 = Fault("cpu/isa/choose.cpp", "&kAvx512Kernels, &kAvx2Kernels}", "&kAvx512Kernels}")
+
+
+def tiles() -> Path:
+    """With the kernels for AMX, whose instructions the program emulates (tiles.h)."""
+    return harness("tiles", ["-O1", "-g0"], faults=[WITHOUT_AVX2], isas="amx* avx512* baseline*")
 
 
 def program(name: str, flags: Sequence[str] = ("-O1",)) -> Path:

@@ -6,7 +6,8 @@
 //               int64 count of outputs, each as int64 bytes (-1: none)
 //     answer    int64 0 and the outputs' bytes, or int64 length of a text that says what went wrong, and the text
 // kernels.py is the other end. Outputs and scratch memory begin as NaN, and behind the scratch lies what no kernel
-// may write to.
+// may write to. With the argument "tiles" the kernels for AMX are there too, their instructions emulated (tiles.h);
+// how many of them ran is told on standard error in the end.
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -20,6 +21,7 @@
 
 #include "cpu/isa/choose.h"
 #include "params/cell_text.h"
+#include "tiles.h"
 
 namespace {
 
@@ -98,10 +100,7 @@ TensorRows rows_of(const void* data, int64_t B, int64_t width) {
   return rows;
 }
 
-const KernelTable& table_of(int number) {
-  const std::vector<const KernelTable*> tables = runnable_kernels();
-  return *tables.at(number);
-}
+std::vector<const KernelTable*> tables;
 
 LayerShape read_layer(Command& c) {
   LayerShape s;
@@ -265,7 +264,7 @@ void answer(Command c) {
   std::string wrong;
   try {
     const int64_t what = c.next();
-    const KernelTable& kernels = table_of(c.next_int());
+    const KernelTable& kernels = *tables.at(c.next_int());
     commands[what](c, kernels);
     if (c.word != c.words.size() || c.input != c.inputs.size() || c.output != c.outputs.size()) {
       throw std::runtime_error("the command says more than was asked");
@@ -284,8 +283,16 @@ void answer(Command c) {
 }  // namespace
 
 // Begins with the names of the instruction sets that run here, one a line, and an empty line.
-int main() {
-  for (const KernelTable* table : runnable_kernels()) std::printf("%s\n", table->name);
+int main(int argc, char** argv) {
+  tables = runnable_kernels();
+#if defined(__x86_64__) && defined(__linux__)
+  const bool emulated = argc > 1 && std::strcmp(argv[1], "tiles") == 0;
+  if (emulated && kAvx512Bf16Kernels.runs_here()) {
+    tiles::emulate();
+    tables.push_back(&kAmxKernels);
+  }
+#endif
+  for (const KernelTable* table : tables) std::printf("%s\n", table->name);
   std::printf("\n");
   std::fflush(stdout);
   int64_t count;
@@ -293,5 +300,8 @@ int main() {
     answer(read_command(count));
     std::fflush(stdout);
   }
+#if defined(__x86_64__) && defined(__linux__)
+  if (emulated) std::fprintf(stderr, "emulated %llu\n", static_cast<unsigned long long>(tiles::instructions_run));
+#endif
   return 0;
 }

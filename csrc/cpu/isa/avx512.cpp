@@ -1,4 +1,4 @@
-// AVX-512 (F, BW, VL, DQ): 16 floats a register, 32 registers; with AVX512-BF16 where there is one.
+// AVX-512 (F, BW, VL, DQ): 16 floats a register, 32 registers.
 #include "cpu/isa/list.h"
 #include "cpu/isa/table.h"
 
@@ -17,9 +17,5 @@ static bool runs_here() {
          __builtin_cpu_supports("bmi2");
 }
 const KernelTable kAvx512Kernels = make_table(isa_name(Isa::kAvx512), runs_here, &kAvx512Scan);
-
-// The same, but for the forward pass of bfloat16 layers and the scan of bfloat16.
-static bool dot_runs_here() { return runs_here() && __builtin_cpu_supports("avx512bf16"); }
-const KernelTable kAvx512Bf16Kernels = make_dot_table(isa_name(Isa::kAvx512Bf16), dot_runs_here, &kAvx512Bf16Scan);
 }  // namespace fastrnn
 #endif

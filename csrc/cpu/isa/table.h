@@ -33,6 +33,9 @@ extern const KernelTable kBaselineKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx512Bf16Kernels;
+#if defined(__linux__)
+extern const KernelTable kAmxKernels __attribute__((weak));  // may be left out of a build
+#endif
 #elif defined(__aarch64__)
 extern const KernelTable kNeonKernels;
 extern const KernelTable kNeonBf16Kernels;

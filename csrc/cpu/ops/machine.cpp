@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/isa/choose.h"
+#include "cpu/isa/list.h"
 #include "cpu/ops/scratch.h"
 #include "ops/check.h"
 
@@ -15,17 +16,25 @@ namespace {
 
 std::string cpu_isa() { return kernels_in_use().name; }
 
+// With the one in use, which may be one that is chosen by name alone.
 std::string cpu_isas() {
   std::string names;
+  bool in_use = false;
   for (const KernelTable* table : runnable_kernels()) {
     if (!names.empty()) names += ',';
     names += table->name;
+    in_use = in_use || table == &kernels_in_use();
   }
-  return names;
+  return in_use ? names : names + ',' + cpu_isa();
 }
 
 void cpu_set_isa(std::string name) {
   const KernelTable* table = find_kernels(name);
+  check(table || name != isa_name(Isa::kAmx),
+        "name: expected a processor with AMX-TILE and AMX-BF16 beside AVX512-BF16, and a Linux that grants its tiles "
+        "to "
+        "this process, got 'amx' where these are ",
+        cpu_isas());
   check(table, "name: expected one of ", cpu_isas(), ", got '", name, "'");
   use_kernels(*table);
 }

@@ -9,8 +9,8 @@ namespace {
 
 // See DotKernel.
 template <int MR, int NV>
-__attribute__((target("avx512bf16"))) void dot_kernel(float* tile, const uint16_t* a, int64_t block_stride,
-                                                      const uint16_t* b, int64_t K, const char* ahead) {
+void dot_kernel(float* tile, const uint16_t* a, int64_t block_stride, const uint16_t* b, int64_t K,
+                const char* ahead) {
   constexpr int W = 16;
   __m512 acc[MR][NV];
 #pragma GCC unroll 8
@@ -49,7 +49,96 @@ __attribute__((target("avx512bf16"))) void dot_kernel(float* tile, const uint16_
   }
 }
 
-// A gate panel of pairs: [depth(K)/2][vectors*W][2].
+// See DotTransposed. Every sum begins from zero once in kPairedRows rows, as transposed_kernel's: fewer roundings
+// would be lost in those of the operands.
+constexpr int64_t kPairedRows = 256;
+
+template <int MR, int NV>
+void dot_transposed(float* tile, const uint16_t* a, const uint16_t* b, int64_t rows) {
+  constexpr int W = 16;
+#pragma GCC unroll 1
+  for (int64_t r = 0; r < rows;) {
+    const int64_t end = min_of(rows, r + kPairedRows);
+    __m512 acc[MR][NV];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] = _mm512_setzero_ps();
+    }
+#pragma GCC unroll 1
+    for (; r < end; r += 2, a += 2 * W, b += NV * 2 * W) {
+      __m512bh row[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) row[v] = (__m512bh)_mm512_loadu_si512(b + v * 2 * W);
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) {
+        int32_t both;
+        __builtin_memcpy(&both, a + 2 * m, 4);
+        const __m512bh broadcast = (__m512bh)_mm512_set1_epi32(both);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[m][v] = _mm512_dpbf16_ps(acc[m][v], broadcast, row[v]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        float* const sum = tile + (m * NV + v) * W;
+        _mm512_storeu_ps(sum, _mm512_add_ps(_mm512_loadu_ps(sum), acc[m][v]));
+      }
+    }
+    forget_memory();
+  }
+}
+
+// The sum of all rows of a block of pairs of rows.
+inline Simd<float>::V sum_paired_rows(const uint16_t* a, int64_t rows) {
+  constexpr int kChains = 4;
+  const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+  __m512 total = _mm512_setzero_ps();
+  for (int64_t r = 0; r < rows;) {
+    const int64_t end = min_of(rows, r + kPairedRows);
+    __m512 sums[kChains] = {};
+    for (; r < end; r += 2 * kChains) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kChains; ++j) {
+        if (r + 2 * j >= end) break;
+        const __m512bh pairs = (__m512bh)_mm512_loadu_si512(a + (r + 2 * j) * 16);
+        sums[j] = _mm512_dpbf16_ps(sums[j], pairs, ones);
+      }
+    }
+    total = _mm512_add_ps(total, _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+    r = end;
+  }
+  return (Simd<float>::V)total;
+}
+
+// n of W elements, and zeros.
+FASTRNN_INLINE void copy_half(uint16_t* to, const uint16_t* from, int n) {
+  const __mmask16 mask = static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_maskz_loadu_epi16(mask, from));
+}
+
+// n lanes of two rows (the other zero where it is null) as pairs; zeros beyond.
+FASTRNN_INLINE void store_pairs(uint16_t* out, const uint16_t* one, const uint16_t* other, int n) {
+  const __mmask16 mask = static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1);
+  __m512i pairs = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, one));
+  if (other) {
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, other));
+    pairs = _mm512_or_si512(pairs, _mm512_slli_epi32(high, 16));
+  }
+  _mm512_storeu_si512(out, pairs);
+}
+
+// Two rows of W, one after the other, become W pairs in their place.
+FASTRNN_INLINE void pair_two_rows(uint16_t* rows) {
+  const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows)));
+  const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows + 16)));
+  _mm512_storeu_si512(rows, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+
+// A gate panel of pairs: [depth(K)/2][vectors*W][2]. A pair is moved as one number of 32 bits, so that W rows of W
+// pairs are transposed as W rows of floats are.
 inline void pack_pairs(const uint16_t* weight, int64_t ld, int G, const Panels<float>& units, int64_t panel,
                        int64_t K, uint16_t* out) {
   using S = Simd<float>;
@@ -58,19 +147,27 @@ inline void pack_pairs(const uint16_t* weight, int64_t ld, int G, const Panels<f
   const int64_t row_size = static_cast<int64_t>(blocks) * G * W * 2;  // of a pair
   for (int u = 0; u < blocks; ++u) {
     const int64_t block = units.first_block(panel) + u;
+    const int lanes = units.lanes(block);
     for (int g = 0; g < G; ++g) {
       uint16_t* dst = out + (u * G + g) * W * 2;
-      for (int64_t k = 0; k < K; k += W) {
-        const int n = static_cast<int>(min_of<int64_t>(W, K - k));
+      const uint16_t* from = weight + (g * units.length + block * W) * ld;
+      for (int64_t k = 0; k < K; k += 2 * W, from += 2 * W, dst += W * row_size) {
+        const int n = static_cast<int>(min_of<int64_t>(2 * W, K - k)), pairs = (n + 1) / 2;
         S::V rows[W];
-        load_transposed<float>(rows, weight, g * units.length + block * W, ld, k, units.lanes(block), n,
-                               Dtype::kBFloat16);
-        alignas(64) float columns[W * W];
+        if (lanes == W && n == 2 * W) {
 #pragma GCC unroll 16
-        for (int j = 0; j < W; ++j) S::store(columns + j * W, rows[j]);
-        for (int j = 0; j < n; j += 2) {  // the weights are bfloat16: their low halves are zero
-          const __m512i low = _mm512_load_si512(columns + j * W), high = _mm512_load_si512(columns + (j + 1) * W);
-          _mm512_storeu_si512(dst + (k + j) / 2 * row_size, _mm512_or_si512(_mm512_srli_epi32(low, 16), high));
+          for (int j = 0; j < W; ++j) rows[j] = (S::V)_mm512_loadu_si512(from + j * ld);
+        } else {
+          const __mmask32 columns = static_cast<__mmask32>((uint64_t{1} << n) - 1);
+#pragma GCC unroll 16
+          for (int j = 0; j < W; ++j) {
+            rows[j] = j < lanes ? (S::V)_mm512_maskz_loadu_epi16(columns, from + j * ld) : S::V{};
+          }
+        }
+        transpose<float>(rows);
+#pragma GCC unroll 16
+        for (int p = 0; p < W; ++p) {
+          if (p < pairs) _mm512_storeu_si512(dst + p * row_size, (__m512i)rows[p]);
         }
       }
     }

@@ -22,6 +22,12 @@ __attribute__((always_inline, target("arch=armv8.2-a+bf16"))) inline void dot_la
                                                                                    PairRegister b, HalfRegister a) {
   asm("bfdot %0.4s, %1.8h, %2.2h[%3]" : "+w"(acc) : "w"(b), "w"(a), "i"(lane));
 }
+// The same where a holds four pairs.
+template <int lane>
+__attribute__((always_inline, target("arch=armv8.2-a+bf16"))) inline void dot_lane(Simd<float>::V& acc,
+                                                                                   PairRegister b, PairRegister a) {
+  asm("bfdot %0.4s, %1.8h, %2.2h[%3]" : "+w"(acc) : "w"(b), "w"(a), "i"(lane));
+}
 
 // See DotKernel.
 template <int MR, int NV>
@@ -77,6 +83,115 @@ __attribute__((target("arch=armv8.2-a+bf16"))) void dot_kernel(float* tile, cons
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) *reinterpret_cast<Simd<float>::Unaligned*>(tile + (m * NV + v) * W) = acc[m][v];
   }
+}
+
+// See DotTransposed. Every sum begins from zero once in kPairedRows rows, as transposed_kernel's: fewer roundings
+// would be lost in those of the operands.
+constexpr int64_t kPairedRows = 256;
+
+template <int MR, int NV>
+__attribute__((target("arch=armv8.2-a+bf16"))) void dot_transposed(float* tile, const uint16_t* a, const uint16_t* b,
+                                                                   int64_t rows) {
+  constexpr int W = Simd<float>::W;
+  static_assert(MR <= W);
+#pragma GCC unroll 1
+  for (int64_t r = 0; r < rows;) {
+    const int64_t end = min_of(rows, r + kPairedRows);
+    Simd<float>::V sums[MR][NV];
+#pragma GCC unroll 4
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sums[m][v] = Simd<float>::V{};
+    }
+#pragma GCC unroll 1
+    for (; r < end; r += 2, a += 2 * W, b += NV * 2 * W) {
+      PairRegister left{};
+      HalfRegister single[MR];
+      if constexpr (MR == W) {  // a whole block
+        left = *reinterpret_cast<const PairRegisterAt*>(a);
+      } else {
+#pragma GCC unroll 4
+        for (int m = 0; m < MR; ++m) {
+          asm("ldr %s0, %1" : "=w"(single[m]) : "m"(*reinterpret_cast<const PairAt*>(a + 2 * m)));
+        }
+      }
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        const PairRegister right = *reinterpret_cast<const PairRegisterAt*>(b + v * 2 * W);
+        if constexpr (MR == W) {
+          dot_lane<0>(sums[0][v], right, left);
+          dot_lane<1>(sums[1][v], right, left);
+          dot_lane<2>(sums[2][v], right, left);
+          dot_lane<3>(sums[3][v], right, left);
+        } else {
+#pragma GCC unroll 4
+          for (int m = 0; m < MR; ++m) dot_lane<0>(sums[m][v], right, single[m]);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        float* const sum = tile + (m * NV + v) * W;
+        *reinterpret_cast<Simd<float>::Unaligned*>(sum) =
+            *reinterpret_cast<Simd<float>::Unaligned*>(sum) + sums[m][v];
+      }
+    }
+    forget_tile();
+  }
+}
+
+// The sum of all rows of a block of pairs of rows.
+__attribute__((target("arch=armv8.2-a+bf16"))) inline Simd<float>::V sum_paired_rows(const uint16_t* a,
+                                                                                     int64_t rows) {
+  constexpr int W = Simd<float>::W, kChains = 4;
+  const HalfRegister ones = {0x3f80, 0x3f80, 0x3f80, 0x3f80};
+  Simd<float>::V total{};
+  for (int64_t r = 0; r < rows;) {
+    const int64_t end = min_of(rows, r + kPairedRows);
+    Simd<float>::V sums[kChains] = {};
+    for (; r < end; r += 2 * kChains) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kChains; ++j) {
+        if (r + 2 * j >= end) break;
+        dot_lane<0>(sums[j], *reinterpret_cast<const PairRegisterAt*>(a + (r + 2 * j) * W), ones);
+      }
+    }
+    total += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    r = end;
+  }
+  return total;
+}
+
+// n of W elements, and zeros.
+FASTRNN_INLINE void copy_half(uint16_t* to, const uint16_t* from, int n) {
+  constexpr int W = Simd<float>::W;
+  if (n >= W) return vst1_u16(to, vld1_u16(from));
+  for (int j = 0; j < W; ++j) to[j] = j < n ? from[j] : 0;
+}
+
+// n lanes of two rows (the other zero where it is null) as pairs; zeros beyond.
+FASTRNN_INLINE void store_pairs(uint16_t* out, const uint16_t* one, const uint16_t* other, int n) {
+  constexpr int W = Simd<float>::W;
+  if (n >= W && other) {
+    const uint16x4x2_t pairs = vzip_u16(vld1_u16(one), vld1_u16(other));
+    vst1_u16(out, pairs.val[0]);
+    vst1_u16(out + W, pairs.val[1]);
+    return;
+  }
+  for (int j = 0; j < W; ++j) {
+    out[2 * j] = j < n ? one[j] : 0;
+    out[2 * j + 1] = j < n && other ? other[j] : 0;
+  }
+}
+
+// Two rows of W, one after the other, become W pairs in their place.
+FASTRNN_INLINE void pair_two_rows(uint16_t* rows) {
+  constexpr int W = Simd<float>::W;
+  const uint16x4x2_t pairs = vzip_u16(vld1_u16(rows), vld1_u16(rows + W));
+  vst1_u16(rows, pairs.val[0]);
+  vst1_u16(rows + W, pairs.val[1]);
 }
 
 // A gate panel of pairs: [depth(K)/2][vectors*W][2].

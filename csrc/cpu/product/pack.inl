@@ -32,17 +32,31 @@ struct Panels {
   }
 };
 
+// Whether a half type is loaded by instructions of its own, not lane by lane.
+#if defined(FASTRNN_AVX512) || defined(FASTRNN_AVX2) || defined(FASTRNN_NEON)
+constexpr bool kConvertsHalf = true;
+#else
+constexpr bool kConvertsHalf = false;
+#endif
+
 // W rows of `weight` from column k on, W columns, transposed; zero beyond `lanes` rows and n columns.
 template <class T>
 FASTRNN_INLINE void load_transposed(typename Simd<T>::V (&rows)[Simd<T>::W], const void* weight, int64_t first_row,
                                     int64_t ld, int64_t k, int lanes, int n, Dtype dtype) {
   using S = Simd<T>;
   constexpr int W = S::W;
-  if (lanes == W && n == W && size_of(dtype) == sizeof(T)) {
-    const T* from = static_cast<const T*>(weight) + first_row * ld + k;
+  const auto whole = [&]<Dtype kStored>() __attribute__((always_inline)) {
 #pragma GCC unroll 16
-    for (int j = 0; j < W; ++j) rows[j] = S::load(from + j * ld);
-  } else {  // edges and half types: through memory, in a loop that stays small
+    for (int j = 0; j < W; ++j) rows[j] = load_as<T>(weight, (first_row + j) * ld + k, W, kStored);
+  };
+  const bool inside = lanes == W && n == W;
+  if (inside && size_of(dtype) == sizeof(T)) {
+    whole.template operator()<sizeof(T) == 8 ? Dtype::kDouble : Dtype::kFloat>();
+  } else if (kConvertsHalf && sizeof(T) == 4 && inside && dtype == Dtype::kBFloat16) {
+    whole.template operator()<Dtype::kBFloat16>();
+  } else if (kConvertsHalf && sizeof(T) == 4 && inside) {
+    whole.template operator()<Dtype::kHalf>();
+  } else {  // edges: through memory, in a loop that stays small
     alignas(64) T edge[W * W] = {};
 #pragma GCC unroll 1
     for (int j = 0; j < lanes; ++j) S::store(edge + j * W, load_as<T>(weight, (first_row + j) * ld + k, n, dtype));
@@ -131,7 +145,7 @@ FASTRNN_INLINE void block_row(const void* row, int64_t size, Dtype dtype, typena
   constexpr int W = Simd<T>::W;
   out += r * W;
   for (int64_t k = 0; k < size; k += W, out += rows * W) {
-    Operand::store(out, load_as<T>(row, k, static_cast<int>(min_of<int64_t>(W, size - k)), dtype));
+    Operand::put(out, row, k, static_cast<int>(min_of<int64_t>(W, size - k)), dtype);
   }
 }
 

@@ -4,9 +4,11 @@
 //   3. for the whole chunk at once: grad_x = dg W_ih, grad_W_ih += dg^T x, grad_W_hh += dg^T h_prev
 //      and the bias sums, while dg is still in the cache.
 //
-// Layouts (T = compute type, W lanes a register, R rows of a batch group, M rows of a chunk):
+// Layouts (T = compute type, W lanes a register, R rows of a batch group, M rows of a chunk; dg, the output's
+// gradient of a projection and the packed weights are operands of products and hold E of operand.inl):
 //   dg a direction   blocked [(G + split) * blocks][M][W]  gradients of the gates; a split gate has
-//                    two, of its input part and (last) of its recurrent part
+//                    two, of its input part and (last) of its recurrent part. Pairs are of units for the
+//                    products with weights, and of rows, in the same place, for the gradients of these
 //   dh, dc a group   blocked [blocks][R][W]                what reaches h and c from later steps
 // Rows of a chunk ("slots") are ordered by time, then batch group, then row, so a group's rows of a
 // step lie together.
@@ -23,8 +25,9 @@
 namespace fastrnn {
 namespace {
 
-template <class T, template <class> class CellOf>
+template <class T, template <class> class CellOf, class Operand>
 class Backward : private Schedule {
+  using E = typename Operand::E;
   using S = Simd<T>;
   using V = typename S::V;
   using C = CellOf<VectorMath<T>>;
@@ -32,7 +35,6 @@ class Backward : private Schedule {
   static constexpr int G = C::kGates;
   static constexpr int kPartGates = gates_a_tile(G), kParts = G / kPartGates;  // of a tile of gates
   static constexpr int kColumns = G + (C::kSplit ? 1 : 0);
-  static constexpr int64_t kReductionRows = 1024;    // rows a pass of the weight gradients
   static constexpr int64_t kPanelBytes = 256 << 10;  // of a panel, so that it and the next stay in the L2 cache
 
   // The gate of dg whose gradient belongs to recurrent gate g.
@@ -72,16 +74,16 @@ class Backward : private Schedule {
     bool cut;     // the state before it is zero, and no gradient goes there
   };
   struct Direction {
-    T* w_hh;  // row panels over Hout, K = G*H
-    T* w_hr;  // row panels over H, K = P
+    E* w_hh;  // row panels over Hout, of each gate K = H
+    E* w_hr;  // row panels over H, K = P
     T* c0;    // (B, H) in the compute dtype
-    T* dg;
-    T* dh_out;  // projection: gradient of the projected output, blocked [ceil(P/W)][M][W]
-    T* m;       // projection: output before it, rows of blocks*W
+    E* dg;
+    E* dh_out;  // projection: gradient of the projected output, blocked [ceil(P/W)][M][W]
+    E* m;       // projection: output before it, rows of blocks*W
     Slot* slots;
     // recompute mode
-    T* gate_w_ih;
-    T* gate_w_hh;
+    E* gate_w_ih;
+    E* gate_w_hh;
     T* bias;
     T* bias_rec;
     T* gates;  // [M][kSaved][blocks*W]
@@ -111,11 +113,11 @@ class Backward : private Schedule {
     int64_t t, row;  // of the tensors
   };
   struct Worker {
-    T* panel;  // scratch of WeightGradient
-    T* w_ih;   // a row panel over I of some gates, packed just before its use
+    E* panel;  // scratch of WeightGradient
+    E* w_ih;   // a row panel over I of some gates, packed just before its use
     T* tile;   // [rows of a share][kPanelVectors*W], grad_x over several passes
-    T* x;      // recompute: blocked rows of this worker
-    T* h;
+    E* x;      // recompute: blocked rows of this worker
+    E* h;
     OwnRow* own_rows;
     // Of a variant: gradients of its vectors over this worker's rows and units, of a chunk and of all before it;
     // rows' moments, and what an LSTM whose c is normalised has found of o and c, [own blocks][R][W].
@@ -134,6 +136,8 @@ class Backward : private Schedule {
   // ---- memory ---------------------------------------------------------------------------------
 
   int64_t row_length() const { return units_.blocks() * W; }
+  // Elements of a block of gates in a panel of the weights that recompute reads.
+  static int64_t gate_size(int64_t K) { return G * W * Operand::depth(K); }
 
   void lay_out() {
     const int64_t blocks = units_.blocks(), out_blocks = outputs_.blocks();
@@ -144,23 +148,23 @@ class Backward : private Schedule {
         chunk_rows_ = max_of(chunk_rows_, chunk_before(d, s_end).rows);
       }
     }
-    chunk_rows_ = spread_rows(chunk_rows_);
+    chunk_rows_ = Operand::spread(chunk_rows_);
     const int64_t M = chunk_rows_;
     take_barriers(arena_);
     zeros_ = arena_.take<T>(s_.resets ? max_of(out_blocks, blocks) * W : 0);
     for (int d = 0; d < s_.D; ++d) {
       Direction& dir = directions_[d];
-      dir.w_hh = take_panels(outputs_, G * s_.H);
-      if (s_.P) dir.w_hr = take_panels(units_, s_.P);
+      dir.w_hh = take_panels(outputs_, G * Operand::depth(s_.H));
+      if (s_.P) dir.w_hr = take_panels(units_, Operand::depth(s_.P));
       dir.c0 = arena_.take<T>(C::kHasCell ? s_.B * s_.H : 0);
-      dir.dg = arena_.take<T>((C::kVariant && s_.variant.norm ? 2 * G : kColumns) * blocks * M * W);
+      dir.dg = arena_.take<E>((C::kVariant && s_.variant.norm ? 2 * G : kColumns) * blocks * M * W);
       if constexpr (C::kVariant) lay_out_stages(d);
-      dir.dh_out = arena_.take<T>(s_.P ? out_blocks * M * W : 0);
-      dir.m = arena_.take<T>(s_.P && p_.need_weights ? M * row_length() : 0);
+      dir.dh_out = arena_.take<E>(s_.P ? out_blocks * M * W : 0);
+      dir.m = arena_.take<E>(s_.P && p_.need_weights ? M * row_length() : 0);
       dir.slots = arena_.take<Slot>(M);
       if (recompute_) {
-        dir.gate_w_ih = arena_.take<T>(blocks * G * W * s_.I);
-        dir.gate_w_hh = arena_.take<T>(blocks * G * W * s_.out_size());
+        dir.gate_w_ih = arena_.take<E>(blocks * gate_size(s_.I));
+        dir.gate_w_hh = arena_.take<E>(blocks * gate_size(s_.out_size()));
         dir.bias = arena_.take<T>(blocks * G * W);
         dir.bias_rec = arena_.take<T>(blocks * W);
         dir.gates = arena_.take<T>(M * C::kSaved * row_length());
@@ -179,13 +183,13 @@ class Backward : private Schedule {
     const int64_t own_rows = spread_rows(min_of(M, plan_.backward_chunk * group_rows_));
     for (int r = 0; r < grid_.workers(); ++r) {
       Worker worker;
-      worker.panel = arena_.take<T>(p_.need_weights ? WeightGradient<T>::buffer_size(M) : 0);
-      worker.w_ih = arena_.take<T>(
+      worker.panel = arena_.take<E>(p_.need_weights ? WeightGradient<T, Operand>::buffer_size(M) : 0);
+      worker.w_ih = arena_.take<E>(
           p_.grad_x[grid_.direction(r)] && !natural(inputs_, inputs_.count() - 1) ? largest_pass() : 0);
       worker.tile = arena_.take<T>(
           p_.grad_x[grid_.direction(r)] ? ceil_div(M, grid_.workers_a_direction()) * kPanelVectors * W : 0);
-      worker.x = arena_.take<T>(recompute_ ? inputs_.blocks() * own_rows * W : 0);
-      worker.h = arena_.take<T>(recompute_ ? out_blocks * own_rows * W : 0);
+      worker.x = arena_.take<E>(recompute_ ? inputs_.blocks() * own_rows * W : 0);
+      worker.h = arena_.take<E>(recompute_ ? out_blocks * own_rows * W : 0);
       worker.own_rows = arena_.take<OwnRow>(recompute_ ? own_rows : 0);
       if constexpr (C::kVariant) lay_out_stages(worker, own_blocks(units_, r));
       if (arena_.base) workers_[r] = worker;
@@ -198,8 +202,8 @@ class Backward : private Schedule {
   }
 
   // Room for packed panels: none where every panel is read from the natural weight.
-  T* take_panels(const Panels<T>& columns, int64_t K) {
-    return arena_.take<T>(natural(columns, columns.count() - 1) ? 0 : columns.blocks() * W * K);
+  E* take_panels(const Panels<T>& columns, int64_t K) {
+    return arena_.take<E>(natural(columns, columns.count() - 1) ? 0 : columns.blocks() * W * K);
   }
 
   // First chunk row of batch group p at time t.
@@ -235,6 +239,13 @@ class Backward : private Schedule {
         for (int64_t s = s_end - 1; s >= s_begin; --s) retreat(own, chunk_of, s);
       });
       crew.meet_direction();  // all of the chunk's dg
+      crew.each([&](int r) {
+        if (p_.grad_x[grid_.direction(r)]) input_gradient(r, chunk_of(r));
+      });
+      if (Operand::kPairs && p_.need_weights) {
+        crew.meet_direction();  // every row of dg has been read in pairs of units
+        crew.each([&](int r) { pair_rows(r, chunk_of(r)); });
+      }
       crew.each([&](int r) { finish_chunk(r, chunk_of(r)); });
       crew.meet_direction();  // dg is free again
       s_end = s_begin;
@@ -287,7 +298,7 @@ class Backward : private Schedule {
 
   // A panel of a right operand: rows of `ld` elements, H of them a gate.
   struct Panel {
-    const T* data;
+    const E* data;
     int64_t ld;
     int first_gate = 0;
   };
@@ -298,23 +309,24 @@ class Backward : private Schedule {
     const int64_t last = columns.first_block(panel) + columns.blocks_of(panel) - 1;
     return natural_ && columns.lanes(last) == W;
   }
-  Panel panel_of(const Panels<T>& columns, int64_t panel, const T* packed, const void* weight, int64_t K) const {
+  Panel panel_of(const Panels<T>& columns, int64_t panel, const E* packed, const void* weight, int64_t K) const {
     const int64_t first = columns.first_block(panel);
-    if (natural(columns, panel)) return {static_cast<const T*>(weight) + first * W, columns.length};
+    if (natural(columns, panel)) return {static_cast<const E*>(weight) + first * W, columns.length};
     return {packed + first * W * K, columns.blocks_of(panel) * W};
   }
 
   // What to prefetch while gates [g, g + pass) of `panel` are at work: the panel's next gates, then
   // the next panel's first (packed panels follow one another in memory).
   PanelPrefetch next_gates(const Panels<T>& columns, Panel panel, int vectors, int g, int pass) const {
-    if (natural_ || G * s_.H * columns.blocks() * W * static_cast<int64_t>(sizeof(T)) < kPrefetchBytes) return {};
-    const char* begin = reinterpret_cast<const char*>(panel.data + min_of(G, g + pass) * s_.H * panel.ld);
-    return {begin, begin + pass * s_.H * vectors * W * static_cast<int64_t>(sizeof(T))};
+    const int64_t gate = Operand::depth(s_.H) * static_cast<int64_t>(sizeof(E));  // bytes of a column
+    if (natural_ || G * gate * columns.blocks() * W < kPrefetchBytes) return {};
+    const char* begin = reinterpret_cast<const char*>(panel.data) + min_of(G, g + pass) * gate * panel.ld;
+    return {begin, begin + pass * gate * vectors * W};
   }
 
   // Gates a pass, so that the panel's part stays in the L2 cache while the rows go by.
   int gates_a_pass(int vectors) const {
-    const int64_t gate = s_.H * vectors * W * static_cast<int64_t>(sizeof(T));
+    const int64_t gate = Operand::depth(s_.H) * vectors * W * static_cast<int64_t>(sizeof(E));
     return static_cast<int>(min_of<int64_t>(G, max_of<int64_t>(1, kPanelBytes / gate)));
   }
   // Elements of the largest such part. That may be a narrow panel's: two gates with three vectors each, where only
@@ -322,7 +334,7 @@ class Backward : private Schedule {
   int64_t largest_pass() const {
     int64_t most = 0;
     for (int v = 1; v <= kPanelVectors; ++v) most = max_of<int64_t>(most, gates_a_pass(v) * v);
-    return most * s_.H * W;
+    return most * Operand::depth(s_.H) * W;
   }
 
   // ---- backward_ends.inl ------------------------------------------------------------------------
@@ -350,6 +362,7 @@ class Backward : private Schedule {
 
   // ---- backward_chunk.inl -----------------------------------------------------------------------
 
+  void pair_rows(int rank, const Chunk& chunk);
   void finish_chunk(int rank, const Chunk& chunk);
   Panel input_panel(int rank, int64_t p, int g0, int g1) const;
   void input_gradient(int rank, const Chunk& chunk);

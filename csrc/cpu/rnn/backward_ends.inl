@@ -6,21 +6,21 @@
 namespace fastrnn {
 namespace {
 
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::prepare(int rank) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::prepare(int rank) {
   const int d = grid_.direction(rank), shares = grid_.workers_a_direction();
   const DirectionWeights& weights = p_.weights[d];
   const Direction& dir = directions_[d];
-  const auto pack = [&](const Panels<T>& columns, const void* weight, int64_t K, T* out) {
+  const auto pack = [&](const Panels<T>& columns, const void* weight, int gates, int64_t K, E* out) {
     for (int64_t panel = share(rank); panel < columns.count(); panel += shares) {
       if (natural(columns, panel)) continue;
-      pack_row_panel<T>(weight, columns.length, s_.dtype, columns, panel, K,
-                        out + columns.first_block(panel) * W * K);
+      Operand::pack_rows(weight, columns.length, s_.dtype, columns, panel, gates, K,
+                         out + columns.first_block(panel) * W * gates * Operand::depth(K));
     }
   };
-  if (!C::kVariant || s_.variant.heads == 1) pack(outputs_, weights.w_hh, G * s_.H, dir.w_hh);
+  if (!C::kVariant || s_.variant.heads == 1) pack(outputs_, weights.w_hh, G, s_.H, dir.w_hh);
   if constexpr (C::kVariant) pack_stages(rank);
-  if (s_.P) pack(units_, weights.w_hr, s_.P, dir.w_hr);
+  if (s_.P) pack(units_, weights.w_hr, 1, s_.P, dir.w_hr);
   if constexpr (!C::kVariant) {
     if (recompute_) pack_gates(rank);
   }
@@ -39,9 +39,9 @@ inline void Backward<T, CellOf>::prepare(int rank) {
   if constexpr (C::kHasCell) load_state_gradient(rank, units_, p_.grad_cn, group.dc);
 }
 
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::load_state_gradient(int rank, const Panels<T>& columns, const void* gradient,
-                                                     T* out) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::load_state_gradient(int rank, const Panels<T>& columns,
+                                                              const void* gradient, T* out) {
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Range blocks = own_blocks(columns, rank);
   const int64_t rows = grid_.rows(s_.B, b);
@@ -54,8 +54,8 @@ inline void Backward<T, CellOf>::load_state_gradient(int rank, const Panels<T>& 
   }
 }
 
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::store_state_gradients(int rank) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::store_state_gradients(int rank) {
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Group& group = groups_[grid_.group(rank)];
   const int64_t rows = grid_.rows(s_.B, b);

@@ -8,8 +8,8 @@ namespace {
 
 // Moments of G values a unit that forward saved of a row, from value `first` on. In one pass (Welford 1962), whose
 // chains are as many as the gates'.
-template <class T, template <class> class CellOf>
-inline RowMoments<T> Backward<T, CellOf>::saved_moments(const char* row, int first) const {
+template <class T, template <class> class CellOf, class Operand>
+inline RowMoments<T> Backward<T, CellOf, Operand>::saved_moments(const char* row, int first) const {
   V mean[G] = {}, squares[G] = {};
   RowSum sum;
   const int64_t whole = s_.H / W;
@@ -39,15 +39,15 @@ inline RowMoments<T> Backward<T, CellOf>::saved_moments(const char* row, int fir
   return sum.template moments<T>(on().eps);
 }
 
-template <class T, template <class> class CellOf>
-inline RowMoments<T> Backward<T, CellOf>::moments_of(const RowPart<T>& part, int per_unit) const {
+template <class T, template <class> class CellOf, class Operand>
+inline RowMoments<T> Backward<T, CellOf, Operand>::moments_of(const RowPart<T>& part, int per_unit) const {
   RowSum sum;
   sum.add(part, static_cast<double>(s_.H * per_unit));
   return sum.template moments<T>(on().eps);
 }
 
-template <class T, template <class> class CellOf>
-inline auto Backward<T, CellOf>::means(const NormSums* sums, int64_t row, int per_unit) const -> NormSums {
+template <class T, template <class> class CellOf, class Operand>
+inline auto Backward<T, CellOf, Operand>::means(const NormSums* sums, int64_t row, int per_unit) const -> NormSums {
   T e = 0, product = 0;
   for (int q = 0; q < grid_.unit_groups; ++q) {
     e += sums[q * group_rows_ + row].e;
@@ -58,8 +58,8 @@ inline auto Backward<T, CellOf>::means(const NormSums* sums, int64_t row, int pe
 }
 
 // An LSTM whose h sees a normalised c: o's gradient, and that of the normalised c with its sums.
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::emit_backward(int rank, const Chunk& chunk, int64_t s) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::emit_backward(int rank, const Chunk& chunk, int64_t s) {
   if constexpr (C::kHasCell) {
     const int d = grid_.direction(rank), b = grid_.batch_group(rank);
     const Worker& worker = workers_[rank];
@@ -109,8 +109,8 @@ inline void Backward<T, CellOf>::emit_backward(int rank, const Chunk& chunk, int
 }
 
 // Through the norms of both products, whose sums are whole.
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::norm_product(int rank, const Chunk& chunk, int64_t s) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::norm_product(int rank, const Chunk& chunk, int64_t s) {
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Worker& worker = workers_[rank];
   const Group& group = groups_[grid_.group(rank)];

@@ -8,8 +8,8 @@ namespace {
 
 // ---- memory and weights -----------------------------------------------------------------------------
 
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::lay_out_stages(int direction) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::lay_out_stages(int direction) {
   Stages& stages = stages_[direction];
   const int64_t width = units_.blocks() * W, rows = chunk_rows_ * outputs_.blocks() * W;
   stages.w_hh = arena_.take<T>(on().heads > 1 ? G * width * Heads<T>(s_).depth(outputs_, s_.H) : 0);
@@ -19,8 +19,8 @@ inline void Backward<T, CellOf>::lay_out_stages(int direction) {
   stages.reset_rows = arena_.take<T>(wanted && on().reset_before ? rows : 0);
 }
 
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::lay_out_stages(Group& group) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::lay_out_stages(Group& group) {
   group.d_reset_h = arena_.take<T>(on().reset_before ? outputs_.blocks() * group_rows_ * W : 0);
   const int64_t sums = on().norm ? grid_.unit_groups * group_rows_ : 0;
   group.x_sums = arena_.take<NormSums>(sums);
@@ -28,8 +28,8 @@ inline void Backward<T, CellOf>::lay_out_stages(Group& group) {
   group.c_sums = arena_.take<NormSums>(sums);
 }
 
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::lay_out_stages(Worker& worker, Range own) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::lay_out_stages(Worker& worker, Range own) {
   const int64_t width = (own.end - own.begin) * W;
   worker.vector_sums = arena_.take<T>(has_vectors() ? kVectorSums * width : 0);
   worker.vector_totals = arena_.take<double>(has_vectors() ? kVectorSums * width : 0);
@@ -38,8 +38,8 @@ inline void Backward<T, CellOf>::lay_out_stages(Worker& worker, Range own) {
   worker.d_seen = arena_.take<T>(on().norm && C::kHasCell ? width * group_rows_ : 0);
 }
 
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::pack_stages(int rank) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::pack_stages(int rank) {
   const int d = grid_.direction(rank), shares = grid_.workers_a_direction();
   if (on().heads > 1) {
     const Heads<T> heads(s_);
@@ -60,9 +60,10 @@ inline void Backward<T, CellOf>::pack_stages(int rank) {
 
 // ---- the step ---------------------------------------------------------------------------------------
 
-template <class T, template <class> class CellOf>
+template <class T, template <class> class CellOf, class Operand>
 template <class Workers, class ChunkOf>
-__attribute__((noinline)) void Backward<T, CellOf>::retreat_stages(Workers& crew, ChunkOf&& chunk_of, int64_t s) {
+__attribute__((noinline)) void Backward<T, CellOf, Operand>::retreat_stages(Workers& crew, ChunkOf&& chunk_of,
+                                                                            int64_t s) {
   if (on().norm && C::kHasCell) {
     crew.each([&](int r) { emit_backward(r, chunk_of(r), s); });
     crew.meet_group();  // the sums of what reaches the normalised c are whole
@@ -80,28 +81,31 @@ __attribute__((noinline)) void Backward<T, CellOf>::retreat_stages(Workers& crew
   crew.each([&](int r) { propagate_stages(r, chunk_of(r), s); });
 }
 
-template <class T, template <class> class CellOf>
-inline auto Backward<T, CellOf>::recurrent_mask(int direction, int64_t row, int64_t unit, int lanes) const -> V {
+template <class T, template <class> class CellOf, class Operand>
+inline auto Backward<T, CellOf, Operand>::recurrent_mask(int direction, int64_t row, int64_t unit, int lanes) const
+    -> V {
   if (!p_.masks.recurrent) return S::set(1);
   return load_as<T>(p_.masks.recurrent, (direction * s_.B + row) * s_.out_size() + unit, lanes, s_.dtype);
 }
 
 // What forward saved of a row.
-template <class T, template <class> class CellOf>
-inline const char* Backward<T, CellOf>::saved_row(int direction, int64_t row) const {
+template <class T, template <class> class CellOf, class Operand>
+inline const char* Backward<T, CellOf, Operand>::saved_row(int direction, int64_t row) const {
   const int64_t all = C::kSaved + (on().norm ? 2 * G : 0);
   return static_cast<const char*>(p_.gates) +
          (direction * s_.rows() + row) * all * s_.H * static_cast<int64_t>(size_of(s_.dtype));
 }
 // Value k of a block of it.
-template <class T, template <class> class CellOf>
-FASTRNN_INLINE auto Backward<T, CellOf>::saved_at(const char* row, int k, int64_t block, int lanes) const -> V {
+template <class T, template <class> class CellOf, class Operand>
+FASTRNN_INLINE auto Backward<T, CellOf, Operand>::saved_at(const char* row, int k, int64_t block, int lanes) const
+    -> V {
   return load_as<T>(row, k * s_.H + block * W, lanes, s_.dtype);
 }
 
 // The candidate of c: c itself where nothing of the old one stays.
-template <class T, template <class> class CellOf>
-inline auto Backward<T, CellOf>::candidate_at(int direction, const Slot& slot, int64_t, int64_t block) const -> V {
+template <class T, template <class> class CellOf, class Operand>
+inline auto Backward<T, CellOf, Operand>::candidate_at(int direction, const Slot& slot, int64_t, int64_t block) const
+    -> V {
   if constexpr (C::kHasCell) {
     const int lanes = units_.lanes(block);
     if (p_.masks.keep_c.data) {
@@ -117,8 +121,9 @@ inline auto Backward<T, CellOf>::candidate_at(int direction, const Slot& slot, i
 
 // The gradient of the candidate of h of a row's block, and what goes to h_{t-1} past the cell. With a projection the
 // output's half of the state stage has been passed.
-template <class T, template <class> class CellOf>
-inline auto Backward<T, CellOf>::output_gradient(int rank, int64_t t, int64_t i, int64_t block, V& kept) const -> V {
+template <class T, template <class> class CellOf, class Operand>
+inline auto Backward<T, CellOf, Operand>::output_gradient(int rank, int64_t t, int64_t i, int64_t block,
+                                                          V& kept) const -> V {
   const int d = grid_.direction(rank);
   const int64_t b = batch_row(grid_.batch_group(rank), i), unit = block * W, at = (block * group_rows_ + i) * W;
   const Group& group = groups_[grid_.group(rank)];
@@ -138,8 +143,8 @@ inline auto Backward<T, CellOf>::output_gradient(int rank, int64_t t, int64_t i,
 
 // State, cell and gates of this worker's units: dg, of a norm what reaches the normalised products with its sums, and
 // what h_{t-1} and c_{t-1} get past the product.
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::units_backward(int rank, const Chunk& chunk, int64_t s) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::units_backward(int rank, const Chunk& chunk, int64_t s) {
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Direction& dir = directions_[d];
   const Worker& worker = workers_[rank];
@@ -260,8 +265,8 @@ inline void Backward<T, CellOf>::units_backward(int rank, const Chunk& chunk, in
 }
 
 // h as the products of this step saw it, for the gradients of their weights.
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::keep_rows(int rank, const Chunk& chunk, int64_t s) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::keep_rows(int rank, const Chunk& chunk, int64_t s) {
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Stages& stages = stages_[d];
   const int64_t t = time_of(d, s), n = rows_at(b, t), slot0 = first_slot(chunk, t, b);
@@ -282,10 +287,10 @@ inline void Backward<T, CellOf>::keep_rows(int rank, const Chunk& chunk, int64_t
 
 // put(row, height, tile) of the product of gates [g0, g1) of dg and the recurrent weights' panel, a pass of gates at
 // a time: tiles of several passes are to be added.
-template <class T, template <class> class CellOf>
+template <class T, template <class> class CellOf, class Operand>
 template <class F>
-inline void Backward<T, CellOf>::multiply_gates(int rank, int64_t p, int g0, int g1, int64_t slot0, int64_t n,
-                                                F&& put) {
+inline void Backward<T, CellOf, Operand>::multiply_gates(int rank, int64_t p, int g0, int g1, int64_t slot0,
+                                                         int64_t n, F&& put) {
   const int d = grid_.direction(rank), vectors = outputs_.blocks_of(p);
   const Direction& dir = directions_[d];
   const Heads<T> heads(s_);
@@ -297,8 +302,8 @@ inline void Backward<T, CellOf>::multiply_gates(int rank, int64_t p, int g0, int
           : Panel{stages_[d].w_hh + outputs_.first_block(p) * W * G * heads.depth(outputs_, s_.H), vectors * W};
   const int pass = gates_a_pass(vectors);
   for (int first = g0; first < g1; first += pass) {
-    for_tiles(tile_rows(vectors), 0, n, [&](int64_t row, int height) {
-      alignas(64) T tile[kTileSize * W];
+    for_tiles(Operand::tile_rows(vectors), 0, n, [&](int64_t row, int height) {
+      alignas(64) T tile[Operand::kTileSize * W];
       const auto add_gates = [&](bool apart) {
         for (int j = 0; j < height * vectors; ++j) S::store(tile + j * W, V{});
         for (int g = first; g < min_of(g1, first + pass); ++g) {
@@ -321,8 +326,8 @@ inline void Backward<T, CellOf>::multiply_gates(int rank, int64_t p, int g0, int
 }
 
 // The second phase's product of a reset before it: d(r * h) = dn W_hn, of which r and h get their parts.
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::reset_backward(int rank, const Chunk& chunk, int64_t s) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::reset_backward(int rank, const Chunk& chunk, int64_t s) {
   if constexpr (C::kSplit) {
     const int d = grid_.direction(rank), b = grid_.batch_group(rank);
     const Group& group = groups_[grid_.group(rank)];
@@ -351,8 +356,8 @@ inline void Backward<T, CellOf>::reset_backward(int rank, const Chunk& chunk, in
   }
 }
 
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::propagate_stages(int rank, const Chunk& chunk, int64_t s) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::propagate_stages(int rank, const Chunk& chunk, int64_t s) {
   if (s == 0 && !p_.grad_h0) return;
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const int64_t t = time_of(d, s), n = rows_at(b, t), slot0 = first_slot(chunk, t, b);

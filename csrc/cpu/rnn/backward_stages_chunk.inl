@@ -5,8 +5,8 @@
 namespace fastrnn {
 namespace {
 
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::finish_stages(int rank, const Chunk& chunk) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::finish_stages(int rank, const Chunk& chunk) {
   const int d = grid_.direction(rank);
   const Direction& dir = directions_[d];
   const WeightGradients& grads = p_.grad_weights[d];
@@ -28,7 +28,7 @@ inline void Backward<T, CellOf>::finish_stages(int rank, const Chunk& chunk) {
     const char* operator()(int64_t slot) const { return (slots ? slots[slot].*row : rows + slot * length) + offset; }
   };
   const Left same{nullptr, blocks}, recurrent{this, blocks};
-  WeightGradient<T> gradient{chunk.rows, chunk_rows_, chunk.first, s_.dtype, workers_[rank].panel};
+  WeightGradient<T, Operand> gradient{chunk.rows, chunk_rows_, chunk.first, s_.dtype, workers_[rank].panel};
   const auto add_product = [&](const T* left, const Panels<T>& units, Range own, const Left& source,
                                const Panels<T>& columns, const Right& right, void* to) __attribute__((noinline)) {
     gradient.add(left, units, own.begin, own.end, source, columns.length, right, static_cast<T*>(to));
@@ -93,8 +93,8 @@ inline void Backward<T, CellOf>::finish_stages(int rank, const Chunk& chunk) {
 }
 
 // The gradients of a variant's vectors: the batch groups' totals, in a fixed order.
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::store_vector_gradients(int rank) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::store_vector_gradients(int rank) {
   if (!has_vectors() || grid_.batch_group(rank) != 0) return;
   const WeightGradients& grads = p_.grad_weights[grid_.direction(rank)];
   const Range own = own_blocks(units_, rank);

@@ -6,8 +6,8 @@
 namespace fastrnn {
 namespace {
 
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::pointwise(int rank, const Chunk& chunk, int64_t s) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::pointwise(int rank, const Chunk& chunk, int64_t s) {
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Direction& dir = directions_[d];
   const Group& group = groups_[grid_.group(rank)];
@@ -55,13 +55,18 @@ inline void Backward<T, CellOf>::pointwise(int rank, const Chunk& chunk, int64_t
       backward_unit<C>(where, saved, c_prev, c, h_prev, h, dh, dc, dpre, drec, dc_prev, dh_prev);
       if constexpr (C::State::kKeepsH) dh_prev += dh_kept;
       if constexpr (C::kHasCell) {
-        if (s_.P && p_.need_weights) S::store(dir.m + (slot0 + i) * row_length() + unit, C::output(saved, c));
+        if (s_.P && p_.need_weights) {
+          Operand::store(dir.m + (slot0 + i) * row_length() + unit, C::output(saved, c));
+        }
       }
-      T* out = dir.dg + (block * chunk_rows_ + slot0 + i) * W;
+      E* out = dir.dg + (block * chunk_rows_ + slot0 + i) * W;
       const int64_t gate_stride = units_.blocks() * chunk_rows_ * W;
 #pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) S::store(out + g * gate_stride, dpre[g]);
-      if constexpr (C::kSplit) S::store(out + G * gate_stride, drec);
+      for (int g = 0; g < G; ++g) Operand::store(out + g * gate_stride, dpre[g]);
+      if constexpr (C::kSplit) Operand::store(out + G * gate_stride, drec);
+      if constexpr (Operand::kPairs) {
+        for (int g = 0; g < kColumns; ++g) Operand::end_row(out + g * gate_stride, lanes);
+      }
       if constexpr (C::kHasCell) S::store(group.dc + at, slot.cut ? V{} : dc_prev);
       if (!s_.P) S::store(group.dh + at, dh_prev);
     }
@@ -69,19 +74,21 @@ inline void Backward<T, CellOf>::pointwise(int rank, const Chunk& chunk, int64_t
 }
 
 // tile += sum over gates [g0, g1) of dg * weight, for `rows` chunk rows from `slot` on.
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::add_gates(T* tile, int rows, int vectors, const Direction& dir, int64_t slot,
-                                           Panel panel, int g0, int g1, bool recurrent, PanelPrefetch& ahead) const {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::add_gates(T* tile, int rows, int vectors, const Direction& dir,
+                                                    int64_t slot, Panel panel, int g0, int g1, bool recurrent,
+                                                    PanelPrefetch& ahead) const {
   for (int g = g0; g < g1; ++g) {
     const int column = recurrent ? recurrent_column(g) : g;
-    multiply<T>(rows, vectors, tile, dir.dg + (column * units_.blocks() * chunk_rows_ + slot) * W, chunk_rows_ * W,
-                panel.data + (g - panel.first_gate) * s_.H * panel.ld, panel.ld, s_.H, ahead.slice(s_.H));
+    Operand::multiply(rows, vectors, tile, dir.dg + (column * units_.blocks() * chunk_rows_ + slot) * W,
+                      chunk_rows_ * W, panel.data + (g - panel.first_gate) * Operand::depth(s_.H) * panel.ld,
+                      panel.ld, s_.H, ahead.slice(s_.H));
   }
 }
 
 // dh_{t-1} = (its direct part) + dg_t W_hh
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::propagate(int rank, const Chunk& chunk, int64_t s) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::propagate(int rank, const Chunk& chunk, int64_t s) {
   if (s == 0 && !p_.grad_h0) return;
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const int64_t t = time_of(d, s), n = rows_at(b, t), slot0 = first_slot(chunk, t, b);
@@ -90,14 +97,14 @@ inline void Backward<T, CellOf>::propagate(int rank, const Chunk& chunk, int64_t
   for (int64_t i = own.begin; i < own.end; ++i) {
     const int64_t p = s & 1 ? own.begin + own.end - 1 - i : i;  // to and fro, as in the forward pass
     const int vectors = outputs_.blocks_of(p), pass = gates_a_pass(vectors);
-    const Panel panel = panel_of(outputs_, p, dir.w_hh, p_.weights[d].w_hh, G * s_.H);
+    const Panel panel = panel_of(outputs_, p, dir.w_hh, p_.weights[d].w_hh, G * Operand::depth(s_.H));
     for (int g = 0; g < G; g += pass) {
       PanelPrefetch ahead = next_gates(outputs_, panel, vectors, g, pass);
-      for_tiles(tile_rows(vectors), 0, n, [&](int64_t row, int height) {
+      for_tiles(Operand::tile_rows(vectors), 0, n, [&](int64_t row, int height) {
         T* dh = groups_[grid_.group(rank)].dh + (outputs_.first_block(p) * group_rows_ + row) * W;
         // With a projection, dh went into dm and is spent, but for what the state stage keeps of it.
         const bool from_zero = !C::State::kKeepsH && s_.P && g == 0;
-        alignas(64) T tile[kTileSize * W];
+        alignas(64) T tile[Operand::kTileSize * W];
         for (int v = 0; v < vectors; ++v) {
           for (int m = 0; m < height; ++m) {
             S::store(tile + (m * vectors + v) * W, from_zero ? V{} : S::load(dh + (v * group_rows_ + m) * W));
@@ -112,8 +119,8 @@ inline void Backward<T, CellOf>::propagate(int rank, const Chunk& chunk, int64_t
 }
 
 // No gradient leaves a sequence through its beginning; dc has stopped in pointwise().
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::stop_at_resets(int rank, int64_t slot0, int64_t rows) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::stop_at_resets(int rank, int64_t slot0, int64_t rows) {
   const Range blocks = own_blocks(outputs_, rank);
   for (int64_t i = 0; i < rows; ++i) {
     if (!directions_[grid_.direction(rank)].slots[slot0 + i].cut) continue;
@@ -124,8 +131,8 @@ inline void Backward<T, CellOf>::stop_at_resets(int rank, int64_t slot0, int64_t
 }
 
 // A tile into a group's blocked buffer.
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::store_blocked(const T* tile, int rows, int vectors, T* to) const {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::store_blocked(const T* tile, int rows, int vectors, T* to) const {
   for (int v = 0; v < vectors; ++v) {
     for (int m = 0; m < rows; ++m) S::store(to + (v * group_rows_ + m) * W, S::load(tile + (m * vectors + v) * W));
   }
@@ -136,8 +143,8 @@ inline void Backward<T, CellOf>::store_blocked(const T* tile, int rows, int vect
 
 // The whole gradient of the projected output at this step, from later steps and from grad_y, and through the output's
 // half of the state stage.
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::gather_output_gradient(int rank, const Chunk& chunk, int64_t s) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::gather_output_gradient(int rank, const Chunk& chunk, int64_t s) {
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Direction& dir = directions_[d];
   const Group& group = groups_[grid_.group(rank)];
@@ -165,24 +172,26 @@ inline void Backward<T, CellOf>::gather_output_gradient(int rank, const Chunk& c
         C::State::output_backward({d, t, row, block * W, outputs_.lanes(block)}, dh, dh_kept);
         S::store(group.dh + (block * group_rows_ + i) * W, dh_kept);
       }
-      S::store(dir.dh_out + (block * chunk_rows_ + slot0 + i) * W, dh);
+      E* const out = dir.dh_out + (block * chunk_rows_ + slot0 + i) * W;
+      Operand::store(out, dh);
+      Operand::end_row(out, outputs_.lanes(block));
     }
   }
 }
 
 // dm = dh W_hr
-template <class T, template <class> class CellOf>
-inline void Backward<T, CellOf>::project_back(int rank, const Chunk& chunk, int64_t s) {
+template <class T, template <class> class CellOf, class Operand>
+inline void Backward<T, CellOf, Operand>::project_back(int rank, const Chunk& chunk, int64_t s) {
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const int64_t t = time_of(d, s), n = rows_at(b, t), slot0 = first_slot(chunk, t, b);
   const Range own = own_panels(units_, rank);
   for (int64_t p = own.begin; p < own.end; ++p) {
     const int vectors = units_.blocks_of(p);
-    const Panel panel = panel_of(units_, p, directions_[d].w_hr, p_.weights[d].w_hr, s_.P);
-    for_tiles(tile_rows(vectors), 0, n, [&](int64_t row, int height) {
-      alignas(64) T tile[kTileSize * W] = {};
-      multiply<T>(height, vectors, tile, directions_[d].dh_out + (slot0 + row) * W, chunk_rows_ * W, panel.data,
-                  panel.ld, s_.P);
+    const Panel panel = panel_of(units_, p, directions_[d].w_hr, p_.weights[d].w_hr, Operand::depth(s_.P));
+    for_tiles(Operand::tile_rows(vectors), 0, n, [&](int64_t row, int height) {
+      alignas(64) T tile[Operand::kTileSize * W] = {};
+      Operand::multiply(height, vectors, tile, directions_[d].dh_out + (slot0 + row) * W, chunk_rows_ * W, panel.data,
+                        panel.ld, s_.P, nullptr);
       store_blocked(tile, height, vectors,
                     groups_[grid_.group(rank)].dm + (units_.first_block(p) * group_rows_ + row) * W);
     });

@@ -241,7 +241,7 @@ class Forward : private Schedule {
       } else {
         ahead = next_panel(directions_[d].w_ih, panel, own.end - 1, s_.I);
       }
-      for_tiles(tile_rows(vectors / kParts), 0, rows,
+      for_tiles(Operand::tile_rows(vectors / kParts), 0, rows,
                 [&](int64_t row, int height) { input_tile(rank, weights, panel, vectors, row, height, ahead); });
     }
     if constexpr (C::kVariant) {

@@ -135,9 +135,9 @@ inline void Forward<T, CellOf, Operand>::first_product(int rank, int64_t s, int6
     PanelPrefetch ahead;
     if (heads.heads == 1 && gates == G)
       ahead = next_panel(stages_[d].first, panel, back ? own.begin : own.end - 1, K);
-    for_tiles(tile_rows(vectors), 0, n, [&](int64_t row, int height) {
+    for_tiles(Operand::tile_rows(vectors), 0, n, [&](int64_t row, int height) {
       const T* gx = worker.gx + gx_offset(rank, panel) + (slot0 + row) * units * G * W;
-      alignas(64) T tile[kTileSize * W];
+      alignas(64) T tile[Operand::kTileSize * W];
       const auto multiply = [&](bool apart) {
         for (int j = 0; j < height * units; ++j) {
           for (int g = 0; g < gates; ++g) {
@@ -213,9 +213,9 @@ inline void Forward<T, CellOf, Operand>::second_product(int rank, int64_t s, int
     for (int64_t block = own.begin; block < own.end; ++block) {
       const Range k = heads.range(units_, block, K);
       const V bias = S::load(directions_[d].bias_rec + block * W);
-      for_tiles(tile_rows(1), 0, n, [&](int64_t row, int height) {
+      for_tiles(Operand::tile_rows(1), 0, n, [&](int64_t row, int height) {
         const T* gx = workers_[rank].gx + gx_offset(rank, block) + (slot0 + row) * G * W;
-        alignas(64) T tile[kTileSize * W];
+        alignas(64) T tile[Operand::kTileSize * W];
         const auto multiply = [&](bool apart) {
           for (int m = 0; m < height; ++m) S::store(tile + m * W, S::load(gx + (m * G + G - 1) * W) + bias);
           const E* reset_h = group.reset_h + (k.begin / W * group_rows_ + row) * W;

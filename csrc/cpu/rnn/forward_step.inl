@@ -28,7 +28,7 @@ inline void Forward<T, CellOf, Operand>::step(int rank, int64_t s, int64_t s_in_
       weights = directions_[d].w_hh + units_.first_block(panel) * panel_size(s_.out_size());
       ahead = next_panel(directions_[d].w_hh, panel, last, s_.out_size());
     }
-    for_tiles(plan_.direct ? kDotRows : tile_rows(units * G / kParts), 0, n, [&](int64_t row, int height) {
+    for_tiles(plan_.direct ? kDotRows : Operand::tile_rows(units * G / kParts), 0, n, [&](int64_t row, int height) {
       step_tile(rank, weights, s, t, panel, units, row, height, slot0 + row, last, ahead);
     });
   }
@@ -65,7 +65,7 @@ inline void Forward<T, CellOf, Operand>::step_tile(int rank, const E* weights, i
   const int64_t first = units_.first_block(panel);
   const int of_part = vectors / kParts;
   const T* gx = workers_[rank].gx + gx_offset(rank, panel) + slot * of_part * W;
-  alignas(64) T tile[kTileSize * W];
+  alignas(64) T tile[Operand::kTileSize * W];
   for (int part = 0; part < kParts; ++part) {
     copy_vectors(gx + part * chunk_rows_ * of_part * W, tile + part * height * of_part * W, height * of_part);
   }
@@ -175,7 +175,7 @@ inline void Forward<T, CellOf, Operand>::project_output(int rank, int64_t s) {
   const Range own = own_panels(outputs_, rank);
   for (int64_t panel = own.begin; panel < own.end; ++panel) {
     const int vectors = outputs_.blocks_of(panel);
-    for_tiles(tile_rows(vectors), 0, n,
+    for_tiles(Operand::tile_rows(vectors), 0, n,
               [&](int64_t row, int height) { output_tile(rank, s, t, panel, vectors, row, height); });
   }
   const Group& group = groups_[grid_.group(rank)];
@@ -198,7 +198,7 @@ inline void Forward<T, CellOf, Operand>::output_tile(int rank, int64_t s, int64_
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Group& group = groups_[grid_.group(rank)];
   const int64_t first = outputs_.first_block(panel);
-  alignas(64) T tile[kTileSize * W] = {};
+  alignas(64) T tile[Operand::kTileSize * W] = {};
   Operand::multiply(height, vectors, tile, group.m + row * W, group_rows_ * W,
                     directions_[d].w_hr + first * W * Operand::depth(s_.H), s_.H, nullptr);
   for (int m = 0; m < height; ++m) {

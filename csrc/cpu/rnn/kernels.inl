@@ -22,107 +22,89 @@ constexpr bool matches(CellKind kind) {
          facts.split == C::kSplit;
 }
 
-// Calls f.template operator()<T, Cell>() for the layer's compute type and its one of these cells.
+// Calls f.template operator()<Cell>() for the one of these cells.
 template <template <class> class Lstm, template <class> class Gru, template <class> class RnnTanh,
           template <class> class RnnRelu, class F>
-void with_cell_of(const LayerShape& shape, F&& f) {
-  const auto with_type = [&]<template <class> class Cell>() {
-    shape.dtype == Dtype::kDouble ? f.template operator()<double, Cell>() : f.template operator()<float, Cell>();
-  };
-  switch (shape.cell) {
+void with_cell_of(CellKind kind, F&& f) {
+  switch (kind) {
     case CellKind::kLstm:
-      return with_type.template operator()<Lstm>();
+      return f.template operator()<Lstm>();
     case CellKind::kGru:
-      return with_type.template operator()<Gru>();
+      return f.template operator()<Gru>();
     case CellKind::kRnnTanh:
-      return with_type.template operator()<RnnTanh>();
+      return f.template operator()<RnnTanh>();
     case CellKind::kRnnRelu:
-      return with_type.template operator()<RnnRelu>();
+      return f.template operator()<RnnRelu>();
   }
 }
 
 // The one list of cells on the CPU.
 template <class F>
-void with_kernel(const LayerShape& shape, F&& f) {
+void with_cell(CellKind kind, F&& f) {
   static_assert(matches<LstmCell>(CellKind::kLstm) && matches<GruCell>(CellKind::kGru) &&
                 matches<RnnTanhCell>(CellKind::kRnnTanh) && matches<RnnReluCell>(CellKind::kRnnRelu));
-  with_cell_of<LstmCell, GruCell, RnnTanhCell, RnnReluCell>(shape, f);
+  with_cell_of<LstmCell, GruCell, RnnTanhCell, RnnReluCell>(kind, f);
 }
 // With a variant's instances of them.
 template <class F>
-void with_kernel_or_stages(const LayerShape& shape, F&& f) {
-  shape.variant.any() ? with_cell_of<LstmStages, GruStages, RnnTanhStages, RnnReluStages>(shape, f)
-                      : with_kernel(shape, f);
+void with_cell_or_stages(const LayerShape& shape, F&& f) {
+  shape.variant.any() ? with_cell_of<LstmStages, GruStages, RnnTanhStages, RnnReluStages>(shape.cell, f)
+                      : with_cell(shape.cell, f);
 }
 
-template <template <class, template <class> class> class Kernel, class Params>
+// A pass (Forward or Backward) of every layer, in its compute type: with(shape, f) calls f.template operator()<K>()
+// for the kernel K of a layer.
+template <template <class, template <class> class, class> class Pass>
+struct Plain {
+  template <class F>
+  static void with(const LayerShape& shape, F&& f) {
+    with_cell_or_stages(shape, [&]<template <class> class Cell>() { with_type<Cell>(shape, f); });
+  }
+  // Of layers that are not a variant's.
+  template <class F>
+  static void with_plain_cell(const LayerShape& shape, F&& f) {
+    with_cell(shape.cell, [&]<template <class> class Cell>() { with_type<Cell>(shape, f); });
+  }
+
+ private:
+  template <template <class> class Cell, class F>
+  static void with_type(const LayerShape& shape, F&& f) {
+    shape.dtype == Dtype::kDouble ? f.template operator()<Pass<double, Cell, NaturalOperand<double>>>()
+                                  : f.template operator()<Pass<float, Cell, NaturalOperand<float>>>();
+  }
+};
+
+template <class Passes, class Params>
 size_t workspace_of(const Params& params, const CpuPlan& plan) {
   size_t bytes = 0;
-  with_kernel_or_stages(params.shape, [&]<class T, template <class> class Cell>() {
-    bytes = Kernel<T, Cell>(params, plan, nullptr).workspace_bytes();
-  });
+  Passes::with(params.shape, [&]<class K>() { bytes = K(params, plan, nullptr).workspace_bytes(); });
   return bytes;
 }
 
-template <template <class, template <class> class> class Kernel, class Params>
+template <class Passes, class Params>
 void run_kernel(const Params& params, const CpuPlan& plan, char* workspace, const Parallel& parallel) {
-  with_kernel_or_stages(params.shape, [&]<class T, template <class> class Cell>() {
-    Kernel<T, Cell> kernel(params, plan, workspace);
-    parallel.run(kernel.workers(), Kernel<T, Cell>::body, &kernel);
+  Passes::with(params.shape, [&]<class K>() {
+    K kernel(params, plan, workspace);
+    parallel.run(kernel.workers(), K::body, &kernel);
   });
 }
-
-template <class T, template <class> class Cell>
-using PlainForward = Forward<T, Cell, NaturalOperand<T>>;
 
 // The weights of a layer as one of the Forwards reads them.
-template <template <class, template <class> class> class Kernel>
+template <class Passes>
 size_t packed_bytes_of(const LayerShape& shape) {
   size_t bytes = 0;
-  with_kernel(shape, [&]<class T, template <class> class Cell>() { bytes = Kernel<T, Cell>::Weights::bytes(shape); });
+  Passes::with_plain_cell(shape, [&]<class K>() { bytes = K::Weights::bytes(shape); });
   return bytes;
 }
 
-template <template <class, template <class> class> class Kernel>
+template <class Passes>
 void pack_weights(const LayerShape& shape, const DirectionWeights& weights, char* to) {
-  with_kernel(shape, [&]<class T, template <class> class Cell>() {
-    typename Kernel<T, Cell>::Weights packed;
+  Passes::with_plain_cell(shape, [&]<class K>() {
+    typename K::Weights packed;
     packed.read(to, shape);
     packed.pack(weights, shape, 0, 1);
   });
 }
-
-#ifdef FASTRNN_HAS_BF16_DOT
-template <class T, bool kVariant>
-struct DotOperand {
-  using type = NaturalOperand<T>;
-};
-template <>
-struct DotOperand<float, false> {
-  using type = Bf16Operand;
-};
-template <class T, template <class> class Cell>
-using DotForward = Forward<T, Cell, typename DotOperand<T, Cell<VectorMath<T>>::kVariant>::type>;
-
-// The dot instruction serves bfloat16 layers with enough rows to repay packing.
-bool uses_dot(const ForwardParams& params, const CpuPlan& plan) {
-  return params.shape.dtype == Dtype::kBFloat16 && !plan.direct;
-}
-size_t dot_workspace(const ForwardParams& params, const CpuPlan& plan) {
-  return uses_dot(params, plan) ? workspace_of<DotForward>(params, plan) : workspace_of<PlainForward>(params, plan);
-}
-void run_dot(const ForwardParams& params, const CpuPlan& plan, char* workspace, const Parallel& parallel) {
-  uses_dot(params, plan) ? run_kernel<DotForward>(params, plan, workspace, parallel)
-                         : run_kernel<PlainForward>(params, plan, workspace, parallel);
-}
-size_t dot_packed_bytes(const LayerShape& shape) {
-  return shape.dtype == Dtype::kBFloat16 ? packed_bytes_of<DotForward>(shape) : packed_bytes_of<PlainForward>(shape);
-}
-void dot_pack(const LayerShape& shape, const DirectionWeights& weights, char* to) {
-  shape.dtype == Dtype::kBFloat16 ? pack_weights<DotForward>(shape, weights, to)
-                                  : pack_weights<PlainForward>(shape, weights, to);
-}
-#endif
 
 int lanes(Dtype dtype) { return dtype == Dtype::kDouble ? Simd<double>::W : Simd<float>::W; }
 
@@ -131,12 +113,12 @@ constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const Sc
           runs_here,
           lanes,
           tile_rows(kPanelVectors),
-          workspace_of<PlainForward, ForwardParams>,
-          run_kernel<PlainForward, ForwardParams>,
-          packed_bytes_of<PlainForward>,
-          pack_weights<PlainForward>,
-          workspace_of<Backward, BackwardParams>,
-          run_kernel<Backward, BackwardParams>,
+          workspace_of<Plain<Forward>, ForwardParams>,
+          run_kernel<Plain<Forward>, ForwardParams>,
+          packed_bytes_of<Plain<Forward>>,
+          pack_weights<Plain<Forward>>,
+          workspace_of<Plain<Backward>, BackwardParams>,
+          run_kernel<Plain<Backward>, BackwardParams>,
           gate_product_workspace,
           gate_product,
           fma_loop,
@@ -145,13 +127,67 @@ constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const Sc
 }
 
 #ifdef FASTRNN_HAS_BF16_DOT
-// The same, but for the forward pass of bfloat16 layers.
-constexpr KernelTable make_dot_table(const char* name, bool (*runs_here)(), const ScanKernels* scan) {
-  KernelTable table = make_table(name, runs_here, scan);
-  table.forward_workspace = dot_workspace;
-  table.forward = run_dot;
-  table.packed_bytes = dot_packed_bytes;
-  table.pack = dot_pack;
+// A pass of bfloat16 layers by an instruction for them. A variant's products are others'.
+template <template <class, template <class> class, class> class Pass, class Operand>
+struct OfBfloat16 {
+  static bool serves(const LayerShape& shape) { return shape.dtype == Dtype::kBFloat16 && !shape.variant.any(); }
+  // With enough rows to repay packing.
+  static bool serves(const LayerShape& shape, const CpuPlan& plan) { return serves(shape) && !plan.direct; }
+
+  template <class F>
+  static void with(const LayerShape& shape, F&& f) {
+    with_cell(shape.cell,
+              [&]<template <class> class Cell>() { f.template operator()<Pass<float, Cell, Operand>>(); });
+  }
+  template <class F>
+  static void with_plain_cell(const LayerShape& shape, F&& f) {
+    with(shape, f);
+  }
+};
+
+// kRest, but for bfloat16 layers. Of kRest, which another file may hold, nothing is read before a kernel runs.
+template <const KernelTable& kRest, class Operand>
+constexpr KernelTable make_bf16_table(const char* name, bool (*runs_here)(), const ScanKernels* scan) {
+  using Forwards = OfBfloat16<Forward, Operand>;
+  using Backwards = OfBfloat16<Backward, Operand>;
+  KernelTable table{};
+  table.name = name;
+  table.runs_here = runs_here;
+  table.lanes = lanes;
+  table.tile_rows = Operand::tile_rows(kPanelVectors);
+  table.forward_workspace = [](const ForwardParams& params, const CpuPlan& plan) {
+    return Forwards::serves(params.shape, plan) ? workspace_of<Forwards>(params, plan)
+                                                : kRest.forward_workspace(params, plan);
+  };
+  table.forward = [](const ForwardParams& params, const CpuPlan& plan, char* workspace, const Parallel& parallel) {
+    Forwards::serves(params.shape, plan) ? run_kernel<Forwards>(params, plan, workspace, parallel)
+                                         : kRest.forward(params, plan, workspace, parallel);
+  };
+  table.packed_bytes = [](const LayerShape& shape) {
+    return Forwards::serves(shape) ? packed_bytes_of<Forwards>(shape) : kRest.packed_bytes(shape);
+  };
+  table.pack = [](const LayerShape& shape, const DirectionWeights& weights, char* to) {
+    Forwards::serves(shape) ? pack_weights<Forwards>(shape, weights, to) : kRest.pack(shape, weights, to);
+  };
+  table.backward_workspace = [](const BackwardParams& params, const CpuPlan& plan) {
+    return Backwards::serves(params.shape, plan) ? workspace_of<Backwards>(params, plan)
+                                                 : kRest.backward_workspace(params, plan);
+  };
+  table.backward = [](const BackwardParams& params, const CpuPlan& plan, char* workspace, const Parallel& parallel) {
+    Backwards::serves(params.shape, plan) ? run_kernel<Backwards>(params, plan, workspace, parallel)
+                                          : kRest.backward(params, plan, workspace, parallel);
+  };
+  table.gate_product_workspace = [](const GateProductParams& params, int workers) {
+    return kRest.gate_product_workspace(params, workers);
+  };
+  table.gate_product = [](const GateProductParams& params, int workers, char* workspace, const Parallel& parallel) {
+    kRest.gate_product(params, workers, workspace, parallel);
+  };
+  table.fma_loop = [](int64_t iterations) { return kRest.fma_loop(iterations); };
+  table.read_loop = [](const float* data, int64_t count, int64_t repeats) {
+    return kRest.read_loop(data, count, repeats);
+  };
+  table.scan = scan;
   return table;
 }
 #endif

@@ -1,13 +1,14 @@
 // Weight gradients of a chunk of steps: long sums over its rows, added to the natural gradient once a
 // chunk.
 #pragma once
-#include "cpu/product/pack.inl"
+#include "cpu/product/operand.inl"
 
 namespace fastrnn {
 namespace {
 
-template <class T>
+template <class T, class Operand>
 struct WeightGradient {
+  using E = typename Operand::E;
   using S = Simd<T>;
   using V = typename S::V;
   static constexpr int W = S::W;
@@ -20,18 +21,20 @@ struct WeightGradient {
   int64_t rows;       // of the chunk
   int64_t left_rows;  // rows that the blocked left operand was allocated for
   bool first;         // the gradient is written, not added to
-  Dtype right_dtype;
-  T* buffer;  // buffer_size(rows) elements
+  Dtype right_dtype;  // of the rows of `right`: Operand's, where it multiplies pairs
+  E* buffer;          // buffer_size(rows) elements
   // Of each block of `left`, the units that count.
   int first_lane = 0, last_lane = W;
 
-  static int64_t buffer_size(int64_t rows) { return min_of(kReductionRows, rows) * kGradientVectors * W; }
+  static int64_t buffer_size(int64_t rows) {
+    return Operand::depth(min_of(kReductionRows, rows)) * kGradientVectors * W;
+  }
 
   // out[row][column] (+)= sum over the chunk's rows of left[row] * right[column], for blocks
   // [begin, end) of `left`. Block i is found at source(i); its W rows begin at natural row
   // (i / blocks) * length + (i % blocks) * W. The rows of `right` are natural: right_row(r).
   template <class Source, class RightRow>
-  void add(const T* left, const Panels<T>& left_units, int64_t begin, int64_t end, Source&& source, int64_t width,
+  void add(const E* left, const Panels<T>& left_units, int64_t begin, int64_t end, Source&& source, int64_t width,
            RightRow&& right_row, T* out) const {
     if (begin == end) return;
     const Panels<T> columns{width, kGradientVectors};
@@ -39,31 +42,28 @@ struct WeightGradient {
     const auto natural = [&](int64_t i) {
       return out + (i / blocks * left_units.length + i % blocks * W) * columns.length;
     };
-    if (first && rows <= kFewRows) {
-      for (int64_t i = begin; i < end; ++i) {
-        outer_product(left + source(i) * left_rows * W, min_of(last_lane, left_units.lanes(i % blocks)), columns,
-                      right_row, natural(i));
+    if constexpr (!Operand::kPairs) {
+      if (first && rows <= kFewRows) {
+        for (int64_t i = begin; i < end; ++i) {
+          outer_product(left + source(i) * left_rows * W, min_of(last_lane, left_units.lanes(i % blocks)), columns,
+                        right_row, natural(i));
+        }
+        return;
       }
-      return;
     }
     for (int64_t panel = 0; panel < columns.count(); ++panel) {
       const int64_t first_block = columns.first_block(panel);
       const int vectors = columns.blocks_of(panel);
       for (int64_t r0 = 0; r0 < rows; r0 += kReductionRows) {
         const int64_t reduction = min_of(kReductionRows, rows - r0);
-        for (int64_t r = 0; r < reduction; ++r) {
-          const char* from = right_row(r0 + r);
-          for (int v = 0; v < vectors; ++v) {
-            S::store(buffer + (r * vectors + v) * W,
-                     load_as<T>(from, (first_block + v) * W, columns.lanes(first_block + v), right_dtype));
-          }
-        }
+        Operand::right_rows([&](int64_t r) { return right_row(r0 + r); }, reduction, right_dtype, columns, panel,
+                            buffer);
         for (int64_t i = begin; i < end; ++i) {
-          const T* a = left + (source(i) * left_rows + r0) * W;
+          const E* a = left + (source(i) * left_rows + r0) * W;
           T* to = natural(i) + first_block * W;
           const int lanes = min_of(last_lane, left_units.lanes(i % blocks));
-          for_tiles(tile_rows(vectors), first_lane, lanes, [&](int64_t m, int height) {
-            tile(a + m, reduction, to + m * columns.length, height, vectors, columns, first_block, first && r0 == 0);
+          for_tiles(Operand::tile_rows(vectors), first_lane, lanes, [&](int64_t m, int height) {
+            tile(a, m, reduction, to + m * columns.length, height, vectors, columns, first_block, first && r0 == 0);
           });
         }
       }
@@ -72,35 +72,24 @@ struct WeightGradient {
 
   // out[row] (+)= sum over the chunk's rows of left[row].
   template <class Source>
-  void add_bias(const T* left, const Panels<T>& left_units, int64_t begin, int64_t end, Source&& source,
+  void add_bias(const E* left, const Panels<T>& left_units, int64_t begin, int64_t end, Source&& source,
                 T* out) const {
     const int64_t blocks = left_units.blocks();
     for (int64_t i = begin; i < end; ++i) {
       const int lanes = left_units.lanes(i % blocks);
       T* to = out + i / blocks * left_units.length + i % blocks * W;
-      const T* a = left + source(i) * left_rows * W;
-      V sum{};
-      for (int64_t r = 0; r < rows;) {
-        const int64_t end = min_of(rows, r + 4 * kRowBlock);
-        V sums[4] = {};
-        for (; r + 4 <= end; r += 4) {
-#pragma GCC unroll 4
-          for (int j = 0; j < 4; ++j) sums[j] += S::load(a + (r + j) * W);
-        }
-        for (; r < end; ++r) sums[0] += S::load(a + r * W);
-        sum += (sums[0] + sums[1]) + (sums[2] + sums[3]);
-      }
+      const V sum = Operand::sum_rows(left + source(i) * left_rows * W, rows);
       S::store_n(to, first ? sum : sum + S::load_n(to, lanes), lanes);
     }
   }
 
  private:
-  void tile(const T* a, int64_t reduction, T* out, int height, int vectors, const Panels<T>& columns,
+  void tile(const E* a, int64_t m0, int64_t reduction, T* out, int height, int vectors, const Panels<T>& columns,
             int64_t first_block, bool from_zero) const {
     const int tail = columns.lanes(first_block + vectors - 1);
-    alignas(64) T sums[kTileSize * W];
+    alignas(64) T sums[Operand::kTileSize * W];
     for (int i = 0; i < height * vectors; ++i) S::store(sums + i * W, V{});
-    multiply_transposed<T>(height, vectors, sums, a, buffer, reduction);
+    Operand::multiply_transposed(height, vectors, sums, a, m0, buffer, reduction);
     for (int m = 0; m < height; ++m) {
       for (int v = 0; v < vectors; ++v) {
         T* to = out + m * columns.length + v * W;
@@ -113,7 +102,7 @@ struct WeightGradient {
 
   // A block of gradients from a few rows: bound by writing it, so every row of it is written in one sweep.
   template <class RightRow>
-  void outer_product(const T* a, int lanes, const Panels<T>& columns, RightRow&& right_row, T* out) const {
+  void outer_product(const E* a, int lanes, const Panels<T>& columns, RightRow&& right_row, T* out) const {
     out += first_lane * columns.length;
     const char* right[kFewRows] = {};
     for (int64_t r = 0; r < rows; ++r) right[r] = right_row(r);
