@@ -14,7 +14,7 @@ from ._plan.explain import explain
 from ._run import streaming as _streaming
 from ._run.status import cuda_status
 from ._run.streaming import Streamer
-from ._run.tune import Tuning, tune
+from ._run.tuning.tune import Tuning, tune
 from ._run.wavefront import wavefront
 from ._version import __version__
 from .compat import _convert

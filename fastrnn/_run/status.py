@@ -27,7 +27,7 @@ def cuda_status(device: torch.device | str | int | None = None) -> dict:
         by tier ("one_cta", "cluster", "grid", "stepwise", clusters by size as well, and "cudnn" for calls of
         torch's own layers where those were chosen) and "forward" or "backward", since the process began;
         "devices", for each GPU its "name", the tiers in "quarantined" with the reason, and "proven", the
-        kinds of layers with an outcome and the tiers of their passes.
+        kinds of layers and of stacks with an outcome and what runs their passes.
 
     Raises:
         RuntimeError: a kernel gave up since the last question, with its tier, the layer's sizes and the
@@ -45,7 +45,7 @@ def cuda_status(device: torch.device | str | int | None = None) -> dict:
         found["devices"][index] = {
             "name": torch.cuda.get_device_name(index),
             "quarantined": trust.quarantined(here),
-            "proven": dict(here.entries),
+            "proven": here.proven(),
         }
     if bad:
         raise RuntimeError("; ".join(bad) + _AFTER)

@@ -14,7 +14,7 @@ from tuning_fakes import FAULTS, KIND, first_call, written
 import fastrnn
 from fastrnn import cli
 from fastrnn._plan.tuning import cache, trust
-from fastrnn._run import tune, tuning
+from fastrnn._run.tuning import calls, tune
 
 
 def test_tune_of_shapes(scripted):
@@ -110,7 +110,7 @@ def test_the_first_call_of_many_ranks(on, monkeypatch):
     monkeypatch.setattr(tune, "distributed", lambda: True)
     monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: Store)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
-    monkeypatch.setattr(tuning, "_asked_at", 0.0)
+    monkeypatch.setattr(calls, "_asked_at", 0.0)
     assert first_call() == trust.UNVERIFIED
     assert not on.asked
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
@@ -120,8 +120,8 @@ def test_the_first_call_of_many_ranks(on, monkeypatch):
     trust.store().update(lambda d: d["devices"].clear())
     trust.forget()
     on.asked.clear()
-    monkeypatch.setattr(tuning, "_tried", set())
-    monkeypatch.setattr(tuning, "_asked_at", 0.0)
+    monkeypatch.setattr(calls, "_tried", set())
+    monkeypatch.setattr(calls, "_asked_at", 0.0)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     assert first_call() is None
     assert not on.asked
