@@ -148,7 +148,7 @@ void activate(Activation kind, float a, float b, const float* x, float* y, int64
       return for_elements(x, y, count, [&](V v) __attribute__((always_inline)) {
         V scale, tail;  // exp(v) - 1 = scale * tail + (scale - 1), without cancellation at small v
         M::exp_parts<1>(M::clamp(v, -87.0f, 0.0f), scale, tail);
-        return v > M::set(0) ? v : low * (scale * tail + (scale - one)) + (v - v);
+        return v > M::set(0) ? v : low * (scale * tail + (scale - one));
       });
     case Activation::kSoftsign:
       return for_elements(x, y, count, [&](V v) __attribute__((always_inline)) { return v / (one + M::abs(v)); });
