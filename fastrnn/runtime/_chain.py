@@ -126,7 +126,7 @@ def _layer(name: str, module: object) -> Layer | None:
             if isinstance(value, float) and not abs(value) <= _LARGEST:
                 _refuse(name, module, f"{option} should be at most {_LARGEST:.0e}, got {value}")
         return Layer(facts | {"name": name}, {}, None, None)
-    if kind is nn.Linear:
+    if isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward:
         tensors = {"weight": module.weight} | ({} if module.bias is None else {"bias": module.bias})
         sizes = {"input_size": module.in_features, "output_size": module.out_features}
         facts = _facts("linear", name, **sizes, bias=module.bias is not None)

@@ -17,7 +17,7 @@ static float* floats_of(const char* path, size_t* count) {
   fseek(file, 0, SEEK_END);
   bytes = ftell(file);
   rewind(file);
-  values = malloc((size_t)bytes + 1);
+  values = (float*)malloc((size_t)bytes + 1);
   *count = fread(values, sizeof(float), (size_t)bytes / sizeof(float), file);
   fclose(file);
   return values;
@@ -43,7 +43,7 @@ int main(int argc, char** argv) {
   x = floats_of(argv[2], &count);
   if (!x) return 3;
   steps = count / inputs;
-  y = argc > 5 ? x : malloc(steps * outputs * sizeof(float) + 1);
+  y = argc > 5 ? x : (float*)malloc(steps * outputs * sizeof(float) + 1);
   stream = fastrnn_stream_new(model);
   fastrnn_model_free(model); /* the stream goes on */
   for (piece = (size_t)atoi(argv[4]), done = 0; done < steps; done += piece) {
