@@ -54,13 +54,22 @@ def cuda_status(device: torch.device | str | int | None = None) -> dict:
 
 def _indices(device) -> list[int]:
     if device is not None:
-        try:
-            asked = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"device: expected a GPU, got {device!r}") from error
-        if asked.type != "cuda":
-            raise ValueError(f"device: expected a GPU, got {device!r}")
-        if not torch.cuda.is_available():
-            raise ValueError(f"device: expected a GPU that is here, got {device!r}: torch sees none")
-        return [torch.cuda.current_device() if asked.index is None else asked.index]
+        return [index_of(device)]
     return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+
+
+def index_of(device: torch.device | str | int) -> int:
+    """The number of a GPU that is here; a ValueError for everything else."""
+    try:
+        asked = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device: expected a GPU, got {device!r}") from error
+    if asked.type != "cuda":
+        raise ValueError(f"device: expected a GPU, got {device!r}")
+    if not torch.cuda.is_available():
+        raise ValueError(f"device: expected a GPU that is here, got {device!r}: torch sees none")
+    if asked.index is None:
+        return torch.cuda.current_device()
+    if asked.index > 0 and asked.index >= torch.cuda.device_count():
+        raise ValueError(f"device: expected one of {torch.cuda.device_count()} GPUs, got {device!r}")
+    return asked.index

@@ -117,13 +117,19 @@ def trusted(record: dict, records: Mapping[str, dict]) -> Wave | None:
     candidates = record.get("candidates", {})
     if wave is None or cache.candidate_state(candidates.get(wave.name, {}))[0] != cache.VERIFIED:
         return None
-    for key in record.get("layers", ()):
+    if not all(_are_keys(record.get(field)) for field in FIELDS[1:]):
+        return None
+    for key in record["layers"]:
         of = records.get(key, {}).get("candidates", {})
         for tier, which in zip(wave.tiers, PASSES, strict=False):
             entry = of.get(f"{tier} {which}")
             if entry is not None and cache.candidate_state(entry)[0] != cache.VERIFIED:
                 return None
     return wave
+
+
+def _are_keys(found: object) -> bool:
+    return isinstance(found, list) and all(isinstance(key, str) and "\t" not in key for key in found)
 
 
 def candidates(stack: Kind, records: Mapping[str, dict], gpu: gpus.Gpu) -> Iterator[Wave]:

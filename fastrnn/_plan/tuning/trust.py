@@ -105,7 +105,7 @@ class Device:
             return
         self.stacks[key] = won
         if isinstance(won, Wave):
-            self._of_pieces[key] = list(record.get("pieces", ()))
+            self._of_pieces[key] = record["pieces"]
 
     def lines(self, also: Mapping[str, tuple[str, str]] | None = None) -> str:
         """As csrc/plan/trust.h reads them. What a wavefront's pieces run has been verified as such, and is

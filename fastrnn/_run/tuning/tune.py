@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from ... import _checks
 from ..._cells import RNN
-from ..._ops import library, torch_state
+from ..._ops import devices, library, torch_state
 from ..._plan import costs, gpus, subject
 from ..._plan.tuning import cache, identity, session, stacks, trust
 from ..._plan.tuning.kinds import DTYPES, ROWS, Kind, of_stack
+from .. import status
 from . import child
 
 #: What is tuned where nothing is said: the shapes that most programs have, T, B, I, H.
@@ -131,6 +132,10 @@ def tune(
             compiler, a capture or an export.
         TypeError, ValueError: as of fastrnn.explain.
     """
+    if isinstance(limit_s, bool) or not isinstance(limit_s, (int, float)):
+        raise TypeError(f"limit_s: expected seconds, got {limit_s!r}")
+    if not 0 < limit_s < float("inf"):
+        raise ValueError(f"limit_s: expected a positive number of seconds, got {limit_s!r}")
     index = _device(model_or_shapes, device)
     kinds = kinds_of(model_or_shapes, input, cell, dtype, bidirectional, training, rows, num_layers)
     return run(index, kinds, verify_only=verify_only, again=again, progress=progress, limit_s=limit_s)
@@ -201,7 +206,7 @@ def kinds_of(
             for kind in kinds:
                 found.setdefault(kind.key, kind)
 
-    dtypes = None if dtype is None else [dtype] if isinstance(dtype, torch.dtype) else list(dtype)
+    dtypes = None if dtype is None else _several("dtype", dtype, torch.dtype)
     for one in dtypes or ():
         if not isinstance(one, torch.dtype) or str(one).removeprefix("torch.") not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {one!r}")
@@ -224,9 +229,12 @@ def kinds_of(
                 add(*sizes, cell=one.cell, name=_name(of), how=how, dropout=module.dropout)
         return list(found.values())
     shapes = MAIN if model_or_shapes is None else model_or_shapes
-    if isinstance(shapes, Sequence) and shapes and not isinstance(shapes[0], Sequence):
+    if not isinstance(shapes, Sequence) or isinstance(shapes, str) or not shapes:
+        wanted = "a module, a shape (T, B, I, H) or several"
+        raise TypeError(f"model_or_shapes: expected {wanted}, got {_checks.kind(shapes)}")
+    if not isinstance(shapes[0], Sequence):
         shapes = [shapes]
-    cells = [cell] if isinstance(cell, str) else cell
+    cells = _several("cell", cell, str)
     for name in cells:
         if name not in RNN:
             raise ValueError(f"cell: expected one of {', '.join(RNN)}, got {name!r}")
@@ -237,6 +245,15 @@ def kinds_of(
                 sizes = one.T, one.B, one.inputs, one.hidden, 0, 2 if bidirectional else 1, num_layers
                 add(*sizes, cell=name, name=_name(of), how=rows)
     return list(found.values())
+
+
+def _several(argument: str, given, one: type) -> list:
+    """An argument that is one thing or several."""
+    if isinstance(given, one):
+        return [given]
+    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+        raise TypeError(f"{argument}: expected a {one.__name__} or several, got {given!r}")
+    return list(given)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -263,10 +280,14 @@ def _device(model, device) -> int:
         raise RuntimeError("fastrnn.tune while a CUDA graph is captured: call it before")
     if device is None and isinstance(model, nn.Module):
         device = next((p.device for p in model.parameters() if p.is_cuda), None)
-    asked = torch.device("cuda" if device is None else device)
-    if asked.type != "cuda":
-        raise ValueError(f"device: expected a GPU, got {device!r}")
-    return torch.cuda.current_device() if asked.index is None else asked.index
+    index = status.index_of("cuda" if device is None else device)
+    gpu = gpus.find(device=f"cuda:{index}")
+    if not devices.built_for(gpu.compute_capability):
+        capability = "{}.{}".format(*divmod(gpu.compute_capability, 10))
+        raise RuntimeError(
+            f"fastrnn.tune: the CUDA kernels were not built for {gpu.name}, compute capability {capability}"
+        )
+    return index
 
 
 @contextlib.contextmanager
