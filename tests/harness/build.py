@@ -4,6 +4,8 @@ aarch64."""
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -62,6 +64,19 @@ def harness(
     edges.append(f"build {result}: link {' '.join(objects)}\n")
     compile_and_link(folder, edges, " ".join(["-pthread", *flags]), "", compiler)
     return result
+
+
+def compilers() -> list[str]:
+    """The compiler that CXX names or g++, then every other g++ and clang++ of this machine."""
+    asked = shlex.split(os.environ.get("CXX", "g++"))[-1]
+    named = {p.name for f in os.get_exec_path() if Path(f).is_dir() for p in Path(f).glob("*++*")}
+    names = [asked, *sorted(n for n in named if re.fullmatch(r"(g|clang)\+\+(-\d+)?", n))]
+    found = {}
+    for name in filter(shutil.which, names):
+        said = subprocess.run([name, "--version"], capture_output=True, text=True).stdout
+        if said:
+            found.setdefault(re.sub(r"^\S+ ", "", said.partition("\n")[0]), name)
+    return list(found.values()) or [asked]
 
 
 def target_machine(compiler: str | None = None) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from harness.build import isa_flags
+from harness.build import compilers, isa_flags
 from selection import some
 
 from fastrnn._ops import library
@@ -66,19 +65,6 @@ def test_kernels_export_their_table_alone():
         weak, exported = weak_and_exported(path)
         assert not weak, path
         assert exported <= tables_of(path.stem), path  # none on another processor
-
-
-def compilers() -> list[str]:
-    """The compiler that CXX names or g++, then every other g++ and clang++ of this machine."""
-    asked = shlex.split(os.environ.get("CXX", "g++"))[-1]
-    named = {p.name for f in os.get_exec_path() if Path(f).is_dir() for p in Path(f).glob("*++*")}
-    names = [asked, *sorted(n for n in named if re.fullmatch(r"(g|clang)\+\+(-\d+)?", n))]
-    found = {}
-    for name in filter(shutil.which, names):
-        said = subprocess.run([name, "--version"], capture_output=True, text=True).stdout
-        if said:
-            found.setdefault(re.sub(r"^\S+ ", "", said.partition("\n")[0]), name)
-    return list(found.values()) or [asked]
 
 
 def flags_of(path: Path) -> list[str]:
