@@ -108,7 +108,7 @@ def cpu_sources() -> list[Path]:
 @thorough
 @pytest.mark.parametrize("compiler", compilers())
 def test_every_compiler_here_takes_every_source(compiler):
-    """g++ and clang++ in all versions that are installed (Debian has packages of several), without a warning."""
+    """g++ and clang++ in all versions that are installed, of which Debian has several: without a warning."""
     include = Path(torch.__file__).parent / "include"
     common = ["-std=c++20", "-fsyntax-only", "-O1", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
     common += ["-Wno-unused-parameter", f"-I{ROOT / 'csrc'}", "-isystem", str(include)]
