@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from emu.build import ROOT, compile_and_link
+from harness.build import isa_flags
 
 import fastrnn
 
@@ -23,8 +23,6 @@ FLAGS = ["-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=f
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", f"-I{CSRC}", f"-I{INCLUDE}"]
 FLAGS += [f'-DFASTRNN_VERSION=\\"{fastrnn.__version__}\\"']
 GCC_FLAGS = ["-Wno-maybe-uninitialized"]
-#: To clang the instruction set is said by flags, see setup.py.
-CLANG_FLAGS = ["-Wno-unknown-pragmas"]
 
 ASAN = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 TSAN = ["-O1", "-g1", "-fsanitize=thread"]
@@ -43,15 +41,13 @@ def program(
     folder = OUT / variant
     isas = ["baseline", *(["neon"] if machine == "aarch64" else ["avx2", "avx512"] if machine == "x86_64" else [])]
     sources = [*sorted((CSRC / "stream").glob("*.cpp")), CSRC / "stream" / "isa" / "choose.cpp"]
-    sources += [CSRC / "stream" / "isa" / f"{isa}.cpp" for isa in isas]
+    sources += [CSRC / "stream" / "isa" / f"{isa}.cpp" for isa in isas] + [CSRC / "cpu" / "isa" / "processor.cpp"]
     edges, objects = [], []
     for source in sources:
-        own = [*FLAGS, *(CLANG_FLAGS if clang else GCC_FLAGS), *flags]
-        found = re.search(r'^#pragma GCC target\("(.+)"\)', source.read_text(), re.MULTILINE)
-        if clang and found:
-            own += [f"-m{part}" for part in found.group(1).split(",")]
+        own = isa_flags(source.stem, machine) if source.parent.name == "isa" else []
+        words = [*FLAGS, *([] if clang else GCC_FLAGS), *flags, *own]
         objects.append(str(folder / "objects" / f"{source.parent.name}_{source.name}.o"))
-        edges.append(f"build {objects[-1]}: cxx {source}\n  flags = {' '.join(own)}\n")
+        edges.append(f"build {objects[-1]}: cxx {source}\n  flags = {' '.join(words)}\n")
     (source,) = PROGRAMS.glob(f"{name}.*")
     target, result = folder / f"{name}.o", folder / name
     # As C++: the rule of the package's tests says so. C has a test of its own.
