@@ -263,7 +263,7 @@ def cuda_library():
 
 
 def stream_library():
-    exports = ["-Wl,-soname,libfastrnn_stream.so", f"-Wl,--version-script={CSRC}/stream/exports.map"]
+    named = ["-Wl,-soname,libfastrnn_stream.so", f"-Wl,--version-script={CSRC}/stream/exports.map"]
     return Extension(
         "fastrnn.lib.libfastrnn_stream",
         sources(
@@ -273,7 +273,7 @@ def stream_library():
         include_dirs=[CSRC, os.path.abspath("fastrnn/include")],
         define_macros=[("FASTRNN_VERSION", f'"{VERSION}"')],
         extra_compile_args=CXX_FLAGS,
-        extra_link_args=[*LINK_FLAGS, *(exports if SYSTEM == "linux" else []), *LINK_LAST],
+        extra_link_args=[*LINK_FLAGS, *named, *LINK_LAST],
     )
 
 
@@ -350,7 +350,9 @@ class Build(BuildExtension):
 
 
 def binaries():
-    known = {"_C": python_module, "libfastrnn_cpu": cpu_library, "libfastrnn_stream": stream_library}
+    known = {"_C": python_module, "libfastrnn_cpu": cpu_library}
+    if SYSTEM == "linux":  # whose linker the runtime asks for its name and its list of symbols
+        known["libfastrnn_stream"] = stream_library
     if CUDA_HOME:
         known["libfastrnn_cuda"] = cuda_library
     if ONLY and ONLY not in known:

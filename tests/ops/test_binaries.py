@@ -24,31 +24,30 @@ def test_build_info():
     assert info["compiler"].startswith(("gcc", "clang"))
 
 
-#: What has flags of its own on x86-64.
-FLAGGED = ["cpu/avx2", "cpu/avx2_scan", "cpu/avx512", "cpu/avx512_scan", "cpu/avx512_bf16_scan"]
-FLAGGED += ["stream/avx2", "stream/avx512"]
-
-
-def name_of(path: Path) -> str:
-    """As FLAGGED has it."""
-    return f"{path.parents[1].name}/{path.stem}"
+#: What has flags of its own on x86-64, below csrc.
+FLAGGED = [f"cpu/isa/{name}" for name in ("avx2", "avx2_scan", "avx512", "avx512_scan", "avx512_bf16_scan")]
+FLAGGED += ["stream/isa/avx2", "stream/isa/avx512"]
 
 
 def weak_and_exported(path: Path) -> tuple[list[str], set[str]]:
     """Symbols of an object that the linker would share with other objects, and those that it has for them."""
     lines = subprocess.check_output(["nm", "-C", path], text=True).splitlines()
     symbols = [line.split(maxsplit=2)[1:] if line[0] != " " else line.split(maxsplit=1) for line in lines]
-    # A pointer to the function that unwinds the stack, in objects that were not optimised: data.
-    weak = [
-        name for kind, name in symbols if kind in "WwVvui" and not name.startswith("DW.ref.__gxx_personality")
-    ]
+    unwinds = "DW.ref.__gxx_personality"  # a pointer, in objects that were not optimised: data
+    weak = [name for kind, name in symbols if kind in "WwVvui" and not name.startswith(unwinds)]
     return weak, {name for kind, name in symbols if kind.isupper() and kind not in "UVW"}
 
 
-def tables_of(path: Path) -> set[str]:
-    """The names of what a file (or its object) is for: csrc/cpu/isa/NAME.cpp or csrc/stream/isa/NAME.cpp."""
-    table = path.stem.title().replace("_", "")
-    if "stream" in path.parts:
+def name_of(path: Path) -> str:
+    """cpu/isa/avx2 of a source or an object of it."""
+    return "/".join(path.with_suffix("").parts[-3:])
+
+
+def tables_of(name: str) -> set[str]:
+    """The names of what csrc/NAME.cpp is for."""
+    house, _, stem = name.split("/")
+    table = stem.title().replace("_", "")
+    if house == "stream":
         return {f"fastrnn::k{table}Stream"}
     if table.endswith("Scan"):
         return {f"fastrnn::k{table}"}
@@ -56,35 +55,31 @@ def tables_of(path: Path) -> set[str]:
 
 
 def kernel_files() -> list[Path]:
-    folders = [ROOT / "csrc" / room / "isa" for room in ("cpu", "stream")]
-    if not folders[0].is_dir():
+    if not (ROOT / "csrc").is_dir():
         pytest.skip("an installed package: the sources are elsewhere")
-    files = sorted(path for folder in folders for path in folder.glob("*.cpp"))
-    return [path for path in files if path.stem not in ("choose", "processor")]
+    return [p for p in sorted((ROOT / "csrc").glob("*/isa/*.cpp")) if p.stem not in ("choose", "processor")]
 
 
 def test_kernels_export_their_table_alone():
     """No weak symbol: an inline function compiled with AVX-512 here could take the place of everybody's copy
     at link time, and then crash a machine without it."""
-    names = {path.stem for path in kernel_files()}
-    objects = [p for p in ROOT.glob("build/temp*/libfastrnn_cpu/**/cpu/isa/*.o") if p.stem in names]
-    objects += [p for p in ROOT.glob("build/temp*/libfastrnn_stream/**/stream/isa/*.o") if p.stem in names]
+    names = set(map(name_of, kernel_files()))
+    objects = [p for p in ROOT.glob("build/temp*/libfastrnn_*/**/isa/*.o") if name_of(p) in names]
     if not objects:
         pytest.skip("an installed package: the object files are elsewhere")
     for path in objects:
         weak, exported = weak_and_exported(path)
         assert not weak, path
-        assert exported <= tables_of(path), path  # none on another processor
+        assert exported <= tables_of(name_of(path)), path  # none on another processor
 
 
 def flags_of(path: Path) -> list[str]:
-    return isa_flags(
-        path.stem, {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
-    )
+    names = {"AMD64": "x86_64", "arm64": "aarch64"}
+    return isa_flags(path.stem, names.get(platform.machine(), platform.machine()))
 
 
 @pytest.mark.parametrize("compiler", some(compilers(), lambda name: name == compilers()[0]))
-@pytest.mark.parametrize("name", some(FLAGGED, lambda name: name in ("cpu/avx2_scan", "stream/avx2")))
+@pytest.mark.parametrize("name", some(FLAGGED, lambda name: name == "cpu/isa/avx2_scan"))
 def test_nothing_escapes_whatever_the_compiler_inlines(name, compiler, tmp_path):
     """The same of objects in which nothing is inlined that need not be: what keeps shared functions out of
     them is how they are declared, not how hard a compiler tries."""
@@ -93,12 +88,12 @@ def test_nothing_escapes_whatever_the_compiler_inlines(name, compiler, tmp_path)
     if not shutil.which(compiler):
         pytest.skip("a machine without a compiler")
     (path,) = (p for p in kernel_files() if name_of(p) == name)
-    made = tmp_path / f"{path.stem}.o"
+    made = tmp_path / "kernels.o"
     flags = ["-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", f"-I{ROOT / 'csrc'}", *flags_of(path)]
     subprocess.run([compiler, *flags, "-c", path, "-o", made], check=True)
     weak, exported = weak_and_exported(made)
     assert not weak
-    assert exported == {table for table in tables_of(path) if path.stem != "avx2" or "Bf16" not in table}
+    assert exported == {n for n in tables_of(name) if name != "cpu/isa/avx2" or "Bf16" not in n}
 
 
 def test_no_instruction_set_by_pragma():

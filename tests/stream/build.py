@@ -19,12 +19,25 @@ OUT = ROOT / "build" / "stream"
 PROGRAMS = Path(__file__).parent / "programs"
 INCLUDE = fastrnn.get_include()
 #: As setup.py compiles it.
-FLAGS = ["-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden", "-fPIC"]
+FLAGS = [
+    "-std=c++20",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fvisibility=hidden",
+    "-fPIC",
+]
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", f"-I{CSRC}", f"-I{INCLUDE}"]
 FLAGS += [f'-DFASTRNN_VERSION=\\"{fastrnn.__version__}\\"']
 GCC_FLAGS = ["-Wno-maybe-uninitialized"]
 
-ASAN = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+ASAN = [
+    "-O1",
+    "-g1",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-fno-omit-frame-pointer",
+]
 TSAN = ["-O1", "-g1", "-fsanitize=thread"]
 
 
@@ -39,15 +52,19 @@ def program(
     compiler = compiler or os.environ.get("CXX", "g++")
     clang = "clang" in compiler
     folder = OUT / variant
-    isas = ["baseline", *(["neon"] if machine == "aarch64" else ["avx2", "avx512"] if machine == "x86_64" else [])]
+    isas = [
+        "baseline",
+        *(["neon"] if machine == "aarch64" else ["avx2", "avx512"] if machine == "x86_64" else []),
+    ]
     sources = [*sorted((CSRC / "stream").glob("*.cpp")), CSRC / "stream" / "isa" / "choose.cpp"]
-    sources += [CSRC / "stream" / "isa" / f"{isa}.cpp" for isa in isas] + [CSRC / "cpu" / "isa" / "processor.cpp"]
+    sources += [CSRC / "cpu" / "isa" / "processor.cpp"]
+    sources += [CSRC / "stream" / "isa" / f"{isa}.cpp" for isa in isas]
     edges, objects = [], []
     for source in sources:
-        own = isa_flags(source.stem, machine) if source.parent.name == "isa" else []
-        words = [*FLAGS, *([] if clang else GCC_FLAGS), *flags, *own]
+        own = [*FLAGS, *([] if clang else GCC_FLAGS), *flags]
+        own += isa_flags(source.stem, machine) if source.parent.name == "isa" else []
         objects.append(str(folder / "objects" / f"{source.parent.name}_{source.name}.o"))
-        edges.append(f"build {objects[-1]}: cxx {source}\n  flags = {' '.join(words)}\n")
+        edges.append(f"build {objects[-1]}: cxx {source}\n  flags = {' '.join(own)}\n")
     (source,) = PROGRAMS.glob(f"{name}.*")
     target, result = folder / f"{name}.o", folder / name
     # As C++: the rule of the package's tests says so. C has a test of its own.
@@ -62,11 +79,25 @@ def shipped(name: str, folder: Path, kind: str = "shared") -> Path:
     (source,) = PROGRAMS.glob(f"{name}.*")
     result, library = folder / f"{name}-{kind}", Path(fastrnn.get_library(kind))
     plain_c = source.suffix == ".c"
-    compiler = [os.environ.get("CC", "gcc"), "-std=c99", "-pedantic"] if plain_c else [os.environ.get("CXX", "g++")]
+    compiler = (
+        [os.environ.get("CC", "gcc"), "-std=c99", "-pedantic"] if plain_c else [os.environ.get("CXX", "g++")]
+    )
     if not plain_c:
         compiler += ["-std=c++17"]  # what a user has; the header asks for no more
     link = [str(library), f"-Wl,-rpath,{library.parent}", *(["-lstdc++", "-lm"] if kind == "static" else [])]
-    command = [*compiler, "-O2", "-Wall", "-Wextra", "-Werror", f"-I{INCLUDE}", source, "-o", result, *link, "-pthread"]
+    command = [
+        *compiler,
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        f"-I{INCLUDE}",
+        source,
+        "-o",
+        result,
+        *link,
+        "-pthread",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return result
