@@ -121,15 +121,18 @@ $(PREPARED)
 endef
 $(foreach goal,$(filter test bench,$(MAKECMDGOALS)),$(info $(ABOUT_$(goal)))$(if $(GATE),$(info $(GATE))))
 
-.PHONY: help build test test-all test-aarch64 test-machines test-clients models models-check bench docs readme-figures lint format wheel wheels test-wheels release asan tsan gpu-check gpu-pack gpu-table clean distclean
+.PHONY: help build stream test test-all test-aarch64 test-machines test-clients models models-check bench docs readme-figures lint format wheel wheels test-wheels release asan tsan gpu-check gpu-pack gpu-table clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */\1\t/' | expand -t 16
 
 # Always asked, never long: ninja compiles what changed, headers included.
-build: $(ENV_TEST)  ## compile the three binaries into fastrnn/
+build: $(ENV_TEST)  ## compile the binaries into fastrnn/
 	@$(SAY) "compiling what changed"
 	$(PY) setup.py -q build_ext --inplace
+
+stream: $(ENV_TEST)  ## libfastrnn_stream alone, the runtime without Python, into fastrnn/lib/
+	FASTRNN_ONLY=libfastrnn_stream $(PY) setup.py -q build_ext --inplace
 
 PYTEST = $(PY) -m pytest tests -q $(if $(WORKERS),-n $(WORKERS) --dist loadfile)
 
@@ -222,7 +225,7 @@ asan: $(ENV_TEST)  ## the CPU kernels under AddressSanitizer and UBSan
 	$(PY) tests/sanitize.py $(ARGS)
 
 tsan: build  ## the CPU kernels' threads under ThreadSanitizer, in a program without torch (part of test-all)
-	$(PY) -m pytest tests/cpu/test_races.py -q -rs --all $(ARGS)
+	$(PY) -m pytest tests/cpu/test_races.py tests/stream/test_races.py -q -rs --all $(ARGS)
 
 test-aarch64: build  ## the CPU kernels for Arm by a cross compiler and qemu, from Debian's packages (part of test-all)
 	$(PY) -m pytest tests/cpu/test_aarch64.py -q -rs --all $(ARGS)
@@ -239,7 +242,7 @@ gpu-table:  ## the committed tables of the tiers, of gpu-check's results in RESU
 	$(PY) tests/gpu/record.py $(RESULTS) $(ARGS)
 
 clean:  ## remove what was built
-	rm -rf build dist gpu-pack *.egg-info fastrnn/*.so
+	rm -rf build dist gpu-pack *.egg-info fastrnn/*.so fastrnn/lib/*.so fastrnn/lib/*.a
 
 distclean: clean  ## and the environment
 	rm -rf .venv .venv-cpu $(VENV) $(CLIENTS)

@@ -1,16 +1,18 @@
-"""Builds fastrnn's three binaries; everything declarative is in pyproject.toml.
+"""Builds fastrnn's binaries; everything declarative is in pyproject.toml.
 
 fastrnn/_C.*.so              pybind11, no torch: build facts and the kernel plan
 fastrnn/libfastrnn_cpu.so    the ops and their CPU kernels, on torch's stable ABI
 fastrnn/libfastrnn_cuda.so   their CUDA kernels; built where torch is a CUDA build and an nvcc is found
+fastrnn/lib/libfastrnn_stream.so, .a   the runtime behind fastrnn.h: no torch, no Python, C++'s runtime alone
 
-The two libraries know no Python and run under every torch from MIN_TORCH on, so neither links
+The first two libraries know no Python and run under every torch from MIN_TORCH on, so neither links
 libpython nor libtorch_python: `-z defs` makes the linker refuse a symbol that would need them.
 
 Environment (all optional):
     FASTRNN_CUDA=0|1        leave the CUDA kernels out, or stop with an error where they cannot be built
     FASTRNN_CUDA_ARCHS      such as "8.0;9.0a+PTX", or "all" for ALL_ARCHS, as wheels have them; by default
                             those of the GPUs of this machine, and where there is none ONE_ARCH
+    FASTRNN_ONLY            the one binary to build, by its name: libfastrnn_stream
     FASTRNN_SANITIZE=1      AddressSanitizer and UBSan, CPU only, in object folders of their own
     FASTRNN_LINK            more arguments for the linker, after all others; see tools/wheels.py
     FASTRNN_TORCH_LIB       where libtorch_cpu lies that is linked with, for another system than this one
@@ -46,6 +48,7 @@ ALL_ARCHS = ["8.0", "9.0a", "10.0+PTX", "12.0+PTX"]
 ONE_ARCH = ["8.0-virtual", "9.0+PTX"]
 OLDEST_GPU = (8, 0)
 SANITIZE = os.environ.get("FASTRNN_SANITIZE", "0") not in ("", "0")
+ONLY = os.environ.get("FASTRNN_ONLY", "")
 CSRC = os.path.abspath("csrc")  # absolute: ninja runs elsewhere
 VERSION = re.search(r'__version__ = "(.+?)"', Path("fastrnn/_version.py").read_text()).group(1)
 
@@ -252,6 +255,21 @@ def cuda_library():
     )
 
 
+def stream_library():
+    isas = [f"csrc/stream/isa/{name}.cpp" for name in instruction_sets()]
+    return Extension(
+        "fastrnn.lib.libfastrnn_stream",
+        [*sources("csrc/stream/*.cpp"), "csrc/stream/isa/choose.cpp", *isas],
+        include_dirs=[CSRC, os.path.abspath("fastrnn/include")],
+        define_macros=[("FASTRNN_VERSION", f'"{VERSION}"')],
+        extra_compile_args=CXX_FLAGS,
+        extra_link_args=[
+            *(*LINK_FLAGS, "-Wl,-soname,libfastrnn_stream.so", f"-Wl,--version-script={CSRC}/stream/exports.map"),
+            *LINK_LAST,
+        ],
+    )
+
+
 class Build(BuildExtension):
     def get_ext_filename(self, name):
         if name.rpartition(".")[2].startswith("lib"):  # a plain library: one file for every Python
@@ -266,31 +284,66 @@ class Build(BuildExtension):
         archs = "-" + "_".join(cuda_archs(CUDA_HOME)) if name == "libfastrnn_cuda" else ""
         self.build_temp = os.path.join(shared, name + "-asan" * SANITIZE + archs)
         try:
-            self.compile_apart(ext)
-            super().build_extension(ext)
+            if name == "libfastrnn_stream":
+                self.build_runtime(ext)
+            else:
+                self.compile_apart(ext)
+                super().build_extension(ext)
         finally:
             self.build_temp = shared
 
     def compile_apart(self, ext):
         """What has flags of its own becomes objects first: those of an extension are for all of its files."""
-        flags, folder = {source: flags_of(source) for source in ext.sources}, self.build_temp
+        flags = {source: flags_of(source) for source in ext.sources}
         for number, own in enumerate(sorted(set(flags.values()) - {()})):
-            ext.extra_objects += self.compiler.compile(
-                [source for source in ext.sources if flags[source] == own],
-                output_dir=os.path.join(folder, f"apart-{number}"),  # torch keeps one ninja file in a folder
-                include_dirs=ext.include_dirs,
-                extra_postargs=[*ext.extra_compile_args, *own],
+            ext.extra_objects += self.objects_of(
+                ext, [source for source in ext.sources if flags[source] == own], f"apart-{number}", own
             )
         ext.sources = [source for source in ext.sources if not flags[source]]
 
+    def objects_of(self, ext, sources, folder, flags=()):
+        return self.compiler.compile(
+            sources,
+            output_dir=os.path.join(self.build_temp, folder),  # torch keeps one ninja file in a folder
+            include_dirs=ext.include_dirs,
+            macros=ext.define_macros,
+            extra_postargs=[*ext.extra_compile_args, *flags],
+        )
+
+    def build_runtime(self, ext):
+        """From the same objects a shared and a static library. Neither is told of torch or of Python."""
+        self.compile_apart(ext)
+        objects = ext.extra_objects + self.objects_of(ext, ext.sources, "plain")
+        shared = Path(self.get_ext_fullpath(ext.name))
+        shared.parent.mkdir(parents=True, exist_ok=True)
+        link = shlex.split(os.environ.get("LDCXXSHARED") or f"{os.environ.get('CXX') or 'c++'} -shared")
+        self.spawn([*link, *objects, "-o", str(shared), *ext.extra_link_args])
+        static = shared.with_suffix(".a")
+        static.unlink(missing_ok=True)  # ar would add to it
+        self.spawn([*shlex.split(os.environ.get("AR") or "ar"), "rcs", str(static), *objects])
+
+    def copy_extensions_to_source(self):
+        super().copy_extensions_to_source()
+        for static in Path(self.build_lib, "fastrnn", "lib").glob("*.a"):
+            self.copy_file(str(static), os.path.join("fastrnn", "lib", static.name))
+
     def run(self):
         super().run()
-        if not CUDA_HOME:  # none of an earlier build may stay beside the new binaries
+        if not CUDA_HOME and not ONLY:  # none of an earlier build may stay beside the new binaries
             for folder in (self.build_lib, "." if self.inplace else self.build_lib):
                 Path(folder, "fastrnn", "libfastrnn_cuda.so").unlink(missing_ok=True)
 
 
+def binaries():
+    known = {"_C": python_module, "libfastrnn_cpu": cpu_library, "libfastrnn_stream": stream_library}
+    if CUDA_HOME:
+        known["libfastrnn_cuda"] = cuda_library
+    if ONLY and ONLY not in known:
+        raise SystemExit(f"FASTRNN_ONLY: expected one of {', '.join(known)}, got {ONLY!r}")
+    return [make() for name, make in known.items() if ONLY in ("", name)]
+
+
 setup(
-    ext_modules=[python_module(), cpu_library()] + ([cuda_library()] if CUDA_HOME else []),
+    ext_modules=binaries(),
     cmdclass={"build_ext": Build},
 )
