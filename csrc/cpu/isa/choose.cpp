@@ -6,10 +6,13 @@
 
 namespace fastrnn {
 
+#if defined(__linux__) && defined(__x86_64__)
+extern const KernelTable kAmxKernels __attribute__((weak));  // a build may go without
+#endif
+
 std::vector<const KernelTable*> runnable_kernels() {  // best first
   std::vector<const KernelTable*> tables;
 #if defined(__x86_64__)
-  __builtin_cpu_init();
   for (const KernelTable* table : {&kAvx512Bf16Kernels, &kAvx512Kernels, &kAvx2Kernels}) {
     if (table->runs_here()) tables.push_back(table);
   }
@@ -25,7 +28,6 @@ std::vector<const KernelTable*> runnable_kernels() {  // best first
 const KernelTable* find_kernels(const std::string& name) {
 #if defined(__linux__) && defined(__x86_64__)
   if (name == isa_name(Isa::kAmx)) {  // never found by itself: the question makes this process one that uses tiles
-    __builtin_cpu_init();
     return &kAmxKernels && kAmxKernels.runs_here() ? &kAmxKernels : nullptr;
   }
 #endif

@@ -14,9 +14,9 @@
 
 namespace fastrnn {
 static bool runs_here() { return true; }
-const KernelTable kNeonKernels = make_table(isa_name(Isa::kNeon), runs_here, &kNeonScan);
+constinit const KernelTable kNeonKernels = make_table(isa_name(Isa::kNeon), runs_here, &kNeonScan);
 
-const KernelTable kNeonBf16Kernels =
+constinit const KernelTable kNeonBf16Kernels =
     make_bf16_table<kNeonKernels, Bf16Operand>(isa_name(Isa::kNeonBf16), has_bf16_dot, &kNeonScan);
 }  // namespace fastrnn
 #endif

@@ -34,7 +34,7 @@ extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx512Bf16Kernels;
 #if defined(__linux__)
-extern const KernelTable kAmxKernels __attribute__((weak));  // may be left out of a build
+extern const KernelTable kAmxKernels;
 #endif
 #elif defined(__aarch64__)
 extern const KernelTable kNeonKernels;
