@@ -150,11 +150,7 @@ def _checked(name: str, module: object, tensors: dict[str, Tensor]) -> dict[str,
     found = {}
     for role, tensor in tensors.items():
         if tensor.dtype != torch.float32:
-            _refuse(
-                name,
-                module,
-                f"{role} should be torch.float32, got {tensor.dtype}; module.float() makes it so",
-            )
+            _refuse(name, module, f"{role} should be torch.float32, got {tensor.dtype}; module.float() makes it so")
         value = tensor.detach().cpu().contiguous()
         if not bool(torch.isfinite(value).all()):
             _refuse(name, module, f"{role} has values that are not finite")
@@ -213,9 +209,7 @@ def _sru(name: str, module: SRU) -> Layer:
     if module.bidirectional:
         _refuse(name, module, "bidirectional=True: the reverse direction begins at the end of the sequence")
     if module.input_to_hidden is not None:
-        _refuse(
-            name, module, "the runtime has no option proj_input_to_hidden_first=True; put a Linear before it"
-        )
+        _refuse(name, module, "the runtime has no option proj_input_to_hidden_first=True; put a Linear before it")
     tensors, tanh = {}, False
     for k, cell in enumerate(module.rnn_lst):
         inner = f"{name}.rnn_lst.{k}"
