@@ -263,21 +263,17 @@ def cuda_library():
 
 
 def stream_library():
-    isas = [f"csrc/stream/isa/{name}.cpp" for name in instruction_sets()]
+    named = ["-Wl,-soname,libfastrnn_stream.so", f"-Wl,--version-script={CSRC}/stream/exports.map"]
     return Extension(
         "fastrnn.lib.libfastrnn_stream",
-        [*sources("csrc/stream/*.cpp"), "csrc/stream/isa/choose.cpp", "csrc/cpu/isa/processor.cpp", *isas],
+        sources(
+            *("csrc/stream/*.cpp", "csrc/stream/isa/choose.cpp", "csrc/cpu/isa/processor.cpp"),
+            *(f"csrc/stream/isa/{name}.cpp" for name in instruction_sets()),
+        ),
         include_dirs=[CSRC, os.path.abspath("fastrnn/include")],
         define_macros=[("FASTRNN_VERSION", f'"{VERSION}"')],
         extra_compile_args=CXX_FLAGS,
-        extra_link_args=[
-            *(
-                *LINK_FLAGS,
-                "-Wl,-soname,libfastrnn_stream.so",
-                f"-Wl,--version-script={CSRC}/stream/exports.map",
-            ),
-            *LINK_LAST,
-        ],
+        extra_link_args=[*LINK_FLAGS, *named, *LINK_LAST],
     )
 
 
