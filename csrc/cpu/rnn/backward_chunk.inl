@@ -41,7 +41,8 @@ inline void Backward<T, CellOf, Operand>::finish_chunk(int rank, const Chunk& ch
   const auto recurrent_gates = [&](int64_t i) {
     return recurrent_column(static_cast<int>(i / blocks)) * blocks + i % blocks;
   };
-  WeightGradient<T, Operand> gradient{chunk.rows, chunk_rows_, chunk.first, s_.dtype, workers_[rank].panel};
+  WeightGradient<T, Operand> gradient{chunk.rows, chunk_rows_,          chunk.first,
+                                      s_.dtype,   workers_[rank].panel, plan_.near_bytes};
   gradient.add(dir.dg, units_, gate_blocks.begin, gate_blocks.end, gates, s_.I, input_row,
                static_cast<T*>(grads.w_ih));
   gradient.add(dir.dg, units_, gate_blocks.begin, gate_blocks.end, recurrent_gates, s_.out_size(), state_row,
