@@ -209,8 +209,12 @@ def python_module():
     }
     return Extension(
         "fastrnn._C",
-        sources("csrc/python.cpp", "csrc/plan/*.cpp"),
-        include_dirs=[CSRC, pybind11.get_include()],
+        sources("csrc/python*.cpp", "csrc/plan/*.cpp"),
+        include_dirs=[
+            CSRC,
+            pybind11.get_include(),
+            *include_paths(),
+        ],  # torch's for dlpack.h, which is plain C
         define_macros=[(name, f'"{value}"') for name, value in facts.items()],
         extra_compile_args=CXX_FLAGS,
         extra_link_args=LINK_FLAGS[1:] + LINK_LAST,  # a Python module's Python symbols are the interpreter's

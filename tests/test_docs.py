@@ -46,6 +46,7 @@ def _streaming() -> dict:
 #: The pages, and what each takes for granted. export.md is run by test_export.py.
 PAGES = {
     "index.md": lambda: {},
+    "deploying.md": lambda: {},
     "start.md": lambda: {},
     "lengths.md": lambda: {},
     "models.md": lambda: {},

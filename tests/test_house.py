@@ -40,6 +40,7 @@ CPP_FLOORS = (
     ("cpu", "cpu/simd", "cuda/device"),
     ("cpu/product", "cuda/torch"),
     ("cpu/rnn", "cpu/scan", "cuda/stepwise", "cuda/scan", "cuda/persistent"),
+    ("cpu/quantized",),
     ("cpu/isa", "cuda/ops"),
     ("cpu/ops",),
     (".",),

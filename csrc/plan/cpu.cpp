@@ -17,6 +17,10 @@ constexpr int64_t kBackwardChunkRows = 1024;
 constexpr int64_t kCacheBytes = 640 << 10;
 // A parallel region costs a few microseconds: below this much work one thread is faster.
 constexpr double kSerialFlops = 4e5;
+// Multiply-adds of a step of a quantized layer from which a second thread repays its meetings, and those of a whole
+// call from which it repays the parallel region; bfloat16 is half as fast.
+constexpr double kQuantizedStep = 6e5, kQuantizedCall = 1.5e6;
+constexpr int64_t kQuantizedChunkBytes = 256 << 10, kQuantizedChunkRows = 64;
 // Rows, and steps of all of them, for which packing costs more than it saves. On a Zen 5, float32, H = 256, one row
 // where weights lie takes .53 of the packed time at 3 steps, .8 at 8, 1.03 at 16.
 constexpr int64_t kDirectRows = 4, kDirectRowSteps = 10;
@@ -61,6 +65,28 @@ CpuPlan plan_cpu(const LayerShape& s, const CpuMachine& machine, bool packed) {
       std::max(ceil_div(kForwardChunkRows, group_rows), kForwardChunkBytes / (group_rows * row_bytes));
   plan.forward_chunk = std::max<int64_t>(1, std::min(s.T, steps));
   plan.backward_chunk = std::max<int64_t>(1, std::min(s.T, ceil_div(kBackwardChunkRows, std::max<int64_t>(1, s.B))));
+  return plan;
+}
+
+CpuPlan plan_quantized(const LayerShape& s, bool int8, int threads) {
+  CpuPlan plan;
+  const int64_t G = gates_of(s.cell), blocks = ceil_div(s.H, 16);
+  const double weight = int8 ? 1 : 2, step = weight * static_cast<double>(s.B) * G * s.H * s.out_size();
+  const double call = weight * static_cast<double>(s.rows()) * G * s.H * (s.I + s.out_size()) * s.D;
+  int left = threads;
+  if (s.D == 2 && threads >= 2 && call >= kQuantizedCall) {
+    plan.direction_groups = 2;
+    left /= 2;
+  }
+  const int64_t worth = call < kQuantizedCall ? 1 : 1 + static_cast<int64_t>(step / kQuantizedStep);
+  plan.unit_groups = static_cast<int>(std::max<int64_t>(1, std::min({static_cast<int64_t>(left), blocks, worth})));
+  plan.reason = plan.unit_groups > 1         ? "the hidden units are split, a barrier a step"
+                : plan.direction_groups == 2 ? "the directions run at the same time"
+                                             : "one thread";
+  // Whatever the threads: rows that are multiplied together round alike, and so results hang on the layer alone.
+  const int64_t rows = std::max<int64_t>(1, s.B), row_bytes = blocks * 16 * G * 4;
+  const int64_t most = std::max<int64_t>(8, std::min(kQuantizedChunkRows, kQuantizedChunkBytes / row_bytes));
+  plan.forward_chunk = std::max<int64_t>(1, std::min(s.T, ceil_div(most, rows)));
   return plan;
 }
 

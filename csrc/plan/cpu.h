@@ -24,4 +24,7 @@ struct CpuPlan {
 // packed: the weights lie packed already (rnn_pack), so that no number of rows is too small to use them so.
 CpuPlan plan_cpu(const LayerShape& shape, const CpuMachine& machine, bool packed = false);
 
+// The same of a layer with weights of bfloat16, or of int8 (cpu/quantized): only its units are split.
+CpuPlan plan_quantized(const LayerShape& shape, bool int8, int threads);
+
 }  // namespace fastrnn

@@ -36,7 +36,7 @@ def test_kernels_export_their_table_alone():
         exported = [name for kind, name in symbols if kind.isupper() and kind != "U"]
         table = path.stem.title().replace("_", "")
         allowed = {f"fastrnn::k{table}"}
-        if not table.endswith("Scan"):  # AVX-512 has two, with and without bfloat16
+        if not table.endswith(("Scan", "Quantized")):  # AVX-512 has two, with and without bfloat16
             allowed = {f"fastrnn::k{table}Kernels", f"fastrnn::k{table}Bf16Kernels"}
         assert set(exported) <= allowed, path  # none on another processor
 
@@ -49,16 +49,17 @@ def test_kernels_are_chosen_where_all_they_are_compiled_for_is_there():
     assert sources
     for path in sources:
         text = path.read_text()
-        if path.stem.endswith("_scan"):
+        if path.stem.endswith(("_scan", "_quantized")):
             continue
         asked = set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', text))
         for target in re.findall(r'#pragma GCC target\("([^"]+)"\)', text):
             needed = {feature for feature in target.split(",") if "=" not in feature}
             assert needed <= asked, path.name
             pragmas += 1
-            # The scan makes no choice of its own: it comes with its instruction set.
-            scan = path.with_name(f"{path.stem}_scan.cpp").read_text()
-            assert f'#pragma GCC target("{target}")' in scan, path.name
+            # These make no choice of their own: they come with their instruction set.
+            for other in ("scan", "quantized"):
+                beside = path.with_name(f"{path.stem}_{other}.cpp").read_text()
+                assert f'#pragma GCC target("{target}")' in beside, (path.name, other)
     assert pragmas == 2
 
 

@@ -14,6 +14,6 @@ static bool runs_here() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
          __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
 }
-const KernelTable kAvx2Kernels = make_table(isa_name(Isa::kAvx2), runs_here, &kAvx2Scan);
+const KernelTable kAvx2Kernels = make_table(isa_name(Isa::kAvx2), runs_here, &kAvx2Scan, &kAvx2Quantized);
 }  // namespace fastrnn
 #endif

@@ -16,10 +16,10 @@ static bool runs_here() {
          __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
          __builtin_cpu_supports("bmi2");
 }
-const KernelTable kAvx512Kernels = make_table(isa_name(Isa::kAvx512), runs_here, &kAvx512Scan);
+const KernelTable kAvx512Kernels = make_table(isa_name(Isa::kAvx512), runs_here, &kAvx512Scan, &kAvx512Quantized);
 
 // The same, but for the forward pass of bfloat16 layers and the scan of bfloat16.
 static bool dot_runs_here() { return runs_here() && __builtin_cpu_supports("avx512bf16"); }
-const KernelTable kAvx512Bf16Kernels = make_dot_table(isa_name(Isa::kAvx512Bf16), dot_runs_here, &kAvx512Bf16Scan);
+const KernelTable kAvx512Bf16Kernels = make_dot_table(isa_name(Isa::kAvx512Bf16), dot_runs_here, &kAvx512Bf16Scan, &kAvx512Quantized);
 }  // namespace fastrnn
 #endif

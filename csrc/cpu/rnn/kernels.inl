@@ -126,7 +126,8 @@ void dot_pack(const LayerShape& shape, const DirectionWeights& weights, char* to
 
 int lanes(Dtype dtype) { return dtype == Dtype::kDouble ? Simd<double>::W : Simd<float>::W; }
 
-constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const ScanKernels* scan) {
+constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const ScanKernels* scan,
+                                 const QuantizedKernels* quantized) {
   return {name,
           runs_here,
           lanes,
@@ -141,13 +142,15 @@ constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const Sc
           gate_product,
           fma_loop,
           read_loop,
-          scan};
+          scan,
+          quantized};
 }
 
 #ifdef FASTRNN_HAS_BF16_DOT
 // The same, but for the forward pass of bfloat16 layers.
-constexpr KernelTable make_dot_table(const char* name, bool (*runs_here)(), const ScanKernels* scan) {
-  KernelTable table = make_table(name, runs_here, scan);
+constexpr KernelTable make_dot_table(const char* name, bool (*runs_here)(), const ScanKernels* scan,
+                                     const QuantizedKernels* quantized) {
+  KernelTable table = make_table(name, runs_here, scan, quantized);
   table.forward_workspace = dot_workspace;
   table.forward = run_dot;
   table.packed_bytes = dot_packed_bytes;

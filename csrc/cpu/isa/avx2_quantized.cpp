@@ -1,0 +1,13 @@
+// Quantized layers on AVX2 with FMA and F16C; with AVX-VNNI where there is one.
+#include "cpu/quantized/kernels.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
+#define FASTRNN_VECTOR_BYTES 32
+#define FASTRNN_AVX2
+#include "cpu/quantized/kernels.inl"
+
+namespace fastrnn {
+const QuantizedKernels kAvx2Quantized = make_quantized_kernels();
+}  // namespace fastrnn
+#endif

@@ -1,0 +1,25 @@
+// The kernels of quantized layers of one instruction set, as isa/table.h has those of the others: isa/*_quantized.cpp
+// compile kernels.inl once each.
+#pragma once
+#include "cpu/team.h"
+#include "params/quantized.h"
+#include "plan/cpu.h"
+
+namespace fastrnn {
+
+struct QuantizedKernels {
+  // Bytes of scratch that the caller must provide (64-byte aligned), then the kernel itself.
+  size_t (*workspace)(const QuantizedParams& params, const CpuPlan& plan);
+  void (*run)(const QuantizedParams& params, const CpuPlan& plan, char* workspace, const Parallel& parallel);
+  bool (*has_dot)();  // whether this processor has an instruction for int8 products that the kernels use
+};
+
+extern const QuantizedKernels kBaselineQuantized;
+#if defined(__x86_64__)
+extern const QuantizedKernels kAvx2Quantized;
+extern const QuantizedKernels kAvx512Quantized;
+#elif defined(__aarch64__)
+extern const QuantizedKernels kNeonQuantized;
+#endif
+
+}  // namespace fastrnn
