@@ -13,6 +13,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <new>
 #include <string>
@@ -196,11 +197,17 @@ bool unchanged(const Torch& torch, const Impl& s) {
   return true;
 }
 
-PyObject* new_tensor(const Torch& torch, const Impl& s, PyObject* sizes) {
-  if (!sizes) return nullptr;
-  PyObject* const arguments[] = {sizes, s.dtype};
-  PyObject* const made = PyObject_Vectorcall(torch.empty, arguments, 1, torch.dtype_name);
-  Py_DECREF(sizes);
+// The sizes one by one: as a tuple they take torch half as long again.
+PyObject* new_tensor(const Torch& torch, const Impl& s, std::initializer_list<int64_t> sizes) {
+  PyObject* arguments[4];
+  size_t count = 0;
+  for (const int64_t size : sizes) {
+    arguments[count] = PyLong_FromLongLong(size);
+    if (!arguments[count++]) return nullptr;  // of memory there is none left: what was made of it does not matter
+  }
+  arguments[count] = s.dtype;
+  PyObject* const made = PyObject_Vectorcall(torch.empty, arguments, count, torch.dtype_name);
+  while (count) Py_DECREF(arguments[--count]);
   return made;
 }
 PyObject* new_like(const Torch& torch, PyObject* tensor) { return PyObject_CallOneArg(torch.empty_like, tensor); }
@@ -317,25 +324,20 @@ PyObject* run_new(StreamObject* self, PyObject* const* arguments, Py_ssize_t cou
   const Torch& torch = Torch::get();
   Read r;
   if (!read_call(torch, s, form, arguments[0], arguments[1], r)) return none_of(nullptr, nullptr, nullptr);
-  const auto T = static_cast<long long>(r.call.rows.T), B = static_cast<long long>(r.call.rows.B);
-  const auto out = static_cast<long long>(s.output_size), features = out * s.directions;
-  PyObject* sizes = nullptr;
-  if (form == Form::kStep) {
-    sizes = r.batched ? Py_BuildValue("(LL)", B, features) : Py_BuildValue("(L)", features);
-  } else if (r.batched) {
-    sizes = s.batch_first ? Py_BuildValue("(LLL)", B, T, features) : Py_BuildValue("(LLL)", T, B, features);
-  } else {
-    sizes = Py_BuildValue("(LL)", T, features);
-  }
-  const auto new_state = [&](PyObject* old, long long size) {
-    const auto states = static_cast<long long>(s.states);
-    if (old) return new_like(torch, old);
-    return new_tensor(torch, s,
-                      r.batched ? Py_BuildValue("(LLL)", states, B, size) : Py_BuildValue("(LL)", states, size));
+  const int64_t T = r.call.rows.T, B = r.call.rows.B, out = s.output_size, features = out * s.directions;
+  const auto new_output = [&] {
+    if (form == Form::kStep)
+      return r.batched ? new_tensor(torch, s, {B, features}) : new_tensor(torch, s, {features});
+    if (!r.batched) return new_tensor(torch, s, {T, features});
+    return s.batch_first ? new_tensor(torch, s, {B, T, features}) : new_tensor(torch, s, {T, B, features});
   };
-  PyObject* const y = new_tensor(torch, s, sizes);
+  const auto new_state = [&](PyObject* old, int64_t size) {
+    if (old) return new_like(torch, old);
+    return r.batched ? new_tensor(torch, s, {s.states, B, size}) : new_tensor(torch, s, {s.states, size});
+  };
+  PyObject* const y = new_output();
   PyObject* const h = new_state(r.h_object, out);
-  PyObject* const c = s.has_cell ? new_state(r.c_object, static_cast<long long>(s.hidden_size)) : nullptr;
+  PyObject* const c = s.has_cell ? new_state(r.c_object, s.hidden_size) : nullptr;
   r.call.y = address(torch, y);
   r.call.hn = address(torch, h);
   r.call.cn = s.has_cell ? address(torch, c) : nullptr;

@@ -113,8 +113,14 @@ struct Int8DotInstruction {
     FASTRNN_INLINE Simd<float>::VInt total() const { return (Simd<float>::VInt)sum; }
   };
   static bool runs_here() {  // compilers' own question has no word for it everywhere
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
+    static int known = -1;   // asked once: a virtual machine takes some 15 us to answer
+    int found = __atomic_load_n(&known, __ATOMIC_RELAXED);
+    if (found < 0) {
+      unsigned a, b, c, d;
+      found = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
+      __atomic_store_n(&known, found, __ATOMIC_RELAXED);
+    }
+    return found;
   }
 };
 
