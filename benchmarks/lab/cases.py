@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from fastrnn.proof import _variants as variants
+
 CELLS = ("lstm", "gru", "rnn", "sru", "srupp")
 #: Those without a product in the recurrence. torch.nn has none: its LSTM stands beside them.
 SRU_CELLS = ("sru", "srupp")
@@ -14,6 +16,19 @@ MODES = (*WORK, *PATHS)
 DTYPES = ("float32", "float64", "bfloat16", "float16", "tf32")
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1, "sru": 3, "srupp": 3}
+
+
+#: Blocks of the recurrent weights in cases of heads.
+HEADS = 4
+
+
+def card_name(cell: str) -> str:
+    """A case's cell as the package's lists call it."""
+    return {"rnn": "rnn_tanh"}.get(cell, cell)
+
+
+def heads(case: Case) -> int:
+    return case.options().get("heads", 1) if case.variant else 1
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,7 @@ class Case:
             of the attention.
         sweep: part of the series over hidden sizes that is plotted, not of the tables.
         layers, directions: of the module; 1 but on a GPU.
+        variant: one of fastrnn.proof._variants.VARIANTS, "" for the plain cell.
     """
 
     cell: str
@@ -44,6 +60,7 @@ class Case:
     sweep: bool = False
     layers: int = 1
     directions: int = 1
+    variant: str = ""
 
     @property
     def storage(self) -> str:
@@ -69,6 +86,7 @@ class Case:
             name = "SRU++"
         else:
             name = self.cell.upper() + {"layers": "", "packed": " packed", "proj": " projected"}[self.path]
+        name += f" {self.variant}" if self.variant else ""
         dtype = "" if self.dtype == "float32" else f" {self.dtype}"
         layers = f" {self.layers} layers" if self.layers > 1 else ""
         way = " bidirectional" if self.directions == 2 else ""
@@ -84,6 +102,10 @@ class Case:
             return None
         last = max(1, round(self.T / 10))
         return [round(self.T - (self.T - last) * b / max(1, self.B - 1)) for b in range(self.B)]
+
+    def options(self) -> dict:
+        """The variant's options, as constructors take them."""
+        return variants.options(card_name(self.cell), self.variant, self.H, heads=HEADS)
 
     def to_dict(self) -> dict:
         return asdict(self)

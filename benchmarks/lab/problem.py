@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .cases import GATES, SRU_CELLS, Case
+from .cases import GATES, SRU_CELLS, Case, heads
 
 _MODULES = {
     ("layers", "lstm"): nn.LSTM,
@@ -21,8 +21,8 @@ class Problem:
     """Weights, input, state and incoming gradient of a case, the same for every contender.
 
     Attributes:
-        module: the torch.nn module with the weights, or fastrnn's reference of an SRU; in eval mode for
-            inference.
+        module: the torch.nn module with the weights, or fastrnn's reference of an SRU or variant; in eval
+            mode for inference.
         x: (T, B, I), or (B, I) for a single step; padded with zeros where the case is packed.
         lengths: (B,) int64 of a packed case, else None.
         state: (h,) or (h, c), each (B, H), for a single step; None for layers, which start from zeros.
@@ -38,6 +38,8 @@ class Problem:
             torch.manual_seed(seed)
             if case.cell in SRU_CELLS:
                 self.module = sru_module(case, "reference").to(device, dtype)
+            elif case.variant:
+                self.module = variant_module(case, "reference").to(device, dtype)
             else:
                 self.module = _MODULES[kind, case.cell](case.I, case.H, **options).to(device, dtype)
             self.module.train(case.training)
@@ -85,7 +87,7 @@ def flops(case: Case) -> float:
     forward = 0.0
     for layer in range(case.layers):
         inputs = case.directions * hidden if layer else case.I
-        layer_flops = GATES[case.cell] * case.H * (inputs + hidden) + case.H * case.P
+        layer_flops = GATES[case.cell] * case.H * (inputs + hidden // heads(case)) + case.H * case.P
         forward += 2.0 * steps * case.directions * layer_flops
     return forward * (3 if case.training else 1)
 
@@ -97,9 +99,17 @@ def weight_bytes(case: Case) -> tuple[int, int]:
     if case.cell in SRU_CELLS:
         products = case.P * (case.I + 2 * case.P + 3 * case.H) if case.P else 3 * case.H * case.I
         return size * 4 * case.H, size * products
-    recurrent = case.layers * D * (GATES[case.cell] * case.H * hidden + case.H * case.P)
+    recurrent = case.layers * D * (GATES[case.cell] * case.H * hidden // heads(case) + case.H * case.P)
     inputs = case.I + (case.layers - 1) * D * hidden
     return size * recurrent, size * D * GATES[case.cell] * case.H * inputs
+
+
+def variant_module(case: Case, backend: str) -> nn.Module:
+    """fastrnn's module of a variant, on any backend."""
+    import fastrnn
+
+    options = module_options(case) | case.options()
+    return getattr(fastrnn, case.cell.upper())(case.I, case.H, backend=backend, **options)
 
 
 def sru_module(case: Case, backend: str) -> nn.Module:

@@ -9,8 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from fastrnn.proof import _variants as variants
+
 from . import cudnn, overhead, scan_rate
-from .cases import SRU_CELLS, Case
+from .cases import CELLS, SRU_CELLS, Case, card_name
 from .presets import CELL_SHAPES, NAMED, RANDOM_SHAPES, SHAPES, SRU_SHAPES
 
 LATENCY_S = 60e-6
@@ -40,7 +42,7 @@ class Target:
 
 
 def _layers(cell: str, training: bool) -> Callable[[Case], bool]:
-    return lambda c: c.path == "layers" and c.cell == cell and c.training == training
+    return lambda c: (c.path, c.cell, c.training, c.variant) == ("layers", cell, training, "")
 
 
 def _path(path: str, training: bool) -> Callable[[Case], bool]:
@@ -59,6 +61,33 @@ def _drawn(cell: str, training: bool, geomean: float) -> Target:
     """On the random shapes: never slower than torch.nn."""
     name = f"{cell.upper()} {'training' if training else 'inference'} on random shapes, against torch.nn"
     return Target(name, _layers(cell, training), TORCH, geomean, 1.0, drawn=True)
+
+
+#: What an option may cost at VARIANT_SHAPES: the variant's time over the plain layer's.
+COSTS = {
+    ("lstm", "norm"): 1.25,
+    ("lstm", "zoneout"): 1.15,
+    ("lstm", "recurrent_dropout"): 1.15,
+    ("lstm", "peephole"): 1.1,
+    ("gru", "reset_before"): 1.6,
+    ("lstm", "heads"): 1.0,
+    ("gru", "heads"): 1.0,
+}
+
+
+def _variants(cell: str, variant: str) -> tuple[Target, Target]:
+    """What an option costs, forward and in training; of those without a limit for information."""
+
+    def of(training: bool) -> Target:
+        most = COSTS.get((cell, variant))
+        least = None if most is None else 1 / most
+        name = f"{cell.upper()} {variant} {'training' if training else 'inference'}, against the plain layer"
+        name += "" if most is None else f" (at most {most:g} of its time)"
+        asked = ("layers", cell, training, variant)
+        includes = lambda c: (c.path, c.cell, c.training, c.variant) == asked  # noqa: E731
+        return Target(name if most else f"– {name}", includes, ("plain",), least, least)
+
+    return of(False), of(True)
 
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -84,7 +113,7 @@ CPU_TARGETS = (
     Target("– cells training", _path("cells", True), TORCH, None, None),
     Target(
         "LSTM and GRU inference, against the best of ONNX Runtime and OpenVINO",
-        lambda c: c.path == "layers" and c.cell in ("lstm", "gru") and not c.training,
+        lambda c: c.path == "layers" and c.cell in ("lstm", "gru") and not (c.training or c.variant),
         RUNTIMES,
         1.1,
         0.97,
@@ -104,6 +133,13 @@ CPU_TARGETS = (
     _drawn("gru", True, 2.3),
     _drawn("rnn", False, 2.2),
     _drawn("rnn", True, 2.2),
+    *(
+        target
+        for cell in CELLS
+        for variant in variants.VARIANTS
+        if variants.has(card_name(cell), variant)
+        for target in _variants(cell, variant)
+    ),
 )
 
 #: Nowhere slower.

@@ -41,7 +41,8 @@ def make_contenders(
 ) -> tuple[list[Contender], dict, dict]:
     """The contenders that do this case and agree with the standard; {key: difference}; {key: why not}.
 
-    The difference of nn.LSTM beside an SRU, which is another function, is None.
+    The difference of nn.LSTM beside an SRU, and of the plain layer beside a variant, which are other
+    functions, is None.
 
     Args:
         excluded: keys to leave out, and why.
@@ -57,7 +58,7 @@ def make_contenders(
         announce(key)
         try:
             contender = build(key, problem, threads)
-            other = key == "torch" and case.cell in SRU_CELLS
+            other = key == "plain" or (key == "torch" and case.cell in SRU_CELLS)
             difference = None if other else disagreement(contender.result(), expected)
         except Unsupported as reason:
             skipped[key] = str(reason)

@@ -9,7 +9,7 @@ struct ScanPlan {
   int batch_groups = 1;
   int unit_groups = 1;
   bool stream = false;  // results go past the caches
-  int workers() const { return batch_groups * unit_groups; }
+  FASTRNN_INLINE int workers() const { return batch_groups * unit_groups; }
 };
 
 // result_bytes: of everything that the kernel writes.

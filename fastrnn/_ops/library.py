@@ -29,6 +29,7 @@ except ImportError as _error:
 #: The oldest torch whose stable ABI the libraries are built for.
 MIN_TORCH = (2, 11)
 _FOLDER = Path(__file__).parents[1]  # where the binaries lie
+_LIBRARY = "libfastrnn_cpu.dll" if sys.platform == "win32" else "libfastrnn_cpu.so"
 #: Without one of these the library is not this package's.
 _OPERATORS = (
     *("rnn_forward", "rnn_backward", "rnn_backward_unlisted", "rnn_layer", "rnn_pack", "rnn_stream"),
@@ -82,11 +83,11 @@ def _no_python_module() -> str:
 
 #: Why the CPU kernels are not there, "" where they are. Nothing else of the package fails then: ``route``
 #: sends every layer to torch's own, or to the reference.
-cpu_why = _load("libfastrnn_cpu.so") or ("" if _C else _no_python_module())
+cpu_why = _load(_LIBRARY) or ("" if _C else _no_python_module())
 if not cpu_why:
     _lacking = [name for name in _OPERATORS if not hasattr(torch.ops.fastrnn, name)]
     if _lacking:
-        cpu_why = f"{_FOLDER / 'libfastrnn_cpu.so'} is of another version: it has no {', '.join(_lacking)}"
+        cpu_why = f"{_FOLDER / _LIBRARY} is of another version: it has no {', '.join(_lacking)}"
 cpu_loaded = not cpu_why
 if cpu_why:
     warnings.warn(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import _checks
 from .._cells import RNN
@@ -17,9 +17,6 @@ from .._ops.torch_state import autocasting
 from .._plan import route
 from .rnn import Stack, run
 from .scan import hooked
-
-if TYPE_CHECKING:
-    from ..modules._base import RecurrentLayer
 
 __all__ = ["Streamer"]
 
@@ -109,7 +106,7 @@ class Streamer:
     #: Of pickles from before there were others.
     weights = "float32"
 
-    def __init__(self, layer: RecurrentLayer, weights: str = "float32") -> None:
+    def __init__(self, layer: nn.RNNBase, weights: str = "float32") -> None:
         if not hasattr(layer, "streamer"):  # its class imports this module
             raise TypeError(
                 f"Streamer: layer should be a fastrnn.LSTM, GRU or RNN, got {_checks.kind(layer)}; "
@@ -402,7 +399,7 @@ def _refuse_gradients(name: str, *tensors: Tensor | None) -> None:
         )
 
 
-def _sources(layer: RecurrentLayer) -> list[tuple[dict, str, Tensor, int | None, int]]:
+def _sources(layer: nn.RNNBase) -> list[tuple[dict, str, Tensor, int | None, int]]:
     """Every parameter and buffer that the layer's weights come from, those of parametrizations included, and
     weights that are plain attributes, as weight drop makes them: where it is kept, its version (inference
     tensors have none) and its address, which module.to() changes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 import fastrnn
 from fastrnn._plan import gpus
 from fastrnn.proof.timing import Contender
@@ -20,7 +22,12 @@ def build(problem: Problem, threads: int = 1, tier: str = "") -> Contender:
     case = problem.case
     options = module_options(case)
     if tier:
-        if case.path != "layers" or case.cell in SRU_CELLS or not case.device.startswith("cuda"):
+        if (
+            case.variant
+            or case.path != "layers"
+            or case.cell in SRU_CELLS
+            or not case.device.startswith("cuda")
+        ):
             raise Unsupported("layers on a GPU only")
         if step_floor.passes_of(case, gpus.find(device=case.device).properties(), tier) is None:
             raise Unsupported("layers that fit only")
@@ -29,6 +36,7 @@ def build(problem: Problem, threads: int = 1, tier: str = "") -> Contender:
         module = sru_module(case, "auto").to(problem.x)
     else:
         name = case.cell.upper() + ("Cell" if case.path == "cells" else "")
+        options |= case.options()
         module = getattr(fastrnn, name)(case.I, case.H, device=case.device, dtype=problem.x.dtype, **options)
     module.load_state_dict(problem.module.state_dict())
     module.train(case.training)
@@ -37,4 +45,20 @@ def build(problem: Problem, threads: int = 1, tier: str = "") -> Contender:
     return torch_contender(tier or "fastrnn", label, problem, weights, lambda x: run(module, problem, x))
 
 
-ROWS = (Row("fastrnn", "fastrnn", build, "#0a7d5a", "o", sru=True),)
+def build_plain(problem: Problem, threads: int = 1) -> Contender:
+    """Beside a variant the plain layer of its sizes, which computes something else: what the options cost."""
+    case = problem.case
+    if not case.variant:
+        raise Unsupported("beside variants only")
+    with torch.random.fork_rng(devices=[]):
+        module = getattr(fastrnn, case.cell.upper())(case.I, case.H, **module_options(case))
+    module = module.to(problem.x).train(case.training)
+    return torch_contender(
+        "plain", "plain fastrnn", problem, module.parameters(), lambda x: run(module, problem, x)
+    )
+
+
+ROWS = (
+    Row("fastrnn", "fastrnn", build, "#0a7d5a", "o", sru=True, variants=True),
+    Row("plain", "plain fastrnn", build_plain, "#6fb59b", "P", variants=True),
+)

@@ -12,6 +12,7 @@ from fastrnn.proof.timing import Contender
 from ..cases import SRU_CELLS
 from ..problem import Problem
 from .contender import Row, Unsupported, sru_parameters, torch_contender
+from .contender import run as run_module
 
 
 def build(problem: Problem, threads: int = 1) -> Contender:
@@ -20,6 +21,12 @@ def build(problem: Problem, threads: int = 1) -> Contender:
         module = copy.deepcopy(problem.module)
         weights = sru_parameters(module)
         return torch_contender("reference", "reference", problem, weights, module, few=True)
+    if case.variant:
+        module = copy.deepcopy(problem.module)
+        parameters = module.parameters()
+        return torch_contender(
+            "reference", "reference", problem, parameters, lambda x: run_module(module, problem, x), few=True
+        )
     if case.layers > 1 or case.directions > 1:
         raise Unsupported("single layers only")
     weights = [w.clone().requires_grad_(case.training) for w in problem.weights()]
@@ -43,4 +50,4 @@ def build(problem: Problem, threads: int = 1) -> Contender:
     return torch_contender("reference", "reference", problem, weights, run, few=True)
 
 
-ROWS = (Row("reference", "reference", build, "#8d97a1", "x", sru=True),)
+ROWS = (Row("reference", "reference", build, "#8d97a1", "x", sru=True, variants=True),)

@@ -43,6 +43,8 @@ def build(key: str, problem: Problem, threads: int) -> Contender:
     row, case = ROW[key], problem.case
     if case.cell in SRU_CELLS and not row.sru:
         raise Unsupported("LSTM, GRU and RNN only")
+    if case.variant and not row.variants:
+        raise Unsupported("plain cells only")
     if row.device == "cuda" and not case.device.startswith("cuda"):
         raise Unsupported("on a GPU only")
     if row.device == "cpu" and (case.path, case.dtype, case.device) != ("layers", "float32", "cpu"):
@@ -54,7 +56,7 @@ def build(key: str, problem: Problem, threads: int) -> Contender:
 
 def standard(case: Case) -> str:
     """The contender whose results the others must have."""
-    return "reference" if case.cell in SRU_CELLS else "torch"
+    return "reference" if case.cell in SRU_CELLS or case.variant else "torch"
 
 
 def versions() -> dict[str, str]:

@@ -25,7 +25,7 @@ namespace fastrnn {
 }
 
 // SDOT on int8.
-[[maybe_unused]] static inline bool has_int8_dot() {
+[[maybe_unused]] static inline bool has_sdot() {
 #if defined(__APPLE__)
   int value = 0;
   size_t size = sizeof(value);

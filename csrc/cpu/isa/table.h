@@ -1,7 +1,6 @@
 // The kernels of one instruction set, as a table of function pointers. The files beside it compile the same
 // sources once each; choose.cpp picks one.
 #pragma once
-#include "cpu/quantized/kernels.h"
 #include "cpu/scan/kernels.h"
 #include "cpu/team.h"
 #include "params/scan.h"
@@ -27,7 +26,6 @@ struct KernelTable {
   double (*fma_loop)(int64_t iterations);                                  // returns flops done
   double (*read_loop)(const float* data, int64_t count, int64_t repeats);  // returns bytes read
   const ScanKernels* scan;
-  const QuantizedKernels* quantized;
 };
 
 extern const KernelTable kBaselineKernels;

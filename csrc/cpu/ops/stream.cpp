@@ -9,6 +9,7 @@
 
 #include "cpu/ops/packed.h"
 #include "cpu/ops/padding.h"
+#include "cpu/ops/quantized.h"
 #include "cpu/ops/threads.h"
 #include "ops/rnn_call.h"
 #include "params/stream.h"
@@ -55,7 +56,7 @@ void describe(StreamLayer& layer, const StreamCall& call, int64_t k, const Kerne
   } else {
     layer.quantized.shape = s;
     layer.quantized.storage = header.storage;
-    layer.quantized.dot = use_int8_dot.load(std::memory_order_relaxed);
+    layer.quantized.dot = use_int8_dot.load(std::memory_order_relaxed) && has_int8_dot(kernels);
     for (int d = 0; d < s.D; ++d) {
       layer.quantized.packed[d] = call.packed[k * s.D + d] + kPackedHeaderBytes;
     }
@@ -94,7 +95,7 @@ int64_t run_stream(const StreamCall& call, char* scratch, int64_t bytes) {
     if (header.storage == Storage::kNatural && !call.h0) states = state;
     const size_t own = header.storage == Storage::kNatural
                            ? kernels.forward_workspace(layer.natural, layer.plan)
-                           : kernels.quantized->workspace(layer.quantized, layer.plan);
+                           : quantized_kernels(kernels).workspace(layer.quantized, layer.plan);
     workspace = own > workspace ? own : workspace;
   }
   char* buffers[2] = {};
@@ -128,7 +129,7 @@ int64_t run_stream(const StreamCall& call, char* scratch, int64_t bytes) {
     } else {
       layer.quantized.x = below;
       layer.quantized.y = y;
-      kernels.quantized->run(layer.quantized, layer.plan, own_workspace, kTorchThreads);
+      quantized_kernels(kernels).run(layer.quantized, layer.plan, own_workspace, kTorchThreads);
     }
     const LayerShape& s = sizes_of(layer);
     below = contiguous_rows(y, call.rows, s.D * s.out_size());
@@ -249,7 +250,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_quantized(Tensor x, Tensor h0, std::optio
 
 bool cpu_int8_dot(bool use) {
   use_int8_dot = use;
-  return use && kernels_in_use().quantized->has_dot();
+  return use && has_int8_dot(kernels_in_use());
 }
 
 }  // namespace

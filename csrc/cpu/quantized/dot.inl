@@ -1,4 +1,5 @@
-// Dot products of int8, 4 columns a lane: what each instruction set has for them. All of them give the same sums.
+// Dot products of int8, 4 columns a lane: what each instruction set has for them, and as Int8DotInstruction what some
+// of its processors have beyond it. All of them give the same sums.
 //
 // An Int8Dot has
 //     Left   4 int8 of a left operand, once for every lane of a register
@@ -6,16 +7,11 @@
 //            at w; total(), as int32
 //     kOffset   whether total() lacks 128 times the sum of the row of w: where the instruction multiplies unsigned
 //            bytes by signed ones, the left operand goes in with 128 added to it
-//     runs_here()
 // Magnitudes are at most 127 on both sides. So where two products are added in 16 bits they cannot saturate, at most
 // 2 * 127 * 127 = 32258, which unsigned bytes up to 255 would: the left operand's sign goes to the weight there.
 #pragma once
 #include "cpu/simd/register.h"
 #include "params/quantized.h"
-
-#if defined(FASTRNN_AVX2)
-#include <cpuid.h>
-#endif
 
 namespace fastrnn {
 namespace {
@@ -51,7 +47,6 @@ struct Int8Dot {
     }
     FASTRNN_INLINE Simd<float>::VInt total() const { return (Simd<float>::VInt)sum; }
   };
-  static bool runs_here() { return true; }
 };
 
 // AVX512-VNNI. The instruction by name, so that the functions around it need no target of their own.
@@ -70,7 +65,6 @@ struct Int8DotInstruction {
     }
     FASTRNN_INLINE Simd<float>::VInt total() const { return (Simd<float>::VInt)sum; }
   };
-  static bool runs_here() { return __builtin_cpu_supports("avx512vnni"); }
 };
 
 #elif defined(FASTRNN_AVX2)
@@ -93,7 +87,6 @@ struct Int8Dot {
     }
     FASTRNN_INLINE Simd<float>::VInt total() const { return (Simd<float>::VInt)sum; }
   };
-  static bool runs_here() { return true; }
 };
 
 // AVX-VNNI.
@@ -112,16 +105,6 @@ struct Int8DotInstruction {
     }
     FASTRNN_INLINE Simd<float>::VInt total() const { return (Simd<float>::VInt)sum; }
   };
-  static bool runs_here() {  // compilers' own question has no word for it everywhere
-    static int known = -1;   // asked once: a virtual machine takes some 15 us to answer
-    int found = __atomic_load_n(&known, __ATOMIC_RELAXED);
-    if (found < 0) {
-      unsigned a, b, c, d;
-      found = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
-      __atomic_store_n(&known, found, __ATOMIC_RELAXED);
-    }
-    return found;
-  }
 };
 
 #elif defined(FASTRNN_NEON)
@@ -142,7 +125,6 @@ struct Int8Dot {
     }
     FASTRNN_INLINE Simd<float>::VInt total() const { return (Simd<float>::VInt)vpaddq_s32(low, high); }
   };
-  static bool runs_here() { return true; }
 };
 
 // SDOT.
@@ -158,7 +140,6 @@ struct Int8DotInstruction {
     }
     FASTRNN_INLINE Simd<float>::VInt total() const { return (Simd<float>::VInt)sum; }
   };
-  static bool runs_here() { return has_int8_dot(); }
 };
 
 #elif defined(__SSE2__)
@@ -187,7 +168,6 @@ struct Int8Dot {
       return (Simd<float>::VInt)_mm_add_epi32(even, odd);
     }
   };
-  static bool runs_here() { return true; }
 };
 using Int8DotInstruction = Int8Dot;
 
@@ -211,7 +191,6 @@ struct Int8Dot {
     }
     FASTRNN_INLINE Simd<float>::VInt total() const { return sum; }
   };
-  static bool runs_here() { return true; }
 };
 using Int8DotInstruction = Int8Dot;
 

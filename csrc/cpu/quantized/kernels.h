@@ -1,4 +1,4 @@
-// The kernels of quantized layers of one instruction set, as isa/table.h has those of the others: isa/*_quantized.cpp
+// The kernels of quantized layers of one instruction set, as isa/table.h has those of the others: the files of isa/
 // compile kernels.inl once each.
 #pragma once
 #include "cpu/team.h"
@@ -11,7 +11,6 @@ struct QuantizedKernels {
   // Bytes of scratch that the caller must provide (64-byte aligned), then the kernel itself.
   size_t (*workspace)(const QuantizedParams& params, const CpuPlan& plan);
   void (*run)(const QuantizedParams& params, const CpuPlan& plan, char* workspace, const Parallel& parallel);
-  bool (*has_dot)();  // whether this processor has an instruction for int8 products that the kernels use
 };
 
 extern const QuantizedKernels kBaselineQuantized;

@@ -1,4 +1,4 @@
-// Included by isa/*_quantized.cpp after their target pragmas.
+// Included by isa/*.cpp.
 #pragma once
 #include "cpu/quantized/forward.inl"
 
@@ -38,9 +38,7 @@ void run_quantized(const QuantizedParams& params, const CpuPlan& plan, char* wor
   });
 }
 
-bool has_dot() { return Int8DotInstruction::runs_here(); }
-
-constexpr QuantizedKernels make_quantized_kernels() { return {quantized_workspace, run_quantized, has_dot}; }
+constexpr QuantizedKernels make_quantized_kernels() { return {quantized_workspace, run_quantized}; }
 
 }  // namespace
 }  // namespace fastrnn

@@ -39,14 +39,13 @@ struct LeftRows {
 template <class E>
 using QuantizedProduct = void (*)(const QuantizedBlock& weight, const LeftRows<E>& rows, int64_t groups, float* tile);
 
-// Registers of a gate at once, and chains of sums: as many as there are registers for, up to four, which hides the
-// latency of a multiply-add.
+// Registers of a gate at once, and chains of sums, up to four, which hide the latency of a multiply-add: the left
+// operands and the weights want registers too.
 constexpr int registers_at_once(int G, int MR) {
   return G * MR * kBlockRegisters <= kQuantizedSums ? kBlockRegisters : 1;
 }
-constexpr int quantized_chains(int sums) {
-  return 4 * sums <= kQuantizedSums ? 4 : 2 * sums <= kQuantizedSums ? 2 : 1;
-}
+constexpr int kMostChained = kQuantizedSums == 24 ? 16 : 8;
+constexpr int quantized_chains(int sums) { return 4 * sums <= kMostChained ? 4 : 2 * sums <= kMostChained ? 2 : 1; }
 
 constexpr int64_t kAhead = 2048;  // bytes
 
@@ -217,7 +216,7 @@ template <class E, int G>
 FASTRNN_INLINE const QuantizedProducts<E, G>& quantized_products_of(bool dot) {
   static constexpr QuantizedProducts<E, G> plain = quantized_products<E, G, Int8Dot>();
   static constexpr QuantizedProducts<E, G> by_instruction = quantized_products<E, G, Int8DotInstruction>();
-  return dot && Int8DotInstruction::runs_here() ? by_instruction : plain;
+  return dot ? by_instruction : plain;
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The kernels of one instruction set: included by isa_*.cpp after its target pragma.
+// The kernels of one instruction set: included by the files of cpu/isa.
 #pragma once
 #include "cells/policies/stages.h"
 #include "cpu/rnn/backward_chunk.inl"
@@ -126,8 +126,7 @@ void dot_pack(const LayerShape& shape, const DirectionWeights& weights, char* to
 
 int lanes(Dtype dtype) { return dtype == Dtype::kDouble ? Simd<double>::W : Simd<float>::W; }
 
-constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const ScanKernels* scan,
-                                 const QuantizedKernels* quantized) {
+constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const ScanKernels* scan) {
   return {name,
           runs_here,
           lanes,
@@ -142,15 +141,13 @@ constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const Sc
           gate_product,
           fma_loop,
           read_loop,
-          scan,
-          quantized};
+          scan};
 }
 
 #ifdef FASTRNN_HAS_BF16_DOT
 // The same, but for the forward pass of bfloat16 layers.
-constexpr KernelTable make_dot_table(const char* name, bool (*runs_here)(), const ScanKernels* scan,
-                                     const QuantizedKernels* quantized) {
-  KernelTable table = make_table(name, runs_here, scan, quantized);
+constexpr KernelTable make_dot_table(const char* name, bool (*runs_here)(), const ScanKernels* scan) {
+  KernelTable table = make_table(name, runs_here, scan);
   table.forward_workspace = dot_workspace;
   table.forward = run_dot;
   table.packed_bytes = dot_packed_bytes;

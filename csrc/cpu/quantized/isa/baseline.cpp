@@ -5,5 +5,5 @@
 #include "cpu/quantized/kernels.inl"
 
 namespace fastrnn {
-const QuantizedKernels kBaselineQuantized = make_quantized_kernels();
+constinit const QuantizedKernels kBaselineQuantized = make_quantized_kernels();
 }  // namespace fastrnn

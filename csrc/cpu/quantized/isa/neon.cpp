@@ -4,10 +4,9 @@
 #if defined(__aarch64__)
 #define FASTRNN_VECTOR_BYTES 16
 #define FASTRNN_NEON
-#include "cpu/isa/arm.h"
 #include "cpu/quantized/kernels.inl"
 
 namespace fastrnn {
-const QuantizedKernels kNeonQuantized = make_quantized_kernels();
+constinit const QuantizedKernels kNeonQuantized = make_quantized_kernels();
 }  // namespace fastrnn
 #endif
