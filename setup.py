@@ -230,7 +230,8 @@ def cpu_library():
     return Extension(
         "fastrnn.libfastrnn_cpu",
         sources(
-            *("csrc/ops/*.cpp", "csrc/plan/cpu.cpp", "csrc/plan/scan.cpp", "csrc/cpu/ops/*.cpp"),
+            *("csrc/ops/*.cpp", "csrc/plan/cpu.cpp", "csrc/plan/scan.cpp", "csrc/plan/quantized.cpp"),
+            "csrc/cpu/ops/*.cpp",
             *("csrc/cpu/isa/choose.cpp", "csrc/cpu/isa/processor.cpp"),
             *(f"csrc/cpu/isa/{name}{scan}.cpp" for name in instruction_sets() for scan in ("", "_scan")),
             *(f"csrc/cpu/quantized/isa/{name}.cpp" for name in instruction_sets()),

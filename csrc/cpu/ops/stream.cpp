@@ -10,9 +10,10 @@
 #include "cpu/ops/packed.h"
 #include "cpu/ops/padding.h"
 #include "cpu/ops/quantized.h"
-#include "cpu/ops/threads.h"
+#include "cpu/ops/this_machine.h"
 #include "ops/rnn_call.h"
 #include "params/stream.h"
+#include "plan/quantized.h"
 
 namespace fastrnn {
 namespace {
@@ -52,7 +53,7 @@ void describe(StreamLayer& layer, const StreamCall& call, int64_t k, const Kerne
     layer.natural.shape = s;
     layer.natural.packed = packed + kPackedHeaderBytes;
     point_at_states(layer.natural, call, s, k);
-    layer.plan = plan_cpu(s, machine_of(kernels, s.dtype, usable_threads()), true);
+    layer.plan = plan_cpu(s, this_machine(kernels, s.dtype), true);
   } else {
     layer.quantized.shape = s;
     layer.quantized.storage = header.storage;
@@ -61,7 +62,7 @@ void describe(StreamLayer& layer, const StreamCall& call, int64_t k, const Kerne
       layer.quantized.packed[d] = call.packed[k * s.D + d] + kPackedHeaderBytes;
     }
     point_at_states(layer.quantized, call, s, k);
-    layer.plan = plan_quantized(s, header.storage == Storage::kInt8, usable_threads());
+    layer.plan = plan_quantized(s, header.storage == Storage::kInt8, this_machine(kernels, s.dtype));
   }
 }
 
