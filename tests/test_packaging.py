@@ -36,7 +36,7 @@ def sdist(tmp_path_factory) -> tarfile.TarFile:
 def test_sdist_is_enough_to_build(sdist):
     """Every source of the package and its kernels, the marker of typed packages, and no half of the tests."""
     names = {name.partition("/")[2] for name in sdist.getnames()}
-    for folder, suffixes in (("csrc", (".h", ".cpp", ".cu", ".cuh", ".inl")), ("fastrnn", (".py",))):
+    for folder, suffixes in (("csrc", (".h", ".cpp", ".cu", ".cuh", ".inl", ".txt")), ("fastrnn", (".py",))):
         files = [p for p in (ROOT / folder).rglob("*") if p.suffix in suffixes]
         assert files
         assert {p.relative_to(ROOT).as_posix() for p in files} <= names

@@ -40,15 +40,17 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   //              (cells/variant.h):
   //                peephole        LSTM: p (3*H,) for i, f, o; i and f see c_{t-1}, o the candidate of c_t
   //                coupled         LSTM: f = 1 - i; what f has of the weights is unused
-  //                norm=eps        layer norm of both products over all gates: gains norm_ih, norm_hh (G*H,); an LSTM's h
+  //                norm=eps        layer norm of both products over all gates: gains norm_ih, norm_hh (G*H,); an
+  //                LSTM's h
   //                                sees a normalised c with norm_c, norm_c_bias (H,). Biases come behind the norm
   //                reset_before    GRU: n = tanh(W_in x + b_in + W_hn (r * h) + b_hn); not with norm
-  //                heads=n         w_hh (G*H, H/n), of which unit j multiplies the part of h of its head; no projection
-  //                zoneout_h, zoneout_c   k h_{t-1} + (1 - k) h, with k = keep_h like y; c of an LSTM with keep_c
+  //                heads=n         w_hh (G*H, H/n), of which unit j multiplies the part of h of its head; no
+  //                projection zoneout_h, zoneout_c   k h_{t-1} + (1 - k) h, with k = keep_h like y; c of an LSTM with
+  //                keep_c
   //                                (T, B, D*H) or (N, D*H); rows and steps may be broadcast
   //                recurrent_mask  h_{t-1} times a mask (D, B, Hout) before w_hh
-  //              A direction's weights then end with what its options have, in this order; behind all directions stand
-  //              keep_h, keep_c and the mask, constants whose gradients come back (0,)
+  //              A direction's weights then end with what its options have, in this order; behind all directions
+  //              stand keep_h, keep_c and the mask, constants whose gradients come back (0,)
   // mode         what backward will find: 0 nothing, 1 gates, 2 what recomputes them; plus, for the CUDA
   //              kernels (the CPU has neither), 16 times the tier: 0 what the device has proven, else
   //              stepwise; 1 one CTA, 2 grid, 3 stepwise, 4 cluster, 5 to 7 clusters of 4, 8 and 16, an error where
@@ -57,8 +59,8 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   //
   // y            (T, B, D*Hout) or (N, D*Hout); hn (D, B, Hout); cn (D, B, H), LSTM
   // gates        mode 1: (D, N, 4*H), the activated i, f, g, o (LSTM) or r, z, n and the recurrent
-  //              part of n (GRU); otherwise and for an RNN (0,). A variant saves as many or more, for its own backward
-  //              pass alone; without them that runs forward again
+  //              part of n (GRU); otherwise and for an RNN (0,). A variant saves as many or more, for its own
+  //              backward pass alone; without them that runs forward again
   // cells        LSTM, mode 1 or 2: (D, N, H), c of every step, float32 for half types
   define(
       "rnn_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, "
@@ -157,8 +159,13 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   m.def("cpu_isa() -> str");
   m.def("cpu_isas() -> str");
   m.def("cpu_set_isa(str name) -> ()");
-  // Of its kernels, what the plan looks at: lanes of a register in the compute dtype, rows of a full tile.
-  m.def("cpu_tile(bool float64) -> (int lanes, int tile_rows)");
+  // What the plan of a layer looks at: of the kernels in use lanes of a register in the compute dtype and rows of a
+  // full tile; of the machine its caches, and the time of a meeting of two threads and of a parallel region.
+  m.def(
+      "cpu_machine(bool float64) -> (int lanes, int tile_rows, int l2_bytes, int l3_bytes, int meeting_ns, "
+      "int region_ns)");
+  // Plans for another machine, for tests.
+  m.def("cpu_set_machine(int l2_bytes, int l3_bytes, int meeting_ns, int region_ns) -> ()");
 
   // How this thread's last call of rnn_forward or rnn_backward on the CPU was divided: a plan's fields.
   m.def(

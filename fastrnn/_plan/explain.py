@@ -104,7 +104,7 @@ def explain(
         machine["trusted"] = known.lines(of_wave)
         asked.notes.append(_times_of(found_gpu))
     elif kind == "cpu" and library.cpu_loaded:
-        machine |= library.cpu_tile(asked.dtype)
+        machine |= library.cpu_machine(asked.dtype)
 
     way = _way(asked, kind, found_gpu, masked, known, bool(tf32))
     layers = (_rnn_plans if asked.scans is None else _scan_plans)(asked, way, kind, machine, measure)

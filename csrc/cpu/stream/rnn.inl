@@ -100,22 +100,24 @@ struct RnnSteps {
     float* const h_out = s.P ? state.m : state.next;
     for (int64_t panel = 0; panel < units.count(); ++panel) {
       const int64_t first = units.first_block(panel);
-      const int blocks = units.blocks_of(panel), vectors = blocks * G, of_part = vectors / kParts;
-      alignas(64) float tile[kMaxVectors * W];
-      copy(layer.bias + first * G * W, tile, vectors * W);
+      const typename Weights::Lie lie = Weights::lie_of(units, panel);
+      const int of_part = lie.vectors;
+      alignas(64) float tile[(kMaxVectors + 1) * W];  // as in rnn/forward_step.inl
+      copy(layer.bias + first * G * W, tile, of_part * kParts * W);
       add(of_part, tile, x, layer.w_ih + first * Weights::panel_size(s.I), s.I);
       V input{};
       if constexpr (C::kSplit) {
         static_assert(Weights::kUnits == 1);
-        input = S::load(tile + (G - 1) * W);
-        copy(layer.bias_rec + first * W, tile + (G - 1) * W, W);
+        float* const split = tile + lie.at(0, 1, 0, G - 1);
+        input = S::load(split);
+        S::store_n(split, S::load(layer.bias_rec + first * W), lie.gate_step);
       }
       add(of_part, tile, state.h, layer.w_hh + first * Weights::panel_size(s.out_size()), s.out_size());
-      for (int u = 0; u < blocks; ++u) {
+      for (int u = 0; u < lie.units; ++u) {
         const int64_t at = (first + u) * W;
         V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, h_prev{}, c_prev{}, c, h;
 #pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) pre[g] = S::load(tile + (u * G + g) * W);
+        for (int g = 0; g < G; ++g) pre[g] = S::load(tile + lie.at(0, 1, u, g));
         if constexpr (C::kSplit) {
           rec = pre[G - 1];
           pre[G - 1] = input;
