@@ -218,8 +218,8 @@ def python_module():
     }
     return Extension(
         "fastrnn._C",
-        sources("csrc/python.cpp", "csrc/plan/*.cpp"),
-        include_dirs=[CSRC, pybind11.get_include()],
+        sources("csrc/python*.cpp", "csrc/plan/*.cpp"),
+        include_dirs=[CSRC, pybind11.get_include(), *include_paths()],  # torch's for dlpack.h, plain C
         define_macros=[(name, f'"{value}"') for name, value in facts.items()],
         extra_compile_args=CXX_FLAGS,
         extra_link_args=LINK_FLAGS[1:] + LINK_LAST,  # a Python module's Python symbols are the interpreter's
@@ -230,9 +230,11 @@ def cpu_library():
     return Extension(
         "fastrnn.libfastrnn_cpu",
         sources(
-            *("csrc/ops/*.cpp", "csrc/plan/cpu.cpp", "csrc/plan/scan.cpp", "csrc/cpu/ops/*.cpp"),
+            *("csrc/ops/*.cpp", "csrc/plan/cpu.cpp", "csrc/plan/scan.cpp", "csrc/plan/quantized.cpp"),
+            "csrc/cpu/ops/*.cpp",
             *("csrc/cpu/isa/choose.cpp", "csrc/cpu/isa/processor.cpp"),
             *(f"csrc/cpu/isa/{name}{scan}.cpp" for name in instruction_sets() for scan in ("", "_scan")),
+            *(f"csrc/cpu/quantized/isa/{name}.cpp" for name in instruction_sets()),
         ),
         include_dirs=[CSRC, *include_paths()],
         library_dirs=[TORCH_LIB] if TORCH_LIB else library_paths(),

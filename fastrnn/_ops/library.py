@@ -20,7 +20,7 @@ from .mode import CLUSTERS, NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIER
 try:
     from .. import _C
 
-    for _name in ("build_info", "plan", "plan_table_provenance", "trust_key"):
+    for _name in ("build_info", "plan", "plan_table_provenance", "trust_key", "Stream"):
         if not hasattr(_C, _name):
             raise ImportError(f"it is of another version, and has no {_name}")
 except ImportError as _error:
@@ -33,6 +33,7 @@ _LIBRARY = "libfastrnn_cpu.dll" if sys.platform == "win32" else "libfastrnn_cpu.
 #: Without one of these the library is not this package's.
 _OPERATORS = (
     *("rnn_forward", "rnn_backward", "rnn_backward_unlisted", "rnn_layer", "rnn_pack", "rnn_stream"),
+    *("rnn_pack_quantized", "rnn_quantized", "cpu_stream_entry", "cpu_int8_dot"),
     *("sru_forward", "sru_backward", "sru_scan", "sru_step", "cpu_isa", "cpu_isas", "cpu_set_isa"),
     *("cpu_machine", "cpu_set_machine", "cpu_threads", "cpu_limit_threads", "cpu_last_plan"),
     *("cpu_release_scratch", "cpu_fma_peak", "cpu_read_bandwidth"),
@@ -133,6 +134,10 @@ sru_scan = _operator("sru_scan")
 backward_unlisted = _operator("rnn_backward_unlisted")
 pack = _operator("rnn_pack")
 stream = _operator("rnn_stream")
+pack_quantized = _operator("rnn_pack_quantized")
+quantized = _operator("rnn_quantized")
+#: Calls of packed layers without the dispatcher, see csrc/python_stream.cpp.
+stream_type = _C.Stream if cpu_loaded else None
 
 
 #: What would run a layer on a machine, what a GPU's tuning calls layers like it, and where the times of a
@@ -162,6 +167,17 @@ def build_info() -> dict:
 def cpu_isa() -> str | None:
     """The instruction set whose kernels run: one of ``mode.CPU_ISAS``; None where none are loaded."""
     return torch.ops.fastrnn.cpu_isa() if cpu_loaded else None
+
+
+def stream_entry() -> int:
+    """Where ``stream_type`` finds the function that it calls."""
+    return torch.ops.fastrnn.cpu_stream_entry()
+
+
+def int8_dot(use: bool = True) -> bool:
+    """Whether int8 products may use the processor's own instruction for them, for tests; whether there is
+    one. Their results are the same."""
+    return torch.ops.fastrnn.cpu_int8_dot(use)
 
 
 def available_cpu_isas() -> list[str]:
@@ -416,4 +432,11 @@ def _(x, weight, skip, weight_c, bias, c0, use_tanh, scale):
 def _(x, h0, c0, packed):
     _same_device(x, h0, c0)
     y = x.new_empty((*x.shape[:-1], h0.shape[-1]))
+    return y, x.new_empty(h0.shape), x.new_empty((0,) if c0 is None else c0.shape)
+
+
+@_fake("rnn_quantized")
+def _(x, h0, c0, packed, batch_sizes, lengths, bidirectional):
+    _same_device(x, h0, c0)
+    y = x.new_empty((*x.shape[:-1], h0.shape[-1] * (2 if bidirectional else 1)))
     return y, x.new_empty(h0.shape), x.new_empty((0,) if c0 is None else c0.shape)
