@@ -13,6 +13,7 @@
 #include "cpu/product/few_rows.inl"
 #include "cpu/product/panels.inl"
 #include "cpu/rnn/heads.inl"
+#include "cpu/rnn/one_row.inl"
 #include "cpu/rnn/row_sums.inl"
 #include "cpu/rnn/schedule.inl"
 
@@ -28,6 +29,7 @@ class Forward : private Schedule {
   static constexpr int W = S::W;
   static constexpr int G = C::kGates;
   static constexpr bool kKeepsState = C::kVariant || (Operand::kRounds && kReadsH<C>);
+  static constexpr bool kHasOneRow = sizeof(T) == 4 && !C::kVariant && !Operand::kRounds;
   // Rows whose product with W_ih is made by dots where weights are read where they lie: more repay the packing of
   // each panel just before its use.
   static constexpr int64_t kDotInputRows = 8;
@@ -133,6 +135,9 @@ class Forward : private Schedule {
   // ---- the pass -------------------------------------------------------------------------------
 
   void run(int begin, int end) {
+    if constexpr (kHasOneRow) {
+      if (p_.packed && s_.B == 1 && few_units(s_)) return one_row();
+    }
     Crew crew(*this, begin, end);
     crew.each([&](int r) { prepare(r); });
     crew.meet_direction();
@@ -146,6 +151,24 @@ class Forward : private Schedule {
         for (int64_t s = s0; s < s1; ++s) advance(own, s, s - s0);
       }
     });
+  }
+
+  // A stream of few units, whose weights are packed: rows and masks are not for streams.
+  void one_row() {
+    if constexpr (kHasOneRow) {
+      alignas(64) float h[2][kOneRowUnits] = {}, c[kOneRowUnits] = {};
+      const auto copy = [&](const void* from, void* to) {
+        for (int64_t i = 0; i < s_.H; ++i) static_cast<float*>(to)[i] = static_cast<const float*>(from)[i];
+      };
+      copy(p_.h0, h[0]);
+      if constexpr (C::kHasCell) copy(p_.c0, c);
+      const Direction& d = directions_[0];
+      const int at = OneRow<CellOf>::run({d.w_ih, d.w_hh, d.bias, d.bias_rec}, s_.I, s_.H, {h[0], h[1]}, 0, c,
+                                         static_cast<const float*>(p_.x.data), p_.x.step_stride,
+                                         static_cast<float*>(p_.y), s_.T);
+      copy(h[at], p_.hn);
+      if constexpr (C::kHasCell) copy(c, p_.cn);
+    }
   }
 
   // One step by its stages (cells/cell.h): product, gates, cell and state in one go, tile by tile, so that no value

@@ -3,20 +3,20 @@
 // The order of every sum is that of a step of rnn/forward.inl with one row, tile and chains included, so that a
 // stream gives what rnn_stream gives a step at a time, to the last bit, however the steps are grouped into calls.
 //
-// State: h [padded outputs], c [padded H], and what only a step needs: the new h, m before a projection.
+// State: h [padded outputs], c [padded H], and what only a step needs: the new h, m before a projection. A layer of
+// few units has its own steps, one_row.inl.
 #pragma once
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
 #include "cpu/product/panels.inl"
+#include "cpu/rnn/one_row.inl"
 #include "cpu/stream/kernels.h"
 
 namespace fastrnn {
 namespace {
 
-FASTRNN_INLINE int64_t padded_to_registers(int64_t size) {
-  return ceil_div(size, Simd<float>::W) * Simd<float>::W;
-}
+FASTRNN_INLINE int64_t padded_to_registers(int64_t size) { return ceil_div(size, Simd<float>::W) * Simd<float>::W; }
 
 // tile[v] += row . B, one row of A that lies in memory as it is.
 FASTRNN_INLINE void multiply_row(int vectors, float* tile, const float* row, const float* b, int64_t K) {
@@ -51,15 +51,17 @@ struct RnnSteps {
 
   struct State {
     float *h, *c, *next, *m;
-    State(const LayerShape& s, float* at) {
+    int32_t* at;  // with few units: which of h and next is h
+    State(const LayerShape& s, float* memory) {
       const int64_t H = padded_to_registers(s.H), out = padded_to_registers(s.out_size());
-      h = at;
+      h = memory;
       c = h + out;
       next = c + H;
       m = next + out;
+      at = reinterpret_cast<int32_t*>(m + H);
     }
     static size_t size(const LayerShape& s) {
-      return static_cast<size_t>(2 * padded_to_registers(s.out_size()) + 2 * padded_to_registers(s.H));
+      return static_cast<size_t>(2 * padded_to_registers(s.out_size()) + 2 * padded_to_registers(s.H) + 1);
     }
   };
 
@@ -72,7 +74,14 @@ struct RnnSteps {
     layer.w_hr = packed.w_hr;
     layer.bias = packed.bias;
     layer.bias_rec = packed.bias_rec;
-    layer.run = run;
+    layer.run = few_units(layer.shape) ? run_few_units : run;
+  }
+
+  static void run_few_units(const StreamRnn& layer, float* memory, const float* x, float* y, int64_t steps) {
+    const State state(layer.shape, memory);
+    *state.at =
+        OneRow<CellOf>::run({layer.w_ih, layer.w_hh, layer.bias, layer.bias_rec}, layer.shape.I, layer.shape.H,
+                            {state.h, state.next}, *state.at, state.c, x, layer.shape.I, y, steps);
   }
 
   static void run(const StreamRnn& layer, float* memory, const float* x, float* y, int64_t steps) {
