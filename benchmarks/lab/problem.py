@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .cases import GATES, SRU_CELLS, Case
+from .cases import BESIDE, ELEMENTWISE_CELLS, GATES, SRU_CELLS, Case
 
 _MODULES = {
     ("layers", "lstm"): nn.LSTM,
@@ -21,8 +21,8 @@ class Problem:
     """Weights, input, state and incoming gradient of a case, the same for every contender.
 
     Attributes:
-        module: the torch.nn module with the weights, or fastrnn's reference of an SRU; in eval mode for
-            inference.
+        module: the torch.nn module with the weights, or fastrnn's of what torch.nn has not; in eval mode
+            for inference.
         x: (T, B, I), or (B, I) for a single step; padded with zeros where the case is packed.
         lengths: (B,) int64 of a packed case, else None.
         state: (h,) or (h, c), each (B, H), for a single step; None for layers, which start from zeros.
@@ -36,8 +36,8 @@ class Problem:
         options = module_options(case)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if case.cell in SRU_CELLS:
-                self.module = sru_module(case, "reference").to(device, dtype)
+            if case.cell in BESIDE:
+                self.module = own_module(case, "reference").to(device, dtype)
             else:
                 self.module = _MODULES[kind, case.cell](case.I, case.H, **options).to(device, dtype)
             self.module.train(case.training)
@@ -48,7 +48,7 @@ class Problem:
             lengths = case.lengths()
             rows = (case.B,) if single else (case.T, case.B) if lengths is None else (sum(lengths),)
             # Of a size that keeps the gradients of the weights near 1, whatever the case.
-            width = case.H if case.cell in SRU_CELLS else case.directions * (case.P or case.H)
+            width = case.H if case.cell in BESIDE else case.directions * (case.P or case.H)
             grad = torch.randn(*rows, width, device=device) / (case.T * case.B) ** 0.5
         self.lengths = None
         if lengths is not None:
@@ -82,6 +82,9 @@ def flops(case: Case) -> float:
             products = case.P * (case.I + 2 * case.P + GATES[case.cell] * case.H)
         forward = 2.0 * steps * products + 4.0 * steps * case.T * case.P
         return forward * (3 if case.training else 1)
+    if case.cell in ELEMENTWISE_CELLS:
+        recurrent = 4 * case.H * case.H // heads(case) if case.cell == "slstm" else case.H
+        return 2.0 * steps * (GATES[case.cell] * case.H * case.I + recurrent) * (3 if case.training else 1)
     forward = 0.0
     for layer in range(case.layers):
         inputs = case.directions * hidden if layer else case.I
@@ -97,15 +100,44 @@ def weight_bytes(case: Case) -> tuple[int, int]:
     if case.cell in SRU_CELLS:
         products = case.P * (case.I + 2 * case.P + 3 * case.H) if case.P else 3 * case.H * case.I
         return size * 4 * case.H, size * products
+    if case.cell == "linear_scan":  # a and b, of which every step reads its own
+        return size * 2 * case.B * case.H, 0
+    if case.cell in ELEMENTWISE_CELLS:
+        recurrent = {"indrnn": case.H, "slstm": 4 * case.H * case.H // heads(case)}.get(case.cell, 0)
+        return size * recurrent, size * GATES[case.cell] * case.H * case.I
     recurrent = case.layers * D * (GATES[case.cell] * case.H * hidden + case.H * case.P)
     inputs = case.I + (case.layers - 1) * D * hidden
     return size * recurrent, size * D * GATES[case.cell] * case.H * inputs
 
 
-def sru_module(case: Case, backend: str) -> nn.Module:
-    """fastrnn's one-layer module of an SRU case, on any backend."""
-    import fastrnn
+class LinearScan(nn.Module):
+    """linear_scan with a and h0 as parameters."""
 
+    def __init__(self, steps: int, rows: int, hidden: int):
+        super().__init__()
+        self.a = nn.Parameter(torch.rand(steps, rows, hidden))
+        self.h0 = nn.Parameter(torch.randn(rows, hidden))
+
+    def forward(self, b: torch.Tensor):
+        from fastrnn import functional
+
+        return functional.linear_scan(self.a, b, self.h0)
+
+
+def heads(case: Case) -> int:
+    """Of an sLSTM, as the module has them."""
+    return own_module(case, "auto", "meta").num_heads
+
+
+def own_module(case: Case, backend: str, device: str = "cpu") -> nn.Module:
+    """fastrnn's one-layer module of what torch.nn has not, on any backend where there are several."""
+    import fastrnn
+    from fastrnn.proof import elementwise
+
+    if case.cell == "linear_scan":
+        return LinearScan(case.T, case.B, case.H)
+    if case.cell in ELEMENTWISE_CELLS:
+        return elementwise.layer(case.cell, case.I, case.H, device=device)
     options = {"num_layers": 1, "backend": backend}
     if case.cell == "srupp":
         return fastrnn.SRUpp(case.I, case.H, case.P, **options)

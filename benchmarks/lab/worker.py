@@ -23,7 +23,7 @@ import torch
 from fastrnn.proof.timing import AGREEMENT, Contender, disagreement, interleave
 
 from . import limits, overhead, scan_rate
-from .cases import SRU_CELLS, Case
+from .cases import BESIDE, Case
 from .contenders.compile import forget
 from .contenders.contender import Unsupported
 from .contenders.registry import NAMES, ROW, build, standard
@@ -41,7 +41,7 @@ def make_contenders(
 ) -> tuple[list[Contender], dict, dict]:
     """The contenders that do this case and agree with the standard; {key: difference}; {key: why not}.
 
-    The difference of nn.LSTM beside an SRU, which is another function, is None.
+    The difference of torch.nn's layer beside what it has not, which is another function, is None.
 
     Args:
         excluded: keys to leave out, and why.
@@ -57,7 +57,7 @@ def make_contenders(
         announce(key)
         try:
             contender = build(key, problem, threads)
-            other = key == "torch" and case.cell in SRU_CELLS
+            other = key == "torch" and case.cell in BESIDE
             difference = None if other else disagreement(contender.result(), expected)
         except Unsupported as reason:
             skipped[key] = str(reason)

@@ -40,15 +40,17 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   //              (cells/variant.h):
   //                peephole        LSTM: p (3*H,) for i, f, o; i and f see c_{t-1}, o the candidate of c_t
   //                coupled         LSTM: f = 1 - i; what f has of the weights is unused
-  //                norm=eps        layer norm of both products over all gates: gains norm_ih, norm_hh (G*H,); an LSTM's h
+  //                norm=eps        layer norm of both products over all gates: gains norm_ih, norm_hh (G*H,); an
+  //                LSTM's h
   //                                sees a normalised c with norm_c, norm_c_bias (H,). Biases come behind the norm
   //                reset_before    GRU: n = tanh(W_in x + b_in + W_hn (r * h) + b_hn); not with norm
-  //                heads=n         w_hh (G*H, H/n), of which unit j multiplies the part of h of its head; no projection
-  //                zoneout_h, zoneout_c   k h_{t-1} + (1 - k) h, with k = keep_h like y; c of an LSTM with keep_c
+  //                heads=n         w_hh (G*H, H/n), of which unit j multiplies the part of h of its head; no
+  //                projection zoneout_h, zoneout_c   k h_{t-1} + (1 - k) h, with k = keep_h like y; c of an LSTM with
+  //                keep_c
   //                                (T, B, D*H) or (N, D*H); rows and steps may be broadcast
   //                recurrent_mask  h_{t-1} times a mask (D, B, Hout) before w_hh
-  //              A direction's weights then end with what its options have, in this order; behind all directions stand
-  //              keep_h, keep_c and the mask, constants whose gradients come back (0,)
+  //              A direction's weights then end with what its options have, in this order; behind all directions
+  //              stand keep_h, keep_c and the mask, constants whose gradients come back (0,)
   // mode         what backward will find: 0 nothing, 1 gates, 2 what recomputes them; plus, for the CUDA
   //              kernels (the CPU has neither), 16 times the tier: 0 what the device has proven, else
   //              stepwise; 1 one CTA, 2 grid, 3 stepwise, 4 cluster, 5 to 7 clusters of 4, 8 and 16, an error where
@@ -57,8 +59,8 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   //
   // y            (T, B, D*Hout) or (N, D*Hout); hn (D, B, Hout); cn (D, B, H), LSTM
   // gates        mode 1: (D, N, 4*H), the activated i, f, g, o (LSTM) or r, z, n and the recurrent
-  //              part of n (GRU); otherwise and for an RNN (0,). A variant saves as many or more, for its own backward
-  //              pass alone; without them that runs forward again
+  //              part of n (GRU); otherwise and for an RNN (0,). A variant saves as many or more, for its own
+  //              backward pass alone; without them that runs forward again
   // cells        LSTM, mode 1 or 2: (D, N, H), c of every step, float32 for half types
   define(
       "rnn_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, "
@@ -151,6 +153,46 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   m.def(
       "sru_step(Tensor x, Tensor weight, Tensor? skip, Tensor weight_c, Tensor bias, Tensor c0, bool use_tanh, "
       "float scale) -> (Tensor h, Tensor c)");
+
+  // Recurrences of one state that is their output (cells/elementwise.h), one direction over a whole sequence.
+  //
+  // cell         "linear" h = a h + b, of a in x and of b, (T, B, H) each; "mingru" and "mingru_log", x (T, B, 2*H),
+  // z
+  //              and the candidate; "minlstm" and "minlstm_log", x (T, B, 3*H), f, i and the candidate; "indrnn_tanh"
+  //              and "indrnn_relu", x (T, B, H), weight (H,). Any strides
+  // h0           (B, H), zeros by default
+  // lengths      (B,) int64 on the CPU, 0 to T: what lies beyond is neither read nor does the state change there, and
+  // y
+  //              is zero
+  // cut          (T, B) bool or uint8: steps that begin from a state of 0, in the direction's own order
+  // reverse      from the last step to the first
+  //
+  // y            (T, B, H); last (B, H), the state after the last step
+  m.def(
+      "elementwise_forward(str cell, Tensor x, Tensor? b, Tensor? weight, Tensor? h0, Tensor? lengths, Tensor? cut, "
+      "bool reverse) -> (Tensor y, Tensor last)");
+  // needs: sum of 1 (grad_x), 2 (grad_b), 4 (grad_weight), 8 (grad_h0), the rest comes back (0,).
+  m.def(
+      "elementwise_backward(str cell, Tensor? grad_y, Tensor? grad_last, Tensor x, Tensor? b, Tensor? weight, "
+      "Tensor? h0, Tensor? lengths, Tensor? cut, Tensor y, bool reverse, int needs) "
+      "-> (Tensor grad_x, Tensor grad_b, Tensor grad_weight, Tensor grad_h0)");
+
+  // One direction of an sLSTM (cells/slstm.h). gx (T, B, 4*H), the input's part of i, f, z, o, any strides; weight_hh
+  // (4*H, H/heads), row g*H + j of unit j's head; states (B, H), zeros by default; lengths, cut and reverse as above.
+  //
+  // y            (T, B, H); h, c, n, m (B, H) after the last step
+  // pre, saved   with `save`, for backward: (T, B, 4*H), and c, n, m of every step, (T, B, 3*H), in the compute type;
+  //              otherwise (0,)
+  m.def(
+      "slstm_forward(Tensor gx, Tensor weight_hh, Tensor? h0, Tensor? c0, Tensor? n0, Tensor? m0, Tensor? lengths, "
+      "Tensor? cut, bool reverse, bool save) "
+      "-> (Tensor y, Tensor h, Tensor c, Tensor n, Tensor m, Tensor pre, Tensor saved)");
+  // Of gx its kind and shape alone are looked at. The gradient of weight_hh is a product of grad_gx and y.
+  m.def(
+      "slstm_backward(Tensor? grad_y, Tensor? grad_h, Tensor? grad_c, Tensor? grad_n, Tensor? grad_m, Tensor gx, "
+      "Tensor weight_hh, Tensor? h0, Tensor? c0, Tensor? n0, Tensor? m0, Tensor? lengths, Tensor? cut, Tensor pre, "
+      "Tensor saved, bool reverse) "
+      "-> (Tensor grad_gx, Tensor grad_h0, Tensor grad_c0, Tensor grad_n0, Tensor grad_m0)");
 
   // The CPU instruction set in use, those this machine can run (comma-separated), and a switch for
   // tests; it applies to calls that start afterwards.

@@ -33,6 +33,7 @@ _FOLDER = Path(__file__).parents[1]  # where the binaries lie
 _OPERATORS = (
     *("rnn_forward", "rnn_backward", "rnn_backward_unlisted", "rnn_layer", "rnn_pack", "rnn_stream"),
     *("sru_forward", "sru_backward", "sru_scan", "sru_step", "cpu_isa", "cpu_isas", "cpu_set_isa"),
+    *("elementwise_forward", "elementwise_backward", "slstm_forward", "slstm_backward"),
     *("cpu_tile", "cpu_threads", "cpu_limit_threads", "cpu_last_plan", "cpu_release_scratch"),
     *("cpu_fma_peak", "cpu_read_bandwidth"),
 )
@@ -125,6 +126,10 @@ backward = _operator("rnn_backward")
 sru_forward = _operator("sru_forward")
 sru_backward = _operator("sru_backward")
 sru_step = _operator("sru_step")
+elementwise_forward = _operator("elementwise_forward")
+elementwise_backward = _operator("elementwise_backward")
+slstm_forward = _operator("slstm_forward")
+slstm_backward = _operator("slstm_backward")
 # With derivatives of their own, for tracers alone: see differentiable.py.
 layer = _operator("rnn_layer")
 sru_scan = _operator("sru_scan")

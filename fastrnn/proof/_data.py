@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import functional
 from .._cells import RNN, SCAN, WITH_CELL
+from . import elementwise
 from ._tolerances import Check
 
 
@@ -85,6 +86,9 @@ def make_data(
         hx = [draw(num_layers, B, O, scale=0.5)]
         cotangents = [draw(*rows, O), draw(num_layers, B, O)]
         return Data(check, draw(*rows, I, scale=scale), hx, params, cotangents, batch_sizes, num_layers)
+    if check.cell in elementwise.CELLS:
+        x, hx, params, cotangents = elementwise.numbers(check, size, draw, scale)
+        return Data(check, x, hx, params, cotangents, batch_sizes, num_layers)
     if check.cell in SCAN:
         # The recurrence alone: x is u, and the product that gives it is torch's. Both values of K. Weights of
         # the size they begin with: much larger ones, through which c feeds on itself, amplify rounding.
@@ -179,8 +183,12 @@ def _run_srupp(data: Data, backend: str, x, hx, params):
     return h, c
 
 
+def _run_elementwise(data: Data, backend: str, x, hx, params):
+    return elementwise.run(data.check, data.num_layers, backend, data.batch_sizes, x, hx, params)
+
+
 #: What runs the cells that are no functions of flat weights alike.
-_SRU = {"sru": _run_sru, "srupp": _run_srupp}
+_SRU = {"sru": _run_sru, "srupp": _run_srupp} | dict.fromkeys(elementwise.CELLS, _run_elementwise)
 
 
 def _collect(data: Data, dtype: torch.dtype, mode: str, call: Callable) -> dict[str, Tensor]:
