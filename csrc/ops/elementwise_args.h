@@ -56,6 +56,7 @@ inline void check_elementwise(ElementwiseInputs& in, const std::string& cell, co
   in.cell = parse_elementwise(cell);
   in.reverse = reverse;
   const ElementwiseFacts& facts = facts_of(in.cell);
+  in.option = facts.option;
   const bool linear = in.cell == ElementwiseKind::kLinear;
   ScanShape& s = in.scan.shape;
   s.dtype = parse_dtype(x, "x");

@@ -39,6 +39,7 @@ struct ElementwiseNeeds {
 struct ElementwiseInputs {
   ElementwiseKind cell = ElementwiseKind::kLinear;
   bool reverse = false;  // from the last step to the first
+  bool option = false;   // the cell's, from its facts, which kernels do not ask: a table would be a symbol of theirs
   ScanInputs scan;
   TensorRows inputs[kMostInputs];  // (T,B,H) each
   const void* weight = nullptr;    // (H)

@@ -168,15 +168,16 @@ def _before(y: Tensor, h0: Tensor | None, lengths, cut, reverse: bool) -> Tensor
 
 
 def _weight_gradient(of_gx: Tensor, h: Tensor, weight: Tensor) -> Tensor:
-    """Head by head, a product over all steps."""
+    """A product over all steps for each head: of views, which a batch of products would copy."""
     of_gx, h = widen(of_gx).flatten(0, 1), widen(h).flatten(0, 1)
     size = weight.size(1)
     heads = h.size(1) // size
     if heads == 1:
         return (of_gx.t() @ h).to(weight.dtype)
-    rows = of_gx.unflatten(1, (4, heads, size)).permute(2, 1, 3, 0).flatten(1, 2)
-    blocks = rows @ h.unflatten(1, (heads, size)).transpose(0, 1)  # (heads, 4 * size, size)
-    return blocks.unflatten(1, (4, size)).transpose(0, 1).reshape(weight.shape).to(weight.dtype)
+    rows, found = of_gx.unflatten(1, (4, heads, size)), weight.new_empty((4, heads, size, size))
+    for head, own in enumerate(h.split(size, 1)):
+        found[:, head] = (rows[:, :, head].flatten(1).t() @ own).unflatten(0, (4, size))
+    return found.view(weight.shape)
 
 
 def _slstm_again(grads, constants, options, inputs, wanted):

@@ -43,7 +43,7 @@ class Elementwise : protected Scan<T, kDtype, CellOf> {
   };
 
   Elementwise(const ElementwiseInputs& in, const ElementwisePlan& plan, char* workspace)
-      : Base(in.scan, plan, workspace), e_(in), shares_(plan), option_(facts_of(in.cell).option) {
+      : Base(in.scan, plan, workspace), e_(in), shares_(plan), option_(in.option) {
     const int64_t width = this->widest(), workers = plan.all_workers();
     slots_ = turn() * width;
     state_ = arena_.template take<T>(workers * slots_);
