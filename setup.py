@@ -1,29 +1,34 @@
-"""Builds fastrnn's three binaries; everything declarative is in pyproject.toml.
+"""Builds fastrnn's binaries; everything declarative is in pyproject.toml.
 
 fastrnn/_C.*.so              pybind11, no torch: build facts and the kernel plan
 fastrnn/libfastrnn_cpu.so    the ops and their CPU kernels, on torch's stable ABI
 fastrnn/libfastrnn_cuda.so   their CUDA kernels; built where torch is a CUDA build and an nvcc is found
+fastrnn/lib/libfastrnn_stream.so, .a   the runtime behind fastrnn.h: no torch, no Python, C++'s runtime alone
 
-The two libraries know no Python and run under every torch from MIN_TORCH on, so neither links
+The first two libraries know no Python and run under every torch from MIN_TORCH on, so neither links
 libpython nor libtorch_python: `-z defs` makes the linker refuse a symbol that would need them.
 
 Environment (all optional):
     FASTRNN_CUDA=0|1        leave the CUDA kernels out, or stop with an error where they cannot be built
     FASTRNN_CUDA_ARCHS      such as "8.0;9.0a+PTX", or "all" for ALL_ARCHS, as wheels have them; by default
                             those of the GPUs of this machine, and where there is none ONE_ARCH
+    FASTRNN_ONLY            the one binary to build, by its name: libfastrnn_stream
     FASTRNN_SANITIZE=1      AddressSanitizer and UBSan, CPU only, in object folders of their own
     FASTRNN_LINK            more arguments for the linker, after all others; see tools/wheels.py
-    FASTRNN_TORCH_LIB       where libtorch_cpu lies that is linked with, for another system than this one
+    FASTRNN_TORCH_LIB       where libtorch_cpu lies that is linked with, for another system than this one; see
+                            tools/cross.py
     CUDA_HOME, CXX, MAX_JOBS   as everywhere
 """
 
 import os
+import platform
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from glob import glob
 from pathlib import Path
@@ -46,7 +51,14 @@ ALL_ARCHS = ["8.0", "9.0a", "10.0+PTX", "12.0+PTX"]
 ONE_ARCH = ["8.0-virtual", "9.0+PTX"]
 OLDEST_GPU = (8, 0)
 SANITIZE = os.environ.get("FASTRNN_SANITIZE", "0") not in ("", "0")
+ONLY = os.environ.get("FASTRNN_ONLY", "")
 CSRC = os.path.abspath("csrc")  # absolute: ninja runs elsewhere
+if sysconfig.get_platform().endswith("universal2"):  # python.org's for macOS; torch is for one processor
+    os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
+    os.environ.setdefault("_PYTHON_HOST_PLATFORM", f"macosx-11.0-{platform.machine()}")
+# What is built for: "linux", "x86_64". Another system than this one is named as CPython's own build names it.
+SYSTEM, *_, MACHINE = (os.environ.get("_PYTHON_HOST_PLATFORM") or sysconfig.get_platform()).split("-")
+MACHINE = {"arm64": "aarch64", "amd64": "x86_64"}.get(MACHINE, MACHINE)
 VERSION = re.search(r'__version__ = "(.+?)"', Path("fastrnn/_version.py").read_text()).group(1)
 
 if int(setuptools.__version__.split(".")[0]) < MIN_SETUPTOOLS:
@@ -154,14 +166,13 @@ def is_clang():
 
 
 CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
-if is_clang():
-    CXX_FLAGS += ["-Wno-unknown-pragmas"]  # those of targets, see flags_of()
-else:
+if not is_clang():
     CXX_FLAGS += ["-Wno-maybe-uninitialized"]  # gcc 12 imagines it in every std::optional<Tensor>
 # Kernels read no errno and no floating-point traps; without them gcc vectorises freely. Python's own
 # flags, which come first, would make signed overflow defined: indices would cost more, and UBSan see less.
 CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-wrapv"]
-LINK_FLAGS = ["-Wl,-z,defs", "-Wl,--as-needed", "-Wl,--exclude-libs,ALL"]
+# The linkers of macOS and Windows know neither these nor a need for them.
+LINK_FLAGS = ["-Wl,-z,defs", "-Wl,--as-needed", "-Wl,--exclude-libs,ALL"] if SYSTEM == "linux" else []
 if SANITIZE:
     CXX_FLAGS += ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     CXX_FLAGS += ["-fno-omit-frame-pointer"]
@@ -180,22 +191,20 @@ def sources(*patterns):
     return sorted(path for pattern in patterns for path in glob(pattern, recursive=True))
 
 
+@cache
 def instruction_sets():
-    """Those whose kernels are compiled: what the target's processors have, whichever this one is."""
-    target = os.environ.get("_PYTHON_HOST_PLATFORM") or sysconfig.get_platform()
-    if target.endswith(("aarch64", "arm64")):
-        return ["baseline", "neon"]
-    return ["baseline", "avx2", "avx512"] if target.endswith(("x86_64", "amd64")) else ["baseline"]
+    """{name: flags of its files} of those whose kernels are compiled: what the target's processors have,
+    whichever this one is."""
+    lines = Path("csrc/cpu/isa/flags.txt").read_text().splitlines()
+    rows = [line.split() for line in lines if line[:1] != "#"]
+    return {name: flags for machine, name, *flags in rows if machine == MACHINE} or {"baseline": []}
 
 
 def flags_of(source):
-    """What a file is compiled with beside the others' flags: its instruction set. To g++ the file's own
-    pragma says it, after the headers that every file shares; clang knows no such pragma."""
-    if not is_clang():
-        return ()
-    text = Path(source).read_text(encoding="utf-8")
-    found = re.search(r'^#pragma GCC target\("(.+)"\)', text, re.MULTILINE)
-    return tuple(f"-m{name}" for name in found.group(1).split(",")) if found else ()
+    """What a file is compiled with beside the others' flags: its instruction set."""
+    path = Path(source)
+    name = path.stem.removesuffix("_scan") if path.parent.name == "isa" else None
+    return tuple(instruction_sets().get(name, ()))
 
 
 def python_module():
@@ -222,7 +231,8 @@ def cpu_library():
         "fastrnn.libfastrnn_cpu",
         sources(
             *("csrc/ops/*.cpp", "csrc/plan/cpu.cpp", "csrc/plan/scan.cpp", "csrc/cpu/ops/*.cpp"),
-            *("csrc/cpu/isa/choose.cpp", *(f"csrc/cpu/isa/{name}*.cpp" for name in instruction_sets())),
+            *("csrc/cpu/isa/choose.cpp", "csrc/cpu/isa/processor.cpp"),
+            *(f"csrc/cpu/isa/{name}{scan}.cpp" for name in instruction_sets() for scan in ("", "_scan")),
         ),
         include_dirs=[CSRC, *include_paths()],
         library_dirs=[TORCH_LIB] if TORCH_LIB else library_paths(),
@@ -252,10 +262,25 @@ def cuda_library():
     )
 
 
+def stream_library():
+    named = ["-Wl,-soname,libfastrnn_stream.so", f"-Wl,--version-script={CSRC}/stream/exports.map"]
+    return Extension(
+        "fastrnn.lib.libfastrnn_stream",
+        sources(
+            *("csrc/stream/*.cpp", "csrc/stream/isa/choose.cpp", "csrc/cpu/isa/processor.cpp"),
+            *(f"csrc/stream/isa/{name}.cpp" for name in instruction_sets()),
+        ),
+        include_dirs=[CSRC, os.path.abspath("fastrnn/include")],
+        define_macros=[("FASTRNN_VERSION", f'"{VERSION}"')],
+        extra_compile_args=CXX_FLAGS,
+        extra_link_args=[*LINK_FLAGS, *named, *LINK_LAST],
+    )
+
+
 class Build(BuildExtension):
     def get_ext_filename(self, name):
         if name.rpartition(".")[2].startswith("lib"):  # a plain library: one file for every Python
-            return name.replace(".", os.sep) + ".so"
+            return name.replace(".", os.sep) + (".dll" if SYSTEM == "win" else ".so")
         return super().get_ext_filename(name)
 
     def build_extension(self, ext):
@@ -266,31 +291,76 @@ class Build(BuildExtension):
         archs = "-" + "_".join(cuda_archs(CUDA_HOME)) if name == "libfastrnn_cuda" else ""
         self.build_temp = os.path.join(shared, name + "-asan" * SANITIZE + archs)
         try:
-            self.compile_apart(ext)
-            super().build_extension(ext)
+            if name == "libfastrnn_stream":
+                self.build_runtime(ext)
+            else:
+                self.compile_apart(ext)
+                super().build_extension(ext)
         finally:
             self.build_temp = shared
 
     def compile_apart(self, ext):
-        """What has flags of its own becomes objects first: those of an extension are for all of its files."""
-        flags, folder = {source: flags_of(source) for source in ext.sources}, self.build_temp
-        for number, own in enumerate(sorted(set(flags.values()) - {()})):
-            ext.extra_objects += self.compiler.compile(
-                [source for source in ext.sources if flags[source] == own],
-                output_dir=os.path.join(folder, f"apart-{number}"),  # torch keeps one ninja file in a folder
-                include_dirs=ext.include_dirs,
-                extra_postargs=[*ext.extra_compile_args, *own],
-            )
-        ext.sources = [source for source in ext.sources if not flags[source]]
+        """What has flags of its own becomes objects first: those of an extension are for all of its files.
+        Side by side, as most of the time goes into one file of each; where MAX_JOBS is set, that is the
+        limit."""
+        groups = {}
+        for source in ext.sources:
+            groups.setdefault(flags_of(source), []).append(source)
+        ext.sources = groups.pop((), [])
+
+        def compile_group(number, flags):
+            return self.objects_of(ext, groups[flags], f"apart-{number}", flags)
+
+        together = self.use_ninja and not os.environ.get("MAX_JOBS")
+        with ThreadPoolExecutor(len(groups) or 1 if together else 1) as pool:
+            for objects in pool.map(compile_group, range(len(groups)), sorted(groups)):
+                ext.extra_objects += objects
+
+    def objects_of(self, ext, sources, folder, flags=()):
+        return self.compiler.compile(
+            sources,
+            output_dir=os.path.join(self.build_temp, folder),  # torch keeps one ninja file in a folder
+            include_dirs=ext.include_dirs,
+            macros=ext.define_macros,
+            extra_postargs=[*ext.extra_compile_args, *flags],
+        )
+
+    def build_runtime(self, ext):
+        """From the same objects a shared and a static library. Neither is told of torch or of Python."""
+        self.compile_apart(ext)
+        objects = ext.extra_objects + self.objects_of(ext, ext.sources, "plain")
+        shared = Path(self.get_ext_fullpath(ext.name))
+        shared.parent.mkdir(parents=True, exist_ok=True)
+        link = shlex.split(os.environ.get("LDCXXSHARED") or f"{os.environ.get('CXX') or 'c++'} -shared")
+        self.spawn([*link, *objects, "-o", str(shared), *ext.extra_link_args])
+        static = shared.with_suffix(".a")
+        static.unlink(missing_ok=True)  # ar would add to it
+        self.spawn([*shlex.split(os.environ.get("AR") or "ar"), "rcs", str(static), *objects])
+
+    def copy_extensions_to_source(self):
+        super().copy_extensions_to_source()
+        for static in Path(self.build_lib, "fastrnn", "lib").glob("*.a"):
+            self.copy_file(str(static), os.path.join("fastrnn", "lib", static.name))
 
     def run(self):
         super().run()
-        if not CUDA_HOME:  # none of an earlier build may stay beside the new binaries
+        if not CUDA_HOME and not ONLY:  # none of an earlier build may stay beside the new binaries
             for folder in (self.build_lib, "." if self.inplace else self.build_lib):
                 Path(folder, "fastrnn", "libfastrnn_cuda.so").unlink(missing_ok=True)
 
 
+def binaries():
+    known = {"_C": python_module, "libfastrnn_cpu": cpu_library}
+    if SYSTEM == "linux":  # whose linker the runtime asks for its name and its list of symbols
+        known["libfastrnn_stream"] = stream_library
+    if CUDA_HOME:
+        known["libfastrnn_cuda"] = cuda_library
+    if ONLY and ONLY not in known:
+        raise SystemExit(f"FASTRNN_ONLY: expected one of {', '.join(known)}, got {ONLY!r}")
+    return [make() for name, make in known.items() if ONLY in ("", name)]
+
+
 setup(
-    ext_modules=[python_module(), cpu_library()] + ([cuda_library()] if CUDA_HOME else []),
+    ext_modules=binaries(),
     cmdclass={"build_ext": Build},
 )

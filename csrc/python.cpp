@@ -225,17 +225,33 @@ std::string key_of(const std::string& cell, int64_t T, int64_t B, int64_t I, int
 
 py::dict plan(const std::string& device, const std::string& cell, int64_t T, int64_t B, int64_t I, int64_t H,
               int64_t P, int directions, const std::string& dtype, bool training, bool packed, int threads, int lanes,
-              int tile_rows, const std::optional<py::dict>& gpu, bool tf32, const std::string& tier,
+              int tile_rows, int64_t l2_bytes, int64_t l3_bytes, int meeting_ns, int region_ns,
+              const std::optional<py::dict>& gpu, bool tf32, const std::string& tier,
               const std::optional<py::dict>& table, const std::optional<std::string>& trusted,
               const std::string& rows) {
   const LayerShape shape = layer_shape(cell, T, B, I, H, P, directions, dtype, device == "cpu" ? "full" : rows);
-  for (const auto& [name, value] : {std::pair{"threads", threads}, {"lanes", lanes}, {"tile_rows", tile_rows}}) {
-    if (value < 1) throw py::value_error(std::string(name) + ": expected at least 1, got " + std::to_string(value));
-  }
+  const auto at_least = [](const char* name, int64_t value, int64_t least) {
+    if (value >= least) return;
+    throw py::value_error(std::string(name) + ": expected at least " + std::to_string(least) + ", got " +
+                          std::to_string(value));
+  };
+  at_least("threads", threads, 1);
+  at_least("lanes", lanes, 1);
+  at_least("tile_rows", tile_rows, 1);
+  at_least("l2_bytes", l2_bytes, 1);
+  at_least("l3_bytes", l3_bytes, 1);
+  at_least("meeting_ns", meeting_ns, 0);
+  at_least("region_ns", region_ns, 0);
   py::dict result;
   result["device"] = device;
   if (device == "cpu") {
-    const CpuMachine machine{.threads = threads, .lanes = lanes, .tile_rows = tile_rows};
+    const CpuMachine machine{.threads = threads,
+                             .lanes = lanes,
+                             .tile_rows = tile_rows,
+                             .l2_bytes = l2_bytes,
+                             .l3_bytes = l3_bytes,
+                             .meeting_ns = meeting_ns,
+                             .region_ns = region_ns};
     const CpuPlan chosen = plan_cpu(shape, machine);
     result["kernel"] = chosen.direct ? "direct" : "packed";
     result["reason"] = chosen.reason;
@@ -284,6 +300,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P") = 0, py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("training") = false,
         py::arg("packed") = false, py::arg("threads") = 1, py::arg("lanes") = 16, py::arg("tile_rows") = 6,
+        py::arg("l2_bytes") = CpuMachine().l2_bytes, py::arg("l3_bytes") = CpuMachine().l3_bytes,
+        py::arg("meeting_ns") = CpuMachine().meeting_ns, py::arg("region_ns") = CpuMachine().region_ns,
         py::arg("gpu") = py::none(), py::arg("tf32") = false, py::arg("tier") = "auto", py::arg("table") = py::none(),
         py::arg("trusted") = py::none(), py::arg("rows") = "full");
   m.def("trust_key", &key_of, py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),

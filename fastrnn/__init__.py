@@ -7,14 +7,14 @@ recurrences in plain torch.
 
 import sys
 
-from . import compat, functional, reference
+from . import compat, functional, reference, runtime
 from ._ops import library as _library
 from ._ops.library import release_scratch
 from ._plan.explain import explain
 from ._run import streaming as _streaming
 from ._run.status import cuda_status
 from ._run.streaming import Streamer
-from ._run.tune import Tuning, tune
+from ._run.tuning.tune import Tuning, tune
 from ._run.wavefront import wavefront
 from ._version import __version__
 from .compat import _convert
@@ -41,6 +41,7 @@ from .modules import (
     SRUppProjectedLinear,
     stack,
 )
+from .runtime import get_cmake_dir, get_include, get_library
 
 if _library.cpu_loaded:  # else there are no operators to say anything about
     from ._ops import (
@@ -81,10 +82,14 @@ __all__ = [
     "explain",
     "from_onnx",
     "functional",
+    "get_cmake_dir",
+    "get_include",
+    "get_library",
     "patch",
     "reference",
     "release_scratch",
     "revert",
+    "runtime",
     "stack",
     "tune",
     "wavefront",

@@ -25,7 +25,7 @@ PYTHON_FLOORS = (
     ("_run",),
     ("functional",),
     ("modules",),
-    ("models", "compat"),
+    ("models", "compat", "runtime"),
     ("proof",),
     ("cli",),
     ("__init__", "__main__"),
@@ -39,9 +39,9 @@ CPP_FLOORS = (
     ("ops",),
     ("cpu", "cpu/simd", "cuda/device"),
     ("cpu/product", "cuda/torch"),
-    ("cpu/rnn", "cpu/scan", "cuda/stepwise", "cuda/scan", "cuda/persistent"),
+    ("cpu/rnn", "cpu/scan", "cpu/stream", "cuda/stepwise", "cuda/scan", "cuda/persistent"),
     ("cpu/isa", "cuda/ops"),
-    ("cpu/ops",),
+    ("cpu/ops", "stream", "stream/isa"),
     (".",),
 )
 

@@ -150,7 +150,9 @@ def test_what_is_in_a_wheel(kind, machine, tmp_path):
     folder.mkdir()
     good = f"fastrnn-1.2.0-{python}-{python}-manylinux_2_28_{machine}.whl"
     module = f"fastrnn/_C.cpython-{python.removeprefix('cp')}-{machine}-linux-gnu.so"
-    files = [module, "fastrnn/libfastrnn_cpu.so"] + ["fastrnn/libfastrnn_cuda.so"] * (kind == "cuda")
+    runtime = [f"fastrnn/lib/{name}" for name in ("libfastrnn_stream.so", "libfastrnn_stream.a")]
+    runtime += ["fastrnn/include/fastrnn.h", "fastrnn/lib/cmake/fastrnn/fastrnn-config.cmake"]
+    files = [module, "fastrnn/libfastrnn_cpu.so"] + ["fastrnn/libfastrnn_cuda.so"] * (kind == "cuda") + runtime
 
     def faults(name: str, content: list[str]) -> list[str]:
         with zipfile.ZipFile(folder / name, "w") as file:
@@ -161,6 +163,8 @@ def test_what_is_in_a_wheel(kind, machine, tmp_path):
     if sys.platform == "linux" and platform.machine() == "x86_64":
         assert faults(good, files) == []
         assert faults(good, files[1:]) == [f"{module} is not in it"]
+        for part in runtime:
+            assert faults(good, [name for name in files if name != part]) == [f"{part} is not in it"]
         other = module.replace(machine, "sparc")
         assert set(faults(good, [other, *files[1:]])) == {
             f"{module} is not in it",
@@ -184,7 +188,7 @@ def test_a_wheel_is_tried_with_its_own_python():
 def test_a_trial_without_the_python_says_so(tmp_path):
     """One outcome that failed, and the others go on."""
     wheel = tmp_path / "cpu" / NAMES[0]
-    found = trial.try_one(wheel, trial.NEWEST, "python3.99", None)
+    found = trial.try_one(wheel, trial.NEWEST, "python3.99")
     assert (found["ok"], found["failed"]) == (False, "environment")
     assert found["environment"] == "python3.99 is not installed"
 

@@ -108,6 +108,7 @@ def make(kind: str, out: Path) -> Path:
             "CC": CROSS.replace("g++", "gcc"),
             "LDSHARED": f"{CROSS.replace('g++', 'gcc')} -shared",
             "LDCXXSHARED": f"{CROSS} -shared",
+            "AR": CROSS.replace("g++", "ar"),
             "_PYTHON_HOST_PLATFORM": "linux-aarch64",
             "SETUPTOOLS_EXT_SUFFIX": extension_suffix("aarch64"),
             "FASTRNN_TORCH_LIB": str(torch_for_aarch64()),
@@ -119,7 +120,7 @@ def make(kind: str, out: Path) -> Path:
     # Object files of its own: an object does not know which compiler or linker made it.
     run(
         *(sys.executable, "setup.py", "-q", "build", "--build-base", BUILD / f"wheel-{kind}"),
-        *("bdist_wheel", "--dist-dir", raw),
+        *("bdist_wheel", "--skip-build", "--dist-dir", raw),  # which would build a second time
         **environment,
     )
     (wheel,) = raw.glob("*.whl")
@@ -158,9 +159,12 @@ def judge(wheel: Path) -> list[str]:
     libraries = {name for name in names if ".so" in Path(name).name}
     machine = "aarch64" if wheel.parent.name == "aarch64" else "x86_64"
     wanted = {f"fastrnn/_C{extension_suffix(machine)}", "fastrnn/libfastrnn_cpu.so"}
+    wanted.add("fastrnn/lib/libfastrnn_stream.so")
     if wheel.parent.name == "cuda":
         wanted.add("fastrnn/libfastrnn_cuda.so")
+    runtime = {"lib/libfastrnn_stream.a", "include/fastrnn.h", "lib/cmake/fastrnn/fastrnn-config.cmake"}
     faults = [f"{name} is not in it" for name in wanted - libraries]
+    faults += [f"fastrnn/{name} is not in it" for name in runtime if f"fastrnn/{name}" not in names]
     faults += [f"{name} has no business in it" for name in libraries - wanted]
     if not wheel.name.endswith(f"-{PYTHON}-{PYTHON}-manylinux_2_28_{machine}.whl"):
         faults.append(f"{wheel.name} is not named for {PYTHON} and manylinux_2_28_{machine}")

@@ -6,6 +6,7 @@ if fastrnn fails in a case or its numbers differ from torch.nn's.
 
   --quick                        under a minute (make bench)
   --full --save                  all shapes on 1 and 2 threads, into benchmarks/results/
+  --variants                     what options such as norm and zoneout cost, beside the plain layers
   --cell gru --shape 50,64,512 --mode training --threads 1
   --device cuda --quick          against cuDNN on a GPU, under six minutes
   --device cuda --full --part 1/6   a part of everything, under ten minutes each
@@ -55,6 +56,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--random",
         action="store_true",
         help="LSTM, GRU and RNN on 30 shapes drawn from a fixed seed, against torch.nn, on 1 and 2 threads",
+    )
+    preset.add_argument(
+        "--rates",
+        action="store_true",
+        help="no layer against another: the kernels alone, against what this machine can do; some 20 seconds",
+    )
+    preset.add_argument(
+        "--variants",
+        action="store_true",
+        help="the options of LSTM, GRU and RNN, each beside the plain layer, on 1 and 2 threads",
     )
     preset.add_argument(
         "--peers",
@@ -162,7 +173,17 @@ def make_plan(options: argparse.Namespace):
     ):
         if given:
             raise SystemExit(f"{option} is about a GPU: add --device cuda")
-    name = "full" if options.full else "random" if options.random else "quick"
+    cores = machine.usable_cores()
+    if options.rates:
+        return Plan(
+            preset="rates",
+            cases=[],
+            threads=options.threads or sorted({1, min(2, cores)}),
+            contenders=["fastrnn"],
+            scan=True,
+            kernels=True,
+        )
+    name = next((n for n in ("full", "random", "variants") if getattr(options, n)), "quick")
     preset = presets.PRESETS[name]
     chosen = presets.select(
         preset,
@@ -175,13 +196,14 @@ def make_plan(options: argparse.Namespace):
     if not chosen:
         raise SystemExit("the filters leave nothing to run")
     budget_s = preset.budget_s if options.budget is None else options.budget
-    cores = machine.usable_cores()
     threads = options.threads or ([min(2, cores)] if name == "quick" else sorted({1, min(2, cores)}))
-    everyone = () if name == "random" else contenders.KEYS
-    wanted = options.contender or [k for k in everyone if k not in contenders.CUDA_PEERS]
-    keys = [k for k in contenders.KEYS if k in (*wanted, "fastrnn", "torch")]
-    extras = not (options.no_extras or options.shape or name == "random")
-    plain = [c for c in chosen if c.path == "layers" and not c.sweep and c.dtype == "float32"]
+    alone = name in ("random", "variants")
+    everyone = () if alone else contenders.KEYS
+    wanted = options.contender or [k for k in everyone if k not in (*contenders.CUDA_PEERS, "plain")]
+    always = ("fastrnn", "torch", *(("plain",) if any(c.variant for c in chosen) else ()))
+    keys = [k for k in contenders.KEYS if k in (*wanted, *always)]
+    extras = not (options.no_extras or options.shape or alone)
+    plain = [c for c in chosen if (c.path, c.dtype, c.variant) == ("layers", "float32", "") and not c.sweep]
     return Plan(
         preset=name
         if not (options.cell or options.shape or options.mode or options.dtype)
@@ -193,6 +215,7 @@ def make_plan(options: argparse.Namespace):
         memory_cases=_memory_cases(preset, chosen) if extras else [],
         overhead=extras,
         scan=extras and any(c.cell in SRU_CELLS for c in chosen),
+        kernels=extras and options.full,
         memory_contenders=memory.CONTENDERS if options.full else ("torch", "fastrnn"),
         budget_s=budget_s,
         hurry=name == "quick" and options.rounds is None,
@@ -285,6 +308,9 @@ def show(run: dict) -> None:
     if run.get("scan"):
         shown = tables.scan_table(run)
         console.table(shown.columns, shown.rows, tables.SCAN)
+    if run.get("kernels"):
+        shown = tables.kernels_table(run)
+        console.table(shown.columns, shown.rows, tables.KERNELS)
     if run["absolute_targets"]:
         shown = tables.absolute_table(run["absolute_targets"])
         console.table(shown.columns, shown.rows, "Latency, overhead, scaling, memory")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from fastrnn.proof import _variants as variants
+
 CELLS = ("lstm", "gru", "rnn", "sru", "srupp", "linear_scan", "indrnn", "mingru", "minlstm", "slstm")
 SRU_CELLS = ("sru", "srupp")
 #: Those that are no torch.nn's either; linear_scan is a function, whose a and h0 stand for weights.
@@ -31,6 +33,19 @@ _NAMES = {"srupp": "SRU++", "linear_scan": "linear_scan", "indrnn": "IndRNN", "m
 _NAMES |= {"minlstm": "MinLSTM"}
 
 
+#: Blocks of the recurrent weights in cases of heads.
+HEADS = 4
+
+
+def card_name(cell: str) -> str:
+    """A case's cell as the package's lists call it."""
+    return {"rnn": "rnn_tanh"}.get(cell, cell)
+
+
+def heads(case: Case) -> int:
+    return case.options().get("heads", 1) if case.variant else 1
+
+
 @dataclass(frozen=True)
 class Case:
     """One thing to time.
@@ -45,6 +60,7 @@ class Case:
             of the attention.
         sweep: part of the series over hidden sizes that is plotted, not of the tables.
         layers, directions: of the module; 1 but on a GPU.
+        variant: one of fastrnn.proof._variants.VARIANTS, "" for the plain cell.
     """
 
     cell: str
@@ -60,6 +76,7 @@ class Case:
     sweep: bool = False
     layers: int = 1
     directions: int = 1
+    variant: str = ""
 
     @property
     def storage(self) -> str:
@@ -85,6 +102,7 @@ class Case:
             name = _NAMES[self.cell]
         else:
             name = self.cell.upper() + {"layers": "", "packed": " packed", "proj": " projected"}[self.path]
+        name += f" {self.variant}" if self.variant else ""
         dtype = "" if self.dtype == "float32" else f" {self.dtype}"
         layers = f" {self.layers} layers" if self.layers > 1 else ""
         way = " bidirectional" if self.directions == 2 else ""
@@ -100,6 +118,10 @@ class Case:
             return None
         last = max(1, round(self.T / 10))
         return [round(self.T - (self.T - last) * b / max(1, self.B - 1)) for b in range(self.B)]
+
+    def options(self) -> dict:
+        """The variant's options, as constructors take them."""
+        return variants.options(card_name(self.cell), self.variant, self.H, heads=HEADS)
 
     def to_dict(self) -> dict:
         return asdict(self)

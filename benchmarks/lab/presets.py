@@ -7,7 +7,9 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from .cases import BESIDE, CELLS, PATHS, SRU_CELLS, WORK, Case
+from fastrnn.proof import _variants as variants
+
+from .cases import BESIDE, CELLS, PATHS, SRU_CELLS, WORK, Case, card_name
 from .contenders.registry import CUDA_PEERS
 
 #: T, B, H with as many inputs as hidden units: from one step of one row to a layer that fills the machine.
@@ -70,7 +72,14 @@ class Preset:
     sru_shapes: Sequence[tuple[int, int, int]] = ()
     elementwise_shapes: Sequence[tuple[int, int, int]] = ()
     random_shapes: Sequence[tuple[int, int, int, int]] = ()
+    variant_shapes: Sequence[tuple[int, int, int]] = ()
 
+
+#: T, B, H that the variants' limits are set on; heads also where their product is most of the work.
+VARIANT_SHAPES = ((100, 32, 256),)
+HEADS_SHAPES = (*VARIANT_SHAPES, (50, 64, 512))
+#: A preset without anything.
+_NOTHING = Preset((), (), (), (), 0, (), (), (), (), (), 0.0)
 
 PRESETS = {
     "quick": Preset(
@@ -100,23 +109,13 @@ PRESETS = {
         sweep_work=WORK,
         scaling_shapes=tuple(s for s in SHAPES if s[1] >= 16),
         memory_shapes=((100, 32, 256), (50, 64, 512), (50, 64, 1024)),
-        budget_s=300.0,
+        budget_s=420.0,
+        variant_shapes=VARIANT_SHAPES,
     ),
     # LSTM, GRU and RNN on RANDOM_SHAPES alone.
-    "random": Preset(
-        shapes=(),
-        packed_shapes=(),
-        proj_shapes=(),
-        cell_shapes=(),
-        sweep_steps=0,
-        sweep_batches=(),
-        sweep_hidden=(),
-        sweep_work=(),
-        scaling_shapes=(),
-        memory_shapes=(),
-        budget_s=180.0,
-        random_shapes=RANDOM_SHAPES,
-    ),
+    "random": replace(_NOTHING, budget_s=180.0, random_shapes=RANDOM_SHAPES),
+    # The cells' options alone, beside the plain cells.
+    "variants": replace(_NOTHING, budget_s=120.0, variant_shapes=VARIANT_SHAPES),
 }
 
 
@@ -143,8 +142,8 @@ def select(
     cells, (works, paths) = cells or CELLS, _wanted(modes)
     cases: list[Case] = []
 
-    def add(cell, path, T, B, H, P=0, sweep=False, over=works):
-        cases.extend(Case(cell, path, w == "training", T, B, H, H, P=P, sweep=sweep) for w in over)
+    def add(cell, path, T, B, H, over=works, **more):
+        cases.extend(Case(cell, path, w == "training", T, B, H, H, **more) for w in over)
 
     for path in paths:
         if path == "cells":
@@ -165,6 +164,12 @@ def select(
         for cell in (c for c in CELLS if c not in BESIDE):
             for T, B, inputs, H in preset.random_shapes:
                 cases.extend(Case(cell, "layers", w == "training", T, B, inputs, H) for w in works)
+        for cell in (c for c in CELLS if preset.variant_shapes):
+            for variant in variants.VARIANTS:
+                if variants.has(card_name(cell), variant):
+                    sizes = HEADS_SHAPES if variant == "heads" else preset.variant_shapes
+                    for T, B, H in sizes:
+                        add(cell, "layers", T, B, H, variant=variant)
         for cell in ("lstm", "gru"):
             for B in preset.sweep_batches:
                 for H in preset.sweep_hidden:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .cases import BESIDE, ELEMENTWISE_CELLS, GATES, SRU_CELLS, Case
+from .cases import BESIDE, ELEMENTWISE_CELLS, GATES, SRU_CELLS, Case, heads
 
 _MODULES = {
     ("layers", "lstm"): nn.LSTM,
@@ -21,8 +21,8 @@ class Problem:
     """Weights, input, state and incoming gradient of a case, the same for every contender.
 
     Attributes:
-        module: the torch.nn module with the weights, or fastrnn's of what torch.nn has not; in eval mode
-            for inference.
+        module: the torch.nn module with the weights, or fastrnn's of what torch.nn has not and of variants; in
+            eval mode for inference.
         x: (T, B, I), or (B, I) for a single step; padded with zeros where the case is packed.
         lengths: (B,) int64 of a packed case, else None.
         state: (h,) or (h, c), each (B, H), for a single step; None for layers, which start from zeros.
@@ -38,6 +38,8 @@ class Problem:
             torch.manual_seed(seed)
             if case.cell in BESIDE:
                 self.module = own_module(case, "reference").to(device, dtype)
+            elif case.variant:
+                self.module = variant_module(case, "reference").to(device, dtype)
             else:
                 self.module = _MODULES[kind, case.cell](case.I, case.H, **options).to(device, dtype)
             self.module.train(case.training)
@@ -83,12 +85,12 @@ def flops(case: Case) -> float:
         forward = 2.0 * steps * products + 4.0 * steps * case.T * case.P
         return forward * (3 if case.training else 1)
     if case.cell in ELEMENTWISE_CELLS:
-        recurrent = 4 * case.H * case.H // heads(case) if case.cell == "slstm" else case.H
+        recurrent = 4 * case.H * case.H // own_heads(case) if case.cell == "slstm" else case.H
         return 2.0 * steps * (GATES[case.cell] * case.H * case.I + recurrent) * (3 if case.training else 1)
     forward = 0.0
     for layer in range(case.layers):
         inputs = case.directions * hidden if layer else case.I
-        layer_flops = GATES[case.cell] * case.H * (inputs + hidden) + case.H * case.P
+        layer_flops = GATES[case.cell] * case.H * (inputs + hidden // heads(case)) + case.H * case.P
         forward += 2.0 * steps * case.directions * layer_flops
     return forward * (3 if case.training else 1)
 
@@ -103,11 +105,19 @@ def weight_bytes(case: Case) -> tuple[int, int]:
     if case.cell == "linear_scan":  # a and b, of which every step reads its own
         return size * 2 * case.B * case.H, 0
     if case.cell in ELEMENTWISE_CELLS:
-        recurrent = {"indrnn": case.H, "slstm": 4 * case.H * case.H // heads(case)}.get(case.cell, 0)
+        recurrent = {"indrnn": case.H, "slstm": 4 * case.H * case.H // own_heads(case)}.get(case.cell, 0)
         return size * recurrent, size * GATES[case.cell] * case.H * case.I
-    recurrent = case.layers * D * (GATES[case.cell] * case.H * hidden + case.H * case.P)
+    recurrent = case.layers * D * (GATES[case.cell] * case.H * hidden // heads(case) + case.H * case.P)
     inputs = case.I + (case.layers - 1) * D * hidden
     return size * recurrent, size * D * GATES[case.cell] * case.H * inputs
+
+
+def variant_module(case: Case, backend: str) -> nn.Module:
+    """fastrnn's module of a variant, on any backend."""
+    import fastrnn
+
+    options = module_options(case) | case.options()
+    return getattr(fastrnn, case.cell.upper())(case.I, case.H, backend=backend, **options)
 
 
 class LinearScan(nn.Module):
@@ -124,7 +134,7 @@ class LinearScan(nn.Module):
         return functional.linear_scan(self.a, b, self.h0)
 
 
-def heads(case: Case) -> int:
+def own_heads(case: Case) -> int:
     """Of an sLSTM, as the module has them; 1 of the others."""
     return getattr(own_module(case, "auto", "meta"), "num_heads", 1)
 

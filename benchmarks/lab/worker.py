@@ -2,7 +2,8 @@
 
 The request is one JSON object on stdin; every event is one line of JSON on the original stdout:
     {"event": "limits", …}   {"event": "start", "title": …}   {"event": "overhead", …}
-    {"event": "scan", …}     {"event": "result", …}  {"event": "scaling", …}
+    {"event": "scan", …}     {"event": "kernels", …}  {"event": "crowd", …}
+    {"event": "result", …}   {"event": "scaling", …}
 and, where the request has an end ("limit_s"), for supervisor.py
     {"event": "running", "key": …}   before each contender's first call and each of its samples
     {"event": "dropped", …}          a case that there was no time for
@@ -22,7 +23,7 @@ import torch
 
 from fastrnn.proof.timing import AGREEMENT, Contender, disagreement, interleave
 
-from . import limits, overhead, scan_rate
+from . import kernel_rate, limits, overhead, scan_rate
 from .cases import BESIDE, Case
 from .contenders.compile import forget
 from .contenders.contender import Unsupported
@@ -41,7 +42,8 @@ def make_contenders(
 ) -> tuple[list[Contender], dict, dict]:
     """The contenders that do this case and agree with the standard; {key: difference}; {key: why not}.
 
-    The difference of torch.nn's layer beside what it has not, which is another function, is None.
+    The difference of torch.nn's layer beside what it has not, and of the plain layer beside a variant, which
+    are other functions, is None.
 
     Args:
         excluded: keys to leave out, and why.
@@ -57,7 +59,7 @@ def make_contenders(
         announce(key)
         try:
             contender = build(key, problem, threads)
-            other = key == "torch" and case.cell in BESIDE
+            other = key == "plain" or (key == "torch" and case.cell in BESIDE)
             difference = None if other else disagreement(contender.result(), expected)
         except Unsupported as reason:
             skipped[key] = str(reason)
@@ -154,6 +156,13 @@ def work(request: dict, emit: Emit) -> None:
         emit("start", title="SRU's recurrence alone")
         for line in scan_rate.measure(threads):
             emit("scan", **line)
+
+    if request.get("kernels"):
+        emit("start", title="the kernels alone")
+        for line in kernel_rate.measure(threads):
+            emit("kernels", **line)
+        if threads > 1:
+            emit("crowd", **kernel_rate.crowd())
 
     began = time.perf_counter()
     deadline = began + request["budget_s"]

@@ -199,8 +199,13 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   m.def("cpu_isa() -> str");
   m.def("cpu_isas() -> str");
   m.def("cpu_set_isa(str name) -> ()");
-  // Of its kernels, what the plan looks at: lanes of a register in the compute dtype, rows of a full tile.
-  m.def("cpu_tile(bool float64) -> (int lanes, int tile_rows)");
+  // What the plan of a layer looks at: of the kernels in use lanes of a register in the compute dtype and rows of a
+  // full tile; of the machine its caches, and the time of a meeting of two threads and of a parallel region.
+  m.def(
+      "cpu_machine(bool float64) -> (int lanes, int tile_rows, int l2_bytes, int l3_bytes, int meeting_ns, "
+      "int region_ns)");
+  // Plans for another machine, for tests.
+  m.def("cpu_set_machine(int l2_bytes, int l3_bytes, int meeting_ns, int region_ns) -> ()");
 
   // How this thread's last call of rnn_forward or rnn_backward on the CPU was divided: a plan's fields.
   m.def(

@@ -28,7 +28,9 @@ inline constexpr ElementwiseFacts kElementwise[] = {
     {"minlstm_log", 3, false, true, true}, {"indrnn_tanh", 1, true, false, false},
     {"indrnn_relu", 1, true, false, true},
 };
-constexpr const ElementwiseFacts& facts_of(ElementwiseKind cell) { return kElementwise[static_cast<int>(cell)]; }
+constexpr FASTRNN_INLINE const ElementwiseFacts& facts_of(ElementwiseKind cell) {
+  return kElementwise[static_cast<int>(cell)];
+}
 
 inline constexpr int kMostInputs = 3;
 // Gradients that backward is asked for, as bits.

@@ -11,7 +11,7 @@ struct SlstmShape {
   int heads = 1;
   bool reverse = false;
 
-  int64_t head_size() const { return H / heads; }
+  FASTRNN_INLINE int64_t head_size() const { return H / heads; }
 };
 
 // Everything in the layer's type, but for what forward saves, in the compute type.

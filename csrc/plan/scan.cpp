@@ -8,9 +8,6 @@ namespace {
 
 // A parallel region costs a few microseconds: below this many column steps one thread is faster.
 constexpr int64_t kSerialElements = 16 << 10;
-// Results larger than this would push each other out of the last cache before anybody reads them: past the
-// caches no line has to be read before it is written.
-constexpr int64_t kStreamBytes = 16 << 20;
 // Multiply-adds below which a second thread costs more than it saves.
 constexpr int64_t kSerialProduct = 200'000;
 // Steps of a part, below which the meeting of those who share a sequence costs more than it saves.
@@ -20,9 +17,11 @@ constexpr int64_t kLeastSteps = 128;
 
 // Batch groups walk through whole rows and units through pieces of them: of the ways to make equal shares
 // the one with the most batch groups.
-ScanPlan plan_scan(const ScanShape& s, int64_t result_bytes, int available) {
+ScanPlan plan_scan(const ScanShape& s, int64_t result_bytes, int available, int64_t l3_bytes) {
   ScanPlan plan;
-  plan.stream = result_bytes > kStreamBytes;
+  // Results larger than that would push each other out of the last cache before anybody reads them: past the caches
+  // no line has to be read before it is written.
+  plan.stream = result_bytes > l3_bytes / 2;
   const int64_t elements = s.rows() * s.O;
   const int64_t threads = elements < kSerialElements ? 1 : available;
   const int64_t blocks = s.D * ((s.H() + 63) / 64);  // see Scan::kUnitBlock
@@ -40,9 +39,9 @@ ScanPlan plan_scan(const ScanShape& s, int64_t result_bytes, int available) {
 
 // The first part of a sequence is walked through once, and each other one once more for what it makes of any state:
 // so there is one part more than there are workers, and two passes over a part are the whole time.
-ElementwisePlan plan_elementwise(const ElementwiseInputs& in, int64_t result_bytes, int available) {
+ElementwisePlan plan_elementwise(const ElementwiseInputs& in, int64_t result_bytes, int available, int64_t l3_bytes) {
   const ScanShape& s = in.scan.shape;
-  ElementwisePlan plan{plan_scan(s, result_bytes, available)};
+  ElementwisePlan plan{plan_scan(s, result_bytes, available, l3_bytes)};
   if (!facts_of(in.cell).linear || s.rows() * s.O < kSerialElements) return plan;
   const int64_t most = s.T / kLeastSteps - 1;
   const int64_t groups = std::min<int64_t>(available / plan.workers(), most);

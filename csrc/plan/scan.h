@@ -10,27 +10,28 @@ struct ScanPlan {
   int batch_groups = 1;
   int unit_groups = 1;
   bool stream = false;  // results go past the caches
-  int workers() const { return batch_groups * unit_groups; }
+  FASTRNN_INLINE int workers() const { return batch_groups * unit_groups; }
 };
 
 // The same of a recurrence that is linear in its state: where there are fewer columns than threads, each share of
 // them is walked through by several workers, who have a part of the steps each.
 struct ElementwisePlan : ScanPlan {
   int time_groups = 1;
-  int all_workers() const { return workers() * time_groups; }
+  FASTRNN_INLINE int all_workers() const { return workers() * time_groups; }
 };
 
 // An sLSTM's heads and rows never wait for each other.
 struct SlstmPlan {
   int batch_groups = 1;
   int head_groups = 1;
-  int workers() const { return batch_groups * head_groups; }
+  FASTRNN_INLINE int workers() const { return batch_groups * head_groups; }
 };
 
-// result_bytes: of everything that the kernel writes.
-ScanPlan plan_scan(const ScanShape& shape, int64_t result_bytes, int threads);
+// result_bytes: of everything that the kernel writes. l3_bytes: the last cache's.
+ScanPlan plan_scan(const ScanShape& shape, int64_t result_bytes, int threads, int64_t l3_bytes = 32 << 20);
 
-ElementwisePlan plan_elementwise(const ElementwiseInputs& in, int64_t result_bytes, int threads);
+ElementwisePlan plan_elementwise(const ElementwiseInputs& in, int64_t result_bytes, int threads,
+                                 int64_t l3_bytes = 32 << 20);
 
 SlstmPlan plan_slstm(const SlstmShape& shape, int threads);
 

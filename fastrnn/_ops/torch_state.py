@@ -68,6 +68,10 @@ def differentiable(*grads: torch.Tensor | None) -> bool:
     return False
 
 
+#: What autocast casts; float64 and complex pass through it unchanged.
+AUTOCAST_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
 def autocasting(x: torch.Tensor) -> bool:
     """Whether autocast is on for the device of x."""
     if x.is_cpu:

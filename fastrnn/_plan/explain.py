@@ -20,7 +20,7 @@ from . import costs, gpus, subject, wavefront
 from .explanation import Explanation, LayerPlan
 from .route import Route, missing, one_step, route
 from .subject import Subject
-from .tuning import kinds, trust
+from .tuning import kinds, stacks, trust
 
 __all__ = ["Explanation", "LayerPlan", "explain"]
 
@@ -92,22 +92,25 @@ def explain(
     if gpu is not None and kind != "cuda":
         raise ValueError(f"gpu: expected none for device {kind!r}, got {gpu!r}")
     machine = {"threads": threads}
-    found_gpu, known = None, None
+    found_gpu, known, wave = None, None, None
     if kind == "cuda":
         found_gpu = gpus.find(gpu, device)
         known = trust.on_paper(torch.device(device), gpu is None and torch.cuda.is_available())
         tf32 = torch_state.rnn_tf32() if tf32 is None else tf32
         rows = "masked" if masked else "packed" if asked.packed else "full"
-        machine |= {"gpu": found_gpu.properties(), "tf32": tf32, "rows": rows, "trusted": known.lines()}
+        wave = None if masked or asked.backend != "auto" else _proven_wave(asked, known, tf32)
+        of_wave = {} if wave is None else dict.fromkeys(_keys(asked, tf32), wave.passes)
+        machine |= {"gpu": found_gpu.properties(), "tf32": tf32, "rows": rows}
+        machine["trusted"] = known.lines(of_wave)
         asked.notes.append(_times_of(found_gpu))
     elif kind == "cpu" and library.cpu_loaded:
-        machine |= library.cpu_tile(asked.dtype)
+        machine |= library.cpu_machine(asked.dtype)
 
     way = _way(asked, kind, found_gpu, masked, known, bool(tf32))
     layers = (_rnn_plans if asked.scans is None else _scan_plans)(asked, way, kind, machine, measure)
     if asked.scans is None:
         if kind == "cuda" and not masked and "fused" in (way.runner, way.otherwise):
-            asked.notes += _wavefront_notes(asked, found_gpu, tf32)
+            asked.notes += _wavefront_notes(asked, found_gpu, tf32, wave)
         if masked and way.runner == "fused":
             asked.notes.append(f"masked: the same kernels, forward and backward; {_FULL_ROWS}")
         elif masked and way.runner == "reference":
@@ -137,26 +140,31 @@ def _times_of(gpu: gpus.Gpu) -> str:
     return f"planned for {gpu.name}; times a step are {where}"
 
 
+def _facts(asked: Subject, tf32: bool) -> tuple:
+    """What kinds are made of, ``kinds.of_stack`` and ``stacks.of_layers``."""
+    directions = 2 if asked.bidirectional else 1
+    sizes = asked.T, asked.B, asked.inputs, asked.hidden, asked.proj, directions, asked.num_layers
+    return asked.cell, *sizes, _name(asked.dtype), tf32, asked.training, asked.packed
+
+
+def _keys(asked: Subject, tf32: bool) -> list[str]:
+    return [kind.key for kind in kinds.of_stack(*_facts(asked, tf32))]
+
+
+def _stack(asked: Subject, tf32: bool) -> kinds.Kind | None:
+    if asked.scans is not None:
+        return None
+    return stacks.of_layers(*_facts(asked, tf32), asked.training and asked.dropout > 0)
+
+
+def _proven_wave(asked: Subject, known: trust.Device, tf32: bool) -> stacks.Wave | None:
+    """The wavefront that a call would be."""
+    return trust.wavefront(known, _stack(asked, tf32))
+
+
 def _doubt(asked: Subject, known: trust.Device, tf32: bool) -> str | None:
     """What a call would be told of a GPU."""
-    directions = 2 if asked.bidirectional else 1
-    return trust.doubt(
-        known,
-        kinds.of_stack(
-            asked.cell,
-            asked.T,
-            asked.B,
-            asked.inputs,
-            asked.hidden,
-            asked.proj,
-            directions,
-            asked.num_layers,
-            _name(asked.dtype),
-            tf32,
-            asked.training,
-            asked.packed,
-        ),
-    )
+    return trust.doubt(known, kinds.of_stack(*_facts(asked, tf32)), _stack(asked, tf32))
 
 
 def _way(
@@ -246,8 +254,13 @@ def _scan_plans(asked: Subject, way: Route, kind: str, machine: dict, measure: b
     return plans
 
 
-def _wavefront_notes(asked: Subject, gpu: gpus.Gpu, tf32: bool) -> list[str]:
-    """What there is to say of stacked layers that could overlap in time."""
+def _wavefront_notes(asked: Subject, gpu: gpus.Gpu, tf32: bool, proven: stacks.Wave | None) -> list[str]:
+    """What there is to say of stacked layers that overlap in time, or could."""
+    if proven is not None:
+        return [
+            f"the layers overlap in time as a wavefront of {proven.pieces} pieces, which was verified and "
+            "measured on this device; the plan is of whole layers"
+        ]
     dropped = asked.training and asked.dropout > 0
     if asked.num_layers == 1 or asked.bidirectional or asked.packed or dropped:
         return []

@@ -42,6 +42,7 @@ class Route(NamedTuple):
         tier: which CUDA kernels, as a mode says it.
         asked: whether torch's own layer was asked for by name. If not, another comes where it cannot.
         otherwise: that other one, "fused" or "reference".
+        pieces: into how many the kernels' stacked layers are cut, as a device has proven it.
     """
 
     runner: str
@@ -49,6 +50,7 @@ class Route(NamedTuple):
     tier: int = 0
     asked: bool = False
     otherwise: str = "reference"
+    pieces: int = 1
 
 
 def missing(dtype: torch.dtype, device: str, runs: bool = True, where: str = "") -> str | None:

@@ -17,14 +17,12 @@ from torch import Tensor
 from .. import _checks, reference
 from .._cells import RNN, Variant
 from .._ops import autograd, library, torch_layer, torch_state
-from .._ops.torch_state import autocasting
+from .._ops.torch_state import AUTOCAST_TYPES, autocasting
 from .._plan import route
 from .._plan.route import Route
-from . import native, tuning, variant, wavefront
+from . import native, variant, wavefront
 from .rows import Rows, states
-
-# What autocast casts; float64 and complex pass through it unchanged.
-_AUTOCAST_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+from .tuning import calls
 
 
 class Stack(NamedTuple):
@@ -72,20 +70,24 @@ def _way(
     batch: int,
     batch_sizes: Tensor | None,
     states: Sequence[Tensor | None] = (),
+    autocast: bool = False,
 ) -> Route:
     """Who computes the layers. On a GPU that hangs on what is known of it and of layers like these."""
     known = x.is_cuda and stack.backend in ("auto", "fused") and library.cuda_loaded
     if not known or stack.variant is not None:  # of a variant there is nothing to know, nor torch's own layer
         return route.of(x, stack.backend, masked=rows is not None, variant=stack.variant)
     if rows is not None or stack.backend == "fused":
-        tuning.ready(x)
+        calls.ready(x)
         return route.of(x, stack.backend, masked=rows is not None)
-    if wavefront.asked():  # by the caller, and it is made of our kernels
+    pieces = wavefront.asked()
+    if pieces is not None and pieces > 1:  # by the caller, and it is made of our kernels
         return route.of(x, stack.backend, doubt=None)
     training = torch_state.gradients() and any(
         t is not None and t.requires_grad for t in (x, *states, *weights)
     )
-    return route.of(x, stack.backend, doubt=tuning.doubt(stack, x, batch, batch_sizes, training))
+    options = {"autocast": autocast, "whole": pieces == 1}
+    doubt, pieces = calls.answer(stack, x, batch, batch_sizes, training, **options)
+    return route.of(x, stack.backend, doubt=doubt)._replace(pieces=pieces)
 
 
 def run(
@@ -158,7 +160,7 @@ def run(
             _checks.same_kind(x, [("parameter", w)])
 
     try:
-        way = _way(stack, x, weights, rows, batch, batch_sizes, (h, c))
+        way = _way(stack, x, weights, rows, batch, batch_sizes, (h, c), autocast)
         if way.asked:  # autocast included
             found = native.layers(stack, x, h, c, weights, batch, batch_sizes)
         elif autocast:
@@ -168,7 +170,7 @@ def run(
     except RuntimeError:
         # Asked here, where no other call has to wait for the answer.
         if x.is_cuda:
-            tuning.after_an_error()
+            calls.after_an_error()
         if rows is not None or stack.variant is not None or not native.per_sample(weights):
             raise
         with native.taken_apart():
@@ -266,7 +268,7 @@ def _layers(stack, way, x, h, c, weights, batch, batch_sizes, rows):
     dropout = _checks.probability(stack.name, stack.dropout) if stack.training else 0.0
     equal = batch_sizes is None and rows is None
     if directions == 1 and equal and not dropout and way.runner == "fused" and stack.variant is None:
-        pieces = wavefront.pieces(x)
+        pieces = wavefront.pieces(x, way.pieces)
         if pieces > 1:
             starts = (
                 [(zero_h, zero_c)] * stack.num_layers
@@ -312,7 +314,7 @@ def autocast_inputs(cell: str, projected: bool, packed: bool, x, h, c, weights):
 
     Returns x, h, c, weights, and a dtype to round output and h to, or None.
     """
-    if x.dtype not in _AUTOCAST_TYPES:
+    if x.dtype not in AUTOCAST_TYPES:
         _checks.same_kind(x, [("parameter", w) for w in weights])
         return x, h, c, weights, None
     to, round_to = torch_state.autocast_dtype(x), None
@@ -323,11 +325,11 @@ def autocast_inputs(cell: str, projected: bool, packed: bool, x, h, c, weights):
             round_to = to if projected else None
             state = (h, c)[card.carries]
             state_type = x.dtype if state is None else state.dtype
-            if state_type in _AUTOCAST_TYPES:
+            if state_type in AUTOCAST_TYPES:
                 to = torch.promote_types(to, state_type)
 
     def cast(t):
-        return t.to(to) if t is not None and t.dtype in _AUTOCAST_TYPES else t
+        return t.to(to) if t is not None and t.dtype in AUTOCAST_TYPES else t
 
     x, h, c, weights = cast(x), cast(h), cast(c), [cast(w) for w in weights]
     _checks.same_kind(x, [("parameter", w) for w in weights])

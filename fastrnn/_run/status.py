@@ -27,7 +27,7 @@ def cuda_status(device: torch.device | str | int | None = None) -> dict:
         by tier ("one_cta", "cluster", "grid", "stepwise", clusters by size as well, and "cudnn" for calls of
         torch's own layers where those were chosen) and "forward" or "backward", since the process began;
         "devices", for each GPU its "name", the tiers in "quarantined" with the reason, and "proven", the
-        kinds of layers with an outcome and the tiers of their passes.
+        kinds of layers and of stacks with an outcome and what runs their passes.
 
     Raises:
         RuntimeError: a kernel gave up since the last question, with its tier, the layer's sizes and the
@@ -45,7 +45,7 @@ def cuda_status(device: torch.device | str | int | None = None) -> dict:
         found["devices"][index] = {
             "name": torch.cuda.get_device_name(index),
             "quarantined": trust.quarantined(here),
-            "proven": dict(here.entries),
+            "proven": here.proven(),
         }
     if bad:
         raise RuntimeError("; ".join(bad) + _AFTER)
@@ -54,13 +54,22 @@ def cuda_status(device: torch.device | str | int | None = None) -> dict:
 
 def _indices(device) -> list[int]:
     if device is not None:
-        try:
-            asked = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"device: expected a GPU, got {device!r}") from error
-        if asked.type != "cuda":
-            raise ValueError(f"device: expected a GPU, got {device!r}")
-        if not torch.cuda.is_available():
-            raise ValueError(f"device: expected a GPU that is here, got {device!r}: torch sees none")
-        return [torch.cuda.current_device() if asked.index is None else asked.index]
+        return [index_of(device)]
     return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+
+
+def index_of(device: torch.device | str | int) -> int:
+    """The number of a GPU that is here; a ValueError for everything else."""
+    try:
+        asked = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device: expected a GPU, got {device!r}") from error
+    if asked.type != "cuda":
+        raise ValueError(f"device: expected a GPU, got {device!r}")
+    if not torch.cuda.is_available():
+        raise ValueError(f"device: expected a GPU that is here, got {device!r}: torch sees none")
+    if asked.index is None:
+        return torch.cuda.current_device()
+    if asked.index > 0 and asked.index >= torch.cuda.device_count():
+        raise ValueError(f"device: expected one of {torch.cuda.device_count()} GPUs, got {device!r}")
+    return asked.index

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import _checks
 from .._cells import RNN
@@ -16,9 +16,6 @@ from .._ops.torch_state import autocasting
 from .._plan import route
 from .rnn import Stack, run
 from .scan import hooked
-
-if TYPE_CHECKING:
-    from ..modules._base import RecurrentLayer
 
 __all__ = ["Streamer"]
 
@@ -86,7 +83,7 @@ class Streamer:
         RuntimeError: a layer in two directions, one with hooks, or one whose sizes do not fit together.
     """
 
-    def __init__(self, layer: RecurrentLayer) -> None:
+    def __init__(self, layer: nn.RNNBase) -> None:
         if not hasattr(layer, "streamer"):  # its class imports this module
             raise TypeError(
                 f"Streamer: layer should be a fastrnn.LSTM, GRU or RNN, got {_checks.kind(layer)}; "
@@ -262,7 +259,7 @@ def _refuse_gradients(name: str, *tensors: Tensor | None) -> None:
         )
 
 
-def _sources(layer: RecurrentLayer) -> list[tuple[dict, str, Tensor, int | None, int]]:
+def _sources(layer: nn.RNNBase) -> list[tuple[dict, str, Tensor, int | None, int]]:
     """Every parameter and buffer that the layer's weights come from, those of parametrizations included, and
     weights that are plain attributes, as weight drop makes them: where it is kept, its version (inference
     tensors have none) and its address, which module.to() changes."""

@@ -34,8 +34,9 @@ def wavefront(pieces: int | None) -> Iterator[None]:
 
     Args:
         pieces: 1 for whole layers one after the other, more for that many pieces, None for what is done
-            without this context: whole layers, as no device has proven pieces to be faster.
-            ``fastrnn.explain`` names the number of pieces that the plan's times would make.
+            without this context: whole layers, but where ``fastrnn tune`` has found pieces to be right and
+            faster on this device. ``fastrnn.explain`` names the number of pieces that the plan's times would
+            make, or those that were proven.
 
     Layers with two directions, packed or masked batches, dropout in training, and compiled graphs run whole
     all the same. The numbers are the same up to rounding in the weights' gradients, whose sums over time are
@@ -63,20 +64,19 @@ def wavefront(pieces: int | None) -> Iterator[None]:
         _asked.reset(token)
 
 
-def asked() -> bool:
-    """Whether the caller wants layers in pieces, which are the fused kernels'."""
-    return not torch_state.compiling() and (_asked.get() or 1) > 1
+def asked() -> int | None:
+    """Into how many pieces the caller wants layers cut, None where he leaves it open."""
+    return None if torch_state.compiling() else _asked.get()
 
 
-def pieces(x: Tensor) -> int:
+def pieces(x: Tensor, proven: int = 1) -> int:
     """Into how many pieces a stack of plain layers over x, (T, B, I), is cut; 1 for not at all.
 
-    Only where somebody asks: the plan's times are no proof, and a device's outcomes (``_plan.tuning``) are of
-    a layer and a pass of it, not of stacks.
+    As somebody asks, else as the device has proven it: the plan's times are no proof.
     """
     if torch_state.compiling() or torch_state.tracing():
         return 1
-    return min(_asked.get() or 1, x.size(0))
+    return min(_asked.get() or proven, x.size(0))
 
 
 @functools.lru_cache(maxsize=64)

@@ -48,6 +48,11 @@ def full_shape(text: str) -> tuple[int, ...]:
     return _sizes(text, "T,B,I,H", "100,16,256,256")
 
 
+def count(text: str) -> int:
+    """A positive integer."""
+    return _sizes(text, "a number", "4")[0]
+
+
 def steps_and_rows(text: str) -> tuple[int, ...]:
     """ "T,B" as two positive integers."""
     return _sizes(text, "T,B", "100,16")

@@ -7,6 +7,7 @@ failed now.
 
   python -m fastrnn tune
   python -m fastrnn tune --shape 100,16,256,256 100,64,256,256 --cell gru --dtype bfloat16
+  python -m fastrnn tune --shape 100,16,64,64 --layers 4 --dtype bfloat16
   python -m fastrnn tune --model my_project.models:make --input 100,16
   python -m fastrnn tune --show
 """
@@ -42,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--model", metavar="MODULE:NAME", help="a module or what makes one; or FILE.pt of one")
     parser.add_argument("--input", type=types.steps_and_rows, metavar="T,B", help="of --model (100,16)")
     parser.add_argument("--cell", choices=tuple(RNN), default=["lstm"], help=", ".join(RNN), **some)
-    parser.add_argument("--dtype", choices=DTYPES, default=["float32"], help=", ".join(DTYPES), **some)
+    of_model = "; float32, for a model its own"
+    parser.add_argument("--dtype", choices=DTYPES, help=", ".join(DTYPES) + of_model, **some)
+    parser.add_argument("--layers", type=types.count, default=1, metavar="L", help="stacked, of shapes (1)")
     parser.add_argument("--bidirectional", action="store_true", help="both directions, of shapes")
     parser.add_argument("--rows", choices=ROWS, default="full", help="how rows of a batch differ (full)")
     parser.add_argument("--work", choices=("inference", "training"), help="by default both")
@@ -68,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
 def _tune(options: argparse.Namespace) -> int:
     import torch
 
-    from .._run import tune
+    from .._run.tuning import tune
 
     if options.device == "cpu":
         raise SystemExit("--device cpu: the CPU's kernels need no tuning")
@@ -79,7 +82,8 @@ def _tune(options: argparse.Namespace) -> int:
             _model(options.model) if options.model else options.shape,
             options.input,
             cell=options.cell,
-            dtype=[getattr(torch, name) for name in options.dtype],
+            dtype=options.dtype and [getattr(torch, name) for name in options.dtype],
+            num_layers=options.layers,
             device=options.device if options.device != "cuda" else None,
             bidirectional=options.bidirectional,
             training=None if options.work is None else options.work == "training",

@@ -1,4 +1,5 @@
-"""Check every cell, dtype, path, instruction set and CUDA tier against the float64 reference and torch.nn.
+"""Check every cell, variant, dtype, path, instruction set and CUDA tier against the float64 reference and,
+where it has them, torch.nn.
 
 Prints the worst errors over sizes, inference, training and recomputed gates, "output / gradient", each
 relative to the largest magnitude of its tensor; and in float32 on the CPU how many times torch.nn's own error
@@ -26,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cell", choices=cells, help=", ".join(cells), **some)
     parser.add_argument("--dtype", choices=dtypes, help=", ".join(dtypes), **some)
     parser.add_argument("--path", choices=paths, help=", ".join(paths), **some)
+    variants = (numbers.PLAIN_NAME, *numbers.VARIANTS)
+    parser.add_argument(
+        "--variant", choices=variants, help=f"of the cells: {', '.join(variants)}; by default all", **some
+    )
     parser.add_argument("--isa", help="instruction sets; by default all that can run here", **some)
     parser.add_argument("--device", type=types.device, default="cpu", help="cpu (default) or cuda")
     tiers = ("auto", *_checks.TIERS)
@@ -142,7 +147,7 @@ def run(options: argparse.Namespace) -> int:
         dtypes, isas, tiers = dtypes or ["float32"], isas or [library.cpu_isa()], tiers or ["auto"]
     if options.device != "cpu" and not dtypes:
         dtypes = (*numbers.DTYPES, numbers.TF32)
-    wanted = numbers.checks(options.cell, dtypes, options.path)
+    wanted = numbers.checks(options.cell, dtypes, options.path, options.variant)
     if not wanted:
         raise SystemExit("the filters leave nothing to check")
 

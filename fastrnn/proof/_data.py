@@ -1,10 +1,11 @@
 """The numbers of a check of ``verification.py``, and its cells run on them: fastrnn's, and torch.nn's.
 
-torch.nn has no SRU; there the reference in the dtype under test stands in for it.
+torch.nn has no SRU and no variants; there the reference in the dtype under test stands in for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable
@@ -14,10 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import functional
-from .._cells import RNN, SCAN, WITH_CELL
+from .. import functional, modules
+from .._cells import PLAIN, RNN, SCAN, WITH_CELL
+from .._cells.variant import Weights, parameters
+from .._cells.variant import read as read_variant
 from . import elementwise
 from ._tolerances import Check
+from ._variants import draws
 
 
 @dataclass
@@ -52,6 +56,7 @@ def make_data(
     single = check.path == "cells"
     num_layers, D = (1 if single else num_layers), check.directions
     generator = torch.Generator().manual_seed(T * 1000 + H + 1_000_003 * seed)
+    variant = read_variant(check.name, check.cell, H, **check.options(H)) if check.variant else PLAIN
     dtype = check.torch_dtype
 
     def draw(*shape, scale=1.0):
@@ -66,9 +71,16 @@ def make_data(
     for layer in range(num_layers):
         for _ in range(D):
             inputs = D * P if layer else I
-            params += [draw(G * H, inputs, scale=gain * inputs**-0.5), draw(G * H, P, scale=gain * P**-0.5)]
+            params += [draw(G * H, inputs, scale=gain * inputs**-0.5)]
+            # A variant's are as large as they begin with: a dropout makes larger ones of those that stay,
+            # and then the state is chaotic, which amplifies every rounding with each step.
+            begin = gain if variant is PLAIN else gain / 3**0.5
+            params += [draw(G * H, P // variant.heads, scale=begin * P**-0.5)]
             params += [draw(G * H).sign() if relu else draw(G * H, scale=0.1), draw(G * H, scale=0.1)]
             params += [draw(P, H, scale=H**-0.5)] if check.path == "proj" else []
+            if variant is not PLAIN:
+                named = parameters(check.cell, variant, inputs, H).items()
+                params += [_vector(name, draw(*size), gain) for name, size in named if name in _VECTORS]
     batch_sizes = None
     rows = (B,) if single else (T, B)
     if check.path == "packed":
@@ -102,6 +114,18 @@ def make_data(
     )
 
 
+#: The parameters that a variant has beside the plain cell's.
+_VECTORS = Weights._fields[Weights._fields.index("weight_peephole") :]
+
+
+def _vector(name: str, numbers: Tensor, gain: float) -> Tensor:
+    """Numbers for such a parameter; the gains of norms away from zero, and of products times ``gain``, as
+    weights are; that of W_hh h half of what it begins with, for the same reason as those."""
+    if name in ("norm_ih", "norm_hh"):
+        return gain * (1 if name == "norm_ih" else 0.5) * (1 + 0.1 * numbers)
+    return 1 + 0.1 * numbers if name == "norm_c" else 0.1 * numbers
+
+
 def _flat(result) -> list[Tensor]:
     if isinstance(result, Tensor):
         return [result]
@@ -111,21 +135,26 @@ def _flat(result) -> list[Tensor]:
 
 
 def run_functional(data: Data, dtype: torch.dtype, backend: str, mode: str) -> dict[str, Tensor]:
-    """Outputs, and gradients unless mode is "inference", of fastrnn.functional in dtype, by name."""
+    """Outputs, and gradients unless mode is "inference", of fastrnn.functional in dtype, by name.
+
+    What a variant draws in training is the same in every dtype and backend."""
     check = data.check
     if check.cell in _SRU:
         return _collect(data, dtype, mode, functools.partial(_SRU[check.cell], data, backend))
     cell, _, nonlinearity = check.cell.partition("_")
-    options: dict = {"backend": backend}
-    if nonlinearity:
-        options["nonlinearity"] = nonlinearity
+    options: dict = {"nonlinearity": nonlinearity} if nonlinearity else {}
+    training = mode != "inference"
+    if check.path == "cells" and check.variant:
+        return _collect(data, dtype, mode, functools.partial(_run_cell, data, backend, training, options))
+    options["backend"] = backend
     if check.path == "cells":
         function = getattr(functional, f"{cell}_cell")
     else:
         function = getattr(functional, cell)
         options |= {"num_layers": data.num_layers, "bidirectional": check.directions == 2}
-        options |= {"batch_sizes": data.batch_sizes, "training": mode != "inference"}
+        options |= {"batch_sizes": data.batch_sizes, "training": training}
         options["save"] = "recompute" if mode == "recompute" else "gates"
+        options |= check.options(data.hx[-1].size(-1))
 
     def call(x, hx, params):
         state = tuple(hx) if check.cell in WITH_CELL else hx[0]
@@ -136,6 +165,22 @@ def run_functional(data: Data, dtype: torch.dtype, backend: str, mode: str) -> d
         )
 
     return _collect(data, dtype, mode, call)
+
+
+def _run_cell(data: Data, backend: str, training: bool, options: dict, x, hx, params):
+    """A variant's single step: the module, whose function torch.nn has not; of the reference a layer's."""
+    check, hidden = data.check, hx[-1].size(-1)
+    cell, options = check.cell.partition("_")[0], options | check.options(hidden)
+    if backend == "reference":
+        first = [h.unsqueeze(0) for h in hx]
+        function = getattr(functional, cell)
+        state = tuple(first) if check.cell in WITH_CELL else first[0]
+        _, last = function(x.unsqueeze(0), state, params, training=training, backend=backend, **options)
+        return [h.squeeze(0) for h in (last if check.cell in WITH_CELL else (last,))]
+    module = getattr(modules, f"{cell.upper()}Cell")(x.size(-1), hidden, device="meta", **options)
+    named = dict(zip((name for name, _ in module.named_parameters()), params, strict=True))
+    state = tuple(hx) if check.cell in WITH_CELL else hx[0]
+    return torch.func.functional_call(module.train(training), named, (x, state))
 
 
 def _run_sru(data: Data, backend: str, u, hx, params):
@@ -155,10 +200,8 @@ def _run_sru(data: Data, backend: str, u, hx, params):
 
 def _srupp(check: Check, inputs: int, hidden: int, num_layers: int, backend: str) -> nn.Module:
     """A stack of SRU++ layers without data: the attention is torch's, two heads of it, and in every layer."""
-    from ..modules import SRUpp
-
     options = {"num_heads": 2, "bidirectional": check.directions == 2, "backend": backend}
-    return SRUpp(inputs, hidden, 8, num_layers, device="meta", **options)
+    return modules.SRUpp(inputs, hidden, 8, num_layers, device="meta", **options)
 
 
 def _srupp_parameter(name: str, shape: torch.Size, draw: Callable[..., Tensor]) -> Tensor:
@@ -193,7 +236,12 @@ _SRU = {"sru": _run_sru, "srupp": _run_srupp} | dict.fromkeys(elementwise.CELLS,
 
 def _collect(data: Data, dtype: torch.dtype, mode: str, call: Callable) -> dict[str, Tensor]:
     x, hx, params = data.leaves(dtype)
-    with torch.set_grad_enabled(mode != "inference"):
+    seeded = contextlib.nullcontext()
+    if draws(data.check.variant):
+        seeded = torch.random.fork_rng([x.device] if x.is_cuda else [])
+    with torch.set_grad_enabled(mode != "inference"), seeded:
+        if draws(data.check.variant):
+            torch.manual_seed(data.x.numel())
         outputs = _flat(call(x, hx, params))
     found = {f"output {n}": t for n, t in enumerate(outputs)}
     if mode != "inference":
@@ -203,11 +251,12 @@ def _collect(data: Data, dtype: torch.dtype, mode: str, call: Callable) -> dict[
     return found
 
 
-def run_torch(data: Data) -> dict[str, Tensor]:
-    """Outputs and gradients of torch.nn in the dtype under test, named as run_functional names them."""
+def run_torch(data: Data, mode: str = "training") -> dict[str, Tensor]:
+    """Outputs and gradients of torch.nn in the dtype under test, named as run_functional names them; of what
+    torch.nn has not, SRU and variants, the reference's."""
     check, dtype = data.check, data.x.dtype
-    if check.cell in _SRU:
-        return run_functional(data, dtype, "reference", "training")
+    if check.cell in _SRU or check.variant:
+        return run_functional(data, dtype, "reference", mode)
     cell, _, nonlinearity = check.cell.partition("_")
     hidden, inputs = data.hx[-1].size(-1), data.x.size(-1)
     options: dict = {"nonlinearity": nonlinearity} if nonlinearity else {}

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from .._cells import SCAN
+from ._variants import options
 
 #: Cells without a projection, single steps or gates to compute again.
 SCANS = (*SCAN, "srupp", "linear_scan", "indrnn", "mingru", "minlstm", "slstm")
@@ -42,21 +43,28 @@ FLOOR = 0.1
 
 @dataclass(frozen=True)
 class Check:
-    """One path of one cell in one dtype (or TF32). directions is 1 for single steps."""
+    """One path of one cell in one dtype (or TF32). directions is 1 for single steps; variant is one of
+    ``_variants.VARIANTS``, or "" for the plain cell."""
 
     cell: str
     path: str
     directions: int
     dtype: str
+    variant: str = ""
 
     @property
     def name(self) -> str:
         way = ", bidirectional" if self.directions == 2 else ""
-        return f"{self.cell} {self.path}{way}"
+        variant = f"+{self.variant}" if self.variant else ""
+        return f"{self.cell}{variant} {self.path}{way}"
 
     def projection(self, H: int) -> int:
         """Size of an LSTM's projection, 0 without one."""
         return max(1, H // 3) if self.path == "proj" else 0
+
+    def options(self, H: int) -> dict:
+        """The variant's options for a layer of so many hidden units; {} of the plain cell."""
+        return options(self.cell, self.variant, H, single=self.path == "cells")
 
     @property
     def torch_dtype(self) -> torch.dtype:

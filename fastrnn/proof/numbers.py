@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .. import _checks
 from .._cells import RNN
+from .._cells.card import HALF
+from .._cells.variant import for_kernels, spell
+from .._cells.variant import read as read_variant
 from .._ops import library
 from .._plan import gpus
 from . import _accuracy
 from ._accuracy import Accuracy
-from ._data import make_data, run_functional, run_torch
+from ._data import Data, make_data, run_functional, run_torch
 from ._tolerances import (  # noqa: F401 - read from here
     FLOOR,
     SCANS,
@@ -32,10 +35,15 @@ from ._tolerances import (  # noqa: F401 - read from here
     Check,
     Tolerance,
 )
+from ._variants import VARIANTS, draws, has
 
 CELLS = (*RNN, *SCANS)
 DTYPES = tuple(TOLERANCES)
 PATHS = ("layers", "packed", "proj", "cells")
+#: The cells without an option, among the names of variants.
+PLAIN_NAME = "plain"
+#: Paths and directions that variants are checked on.
+_VARIANTS_PATHS = (("layers", 2), ("cells", 1))
 #: "inference" saves nothing, "training" saves the gates, "recompute" computes them again in backward.
 MODES = ("inference", "training", "recompute")
 
@@ -43,6 +51,8 @@ MODES = ("inference", "training", "recompute")
 #: registers of units, and a sequence that the kernels take in chunks.
 #: On a GPU also layers that one SM cannot hold.
 SIZES = ((1, 1, 3, 5, 1), (4, 2, 20, 16, 2), (7, 13, 19, 33, 2), (9, 3, 40, 100, 2), (45, 13, 6, 97, 1))
+#: Of variants: rows of a few numbers that a norm can be taken of. Of five, half types have too few digits.
+VARIANT_SIZES = ((1, 1, 3, 12, 1), *SIZES[1:])
 CUDA_SIZES = (*SIZES[::2], SIZES[3], (20, 70, 64, 256, 1), (12, 16, 48, 650, 1))
 
 
@@ -63,13 +73,15 @@ class Target:
             return True
         if check.cell in SCANS:
             return False  # their scan is one kernel, whatever the tier
+        if check.variant and check.path == "cells":
+            return False  # modules, which ask for none
         T, B, I, H, num_layers = size  # noqa: E741
         single, P = check.path == "cells", check.projection(H)
         D = check.directions
         for inputs in {I, D * (P or H)} if num_layers > 1 and not single else {I}:
             plan = library.plan(
                 device="cuda",
-                cell=check.cell,
+                cell=_spelled(check, H),
                 **{"T": 1 if single else T, "B": B, "I": inputs, "H": H, "P": P, "directions": D},
                 dtype=str(check.torch_dtype).removeprefix("torch."),
                 training=True,
@@ -80,6 +92,14 @@ class Target:
             if not (plan["possible"] and plan["backward"]["possible"]):
                 return False
         return True
+
+
+def _spelled(check: Check, H: int) -> str:
+    """The cell as the operators on a GPU are told it in training."""
+    if not check.variant:
+        return check.cell
+    variant = read_variant(check.name, check.cell, H, **check.options(H))
+    return spell(check.cell, *for_kernels(variant, False, check.path == "proj", True))
 
 
 def cuda_targets(device: str, tiers: Sequence[str] = (), gpu: gpus.Gpu | None = None) -> list[Target]:
@@ -131,6 +151,9 @@ class Outcome:
             # All but the scan are torch's operations in the dtype under test, each of which rounds in half
             # types: what is judged is what comes on top of their error.
             output, gradient = output + self.torch_output, gradient + self.torch_gradient
+        elif self.check.variant in ("norm", "all") and self.check.torch_dtype in HALF:
+            # A norm makes more of the rounding of the states to half types, the reference's as the kernels'.
+            output, gradient = output + self.torch_output, gradient + self.torch_gradient
         within = self.output <= output and self.gradient <= gradient and self.from_torch <= 1
         return within and self.accurate and not self.error
 
@@ -146,9 +169,16 @@ def distance(actual: Tensor, expected: Tensor) -> float:
     return found if found == found else float("inf")
 
 
-def checks(cells: Sequence[str] = (), dtypes: Sequence[str] = (), paths: Sequence[str] = ()) -> list[Check]:
-    """Every check that passes the filters; an empty filter lets everything through."""
-    return [
+def checks(
+    cells: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+    paths: Sequence[str] = (),
+    variants: Sequence[str] = (),
+) -> list[Check]:
+    """Every check that passes the filters; an empty filter lets everything through.
+
+    variants: of _variants.VARIANTS, "plain" for the cells without."""
+    plain = [
         Check(cell, path, directions, dtype)
         for dtype in dtypes or DTYPES
         for cell in cells or CELLS
@@ -156,6 +186,16 @@ def checks(cells: Sequence[str] = (), dtypes: Sequence[str] = (), paths: Sequenc
         if (path != "proj" or (cell in RNN and RNN[cell].projects))
         if path != "cells" or cell not in SCANS
         for directions in ((1,) if path == "cells" else (1, 2))
+    ]
+    found = [] if variants and PLAIN_NAME not in variants else plain
+    # What a variant does besides its cell it does in both directions and on every path of the loop.
+    return found + [
+        replace(check, variant=variant)
+        for check in plain
+        if (check.path, check.directions) in _VARIANTS_PATHS
+        for variant in VARIANTS
+        if variant in (variants or VARIANTS)
+        if has(check.cell, variant, check.path == "cells")
     ]
 
 
@@ -190,26 +230,24 @@ def run_check(
 ) -> list[Outcome]:
     """Run a check on every target. select(name) switches to it, before anything fused runs."""
     outcomes = [Outcome(check, target.name) for target in targets]
-    for size in SIZES if device == "cpu" else CUDA_SIZES:
+    sizes = CUDA_SIZES if device != "cpu" else VARIANT_SIZES if check.variant else SIZES
+    for size in sizes:
         if not any(target.takes(check, size) for target in targets):
             continue
         data = make_data(check, size, device)
-        with _one_thread():
-            exact = run_functional(data, torch.float64, "reference", "training")
-            try:
-                theirs, refused = run_torch(data), ""
-            except RuntimeError as error:  # a type or shape that this cuDNN does not have
-                if device == "cpu":
-                    raise
-                theirs, refused = {}, _describe(error)
-            own = {name: distance(found, exact[name]) for name, found in theirs.items()}
+        # Of what draws masks in training, evaluation is something else; of everything else it is the same.
+        expected = {
+            training: _expected(data, device, training)
+            for training in (True, False)[: 1 + draws(check.variant)]
+        }
         for outcome, target in zip(outcomes, targets, strict=True):
             if not target.takes(check, size):
                 continue
             select(target.name)
-            outcome.torch_error = outcome.torch_error or refused
-            for name, found in own.items():
-                outcome.record(f"torch_{name.split()[0]}", found, "")
+            for *_, own, refused in expected.values():
+                outcome.torch_error = outcome.torch_error or refused
+                for name, found in own.items():
+                    outcome.record(f"torch_{name.split()[0]}", found, "")
             for mode in MODES:
                 if mode == "recompute" and (check.path == "cells" or check.cell in SCANS):
                     continue
@@ -219,11 +257,26 @@ def run_check(
                 except Exception as error:  # a failure is a result here
                     outcome.error = _describe(error)
                     continue
+                exact, theirs, *_ = expected.get(mode != "inference", expected[True])
                 with _one_thread():
                     _compare(
                         outcome, ours, exact, theirs, f"T,B,I,H = {','.join(map(str, size[:4]))}, {mode}"
                     )
     return [outcome for outcome in outcomes if outcome.runs]
+
+
+def _expected(data: Data, device: str, training: bool) -> tuple[dict, dict, dict, str]:
+    """Of one size: the exact results, torch.nn's, how far those are from exact, and what torch.nn raised."""
+    mode = "training" if training else "inference"
+    with _one_thread():
+        exact = run_functional(data, torch.float64, "reference", mode)
+        try:
+            theirs, refused = run_torch(data, mode), ""
+        except RuntimeError as error:  # a type or shape that this cuDNN does not have
+            if device == "cpu":
+                raise
+            theirs, refused = {}, _describe(error)
+        return exact, theirs, {name: distance(found, exact[name]) for name, found in theirs.items()}, refused
 
 
 def _describe(error: Exception) -> str:
@@ -274,7 +327,9 @@ def verify(
                 found = run_check(check, targets, device, library.set_cpu_isa if on_cpu else lambda _: None)
             if on_cpu and beside_torch and check.dtype == "float32":
                 ran = [o for o in found if not o.error]
-                measured = _accuracy.measure(check, [o.target for o in ran], library.set_cpu_isa)
+                # A variant's reference takes its steps one by one, on both sides of the comparison.
+                seeds = _accuracy.SEEDS // 4 if check.variant else _accuracy.SEEDS
+                measured = _accuracy.measure(check, [o.target for o in ran], library.set_cpu_isa, seeds)
                 for outcome in ran:
                     outcome.accuracy = measured[outcome.target]
             outcomes += found

@@ -138,7 +138,7 @@ def test_a_missing_gpu_is_one_clear_error():
 
 
 def test_verify_passes(capsys):
-    assert main(["verify", "--cell", "gru", "--dtype", "float32", "float64"]) == 0
+    assert main(["verify", "--cell", "gru", "--dtype", "float32", "float64", "--variant", "plain"]) == 0
     out = capsys.readouterr().out
     for text in (
         *library.available_cpu_isas(),
@@ -148,6 +148,56 @@ def test_verify_passes(capsys):
         "0 over",
     ):
         assert text in out
+
+
+def test_verify_has_a_row_for_each_option_of_a_cell():
+    """A variant is a value: LSTM, GRU and RNN have their options' rows, the others none, and a filter takes
+    some of them. In every layer's row training draws masks, which are the reference's."""
+    rows = {c.name for c in numbers.checks(dtypes=["float32"])}
+    for cell in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        for variant in ("norm", "zoneout", "recurrent_dropout", "weight_dropout", "heads", "all"):
+            assert f"{cell}+{variant} layers, bidirectional" in rows
+    assert {
+        "lstm+peephole cells",
+        "lstm+coupled cells",
+        "gru+reset_before cells",
+        "rnn_relu+norm cells",
+    } < rows
+    assert not {"gru+peephole cells", "lstm+reset_before cells", "gru+recurrent_dropout cells"} & rows
+    assert not any(name.startswith("sru") and "+" in name for name in rows)
+    assert {c.variant for c in numbers.checks(variants=["plain", "heads"])} == {"", "heads"}
+    options = {c.options(12)["heads"] for c in numbers.checks(variants=["heads"])}
+    assert options == {2}
+
+
+@pytest.mark.parametrize(("cell", "variants"), [("lstm", ["all"]), ("gru", ["all", "reset_before"])])
+def test_verify_passes_with_options(cell, variants):
+    """Outputs and gradients of everything at once are those of the definition in float64, in every mode."""
+    isa = library.available_cpu_isas()[0]
+    for outcome in numbers.verify(
+        numbers.checks([cell], ["float64", "bfloat16"], variants=variants), [isa], beside_torch=False
+    ):
+        assert outcome.ok, outcome
+        assert outcome.runs >= 10
+        assert outcome.gradient > 0
+
+
+def test_verify_finds_a_wrong_variant(monkeypatch):
+    """A row fails where the kernels got other masks than the definition, in training alone."""
+    from fastrnn._run import variant
+
+    bernoulli = variant._bernoulli
+    monkeypatch.setattr(
+        variant,
+        "_bernoulli",
+        lambda x, shape, p: (
+            1 - bernoulli(x, shape, p) if x.dtype == torch.float32 else bernoulli(x, shape, p)
+        ),
+    )
+    (check,) = numbers.checks(["gru"], ["float32"], ["layers"], ["recurrent_dropout"])
+    (outcome,) = numbers.verify([check], library.available_cpu_isas()[:1], beside_torch=False)
+    assert not outcome.ok
+    assert "inference" not in outcome.where["output"]
 
 
 def test_verify_fails_over_tolerance(capsys, plain, monkeypatch):
@@ -223,7 +273,15 @@ def test_verify_asks_a_tier_only_for_what_it_takes():
         "cuda grid",
         "cuda stepwise",
     ]
-    for check in numbers.checks(dtypes=(*numbers.DTYPES, numbers.TF32)):
+    every = numbers.checks(dtypes=(*numbers.DTYPES, numbers.TF32))
+    for check in (c for c in every if c.variant):
+        # A cell's module asks for no tier; the persistent ones have no stages for what is between the gates.
+        layer, size = check.path == "layers", numbers.CUDA_SIZES[-2]
+        assert auto.takes(check, size)
+        assert stepwise.takes(check, size) == layer
+        persistent = layer and check.variant in ("weight_dropout", "coupled", "heads")
+        assert persistent or not any(t.takes(check, size) for t in (one_cta, cluster, grid)), check
+    for check in (c for c in every if not c.variant):
         sizes = [s for s in numbers.CUDA_SIZES if one_cta.takes(check, s)]
         assert all(auto.takes(check, s) for s in numbers.CUDA_SIZES)
         scan = check.cell in numbers.SCANS

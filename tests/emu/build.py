@@ -156,7 +156,8 @@ def write(path: Path, text: str) -> None:
 
 
 def find_cuda_tool(name: str) -> Path | None:
-    """nvcc or what lies beside it: CUDA_HOME's, the pip wheel's beside torch, the PATH's, the system's."""
+    """nvcc or what lies beside it: CUDA_HOME's, the pip wheel's beside torch, the PATH's, the system's; of
+    some tools triton has copies, which come with every CUDA build of torch."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     folders = [Path(home)] if home else []
     if torch.version.cuda:
@@ -164,6 +165,7 @@ def find_cuda_tool(name: str) -> Path | None:
     on_path = shutil.which(name)
     folders += [Path(on_path).resolve().parents[1]] if on_path else []
     folders.append(Path("/usr/local/cuda"))
+    folders.append(TORCH.parent / "triton" / "backends" / "nvidia")
     return next((f / "bin" / name for f in folders if (f / "bin" / name).exists()), None)
 
 

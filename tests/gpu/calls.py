@@ -21,6 +21,8 @@ SOAKED = ("one_cta", "cluster", "grid")
 SOAK_S = 10
 #: What `fastrnn tune --verify-only` is asked for, a process each: its own main grid of shapes.
 TUNED = [(cell, dtype) for cell in ("lstm", "gru") for dtype in ("float16", "bfloat16", "float32")]
+#: And of stacked layers as a wavefront: those of the sweep.
+STACKED = ["--layers", "4", "--shape", "32,16,64,64"]
 #: The tests of the layers' kernels on a GPU, and what else needs one, beside the scan and the wavefront.
 CUDA_TESTS = [f"tests/cuda/test_cuda{name}.py" for name in ("", "_modules", "_host")]
 OTHER_TESTS = [*CUDA_TESTS, "tests/ops/test_torch_compile.py::test_reduce_overhead"]
@@ -94,6 +96,10 @@ def tune(out: Path) -> Stage:
         command = python("-m", "fastrnn", "tune", "--verify-only", "--work", "training", "--limit", 20)
         command += ["--cell", cell, "--dtype", dtype]
         steps.append(Step(f"tune {cell} {dtype}", command, {"FASTRNN_CACHE": str(left)}, left=left))
+    left = out / "tune-wavefront.json"
+    command = python("-m", "fastrnn", "tune", "--verify-only", "--work", "training", "--limit", 20)
+    command += ["--cell", *("lstm", "gru", "rnn_tanh"), "--dtype", "bfloat16", *STACKED]
+    steps.append(Step("tune wavefront", command, {"FASTRNN_CACHE": str(left)}, left=left))
     return Stage(steps, 30, 180)
 
 

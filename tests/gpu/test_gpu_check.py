@@ -79,7 +79,7 @@ def test_what_the_calls_are_made_of(tmp_path):
     assert set(calls.TESTED) == set(_checks.TIERS)
     assert first[15:19] == ["soak one_cta", "soak cluster", "soak grid", "latency"]
     assert set(calls.SOAKED) == set(soak.SIZES)
-    assert first[19:] == [f"tune {cell} {dtype}" for cell, dtype in calls.TUNED]
+    assert first[19:] == [*(f"tune {cell} {dtype}" for cell, dtype in calls.TUNED), "tune wavefront"]
     assert second == ["facts", "sweep", "memcheck cluster", "memcheck grid"]
 
 
@@ -117,16 +117,24 @@ def test_what_tune_is_asked_for(tmp_path, monkeypatch):
     """Its own command line's options, on its own grid of shapes; each process keeps what it found in the file
     that the call takes."""
     from fastrnn import cli
-    from fastrnn._plan.tuning import cache
+    from fastrnn._plan.tuning import cache, stacks
 
     steps = calls.stages(1, tmp_path)[-1].steps
-    for step, (cell, dtype) in zip(steps, calls.TUNED, strict=True):
+    for step in steps:
         options = cli.parser().parse_args(step.told(100)[3:])
         assert (options.command, options.verify_only, options.work) == ("tune", True, "training")
-        assert (options.cell, options.dtype, options.shape, options.model) == ([cell], [dtype], None, None)
         monkeypatch.setenv("FASTRNN_CACHE", step.environment["FASTRNN_CACHE"])
         assert cache.place() == step.left
     assert len({step.left for step in steps}) == len(steps)
+    for step, (cell, dtype) in zip(steps[:-1], calls.TUNED, strict=True):
+        options = cli.parser().parse_args(step.told(100)[3:])
+        assert (options.cell, options.dtype, options.shape, options.model) == ([cell], [dtype], None, None)
+    # The wavefront: a stack of which there are wavefronts at all, of every cell.
+    options = cli.parser().parse_args(steps[-1].told(100)[3:])
+    assert {cell.partition("_")[0] for cell in options.cell} == set(record.CELLS)
+    ((T, B, inputs, hidden),) = options.shape
+    facts = T, B, inputs, hidden, 0, 1, options.layers, options.dtype[0], False, True, False
+    assert stacks.of_layers("lstm", *facts) is not None
 
 
 # Dry runs

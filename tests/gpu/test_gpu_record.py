@@ -102,6 +102,7 @@ def test_what_tune_verified():
     assert checks(found, "grid", "gru") == checks(found, "one_cta", "lstm") == {}
     assert checks(found, "cluster", "lstm") == {"tune": "failed"}
     assert checks(tuned(grid__forward="running"), "grid", "lstm") == {"tune": "failed"}
+    assert checks(tuned(wavefront_4__grid="verified"), "wavefront", "lstm") == {"tune": "ok"}
     assert checks([{"event": "left", "step": "tune lstm float16", "left": []}], "grid", "lstm") == {}
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,58 @@ def test_random_shapes_are_the_same_everywhere():
     chosen = presets.select(presets.PRESETS["random"])
     assert {(c.T, c.B, c.I, c.H) for c in chosen} == set(shapes)
     assert {c.group for c in chosen} == {f"{c} {w}" for c in ("LSTM", "GRU", "RNN") for w in cases.WORK}
+
+
+def test_variants_are_cases():
+    """Each option of LSTM, GRU and RNN beside the plain layer, in both kinds of work, at the size that the
+    limits are about; heads at a larger one too. The full preset has them, the quick one not."""
+    chosen = presets.select(presets.PRESETS["variants"])
+    groups = {c.group for c in chosen}
+    for cell, own in (("LSTM", ("peephole", "coupled")), ("GRU", ("reset_before",)), ("RNN", ())):
+        for variant in ("norm", "zoneout", "recurrent_dropout", "weight_dropout", "heads", "all", *own):
+            assert {f"{cell} {variant} inference", f"{cell} {variant} training"} <= groups
+    assert not any("SRU" in group or group == "GRU peephole training" for group in groups)
+    assert {(c.T, c.B, c.H) for c in chosen if c.variant != "heads"} == {(100, 32, 256)}
+    assert {c.H for c in chosen if c.variant == "heads"} == {256, 512}
+    assert set(chosen) < set(presets.select(presets.PRESETS["full"]))
+    assert not any(c.variant for c in presets.select(presets.PRESETS["quick"]))
+    half = replace(chosen[0], variant="heads", H=256)
+    assert flops(half) < 0.7 * flops(replace(half, variant=""))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("cell", "variant"), [("lstm", "all"), ("gru", "reset_before"), ("rnn", "norm")])
+def test_variants_are_compared_with_the_reference(cell, variant, training):
+    """A variant's results are the reference's with the same masks; the plain layer, which is something else,
+    stands beside it, and nobody else takes part."""
+    case = tiny(cell, training=training, H=8, I=8, variant=variant)
+    made, differences, skipped = worker.make_contenders(case, ["fastrnn", "plain", "torch", "jax"], 1)
+    assert [c.key for c in made] == ["fastrnn", "plain"]
+    assert 0 <= differences["fastrnn"] < 1e-5
+    assert differences["plain"] is None
+    assert {*skipped.values()} == {"plain cells only"}
+    for contender in made:
+        contender.call()
+    assert worker.make_contenders(tiny(), ["plain"], 1)[2] == {"plain": "beside variants only"}
+
+
+def test_verdicts_on_what_options_cost():
+    """The limits are those of the options' time over the plain layer's: forward and in training."""
+
+    def line(variant, cell, cost, training=True):
+        case = Case(cell, "layers", training, 100, 32, 256, 256, variant=variant)
+        (found,) = targets.evaluate([fake_result(case, {"fastrnn": cost, "plain": 1.0})], 1)
+        return found
+
+    limits = {("lstm", "norm"): 1.25, ("lstm", "zoneout"): 1.15, ("lstm", "recurrent_dropout"): 1.15}
+    limits |= {("lstm", "peephole"): 1.1, ("gru", "reset_before"): 1.6, ("lstm", "heads"): 1.0}
+    for (cell, variant), limit in limits.items():
+        for training in (False, True):
+            assert line(variant, cell, limit - 0.01, training)["met"] is True
+            over = line(variant, cell, limit + 0.01, training)
+            assert over["met"] is False
+            assert over["name"].endswith(f"against the plain layer (at most {limit:g} of its time)")
+    assert line("coupled", "lstm", 3.0)["met"] is None
 
 
 def test_filters():

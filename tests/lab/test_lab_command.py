@@ -142,6 +142,10 @@ def test_plans():
     assert plan("--mode", "training", "--threads", "1").preset == "quick, filtered"
     assert plan("--contender", "jax").contenders == ["fastrnn", "torch", "jax"]
     assert plan("--no-extras").memory_cases == []
+    options = plan("--variants", "--cell", "lstm")
+    assert options.contenders == ["fastrnn", "plain", "torch"]
+    assert all(c.variant for c in options.cases)
+    assert options.memory_cases == options.scaling_cases == []
     drawn = plan("--random")
     assert drawn.preset == "random"
     assert drawn.contenders == ["fastrnn", "torch"]

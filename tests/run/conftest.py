@@ -9,7 +9,7 @@ from tuning_fakes import A100, GPU, Scripted
 from fastrnn._ops import cuda, library
 from fastrnn._plan import gpus
 from fastrnn._plan.tuning import identity, trust
-from fastrnn._run import tune, tuning
+from fastrnn._run.tuning import calls, tune
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def gpu(store, monkeypatch):
     monkeypatch.setattr(cuda, "loaded", lambda: False)
     monkeypatch.setattr(identity, "of", lambda _: dict(GPU))
     monkeypatch.setattr(gpus, "find", lambda *_, **__: A100)
-    monkeypatch.setattr(tuning, "_tried", set())
+    monkeypatch.setattr(calls, "_tried", set())
     for name, value in {
         "is_available": True,
         "current_device": 0,

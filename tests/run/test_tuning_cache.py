@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pwd
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
+from tuning_fakes import GPU, KIND
 
-from fastrnn._plan.tuning import cache
+from fastrnn import cli
+from fastrnn._plan.tuning import cache, identity, trust
 
 
 def test_the_place_of_the_cache(monkeypatch, tmp_path):
@@ -76,3 +81,61 @@ def test_a_file_that_is_none(store, text):
     assert store.read() == cache.empty()
     store.update(lambda d: d["devices"].update(a={}))
     assert list(cache.parsed(store.path)["devices"]) == ["a"]
+
+
+RECORD = {"forward": "grid", "candidates": {"grid forward": {"state": "verified"}}}
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        5,
+        {"kinds": []},
+        {"kinds": {"bad": "x"}},
+        {"kinds": {"bad": {"candidates": []}}},
+        {"kinds": {"bad": {"candidates": {"grid forward": 7}}}},
+        {"kinds": {"bad": {"forward": 5}}},
+        {"kinds": {"bad": {"candidates": {"grid forward": {"state": ["verified"]}}}}},
+        {"kinds": {"bad": {"candidates": {"grid forward": {"us": "fast"}}}}},
+        {"kinds": {}, "quarantined": ["grid"]},
+        {"kinds": {}, "quarantined": {"grid": 1}, "device": {"gpu": 1}},
+    ],
+    ids=str,
+)
+def test_what_is_no_outcome_is_left_out(gpu, capsys, device):
+    """A file that somebody edited, or another version wrote, stops no call and no command; what is sound in
+    it counts."""
+    key, here = KIND.key.replace("training", "inference"), identity.text(GPU)
+    if isinstance(device, dict) and isinstance(device["kinds"], dict):
+        device = device | {"kinds": device["kinds"] | {key: RECORD}}
+    gpu.path.parent.mkdir(parents=True)
+    gpu.path.write_text(json.dumps({"format": 1, "devices": {here: device}}))
+    found = trust.device(0)
+    assert found.quarantined == {}
+    assert found.lines() == (
+        f"{key}\tgrid\tstepwise\n" if isinstance(device, dict) and device["kinds"] else ""
+    )
+    assert cli.main(["tune", "--show"]) == 0
+    assert "bad" not in capsys.readouterr().out
+
+
+def test_a_tier_that_is_none(gpu):
+    """The planner is told of no tier that this version has not."""
+    record = {"forward": "warp", "candidates": {"warp forward": {"state": "verified"}}}
+    key = KIND.key.replace("training", "inference")
+    gpu.update(lambda d: d["devices"].update({identity.text(GPU): {"kinds": {key: record}}}))
+    assert trust.device(0).lines() == ""
+
+
+def test_a_user_without_a_home(monkeypatch):
+    """As in a container: no error, and a place that can be written or not."""
+    for name in ("FASTRNN_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(_):
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert cache.place() == Path("/.cache/fastrnn/tune.json")
+    monkeypatch.setenv("FASTRNN_CACHE", "~nobody-of-this-name/x")
+    assert cache.place().name == "tune.json"

@@ -15,8 +15,8 @@ from tuning_fakes import A100, GPU, H100, KIND
 
 from fastrnn._plan.tuning import session
 from fastrnn._plan.tuning.kinds import Candidate, Kind, candidates
-from fastrnn._run import candidates as run_candidates
-from fastrnn._run import child
+from fastrnn._run.tuning import candidates as run_candidates
+from fastrnn._run.tuning import child
 
 CHILD = Path(__file__).with_name("tuning_child.py")
 

@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tuning_fakes import FAULTS, KIND, first_call, written
+from tuning_fakes import A100, FAULTS, KIND, first_call, written
 
 import fastrnn
 from fastrnn import cli
+from fastrnn._plan import gpus
 from fastrnn._plan.tuning import cache, trust
-from fastrnn._run import tune, tuning
+from fastrnn._run.tuning import calls, tune
 
 
 def test_tune_of_shapes(scripted):
@@ -61,11 +62,51 @@ def test_deterministic_algorithms_never_time(scripted, monkeypatch):
         ({"dtype": torch.float64}, ValueError, "dtype: expected one of float32, bfloat16, float16"),
         ({"rows": "some"}, ValueError, "rows should be"),
         ({"device": "cpu"}, ValueError, "device: expected a GPU"),
+        ({"device": 1.5}, ValueError, "device: expected a GPU"),
+        ({"device": "cuda:7"}, ValueError, "device: expected one of 1 GPUs, got 'cuda:7'"),
+        ({"cell": 5}, TypeError, "cell: expected a str or several, got 5"),
+        ({"dtype": "bfloat16"}, TypeError, "dtype: expected a dtype or several, got 'bfloat16'"),
+        ({"dtype": []}, TypeError, "dtype: expected a dtype or several"),
+        ({"num_layers": 0}, ValueError, "num_layers: expected at least 1"),
+        ({"limit_s": 0}, ValueError, "limit_s: expected a positive number of seconds, got 0"),
+        ({"limit_s": "1"}, TypeError, "limit_s: expected seconds"),
     ],
 )
 def test_wrong_arguments(scripted, wrong, error, text):
     with pytest.raises(error, match=text):
         fastrnn.tune((6, 3, 4, 20), **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [5, "abc", [], (6, 3, 4), [(6, 3, 4, 20), 5], torch.zeros(6, 3, 4)], ids=str
+)
+def test_wrong_shapes(scripted, wrong):
+    """One error that says what a shape is."""
+    with pytest.raises(TypeError, match=r"model_or_shape|\(T, B, I, H\)"):
+        fastrnn.tune(wrong)
+    assert not scripted.asked
+
+
+def test_a_gpu_without_kernels(scripted, monkeypatch):
+    """Nothing is tried there."""
+    old = replace(A100, name="Old", compute_capability=75)
+    monkeypatch.setattr(gpus, "find", lambda *_, **__: old)
+    with pytest.raises(RuntimeError, match=r"not built for Old, compute capability 7\.5"):
+        fastrnn.tune((6, 3, 4, 20), dtype=torch.bfloat16)
+    assert not scripted.asked
+
+
+def test_a_models_variants_and_precision(scripted):
+    """Of a variant nothing can be proven; a dtype other than the model's is autocast's; a packed input is
+    another kind of rows."""
+    with pytest.raises(TypeError, match="has no recurrent layer to tune"):
+        fastrnn.tune(fastrnn.GRU(4, 20, norm="layer"), (6, 3))
+    model = fastrnn.GRU(4, 20)
+    (kind,) = tune.kinds_of(model, (6, 3), dtype=torch.bfloat16, training=False)
+    assert kind.dtype == "bfloat16"
+    packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(6, 4), torch.zeros(2, 4)])
+    (kind,) = tune.kinds_of(model, packed, training=False)
+    assert (kind.rows, kind.dtype) == ("packed", "float32")
 
 
 def test_without_a_gpu(monkeypatch):
@@ -110,7 +151,7 @@ def test_the_first_call_of_many_ranks(on, monkeypatch):
     monkeypatch.setattr(tune, "distributed", lambda: True)
     monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: Store)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
-    monkeypatch.setattr(tuning, "_asked_at", 0.0)
+    monkeypatch.setattr(calls, "_asked_at", 0.0)
     assert first_call() == trust.UNVERIFIED
     assert not on.asked
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
@@ -120,8 +161,8 @@ def test_the_first_call_of_many_ranks(on, monkeypatch):
     trust.store().update(lambda d: d["devices"].clear())
     trust.forget()
     on.asked.clear()
-    monkeypatch.setattr(tuning, "_tried", set())
-    monkeypatch.setattr(tuning, "_asked_at", 0.0)
+    monkeypatch.setattr(calls, "_tried", set())
+    monkeypatch.setattr(calls, "_asked_at", 0.0)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     assert first_call() is None
     assert not on.asked

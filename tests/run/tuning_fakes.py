@@ -9,12 +9,15 @@ import torch
 from fastrnn._plan import gpus
 from fastrnn._plan.tuning import cache, identity, session
 from fastrnn._plan.tuning.kinds import Kind
-from fastrnn._run import rnn, tuning
+from fastrnn._run import rnn
+from fastrnn._run.tuning import calls
 
 GPU = {"gpu": "Test GPU", "driver": "1", "library": "abc"}
 H100, A100 = gpus.KNOWN["H100"], gpus.KNOWN["A100"]
 #: Small, and only one CTA's and the grid's on a GPU without clusters.
 KIND = Kind("lstm", 6, 3, 4, 20, dtype="bfloat16", training=True)
+#: Three layers like it, of which pieces can be made: two or four.
+STACK = Kind("lstm", 33, 3, 4, 20, dtype="bfloat16", training=True, layers=3)
 
 
 class Scripted:
@@ -41,7 +44,7 @@ class Scripted:
         )
         if bad:
             return bad
-        steps = dict.fromkeys(kind.passes, self.stepwise)
+        steps = {} if kind.layers > 1 else dict.fromkeys(kind.passes, self.stepwise)
         return session.Times({c: self.us.get(c.name, 20.0) for c in chosen}, steps, self.torch_us)
 
     def __enter__(self):
@@ -88,9 +91,10 @@ def written(
     store.update(change)
 
 
-def stack() -> rnn.Stack:
-    options = {"bias": True, "num_layers": 1, "dropout": 0.0, "training": True, "bidirectional": False}
-    return rnn.Stack("LSTM", "lstm", 4, 20, 0, **options, batch_first=False, save="gates", backend="auto")
+def stack(num_layers: int = 1, **changes) -> rnn.Stack:
+    options = {"bias": True, "dropout": 0.0, "training": True, "bidirectional": False, "batch_first": False}
+    options |= {"num_layers": num_layers, "save": "gates", "backend": "auto"}
+    return rnn.Stack("LSTM", "lstm", 4, 20, 0, **(options | changes))
 
 
 def first_call(x=None):
@@ -101,4 +105,4 @@ def first_call(x=None):
         dtype, device, size = x.dtype, torch.device("cuda", 0), x.size
 
     called = Called()
-    return tuning.doubt(stack(), called, 3, None, True)
+    return calls.doubt(stack(), called, 3, None, True)

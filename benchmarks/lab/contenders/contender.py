@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +33,8 @@ class Row:
         color, marker: its look in pictures.
         packages: what it imports, whose versions are told.
         device: "cpu" or "cuda" where it is one of the other libraries there; "" for those of every run.
-        training: whether it can train. own: which of the cells that torch.nn has not it does, beside
-            torch.nn's; alone: and no others.
+        training: whether it can train. variants: whether it does those of the cells' variants.
+        own: which of the cells that torch.nn has not it does, beside torch.nn's; alone: and no others.
         compiling_s: seconds that it may take for a first call, or for a sample that compiles again; 0 where
             it compiles nothing.
     """
@@ -46,6 +47,7 @@ class Row:
     packages: tuple[str, ...] = ()
     device: str = ""
     training: bool = True
+    variants: bool = False
     own: tuple[str, ...] = ()
     alone: bool = False
     compiling_s: float = 0.0
@@ -118,6 +120,17 @@ def synchronize(case: Case) -> Callable[[], None]:
     return torch.cuda.synchronize if case.device.startswith("cuda") else lambda: None
 
 
+@contextlib.contextmanager
+def _masks(case: Case) -> Iterator[None]:
+    """Draws the same masks of a variant for whoever's results are compared."""
+    if not case.variant:
+        yield
+        return
+    with torch.random.fork_rng([case.device] if case.device != "cpu" else []):
+        torch.manual_seed(0)
+        yield
+
+
 def own_parameters(module: nn.Module) -> list[nn.Parameter]:
     """Of what torch.nn has not. First the two whose gradients are compared: of an SRU those that every
     version has under the same name and in the same layout."""
@@ -155,7 +168,8 @@ def torch_contender(
             return run(x)
 
         def result():
-            return {"y": output(call())}
+            with _masks(problem.case):
+                return {"y": output(call())}
 
         return Contender(key, label, call, result, sync=synchronize(problem.case), **options)
 
@@ -181,7 +195,8 @@ def torch_contender(
 
     def result():
         prepare()
-        y = output(run(x))
+        with _masks(problem.case):
+            y = output(run(x))
         backward(y)
         grad_w_ih, grad_w_hh = (w.grad for w in weights[:2]) if gradients is None else gradients()
         return {

@@ -13,6 +13,7 @@ from fastrnn.proof.timing import Contender
 from ..cases import BESIDE, ELEMENTWISE_CELLS
 from ..problem import Problem
 from .contender import Row, Unsupported, own_parameters, torch_contender
+from .contender import run as run_module
 
 
 def build(problem: Problem, threads: int = 1) -> Contender:
@@ -25,6 +26,12 @@ def build(problem: Problem, threads: int = 1) -> Contender:
                 "reference", "reference", problem, weights, _defined(case.cell, module), few=True
             )
         return torch_contender("reference", "reference", problem, weights, module, few=True)
+    if case.variant:
+        module = copy.deepcopy(problem.module)
+        parameters = module.parameters()
+        return torch_contender(
+            "reference", "reference", problem, parameters, lambda x: run_module(module, problem, x), few=True
+        )
     if case.layers > 1 or case.directions > 1:
         raise Unsupported("single layers only")
     weights = [w.clone().requires_grad_(case.training) for w in problem.weights()]
@@ -61,4 +68,4 @@ def _defined(cell: str, module):
     return run
 
 
-ROWS = (Row("reference", "reference", build, "#8d97a1", "x", own=tuple(BESIDE)),)
+ROWS = (Row("reference", "reference", build, "#8d97a1", "x", variants=True, own=tuple(BESIDE)),)

@@ -60,6 +60,8 @@ def build(key: str, problem: Problem, threads: int) -> Contender:
         raise Unsupported("LSTM, GRU and RNN only" if not row.own else f"{' and '.join(row.own)} only")
     if row.alone and case.cell not in row.own:
         raise Unsupported(f"{' and '.join(row.own)} only")
+    if case.variant and not row.variants:
+        raise Unsupported("plain cells only")
     if row.device == "cuda" and not case.device.startswith("cuda"):
         raise Unsupported("on a GPU only")
     if row.device == "cpu" and (case.path, case.dtype, case.device) != ("layers", "float32", "cpu"):
@@ -71,7 +73,7 @@ def build(key: str, problem: Problem, threads: int) -> Contender:
 
 def standard(case: Case) -> str:
     """The contender whose results the others must have."""
-    return "reference" if case.cell in BESIDE else "torch"
+    return "reference" if case.cell in BESIDE or case.variant else "torch"
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 
 #include "cpu/isa/table.h"
 #include "cpu/ops/tensors.h"
+#include "cpu/ops/this_machine.h"
 #include "cpu/ops/threads.h"
 #include "ops/elementwise_args.h"
 #include "ops/tensors.h"
@@ -47,7 +48,7 @@ class ElementwiseCall {
   static void run(const Params& params, int64_t a_row, Workspace workspace, Kernel kernel) {
     const ScanShape& s = params.in.scan.shape;
     const int64_t bytes = s.rows() * a_row * static_cast<int64_t>(size_of(s.dtype));
-    const ElementwisePlan plan = plan_elementwise(params.in, bytes, usable_threads());
+    const ElementwisePlan plan = plan_elementwise(params.in, bytes, usable_threads(), last_cache());
     const Scratch scratch(workspace(params, plan));
     kernel(params, plan, scratch.data(), kTorchThreads);
   }

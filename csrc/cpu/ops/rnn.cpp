@@ -6,7 +6,7 @@
 
 #include "cpu/isa/choose.h"
 #include "cpu/ops/tensors.h"
-#include "cpu/ops/threads.h"
+#include "cpu/ops/this_machine.h"
 #include "ops/rnn_call.h"
 
 namespace fastrnn {
@@ -18,7 +18,7 @@ namespace {
 thread_local CpuPlan last_plan;
 
 const CpuPlan& plan_for(const LayerShape& shape, const KernelTable& kernels) {
-  return last_plan = plan_cpu(shape, machine_of(kernels, shape.dtype, usable_threads()));
+  return last_plan = plan_cpu(shape, this_machine(kernels, shape.dtype));
 }
 
 auto cpu_last_plan() {
@@ -31,7 +31,7 @@ template <class Params>
 void run(const Params& params, size_t (*workspace)(const Params&, const CpuPlan&),
          void (*kernel)(const Params&, const CpuPlan&, char*, const Parallel&), const CpuPlan& plan) {
   const Scratch scratch(workspace(params, plan));
-  kernel(params, plan, scratch.data(), kTorchThreads);
+  kernel(params, plan, scratch.data(), plan.groups() == 1 ? kOneThread : kTorchThreads);
 }
 
 // The rows of a padded (T,B,size) tensor that lie beyond their length: kernels never touch them.

@@ -12,7 +12,7 @@
 
 #include "cpu/isa/choose.h"
 #include "cpu/ops/tensors.h"
-#include "cpu/ops/threads.h"
+#include "cpu/ops/this_machine.h"
 #include "ops/rnn_call.h"
 
 namespace fastrnn {
@@ -164,7 +164,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_stream(Tensor x, Tensor h0, std::optional
     return static_cast<char*>(tensor.data_ptr()) + offset;
   };
 
-  const CpuMachine machine = machine_of(kernels, first.dtype, usable_threads());
+  const CpuMachine machine = this_machine(kernels, first.dtype);
   Tensor below = with_contiguous_rows(x);
   for (int64_t k = 0; k < L; ++k) {
     const PackedHeader header = k ? read_header(packed[k], k, kernels) : first;

@@ -258,13 +258,13 @@ void with_gate_product(const GateProductParams& params, int workers, char* works
   }
 }
 
-size_t gate_product_workspace(const GateProductParams& params, int workers) {
+inline size_t gate_product_workspace(const GateProductParams& params, int workers) {
   size_t bytes = 0;
   with_gate_product(params, workers, nullptr, [&](const auto& product) { bytes = product.workspace_bytes(); });
   return bytes;
 }
 
-void gate_product(const GateProductParams& params, int workers, char* workspace, const Parallel& parallel) {
+inline void gate_product(const GateProductParams& params, int workers, char* workspace, const Parallel& parallel) {
   with_gate_product(params, workers, workspace, [&]<class Product>(Product product) {
     product.block_input();
     parallel.run(workers, Product::body, &product);

@@ -42,10 +42,13 @@ def place() -> Path:
     user's cache folder."""
     asked = os.environ.get("FASTRNN_CACHE")
     if asked:
-        path = Path(asked).expanduser()
+        path = Path(os.path.expanduser(asked))
         return path if path.suffix == ".json" else path / "tune.json"
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "fastrnn" / "tune.json"
+    home = os.path.expanduser("~")
+    # A container's user may have none; where nothing can be written either, outcomes stay in memory.
+    home = "/" if home == "~" else home
+    return (Path(base) if base else Path(home, ".cache")) / "fastrnn" / "tune.json"
 
 
 def shipped() -> list[dict]:
@@ -55,7 +58,8 @@ def shipped() -> list[dict]:
 
 
 def parsed(path: Path) -> dict | None:
-    """A document, or None for a file that is none: what another program or version wrote, or half of it."""
+    """A document, or None for a file that is none: what another program or version wrote, or half of it. What
+    within it is no outcome is left out."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -63,7 +67,33 @@ def parsed(path: Path) -> dict | None:
     good = (
         isinstance(found, dict) and found.get("format") == FORMAT and isinstance(found.get("devices"), dict)
     )
-    return found if good else None
+    if not good:
+        return None
+    devices = {name: _device(d) for name, d in found["devices"].items() if isinstance(d, dict)}
+    return found | {"devices": devices}
+
+
+def _device(found: dict) -> dict:
+    def texts(part: str) -> dict[str, str]:
+        held = found.get(part)
+        return {k: v for k, v in held.items() if isinstance(v, str)} if isinstance(held, dict) else {}
+
+    kinds = found.get("kinds")
+    kinds = {k: r for k, r in kinds.items() if _is_record(r)} if isinstance(kinds, dict) else {}
+    return found | {"device": texts("device"), "kinds": kinds, "quarantined": texts("quarantined")}
+
+
+def _is_record(record: object) -> bool:
+    def has_texts(of: object, *fields: str) -> bool:
+        return isinstance(of, dict) and all(isinstance(of.get(field, ""), str) for field in fields)
+
+    if not has_texts(record, "forward", "backward", "why"):
+        return False
+    candidates = record.get("candidates", {})
+    return isinstance(candidates, dict) and all(
+        has_texts(c, "state", "why") and isinstance(c.get("us", 0.0), (int, float))
+        for c in candidates.values()
+    )
 
 
 class Cache:

@@ -18,11 +18,11 @@ TIERS = ("one_cta", "cluster_4", "cluster_8", "cluster_16", "grid")
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A layer to tune, which stands for all with its key.
+    """A layer to tune, or a stack of them, which stands for all with its key.
 
     T, B, I, H, directions: of one layer; dtype without its "torch."; tf32: whether float32 products may
-    round;
-    rows: "full", "packed" or "masked", which stands for lengths and resets.
+    round; rows: "full", "packed" or "masked", which stands for lengths and resets. layers: of a stack, whose
+    lowest has I features.
     """
 
     cell: str
@@ -35,11 +35,15 @@ class Kind:
     tf32: bool = False
     training: bool = False
     rows: str = "full"
+    layers: int = 1
 
     @functools.cached_property
     def key(self) -> str:
-        """C++'s name of the kind (csrc/plan/trust.h): what its planner looks for."""
-        return library.trust_key(**dataclasses.asdict(self))
+        """C++'s name of the kind (csrc/plan/trust.h): what its planner looks for. Of stacks it knows
+        nothing, whose name is the lowest layer's with their number behind it."""
+        asked = dataclasses.asdict(self)
+        layers = asked.pop("layers")
+        return library.trust_key(**asked) + (f" L={layers}" if layers > 1 else "")
 
     @property
     def precision(self) -> str:

@@ -12,8 +12,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from .. import gpus
-from . import cache, decide, identity
+from . import cache, decide, identity, stacks
 from .kinds import Candidate, Kind, candidates
+from .stacks import Wave
+
+#: What is verified and timed: a tier for one pass of a layer, or a wavefront of a stack.
+Chosen = Candidate | Wave
+
+
+def candidate_of(kind: Kind) -> type[Candidate] | type[Wave]:
+    """What a kind's candidates are made by, of the fields that they are told by."""
+    return Wave if kind.layers > 1 else Candidate
 
 
 class Verdict(NamedTuple):
@@ -34,10 +43,11 @@ class Verdict(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Medians in microseconds. candidates: of those that were timed. stepwise: of the stepwise tier, by pass.
-    torch: of all passes of torch's own layer, None where it cannot."""
+    """Medians in microseconds. candidates: of those that were timed; of a wavefront all passes together.
+    stepwise: of the stepwise tier, by pass; nothing for a stack. torch: of all passes of torch's own layers,
+    None where they cannot."""
 
-    candidates: Mapping[Candidate, float]
+    candidates: Mapping[Chosen, float]
     stepwise: Mapping[str, float]
     torch: float | None
 
@@ -45,9 +55,9 @@ class Times(NamedTuple):
 class Runner(Protocol):
     """Runs candidates on a device. Whatever happens is an answer: it raises nothing but KeyboardInterrupt."""
 
-    def verify(self, kind: Kind, candidate: Candidate) -> Verdict: ...
+    def verify(self, kind: Kind, candidate: Chosen) -> Verdict: ...
 
-    def time(self, kind: Kind, chosen: Sequence[Candidate]) -> Times | Verdict:
+    def time(self, kind: Kind, chosen: Sequence[Chosen]) -> Times | Verdict:
         """A verdict where the timing did not end well: of the first of the chosen if there is but one."""
 
 
@@ -87,27 +97,40 @@ class Session:
 
     def steps(self, kinds: Iterable[Kind]) -> int:
         """For a progress bar."""
-        return sum(len(list(candidates(kind, self.gpu))) + self.timed for kind in kinds)
+        return sum(self._most(kind) + self.timed for kind in kinds)
+
+    def _most(self, kind: Kind) -> int:
+        """How many candidates there can be: which wavefronts a stack has is known when its layers are."""
+        return len(stacks.PIECES) if kind.layers > 1 else len(list(candidates(kind, self.gpu)))
+
+    def _candidates(self, kind: Kind) -> list[Chosen]:
+        if kind.layers > 1:
+            return list(stacks.candidates(kind, self._records(), self.gpu))
+        return list(candidates(kind, self.gpu))
 
     def run(self, kinds: Iterable[Kind], advance: Progress = lambda _title, _steps: None) -> list[Outcome]:
         """Tune each kind; a kind's outcome is in the cache before the next begins."""
         return [self._tune(kind, advance) for kind in kinds]
 
     def _tune(self, kind: Kind, advance: Progress) -> Outcome:
-        chosen = list(candidates(kind, self.gpu))
-        right = []
+        chosen = self._candidates(kind)
+        right: list[Chosen] = []
         for candidate in chosen:
             advance(f"{kind.key}: {candidate.name}", 0)
             if self._verified(kind, candidate):
                 right.append(candidate)
             advance("", 1)
+        advance("", self._most(kind) - len(chosen))
         if self.timed:
             advance(f"{kind.key}: times", 0)
-            self._time(kind, right)
+            if chosen or kind.layers == 1:
+                self._time(kind, right)
+            else:
+                self._decided(kind, stacks.LAYERS, stacks.LAYERS, why="no wavefront could run")
             advance("", 1)
         return Outcome(kind, self._record(kind))
 
-    def _verified(self, kind: Kind, candidate: Candidate) -> bool:
+    def _verified(self, kind: Kind, candidate: Chosen) -> bool:
         known = self._record(kind).get("candidates", {}).get(candidate.name, {})
         state, why = cache.candidate_state(known)
         if state == cache.QUARANTINED and not self.again:
@@ -124,12 +147,12 @@ class Session:
         self._judge(kind, candidate, verdict)
         return verdict.ok
 
-    def _judge(self, kind: Kind, candidate: Candidate, verdict: Verdict) -> None:
+    def _judge(self, kind: Kind, candidate: Chosen, verdict: Verdict) -> None:
         state = cache.VERIFIED if verdict.ok else cache.QUARANTINED if verdict.ran else cache.NOT_RUN
         self._note(kind, candidate, state, verdict.text)
 
-    def _time(self, kind: Kind, right: list[Candidate]) -> None:
-        """The tiers that are worth it. One that hangs or crashes now takes no other with it: the rest is
+    def _time(self, kind: Kind, right: list[Chosen]) -> None:
+        """The candidates that are worth it. One that hangs or crashes now takes no other with it: the rest is
         timed again, one by one to find it."""
         times = self._timed(kind, right)
         if isinstance(times, Verdict):
@@ -144,30 +167,59 @@ class Session:
         if isinstance(times, Verdict):
             self._change(kind, lambda record: record.update(why=f"not timed: {times.text}"))
             return
-        useful = {}
-        for candidate, us in times.candidates.items():
-            if why := decide.slow(candidate.which, us, times.stepwise[candidate.which]):
-                self._note(kind, candidate, cache.QUARANTINED, why, us)
-            else:
-                useful[candidate] = us
-                self._note(kind, candidate, cache.VERIFIED, "", us)
-        forward, backward, why = decide.decide(kind, useful, times.stepwise, times.torch)
+        (self._decide_stack if kind.layers > 1 else self._decide)(kind, times)
 
-        def decided(record: dict) -> None:
+    def _decide(self, kind: Kind, times: Times) -> None:
+        useful = {
+            candidate: us
+            for candidate, us in times.candidates.items()
+            if self._worth(
+                kind, candidate, us, decide.slow(candidate.which, us, times.stepwise[candidate.which])
+            )
+        }
+        forward, backward, why = decide.decide(kind, useful, times.stepwise, times.torch)
+        us = {"torch": times.torch, **{f"stepwise {w}": us for w, us in times.stepwise.items()}}
+        self._decided(kind, forward, backward, why=why, us=us)
+
+    def _decide_stack(self, kind: Kind, times: Times) -> None:
+        whole = stacks.whole(kind, self._records(), self.gpu)
+        whole_us = times.candidates[whole]
+        useful = {
+            wave: us
+            for wave, us in times.candidates.items()
+            if wave != whole and self._worth(kind, wave, us, stacks.slow(us, whole_us))
+        }
+        won, why = stacks.decided(useful, whole_us, times.torch)
+        us = {"torch": times.torch, whole.name: whole_us}
+        if isinstance(won, Wave):
+            more = stacks.record_of(kind, won)
+            self._decided(kind, won.tier, won.tier, why=why, us=us, **more)
+        else:
+            self._decided(kind, won, won, why=why, us=us)
+
+    def _worth(self, kind: Kind, candidate: Chosen, us: float, slow: str) -> bool:
+        """Keep its time, and what it means if it is slow."""
+        self._note(kind, candidate, cache.QUARANTINED if slow else cache.VERIFIED, slow, us)
+        return not slow
+
+    def _decided(self, kind: Kind, forward: str, backward: str, **more: object) -> None:
+        def change(record: dict) -> None:
+            for old in stacks.FIELDS:
+                record.pop(old, None)
             record["forward"] = forward
             if kind.training:
                 record["backward"] = backward
-            record["why"] = why
-            record["us"] = {"torch": times.torch, **{f"stepwise {w}": us for w, us in times.stepwise.items()}}
+            record.update(more)
 
-        self._change(kind, decided)
+        self._change(kind, change)
 
-    def _timed(self, kind: Kind, chosen: Sequence[Candidate]) -> Times | Verdict:
+    def _timed(self, kind: Kind, chosen: Sequence[Chosen]) -> Times | Verdict:
+        beside = [stacks.whole(kind, self._records(), self.gpu)] if kind.layers > 1 else []
         for candidate in chosen:
             self._note(kind, candidate, cache.RUNNING, "")
         found: Times | Verdict | None = None
         try:
-            found = self.runner.time(kind, chosen)
+            found = self.runner.time(kind, [*beside, *chosen])
         finally:
             why = "interrupted" if found is None else ""
             for candidate in chosen:
@@ -175,7 +227,10 @@ class Session:
         return found
 
     def _record(self, kind: Kind) -> dict:
-        return self.store.read()["devices"].get(self.name, {}).get("kinds", {}).get(kind.key, {})
+        return self._records().get(kind.key, {})
+
+    def _records(self) -> dict[str, dict]:
+        return self.store.read()["devices"].get(self.name, {}).get("kinds", {})
 
     def _change(self, kind: Kind, change: Callable[[dict], None]) -> None:
         def changed(document: dict) -> None:
@@ -187,6 +242,6 @@ class Session:
 
         self.store.update(changed)
 
-    def _note(self, kind: Kind, candidate: Candidate, state: str, why: str, us: float | None = None) -> None:
+    def _note(self, kind: Kind, candidate: Chosen, state: str, why: str, us: float | None = None) -> None:
         entry = {"state": state, "why": why} | ({} if us is None else {"us": round(us, 2)})
         self._change(kind, lambda record: record["candidates"].update({candidate.name: entry}))

@@ -10,12 +10,14 @@ from __future__ import annotations
 import atexit
 import os
 import warnings
+from collections.abc import Mapping
 
 import torch
 
 from ..._ops import cuda, torch_state
-from . import cache, decide, identity
-from .kinds import Kind, of_stack
+from . import cache, decide, identity, stacks
+from .kinds import TIERS, Kind, of_stack
+from .stacks import Wave
 
 UNVERIFIED = "not verified on this device: run `fastrnn tune`"
 MODES = ("off", "verified", "on")
@@ -48,11 +50,15 @@ def _warn_of_mode(asked: str) -> None:
 
 
 class Device:
-    """A GPU's outcomes: for each key the tiers of forward and backward, "torch" for torch's own layer."""
+    """A GPU's outcomes. entries: for each kind of layer the tiers of forward and backward, "torch" for
+    torch's own layer. stacks: for each kind of stacked layers the wavefront that is faster, "torch", or
+    "layers" where each layer's kind has the word."""
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.entries: dict[str, tuple[str, str]] = {}
+        self.stacks: dict[str, Wave | str] = {}
+        self._of_pieces: dict[str, list[str]] = {}  # of a stack, what the planner calls its layers' pieces
         self.quarantined: dict[str, str] = {}
         self.known: dict = {}  # kinds of the calls that were made, for who asks again and again
         self.saved: set[str] = set()  # of the quarantined, those that the cache has
@@ -74,24 +80,58 @@ class Device:
         self._take({"kinds": _adopted.get(self.index, {})})
 
     def _take(self, table: dict) -> None:
-        for key, kind in table.get("kinds", {}).items():
-            if "forward" not in kind:  # verified, never timed
+        records = table.get("kinds", {})
+        for key, record in records.items():
+            if "forward" not in record:  # verified, never timed
                 continue
-            tiers = kind["forward"], kind.get("backward", "stepwise")
+            if " L=" in key:
+                self._take_stack(key, record, records)
+                continue
+            tiers = record["forward"], record.get("backward", "stepwise")
             passes = ("forward", "backward") if " training" in key else ("forward",)
-            if all(_proven(kind, tier, which) for tier, which in zip(tiers, passes, strict=False)):
+            if all(_proven(record, tier, which) for tier, which in zip(tiers, passes, strict=False)):
                 self.entries[key] = tiers
             else:
                 self.entries.pop(key, None)  # the user's cache has the last word
         self.quarantined |= table.get("quarantined", {})
 
-    def lines(self) -> str:
-        """As csrc/plan/trust.h reads them."""
-        tiers = {"torch": "auto"}
+    def _take_stack(self, key: str, record: dict, records: dict[str, dict]) -> None:
+        won = record["forward"]
+        if won not in (decide.TORCH, stacks.LAYERS):
+            won = stacks.trusted(record, records)
+        self._of_pieces.pop(key, None)
+        if won is None:
+            self.stacks.pop(key, None)
+            return
+        self.stacks[key] = won
+        if isinstance(won, Wave):
+            self._of_pieces[key] = record["pieces"]
+
+    def lines(self, also: Mapping[str, tuple[str, str]] | None = None) -> str:
+        """As csrc/plan/trust.h reads them. What a wavefront's pieces run has been verified as such, and is
+        none of those where torch's own layer is the better choice: it is said of those alone of which there
+        is nothing else to say. also: entries that have the last word."""
+        known = {
+            key: wave.passes
+            for stack, wave in self.stacks.items()
+            if isinstance(wave, Wave)
+            for key in self._of_pieces.get(stack, ())
+        }
+        known |= {
+            k: tiers for k, tiers in self.entries.items() if k not in known or decide.TORCH not in tiers
+        }
+        tiers = {decide.TORCH: "auto"}
         return "".join(
             f"{key}\t{tiers.get(forward, forward)}\t{tiers.get(backward, backward)}\n"
-            for key, (forward, backward) in self.entries.items()
+            for key, (forward, backward) in (known | dict(also or {})).items()
         )
+
+    def proven(self) -> dict[str, tuple[str, str]]:
+        """For a reader: by kind what runs its passes, of stacks "wavefront_8" and so on."""
+        return self.entries | {
+            key: (won.tier, won.tier) if isinstance(won, Wave) else (won, won)
+            for key, won in self.stacks.items()
+        }
 
     def hand_over(self) -> None:
         cuda.trust(self.index, self.lines())
@@ -102,6 +142,8 @@ class Device:
 def _proven(kind: dict, tier: str, which: str) -> bool:
     if tier in (decide.STEPWISE, decide.TORCH):
         return True
+    if tier not in TIERS:  # another version's
+        return False
     record = kind.get("candidates", {}).get(f"{tier} {which}", {})
     return cache.candidate_state(record)[0] == cache.VERIFIED
 
@@ -172,11 +214,20 @@ def entry(index: int, kind: Kind) -> tuple[str, str] | None:
 NEVER = "no persistent kernel computes such a layer"
 
 
-def doubt(here: Device, kinds: list[Kind]) -> str | None:
-    """Why torch's own layer is to compute a stack of layers of these kinds in place of the kernels; None
-    where each of them has been proven to be faster."""
+_AS_FAST = "measured on this device: torch's own layer is as fast"
+
+
+def doubt(here: Device, kinds: list[Kind], stack: Kind | None = None) -> str | None:
+    """Why torch's own layer is to compute layers of these kinds in place of the kernels; None where each of
+    them has been proven to be faster, or all together as a wavefront. stack: where they are one that could
+    be, its kind."""
     if not kinds:
         return NEVER
+    if stack is not None and stack.key in here.stacks:
+        if here.stacks[stack.key] == decide.TORCH:
+            return _AS_FAST
+        if wavefront(here, stack) is not None:
+            return None
     if not here.entries:
         return UNVERIFIED
     for kind in kinds:
@@ -184,13 +235,22 @@ def doubt(here: Device, kinds: list[Kind]) -> str | None:
         if tiers is None:
             return UNVERIFIED
         if decide.TORCH in tiers:
-            return "measured on this device: torch's own layer is as fast"
+            return _AS_FAST
     bad = quarantined(here)
     for kind in kinds if bad else ():
         for tier in here.entries[kind.key][: len(kind.passes)]:
             if family(tier) in bad:
                 return f"tier {tier!r} is in quarantine: see fastrnn.cuda_status()"
     return None
+
+
+def wavefront(here: Device, stack: Kind | None) -> Wave | None:
+    """The wavefront that computes stacked layers of a kind here, None where they run whole."""
+    won = None if stack is None else here.stacks.get(stack.key)
+    if not isinstance(won, Wave):
+        return None
+    bad = quarantined(here)
+    return None if any(family(tier) in bad for tier in won.tiers) else won
 
 
 def quarantined(here: Device) -> dict[str, str]:

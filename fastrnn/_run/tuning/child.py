@@ -14,8 +14,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .._plan.tuning.kinds import Candidate, Kind
-from .._plan.tuning.session import Times, Verdict
+from ..._plan.tuning import session
+from ..._plan.tuning.kinds import Kind
+from ..._plan.tuning.session import Chosen, Times, Verdict
 
 #: Seconds that a candidate may take, and a child until it is ready: torch's import, a device's context, code
 #: that is compiled for the device.
@@ -39,18 +40,19 @@ class Child:
         self._answers = -1
         self._read = b""
 
-    def verify(self, kind: Kind, candidate: Candidate) -> Verdict:
+    def verify(self, kind: Kind, candidate: Chosen) -> Verdict:
         found = self._ask("verify", kind, [candidate], self.limit_s)
         return found if isinstance(found, Verdict) else Verdict(**found)
 
-    def time(self, kind: Kind, chosen: Sequence[Candidate]) -> Times | Verdict:
+    def time(self, kind: Kind, chosen: Sequence[Chosen]) -> Times | Verdict:
         found = self._ask("time", kind, chosen, self.limit_s * (2 + len(chosen)))
         if isinstance(found, Verdict):
             return found
-        times = {Candidate(tier, which): us for tier, which, us in found["candidates"]}
+        make = session.candidate_of(kind)
+        times = {make(*fields): us for *fields, us in found["candidates"]}
         return Times(times, found["stepwise"], found["torch"])
 
-    def _ask(self, do: str, kind: Kind, chosen: Sequence[Candidate], limit_s: float) -> Verdict | dict:
+    def _ask(self, do: str, kind: Kind, chosen: Sequence[Chosen], limit_s: float) -> Verdict | dict:
         if self._process is None:
             problem = self._start()
             if problem:
@@ -77,7 +79,7 @@ class Child:
         reading, writing = os.pipe()
         environment = os.environ | {"FASTRNN_TUNE": "off"}  # by name alone
         # The child imports the package that runs here, wherever it was started from.
-        package = str(Path(__file__).parents[2])
+        package = str(Path(__file__).parents[3])
         paths = [package, *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
         try:
@@ -151,4 +153,4 @@ class Child:
 
 def on_device(index: int, limit_s: float = LIMIT_S) -> Child:
     """A runner for a GPU of this process."""
-    return Child([sys.executable, "-m", "fastrnn._run.candidates", f"cuda:{index}"], limit_s)
+    return Child([sys.executable, "-m", "fastrnn._run.tuning.candidates", f"cuda:{index}"], limit_s)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._ops import torch_state
-from .._plan.tuning import trust
-from .._plan.tuning.kinds import Kind, of_stack
+from ..._ops import torch_state
+from ..._plan.tuning import stacks, trust
+from ..._plan.tuning.kinds import Kind, of_stack
 from . import tune
 
 
@@ -28,33 +29,67 @@ def after_an_error() -> None:
         trust.learnt()
 
 
-def doubt(stack, x: Tensor, rows: int, batch_sizes: Tensor | None, training: bool) -> str | None:
-    """Why a stack over x is torch's own layer's, None where its kernels have been proven here."""
+class _Asked(NamedTuple):
+    """What calls that are alike are called: the kinds of a stack's layers, and its own where it could be cut
+    into pieces."""
+
+    layers: list[Kind]
+    stack: Kind | None
+
+
+def answer(
+    stack,
+    x: Tensor,
+    rows: int,
+    batch_sizes: Tensor | None,
+    training: bool,
+    *,
+    autocast: bool = False,
+    whole: bool = False,
+) -> tuple[str | None, int]:
+    """Why a stack over x is torch's own layer's, None where its kernels have been proven here; and into how
+    many pieces its layers are cut then, 1 for whole ones, which ``whole`` asks for. autocast: whether it is
+    on for x: then the kernels compute in its dtype."""
     if torch_state.exporting() or torch_state.tracing():
-        return trust.UNVERIFIED  # of a program, which outlives what is known now
+        return trust.UNVERIFIED, 1  # of a program, which outlives what is known now
     dtype, index = x.dtype, x.device.index or 0
+    if autocast and dtype in torch_state.AUTOCAST_TYPES:
+        dtype = torch_state.autocast_dtype(x)
     tf32 = dtype == torch.float32 and torch_state.rnn_tf32()
     directions = 2 if stack.bidirectional else 1
     if torch_state.compiling():
         layer = stack.cell, dtype, tf32, stack.hidden_size, stack.proj_size, directions, training
-        return trust.doubt_recorded(index, *layer, trust.generation)
+        return trust.doubt_recorded(index, *layer, trust.generation), 1
     packed = batch_sizes is not None
     steps = batch_sizes.size(0) if packed else x.size(0)
-    device = trust.device(index)
+    here = trust.device(index)
     asked = stack, steps, rows, dtype, tf32, packed, training
-    kinds = device.known.get(asked)
-    if kinds is None:
-        if len(device.known) > 4096:  # a program whose shapes never come again
-            device.known.clear()
+    known = here.known.get(asked)
+    if known is None:
+        if len(here.known) > 4096:  # a program whose shapes never come again
+            here.known.clear()
         sizes = stack.input_size, stack.hidden_size, stack.proj_size, directions, stack.num_layers
-        name = str(dtype).removeprefix("torch.")
-        kinds = of_stack(stack.cell, steps, rows, *sizes, name, tf32, training, packed)
-        device.known[asked] = kinds
-    found = trust.doubt(device, kinds)
-    if found is trust.UNVERIFIED and kinds and trust.eligible(x):
-        _first_call(index, [k for k in kinds if k.key not in device.entries])
-        found = trust.doubt(trust.device(index), kinds)
-    return found
+        facts = stack.cell, steps, rows, *sizes, str(dtype).removeprefix("torch."), tf32, training, packed
+        dropped = bool(stack.dropout) and stack.training
+        known = here.known[asked] = _Asked(of_stack(*facts), stacks.of_layers(*facts, dropped))
+    together = None if whole else known.stack
+    found = trust.doubt(here, known.layers, together)
+    if found is trust.UNVERIFIED or (together is not None and together.key not in here.stacks):
+        new = [k for k in known.layers if k.key not in here.entries]
+        new += [together] if together is not None and together.key not in here.stacks else []
+        if new and trust.eligible(x):
+            _first_call(index, new)
+            here = trust.device(index)
+            found = trust.doubt(here, known.layers, together)
+    if found is not None or together is None:
+        return found, 1
+    wave = trust.wavefront(here, together)
+    return None, 1 if wave is None else wave.pieces
+
+
+def doubt(stack, x: Tensor, rows: int, batch_sizes: Tensor | None, training: bool) -> str | None:
+    """The first half of ``answer``."""
+    return answer(stack, x, rows, batch_sizes, training)[0]
 
 
 _tried: set[tuple[int, str]] = set()  # kinds that were tuned at a first call, whatever came of it

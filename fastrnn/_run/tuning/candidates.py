@@ -1,6 +1,6 @@
 """Runs a candidate of tuning on a device: whether it is right, and how long it takes.
 
-    python -m fastrnn._run.candidates DEVICE ANSWERS
+    python -m fastrnn._run.tuning.candidates DEVICE ANSWERS
 
 is a child process of ``child``'s. It reads jobs from stdin, a JSON object a line, and writes an answer to
 the file descriptor ANSWERS for each. What a kernel does to it, it does to nobody else.
@@ -9,6 +9,7 @@ the file descriptor ANSWERS for each. What a kernel does to it, it does to nobod
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import statistics
@@ -19,11 +20,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .. import reference
-from .._cells import RNN
-from .._ops.mode import CLUSTERS, NEEDS, SAVE_MODES, TF32, TIERS
-from .._plan.tuning.kinds import Candidate, Kind
-from .._plan.tuning.session import Times, Verdict
+from ... import reference
+from ..._cells import RNN
+from ..._ops.mode import CLUSTERS, NEEDS, SAVE_MODES, TF32, TIERS
+from ..._plan.tuning import session
+from ..._plan.tuning.kinds import Candidate, Kind
+from ..._plan.tuning.session import Chosen, Times, Verdict
+from ..._plan.tuning.stacks import Wave
+from . import stacks
 
 #: Steps of the second shape that a candidate has to be right at: what a race or a rounding leaves adds up.
 LONG = 256
@@ -54,13 +58,15 @@ class Problem:
             self.lengths = torch.tensor([T - (b * T) // (2 * B) for b in range(B)])
             self.reset = (torch.rand(T, B, generator=self._generator) < 0.1).to(device)
         scale = H**-0.5
-        self.x, self.h0 = self._draw(*rows, kind.I), self._draw(D, B, H)
-        self.c0 = self._draw(D, B, H) if RNN[kind.cell].has_cell else None
+        states = kind.layers * D, B, H
+        self.x, self.h0 = self._draw(*rows, kind.I), self._draw(*states)
+        self.c0 = self._draw(*states) if RNN[kind.cell].has_cell else None
         gates = RNN[kind.cell].gates * H
-        shapes = [(gates, kind.I), (gates, H), (gates,), (gates,)] * D
+        features = [kind.I, *[D * H] * (kind.layers - 1)]
+        shapes = [s for n in features for s in [(gates, n), (gates, H), (gates,), (gates,)] * D]
         self.weights = [self._draw(*shape) * scale for shape in shapes]
-        self.grads = [self._draw(*rows, D * H), self._draw(D, B, H)]
-        self.grads.append(None if self.c0 is None else self._draw(D, B, H))
+        self.grads = [self._draw(*rows, D * H), self._draw(*states)]
+        self.grads.append(None if self.c0 is None else self._draw(*states))
 
     def _draw(self, *shape: int) -> Tensor:
         drawn = torch.rand(shape, generator=self._generator, dtype=torch.float64) * 2 - 1
@@ -73,7 +79,8 @@ class Problem:
     @property
     def names(self) -> list[str]:
         states = ["h", "c"] if self.c0 is not None else ["h"]
-        own = [f"{w}[{d}]" for d in range(self.kind.directions) for w in ("w_ih", "w_hh", "b_ih", "b_hh")]
+        count = self.kind.layers * self.kind.directions  # a stack has one direction
+        own = [f"{w}[{d}]" for d in range(count) for w in ("w_ih", "w_hh", "b_ih", "b_hh")]
         inputs = ["x", *(f"{s}_0" for s in states), *own]
         return ["y", *(f"{s}_n" for s in states), *(f"grad {name}" for name in inputs)]
 
@@ -118,17 +125,40 @@ class Executor:
         return [gx, gh, *([gc] if p.c0 is not None else []), *gw]
 
     def passes(self, p: Problem, forward: str, backward: str) -> list[Tensor]:
-        """Outputs and, in training, every gradient."""
+        """Outputs and, in training, every gradient; of a stack with its layers one after the other."""
+        if p.kind.layers > 1:
+            return self.stacked(p, Wave(1, forward, backward if p.kind.training else ""))
         saved = self.forward(p, forward, p.kind.training)
         outputs = list(saved[: 2 + (p.c0 is not None)])
         return outputs + (self.backward(p, saved, backward) if p.kind.training else [])
+
+    def stacked(self, p: Problem, wave: Wave) -> list[Tensor]:
+        """Outputs and gradients of a stack, cut into pieces."""
+        leaves = [None if t is None else t.clone() for t in (p.x, p.h0, p.c0, *p.weights)]
+        for t in leaves if p.kind.training else ():
+            if t is not None:
+                t.requires_grad_()
+        return self._with_gradients(p, self.outputs(p, wave, leaves), leaves)
+
+    def outputs(self, p: Problem, wave: Wave, leaves: Sequence[Tensor | None]) -> list[Tensor]:
+        layer = stacks.Layer(
+            self.ops,
+            p.kind.cell,
+            [self._mode(p.kind, tier) for tier in (wave.forward, wave.backward or "stepwise")],
+        )
+        with torch.set_grad_enabled(p.kind.training):
+            return [t for t in stacks.run(layer, wave.pieces, p.kind.layers, *leaves) if t is not None]
 
     def exact(self, p: Problem) -> list[Tensor]:
         """The same in float64 by plain torch."""
         leaves = [None if t is None else t.double().requires_grad_() for t in (p.x, p.h0, p.c0, *p.weights)]
         rows = {"batch_sizes": p.batch_sizes, "lengths": p.lengths, "reset": p.reset}
         with torch.enable_grad():
-            out = reference.layer(*leaves[:3], leaves[3:], cell=p.kind.cell, bias=True, **rows)
+            if p.kind.layers > 1:
+                layer = functools.partial(reference.layer, cell=p.kind.cell, bias=True)
+                out = stacks.run(layer, 1, p.kind.layers, *leaves)
+            else:
+                out = reference.layer(*leaves[:3], leaves[3:], cell=p.kind.cell, bias=True, **rows)
         return self._with_gradients(p, [t for t in out if t is not None], leaves)
 
     def torchs(self, p: Problem) -> list[Tensor] | None:
@@ -148,7 +178,7 @@ class Executor:
     def _torch_layer(self, p: Problem, leaves: Sequence[Tensor], train: bool = True) -> tuple[Tensor, ...]:
         x, h, c, *weights = leaves
         hx = h if c is None else (h, c)
-        options = (True, 1, 0.0, train, p.kind.directions == 2)
+        options = (True, p.kind.layers, 0.0, train, p.kind.directions == 2)
         function = getattr(torch._VF, p.kind.cell)
         with self._precision(p.kind):
             if p.batch_sizes is not None:
@@ -178,7 +208,7 @@ class Executor:
         finally:
             torch.backends.cudnn.rnn.fp32_precision = before
 
-    def verify(self, kind: Kind, candidate: Candidate) -> Verdict:
+    def verify(self, kind: Kind, candidate: Chosen) -> Verdict:
         """At the kind's own shape and at T = 256, twice with equal bits, beside stepwise and torch's own
         layer."""
         for steps in dict.fromkeys((kind.T, LONG)):
@@ -187,10 +217,15 @@ class Executor:
                 return verdict
         return Verdict(True)
 
-    def _verify(self, p: Problem, candidate: Candidate) -> Verdict:
+    def _passes_of(self, p: Problem, candidate: Chosen) -> list[Tensor]:
+        if isinstance(candidate, Wave):
+            return self.stacked(p, candidate)
         tiers = {"forward": "stepwise", "backward": "stepwise"} | {candidate.which: candidate.tier}
+        return self.passes(p, **tiers)
+
+    def _verify(self, p: Problem, candidate: Chosen) -> Verdict:
         at = f"T={p.steps}, B={p.kind.B}, H={p.kind.H}"
-        got = self.passes(p, **tiers)
+        got = self._passes_of(p, candidate)
         for name, t in zip(p.names, got, strict=False):
             if not torch.isfinite(t).all():
                 return Verdict(False, "NaN", f"{name} has numbers that are not finite, at {at}")
@@ -208,15 +243,17 @@ class Executor:
                     f"{name} is off by {found:.3g} at {at}; allowed {allowed:.3g}, "
                     f"stepwise and torch {theirs:.3g}",
                 )
-        again = self.passes(p, **tiers)
+        again = self._passes_of(p, candidate)
         for name, a, b in zip(p.names, got, again, strict=False):
             if not torch.equal(a, b):
                 return Verdict(False, "different bits", f"{name} of a second run, at {at}")
         return Verdict(True)
 
-    def time(self, kind: Kind, chosen: Sequence[Candidate]) -> Times:
+    def time(self, kind: Kind, chosen: Sequence[Chosen]) -> Times:
         """Medians of rounds in which everybody has a turn."""
         p = Problem(kind, kind.T, self.device)
+        if kind.layers > 1:
+            return self._time_stack(p, chosen)
         saved = self.forward(p, "stepwise", kind.training)
         turns: dict[object, Callable[[], object]] = {}
         for candidate in [*(Candidate("stepwise", which) for which in kind.passes), *chosen]:
@@ -231,6 +268,20 @@ class Executor:
         steps = {which: us.pop(Candidate("stepwise", which)) for which in kind.passes}
         torch_us = us.pop("torch", None)
         return Times(us, steps, torch_us)
+
+    def _time_stack(self, p: Problem, chosen: Sequence[Wave]) -> Times:
+        turns: dict[object, Callable[[], object]] = {}
+        for wave in chosen:
+            turns[wave] = (
+                (lambda wave=wave: self.stacked(p, wave))
+                if p.kind.training
+                else (lambda wave=wave: self.outputs(p, wave, [p.x, p.h0, p.c0, *p.weights]))
+            )
+        if self.torchs(p) is not None:
+            turns["torch"] = self._turn_of_torch(p)
+        us = self._medians(turns)
+        torch_us = us.pop("torch", None)
+        return Times(us, {}, torch_us)
 
     def _turn_of_torch(self, p: Problem) -> Callable[[], object]:
         # In one chunk of memory, as cuDNN wants them and nn.LSTM has them.
@@ -288,13 +339,13 @@ def _error(t: Tensor, right: Tensor) -> float:
 def serve(executor, jobs, answers) -> None:
     """Answer every job until there are no more.
 
-    A job: {"do": "verify" or "time", "kind": {...}, "candidates": [[tier, pass], ...]}; its answer what the
-    executor said, or {"error": text}.
+    A job: {"do": "verify" or "time", "kind": {...}, "candidates": [[tier, pass], ...]}, of a stack
+    [[pieces, tier forward, tier backward], ...]; its answer what the executor said, or {"error": text}.
     """
     for line in jobs:
         job = json.loads(line)
         kind = Kind(**job["kind"])
-        chosen = [Candidate(*c) for c in job["candidates"]]
+        chosen = [session.candidate_of(kind)(*c) for c in job["candidates"]]
         try:
             if job["do"] == "verify":
                 answer = executor.verify(kind, chosen[0])._asdict()

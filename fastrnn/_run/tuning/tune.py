@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from .. import _checks
-from .._cells import RNN
-from .._ops import library, torch_state
-from .._plan import costs, gpus, subject
-from .._plan.tuning import cache, identity, session, trust
-from .._plan.tuning.kinds import DTYPES, ROWS, Kind, of_stack
+from ... import _checks
+from ..._cells import RNN
+from ..._ops import devices, library, torch_state
+from ..._plan import costs, gpus, subject
+from ..._plan.tuning import cache, identity, session, stacks, trust
+from ..._plan.tuning.kinds import DTYPES, ROWS, Kind, of_stack
+from .. import status
 from . import child
 
 #: What is tuned where nothing is said: the shapes that most programs have, T, B, I, H.
@@ -29,9 +30,10 @@ class Tuning:
     Attributes:
         device: the GPU's identity, on which every outcome hangs.
         kinds: for each kind of layer its record: "candidates", each with its "state" ("verified",
-        "quarantined",
-            "not run"), "why" and "us"; "forward" and "backward", the tiers that run by default from now on,
-            or "torch"; "why"; "us", the medians of torch's own layer and the stepwise tier.
+            "quarantined", "not run"), "why" and "us"; "forward" and "backward", the tiers that run by default
+            from now on, or "torch"; "why"; "us", the medians of torch's own layer and the stepwise tier. For
+            a kind of stacked layers the same of wavefronts ("wavefront_8", into 8 pieces), and "layers" where
+            none has won and each layer runs as its own kind says.
         path: the cache's file.
     """
 
@@ -75,6 +77,7 @@ def tune(
     cell: str | Sequence[str] = "lstm",
     dtype: torch.dtype | Sequence[torch.dtype] | None = None,
     device: torch.device | str | int | None = None,
+    num_layers: int = 1,
     bidirectional: bool = False,
     training: bool | None = None,
     rows: str = "full",
@@ -92,11 +95,15 @@ def tune(
     Each tier that could take a layer runs first in a child process with a time limit: at the layer's own
     shape and at T = 256, on random data, twice with equal bits, beside the stepwise tier, torch's own layer
     and float64. What is wrong, not a number, different when run again, hangs, crashes or is slower than a
-    step at a time goes into
-    quarantine: it runs by name alone. A tier replaces torch's own layer where it wins by 5% or more, forward
-    and backward together for training. What was found holds for layers of the same cell, dtype, H and
-    direction whose B and T round up to the same powers of two; it is kept in the cache, for this very GPU,
-    driver, CUDA, cuDNN, torch and build.
+    step at a time goes into quarantine: it runs by name alone. A tier replaces torch's own layer where it
+    wins by 5% or more, forward and backward together for training. What was found holds for layers of the
+    same cell, dtype, H and direction whose B and T round up to the same powers of two; it is kept in the
+    cache, for this very GPU, driver, CUDA, cuDNN, torch and build.
+
+    Stacked layers with one direction, no dropout and rows of equal length may also overlap in time
+    (``fastrnn.wavefront``). Their wavefronts, into 2 to 16 pieces, are candidates of the stack: verified in
+    the same way, with the tiers that are right for its layers, and taken where one beats whole layers and
+    torch's own stack by 5% or more.
 
     No number is drawn from the caller's generators. With torch.use_deterministic_algorithms nothing is
     timed: the tiers are verified, and what runs stays as it was. Where torch.distributed is initialised
@@ -104,16 +111,15 @@ def tune(
 
     Args:
         model_or_shapes: a module, of which every recurrent layer is tuned; a shape (T, B, I, H) or several;
-        by
-            default the shapes that most programs have.
+            by default the shapes that most programs have.
         input: for a module: its input, or (T, B); without it T=100, B=16.
-        cell, dtype, bidirectional: for shapes; several cells or dtypes are all combined. A module knows its
-        own.
-            By default an LSTM in float32.
+        cell, dtype, num_layers, bidirectional: for shapes; several cells or dtypes are all combined. A module
+            knows its own, and its dtype unless one is given, as for autocast. By default one layer of an LSTM
+            in float32.
         device: the GPU, by default the module's or the current one.
         training: whether for layers that are trained, or for inference; by default both.
-        rows: "full"; "packed" for PackedSequence; "masked" for lengths and resets, which torch's layer has
-        not.
+        rows: "full"; "packed" for PackedSequence, as for a module whose input is one; "masked" for lengths
+            and resets, which torch's layer has not.
         verify_only: time nothing. Nothing new will run by default.
         again: also what has an outcome already, quarantine included.
         progress: a bar on stderr. limit_s: seconds for a candidate.
@@ -123,12 +129,15 @@ def tune(
 
     Raises:
         RuntimeError: torch sees no GPU, the CUDA kernels are not loaded or do not run on it; within a
-        compiler, a
-            capture or an export.
+            compiler, a capture or an export.
         TypeError, ValueError: as of fastrnn.explain.
     """
+    if isinstance(limit_s, bool) or not isinstance(limit_s, (int, float)):
+        raise TypeError(f"limit_s: expected seconds, got {limit_s!r}")
+    if not 0 < limit_s < float("inf"):
+        raise ValueError(f"limit_s: expected a positive number of seconds, got {limit_s!r}")
     index = _device(model_or_shapes, device)
-    kinds = kinds_of(model_or_shapes, input, cell, dtype, bidirectional, training, rows)
+    kinds = kinds_of(model_or_shapes, input, cell, dtype, bidirectional, training, rows, num_layers)
     return run(index, kinds, verify_only=verify_only, again=again, progress=progress, limit_s=limit_s)
 
 
@@ -172,53 +181,82 @@ runner_for = child.on_device
 
 
 def kinds_of(
-    model_or_shapes, input=None, cell="lstm", dtype=None, bidirectional=False, training=None, rows="full"
+    model_or_shapes,
+    input=None,
+    cell="lstm",
+    dtype=None,
+    bidirectional=False,
+    training=None,
+    rows="full",
+    num_layers=1,
 ):
-    """The kinds of layers that ``tune`` is asked about, each once."""
+    """The kinds of layers and stacks that ``tune`` is asked about, each once, a stack's layers before it."""
     _checks.one_of("tune", "rows", rows, ROWS)
+    num_layers = subject.count("num_layers", num_layers, 1, 1 << 20)
     works = (False, True) if training is None else (bool(training),)
     found: dict[str, Kind] = {}
 
-    def add(
-        cell: str, T: int, B: int, inputs: int, hidden: int, proj: int, D: int, layers: int, name: str
-    ) -> None:
+    # sizes: T, B, I, H, of the projection, directions, layers. name: of the dtype. how: rows differ.
+    def add(*sizes: int, cell: str, name: str, how: str, dropout: float = 0.0) -> None:
         for work in works:
-            tf32 = name == "float32" and torch_state.rnn_tf32()
-            for kind in of_stack(cell, T, B, inputs, hidden, proj, D, layers, name, tf32, work, False):
-                kind = dataclasses.replace(kind, rows=rows)
+            facts = cell, *sizes, name, name == "float32" and torch_state.rnn_tf32(), work
+            kinds = [dataclasses.replace(kind, rows=how) for kind in of_stack(*facts, False)]
+            stack = stacks.of_layers(*facts, how != "full", work and dropout > 0)
+            kinds += [stack] if kinds and stack is not None else []
+            for kind in kinds:
                 found.setdefault(kind.key, kind)
 
+    dtypes = None if dtype is None else _several("dtype", dtype, torch.dtype)
+    for one in dtypes or ():
+        if not isinstance(one, torch.dtype) or str(one).removeprefix("torch.") not in DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {one!r}")
     if isinstance(model_or_shapes, nn.Module):
         layers = [m for m in model_or_shapes.modules() if isinstance(m, nn.RNNBase) and not costs.is_scan(m)]
+        # Of a variant there is nothing to find out: no persistent kernel computes it.
+        layers = [m for m in layers if vars(m).get("variant") is None]
         if not layers:
             raise TypeError(
                 f"model_or_shapes: {type(model_or_shapes).__name__} has no recurrent layer to tune"
             )
         for module in layers:
-            one = subject.read(
-                module, input if module is model_or_shapes else _steps(input), "lstm", 1, False, 0, False
-            )
-            D, name = 2 if one.bidirectional else 1, str(one.dtype).removeprefix("torch.")
-            add(one.cell, one.T, one.B, one.inputs, one.hidden, one.proj, D, one.num_layers, name)
+            of = input if module is model_or_shapes else _steps(input)
+            one = subject.read(module, of, "lstm", 1, False, 0, False)
+            D = 2 if one.bidirectional else 1
+            sizes = one.T, one.B, one.inputs, one.hidden, one.proj, D, one.num_layers
+            for of in dtypes or [one.dtype]:
+                how = "packed" if one.packed and rows == "full" else rows
+                add(*sizes, cell=one.cell, name=_name(of), how=how, dropout=module.dropout)
         return list(found.values())
     shapes = MAIN if model_or_shapes is None else model_or_shapes
-    if isinstance(shapes, Sequence) and shapes and not isinstance(shapes[0], Sequence):
+    if not isinstance(shapes, Sequence) or isinstance(shapes, str) or not shapes:
+        wanted = "a module, a shape (T, B, I, H) or several"
+        raise TypeError(f"model_or_shapes: expected {wanted}, got {_checks.kind(shapes)}")
+    if not isinstance(shapes[0], Sequence):
         shapes = [shapes]
-    cells = [cell] if isinstance(cell, str) else cell
-    dtypes = [torch.float32] if dtype is None else [dtype] if isinstance(dtype, torch.dtype) else dtype
+    cells = _several("cell", cell, str)
     for name in cells:
         if name not in RNN:
             raise ValueError(f"cell: expected one of {', '.join(RNN)}, got {name!r}")
-    for one in dtypes:
-        if not isinstance(one, torch.dtype) or str(one).removeprefix("torch.") not in DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {one!r}")
     for shape in shapes:
         one = subject.read(shape, None, cells[0], 1, bidirectional, 0, False)
         for name in cells:
-            for of in dtypes:
-                text = str(of).removeprefix("torch.")
-                add(name, one.T, one.B, one.inputs, one.hidden, 0, 2 if bidirectional else 1, 1, text)
+            for of in dtypes or [torch.float32]:
+                sizes = one.T, one.B, one.inputs, one.hidden, 0, 2 if bidirectional else 1, num_layers
+                add(*sizes, cell=name, name=_name(of), how=rows)
     return list(found.values())
+
+
+def _several(argument: str, given, one: type) -> list:
+    """An argument that is one thing or several."""
+    if isinstance(given, one):
+        return [given]
+    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+        raise TypeError(f"{argument}: expected a {one.__name__} or several, got {given!r}")
+    return list(given)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _steps(input):
@@ -241,10 +279,14 @@ def _device(model, device) -> int:
         raise RuntimeError("fastrnn.tune while a CUDA graph is captured: call it before")
     if device is None and isinstance(model, nn.Module):
         device = next((p.device for p in model.parameters() if p.is_cuda), None)
-    asked = torch.device("cuda" if device is None else device)
-    if asked.type != "cuda":
-        raise ValueError(f"device: expected a GPU, got {device!r}")
-    return torch.cuda.current_device() if asked.index is None else asked.index
+    index = status.index_of("cuda" if device is None else device)
+    gpu = gpus.find(device=f"cuda:{index}")
+    if not devices.built_for(gpu.compute_capability):
+        capability = "{}.{}".format(*divmod(gpu.compute_capability, 10))
+        raise RuntimeError(
+            f"fastrnn.tune: the CUDA kernels were not built for {gpu.name}, compute capability {capability}"
+        )
+    return index
 
 
 @contextlib.contextmanager
