@@ -35,6 +35,7 @@ _OPERATORS = (
     *("rnn_forward", "rnn_backward", "rnn_backward_unlisted", "rnn_layer", "rnn_pack", "rnn_stream"),
     *("rnn_pack_quantized", "rnn_quantized", "cpu_stream_entry", "cpu_int8_dot"),
     *("sru_forward", "sru_backward", "sru_scan", "sru_step", "cpu_isa", "cpu_isas", "cpu_set_isa"),
+    *("elementwise_forward", "elementwise_backward", "slstm_forward", "slstm_backward"),
     *("cpu_machine", "cpu_set_machine", "cpu_threads", "cpu_limit_threads", "cpu_last_plan"),
     *("cpu_release_scratch", "cpu_fma_peak", "cpu_read_bandwidth"),
 )
@@ -127,6 +128,10 @@ backward = _operator("rnn_backward")
 sru_forward = _operator("sru_forward")
 sru_backward = _operator("sru_backward")
 sru_step = _operator("sru_step")
+elementwise_forward = _operator("elementwise_forward")
+elementwise_backward = _operator("elementwise_backward")
+slstm_forward = _operator("slstm_forward")
+slstm_backward = _operator("slstm_backward")
 # With derivatives of their own, for tracers alone: see differentiable.py.
 layer = _operator("rnn_layer")
 sru_scan = _operator("sru_scan")

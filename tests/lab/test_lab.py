@@ -191,6 +191,25 @@ def test_sru_contenders(cell, training):
         assert reason.endswith(("only", "is not installed")), reason
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("cell", cases.ELEMENTWISE_CELLS)
+def test_contenders_of_the_other_recurrences(cell, training):
+    """Those that torch.nn has not agree with their definitions, the log-space scan and xlstm's cell too."""
+    case = tiny(cell, training=training)
+    keys = [k for k in contenders.KEYS if k != "xlstm_compile"]  # half a minute
+    made, differences, skipped = worker.make_contenders(case, keys, 1)
+    assert {"torch", "fastrnn", "reference"} <= differences.keys()
+    assert ("log_scan" in differences) == (cell == "mingru")
+    assert differences.pop("torch") is None
+    assert max(differences.values()) < 1e-5
+    beside = next(c.label for c in made if c.key == "torch")
+    assert beside.startswith(f"nn.{cases.BESIDE[cell]} (")
+    for reason in skipped.values():
+        assert reason.endswith(("only", "is not installed")), reason
+    assert flops(case) > 0
+    assert sum(weight_bytes(case)) > 0
+
+
 def test_sru_costs():
     """Operations of SRU and SRU++ as counted by hand; weights that are read once, but for a few."""
     assert flops(Case("sru", "layers", True, 3, 2, 5, 5)) == 3 * 2 * 3 * 2 * (3 * 5) * 5
