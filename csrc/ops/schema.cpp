@@ -40,15 +40,17 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   //              (cells/variant.h):
   //                peephole        LSTM: p (3*H,) for i, f, o; i and f see c_{t-1}, o the candidate of c_t
   //                coupled         LSTM: f = 1 - i; what f has of the weights is unused
-  //                norm=eps        layer norm of both products over all gates: gains norm_ih, norm_hh (G*H,); an LSTM's h
+  //                norm=eps        layer norm of both products over all gates: gains norm_ih, norm_hh (G*H,); an
+  //                LSTM's h
   //                                sees a normalised c with norm_c, norm_c_bias (H,). Biases come behind the norm
   //                reset_before    GRU: n = tanh(W_in x + b_in + W_hn (r * h) + b_hn); not with norm
-  //                heads=n         w_hh (G*H, H/n), of which unit j multiplies the part of h of its head; no projection
-  //                zoneout_h, zoneout_c   k h_{t-1} + (1 - k) h, with k = keep_h like y; c of an LSTM with keep_c
+  //                heads=n         w_hh (G*H, H/n), of which unit j multiplies the part of h of its head; no
+  //                projection zoneout_h, zoneout_c   k h_{t-1} + (1 - k) h, with k = keep_h like y; c of an LSTM with
+  //                keep_c
   //                                (T, B, D*H) or (N, D*H); rows and steps may be broadcast
   //                recurrent_mask  h_{t-1} times a mask (D, B, Hout) before w_hh
-  //              A direction's weights then end with what its options have, in this order; behind all directions stand
-  //              keep_h, keep_c and the mask, constants whose gradients come back (0,)
+  //              A direction's weights then end with what its options have, in this order; behind all directions
+  //              stand keep_h, keep_c and the mask, constants whose gradients come back (0,)
   // mode         what backward will find: 0 nothing, 1 gates, 2 what recomputes them; plus, for the CUDA
   //              kernels (the CPU has neither), 16 times the tier: 0 what the device has proven, else
   //              stepwise; 1 one CTA, 2 grid, 3 stepwise, 4 cluster, 5 to 7 clusters of 4, 8 and 16, an error where
@@ -57,8 +59,8 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   //
   // y            (T, B, D*Hout) or (N, D*Hout); hn (D, B, Hout); cn (D, B, H), LSTM
   // gates        mode 1: (D, N, 4*H), the activated i, f, g, o (LSTM) or r, z, n and the recurrent
-  //              part of n (GRU); otherwise and for an RNN (0,). A variant saves as many or more, for its own backward
-  //              pass alone; without them that runs forward again
+  //              part of n (GRU); otherwise and for an RNN (0,). A variant saves as many or more, for its own
+  //              backward pass alone; without them that runs forward again
   // cells        LSTM, mode 1 or 2: (D, N, H), c of every step, float32 for half types
   define(
       "rnn_forward(Tensor x, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, "
@@ -85,6 +87,16 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
       "Tensor cells, str cell, bool bias, int mode) "
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
       "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
+
+  // The same for a variant, which may have more of them.
+  define(
+      "rnn_backward_unlisted_variant(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, "
+      "Tensor h0, "
+      "Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
+      "Tensor cells, str cell, bool bias, int mode) "
+      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
+      "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9, Tensor w10, Tensor w11, Tensor w12, Tensor w13, "
+      "Tensor w14, Tensor w15, Tensor w16, Tensor w17, Tensor w18, Tensor w19, Tensor w20, Tensor w21, Tensor w22)");
 
   // One recurrent layer for the programs that tracers write: arguments and results as of rnn_forward without the
   // gates, an LSTM's cells if keep_cells, else (0,); and a derivative that the dispatcher knows

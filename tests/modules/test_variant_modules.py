@@ -364,6 +364,38 @@ def test_exported_and_traced(name, variant):
         torch.jit.script(nn.Sequential(layer))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_streamed_from_packed_weights(case, dtype):
+    """A streamer packs a variant's weights once, as a plain layer's: its steps and chunks have the numbers of
+    the layer's in evaluation, states included, and a change of the layer's weights is seen."""
+    name, options, variant = CASES[case]
+    torch.manual_seed(3)
+    layer = getattr(fastrnn, name)(IN, 6, 2, dtype=dtype, **options, **variant)
+    x = randn(5, 2, IN, dtype=dtype)
+    stream = layer.streamer()  # of a layer in training: masks are none of a streamer's
+    assert stream.packed
+    assert str(fastrnn.explain(stream, x[0])).count("weights packed once, by the streamer") == 2
+    assert all(w.dtype == torch.uint8 for w in stream._taken.weights)
+    layer.eval()
+    found = []
+    for steps, chunks in ((stream.step, stream), (layer.step, layer)):
+        state, outputs = None, []
+        for one in x[:3]:  # between them states are rounded to half types
+            y, state = steps(one, state)
+            outputs.append(y)
+        rest, state = chunks(x[3:], state)
+        found.append([*outputs, *flat((rest, state))])
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b, dtype)
+    with torch.no_grad():
+        next(layer.parameters()).add_(1)
+    with pytest.raises(RuntimeError, match="has changed since"):
+        stream.step(x[0])
+    stream.refresh()
+    assert_close(stream(x)[0], layer(x)[0], dtype)
+
+
 @pytest.mark.parametrize(("name", "variant"), LAYERS)
 def test_streamed(name, variant):
     """step() and a streamer give the numbers of one call."""
@@ -408,6 +440,28 @@ def test_kernels_are_the_reference(case, rows):
         assert_close(got, want, torch.float64)
     for got, want in zip(*(r[1] for r in results), strict=True):
         assert_close(got, want, torch.float64, gradient=True)
+
+
+@pytest.mark.parametrize("p", [0.25, 0.1, 1e-4, 1.0])
+def test_masks_are_of_the_probability_that_was_asked_for(p):
+    """Few numbers and many, which are drawn in another way: the same ones in every dtype, 0 and 1 alone, as
+    many ones as p says, and other ones at the next call."""
+    from fastrnn._run.variant import _MANY, _bernoulli
+
+    for shape in ((3, 5), (7, 11, 1001), (_MANY,)):
+        drawn = []
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            torch.manual_seed(6)
+            drawn.append(_bernoulli(torch.empty(0, dtype=dtype), shape, p))
+            assert drawn[-1].dtype == dtype
+            assert drawn[-1].shape == shape
+            assert torch.equal(drawn[0].double(), drawn[-1].double())
+        mask = drawn[0]
+        assert set(mask.unique().tolist()) <= {0.0, 1.0}
+        away = 5 * (p * (1 - p) / mask.numel()) ** 0.5 + 2**-16
+        assert abs(mask.mean().item() - p) <= away
+        if mask.numel() > 1000 and 0.01 < p < 1:
+            assert not torch.equal(mask, _bernoulli(torch.empty(0), shape, p))
 
 
 def test_backends():

@@ -6,17 +6,7 @@
 namespace fastrnn {
 namespace {
 
-// ---- memory and weights -----------------------------------------------------------------------------
-
-template <class T, template <class> class CellOf, class Operand>
-inline void Forward<T, CellOf, Operand>::lay_out_stages(int direction) {
-  Stages& stages = stages_[direction];
-  const int64_t width = units_.blocks() * W, depth = Heads<T>(s_).depth(units_, s_.out_size());
-  const int first = on().reset_before ? G - 1 : G;
-  stages.first = arena_.take<E>(width * first * depth);
-  stages.second = arena_.take<E>(width * (G - first) * depth);
-  for (T*& vector : stages.vectors) vector = arena_.take<T>(on().peephole || on().norm ? width : 0);
-}
+// ---- memory -----------------------------------------------------------------------------------------
 
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::lay_out_stages(Group& group) {
@@ -34,28 +24,6 @@ inline void Forward<T, CellOf, Operand>::lay_out_stages(Worker& worker, int64_t 
   worker.moments = arena_.take<RowMoments<T>>(on().norm ? 2 * group_rows_ : 0);
   worker.candidate = arena_.take<T>(on().norm && C::kHasCell ? size : 0);
   worker.out_gate = arena_.take<T>(on().norm && C::kHasCell ? size : 0);
-}
-
-template <class T, template <class> class CellOf, class Operand>
-inline void Forward<T, CellOf, Operand>::pack_stages(int rank) {
-  const int d = grid_.direction(rank), shares = grid_.workers_a_direction();
-  const Stages& stages = stages_[d];
-  const Heads<T> heads(s_);
-  const int64_t K = s_.out_size(), depth = heads.depth(units_, K);
-  const int first = on().reset_before ? G - 1 : G;
-  for (int64_t panel = share(rank); panel < units_.count(); panel += shares) {
-    const int64_t at = units_.first_block(panel) * W * depth;
-    const auto pack = [&](int g0, int gates, E* to) {
-      if (!gates) return;
-      if (heads.heads > 1) return heads.pack_gates(p_.weights[d].w_hh, s_.dtype, g0, gates, units_, panel, to);
-      const char* rows = static_cast<const char*>(p_.weights[d].w_hh);
-      Operand::pack(rows + g0 * s_.H * K * static_cast<int64_t>(size_of(s_.dtype)), K, s_.dtype, gates, units_, panel,
-                    K, to);
-    };
-    pack(0, first, stages.first + at * first);
-    pack(first, G - first, stages.second + at * (G - first));
-  }
-  load_stage_vectors<T, G>(p_.weights[d], s_, units_, share_of(rank, units_.blocks()), stages.vectors);
 }
 
 template <class T, template <class> class CellOf, class Operand>
@@ -95,8 +63,8 @@ inline void Forward<T, CellOf, Operand>::sum_input_rows(int rank, int64_t rows) 
   const Group& group = groups_[grid_.group(rank)];
   const Range own = own_blocks(units_, rank);
   for (int64_t row = 0; row < rows; ++row) {
-    group.x_parts[grid_.unit_group(rank) * chunk_rows_ + row] = part_of(units_, own, G, [&](int64_t block, int g) {
-      const int64_t panel = block / units_.per_panel, units = units_.blocks_of(panel);
+    group.x_parts[grid_.unit_group(rank) * chunk_rows_ + row] = part_of<G>(units_, own, [&](int64_t block, int g) {
+      const int64_t panel = block / Weights::kUnits, units = units_.blocks_of(panel);
       return S::load(workers_[rank].gx + gx_offset(rank, panel) +
                      ((row * units + block - units_.first_block(panel)) * G + g) * W);
     });
@@ -171,8 +139,8 @@ inline void Forward<T, CellOf, Operand>::first_product(int rank, int64_t s, int6
   }
   for (int64_t row = 0; row < n; ++row) {
     const Range blocks = own_blocks(units_, rank);
-    group.h_parts[grid_.unit_group(rank) * group_rows_ + row] = part_of(units_, blocks, G, [&](int64_t block, int g) {
-      const int64_t panel = block / units_.per_panel, first = units_.first_block(panel);
+    group.h_parts[grid_.unit_group(rank) * group_rows_ + row] = part_of<G>(units_, blocks, [&](int64_t block, int g) {
+      const int64_t panel = block / Weights::kUnits, first = units_.first_block(panel);
       return S::load(
           worker.held +
           ((first - blocks.begin) * group_rows_ * G + (row * units_.blocks_of(panel) + block - first) * G + g) * W);
@@ -263,7 +231,7 @@ inline void Forward<T, CellOf, Operand>::normalise(int rank, int64_t s, int64_t 
   if constexpr (C::kHasCell) {
     for (int64_t row = 0; row < n; ++row) {
       groups_[grid_.group(rank)].c_parts[grid_.unit_group(rank) * group_rows_ + row] =
-          part_of(units_, blocks, 1, [&](int64_t block, int) {
+          part_of<1>(units_, blocks, [&](int64_t block, int) {
             return S::load(worker.candidate + ((block - blocks.begin) * group_rows_ + row) * W);
           });
     }
@@ -353,6 +321,10 @@ inline void Forward<T, CellOf, Operand>::save(int direction, int64_t row, int64_
   if (!p_.gates) return;
   const int64_t all = C::kSaved + (on().norm ? 2 * G : 0);
   const int64_t base = ((direction * s_.rows() + row) * all + first) * s_.H + block * W;
+  if (streams_) {
+    for (int k = 0; k < count; ++k) stream_as<T>(p_.gates, base + k * s_.H, values[k], s_.dtype);
+    return;
+  }
   for (int k = 0; k < count; ++k) {
     store_as<T>(p_.gates, base + k * s_.H, values[k], units_.lanes(block), s_.dtype);
   }
