@@ -227,7 +227,7 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
               int64_t P, int directions, const std::string& dtype, bool training, bool packed, int threads, int lanes,
               int tile_rows, const std::optional<py::dict>& gpu, bool tf32, const std::string& tier,
               const std::optional<py::dict>& table, const std::optional<std::string>& trusted,
-              const std::string& rows, bool streamed) {
+              const std::string& rows) {
   const LayerShape shape = layer_shape(cell, T, B, I, H, P, directions, dtype, device == "cpu" ? "full" : rows);
   for (const auto& [name, value] : {std::pair{"threads", threads}, {"lanes", lanes}, {"tile_rows", tile_rows}}) {
     if (value < 1) throw py::value_error(std::string(name) + ": expected at least 1, got " + std::to_string(value));
@@ -236,7 +236,7 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
   result["device"] = device;
   if (device == "cpu") {
     const CpuMachine machine{.threads = threads, .lanes = lanes, .tile_rows = tile_rows};
-    const CpuPlan chosen = plan_cpu(shape, machine, streamed);
+    const CpuPlan chosen = plan_cpu(shape, machine);
     result["kernel"] = chosen.direct ? "direct" : "packed";
     result["reason"] = chosen.reason;
     result["packed_weights"] = !chosen.direct;
@@ -285,7 +285,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("P") = 0, py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("training") = false,
         py::arg("packed") = false, py::arg("threads") = 1, py::arg("lanes") = 16, py::arg("tile_rows") = 6,
         py::arg("gpu") = py::none(), py::arg("tf32") = false, py::arg("tier") = "auto", py::arg("table") = py::none(),
-        py::arg("trusted") = py::none(), py::arg("rows") = "full", py::arg("streamed") = false);
+        py::arg("trusted") = py::none(), py::arg("rows") = "full");
   m.def("trust_key", &key_of, py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P") = 0, py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("tf32") = false,
         py::arg("training") = false, py::arg("rows") = "full");

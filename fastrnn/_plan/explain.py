@@ -50,8 +50,7 @@ def explain(
         print(fastrnn.explain((100, 16, 128, 256), cell="gru", training=True))
 
     Args:
-        module_or_shape: a recurrent module or cell of fastrnn or torch.nn, a streamer, or the shape
-            (T, B, I, H).
+        module_or_shape: a recurrent module or cell of fastrnn or torch.nn, or the shape (T, B, I, H).
         input: for a module: its input, or (T, B); without it T=100, B=16 is assumed. A cell has one step and
             takes a (B, I) tensor or (1, B).
         cell, num_layers, bidirectional, proj_size, packed: for a shape; a module and its input know them.
@@ -224,11 +223,8 @@ def _rnn_plans(asked: Subject, way: Route, kind: str, machine: dict, measure: bo
             dtype=_name(asked.dtype),
             training=asked.training,
             packed=asked.packed,
-            streamed=asked.streamed and kind == "cpu",
             **machine,
         )
-        if asked.streamed and kind == "cpu":
-            plan["reason"] = f"weights packed once, by the streamer; {plan['reason']}"
         for repeated in ("device", "packed"):
             plan.pop(repeated, None)
         chosen = {"kernel": plan.pop("kernel"), "reason": plan.pop("reason"), "plan": plan}

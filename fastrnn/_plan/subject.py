@@ -24,8 +24,8 @@ _MOST_STEPS, _MOST_UNITS = 2**31 - 1, 2**24
 class Subject:
     """A stack of layers, all of one kind.
 
-    ``scans`` are the layers of an SRU or SRU++, None for the other recurrences; ``streamed`` says that a
-    streamer has packed the weights; what is not known here, and not given, is None.
+    ``scans`` are the layers of an SRU or SRU++, None for the other recurrences; what is not known here, and
+    not given, is None.
     """
 
     name: str
@@ -45,7 +45,6 @@ class Subject:
     training: bool | None = None
     backend: str | None = None
     variant: Variant | None = None
-    streamed: bool = False
     notes: list[str] = field(default_factory=list)
 
     def check(self) -> Subject:
@@ -64,25 +63,11 @@ def read(
 ) -> Subject:
     """The subject of explain's arguments of the same names."""
     if not isinstance(module_or_shape, nn.Module):
-        if isinstance(getattr(module_or_shape, "layer", None), nn.RNNBase):
-            return _of_streamer(module_or_shape, input)
         return _of_shape(module_or_shape, input, cell, num_layers, bidirectional, proj_size, packed).check()
     module = module_or_shape
     found = _of_scan(module, input) if costs.is_scan(module) else _of_module(module, input, packed)
     if input is None:
         found.notes.insert(0, f"no input was given: T={found.T}, B={found.B} assumed")
-    return found.check()
-
-
-def _of_streamer(streamer, input) -> Subject:
-    """A streamer: its layer in inference, with the weights that it holds; a step where there is no input."""
-    layer = streamer.layer
-    if isinstance(input, Tensor) and input.dim() == 2:  # a step's (B, I)
-        input = (1, input.size(0))
-    found = _of_module(layer, (1, 1) if input is None else input, False)
-    if input is None:
-        found.notes.insert(0, "no input was given: a step of one row assumed")
-    found.name, found.training, found.streamed = f"streamer of {found.name}", False, streamer.packed
     return found.check()
 
 

@@ -14,7 +14,6 @@ from .._cells import RNN
 from .._ops import library, torch_state
 from .._ops.torch_state import autocasting
 from .._plan import route
-from . import variant
 from .rnn import Stack, run
 from .scan import hooked
 
@@ -93,11 +92,6 @@ class Streamer:
         self.layer = layer
         self.refresh()
 
-    @property
-    def packed(self) -> bool:
-        """Whether the weights are packed, and not plain copies or the layer's own."""
-        return self._taken.packed
-
     def refresh(self) -> None:
         """Take the layer's weights, and its options, as they are now."""
         layer = self.layer
@@ -121,6 +115,7 @@ class Streamer:
                 stack.backend in ("auto", "fused")
                 and all(w.is_cpu for w in weights)
                 and route.supported(weights[0])
+                and stack.variant is None
             )
             if packs and live:
                 packs = False
@@ -132,7 +127,7 @@ class Streamer:
             if packs:
                 n = len(weights) // stack.num_layers
                 layers = [weights[k * n : (k + 1) * n] for k in range(stack.num_layers)]
-                weights = [_pack(stack, own) for own in layers]
+                weights = [library.pack(own, stack.cell, stack.bias) for own in layers]
             elif not live:
                 weights = [w.clone() for w in weights]
         # One assignment, so that a call on another thread has all of the old or all of the new.
@@ -204,14 +199,6 @@ class Streamer:
 
     def __repr__(self) -> str:
         return f"Streamer({self.layer!r})"
-
-
-def _pack(stack: Stack, weights: list[Tensor]) -> Tensor:
-    """A layer's weights as the kernels read them."""
-    cell = stack.cell
-    if stack.variant is not None:
-        weights, cell = variant.kept(stack.variant, cell, weights, stack.proj_size)
-    return library.pack(weights, cell, stack.bias)
 
 
 def _run_unbatched(taken: _Taken, x: Tensor, hx) -> tuple:

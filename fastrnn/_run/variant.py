@@ -25,19 +25,6 @@ def runner(layer: Callable, variant: Variant, training: bool) -> Callable:
     return functools.partial(_layer, layer, variant, training)
 
 
-def kept(variant: Variant, cell: str, weights: Sequence[Tensor], proj_size: int) -> tuple[list[Tensor], str]:
-    """A layer's weights, one direction's on the CPU, and the cell's name as ``library.pack`` takes them, for
-    inference: the expectation of zoneout lies behind them."""
-    weights, card = list(weights), card_of(cell)
-    told, _ = for_kernels(variant, True, proj_size > 0, False)
-    if told.heads != variant.heads:
-        weights[1] = dense(weights[1], variant.heads, card.gates)
-    hidden = weights[0].size(0) // card.gates
-    state = weights[0].new_empty((1, 1, 1))
-    h, c = state.expand(1, 1, proj_size or hidden), state.expand(1, 1, hidden) if card.has_cell else None
-    return weights + _masks(variant, False, False, state, h, c), spell(cell, told, False)
-
-
 def _layer(
     layer: Callable,
     variant: Variant,

@@ -182,6 +182,12 @@ def test_gradients_one_by_one_are_of_ten_weights():
     opcheck(ops.rnn_backward_unlisted_variant.default, call, test_utils=("test_schema", "test_faketensor"))
 
 
+def test_packed_weights_are_of_plain_cells():
+    p = problem(Case("lstm", ("peephole",)))
+    with pytest.raises(RuntimeError, match="cell: expected"):
+        ops.rnn_pack(p.weights, "lstm+peephole", True)
+
+
 @pytest.mark.parametrize("cell", list(GATES))
 def test_a_mask_of_ones_changes_nothing(cell):
     """Variants whose values are those of the plain cell give its numbers: k = 0 keeps, ones mask nothing."""

@@ -364,38 +364,6 @@ def test_exported_and_traced(name, variant):
         torch.jit.script(nn.Sequential(layer))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("case", CASES)
-def test_streamed_from_packed_weights(case, dtype):
-    """A streamer packs a variant's weights once, as a plain layer's: its steps and chunks have the numbers of
-    the layer's in evaluation, states included, and a change of the layer's weights is seen."""
-    name, options, variant = CASES[case]
-    torch.manual_seed(3)
-    layer = getattr(fastrnn, name)(IN, 6, 2, dtype=dtype, **options, **variant)
-    x = randn(5, 2, IN, dtype=dtype)
-    stream = layer.streamer()  # of a layer in training: masks are none of a streamer's
-    assert stream.packed
-    assert str(fastrnn.explain(stream, x[0])).count("weights packed once, by the streamer") == 2
-    assert all(w.dtype == torch.uint8 for w in stream._taken.weights)
-    layer.eval()
-    found = []
-    for steps, chunks in ((stream.step, stream), (layer.step, layer)):
-        state, outputs = None, []
-        for one in x[:3]:  # between them states are rounded to half types
-            y, state = steps(one, state)
-            outputs.append(y)
-        rest, state = chunks(x[3:], state)
-        found.append([*outputs, *flat((rest, state))])
-    for a, b in zip(*found, strict=True):
-        assert_close(a, b, dtype)
-    with torch.no_grad():
-        next(layer.parameters()).add_(1)
-    with pytest.raises(RuntimeError, match="has changed since"):
-        stream.step(x[0])
-    stream.refresh()
-    assert_close(stream(x)[0], layer(x)[0], dtype)
-
-
 @pytest.mark.parametrize(("name", "variant"), LAYERS)
 def test_streamed(name, variant):
     """step() and a streamer give the numbers of one call."""

@@ -39,31 +39,6 @@ def test_a_module_with_an_input():
         assert part in text
 
 
-def test_a_streamer():
-    """Of a streamer: a step or a chunk in inference, on weights that are packed once, also where a call would
-    read them where they lie; on a GPU, and where its weights are the layer's own, nothing of the kind."""
-    layer = fastrnn.GRU(10, 20, num_layers=2)
-    stream = layer.streamer()
-    found = explain(stream)
-    assert [(p.T, p.B, p.kernel, p.plan["packed_weights"]) for p in found.layers] == [
-        (1, 1, "packed", True)
-    ] * 2
-    assert explain(layer.eval(), (1, 1)).layers[0].kernel == "direct"
-    assert found.training is False
-    assert found.layers[0].reason.startswith("weights packed once, by the streamer; ")
-    assert "streamer of GRU(10, 20)" in str(found)
-    assert [(p.T, p.B) for p in explain(stream, torch.zeros(3, 10)).layers] == [(1, 3)] * 2
-    assert [(p.T, p.B) for p in explain(stream, torch.zeros(5, 3, 10)).layers] == [(5, 3)] * 2
-    layer.backend = "reference"
-    stream.refresh()
-    assert not stream.packed
-    assert "packed once" not in str(explain(stream))
-    wrapper = nn.Module()
-    wrapper.layer = layer
-    with pytest.raises(TypeError, match="is no recurrent module"):
-        explain(wrapper)
-
-
 def test_the_cost_model_by_hand():
     T, B, I, H = 5, 4, 6, 8  # noqa: E741
     plan = explain((T, B, I, H), cell="gru").layers[0].plan

@@ -22,10 +22,6 @@ FIELDS = {
     "H": (56, "q"),
     "P": (64, "q"),
     "bytes": (72, "q"),
-    "options": (80, "i"),
-    "heads": (84, "i"),
-    "eps": (88, "d"),
-    "seal": (96, "Q"),
 }
 LSTM, GRU, RNN_TANH, RNN_RELU = range(4)
 FLOAT, DOUBLE, BFLOAT16, HALF = range(4)
@@ -189,69 +185,8 @@ def test_any_byte_of_a_header(isa, name):
             assert torch.equal(y, expected) or (name == "RNN" and at == FIELDS["cell"][0])
     # What lies between the fields and behind them, and in the name of the instruction set behind its end.
     end = FIELDS["isa"][0] + len(isa) + 1
-    free = {*range(end, 32), *range(44, 48), *range(104, HEADER_BYTES)}
+    free = {*range(end, 32), *range(44, 48), *range(80, HEADER_BYTES)}
     assert accepted - free == ({FIELDS["cell"][0]} if name == "RNN" else set())
-
-
-def _seal(options, heads, eps):
-    """What rnn_pack writes behind them (FNV-1a)."""
-    found = 0xCBF29CE484222325
-    for byte in struct.pack("<iid", options, heads, eps):
-        found = (found ^ byte) * 0x100000001B3 % (1 << 64)
-    return found
-
-
-VARIANTS = [
-    ("lstm+peephole+norm=1e-05", "LSTM", {"peephole": True, "norm": "layer"}, (9, 1, 1e-5)),
-    ("lstm+heads=3", "LSTM", {"heads": 3}, (0, 3, 0.0)),
-    ("lstm+coupled", "LSTM", {"coupled": True}, (2, 1, 0.0)),
-    ("gru+reset_before", "GRU", {"reset_after": False}, (4, 1, 0.0)),
-]
-
-
-@pytest.mark.parametrize(("cell", "name", "options", "stored"), VARIANTS)
-def test_options_of_a_forged_header(isa, cell, name, options, stored):
-    """A variant's options are in the header, and no others are taken for them: not by a changed byte,
-    nor sealed where the cell has no such option or its weights take other room."""
-    torch.manual_seed(5)
-    layer = getattr(fastrnn, name)(7, 33, **options)
-    packed = Packed(name)
-    packed.bytes = library.pack([p.detach() for p in layer.parameters()], cell, True)
-    fields = tuple(packed.get(f) for f in ("options", "heads", "eps"))
-    assert fields == stored
-    assert packed.get("seal") == _seal(*stored)
-    x = packed.x.unsqueeze(0)
-    hx = packed.h0 if packed.c0 is None else (packed.h0, packed.c0)
-    close(packed.stream()[0], layer.eval()(x, hx)[0][0], 1e-5)
-    for at in range(FIELDS["options"][0], FIELDS["seal"][0] + 8):
-        for mask in (0x01, 0x02, 0x80, 0xFF):
-            forged = packed.bytes.clone()
-            forged[at] ^= mask
-            packed.refuses(forged, "a header that rnn_pack wrote")
-    for wrong in ((64, 1, 0.0), (-1, 1, 0.0), (0, -1, 0.0), (0, 2, 0.0), (0, 1, 1.0), (8, 1, float("nan"))):
-        forged = packed.forged(
-            **dict(zip(("options", "heads", "eps"), wrong, strict=True)), seal=_seal(*wrong)
-        )
-        packed.refuses(forged, "a header that rnn_pack wrote")
-    own = 4 if name == "LSTM" else 1  # reset_before, peephole
-    forged = packed.forged(options=own, heads=1, eps=0.0, seal=_seal(own, 1, 0.0))
-    packed.refuses(forged, "a header that rnn_pack wrote")
-    more = (8 | stored[0], stored[1], 1e-5)
-    if not stored[0] & 8:  # a norm's vectors are not there
-        forged = packed.forged(options=more[0], heads=more[1], eps=more[2], seal=_seal(*more))
-        packed.refuses(forged, r"\d+ bytes of weights" if name == "LSTM" else "a header")
-
-
-def test_a_mask_of_training_is_not_packed():
-    """Evaluation has no mask of the recurrence: the operator says so."""
-    layer = fastrnn.GRU(7, 33)
-    weights = [*(p.detach() for p in layer.parameters()), torch.ones(1, 1, 33)]
-    with pytest.raises(
-        RuntimeError, match="cell: expected a variant as it is in inference, without recurrent"
-    ):
-        library.pack(weights, "gru+recurrent_mask", True)
-    with pytest.raises(RuntimeError, match=r"weights\[4\] \(keep_h\): expected shape \(1, 1, 33\)"):
-        library.pack([*weights[:-1], torch.ones(1, 1, 32)], "gru+zoneout_h", True)
 
 
 def test_second_layer_is_checked_too():

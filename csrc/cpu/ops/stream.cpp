@@ -25,27 +25,7 @@ struct PackedHeader {
   CellKind cell;
   Dtype dtype;
   int64_t I, H, P, bytes;  // bytes of the pieces
-  // Of a variant, zero of a plain cell: bits of kOptions, blocks of the recurrent weights, what a norm adds, and what
-  // the three come to, as other options' weights may be of the same size.
-  int32_t options, heads;
-  double eps;
-  uint64_t seal;
 };
-
-uint64_t seal_of(const PackedHeader& header) {  // FNV-1a
-  unsigned char bytes[16];
-  std::memcpy(bytes, &header.options, 4);
-  std::memcpy(bytes + 4, &header.heads, 4);
-  std::memcpy(bytes + 8, &header.eps, 8);
-  uint64_t hash = 0xcbf29ce484222325;
-  for (unsigned char byte : bytes) hash = (hash ^ byte) * 0x100000001b3;
-  return hash;
-}
-
-// What a variant may do in inference, a bit each: a mask of the recurrence is of training.
-constexpr bool Variant::* kOptions[] = {&Variant::peephole, &Variant::coupled,   &Variant::reset_before,
-                                        &Variant::norm,     &Variant::zoneout_h, &Variant::zoneout_c};
-constexpr int kOptionCount = 6;
 constexpr char kMagic[8] = "fastrnn";
 constexpr int32_t kVersion = 1;       // of the header and of the order of the pieces
 constexpr size_t kHeaderBytes = 128;  // keeps the pieces on cache lines
@@ -62,20 +42,10 @@ void check_weights(CheckedLayer& checked, const std::vector<Tensor>& weights, co
   parse_dtype(weights[0], "weights[0]");
   const auto blank = [&](int64_t size) { return empty({1, 1, size}, weights[0].scalar_type()); };
   std::optional<Tensor> c0;
-  Variant variant;
-  const CellKind kind = parse_cell(cell, variant);
-  check(!variant.recurrent_mask, "cell: expected a variant as it is in inference, without recurrent_mask, got '",
-        cell, "'");
-  if (kind == CellKind::kLstm) c0 = blank(weights[0].size(0) / 4);
+  if (parse_cell(cell) == CellKind::kLstm) c0 = blank(weights[0].size(0) / 4);
   const std::optional<Tensor> none;
-  const Tensor x = blank(weights[0].size(1)), h0 = blank(weights[1].size(1) * variant.heads);
+  const Tensor x = blank(weights[0].size(1)), h0 = blank(weights[1].size(1));
   check_layer(checked, {x, h0, c0, weights, none, none, none, cell, bias});
-}
-
-// What zoneout keeps of h and of c lies behind the kernels' pieces, a row each in the layer's type.
-int64_t kept_bytes(const LayerShape& s) {
-  const int64_t numbers = s.variant.zoneout_h * s.out_size() + s.variant.zoneout_c * s.H;
-  return numbers * static_cast<int64_t>(size_of(s.dtype));
 }
 
 Tensor rnn_pack(std::vector<Tensor> weights, std::string cell, bool bias) {
@@ -96,35 +66,14 @@ Tensor rnn_pack(std::vector<Tensor> weights, std::string cell, bool bias) {
   header.I = s.I;
   header.H = s.H;
   header.P = s.P;
-  if (s.variant.any()) {
-    for (int i = 0; i < kOptionCount; ++i) header.options |= s.variant.*kOptions[i] << i;
-    header.heads = s.variant.heads;
-    header.eps = s.variant.eps;
-    header.seal = seal_of(header);
-  }
-  const auto pieces = static_cast<int64_t>(kernels.packed_bytes(s));
-  header.bytes = pieces + kept_bytes(s);
+  header.bytes = static_cast<int64_t>(kernels.packed_bytes(s));
   const Tensor packed = empty({static_cast<int64_t>(kHeaderBytes) + header.bytes}, ScalarType::Byte);
   char* const to = static_cast<char*>(packed.data_ptr());
   // The last row of an odd pair is padding that a kernel reads: no garbage, which could be a NaN.
   std::memset(to, 0, static_cast<size_t>(packed.numel()));
   std::memcpy(to, &header, sizeof(header));
   kernels.pack(s, pointers, to + kHeaderBytes);
-  char* kept = to + kHeaderBytes + pieces;
-  for (size_t i = weights.size() - variant_masks(s.variant); i < weights.size(); ++i) {  // (1, 1, .) each
-    const size_t bytes = static_cast<size_t>(weights[i].numel()) * size_of(s.dtype);
-    std::memcpy(kept, weights[i].data_ptr(), bytes);
-    kept += bytes;
-  }
   return packed;
-}
-
-Variant variant_of(const PackedHeader& header) {
-  Variant v;
-  for (int i = 0; i < kOptionCount; ++i) v.*kOptions[i] = header.options >> i & 1;
-  v.heads = header.heads ? header.heads : 1;
-  v.eps = header.eps;
-  return v;
 }
 
 // Whether a layer of the header's sizes is one that rnn_pack packs, and its weights fit into so many bytes: what is
@@ -135,17 +84,6 @@ bool plausible(const PackedHeader& header, int64_t bytes) {
   if (dtype < 0 || dtype > static_cast<int>(Dtype::kHalf)) return false;
   const int64_t I = header.I, H = header.H, P = header.P;
   if (I < 0 || P < 0 || H <= 0 || (P && header.cell != CellKind::kLstm)) return false;
-  uint64_t eps;
-  std::memcpy(&eps, &header.eps, sizeof(eps));
-  const bool plain = !header.options && !header.heads && !eps && !header.seal;
-  if (!plain && header.seal != seal_of(header)) return false;
-  if (header.options < 0 || header.options >= 1 << kOptionCount || header.heads < 0) return false;
-  const Variant v = variant_of(header);
-  const bool lstm = header.cell == CellKind::kLstm;
-  if ((v.peephole || v.coupled || v.zoneout_c) && !lstm) return false;
-  if (v.reset_before && (header.cell != CellKind::kGru || v.norm)) return false;
-  if (v.heads > 1 && (P || H % v.heads)) return false;
-  if (!(v.norm ? v.eps >= 0 : v.eps == 0)) return false;
   return H <= bytes && I <= bytes / H && P <= bytes / H;
 }
 
@@ -156,7 +94,6 @@ LayerShape layer_of(const PackedHeader& header) {
   s.I = header.I;
   s.H = header.H;
   s.P = header.P;
-  s.variant = variant_of(header);
   return s;
 }
 
@@ -189,8 +126,7 @@ PackedHeader read_header(const Tensor& packed, size_t i, const KernelTable& kern
   check(plausible(header, room), "packed[", i, "]: expected a header that rnn_pack wrote, got cell ",
         static_cast<int>(header.cell), ", dtype ", static_cast<int>(header.dtype), ", I = ", header.I,
         ", H = ", header.H, ", P = ", header.P, " before ", room, " bytes of weights");
-  const LayerShape s = layer_of(header);
-  const auto expected = static_cast<int64_t>(kernels.packed_bytes(s)) + kept_bytes(s);
+  const auto expected = static_cast<int64_t>(kernels.packed_bytes(layer_of(header)));
   check(header.bytes == expected && room == expected, "packed[", i, "]: expected ", expected,
         " bytes of weights after the header, got ", room, ", of which the header counts ", header.bytes);
   return header;
@@ -250,13 +186,6 @@ std::tuple<Tensor, Tensor, Tensor> rnn_stream(Tensor x, Tensor h0, std::optional
       params.cn = lstm ? part(cn, k * c_bytes) : nullptr;
       params.y = y.data_ptr();
       params.packed = part(packed[k], kHeaderBytes);
-      // The same row for all steps and rows.
-      char* kept = part(packed[k], kHeaderBytes + static_cast<size_t>(header.bytes - kept_bytes(s)));
-      if (s.variant.zoneout_h) {
-        params.masks.keep_h.data = kept;
-        kept += static_cast<size_t>(s.out_size()) * size_of(s.dtype);
-      }
-      if (s.variant.zoneout_c) params.masks.keep_c.data = kept;
       const CpuPlan plan = plan_cpu(s, machine, true);
       const Scratch scratch(kernels.forward_workspace(params, plan));
       kernels.forward(params, plan, scratch.data(), kTorchThreads);

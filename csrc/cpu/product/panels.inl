@@ -37,6 +37,18 @@ struct PackedWeights {
     bias_rec = arena.take<T>(C::kSplit ? blocks * W : 0);
   }
 
+  // Points into what was packed before. Nothing is written there.
+  void read(const void* packed, const LayerShape& s) {
+    Arena arena{const_cast<char*>(static_cast<const char*>(packed))};
+    lay_out(arena, s, true, true);
+  }
+
+  static size_t bytes(const LayerShape& s) {
+    Arena arena;
+    PackedWeights().lay_out(arena, s, true, true);
+    return arena.used;
+  }
+
   // Fills every `shares`th panel from `share` on, of the pieces that were laid out.
   void pack(const DirectionWeights& weights, const LayerShape& s, int64_t share, int64_t shares) const {
     const Panels<T> units = units_of(s), outputs = outputs_of(s);

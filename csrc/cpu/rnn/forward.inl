@@ -12,8 +12,9 @@
 #pragma once
 #include "cpu/product/few_rows.inl"
 #include "cpu/product/panels.inl"
+#include "cpu/rnn/heads.inl"
+#include "cpu/rnn/row_sums.inl"
 #include "cpu/rnn/schedule.inl"
-#include "cpu/rnn/stage_weights.inl"
 
 namespace fastrnn {
 namespace {
@@ -65,32 +66,8 @@ class Forward : private Schedule {
 
   using Schedule::workers;
 
-  // The bytes that the weights of one direction take for ForwardParams::packed, and how they come there.
-  static size_t kept_bytes(const LayerShape& s) {
-    Arena arena;
-    Kept().lay_out(arena, s);
-    return arena.used;
-  }
-  static void keep(const LayerShape& s, const DirectionWeights& weights, char* to) {
-    Arena arena{to};
-    Kept kept;
-    kept.lay_out(arena, s);
-    kept.plain.pack(weights, s, 0, 1);
-    if constexpr (C::kVariant) kept.stages.pack(weights, s, 0, 1);
-  }
-
  private:
   using Direction = Weights;
-  using Stages = StageWeights<T, CellOf, Operand>;
-  struct Kept {
-    Weights plain;
-    Stages stages;
-
-    void lay_out(Arena& arena, const LayerShape& s) {
-      plain.lay_out(arena, s, true, !C::kVariant);
-      if constexpr (C::kVariant) stages.lay_out(arena, s);
-    }
-  };
   struct Group {
     E* h[2];
     T* h_state;  // for a cell that adds to h_{t-1}, where h itself is rounded
@@ -99,6 +76,11 @@ class Forward : private Schedule {
     // Of a variant: r * h, and the parts of rows that the group's workers have, [unit group][row].
     E* reset_h;
     RowPart<T>*x_parts, *h_parts, *c_parts;
+  };
+  // Of a variant and direction: recurrent panels, of a second phase too, and vectors of the padded units.
+  struct Stages {
+    E *first, *second;
+    T* vectors[kStageVectors<G>];
   };
   struct Worker {
     T* gx;
@@ -123,17 +105,13 @@ class Forward : private Schedule {
     take_barriers(arena_);
     for (int d = 0; d < s_.D; ++d) {
       Direction& dir = directions_[d];
-      if (p_.packed) {  // nothing is written there
-        Arena arena{const_cast<char*>(static_cast<const char*>(p_.packed))};
-        Kept kept;
-        kept.lay_out(arena, s_);
-        dir = kept.plain;
-        stages_[d] = kept.stages;
+      if (p_.packed) {
+        dir.read(p_.packed, s_);
       } else {
         dir.lay_out(arena_, s_, !input_dots_ && !input_just_in_time_,
                     !plan_.direct && !state_just_in_time_ && !C::kVariant);
-        if constexpr (C::kVariant) stages_[d].lay_out(arena_, s_);
       }
+      if constexpr (C::kVariant) lay_out_stages(d);
     }
     groups_ = arena_.take<Group>(groups());
     workers_ = arena_.take<Worker>(grid_.workers());
@@ -216,10 +194,8 @@ class Forward : private Schedule {
   // Packs this worker's share of its direction's weights and fills its rows of the state.
   void prepare(int rank) {
     const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-    if (!p_.packed) {
-      directions_[d].pack(p_.weights[d], s_, share(rank), grid_.workers_a_direction());
-      if constexpr (C::kVariant) stages_[d].pack(p_.weights[d], s_, share(rank), grid_.workers_a_direction());
-    }
+    if (!p_.packed) directions_[d].pack(p_.weights[d], s_, share(rank), grid_.workers_a_direction());
+    if constexpr (C::kVariant) pack_stages(rank);
     const Group& group = groups_[grid_.group(rank)];
     if (grid_.unit_group(rank) == 0) {
       const int64_t rows = grid_.rows(s_.B, b);
@@ -361,8 +337,10 @@ class Forward : private Schedule {
   }
   template <class Workers>
   void advance_stages(Workers& crew, int64_t s, int64_t s_in_chunk);
+  void lay_out_stages(int direction);
   void lay_out_stages(Group& group);
   void lay_out_stages(Worker& worker, int64_t blocks);
+  void pack_stages(int rank);
   void mask_first_state(int direction, int64_t row, const Group& group, int64_t i);
   void sum_input_rows(int rank, int64_t rows);
   RowMoments<T> moments(int rank, const RowPart<T>* parts, int64_t rows, int64_t row, int per_unit) const;

@@ -6,7 +6,17 @@
 namespace fastrnn {
 namespace {
 
-// ---- memory -----------------------------------------------------------------------------------------
+// ---- memory and weights -----------------------------------------------------------------------------
+
+template <class T, template <class> class CellOf, class Operand>
+inline void Forward<T, CellOf, Operand>::lay_out_stages(int direction) {
+  Stages& stages = stages_[direction];
+  const int64_t width = units_.blocks() * W, depth = Heads<T>(s_).depth(units_, s_.out_size());
+  const int first = on().reset_before ? G - 1 : G;
+  stages.first = arena_.take<E>(width * first * depth);
+  stages.second = arena_.take<E>(width * (G - first) * depth);
+  for (T*& vector : stages.vectors) vector = arena_.take<T>(on().peephole || on().norm ? width : 0);
+}
 
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::lay_out_stages(Group& group) {
@@ -24,6 +34,28 @@ inline void Forward<T, CellOf, Operand>::lay_out_stages(Worker& worker, int64_t 
   worker.moments = arena_.take<RowMoments<T>>(on().norm ? 2 * group_rows_ : 0);
   worker.candidate = arena_.take<T>(on().norm && C::kHasCell ? size : 0);
   worker.out_gate = arena_.take<T>(on().norm && C::kHasCell ? size : 0);
+}
+
+template <class T, template <class> class CellOf, class Operand>
+inline void Forward<T, CellOf, Operand>::pack_stages(int rank) {
+  const int d = grid_.direction(rank), shares = grid_.workers_a_direction();
+  const Stages& stages = stages_[d];
+  const Heads<T> heads(s_);
+  const int64_t K = s_.out_size(), depth = heads.depth(units_, K);
+  const int first = on().reset_before ? G - 1 : G;
+  for (int64_t panel = share(rank); panel < units_.count(); panel += shares) {
+    const int64_t at = units_.first_block(panel) * W * depth;
+    const auto pack = [&](int g0, int gates, E* to) {
+      if (!gates) return;
+      if (heads.heads > 1) return heads.pack_gates(p_.weights[d].w_hh, s_.dtype, g0, gates, units_, panel, to);
+      const char* rows = static_cast<const char*>(p_.weights[d].w_hh);
+      Operand::pack(rows + g0 * s_.H * K * static_cast<int64_t>(size_of(s_.dtype)), K, s_.dtype, gates, units_, panel,
+                    K, to);
+    };
+    pack(0, first, stages.first + at * first);
+    pack(first, G - first, stages.second + at * (G - first));
+  }
+  load_stage_vectors<T, G>(p_.weights[d], s_, units_, share_of(rank, units_.blocks()), stages.vectors);
 }
 
 template <class T, template <class> class CellOf, class Operand>

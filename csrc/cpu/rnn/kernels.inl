@@ -79,15 +79,17 @@ using PlainForward = Forward<T, Cell, NaturalOperand<T>>;
 template <template <class, template <class> class> class Kernel>
 size_t packed_bytes_of(const LayerShape& shape) {
   size_t bytes = 0;
-  with_kernel_or_stages(shape,
-                        [&]<class T, template <class> class Cell>() { bytes = Kernel<T, Cell>::kept_bytes(shape); });
+  with_kernel(shape, [&]<class T, template <class> class Cell>() { bytes = Kernel<T, Cell>::Weights::bytes(shape); });
   return bytes;
 }
 
 template <template <class, template <class> class> class Kernel>
 void pack_weights(const LayerShape& shape, const DirectionWeights& weights, char* to) {
-  with_kernel_or_stages(shape,
-                        [&]<class T, template <class> class Cell>() { Kernel<T, Cell>::keep(shape, weights, to); });
+  with_kernel(shape, [&]<class T, template <class> class Cell>() {
+    typename Kernel<T, Cell>::Weights packed;
+    packed.read(to, shape);
+    packed.pack(weights, shape, 0, 1);
+  });
 }
 
 #ifdef FASTRNN_HAS_BF16_DOT
