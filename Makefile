@@ -8,7 +8,8 @@
 #   VENV=.venv       where the environment lies, with CPU=1 .venv-cpu; `VENV=` (empty) installs nothing and uses
 #                    PYTHON's packages
 #   CLIENTS=.venv-clients   the same for `make test-clients`
-#   TORCH_CPU_INDEX  where CPU builds of torch are looked for, besides the package index
+#   TORCH_CPU_INDEX  address of an index that has CPU builds of torch, for CPU=1 and test-wheels: PyTorch's install page
+#                    names it. Without it torch is what pip finds, by PIP_EXTRA_INDEX_URL for one: often the large build
 #   FASTRNN_CUDA, FASTRNN_CUDA_ARCHS, MAX_JOBS: see setup.py
 #   WORKERS=2        processes that share the tests, a file at a time; `WORKERS=` runs them in one, without xdist
 #   CALL=1 2         which of gpu-check's calls
@@ -41,7 +42,7 @@ CLIENTS ?= .venv-clients
 CALL ?= 1 2
 RESULTS ?= gpu-check-out
 WORKERS ?= $(if $(strip $(VENV)),2)
-TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_CPU_INDEX ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -57,6 +58,10 @@ ENV_BENCH := $(VENV)/.stamp-bench
 ENV_DEV := $(VENV)/.stamp-dev
 ENV_DOCS := $(VENV)/.stamp-docs
 ENV_RELEASE := $(VENV)/.stamp-release
+ENV_CROSS := $(VENV)/.stamp-cross
+
+MAY_BE_LARGE := note: pip may find torch's large build, 4 GB with CUDA's libraries; with TORCH_CPU_INDEX= the index that \
+PyTorch's install page names for CPU builds, it takes the small one
 
 # A stamp for each set of packages, so that the tests do not wait for the benchmark's peers.
 $(VENV)/bin/python:
@@ -69,11 +74,10 @@ $(VENV)/.stamp-build: requirements/build.txt requirements/cpu.txt requirements/t
                       | $(VENV)/bin/python
 ifeq ($(strip $(CPU)),1)
 	@$(SAY) "torch's CPU build and what compiles, into $(VENV)"
-	@if $(PY) -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=10)' $(TORCH_CPU_INDEX)/torch/ \
-	    2>/dev/null; then more="--extra-index-url $(TORCH_CPU_INDEX)"; fi; \
-	    set -x; $(PY) -m pip install -q $$more -r requirements/cpu.txt
+	@$(if $(strip $(TORCH_CPU_INDEX)$(PIP_EXTRA_INDEX_URL)),:,echo "$(MAY_BE_LARGE)")
+	$(PY) -m pip install -q $(if $(strip $(TORCH_CPU_INDEX)),--extra-index-url $(TORCH_CPU_INDEX)) -r requirements/cpu.txt
 	@$(PY) -W ignore -c 'import torch; torch.version.cuda and print("note: this is a CUDA build of torch, which is larger and", \
-	    "works as well: neither index had a CPU build for this Python")'
+	    "works as well: pip found no CPU build for this Python")'
 else
 	@$(SAY) "torch, CUDA's compiler and what compiles, into $(VENV)"
 	$(PY) -m pip install -q -r requirements/build.txt
@@ -95,7 +99,7 @@ START := $(shell date +%s)
 TOOK = echo "==> $@: done in $$((($$(date +%s) - $(START)) / 60)) min $$((($$(date +%s) - $(START)) % 60)) s"
 
 ifeq ($(strip $(CPU)),1)
-PACKAGES := 1.3 GB, 2 minutes on a fast line
+PACKAGES := 1.3 GB with torch's CPU build, 2 minutes on a fast line
 COMPILATION := 1 to 2 minutes on two cores
 TESTS := 12 minutes on two cores
 GATE := CPU=1: no CUDA kernels are built, and the CUDA compile gate is skipped; "make test CPU=0" has both
@@ -121,7 +125,7 @@ $(PREPARED)
 endef
 $(foreach goal,$(filter test bench,$(MAKECMDGOALS)),$(info $(ABOUT_$(goal)))$(if $(GATE),$(info $(GATE))))
 
-.PHONY: help build stream test test-all test-aarch64 test-machines test-clients models models-check bench docs readme-figures lint format wheel wheels test-wheels release asan tsan gpu-check gpu-pack gpu-table clean distclean
+.PHONY: help build stream test test-all test-aarch64 test-machines test-clients models models-check bench docs readme-figures lint format wheel wheels test-wheels cross release asan tsan gpu-check gpu-pack gpu-table clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */\1\t/' | expand -t 16
@@ -209,6 +213,9 @@ wheels: $(ENV_RELEASE)  ## dist/*/fastrnn-*.whl for others' machines and PYTHON'
 
 test-wheels: $(ENV_RELEASE)  ## install and use them in fresh environments, with the oldest and the newest torch
 	TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) $(PY) tools/test_wheels.py $(ARGS)
+
+cross: $(ENV_CROSS)  ## compile for macOS arm64 and Windows x86-64 and look at what came out: dist/macos, dist/windows, not run
+	$(PY) tools/cross.py $(ARGS)
 
 release: $(ENV_RELEASE)  ## everything that a release takes, but for handing it out: docs/releasing.md
 	$(PY) tools/release.py check

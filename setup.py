@@ -15,17 +15,20 @@ Environment (all optional):
     FASTRNN_ONLY            the one binary to build, by its name: libfastrnn_stream
     FASTRNN_SANITIZE=1      AddressSanitizer and UBSan, CPU only, in object folders of their own
     FASTRNN_LINK            more arguments for the linker, after all others; see tools/wheels.py
-    FASTRNN_TORCH_LIB       where libtorch_cpu lies that is linked with, for another system than this one
+    FASTRNN_TORCH_LIB       where libtorch_cpu lies that is linked with, for another system than this one; see
+                            tools/cross.py
     CUDA_HOME, CXX, MAX_JOBS   as everywhere
 """
 
 import os
+import platform
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from glob import glob
 from pathlib import Path
@@ -50,6 +53,12 @@ OLDEST_GPU = (8, 0)
 SANITIZE = os.environ.get("FASTRNN_SANITIZE", "0") not in ("", "0")
 ONLY = os.environ.get("FASTRNN_ONLY", "")
 CSRC = os.path.abspath("csrc")  # absolute: ninja runs elsewhere
+if sysconfig.get_platform().endswith("universal2"):  # python.org's for macOS; torch is for one processor
+    os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
+    os.environ.setdefault("_PYTHON_HOST_PLATFORM", f"macosx-11.0-{platform.machine()}")
+# What is built for: "linux", "x86_64". Another system than this one is named as CPython's own build names it.
+SYSTEM, *_, MACHINE = (os.environ.get("_PYTHON_HOST_PLATFORM") or sysconfig.get_platform()).split("-")
+MACHINE = {"arm64": "aarch64", "amd64": "x86_64"}.get(MACHINE, MACHINE)
 VERSION = re.search(r'__version__ = "(.+?)"', Path("fastrnn/_version.py").read_text()).group(1)
 
 if int(setuptools.__version__.split(".")[0]) < MIN_SETUPTOOLS:
@@ -157,14 +166,13 @@ def is_clang():
 
 
 CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
-if is_clang():
-    CXX_FLAGS += ["-Wno-unknown-pragmas"]  # those of targets, see flags_of()
-else:
+if not is_clang():
     CXX_FLAGS += ["-Wno-maybe-uninitialized"]  # gcc 12 imagines it in every std::optional<Tensor>
 # Kernels read no errno and no floating-point traps; without them gcc vectorises freely. Python's own
 # flags, which come first, would make signed overflow defined: indices would cost more, and UBSan see less.
 CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-wrapv"]
-LINK_FLAGS = ["-Wl,-z,defs", "-Wl,--as-needed", "-Wl,--exclude-libs,ALL"]
+# The linkers of macOS and Windows know neither these nor a need for them.
+LINK_FLAGS = ["-Wl,-z,defs", "-Wl,--as-needed", "-Wl,--exclude-libs,ALL"] if SYSTEM == "linux" else []
 if SANITIZE:
     CXX_FLAGS += ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     CXX_FLAGS += ["-fno-omit-frame-pointer"]
@@ -183,22 +191,20 @@ def sources(*patterns):
     return sorted(path for pattern in patterns for path in glob(pattern, recursive=True))
 
 
+@cache
 def instruction_sets():
-    """Those whose kernels are compiled: what the target's processors have, whichever this one is."""
-    target = os.environ.get("_PYTHON_HOST_PLATFORM") or sysconfig.get_platform()
-    if target.endswith(("aarch64", "arm64")):
-        return ["baseline", "neon"]
-    return ["baseline", "avx2", "avx512"] if target.endswith(("x86_64", "amd64")) else ["baseline"]
+    """{name: flags of its files} of those whose kernels are compiled: what the target's processors have,
+    whichever this one is."""
+    lines = Path("csrc/cpu/isa/flags.txt").read_text().splitlines()
+    rows = [line.split() for line in lines if line[:1] != "#"]
+    return {name: flags for machine, name, *flags in rows if machine == MACHINE} or {"baseline": []}
 
 
 def flags_of(source):
-    """What a file is compiled with beside the others' flags: its instruction set. To g++ the file's own
-    pragma says it, after the headers that every file shares; clang knows no such pragma."""
-    if not is_clang():
-        return ()
-    text = Path(source).read_text(encoding="utf-8")
-    found = re.search(r'^#pragma GCC target\("(.+)"\)', text, re.MULTILINE)
-    return tuple(f"-m{name}" for name in found.group(1).split(",")) if found else ()
+    """What a file is compiled with beside the others' flags: its instruction set."""
+    path = Path(source)
+    name = path.stem.removesuffix("_scan") if path.parent.name == "isa" else None
+    return tuple(instruction_sets().get(name, ()))
 
 
 def python_module():
@@ -212,8 +218,8 @@ def python_module():
     }
     return Extension(
         "fastrnn._C",
-        sources("csrc/python.cpp", "csrc/plan/*.cpp"),
-        include_dirs=[CSRC, pybind11.get_include()],
+        sources("csrc/python*.cpp", "csrc/plan/*.cpp"),
+        include_dirs=[CSRC, pybind11.get_include(), *include_paths()],  # torch's for dlpack.h, plain C
         define_macros=[(name, f'"{value}"') for name, value in facts.items()],
         extra_compile_args=CXX_FLAGS,
         extra_link_args=LINK_FLAGS[1:] + LINK_LAST,  # a Python module's Python symbols are the interpreter's
@@ -224,8 +230,11 @@ def cpu_library():
     return Extension(
         "fastrnn.libfastrnn_cpu",
         sources(
-            *("csrc/ops/*.cpp", "csrc/plan/cpu.cpp", "csrc/plan/scan.cpp", "csrc/cpu/ops/*.cpp"),
-            *("csrc/cpu/isa/choose.cpp", *(f"csrc/cpu/isa/{name}*.cpp" for name in instruction_sets())),
+            *("csrc/ops/*.cpp", "csrc/plan/cpu.cpp", "csrc/plan/scan.cpp", "csrc/plan/quantized.cpp"),
+            "csrc/cpu/ops/*.cpp",
+            *("csrc/cpu/isa/choose.cpp", "csrc/cpu/isa/processor.cpp"),
+            *(f"csrc/cpu/isa/{name}{scan}.cpp" for name in instruction_sets() for scan in ("", "_scan")),
+            *(f"csrc/cpu/quantized/isa/{name}.cpp" for name in instruction_sets()),
         ),
         include_dirs=[CSRC, *include_paths()],
         library_dirs=[TORCH_LIB] if TORCH_LIB else library_paths(),
@@ -256,24 +265,24 @@ def cuda_library():
 
 
 def stream_library():
-    isas = [f"csrc/stream/isa/{name}.cpp" for name in instruction_sets()]
+    named = ["-Wl,-soname,libfastrnn_stream.so", f"-Wl,--version-script={CSRC}/stream/exports.map"]
     return Extension(
         "fastrnn.lib.libfastrnn_stream",
-        [*sources("csrc/stream/*.cpp"), "csrc/stream/isa/choose.cpp", *isas],
+        sources(
+            *("csrc/stream/*.cpp", "csrc/stream/isa/choose.cpp", "csrc/cpu/isa/processor.cpp"),
+            *(f"csrc/stream/isa/{name}.cpp" for name in instruction_sets()),
+        ),
         include_dirs=[CSRC, os.path.abspath("fastrnn/include")],
         define_macros=[("FASTRNN_VERSION", f'"{VERSION}"')],
         extra_compile_args=CXX_FLAGS,
-        extra_link_args=[
-            *(*LINK_FLAGS, "-Wl,-soname,libfastrnn_stream.so", f"-Wl,--version-script={CSRC}/stream/exports.map"),
-            *LINK_LAST,
-        ],
+        extra_link_args=[*LINK_FLAGS, *named, *LINK_LAST],
     )
 
 
 class Build(BuildExtension):
     def get_ext_filename(self, name):
         if name.rpartition(".")[2].startswith("lib"):  # a plain library: one file for every Python
-            return name.replace(".", os.sep) + ".so"
+            return name.replace(".", os.sep) + (".dll" if SYSTEM == "win" else ".so")
         return super().get_ext_filename(name)
 
     def build_extension(self, ext):
@@ -293,13 +302,21 @@ class Build(BuildExtension):
             self.build_temp = shared
 
     def compile_apart(self, ext):
-        """What has flags of its own becomes objects first: those of an extension are for all of its files."""
-        flags = {source: flags_of(source) for source in ext.sources}
-        for number, own in enumerate(sorted(set(flags.values()) - {()})):
-            ext.extra_objects += self.objects_of(
-                ext, [source for source in ext.sources if flags[source] == own], f"apart-{number}", own
-            )
-        ext.sources = [source for source in ext.sources if not flags[source]]
+        """What has flags of its own becomes objects first: those of an extension are for all of its files.
+        Side by side, as most of the time goes into one file of each; where MAX_JOBS is set, that is the
+        limit."""
+        groups = {}
+        for source in ext.sources:
+            groups.setdefault(flags_of(source), []).append(source)
+        ext.sources = groups.pop((), [])
+
+        def compile_group(number, flags):
+            return self.objects_of(ext, groups[flags], f"apart-{number}", flags)
+
+        together = self.use_ninja and not os.environ.get("MAX_JOBS")
+        with ThreadPoolExecutor(len(groups) or 1 if together else 1) as pool:
+            for objects in pool.map(compile_group, range(len(groups)), sorted(groups)):
+                ext.extra_objects += objects
 
     def objects_of(self, ext, sources, folder, flags=()):
         return self.compiler.compile(
@@ -335,7 +352,9 @@ class Build(BuildExtension):
 
 
 def binaries():
-    known = {"_C": python_module, "libfastrnn_cpu": cpu_library, "libfastrnn_stream": stream_library}
+    known = {"_C": python_module, "libfastrnn_cpu": cpu_library}
+    if SYSTEM == "linux":  # whose linker the runtime asks for its name and its list of symbols
+        known["libfastrnn_stream"] = stream_library
     if CUDA_HOME:
         known["libfastrnn_cuda"] = cuda_library
     if ONLY and ONLY not in known:

@@ -1,5 +1,5 @@
-// The Python module fastrnn._C: what was built, and the plan of a layer. Knows no torch, so that it
-// can be asked anywhere; the operators are in libfastrnn_cpu and libfastrnn_cuda.
+// The Python module fastrnn._C: what was built, the plan of a layer, and calls of streams. It is linked with no
+// torch, so that it can be asked anywhere; the operators are in libfastrnn_cpu and libfastrnn_cuda.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -12,8 +12,10 @@
 #include "plan/cost.h"
 #include "plan/cpu.h"
 #include "plan/cuda.h"
+#include "plan/quantized.h"
 #include "plan/table.h"
 #include "plan/trust.h"
+#include "python_stream.h"
 
 #ifndef FASTRNN_VERSION
 #define FASTRNN_VERSION "unknown"
@@ -225,17 +227,48 @@ std::string key_of(const std::string& cell, int64_t T, int64_t B, int64_t I, int
 
 py::dict plan(const std::string& device, const std::string& cell, int64_t T, int64_t B, int64_t I, int64_t H,
               int64_t P, int directions, const std::string& dtype, bool training, bool packed, int threads, int lanes,
-              int tile_rows, const std::optional<py::dict>& gpu, bool tf32, const std::string& tier,
+              int tile_rows, int64_t l2_bytes, int64_t l3_bytes, int meeting_ns, int region_ns,
+              const std::optional<py::dict>& gpu, bool tf32, const std::string& tier,
               const std::optional<py::dict>& table, const std::optional<std::string>& trusted,
-              const std::string& rows) {
+              const std::string& rows, const std::string& weights) {
   const LayerShape shape = layer_shape(cell, T, B, I, H, P, directions, dtype, device == "cpu" ? "full" : rows);
-  for (const auto& [name, value] : {std::pair{"threads", threads}, {"lanes", lanes}, {"tile_rows", tile_rows}}) {
-    if (value < 1) throw py::value_error(std::string(name) + ": expected at least 1, got " + std::to_string(value));
+  const auto at_least = [](const char* name, int64_t value, int64_t least) {
+    if (value >= least) return;
+    throw py::value_error(std::string(name) + ": expected at least " + std::to_string(least) + ", got " +
+                          std::to_string(value));
+  };
+  at_least("threads", threads, 1);
+  at_least("lanes", lanes, 1);
+  at_least("tile_rows", tile_rows, 1);
+  at_least("l2_bytes", l2_bytes, 1);
+  at_least("l3_bytes", l3_bytes, 1);
+  at_least("meeting_ns", meeting_ns, 0);
+  at_least("region_ns", region_ns, 0);
+  // Bytes of a weight, of 4 that it has in float32.
+  const int stored = one_of<int>("weights", weights, {{"float32", 4}, {"bfloat16", 2}, {"int8", 1}});
+  if (stored != 4 && (device != "cpu" || shape.dtype != Dtype::kFloat || shape.variant.any() || training)) {
+    throw py::value_error("weights: expected 'float32' but for inference of a plain float32 layer on the CPU, got '" +
+                          weights + "'");
   }
   py::dict result;
   result["device"] = device;
-  if (device == "cpu") {
-    const CpuMachine machine{.threads = threads, .lanes = lanes, .tile_rows = tile_rows};
+  const CpuMachine machine{.threads = threads,
+                           .lanes = lanes,
+                           .tile_rows = tile_rows,
+                           .l2_bytes = l2_bytes,
+                           .l3_bytes = l3_bytes,
+                           .meeting_ns = meeting_ns,
+                           .region_ns = region_ns};
+  if (stored != 4) {
+    const CpuPlan chosen = plan_quantized(shape, stored == 1, machine);
+    result["kernel"] = weights;
+    result["reason"] = "weights of " + weights + ", packed once; " + chosen.reason;
+    result["packed_weights"] = true;
+    result["direction_groups"] = chosen.direction_groups;
+    result["batch_groups"] = chosen.batch_groups;
+    result["unit_groups"] = chosen.unit_groups;
+    result["forward_chunk"] = chosen.forward_chunk;
+  } else if (device == "cpu") {
     const CpuPlan chosen = plan_cpu(shape, machine);
     result["kernel"] = chosen.direct ? "direct" : "packed";
     result["reason"] = chosen.reason;
@@ -267,8 +300,8 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
   const bool on_cpu = device == "cpu", kept = !on_cpu && py::cast<std::string>(result["kernel"]) != "stepwise";
   const LayerCost cost = cost_of(shape, training, on_cpu);
   result["flops"] = cost.flops;
-  result["weight_bytes"] = cost.weight_bytes;
-  result["step_weight_bytes"] = kept ? int64_t{0} : cost.step_weight_bytes;
+  result["weight_bytes"] = cost.weight_bytes * stored / 4;
+  result["step_weight_bytes"] = kept ? int64_t{0} : cost.step_weight_bytes * stored / 4;
   result["saved_bytes_per_step"] = cost.saved_bytes_per_step;
   result["saved_bytes_per_step_recompute"] = cost.saved_bytes_per_step_recompute;
   result["packed"] = packed;
@@ -284,10 +317,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::arg("device"), py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P") = 0, py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("training") = false,
         py::arg("packed") = false, py::arg("threads") = 1, py::arg("lanes") = 16, py::arg("tile_rows") = 6,
+        py::arg("l2_bytes") = CpuMachine().l2_bytes, py::arg("l3_bytes") = CpuMachine().l3_bytes,
+        py::arg("meeting_ns") = CpuMachine().meeting_ns, py::arg("region_ns") = CpuMachine().region_ns,
         py::arg("gpu") = py::none(), py::arg("tf32") = false, py::arg("tier") = "auto", py::arg("table") = py::none(),
-        py::arg("trusted") = py::none(), py::arg("rows") = "full");
+        py::arg("trusted") = py::none(), py::arg("rows") = "full", py::arg("weights") = "float32");
   m.def("trust_key", &key_of, py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P") = 0, py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("tf32") = false,
         py::arg("training") = false, py::arg("rows") = "full");
+  add_stream_type(m);
   m.def("plan_table_provenance", [] { return plan_table().provenance; });
 }

@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from harness.build import compilers, isa_flags, target_machine
+from selection import thorough
 
 ROOT = Path(__file__).resolve().parents[1]
 NVCC = "#!/bin/sh\nfor n in 75 80 86 87 88 89 90 100 103 110 120 121; do echo compute_$n; done\n"
@@ -94,3 +97,56 @@ def test_every_gpu_has_every_kernel(answers, build):
         assert version is not None, gpu
         assert version >= 90 or gpu < 90, gpu
     assert loaded(answers[build][1], 75) is None
+
+
+def cpu_sources() -> list[Path]:
+    """All of csrc that the CPU's library and the Python module are made of, but python.cpp."""
+    folders = ("cpu/ops", "cpu/isa", "ops", "plan")
+    return [path for folder in folders for path in sorted((ROOT / "csrc" / folder).glob("*.cpp"))]
+
+
+@thorough
+@pytest.mark.parametrize("compiler", compilers())
+def test_every_compiler_here_takes_every_source(compiler):
+    """g++ and clang++ in all versions that are installed, of which Debian has several: without a warning."""
+    include = Path(torch.__file__).parent / "include"
+    common = ["-std=c++20", "-fsyntax-only", "-O1", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+    common += ["-Wno-unused-parameter", f"-I{ROOT / 'csrc'}", "-isystem", str(include)]
+    common += ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    machine = target_machine(compiler)
+    assert cpu_sources()
+    for path in cpu_sources():
+        own = isa_flags(path.stem, machine) if path.parent.name == "isa" else []
+        done = subprocess.run([compiler, *common, *own, path], capture_output=True, text=True)
+        assert done.returncode == 0, f"{compiler}, {path.name}: {done.stderr[:2000]}"
+
+
+#: setup.py's answers for another system than this one: what it compiles, and with which flags.
+TARGET = """
+import importlib.util, json, os, setuptools
+setuptools.setup = lambda **arguments: None
+spec = importlib.util.spec_from_file_location("setup_", "setup.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+library = module.cpu_library()
+print(json.dumps([{s: module.flags_of(s) for s in library.sources}, library.extra_link_args]))
+"""
+
+
+@pytest.mark.parametrize("platform", ["linux-x86_64", "linux-aarch64", "macosx-11.0-arm64", "win-amd64"])
+def test_flags_of_a_system(platform):
+    """Each file of kernels has the flags of its instruction set, whichever compiler: nothing else has any;
+    and what only Linux's linker knows stays there."""
+    environment = {**os.environ, "FASTRNN_CUDA": "0", "_PYTHON_HOST_PLATFORM": platform}
+    said = subprocess.check_output([sys.executable, "-c", TARGET], cwd=ROOT, env=environment, text=True)
+    flags, link = json.loads(said.splitlines()[-1])
+    found = {Path(source).stem: set(own) for source, own in flags.items() if own}
+    if platform.endswith(("x86_64", "amd64")):
+        assert set(found) == {"avx2", "avx2_scan", "avx512", "avx512_scan", "avx512_bf16_scan"}
+        assert found["avx2"] == found["avx2_scan"] == {"-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"}
+        assert found["avx2"] < found["avx512"] == found["avx512_scan"]
+        assert found["avx512_bf16_scan"] - found["avx512"] == {"-mavx512bf16"}
+    else:
+        assert not found
+        assert {"neon", "neon_scan", "baseline", "baseline_scan"} <= {Path(s).stem for s in flags}
+    assert bool(link) == platform.startswith("linux")

@@ -46,10 +46,12 @@ def _streaming() -> dict:
 #: The pages, and what each takes for granted. export.md is run by test_export.py.
 PAGES = {
     "index.md": lambda: {},
+    "deploying.md": lambda: {},
     "start.md": lambda: {},
     "lengths.md": lambda: {},
     "models.md": lambda: {},
     "recipes.md": lambda: {},
+    "runtime.md": lambda: {},
     "streaming.md": _streaming,
     "torchscript.md": lambda: {},
     "variants.md": lambda: {},
@@ -101,6 +103,7 @@ MODULES = (
     fastrnn,
     fastrnn.functional,
     fastrnn.reference,
+    fastrnn.runtime,
     fastrnn.models,
     fastrnn.compat,
     fastrnn.compat.sru,

@@ -40,6 +40,7 @@ CPP_FLOORS = (
     ("cpu", "cpu/simd", "cuda/device"),
     ("cpu/product", "cuda/torch"),
     ("cpu/rnn", "cpu/scan", "cpu/stream", "cuda/stepwise", "cuda/scan", "cuda/persistent"),
+    ("cpu/quantized", "cpu/quantized/isa"),
     ("cpu/isa", "cuda/ops"),
     ("cpu/ops", "stream", "stream/isa"),
     (".",),

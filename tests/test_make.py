@@ -17,7 +17,18 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 def clean_environment() -> dict[str, str]:
     """Without what this very test run may have been started with, by make."""
-    asked = ("CPU", "VENV", "FASTRNN_CUDA", "CUDA_HOME", "CUDA_PATH", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    asked = (
+        "CPU",
+        "VENV",
+        "FASTRNN_CUDA",
+        "TORCH_CPU_INDEX",
+        "PIP_EXTRA_INDEX_URL",
+        "CUDA_HOME",
+        "CUDA_PATH",
+        "MAKEFLAGS",
+        "MAKELEVEL",
+        "MFLAGS",
+    )
     return {k: v for k, v in os.environ.items() if k not in asked}
 
 
@@ -103,6 +114,26 @@ def test_default_where_cuda_is_asked_for(tools, environment):
 def test_what_is_handed_out_is_whole(tools, goal):
     """Nobody makes a wheel without CUDA kernels by not having asked."""
     assert "requirements/build.txt" in plan(goal, "CUDA_FILES=", tools=tools)
+
+
+def test_the_small_torch_is_where_its_index_is_named():
+    """No index is built in. Without one, a line says that the large build may come, before it does, and how
+    the small one is had."""
+    index = "file:///somewhere/cpu"
+    note, install = "note: pip may find torch's large build", "pip install -q"
+    plain = plan("test", "CPU=1")
+    assert plain.index(note) < plain.index(install, plain.index(note))
+    assert "TORCH_CPU_INDEX" in plain
+    assert "index-url" not in plain
+    for said in (
+        plan("test", "CPU=1", f"TORCH_CPU_INDEX={index}"),
+        plan("test", CPU="1", TORCH_CPU_INDEX=index),
+    ):
+        assert f"--extra-index-url {index} -r requirements/cpu.txt" in said
+        assert note not in said
+    assert note not in plan("test", "CPU=1", PIP_EXTRA_INDEX_URL=index)
+    assert note not in plan("test", "CPU=0")
+    assert f"TORCH_CPU_INDEX={index} " in plan("test-wheels", f"TORCH_CPU_INDEX={index}")
 
 
 def test_ci_runs_everything():

@@ -36,12 +36,13 @@ def sdist(tmp_path_factory) -> tarfile.TarFile:
 def test_sdist_is_enough_to_build(sdist):
     """Every source of the package and its kernels, the marker of typed packages, and no half of the tests."""
     names = {name.partition("/")[2] for name in sdist.getnames()}
-    for folder, suffixes in (("csrc", (".h", ".cpp", ".cu", ".cuh", ".inl")), ("fastrnn", (".py",))):
+    for folder, suffixes in (("csrc", (".h", ".cpp", ".cu", ".cuh", ".inl", ".txt")), ("fastrnn", (".py",))):
         files = [p for p in (ROOT / folder).rglob("*") if p.suffix in suffixes]
         assert files
         assert {p.relative_to(ROOT).as_posix() for p in files} <= names
     assert {"fastrnn/py.typed", "LICENSE", "README.md", "pyproject.toml", "setup.py"} <= names
-    assert not any(name.startswith("tests") or name.endswith((".so", ".o")) for name in names)
+    assert {"fastrnn/include/fastrnn.h", "fastrnn/lib/cmake/fastrnn/fastrnn-config.cmake"} <= names
+    assert not any(name.startswith("tests") or name.endswith((".so", ".o", ".a")) for name in names)
 
 
 def test_metadata(sdist):
@@ -90,3 +91,51 @@ def test_nothing_that_the_oldest_torch_lacks(folder, name, instead):
     ]
     users = {p.relative_to(ROOT).as_posix() for p in files if name in p.read_text()}
     assert not users, instead
+
+
+#: How the address of a package index is known: by the name of its host, by where in it the packages lie, and
+#: by the option that it is given to.
+INDEX = re.compile(
+    r":/{2}(pypi|test\.pypi|files|download|registry|repo\w*|mirrors?|proxy|packages|pkgs|conda|index|static|deb)"
+    r"[-.]|:/{2}[^\s\"']*/(simple|whl|wheels|npm|conda-forge)\b"
+    r"|:/{2}[^\s\"'/]*\b(pypi|pythonhosted|anaconda|npmjs|crates|rubygems|debian|ubuntu)\b"
+    r"|(index-url|find-links|trusted-host|INDEX_URL|FIND_LINKS)[ =:\"']+\w+(:/|\.)",
+    re.IGNORECASE,
+)
+
+
+def test_an_index_is_known_by_its_address():
+    """The test below, on addresses of each kind and on what is none."""
+    secure = "https:" + "//"  # so that none stands here
+    hosts = (
+        "pypi.x/project",
+        "download.x.org/whl/cpu",
+        "registry.x.org",
+        "conda.x.org",
+        "x.org/simple/torch",
+    )
+    for address in (*hosts, "a.pythonhosted.x/a.whl", "x.debian.y/debian", "mirror.x.net/a", "x.net/wheels/"):
+        assert INDEX.search(secure + address), address
+    assert INDEX.search("--extra-index-url" + " " + "http" + "://10.0.0.1/a")
+    assert INDEX.search("PIP_INDEX_URL" + "=" + "http" + "://10.0.0.1/a")
+    for text in (f"{secure}semver.org", f"{secure}keepachangelog.com/en/1.1.0", f"{secure}www.w3.org/2000"):
+        assert not INDEX.search(text), text
+    for text in (
+        "--extra-index-url $(TORCH_CPU_INDEX)",
+        'more = ["--extra-index-url", INDEX]',
+        "index-url: yours",
+    ):
+        assert not INDEX.search(text), text
+
+
+def test_no_package_index_is_named():
+    """Which index packages come from is for whoever installs them: a mirror, a company's own, the public one.
+    An address in a file would be asked behind their back, and is one that they may not reach."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    named = []
+    for name in filter(None, listed.stdout.split("\0")):
+        text = (ROOT / name).read_bytes().decode("utf-8", "ignore") if (ROOT / name).is_file() else ""
+        named += [f"{name}: {match[0]}" for match in INDEX.finditer(text)]
+    assert not named

@@ -188,7 +188,7 @@ def test_a_wheel_is_tried_with_its_own_python():
 def test_a_trial_without_the_python_says_so(tmp_path):
     """One outcome that failed, and the others go on."""
     wheel = tmp_path / "cpu" / NAMES[0]
-    found = trial.try_one(wheel, trial.NEWEST, "python3.99", None)
+    found = trial.try_one(wheel, trial.NEWEST, "python3.99")
     assert (found["ok"], found["failed"]) == (False, "environment")
     assert found["environment"] == "python3.99 is not installed"
 

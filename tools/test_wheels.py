@@ -11,8 +11,8 @@ the wheel without its sources and with no compiler on the PATH, and there, in an
     python -m fastrnn bench --quick   three seconds of timing
     a training step                   outputs and every gradient against torch.nn's, and a loss that falls
 
-torch comes as a CPU build where the index of those can be reached (TORCH_CPU_INDEX), else as the package
-index has it; the result says which it was. --save writes it to benchmarks/results/wheels.json, for the
+torch comes as a CPU build where TORCH_CPU_INDEX or pip's own settings name an index of those, else as pip
+finds it; the result says which it was. --save writes it to benchmarks/results/wheels.json, for the
 repository.
 """
 
@@ -30,13 +30,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "wheels.json"
-INDEX = os.environ.get("TORCH_CPU_INDEX", "https://download.pytorch.org/whl/cpu")
+INDEX = os.environ.get("TORCH_CPU_INDEX", "").strip()
 OLDEST = "2.11.0"
 NEWEST = re.search(r"^torch==(\S+)$", (ROOT / "requirements" / "build.txt").read_text(), re.MULTILINE)[1]
 
@@ -66,14 +65,6 @@ print("a training step: as torch.nn's")
 """
 
 
-def reachable(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=10).close()
-    except OSError:
-        return False
-    return True
-
-
 def without_compilers(folder: Path) -> str:
     """A PATH of the few commands that Python itself calls: whoever needs a compiler finds none."""
     folder.mkdir()
@@ -90,7 +81,7 @@ def python_for(wheel: Path) -> str:
     return sys.executable if same else f"python{major}.{minor}"
 
 
-def try_one(wheel: Path, torch: str, python: str, index: str | None) -> dict:
+def try_one(wheel: Path, torch: str, python: str) -> dict:
     """What became of one wheel with one torch and one Python."""
     start, done = time.monotonic(), {"wheel": wheel.name, "kind": wheel.parent.name, "asked_torch": torch}
     with tempfile.TemporaryDirectory(prefix="fastrnn-wheel-") as name:
@@ -121,7 +112,7 @@ def try_one(wheel: Path, torch: str, python: str, index: str | None) -> dict:
                 raise RuntimeError("environment")
             step("environment", found, "-m", "venv", folder / "venv")
             inside = folder / "venv" / "bin" / "python"
-            more = ["--extra-index-url", index] if index else []
+            more = ["--extra-index-url", INDEX] if INDEX else []
             step("torch", inside, "-m", "pip", "install", "-q", *more, f"torch=={torch}", "numpy")
             install = ["-m", "pip", "install", "-q", "--no-deps", "--only-binary", ":all:"]
             step("install", inside, *install, wheel)
@@ -161,13 +152,12 @@ def main() -> int:
     wheels = options.wheels or sorted((ROOT / "dist").glob(f"*/fastrnn-*_{platform.machine()}.whl"))
     if not wheels:
         raise SystemExit("no wheel: `make wheels` makes them")
-    index = INDEX if reachable(f"{INDEX}/torch/") else None
     outcomes = []
     for wheel in wheels:
         for python in options.python or [python_for(wheel)]:
             for torch in options.torch:
                 print(f"{wheel.parent.name}/{wheel.name}, torch {torch}, {python}", flush=True)
-                outcomes.append(try_one(wheel.resolve(), torch, python, index))
+                outcomes.append(try_one(wheel.resolve(), torch, python))
     for found in outcomes:
         where = f"{found['kind']:8} torch {found.get('torch', found['asked_torch'])}, "
         where += f"Python {found.get('python', 'of the environment')}"

@@ -120,7 +120,7 @@ def make(kind: str, out: Path) -> Path:
     # Object files of its own: an object does not know which compiler or linker made it.
     run(
         *(sys.executable, "setup.py", "-q", "build", "--build-base", BUILD / f"wheel-{kind}"),
-        *("bdist_wheel", "--dist-dir", raw),
+        *("bdist_wheel", "--skip-build", "--dist-dir", raw),  # which would build a second time
         **environment,
     )
     (wheel,) = raw.glob("*.whl")

@@ -58,6 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="LSTM, GRU and RNN on 30 shapes drawn from a fixed seed, against torch.nn, on 1 and 2 threads",
     )
     preset.add_argument(
+        "--rates",
+        action="store_true",
+        help="no layer against another: the kernels alone, against what this machine can do; some 20 seconds",
+    )
+    preset.add_argument(
         "--variants",
         action="store_true",
         help="the options of LSTM, GRU and RNN, each beside the plain layer, on 1 and 2 threads",
@@ -168,6 +173,16 @@ def make_plan(options: argparse.Namespace):
     ):
         if given:
             raise SystemExit(f"{option} is about a GPU: add --device cuda")
+    cores = machine.usable_cores()
+    if options.rates:
+        return Plan(
+            preset="rates",
+            cases=[],
+            threads=options.threads or sorted({1, min(2, cores)}),
+            contenders=["fastrnn"],
+            scan=True,
+            kernels=True,
+        )
     name = next((n for n in ("full", "random", "variants") if getattr(options, n)), "quick")
     preset = presets.PRESETS[name]
     chosen = presets.select(
@@ -181,7 +196,6 @@ def make_plan(options: argparse.Namespace):
     if not chosen:
         raise SystemExit("the filters leave nothing to run")
     budget_s = preset.budget_s if options.budget is None else options.budget
-    cores = machine.usable_cores()
     threads = options.threads or ([min(2, cores)] if name == "quick" else sorted({1, min(2, cores)}))
     alone = name in ("random", "variants")
     everyone = () if alone else contenders.KEYS
@@ -201,6 +215,7 @@ def make_plan(options: argparse.Namespace):
         memory_cases=_memory_cases(preset, chosen) if extras else [],
         overhead=extras,
         scan=extras and any(c.cell in SRU_CELLS for c in chosen),
+        kernels=extras and options.full,
         memory_contenders=memory.CONTENDERS if options.full else ("torch", "fastrnn"),
         budget_s=budget_s,
         hurry=name == "quick" and options.rounds is None,
@@ -293,6 +308,9 @@ def show(run: dict) -> None:
     if run.get("scan"):
         shown = tables.scan_table(run)
         console.table(shown.columns, shown.rows, tables.SCAN)
+    if run.get("kernels"):
+        shown = tables.kernels_table(run)
+        console.table(shown.columns, shown.rows, tables.KERNELS)
     if run["absolute_targets"]:
         shown = tables.absolute_table(run["absolute_targets"])
         console.table(shown.columns, shown.rows, "Latency, overhead, scaling, memory")

@@ -66,7 +66,7 @@ def merge(runs: Sequence[dict]) -> dict:
     dropped = {key(d): d for run in timed for d in run.get("dropped", ())}
     out["dropped"] = [d for k, d in dropped.items() if k not in results]
     out["limits"] = list({(x["dtype"], x["threads"]): x for run in timed for x in run["limits"]}.values())
-    for name in ("scaling", "overhead", "scan", "memory"):
+    for name in ("scaling", "overhead", "scan", "kernels", "crowd", "memory"):
         out[name] = [entry for run in timed for entry in run.get(name, ())]
     out["threads"] = sorted({n for run in timed for n in run["threads"]})
     out["preset"] = _presets([r["preset"] for r in timed])

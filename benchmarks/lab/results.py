@@ -9,7 +9,8 @@ from pathlib import Path
 from .cases import Case
 
 #: The lists of a run that grow event by event, by the event's name.
-_LISTS = {"result": "results", **{n: n for n in ("limits", "scaling", "overhead", "scan", "dropped")}}
+_OWN = ("limits", "scaling", "overhead", "scan", "kernels", "crowd", "dropped")
+_LISTS = {"result": "results", **{n: n for n in _OWN}}
 
 
 def from_lines(path: Path) -> dict:
@@ -26,7 +27,7 @@ def from_lines(path: Path) -> dict:
         if kind == "run":
             out = event | {"seconds": 0.0} | {k: v for k, v in out.items() if k == "latency"}
         elif kind in _LISTS and "results" in out:
-            out[_LISTS[kind]].append(event)
+            out.setdefault(_LISTS[kind], []).append(event)
         elif kind == "done" and "results" in out:
             out |= event
         elif kind == "left" and event.get("step") == "latency":

@@ -35,6 +35,7 @@ class Plan:
             where the run is in a hurry.
         overhead: whether to time calls of modules against their operators (overhead.py).
         scan: whether to time SRU's recurrence alone against the rate of reading (scan_rate.py).
+        kernels: whether to time the passes of layers alone against the machine's limits (kernel_rate.py).
         limit_s: seconds for all cases, or None. With it the run is supervised (supervisor.py): nothing that
             hangs or dies ends it, and cases that it has no time for are told.
         excluded: contenders that a case is run without, and why; of supervised runs.
@@ -54,6 +55,7 @@ class Plan:
     hurry: bool = False
     overhead: bool = False
     scan: bool = False
+    kernels: bool = False
     limit_s: float | None = None
     excluded: dict[Case, dict[str, str]] = field(default_factory=dict)
 
@@ -77,6 +79,7 @@ def _request(plan: Plan, threads: int) -> dict:
         "hurry": plan.hurry,
         "overhead": plan.overhead,
         "scan": plan.scan,
+        "kernels": plan.kernels,
     }
 
 
@@ -149,6 +152,8 @@ def run(
         "scaling": [],
         "overhead": [],
         "scan": [],
+        "kernels": [],
+        "crowd": [],
         "dropped": [],
         "memory": [],
     }
@@ -165,7 +170,7 @@ def run(
         event = {name: value for name, value in event.items() if name != "event"}
         if kind == "start":
             progress(event["title"], 0)
-        elif kind in ("limits", "overhead", "scan"):
+        elif kind in ("limits", "overhead", "scan", "kernels", "crowd"):
             out[kind].append(event)
         else:
             out["results" if kind == "result" else kind].append(event)

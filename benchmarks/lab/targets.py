@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from fastrnn.proof import _variants as variants
 
-from . import cudnn, overhead, scan_rate
+from . import cudnn, kernel_rate, overhead, scan_rate
 from .cases import CELLS, SRU_CELLS, Case, card_name
 from .presets import CELL_SHAPES, NAMED, RANDOM_SHAPES, SHAPES, SRU_SHAPES
 
@@ -20,6 +20,9 @@ OVERHEAD_S = 40e-6
 SCAN = 0.7
 SCALING = 1.7
 MEMORY = 1.0
+#: Of the machine's limit, by kernel_rate's names.
+KERNELS = {kernel_rate.FORWARD: 0.88, kernel_rate.BACKWARD: 0.84, kernel_rate.READING: 0.85}
+CROWD = 2.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Target:
         against: contenders; the fastest of those that ran a case is what counts in it.
         device: "cpu" or "cuda".
         drawn: about RANDOM_SHAPES instead of the named ones.
+        ours: which of fastrnn's contenders is compared with them.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Target:
     worst: float | None
     device: str = "cpu"
     drawn: bool = False
+    ours: str = "fastrnn"
 
 
 def _layers(cell: str, training: bool) -> Callable[[Case], bool]:
@@ -109,6 +114,7 @@ CPU_TARGETS = (
     ),
     Target("– projection inference", _path("proj", False), TORCH, None, None),
     Target("– projection training", _path("proj", True), TORCH, None, None),
+    Target("LSTMCell and GRUCell, against torch.nn", lambda c: c.path == "cells", TORCH, 1.3, 1.0),
     Target("– cells inference", _path("cells", False), TORCH, None, None),
     Target("– cells training", _path("cells", True), TORCH, None, None),
     Target(
@@ -117,6 +123,21 @@ CPU_TARGETS = (
         RUNTIMES,
         1.1,
         0.97,
+    ),
+    Target(
+        "– of that, through the modules",
+        lambda c: c.path == "layers" and c.cell in ("lstm", "gru") and not c.training,
+        RUNTIMES,
+        1.0,
+        0.8,
+    ),
+    Target(
+        "– of that, through their streamers",
+        lambda c: c.path == "layers" and c.cell in ("lstm", "gru") and not c.training,
+        RUNTIMES,
+        1.1,
+        0.97,
+        ours="streamer",
     ),
     Target("– LSTM", _layers("lstm", False), RUNTIMES, None, None),
     Target("– GRU", _layers("gru", False), RUNTIMES, None, None),
@@ -191,14 +212,14 @@ def geomean(values: Sequence[float]) -> float:
     return math.exp(sum(math.log(v) for v in values) / len(values))
 
 
-def ratio(result: dict, against: Sequence[str]) -> tuple[float, str] | None:
+def ratio(result: dict, against: Sequence[str], ours: str = "fastrnn") -> tuple[float, str] | None:
     """How many times faster fastrnn was than the fastest of these, and which that was. None without data."""
     contenders = result["contenders"]
     rivals = {k: contenders[k]["median_s"] for k in against if k in contenders}
-    if "fastrnn" not in contenders or not rivals:
+    if ours not in contenders or not rivals:
         return None
     best = min(rivals, key=rivals.get)
-    return rivals[best] / contenders["fastrnn"]["median_s"], best
+    return rivals[best] / contenders[ours]["median_s"], best
 
 
 def _counts(case: Case, device: str, drawn: bool = False) -> bool:
@@ -231,7 +252,7 @@ def evaluate(results: Sequence[dict], threads: int) -> list[dict]:
             counts = _counts(case, target.device, target.drawn) and target.includes(case)
             if result["threads"] != threads or not counts:
                 continue
-            if (value := ratio(result, target.against)) is not None:
+            if (value := ratio(result, target.against, target.ours)) is not None:
                 ratios.append((value[0], f"{case.group} {case.shape}"))
         if not ratios:
             continue
@@ -254,7 +275,7 @@ def evaluate(results: Sequence[dict], threads: int) -> list[dict]:
 
 
 def evaluate_absolute(run: dict) -> list[dict]:
-    """Latency of a step, overhead of a call, rate of a scan, scaling over threads, peak memory.
+    """Latency of a step, overhead of a call, rates of a scan and of kernels, scaling, peak memory.
 
     Each line has name, reached, limit and met.
     """
@@ -293,6 +314,17 @@ def evaluate_absolute(run: dict) -> list[dict]:
                 "met": share >= SCAN,
             }
         )
+    lines += _kernel_lines(run.get("kernels", ()))
+    for line in run.get("crowd", ()):
+        slower = line["many_s"] / line["one_s"]
+        lines.append(
+            {
+                "name": f"{line['threads']} threads on {plural(line['cores'], 'core')} over one, B = 1",
+                "reached": f"{slower:.2f}x the time",
+                "limit": f"<= {CROWD:.0f}x",
+                "met": slower <= CROWD,
+            }
+        )
     if scaling := run.get("scaling"):
         worst = min(scaling, key=lambda s: s["ratio"])
         case = Case(**worst["case"])
@@ -313,6 +345,28 @@ def evaluate_absolute(run: dict) -> list[dict]:
                 "reached": f"{worst_ratio:.2f} at worst ({case.group} {case.shape})",
                 "limit": f"<= {MEMORY:.0f}",
                 "met": worst_ratio <= MEMORY,
+            }
+        )
+    return lines
+
+
+def _kernel_lines(measured: Sequence[dict]) -> list[dict]:
+    """Shares of the machine's limits: the geometric mean over the shapes decides, the worst is told."""
+    groups: dict[tuple, list[dict]] = {}
+    for line in measured:
+        groups.setdefault((line["threads"], line["cell"], line["name"]), []).append(line)
+    lines = []
+    for (threads, cell, name), group in groups.items():
+        worst = min(group, key=kernel_rate.share)
+        mean = geomean([kernel_rate.share(line) for line in group])
+        what = "of the rate of reading" if name == kernel_rate.READING else "of the multiply-adds, B >= 16"
+        lines.append(
+            {
+                "name": f"{cell.upper()} {name}, share {what}, {plural(threads, 'thread')}",
+                "reached": f"{mean:.0%} in the mean, {kernel_rate.share(worst):.0%} at worst "
+                f"({worst['T']},{worst['B']},{worst['H']}; limit {worst['limit'] / 1e9:.0f} G/s)",
+                "limit": f">= {KERNELS[name]:.0%}",
+                "met": mean >= KERNELS[name],
             }
         )
     return lines

@@ -2,7 +2,8 @@
 
 The request is one JSON object on stdin; every event is one line of JSON on the original stdout:
     {"event": "limits", …}   {"event": "start", "title": …}   {"event": "overhead", …}
-    {"event": "scan", …}     {"event": "result", …}  {"event": "scaling", …}
+    {"event": "scan", …}     {"event": "kernels", …}  {"event": "crowd", …}
+    {"event": "result", …}   {"event": "scaling", …}
 and, where the request has an end ("limit_s"), for supervisor.py
     {"event": "running", "key": …}   before each contender's first call and each of its samples
     {"event": "dropped", …}          a case that there was no time for
@@ -22,7 +23,7 @@ import torch
 
 from fastrnn.proof.timing import AGREEMENT, Contender, disagreement, interleave
 
-from . import limits, overhead, scan_rate
+from . import kernel_rate, limits, overhead, scan_rate
 from .cases import SRU_CELLS, Case
 from .contenders.compile import forget
 from .contenders.contender import Unsupported
@@ -155,6 +156,13 @@ def work(request: dict, emit: Emit) -> None:
         emit("start", title="SRU's recurrence alone")
         for line in scan_rate.measure(threads):
             emit("scan", **line)
+
+    if request.get("kernels"):
+        emit("start", title="the kernels alone")
+        for line in kernel_rate.measure(threads):
+            emit("kernels", **line)
+        if threads > 1:
+            emit("crowd", **kernel_rate.crowd())
 
     began = time.perf_counter()
     deadline = began + request["budget_s"]

@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cells/host_device.h"
+
 namespace fastrnn {
 
 enum class CellKind : int { kLstm = 0, kGru = 1, kRnnTanh = 2, kRnnRelu = 3 };
@@ -21,10 +23,10 @@ inline constexpr CellFacts kCells[] = {
     {"rnn_relu", 1, 0, false, false},
 };
 
-constexpr const CellFacts& facts_of(CellKind cell) { return kCells[static_cast<int>(cell)]; }
-constexpr int gates_of(CellKind cell) { return facts_of(cell).gates; }
-constexpr int saved_of(CellKind cell) { return facts_of(cell).saved; }
+constexpr FASTRNN_INLINE const CellFacts& facts_of(CellKind cell) { return kCells[static_cast<int>(cell)]; }
+constexpr FASTRNN_INLINE int gates_of(CellKind cell) { return facts_of(cell).gates; }
+constexpr FASTRNN_INLINE int saved_of(CellKind cell) { return facts_of(cell).saved; }
 // Gates whose recurrent part arrives by itself: one more where the last one's is kept apart.
-constexpr int recurrent_gates_of(CellKind cell) { return facts_of(cell).gates + facts_of(cell).split; }
+constexpr FASTRNN_INLINE int recurrent_gates_of(CellKind cell) { return facts_of(cell).gates + facts_of(cell).split; }
 
 }  // namespace fastrnn

@@ -1,6 +1,7 @@
 // What a layer may have that its cell by itself has not: the options of a variant, as values. The loops switch the
 // policies of cells/policies/ by them, in one instance a cell beside the plain one.
 #pragma once
+#include "cells/host_device.h"
 
 namespace fastrnn {
 
@@ -15,7 +16,7 @@ struct Variant {
   int heads = 1;                // blocks of a block-diagonal recurrence
   double eps = 0;               // of the norm
 
-  constexpr bool any() const {
+  constexpr FASTRNN_INLINE bool any() const {
     return peephole || coupled || reset_before || norm || zoneout_h || zoneout_c || recurrent_mask || heads > 1;
   }
 };

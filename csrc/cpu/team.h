@@ -1,8 +1,6 @@
-// How workers of one parallel region share a layer, wait for each other and share scratch memory.
-//
-// A layer's work is a grid of workers: directions x batch groups x unit groups. Batch groups never
-// talk to each other (rows of a batch are independent), directions neither; the unit groups of one
-// batch group exchange h and meet at a barrier every step.
+// How workers of one parallel region share a layer, wait for each other and share scratch memory. A layer's work is a
+// grid of workers: directions x batch groups x unit groups. Batch groups never talk to each other (a batch's rows are
+// independent), directions neither; the unit groups of one batch group exchange h and meet at a barrier every step.
 #pragma once
 #include "params/rnn.h"
 
@@ -13,8 +11,10 @@
 #ifdef __linux__
 #include <linux/futex.h>
 #include <sys/syscall.h>
-
 extern "C" long syscall(long number, ...) noexcept;
+#elif defined(_WIN32)
+extern "C" __declspec(dllimport) int SwitchToThread(void);
+#define sched_yield SwitchToThread  // the same by another name
 #else
 extern "C" int sched_yield(void);
 #endif

@@ -147,15 +147,34 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
       "Tensor cells, bool use_tanh, float scale, bool bidirectional, int needs) "
       "-> (Tensor grad_u, Tensor grad_x, Tensor grad_weight_c, Tensor grad_bias, Tensor grad_c0, Tensor grad_v)");
 
-  // Streams: a step or a few at a time, with weights that were packed once. On the CPU, of layers in one
-  // direction; nothing here has gradients.
+  // Weights that were packed once: a step, a few or a whole sequence at a time. On the CPU; nothing here has
+  // gradients.
   //
   // rnn_pack     one layer's weights as the instruction set in use reads them: bytes for rnn_stream alone
   // rnn_stream   a stack of layers over x (T, B, I), or a step (B, I); h0 (L, B, Hout), c0 (L, B, H) for an
   //              LSTM alone; packed: of each layer by rnn_pack. y (T, B, Hout), or (B, Hout), of the last
   //              layer; hn, cn like h0 and c0
+  // rnn_pack_quantized   one direction of a layer with weights of bfloat16, or of int8 (-127 to 127) with a float32
+  //              scale a row, (G*H,) and of w_hr (P,); biases are float32. The bytes are the same on every machine
+  // rnn_quantized   a stack of such layers, float32, in one or two directions: x (T, B, I), or with batch_sizes
+  // packed
+  //              rows (N, I), or lengths, as of rnn_forward; packed, h0 and c0 of each layer and direction,
+  //              (L*D, B, .); y (T, B, D*Hout) or (N, D*Hout)
+  // cpu_stream_entry  where fastrnn._C finds the function behind these two (params/stream.h), an address
+  // cpu_int8_dot      whether calls that start afterwards may use an instruction for int8 products, for tests;
+  // whether
+  //              there is one
   define("rnn_pack(Tensor[] weights, str cell, bool bias) -> Tensor");
   define("rnn_stream(Tensor x, Tensor h0, Tensor? c0, Tensor[] packed) -> (Tensor y, Tensor hn, Tensor cn)");
+  m.def(
+      "rnn_pack_quantized(Tensor w_ih, Tensor w_hh, Tensor? w_hr, Tensor? scale_ih, Tensor? scale_hh, Tensor? "
+      "scale_hr, "
+      "Tensor? b_ih, Tensor? b_hh, str cell) -> Tensor");
+  define(
+      "rnn_quantized(Tensor x, Tensor h0, Tensor? c0, Tensor[] packed, Tensor? batch_sizes, "
+      "Tensor? lengths, bool bidirectional) -> (Tensor y, Tensor hn, Tensor cn)");
+  m.def("cpu_stream_entry() -> int");
+  m.def("cpu_int8_dot(bool use) -> bool");
 
   // One step of an SRU layer with the product that gives u, by kernels for a few rows; no gradients. x (B, I);
   // weight (O*K, I), the K rows of a feature next to each other; skip (B, O) is sru_forward's x; weight_c,
@@ -169,8 +188,13 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   m.def("cpu_isa() -> str");
   m.def("cpu_isas() -> str");
   m.def("cpu_set_isa(str name) -> ()");
-  // Of its kernels, what the plan looks at: lanes of a register in the compute dtype, rows of a full tile.
-  m.def("cpu_tile(bool float64) -> (int lanes, int tile_rows)");
+  // What the plan of a layer looks at: of the kernels in use lanes of a register in the compute dtype and rows of a
+  // full tile; of the machine its caches, and the time of a meeting of two threads and of a parallel region.
+  m.def(
+      "cpu_machine(bool float64) -> (int lanes, int tile_rows, int l2_bytes, int l3_bytes, int meeting_ns, "
+      "int region_ns)");
+  // Plans for another machine, for tests.
+  m.def("cpu_set_machine(int l2_bytes, int l3_bytes, int meeting_ns, int region_ns) -> ()");
 
   // How this thread's last call of rnn_forward or rnn_backward on the CPU was divided: a plan's fields.
   m.def(

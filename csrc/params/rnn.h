@@ -37,12 +37,12 @@ struct LayerShape : Rows {
   int D = 1;
   bool bias = false;
 
-  int64_t out_size() const { return P ? P : H; }
+  FASTRNN_INLINE int64_t out_size() const { return P ? P : H; }
 };
 
 // Values a unit and step that training keeps for backward, of a layer: a variant's h that y need not hold, and of a
 // norm the two products before it.
-inline int saved_of(const LayerShape& s) {
+FASTRNN_INLINE int saved_of(const LayerShape& s) {
   if (!s.variant.any()) return saved_of(s.cell);
   return (saved_of(s.cell) ? saved_of(s.cell) : 1) + (s.variant.norm ? 2 * gates_of(s.cell) : 0);
 }

@@ -16,20 +16,24 @@ struct Rows {
   // (T,B): nonzero where a step begins a new sequence, whose state starts from zero. Null: nowhere.
   const uint8_t* resets = nullptr;
 
-  int64_t active(int64_t t) const { return t >= T ? 0 : batch_sizes ? batch_sizes[t] : B; }
-  int64_t row_offset(int64_t t) const { return row_offsets ? row_offsets[t] : t * B; }  // active rows before step t
-  bool packed() const { return row_offsets && !order; }
-  int64_t row_of(int64_t b) const { return order ? order[b] : b; }
+  FASTRNN_INLINE int64_t active(int64_t t) const { return t >= T ? 0 : batch_sizes ? batch_sizes[t] : B; }
+  FASTRNN_INLINE int64_t row_offset(int64_t t) const {
+    return row_offsets ? row_offsets[t] : t * B;
+  }  // active rows before step t
+  FASTRNN_INLINE bool packed() const { return row_offsets && !order; }
+  FASTRNN_INLINE int64_t row_of(int64_t b) const { return order ? order[b] : b; }
   // Row of the tensors' T*B (or, packed, N).
-  int64_t tensor_row(int64_t t, int64_t b) const { return packed() ? row_offsets[t] + b : t * B + row_of(b); }
-  int64_t tensor_steps() const { return order ? padded_steps : T; }
-  int64_t rows() const { return packed() ? row_offsets[T] : tensor_steps() * B; }
+  FASTRNN_INLINE int64_t tensor_row(int64_t t, int64_t b) const {
+    return packed() ? row_offsets[t] + b : t * B + row_of(b);
+  }
+  FASTRNN_INLINE int64_t tensor_steps() const { return order ? padded_steps : T; }
+  FASTRNN_INLINE int64_t rows() const { return packed() ? row_offsets[T] : tensor_steps() * B; }
   // Whether row b's state does not pass between the steps t-1 and t, in either direction.
-  bool cut(int64_t t, int64_t b) const { return resets && t < T && resets[t * B + row_of(b)]; }
+  FASTRNN_INLINE bool cut(int64_t t, int64_t b) const { return resets && t < T && resets[t * B + row_of(b)]; }
 };
 
 // First element of row b at step t of a tensor.
-inline int64_t row_start(const Rows& rows, const TensorRows& tensor, int64_t t, int64_t b) {
+FASTRNN_INLINE int64_t row_start(const Rows& rows, const TensorRows& tensor, int64_t t, int64_t b) {
   return rows.packed() ? (rows.row_offsets[t] + b) * tensor.row_stride
                        : t * tensor.step_stride + rows.row_of(b) * tensor.row_stride;
 }

@@ -26,7 +26,7 @@ struct ScanShape : Rows {
   int D = 1;
   bool use_tanh = false;
 
-  int64_t H() const { return O / D; }
+  FASTRNN_INLINE int64_t H() const { return O / D; }
 };
 
 // What a row's step is besides an ordinary one, in ScanInputs::flags.

@@ -3,11 +3,15 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cells/host_device.h"
+
 namespace fastrnn {
 
 enum class Dtype : int { kFloat = 0, kDouble = 1, kBFloat16 = 2, kHalf = 3 };
 
-constexpr size_t size_of(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
+constexpr FASTRNN_INLINE size_t size_of(Dtype dtype) {
+  return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2;
+}
 
 // Rows of features: a (T,B,F) tensor of any step and row stride, or packed (N,F) data. Features are
 // contiguous. Strides count elements. data may be null where a gradient is absent.

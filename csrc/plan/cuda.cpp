@@ -17,8 +17,8 @@ using cuda::PersistentGeometry;
 using cuda::Precision;
 
 // The model: microseconds a time step, by tier. Estimates for an H100 from published latencies (a flag exchange
-// through the L2 of about 1 us, a kernel launch of 2.4) and the kernels' instruction counts; nothing here is
-// measured. It carries the timings of table.inl to other GPUs and shapes, and serves where there are none.
+// through the L2 of 1.04 to 1.31 us on an H200, a kernel launch of 2.4) and the kernels' instruction counts; nothing
+// here is measured. It carries the timings of table.inl to other GPUs and shapes, and serves where there are none.
 struct StepCosts {
   // A CTA: fixed part, and a part for each unit whose products a warp issues; the second grows with the
   // matrix instructions a product takes.
@@ -28,10 +28,16 @@ struct StepCosts {
   // A cluster: a product of 16 units, 16 of K and 8 rows on one of an SM's four schedulers.
   double cluster_product;
 };
-constexpr StepCosts kHalfTypes = {0.06, 0.0027, 0.60, 0.20, 0.0045};
-constexpr StepCosts kTf32 = {0.06, 0.0054, 0.60, 0.40, 0.0090};
-constexpr StepCosts kFloat32 = {0.06, 0.0150, 0.60, 1.10, 0};  // three TF32 products each, and their splits
-constexpr double kBackward = 1.4;                              // a backward step's share of a forward one's
+constexpr StepCosts kHalfTypes = {0.06, 0.0027, 1.04, 0.20, 0.0045};
+constexpr StepCosts kTf32 = {0.06, 0.0054, 1.04, 0.40, 0.0090};
+constexpr StepCosts kFloat32 = {0.06, 0.0150, 1.04, 1.10, 0};  // three TF32 products each, and their splits
+// Two warps' parts of a gate's sum, read from shared memory and added: 55 cycles, which one gate after another takes
+// for every two of the warps that share K.
+constexpr double kPartsRead = 0.031;
+// Clusters of 16 are no portable size: fewer fit on a GPU than its SMs say, and a smaller one that is nearly as fast
+// is the better choice.
+constexpr double kSixteenWorth = 0.9;
+constexpr double kBackward = 1.4;  // a backward step's share of a forward one's
 // A cluster: the cell and a push that arrives; the push of a tile to one peer; a peer's part of a sum, read and added
 // (backward); what an SM receives from its peers, and what it reads of its own shared memory (128 bytes a clock), in
 // bytes a microsecond.
@@ -64,6 +70,13 @@ double stepwise_us(const LayerShape& s, Precision precision, const CudaDevice& d
   return kStepwiseLaunches * (s.P || s.variant.reset_before ? 2 : 1) + flops / rate;
 }
 
+// Of the parts that the warps of a CTA leave for each other, where they share K.
+double parts_us(const PersistentGeometry& g) {
+  const int split = g.tier == Tier::kGrid ? cuda::kGridWarps : g.pass == Pass::kForward ? g.k_split : 1;
+  const int sums = g.pass == Pass::kForward ? gates_of(g.cell) : 1;
+  return g.tier == Tier::kOneCta || split == 1 ? 0 : kPartsRead * sums * ((split + 1) / 2);
+}
+
 double cluster_us(const LayerShape& s, const PersistentGeometry& g, const CudaDevice& device) {
   const int gates = gates_of(s.cell), cta_tiles = g.units_per_cta / cuda::kTileUnits;
   const double products = double(cta_tiles) * g.unit_tiles * gates * g.n_tiles / 4;
@@ -71,7 +84,7 @@ double cluster_us(const LayerShape& s, const PersistentGeometry& g, const CudaDe
   double us = costs_of(g.precision).cluster_product * products + kept / kSharedRead +
               cuda::cluster_received_bytes(g) / kReceived;
   if (g.pass == Pass::kForward) {
-    us += kClusterFixed + kPush * g.peers;  // a finishing warp's, in a row
+    us += kClusterFixed + parts_us(g) + kPush * g.peers;  // a finishing warp's, in a row
   } else {
     // The products are as many as forward's. Every warp pushes its own outputs, behind their products.
     const int outputs = cuda::groups_of(g.unit_tiles, 1, g.threads / 32, 0) * cuda::kOutputsTogether;
@@ -95,14 +108,14 @@ double persistent_us(const LayerShape& s, const PersistentGeometry& g, const Cud
     const int waves = (g.ctas + device.sms - 1) / std::max(1, device.sms);
     us = waves * (cost.cta_fixed + cost.cta_unit * s.H);
   } else {
-    us = cost.grid_exchange + cost.grid_tile * g.n_tiles * s.H / 1024;
+    us = cost.grid_exchange + parts_us(g) + cost.grid_tile * g.n_tiles * s.H / 1024;
   }
   if (g.pass == Pass::kBackward && g.tier != Tier::kCluster) us *= kBackward;
   return us + start_us(s, g) / std::max<int64_t>(1, s.T);
 }
 
-// How a tier cuts a layer. Of clusters, unless one size is asked for, the smallest that is the fastest by the model;
-// where none takes the layer, the largest one's reason.
+// How a tier cuts a layer. Of clusters, unless one size is asked for, the smallest that is the fastest by the model,
+// 16 only by a tenth; where none takes the layer, the largest one's reason.
 PersistentGeometry geometry_of(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
                                Tier tier, int size = 0) {
   const auto of = [&](Tier kind, int cluster) {
@@ -113,8 +126,9 @@ PersistentGeometry geometry_of(const LayerShape& s, Precision precision, Pass pa
   PersistentGeometry best = of(Tier::kCluster, 4);
   for (int ctas : {8, 16}) {
     const PersistentGeometry larger = of(Tier::kCluster, ctas);
-    const bool better = best.fits ? larger.fits && persistent_us(s, larger, device) < persistent_us(s, best, device)
-                                  : larger.fits || ctas <= device.max_cluster;
+    const double worth = ctas == 16 ? kSixteenWorth : 1;
+    const auto faster = [&] { return persistent_us(s, larger, device) < worth * persistent_us(s, best, device); };
+    const bool better = best.fits ? larger.fits && faster() : larger.fits || ctas <= device.max_cluster;
     if (better) best = larger;
   }
   return best;

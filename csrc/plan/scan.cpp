@@ -8,9 +8,6 @@ namespace {
 
 // A parallel region costs a few microseconds: below this many column steps one thread is faster.
 constexpr int64_t kSerialElements = 16 << 10;
-// Results larger than this would push each other out of the last cache before anybody reads them: past the
-// caches no line has to be read before it is written.
-constexpr int64_t kStreamBytes = 16 << 20;
 // Multiply-adds below which a second thread costs more than it saves.
 constexpr int64_t kSerialProduct = 200'000;
 
@@ -18,9 +15,11 @@ constexpr int64_t kSerialProduct = 200'000;
 
 // Batch groups walk through whole rows and units through pieces of them: of the ways to make equal shares
 // the one with the most batch groups.
-ScanPlan plan_scan(const ScanShape& s, int64_t result_bytes, int available) {
+ScanPlan plan_scan(const ScanShape& s, int64_t result_bytes, int available, int64_t l3_bytes) {
   ScanPlan plan;
-  plan.stream = result_bytes > kStreamBytes;
+  // Results larger than that would push each other out of the last cache before anybody reads them: past the caches
+  // no line has to be read before it is written.
+  plan.stream = result_bytes > l3_bytes / 2;
   const int64_t elements = s.rows() * s.O;
   const int64_t threads = elements < kSerialElements ? 1 : available;
   const int64_t blocks = s.D * ((s.H() + 63) / 64);  // see Scan::kUnitBlock

@@ -9,11 +9,11 @@ struct ScanPlan {
   int batch_groups = 1;
   int unit_groups = 1;
   bool stream = false;  // results go past the caches
-  int workers() const { return batch_groups * unit_groups; }
+  FASTRNN_INLINE int workers() const { return batch_groups * unit_groups; }
 };
 
-// result_bytes: of everything that the kernel writes.
-ScanPlan plan_scan(const ScanShape& shape, int64_t result_bytes, int threads);
+// result_bytes: of everything that the kernel writes. l3_bytes: the last cache's.
+ScanPlan plan_scan(const ScanShape& shape, int64_t result_bytes, int threads, int64_t l3_bytes = 32 << 20);
 
 // Workers for the product that gives a single step its gates.
 int gate_product_threads(const GateProductParams& params, int threads);

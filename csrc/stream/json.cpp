@@ -77,7 +77,7 @@ class Parser {
       expect(names.insert(name).second, where(), "expected no name twice, got '", printable(name), "' again");
       blanks();
       take(':');
-      value.members.emplace_back(std::move(name), parse(depth + 1));
+      value.members.push_back({std::move(name), parse(depth + 1)});
       blanks();
     } while (took(','));
     take('}');
@@ -227,6 +227,10 @@ class Parser {
 };
 
 }  // namespace
+
+Json::Json() = default;
+Json::Json(Json&&) noexcept = default;
+Json::~Json() = default;
 
 const Json* Json::find(std::string_view name) const {
   for (const auto& [member, value] : members) {

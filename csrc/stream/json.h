@@ -3,10 +3,11 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 namespace fastrnn::stream {
+
+struct JsonMember;
 
 // A value, or a part of one. Members keep their order; no two have one name.
 struct Json {
@@ -18,9 +19,17 @@ struct Json {
   int64_t integer = 0;
   std::string text;
   std::vector<Json> items;
-  std::vector<std::pair<std::string, Json>> members;
+  std::vector<JsonMember> members;
 
+  Json();
+  Json(Json&&) noexcept;
+  ~Json();
   const Json* find(std::string_view name) const;  // a member, or null
+};
+
+struct JsonMember {
+  std::string name;
+  Json value;
 };
 
 const char* name_of(Json::Kind kind);

@@ -85,7 +85,8 @@ class ScanLayer final : public Layer {
       : Layer(described.I, described.O), layer_(described) {
     const std::string of_layer = "_l" + std::to_string(k);
     const Floats weight(entry, "weight" + of_layer, {layer_.O * layer_.K, layer_.I});
-    const Floats weight_c(entry, "weight_c" + of_layer, {2 * layer_.O}), bias(entry, "bias" + of_layer, {2 * layer_.O});
+    const Floats weight_c(entry, "weight_c" + of_layer, {2 * layer_.O}),
+        bias(entry, "bias" + of_layer, {2 * layer_.O});
     memory_ = Memory(kernels.scan_bytes(layer_));
     kernels.prepare_scan(layer_, weight.data(), weight_c.data(), bias.data(), memory_.data());
     state_ = kernels.scan_state(layer_);
@@ -125,8 +126,8 @@ void add_rnn(Entry& entry, const StreamKernels& kernels, CellKind cell, std::vec
   shape.P = entry.size("proj_size", 0);
   shape.bias = entry.flag("bias");
   const int64_t count = entry.size("num_layers", 1, kMostLayers);
-  expect(!shape.P || facts_of(cell).has_cell, entry.what(), ": expected a projection in an LSTM alone, got proj_size ",
-         shape.P);
+  expect(!shape.P || facts_of(cell).has_cell, entry.what(),
+         ": expected a projection in an LSTM alone, got proj_size ", shape.P);
   for (int64_t k = 0; k < count; ++k) {
     layers.push_back(std::make_unique<RnnLayer>(entry, kernels, shape, k));
     shape.I = shape.out_size();

@@ -40,8 +40,7 @@ Model::Model(const unsigned char* data, size_t size) : kernels_(choose_kernels()
   expect(found != file.metadata.end(),
          "expected metadata 'fastrnn', the model's description that fastrnn.runtime.save writes, got none");
   const Json description = parse_json(found->second);
-  expect(description.kind == Json::Kind::kObject, "description: expected an object, got ",
-         name_of(description.kind));
+  expect(description.kind == Json::Kind::kObject, "description: expected an object, got ", name_of(description.kind));
   const Json& version = member(description, "version", Json::Kind::kNumber);
   expect(version.integral && version.integer == kFormat, "description: expected version ", kFormat,
          " of the format, which this library reads, got ", version.number);

@@ -10,7 +10,7 @@
 
 namespace fastrnn::stream {
 
-constexpr int64_t kFormat = 1;  // of the description; docs/deploying/runtime.md has its history
+constexpr int64_t kFormat = 1;  // of the description; docs/runtime.md has its history
 
 // Memory of its own, aligned for the kernels, zeros at first.
 class Memory {
@@ -58,8 +58,8 @@ class Model {
   std::vector<std::unique_ptr<Layer>> layers_;
   std::vector<size_t> states_;  // where each layer's state begins, behind the two buffers
   int64_t inputs_ = 0, outputs_ = 0;
-  int64_t chunk_ = 1;   // steps that a layer does before the next one takes its turn
-  size_t buffer_ = 0;   // floats of one of the two buffers between layers
+  int64_t chunk_ = 1;  // steps that a layer does before the next one takes its turn
+  size_t buffer_ = 0;  // floats of one of the two buffers between layers
   size_t state_floats_ = 0;
 };
 

@@ -16,8 +16,8 @@ struct Element {
   std::string_view name;
   uint64_t bytes;
 };
-constexpr Element kElements[] = {{"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I64", 8}, {"I32", 4},
-                                 {"I16", 2}, {"I8", 1},  {"U8", 1},  {"BOOL", 1}};
+constexpr Element kElements[] = {{"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I64", 8},
+                                 {"I32", 4}, {"I16", 2}, {"I8", 1},  {"U8", 1},   {"BOOL", 1}};
 
 uint64_t little_endian(const unsigned char* bytes) {
   uint64_t value = 0;
@@ -83,8 +83,9 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 }
 
 Safetensors read_safetensors(const unsigned char* data, size_t size) {
-  expect(size >= kLengthBytes, "expected a safetensors file, which begins with the 8 bytes of its header's length, got ",
-         size, " bytes in all");
+  expect(size >= kLengthBytes,
+         "expected a safetensors file, which begins with the 8 bytes of its header's length, got ", size,
+         " bytes in all");
   const uint64_t length = little_endian(data), rest = size - kLengthBytes;
   expect(length <= kMostHeader, "expected a header of at most ", kMostHeader, " bytes, got a length of ", length,
          ": no safetensors file, or one in big-endian order");
@@ -112,9 +113,8 @@ Safetensors read_safetensors(const unsigned char* data, size_t size) {
     places.push_back(place);
   }
   // The format leaves no gaps and shares no bytes: what does is damaged, or hides something.
-  std::sort(places.begin(), places.end(), [](const Place& a, const Place& b) {
-    return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
-  });
+  std::sort(places.begin(), places.end(),
+            [](const Place& a, const Place& b) { return a.begin != b.begin ? a.begin < b.begin : a.end < b.end; });
   uint64_t end = 0;
   for (const Place& place : places) {
     expect(place.begin == end, "tensor '", printable(*place.name), "': expected its data at offset ", end,

@@ -20,7 +20,7 @@ from .mode import CLUSTERS, NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIER
 try:
     from .. import _C
 
-    for _name in ("build_info", "plan", "plan_table_provenance", "trust_key"):
+    for _name in ("build_info", "plan", "plan_table_provenance", "trust_key", "Stream"):
         if not hasattr(_C, _name):
             raise ImportError(f"it is of another version, and has no {_name}")
 except ImportError as _error:
@@ -29,13 +29,15 @@ except ImportError as _error:
 #: The oldest torch whose stable ABI the libraries are built for.
 MIN_TORCH = (2, 11)
 _FOLDER = Path(__file__).parents[1]  # where the binaries lie
+_LIBRARY = "libfastrnn_cpu.dll" if sys.platform == "win32" else "libfastrnn_cpu.so"
 #: Without one of these the library is not this package's.
 _OPERATORS = (
     *("rnn_forward", "rnn_backward", "rnn_backward_unlisted", "rnn_backward_unlisted_variant"),
     *("rnn_layer", "rnn_pack", "rnn_stream"),
+    *("rnn_pack_quantized", "rnn_quantized", "cpu_stream_entry", "cpu_int8_dot"),
     *("sru_forward", "sru_backward", "sru_scan", "sru_step", "cpu_isa", "cpu_isas", "cpu_set_isa"),
-    *("cpu_tile", "cpu_threads", "cpu_limit_threads", "cpu_last_plan", "cpu_release_scratch"),
-    *("cpu_fma_peak", "cpu_read_bandwidth"),
+    *("cpu_machine", "cpu_set_machine", "cpu_threads", "cpu_limit_threads", "cpu_last_plan"),
+    *("cpu_release_scratch", "cpu_fma_peak", "cpu_read_bandwidth"),
 )
 
 
@@ -82,11 +84,11 @@ def _no_python_module() -> str:
 
 #: Why the CPU kernels are not there, "" where they are. Nothing else of the package fails then: ``route``
 #: sends every layer to torch's own, or to the reference.
-cpu_why = _load("libfastrnn_cpu.so") or ("" if _C else _no_python_module())
+cpu_why = _load(_LIBRARY) or ("" if _C else _no_python_module())
 if not cpu_why:
     _lacking = [name for name in _OPERATORS if not hasattr(torch.ops.fastrnn, name)]
     if _lacking:
-        cpu_why = f"{_FOLDER / 'libfastrnn_cpu.so'} is of another version: it has no {', '.join(_lacking)}"
+        cpu_why = f"{_FOLDER / _LIBRARY} is of another version: it has no {', '.join(_lacking)}"
 cpu_loaded = not cpu_why
 if cpu_why:
     warnings.warn(
@@ -134,6 +136,10 @@ backward_unlisted = _operator("rnn_backward_unlisted")
 backward_unlisted_variant = _operator("rnn_backward_unlisted_variant")
 pack = _operator("rnn_pack")
 stream = _operator("rnn_stream")
+pack_quantized = _operator("rnn_pack_quantized")
+quantized = _operator("rnn_quantized")
+#: Calls of packed layers without the dispatcher, see csrc/python_stream.cpp.
+stream_type = _C.Stream if cpu_loaded else None
 
 
 #: What would run a layer on a machine, what a GPU's tuning calls layers like it, and where the times of a
@@ -165,15 +171,38 @@ def cpu_isa() -> str | None:
     return torch.ops.fastrnn.cpu_isa() if cpu_loaded else None
 
 
+def stream_entry() -> int:
+    """Where ``stream_type`` finds the function that it calls."""
+    return torch.ops.fastrnn.cpu_stream_entry()
+
+
+def int8_dot(use: bool = True) -> bool:
+    """Whether int8 products may use the processor's own instruction for them, for tests; whether there is
+    one. Their results are the same."""
+    return torch.ops.fastrnn.cpu_int8_dot(use)
+
+
 def available_cpu_isas() -> list[str]:
     """The instruction sets that this machine can run, best first."""
     return torch.ops.fastrnn.cpu_isas().split(",") if cpu_loaded else []
 
 
-def cpu_tile(dtype: torch.dtype) -> dict[str, int]:
-    """What the plan of a CPU layer looks at of the kernels in use: ``lanes`` and ``tile_rows``."""
-    lanes, tile_rows = torch.ops.fastrnn.cpu_tile(dtype == torch.float64)
-    return {"lanes": lanes, "tile_rows": tile_rows}
+_MACHINE = ("lanes", "tile_rows", "l2_bytes", "l3_bytes", "meeting_ns", "region_ns")
+
+
+def cpu_machine(dtype: torch.dtype) -> dict[str, int]:
+    """What the plan of a CPU layer looks at: of the kernels in use ``lanes`` and ``tile_rows``, of the
+    machine its caches, and what a meeting of two threads and a parallel region cost."""
+    return dict(zip(_MACHINE, torch.ops.fastrnn.cpu_machine(dtype == torch.float64), strict=True))
+
+
+def set_cpu_machine(**changes: int) -> None:
+    """Make plans as for another machine, for tests: any of ``l2_bytes``, ``l3_bytes``, ``meeting_ns`` and
+    ``region_ns``. With both times 0 as many threads are at work as can be."""
+    if unknown := changes.keys() - set(_MACHINE[2:]):
+        raise TypeError(f"expected some of {', '.join(_MACHINE[2:])}, got {', '.join(sorted(unknown))}")
+    known = cpu_machine(torch.float32) | changes
+    torch.ops.fastrnn.cpu_set_machine(*(known[name] for name in _MACHINE[2:]))
 
 
 def set_cpu_isa(name: str) -> None:
@@ -414,4 +443,11 @@ def _(x, weight, skip, weight_c, bias, c0, use_tanh, scale):
 def _(x, h0, c0, packed):
     _same_device(x, h0, c0)
     y = x.new_empty((*x.shape[:-1], h0.shape[-1]))
+    return y, x.new_empty(h0.shape), x.new_empty((0,) if c0 is None else c0.shape)
+
+
+@_fake("rnn_quantized")
+def _(x, h0, c0, packed, batch_sizes, lengths, bidirectional):
+    _same_device(x, h0, c0)
+    y = x.new_empty((*x.shape[:-1], h0.shape[-1] * (2 if bidirectional else 1)))
     return y, x.new_empty(h0.shape), x.new_empty((0,) if c0 is None else c0.shape)

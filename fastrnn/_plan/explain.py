@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
 from .._cells.variant import for_kernels, spell
-from .._ops import devices, library, torch_state
+from .._ops import devices, library, quantized, torch_state
 from . import costs, gpus, subject, wavefront
 from .explanation import Explanation, LayerPlan
 from .route import Route, missing, one_step, route
@@ -43,6 +43,7 @@ def explain(
     gpu: str | None = None,
     tf32: bool | None = None,
     backend: str | None = None,
+    weights: str | None = None,
 ) -> Explanation:
     """Say which kernel will run, why, and with what cost::
 
@@ -50,7 +51,8 @@ def explain(
         print(fastrnn.explain((100, 16, 128, 256), cell="gru", training=True))
 
     Args:
-        module_or_shape: a recurrent module or cell of fastrnn or torch.nn, or the shape (T, B, I, H).
+        module_or_shape: a recurrent module or cell of fastrnn or torch.nn, a streamer, or the shape (T, B, I,
+            H).
         input: for a module: its input, or (T, B); without it T=100, B=16 is assumed. A cell has one step and
             takes a (B, I) tensor or (1, B).
         cell, num_layers, bidirectional, proj_size, packed: for a shape; a module and its input know them.
@@ -63,6 +65,8 @@ def explain(
             by default the one that is here, else an H100.
         tf32: whether float32 products may round to TensorFloat-32, by default as torch is set.
         backend: by default the module's, or "auto".
+        weights: how a streamer or :func:`fastrnn.quantize` is to store them, "float32", "bfloat16" or "int8";
+            by default as the module does. Of a module each layer then says what that changes of its weights.
         measure: also measure this CPU's limits, a fraction of a second once a process, for the shortest time
             that any kernel could take.
 
@@ -80,6 +84,8 @@ def explain(
     if gpu is not None and device is None:
         device = "cuda"
     asked = subject.read(module_or_shape, input, cell, num_layers, bidirectional, proj_size, packed)
+    if weights is not None:
+        _of_low_precision(asked, module_or_shape, weights)
     device = device or asked.device
     asked.dtype = dtype or asked.dtype or torch.float32
     asked.training = bool(asked.training if training is None else training)
@@ -104,7 +110,7 @@ def explain(
         machine["trusted"] = known.lines(of_wave)
         asked.notes.append(_times_of(found_gpu))
     elif kind == "cpu" and library.cpu_loaded:
-        machine |= library.cpu_tile(asked.dtype)
+        machine |= library.cpu_machine(asked.dtype)
 
     way = _way(asked, kind, found_gpu, masked, known, bool(tf32))
     layers = (_rnn_plans if asked.scans is None else _scan_plans)(asked, way, kind, machine, measure)
@@ -124,6 +130,22 @@ def explain(
     return Explanation(
         asked.name, kind, _name(asked.dtype), isa, threads, asked.training, layers, asked.notes
     )
+
+
+def _of_low_precision(asked: Subject, subject_of, weights: str) -> None:
+    """What weights stored otherwise than the subject's are."""
+    _checks.one_of("explain", "weights", weights, quantized.WEIGHTS)
+    if asked.weights not in ("float32", weights):
+        raise ValueError(f"weights: expected {asked.weights!r}, those of the module, got {weights!r}")
+    if asked.scans is not None or isinstance(subject_of, nn.RNNCellBase):
+        if weights != "float32":
+            raise ValueError(f"weights: expected 'float32' for {asked.name}, got {weights!r}")
+        return
+    if weights == "float32" or asked.weights == weights:
+        return
+    asked.weights, asked.training = weights, False
+    if isinstance(subject_of, nn.Module):
+        asked.weight_errors = quantized.weight_errors(subject_of, weights)
 
 
 _FULL_ROWS = "operations and bytes are those of rows that all last T steps"
@@ -209,6 +231,9 @@ def _rnn_plans(asked: Subject, way: Route, kind: str, machine: dict, measure: bo
     if kind == "cuda":
         machine = machine | {"tier": asked.backend if way.tier else "auto"}
     cell, layers = _spelled(asked, kind), []
+    low = asked.weights != "float32"
+    if low:
+        machine = machine | {"weights": asked.weights}
     for number in range(asked.num_layers):
         shape = {"T": asked.T, "B": asked.B, "I": inputs, "H": asked.hidden, "P": asked.proj}
         shape["directions"] = directions
@@ -228,7 +253,9 @@ def _rnn_plans(asked: Subject, way: Route, kind: str, machine: dict, measure: bo
         for repeated in ("device", "packed"):
             plan.pop(repeated, None)
         chosen = {"kernel": plan.pop("kernel"), "reason": plan.pop("reason"), "plan": plan}
-        if measure and kind == "cpu":
+        if low and asked.weight_errors:
+            chosen["error"] = asked.weight_errors[number]
+        if measure and kind == "cpu" and not low:
             found = costs.floor(plan, asked.T, _name(asked.dtype), machine["threads"], asked.training)
             chosen["floor_s"], chosen["bound"] = found
         layers.append(LayerPlan(number, **shape, **chosen))

@@ -17,6 +17,8 @@ class LayerPlan:
         plan: everything else that the planner says: how the work is divided, operations and bytes.
         floor_s: seconds that this machine needs at least; None unless measured.
         bound: what sets that floor: "arithmetic" or "reading the weights".
+        error: of weights of low precision, by how much they differ from the float32 ones, as root mean
+            squares; None of others, and where it is not known.
     """
 
     layer: int
@@ -31,6 +33,7 @@ class LayerPlan:
     plan: dict = field(default_factory=dict)
     floor_s: float | None = None
     bound: str | None = None
+    error: float | None = None
 
     def __str__(self) -> str:
         projected = f", P={self.P}" if self.P else ""
@@ -50,6 +53,10 @@ class LayerPlan:
                 lines.append(f"  saved    {_si(saved, 'B')} a step for backward, {recomputed} if recomputed")
         if self.floor_s is not None:
             lines.append(f"  at best  {_si(self.floor_s, 's')} on this machine, bound by {self.bound}")
+        if self.error is not None:
+            lines.append(
+                f"  error    the weights differ from float32's by {self.error:.2%} (root mean square)"
+            )
         divided = ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in rest.items())
         if divided:
             lines.append(f"  plan     {divided}")

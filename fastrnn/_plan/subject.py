@@ -25,7 +25,8 @@ class Subject:
     """A stack of layers, all of one kind.
 
     ``scans`` are the layers of an SRU or SRU++, None for the other recurrences; what is not known here, and
-    not given, is None.
+    not given, is None. ``weights`` is how they are stored, ``weight_errors`` what that changed of each
+    layer's.
     """
 
     name: str
@@ -45,6 +46,8 @@ class Subject:
     training: bool | None = None
     backend: str | None = None
     variant: Variant | None = None
+    weights: str = "float32"
+    weight_errors: Sequence[float] = ()
     notes: list[str] = field(default_factory=list)
 
     def check(self) -> Subject:
@@ -62,6 +65,8 @@ def read(
     module_or_shape: nn.Module | Sequence[int], input, cell, num_layers, bidirectional, proj_size, packed
 ) -> Subject:
     """The subject of explain's arguments of the same names."""
+    if hasattr(module_or_shape, "explained"):  # a streamer
+        return _of_streamer(module_or_shape, input, packed).check()
     if not isinstance(module_or_shape, nn.Module):
         return _of_shape(module_or_shape, input, cell, num_layers, bidirectional, proj_size, packed).check()
     module = module_or_shape
@@ -92,7 +97,36 @@ def _of_scan(module: nn.Module, input) -> Subject:
     )
 
 
+def _of_streamer(streamer, input, packed: bool) -> Subject:
+    layer, weights, errors = streamer.explained()
+    found = _of_module(layer, (1, 1) if input is None else input, packed)
+    found.training = False
+    found.weights, found.weight_errors = weights, errors
+    return found
+
+
+def _of_quantized(module: nn.Module, input, packed: bool) -> Subject:
+    T, B, packed = _sizes(ASSUMED if input is None else input, module.batch_first, module.input_size)
+    return Subject(
+        f"{type(module).__name__}({module.input_size}, {module.hidden_size})",
+        NAMES[module.mode],
+        T,
+        B,
+        module.input_size,
+        module.hidden_size,
+        module.proj_size,
+        module.num_layers,
+        module.bidirectional,
+        packed,
+        training=False,
+        weights=module.weights,
+        weight_errors=module.weight_errors,
+    )
+
+
 def _of_module(module: nn.Module, input, packed: bool) -> Subject:
+    if hasattr(module, "weight_errors"):
+        return _of_quantized(module, input, packed)
     single = isinstance(module, nn.RNNCellBase)
     if not single and not isinstance(module, nn.RNNBase):
         raise TypeError(f"module_or_shape: {type(module).__name__} is no recurrent module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import _checks
 from .._cells import RNN
-from .._ops import library, torch_state
+from .._ops import library, quantized, streams, torch_state
 from .._ops.torch_state import autocasting
 from .._plan import route
 from .rnn import Stack, run
@@ -26,6 +27,8 @@ class _Taken(NamedTuple):
     weights: of each layer packed for the kernels where ``packed``, else copies of the layer's own, flat;
         those themselves where ``live``, to be read anew at every call.
     sources: where the layer keeps what its weights come from, see ``_sources``.
+    quick: ordinary calls of packed weights, see ``streams.Quick``.
+    errors: of quantized weights, what rounding changed each layer's by.
     """
 
     stack: Stack
@@ -35,6 +38,8 @@ class _Taken(NamedTuple):
     packed: bool
     live: bool
     sources: list[tuple[dict, str, Tensor, int | None, int]]
+    quick: streams.Quick | None = None
+    errors: Sequence[float] = ()
 
 
 class Streamer:
@@ -63,6 +68,16 @@ class Streamer:
     answers from the layer's weights as they are at each call. ``copy.deepcopy(layer)`` outside of that mode
     has ordinary weights, which are packed.
 
+    **Low precision.** A step of few rows takes the time to read the weights, so smaller weights are speed.
+    ``weights="bfloat16"`` rounds them to half the bytes, ``weights="int8"`` to a quarter: symmetric, one
+    scale for each row of a weight; the input and h are quantized at every step too, one scale for each row of
+    the batch. States, biases and whatever the cell computes stay float32, as do inputs and results.
+    docs/deploying.md has what it gains and what it costs in accuracy. :func:`fastrnn.quantize` does the same
+    for whole models.
+
+    **In place.** ``step_(x, out=y)`` writes into a tensor that is there and keeps the state, in place,
+    itself: no memory is allocated.
+
     **Gradients.** A streamer has none, and its results require none; it refuses inputs that require some
     (while gradients are enabled), and torch.func's transforms. ``layer.step()`` has them. Dropout is off, and
     autocast has no effect: inputs have the dtype of the weights.
@@ -71,25 +86,36 @@ class Streamer:
     bfloat16 where the CPU multiplies it). On a GPU and for dtypes without kernels it holds plain copies of
     the weights and runs the layer's ordinary kernels on them: the results are the same, and no faster.
 
-    Calls may come from several threads at a time; each sequence has its own state, which is the caller's.
-    ``copy.deepcopy`` and pickle take the layer with them, and pack its weights again.
+    Calls may come from several threads at a time; each sequence has its own state, which is the caller's (all
+    but that of ``step_`` without one). ``copy.deepcopy`` and pickle take the layer with them, and pack its
+    weights again.
 
     Args:
         layer: a fastrnn.LSTM, GRU or RNN in one direction, without hooks (which would not run; old-style
             weight_norm is one).
+        weights: "float32" (the layer's own dtype, whichever that is), "bfloat16" or "int8".
 
     Raises:
         TypeError: anything else than such a layer; ``fastrnn.SRU.step()`` needs no streamer.
-        RuntimeError: a layer in two directions, one with hooks, or one whose sizes do not fit together.
+        ValueError: other ``weights``; weights that cannot be quantized, since they are not finite or their
+            scale overflows (the error names the weight).
+        RuntimeError: a layer in two directions, one with hooks, or one whose sizes do not fit together;
+            ``weights`` of low precision for a layer that is not float32 on the CPU, or a variant.
     """
 
-    def __init__(self, layer: nn.RNNBase) -> None:
+    #: Of pickles from before there were others.
+    weights = "float32"
+
+    def __init__(self, layer: nn.RNNBase, weights: str = "float32") -> None:
         if not hasattr(layer, "streamer"):  # its class imports this module
             raise TypeError(
                 f"Streamer: layer should be a fastrnn.LSTM, GRU or RNN, got {_checks.kind(layer)}; "
                 "fastrnn.convert() makes one of torch.nn's"
             )
+        _checks.one_of("Streamer", "weights", weights, quantized.WEIGHTS)
         self.layer = layer
+        self.weights = weights
+        self._state = None
         self.refresh()
 
     def refresh(self) -> None:
@@ -117,6 +143,13 @@ class Streamer:
                 and route.supported(weights[0])
                 and stack.variant is None
             )
+            if self.weights != "float32":
+                missing = quantized.refusal(layer)
+                if missing or live:
+                    raise RuntimeError(
+                        f"{stack.name}: weights={self.weights!r} needs "
+                        f"{missing or 'weights that were not made under torch.inference_mode'}"
+                    )
             if packs and live:
                 packs = False
                 warnings.warn(
@@ -124,14 +157,24 @@ class Streamer:
                     "torch counts no changes of them; copy.deepcopy(layer) outside of it makes ordinary ones",
                     stacklevel=4,
                 )
+            errors = []
             if packs:
                 n = len(weights) // stack.num_layers
                 layers = [weights[k * n : (k + 1) * n] for k in range(stack.num_layers)]
-                weights = [library.pack(own, stack.cell, stack.bias) for own in layers]
+                names = layer._all_weights
+                if self.weights == "float32":
+                    weights = [library.pack(own, stack.cell, stack.bias) for own in layers]
+                else:
+                    made = [
+                        quantized.pack(stack.name, stack.cell, own_names, own, stack.bias, self.weights)
+                        for own_names, own in zip(names, layers, strict=True)
+                    ]
+                    weights, errors = (list(part) for part in zip(*made, strict=True))
             elif not live:
                 weights = [w.clone() for w in weights]
         # One assignment, so that a call on another thread has all of the old or all of the new.
-        self._taken = _Taken(stack, layer.batch_first, dtype, weights, packs, live, sources)
+        quick = streams.Quick(stack, weights, dtype, layer.batch_first, sources) if packs else None
+        self._taken = _Taken(stack, layer.batch_first, dtype, weights, packs, live, sources, quick, errors)
 
     def step(self, input: Tensor, hx=None) -> tuple:
         """One step.
@@ -148,6 +191,15 @@ class Streamer:
             ValueError, RuntimeError: arguments that do not fit, as in ``layer.forward``; weights that have
                 changed; an input that requires a gradient.
         """
+        if not torch_state.compiling():
+            quick = self._taken.quick
+            if quick is not None and quick.step is not None:
+                found = quick.step(input, hx)
+                if found is not None:
+                    return found
+        return self._long_step(input, hx)
+
+    def _long_step(self, input: Tensor, hx) -> tuple:
         taken = self._checked()
         dims = _checks.tensor(taken.stack.name, "input", input).dim()
         if dims == 2:
@@ -161,6 +213,12 @@ class Streamer:
     def __call__(self, input: Tensor, hx=None) -> tuple:
         """A chunk of steps: input (T, B, I), (B, T, I) if the layer is ``batch_first``, or (T, I); hx,
         results and errors as in :meth:`step`, the output laid out like the input."""
+        if not torch_state.compiling():
+            quick = self._taken.quick
+            if quick is not None and quick.chunk is not None:
+                found = quick.chunk(input, hx)
+                if found is not None:
+                    return found
         taken = self._checked()
         dims = _checks.tensor(taken.stack.name, "input", input).dim()
         if dims not in (2, 3):
@@ -171,6 +229,87 @@ class Streamer:
             return _run(taken, input, hx)
         y, state = _run(taken, input.transpose(0, 1), hx)
         return y.transpose(0, 1), state
+
+    def step_(self, input: Tensor, hx=None, *, out=None):
+        """One step in place: nothing is allocated where all arguments are ordinary.
+
+        Args:
+            input: (B, I), or (I,) for a single sequence.
+            hx: the state, as :meth:`step` returns it; it becomes the new one. By default the streamer's own,
+                :attr:`state`: zeros at first and after :meth:`reset`. Only one sequence (or batch of them) at
+                a time can have that.
+            out: where the output goes, (B, P) or (P,), contiguous; or a whole result of :meth:`step`, output
+                and state, both of which are then written.
+
+        Returns:
+            ``out``.
+
+        Raises:
+            TypeError: no ``out``. ValueError, RuntimeError: as in :meth:`step`; an ``out`` that does not fit;
+                an input whose rows are not those of the streamer's own state.
+        """
+        if type(out) is tuple and len(out) == 2 and hx is None:
+            y, hx = out
+        else:
+            y = out
+        if hx is None:
+            hx = self._state if self._state is not None else self._new_state(input)
+        quick = self._taken.quick
+        if quick is None or quick.step_ is None or torch_state.compiling() or not quick.step_(input, hx, y):
+            self._long_step_in_place(input, hx, y)
+        return out
+
+    def _long_step_in_place(self, input: Tensor, hx, out) -> None:
+        taken = self._checked()
+        name, lstm = taken.stack.name, RNN[taken.stack.cell].has_cell
+        if hx is self._state:
+            rows = (hx[0] if lstm else hx).shape[1:-1]
+            if rows != _checks.tensor(name, "input", input).shape[:-1]:
+                raise ValueError(
+                    f"{name}: expected an input of the streamer's own state, {tuple(rows)} rows, got "
+                    f"shape {tuple(input.shape)}; reset() begins anew"
+                )
+        if out is None:
+            raise TypeError(f"{name}: step_() needs out=, a tensor for the output; step() makes one")
+        _checks.tensor(name, "out", out)
+        y, state = self._long_step(input, hx)
+        if (out.shape, out.dtype, out.device) != (y.shape, y.dtype, y.device):
+            raise ValueError(
+                f"{name}: out: expected shape {tuple(y.shape)}, {y.dtype} on {y.device}, got "
+                f"{tuple(out.shape)}, {out.dtype} on {out.device}"
+            )
+        with torch.no_grad():
+            out.copy_(y)
+            for old, new in zip(*((hx, state) if lstm else ((hx,), (state,))), strict=True):
+                old.copy_(new)
+
+    def _new_state(self, input: Tensor):
+        """Zeros for the rows of an input, kept as the streamer's own state."""
+        stack = self._taken.stack
+        rows = _checks.tensor(stack.name, "input", input).shape[:-1]
+        if len(rows) > 1:
+            raise ValueError(
+                f"{stack.name}: Expected the input of a step to be 1D or 2D, got {len(rows) + 1}D instead"
+            )
+        h = input.new_zeros((stack.num_layers, *rows, stack.proj_size or stack.hidden_size))
+        self._state = h
+        if RNN[stack.cell].has_cell:
+            self._state = (h, input.new_zeros((stack.num_layers, *rows, stack.hidden_size)))
+        return self._state
+
+    def explained(self) -> tuple:
+        """What fastrnn.explain asks: the layer, how its weights are stored, and what that changed of each
+        layer's."""
+        return self.layer, self.weights, self._taken.errors
+
+    @property
+    def state(self):
+        """The state of :meth:`step_` without one: None before the first step, and after :meth:`reset`."""
+        return self._state
+
+    def reset(self) -> None:
+        """Begin a new sequence: forget the state of :meth:`step_` without one."""
+        self._state = None
 
     def _checked(self) -> _Taken:
         """What was taken, once the layer is seen to be as it was."""
@@ -192,13 +331,14 @@ class Streamer:
         return taken
 
     def __getstate__(self) -> dict:
-        return {"layer": self.layer}
+        return {"layer": self.layer} | ({} if self.weights == "float32" else {"weights": self.weights})
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
 
     def __repr__(self) -> str:
-        return f"Streamer({self.layer!r})"
+        weights = "" if self.weights == "float32" else f", weights={self.weights!r}"
+        return f"Streamer({self.layer!r}{weights})"
 
 
 def _run_unbatched(taken: _Taken, x: Tensor, hx) -> tuple:

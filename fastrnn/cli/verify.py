@@ -3,7 +3,8 @@ where it has them, torch.nn.
 
 Prints the worst errors over sizes, inference, training and recomputed gates, "output / gradient", each
 relative to the largest magnitude of its tensor; and in float32 on the CPU how many times torch.nn's own error
-that is, as root mean squares over inputs of 1e-3 to 1e3. Exit status 1 if one is over its tolerance.
+that is, as root mean squares over inputs of 1e-3 to 1e3. Then the layers with weights of bfloat16 and int8
+against those in float32. Exit status 1 if one is over its tolerance.
 """
 
 from __future__ import annotations
@@ -108,7 +109,37 @@ def _summary(outcomes) -> None:
     console.table(columns, rows, "Worst of all, output / gradient")
 
 
-def write_json(outcomes, options: argparse.Namespace, seconds: float) -> None:
+def _quantized(options: argparse.Namespace, isas) -> list:
+    """Rows of weights of low precision, where the filters leave them: they are float32 layers on the CPU."""
+    from .._cells import RNN
+    from ..proof import quantized
+
+    cells = [cell for cell in options.cell or RNN if cell in RNN]
+    asked = not options.path or "layers" in options.path
+    if options.device != "cpu" or not cells or not asked or "float32" not in (options.dtype or ["float32"]):
+        return []
+    return quantized.verify(cells, isas)
+
+
+def _quantized_table(found) -> None:
+    if not found:
+        return
+    targets = list(dict.fromkeys(row.target for row in found))
+    rows = []
+    for cell, weights in dict.fromkeys((row.cell, row.weights) for row in found):
+        mine = {row.target: row for row in found if (row.cell, row.weights) == (cell, weights)}
+        texts = [
+            (row.error and "error") or f"{row.output:.1e}" if row.ok else f"**{row.output:.1e} missed**"
+            for row in mine.values()
+        ]
+        verdict = "ok" if all(row.ok for row in mine.values()) else "FAILED"
+        rows.append([f"{cell} {weights}", *texts, f"{next(iter(mine.values())).tolerance:.0e}", verdict])
+    console.table(
+        ["", *targets, "allowed", "verdict"], rows, "Weights of low precision: largest error against float32"
+    )
+
+
+def write_json(outcomes, options: argparse.Namespace, seconds: float, quantized=()) -> None:
     """Every outcome, and what it was measured on, for scripts and for the record of what is verified."""
     from ..proof import machine
 
@@ -118,10 +149,11 @@ def write_json(outcomes, options: argparse.Namespace, seconds: float) -> None:
         "machine": machine.describe(),
         "versions": machine.versions(),
         "seconds": round(seconds, 1),
-        "ok": all(o.ok for o in outcomes),
+        "ok": all(o.ok for o in (*outcomes, *quantized)),
         "outcomes": [
             asdict(o) | {"ok": o.ok, "tolerance": {**o.check.tolerance._asdict()}} for o in outcomes
         ],
+        "quantized": [asdict(row) | {"ok": row.ok, "tolerance": row.tolerance} for row in quantized],
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(document, indent=1) + "\n")
@@ -156,9 +188,11 @@ def run(options: argparse.Namespace) -> int:
         outcomes = numbers.verify(
             wanted, isas, options.device, tiers, advance, beside_torch=not options.quick
         )
+    quantized = _quantized(options, isas)
     _error_tables(outcomes)
     _accuracy_table(outcomes)
     _summary(outcomes)
+    _quantized_table(quantized)
 
     for name, why in dict.fromkeys((f"{o.check.name} {o.check.dtype}", o.torch_error) for o in outcomes):
         if why:
@@ -173,8 +207,15 @@ def run(options: argparse.Namespace) -> int:
         if not o.accurate:
             reasons.append(f"{o.accuracy.ratio:.2f} times torch.nn's error: {o.accuracy.where}")
         print(f"FAILED {o.check.name} {o.check.dtype} on {o.target}: " + "; ".join(reasons))
+    for row in quantized:
+        if not row.ok:
+            print(
+                f"FAILED {row.cell} with weights of {row.weights} on {row.target}: {row.error or row.where}"
+            )
     seconds = time.perf_counter() - start
     if options.json:
-        write_json(outcomes, options, seconds)
-    print(f"\n{len(outcomes)} paths checked in {seconds:.0f} s, {len(failed)} over their tolerance")
-    return 1 if failed else 0
+        write_json(outcomes, options, seconds, quantized)
+    failures = len(failed) + sum(not row.ok for row in quantized)
+    paths = len(outcomes) + len(quantized)
+    print(f"\n{paths} paths checked in {seconds:.0f} s, {failures} over their tolerance")
+    return 1 if failures else 0

@@ -1,7 +1,7 @@
 /* fastrnn.h: recurrent models in real time, without Python.
  *
- * A model is a file that fastrnn.runtime.save() wrote in Python: LSTM, GRU, RNN and SRU layers, Linear and activations
- * one after the other, float32. A stream is one sequence that goes through it, with a state of its own.
+ * A model is a file that fastrnn.runtime.save() wrote in Python: LSTM, GRU, RNN and SRU layers, Linear and
+ * activations one after the other, float32. A stream is one sequence that goes through it, with a state of its own.
  *
  *     char error[FASTRNN_ERROR_SIZE];
  *     fastrnn_model* model = fastrnn_load_file("amplifier.fastrnn", error, sizeof error);
@@ -18,10 +18,10 @@
  * may do all of it: load and make streams before the audio begins.
  *
  * Numbers. The kernels are those of the Python package, for the best instruction set that the processor has (the
- * environment variable FASTRNN_CPU_ISA=baseline, avx2, avx512 or neon, read when a model is loaded, asks for another).
- * The results are those of Python's layer.streamer().step() to the last bit, however the steps are cut into calls.
- * Decaying states become denormal numbers, which some processors compute slowly; a thread that sets flush-to-zero
- * is respected, since nobody here changes the floating-point mode.
+ * environment variable FASTRNN_CPU_ISA=baseline, avx2, avx512 or neon, read when a model is loaded, asks for
+ * another). The results are those of Python's layer.streamer().step() to the last bit, however the steps are cut into
+ * calls. Decaying states become denormal numbers, which some processors compute slowly; a thread that sets
+ * flush-to-zero is respected, since nobody here changes the floating-point mode.
  *
  * The header is C99 and C++; the library needs the C++ runtime of the compiler that it was built with.
  */

@@ -2,6 +2,7 @@ from .cells import GRUCell, LSTMCell, RNNCell
 from .gru import GRU
 from .lstm import LSTM
 from .minimal import IndRNN, MinGRU, MinLSTM
+from .quantized import QuantizedGRU, QuantizedLSTM, QuantizedRNN, quantize
 from .rnn import RNN
 from .slstm import SLSTM
 from .sru import SRU
@@ -21,11 +22,15 @@ __all__ = [
     "LayerStack",
     "MinGRU",
     "MinLSTM",
+    "QuantizedGRU",
+    "QuantizedLSTM",
+    "QuantizedRNN",
     "RNNCell",
     "SRUCell",
     "SRUpp",
     "SRUppAttention",
     "SRUppCell",
     "SRUppProjectedLinear",
+    "quantize",
     "stack",
 ]

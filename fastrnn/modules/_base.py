@@ -371,10 +371,11 @@ class RecurrentLayer(nn.RNNBase):
         output, state = self(input.unsqueeze(time), hx)
         return output.squeeze(time), state
 
-    def streamer(self) -> Streamer:
+    def streamer(self, weights: str = "float32") -> Streamer:
         """This layer for inference a step or a chunk at a time, on weights packed now, once: see
-        :class:`fastrnn.Streamer`, which says what becomes of changes to the weights."""
-        return Streamer(self)
+        :class:`fastrnn.Streamer`, which says what becomes of changes to the weights, and what ``weights`` in
+        "bfloat16" or "int8" are."""
+        return Streamer(self, weights)
 
     def _rows(self, input, lengths, reset, done, return_all_states: bool) -> Rows | None:
         """The arguments of forward() that only padded batches have, checked; None where there are none."""

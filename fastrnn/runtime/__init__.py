@@ -1,7 +1,7 @@
 """Models in programs without Python: what ``libfastrnn_stream`` runs, and where that library lies.
 
 ``save`` writes a module to a file; a C or C++ program loads it with ``fastrnn.h``, a step or a block of steps
-at a time. docs/deploying/runtime.md starts from a trained module and ends in such a program.
+at a time. docs/runtime.md starts from a trained module and ends in such a program.
 """
 
 from ._file import FORMAT_VERSION, save

@@ -50,8 +50,8 @@ def chain(module: object) -> list[Layer]:
         if layer.inputs is None:
             if features is None:
                 raise ValueError(
-                    f"save: layer '{layer.facts['name']}' ({_name(one)}) stands before any layer that says how "
-                    "many features there are"
+                    f"save: layer '{layer.facts['name']}' ({_name(one)}) stands before any layer that "
+                    "says how many features there are"
                 )
             layer.facts["size"] = features
         features = features if layer.outputs is None else layer.outputs
@@ -150,7 +150,11 @@ def _checked(name: str, module: object, tensors: dict[str, Tensor]) -> dict[str,
     found = {}
     for role, tensor in tensors.items():
         if tensor.dtype != torch.float32:
-            _refuse(name, module, f"{role} should be torch.float32, got {tensor.dtype}; module.float() makes it so")
+            _refuse(
+                name,
+                module,
+                f"{role} should be torch.float32, got {tensor.dtype}; module.float() makes it so",
+            )
         value = tensor.detach().cpu().contiguous()
         if not bool(torch.isfinite(value).all()):
             _refuse(name, module, f"{role} has values that are not finite")
@@ -191,8 +195,8 @@ def _rnn(name: str, module: nn.RNNBase) -> Layer:
 
 
 def _rewritten(role: str, tensor: Tensor, cell: Card, variant, hidden: int) -> Tensor:
-    """A variant's weight as the plain cell's: blocks of heads among zeros, and f's rows as -i's where f = 1 - i,
-    since sigmoid(-x) = 1 - sigmoid(x)."""
+    """A variant's weight as the plain cell's: blocks of heads among zeros, and f's rows as -i's where
+    f = 1 - i, since sigmoid(-x) = 1 - sigmoid(x)."""
     if role.startswith("weight_hr"):
         return tensor
     if variant.heads > 1 and role.startswith("weight_hh"):
@@ -209,7 +213,9 @@ def _sru(name: str, module: SRU) -> Layer:
     if module.bidirectional:
         _refuse(name, module, "bidirectional=True: the reverse direction begins at the end of the sequence")
     if module.input_to_hidden is not None:
-        _refuse(name, module, "the runtime has no option proj_input_to_hidden_first=True; put a Linear before it")
+        _refuse(
+            name, module, "the runtime has no option proj_input_to_hidden_first=True; put a Linear before it"
+        )
     tensors, tanh = {}, False
     for k, cell in enumerate(module.rnn_lst):
         inner = f"{name}.rnn_lst.{k}"

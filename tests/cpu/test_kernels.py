@@ -199,14 +199,44 @@ def test_threads_of_every_isa(isa, threads, case):
 
 def test_threads_reach_every_schedule():
     """The cases above split directions, batch and units: a plan that stops doing so takes the tests along."""
-    schedules = set()
+    schedules, free = set(), {"meeting_ns": 0, "region_ns": 0}  # as conftest.py has it
     for case in THREADED:
         for count in (2, 3, 4):
             T, B = (len(case.sizes), case.sizes[0]) if case.sizes else (case.T, case.B)
             dtype = str(case.dtype).removeprefix("torch.")
-            plan = _C.plan("cpu", case.cell, T, B, case.IN, case.H, case.P, case.D, dtype, threads=count)
+            plan = _C.plan(
+                "cpu", case.cell, T, B, case.IN, case.H, case.P, case.D, dtype, threads=count, **free
+            )
             schedules |= {k for k in ("direction_groups", "batch_groups", "unit_groups") if plan[k] > 1}
     assert schedules == {"direction_groups", "batch_groups", "unit_groups"}
+
+
+@pytest.mark.parametrize("units", [1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 13, 15])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_last_block_of_few_units(isa, cell, units):
+    """Gates of a last block that few units fill lie one behind the other, in fewer vectors: where weights are
+    packed ahead, just before their use or not at all, saved and recomputed, on all types of storage."""
+    for H in (units, 32 + units):
+        _check(Case(cell, 5, 14, 6, H, dtype=F32))
+        _check(Case(cell, 1, 7, 20, H, dtype=F32, save="recompute"))
+        _check(Case(cell, 2, 3, 4, H, dtype=F32, D=2))
+    _check(Case(cell, 4, 9, 5, 16 + units, dtype=F64))
+    _check(Case(cell, 4, 9, 5, 32 + units, dtype=F16))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_caches_of_other_machines(isa, cell, dtype):
+    """What is fetched ahead and how a sequence is cut up follow the caches: the numbers do not. Of the small
+    one, gradients of weights sum over operands that it does not hold."""
+    case = Case(cell, 140, 8, 70, 90, dtype=dtype)
+    known = library.cpu_machine(dtype)
+    try:
+        for size in (1, 1 << 40):
+            library.set_cpu_machine(l2_bytes=size, l3_bytes=size)
+            _check(case)
+    finally:
+        library.set_cpu_machine(l2_bytes=known["l2_bytes"], l3_bytes=known["l3_bytes"])
 
 
 @pytest.mark.parametrize("cell", CELLS)

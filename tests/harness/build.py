@@ -4,7 +4,10 @@ aarch64."""
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -42,18 +45,51 @@ def harness(
         for file in filter(Path.is_file, CSRC.rglob("*")):
             if "cuda" not in file.relative_to(CSRC).parts:
                 write(csrc / file.relative_to(CSRC), plant(file, faults))
-    tables = {"choose.cpp", *(path.name for path in (CSRC / "cpu" / "isa").glob(f"{isas}.cpp"))}
+    tables = {
+        "choose.cpp",
+        "processor.cpp",
+        *(path.name for path in (CSRC / "cpu" / "isa").glob(f"{isas}.cpp")),
+    }
     sources = [csrc / "cpu" / "isa" / name for name in sorted(tables)]
     sources += [csrc / "plan" / "cpu.cpp", csrc / "plan" / "scan.cpp", HERE / "harness.cpp"]
     edges, objects = [], []
     for source in sources:
         target = folder / "objects" / f"{'_'.join(source.parts[-2:])}.o"
-        edges.append(f"build {target}: cxx {source}\n  flags = {' '.join([*FLAGS, *flags, f'-I{csrc}'])}\n")
+        own = isa_flags(source.stem, target_machine(compiler)) if source.parent.name == "isa" else []
+        edges.append(
+            f"build {target}: cxx {source}\n  flags = {' '.join([*FLAGS, *flags, *own, f'-I{csrc}'])}\n"
+        )
         objects.append(str(target))
     result = folder / "harness"
     edges.append(f"build {result}: link {' '.join(objects)}\n")
     compile_and_link(folder, edges, " ".join(["-pthread", *flags]), "", compiler)
     return result
+
+
+def compilers() -> list[str]:
+    """The compiler that CXX names or g++, then every other g++ and clang++ of this machine."""
+    asked = shlex.split(os.environ.get("CXX", "g++"))[-1]
+    named = {p.name for f in os.get_exec_path() if Path(f).is_dir() for p in Path(f).glob("*++*")}
+    names = [asked, *sorted(n for n in named if re.fullmatch(r"(g|clang)\+\+(-\d+)?", n))]
+    found = {}
+    for name in filter(shutil.which, names):
+        said = subprocess.run([name, "--version"], capture_output=True, text=True).stdout
+        if said:
+            found.setdefault(re.sub(r"^\S+ ", "", said.partition("\n")[0]), name)
+    return list(found.values()) or [asked]
+
+
+def target_machine(compiler: str | None = None) -> str:
+    """What a compiler compiles for, x86_64 or aarch64."""
+    command = [compiler or os.environ.get("CXX", "g++"), "-dumpmachine"]
+    return subprocess.check_output(command, text=True).partition("-")[0]
+
+
+def isa_flags(stem: str, machine: str) -> list[str]:
+    """What csrc/cpu/isa/stem.cpp is compiled with beside FLAGS, as setup.py does."""
+    rows = [line.split() for line in (CSRC / "cpu" / "isa" / "flags.txt").read_text().splitlines()]
+    name = stem.removesuffix("_scan")
+    return next((flags for of, isa, *flags in rows if (of, isa) == (machine, name)), [])
 
 
 def plant(file: Path, faults: Sequence[Fault]) -> str:

@@ -137,7 +137,9 @@ void read_weights(Command& c, Params& p) {
 }
 // The library's own plan for a number of threads, or groups and chunks that it would not choose.
 CpuPlan read_plan(Command& c, const LayerShape& s, const KernelTable& kernels) {
-  CpuPlan plan = plan_cpu(s, machine_of(kernels, s.dtype, c.next_int()));
+  CpuMachine machine = machine_of(kernels, s.dtype, c.next_int());
+  machine.meeting_ns = machine.region_ns = 0;  // threads for little work too
+  CpuPlan plan = plan_cpu(s, machine);
   const int batch_groups = c.next_int(), unit_groups = c.next_int();
   if (batch_groups) plan.batch_groups = batch_groups;
   if (unit_groups) plan.unit_groups = unit_groups;

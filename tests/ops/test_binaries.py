@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from harness.build import compilers, isa_flags
+from selection import some
 
 from fastrnn._ops import library
 
@@ -22,44 +24,108 @@ def test_build_info():
     assert info["compiler"].startswith(("gcc", "clang"))
 
 
+#: What has flags of its own on x86-64, below csrc.
+FLAGGED = [f"cpu/isa/{name}" for name in ("avx2", "avx2_scan", "avx512", "avx512_scan", "avx512_bf16_scan")]
+FLAGGED += ["stream/isa/avx2", "stream/isa/avx512"]
+
+
+def weak_and_exported(path: Path) -> tuple[list[str], set[str]]:
+    """Symbols of an object that the linker would share with other objects, and those that it has for them."""
+    lines = subprocess.check_output(["nm", "-C", path], text=True).splitlines()
+    symbols = [line.split(maxsplit=2)[1:] if line[0] != " " else line.split(maxsplit=1) for line in lines]
+    unwinds = "DW.ref.__gxx_personality"  # a pointer, in objects that were not optimised: data
+    weak = [name for kind, name in symbols if kind in "WwVvui" and not name.startswith(unwinds)]
+    return weak, {name for kind, name in symbols if kind.isupper() and kind not in "UVW"}
+
+
+def name_of(path: Path) -> str:
+    """cpu/isa/avx2 of a source or an object of it."""
+    return "/".join(path.with_suffix("").parts[-3:])
+
+
+def tables_of(name: str) -> set[str]:
+    """The names of what csrc/NAME.cpp is for."""
+    house, _, stem = name.split("/")
+    table = stem.title().replace("_", "")
+    if house == "stream":
+        return {f"fastrnn::k{table}Stream"}
+    if table.endswith("Scan"):
+        return {f"fastrnn::k{table}"}
+    return {f"fastrnn::k{table}Kernels", f"fastrnn::k{table}Bf16Kernels"}  # AVX-512 and NEON have two
+
+
+def kernel_files() -> list[Path]:
+    if not (ROOT / "csrc").is_dir():
+        pytest.skip("an installed package: the sources are elsewhere")
+    return [p for p in sorted((ROOT / "csrc").glob("*/isa/*.cpp")) if p.stem not in ("choose", "processor")]
+
+
 def test_kernels_export_their_table_alone():
     """No weak symbol: an inline function compiled with AVX-512 here could take the place of everybody's copy
     at link time, and then crash a machine without it."""
-    folder = "build/temp*/libfastrnn_cpu/csrc/cpu/isa"
-    objects = [path for path in sorted(ROOT.glob(f"{folder}/*.o")) if path.stem != "choose"]
+    names = set(map(name_of, kernel_files()))
+    objects = [p for p in ROOT.glob("build/temp*/libfastrnn_*/**/isa/*.o") if name_of(p) in names]
     if not objects:
         pytest.skip("an installed package: the object files are elsewhere")
     for path in objects:
-        lines = subprocess.check_output(["nm", "-C", path], text=True).splitlines()
-        symbols = [line.split(maxsplit=2)[1:] if line[0] != " " else line.split(maxsplit=1) for line in lines]
-        assert not [name for kind, name in symbols if kind in "WwVvui"], path
-        exported = [name for kind, name in symbols if kind.isupper() and kind != "U"]
-        table = path.stem.title().replace("_", "")
-        allowed = {f"fastrnn::k{table}"}
-        if not table.endswith("Scan"):  # AVX-512 has two, with and without bfloat16
-            allowed = {f"fastrnn::k{table}Kernels", f"fastrnn::k{table}Bf16Kernels"}
-        assert set(exported) <= allowed, path  # none on another processor
+        weak, exported = weak_and_exported(path)
+        assert not weak, path
+        assert exported <= tables_of(name_of(path)), path  # none on another processor
+
+
+def flags_of(path: Path) -> list[str]:
+    names = {"AMD64": "x86_64", "arm64": "aarch64"}
+    return isa_flags(path.stem, names.get(platform.machine(), platform.machine()))
+
+
+@pytest.mark.parametrize("compiler", some(compilers(), lambda name: name == compilers()[0]))
+@pytest.mark.parametrize("name", some(FLAGGED, lambda name: name == "cpu/isa/avx2_scan"))
+def test_nothing_escapes_whatever_the_compiler_inlines(name, compiler, tmp_path):
+    """The same of objects in which nothing is inlined that need not be: what keeps shared functions out of
+    them is how they are declared, not how hard a compiler tries."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip(f"instruction sets of x86-64, this is {platform.machine()}")
+    if not shutil.which(compiler):
+        pytest.skip("a machine without a compiler")
+    (path,) = (p for p in kernel_files() if name_of(p) == name)
+    made = tmp_path / "kernels.o"
+    flags = ["-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", f"-I{ROOT / 'csrc'}", *flags_of(path)]
+    subprocess.run([compiler, *flags, "-c", path, "-o", made], check=True)
+    weak, exported = weak_and_exported(made)
+    assert not weak
+    assert exported == {n for n in tables_of(name) if name != "cpu/isa/avx2" or "Bf16" not in n}
+
+
+def test_no_instruction_set_by_pragma():
+    """clang knows no `#pragma GCC target`: what a file is compiled for stands in flags.txt, and a build that
+    overlooks it stops."""
+    pragma = re.compile(r"^\s*#\s*pragma\s+(GCC|clang)\s+(target|attribute)", re.MULTILINE)
+    sources = [p for p in (ROOT / "csrc").rglob("*") if p.is_file()]
+    assert not [p for p in sources if pragma.search(p.read_text())]
+    flagged = [path for path in kernel_files() if flags_of(path)]
+    for path in flagged:
+        assert "#error" in path.read_text(), path.name
+    assert platform.machine() not in ("x86_64", "AMD64") or sorted(map(name_of, flagged)) == sorted(FLAGGED)
 
 
 def test_kernels_are_chosen_where_all_they_are_compiled_for_is_there():
-    """Every feature of an instruction set's pragma is asked of the processor before its kernels may run: a
-    virtual machine can hide any of them."""
-    pragmas = 0
-    sources = sorted((ROOT / "csrc" / "cpu" / "isa").glob("*.cpp"))
-    assert sources
-    for path in sources:
-        text = path.read_text()
-        if path.stem.endswith("_scan"):
-            continue
-        asked = set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', text))
-        for target in re.findall(r'#pragma GCC target\("([^"]+)"\)', text):
-            needed = {feature for feature in target.split(",") if "=" not in feature}
-            assert needed <= asked, path.name
-            pragmas += 1
-            # The scan makes no choice of its own: it comes with its instruction set.
-            scan = path.with_name(f"{path.stem}_scan.cpp").read_text()
-            assert f'#pragma GCC target("{target}")' in scan, path.name
-    assert pragmas == 2
+    """Every feature of an instruction set's flags is asked of the processor before its kernels may run, and
+    in a file that needs none of them: a virtual machine can hide any."""
+    text = (ROOT / "csrc" / "cpu" / "isa" / "processor.cpp").read_text()
+    bodies = dict(re.findall(r"bool has_(\w+)\(\) \{(.*?)\}", text, re.DOTALL))
+
+    def asked(name: str) -> set[str]:
+        body = bodies[name]
+        return set(re.findall(r'supports\("(\w+)"\)', body)).union(
+            *map(asked, re.findall(r"has_(\w+)\(\)", body))
+        )
+
+    assert set(bodies) == {"avx2", "avx512", "avx512_bf16"}
+    for name in bodies:
+        needed = {flag.removeprefix("-m") for flag in isa_flags(name, "x86_64") if "=" not in flag}
+        assert needed == asked(name), name
+    assert not isa_flags("processor", "x86_64")
+    assert not [p.name for p in kernel_files() if "cpu_supports" in p.read_text()]
 
 
 def _compile(compiler: str, output: Path, *flags: str) -> str:

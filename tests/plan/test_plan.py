@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from layer_cases import CELLS
 
 from fastrnn import _C
+from fastrnn._ops import library
+from fastrnn.proof import machine
 
 
 def plan(cell="lstm", T=50, B=32, I=64, H=128, device="cpu", **options):  # noqa: E741 (the size's name)
@@ -59,6 +62,70 @@ def test_plan_splits_rows_or_units():
     assert (one_row["batch_groups"], one_row["unit_groups"]) == (1, 2)
 
 
+def test_plan_weighs_a_step_against_a_meeting():
+    """Threads that share the units meet every step: they are worth it where a step is long, whatever the
+    number of steps. They once split any layer of some work in all: 300 steps of 32 units took three times as
+    long on two threads as on one."""
+    for T in (30, 300, 30_000):
+        for count in (2, 4, 64):
+            small = plan(T=T, B=1, I=32, H=32, threads=count)
+            assert (small["unit_groups"], small["reason"]) == (1, "one thread")
+        assert plan(T=T, B=1, I=512, H=512, threads=2)["unit_groups"] == 2
+    many = plan(T=300, B=1, I=256, H=256, threads=64)["unit_groups"]
+    assert 2 <= many < 16, "a meeting of many takes longer"
+    assert plan(T=300, B=1, I=32, H=32, threads=2, meeting_ns=0)["unit_groups"] == 2
+
+
+def test_plan_splits_rows_of_little_work_a_step():
+    """Threads that share the batch never meet: the whole call's work decides."""
+    assert plan(T=1000, B=24, I=16, H=16, threads=2)["batch_groups"] == 2
+    assert plan(T=3, B=24, I=16, H=16, threads=2)["reason"] == "one thread"
+    assert plan(T=3, B=24, I=16, H=16, threads=2, region_ns=0)["batch_groups"] == 2
+
+
+def test_plan_of_two_directions_of_little_work():
+    """Two directions are worth a second thread where what it takes to wake one is less than their work."""
+    assert plan(T=5, B=1, I=8, H=8, directions=2, threads=2)["reason"] == "one thread"
+    large = plan(T=50, B=1, I=64, H=128, directions=2, threads=2)
+    assert (large["direction_groups"], large["unit_groups"]) == (2, 1)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_plan_follows_the_caches(cell):
+    """The cache of a core decides where the batch is split and how long a chunk is: measured on processors
+    with 1 MB, but others have from 256 KB to 16 MB."""
+    chunks = [plan(cell, T=10_000, B=8, H=64, l2_bytes=n << 10)["forward_chunk"] for n in (256, 1024, 4096)]
+    assert chunks == sorted(chunks)
+    assert len(set(chunks)) == 3
+    of_rows = {n: plan(cell, B=96, I=256, H=256, threads=2, l2_bytes=n << 10) for n in (256, 4096)}
+    assert of_rows[4096]["batch_groups"] == 2
+    if cell in ("lstm", "gru"):
+        assert of_rows[256]["batch_groups"] == 1, "the weights are larger: each core reads a part of them"
+    for absurd in (1, 1 << 60):
+        assert 1 <= plan(cell, l2_bytes=absurd, l3_bytes=absurd)["forward_chunk"] <= 50
+
+
+def test_the_machine_that_is_planned_for():
+    """Kernels plan for this machine's caches; a test may say otherwise, and bad numbers are refused."""
+    known = library.cpu_machine(torch.float32)
+    units = {"K": 10, "M": 20}
+    for level, size in machine.caches().items():
+        if level in ("L2", "L3") and size[-1] in units:
+            assert known[f"{level.lower()}_bytes"] == int(size[:-1]) << units[size[-1]]
+    try:
+        library.set_cpu_machine(l2_bytes=123, l3_bytes=456)
+        changed = library.cpu_machine(torch.float64)
+        assert (changed["l2_bytes"], changed["l3_bytes"]) == (123, 456)
+        assert changed["meeting_ns"] == known["meeting_ns"]
+        for bad in ({"l2_bytes": 0}, {"l3_bytes": -1}, {"meeting_ns": -1}, {"region_ns": 1 << 40}):
+            with pytest.raises(RuntimeError, match=f"{next(iter(bad))}: expected"):
+                library.set_cpu_machine(**bad)
+        with pytest.raises(TypeError, match="l4_bytes"):
+            library.set_cpu_machine(l4_bytes=1)
+    finally:
+        library.set_cpu_machine(**{k: known[k] for k in ("l2_bytes", "l3_bytes", "meeting_ns", "region_ns")})
+
+
 def test_plan_reads_weights_in_place_for_a_step_of_few_rows():
     assert plan(T=1, B=1)["kernel"] == "direct"
     assert plan(T=1, B=1)["packed_weights"] is False
@@ -95,6 +162,10 @@ def test_plan_cost():
         ({"directions": 0}, "directions"),
         ({"directions": 3}, "directions"),
         ({"threads": 0}, "threads"),
+        ({"l2_bytes": 0}, "l2_bytes"),
+        ({"l3_bytes": 0}, "l3_bytes"),
+        ({"meeting_ns": -1}, "meeting_ns"),
+        ({"region_ns": -1}, "region_ns"),
     ],
 )
 def test_plan_of_bad_arguments(changed, name):

@@ -101,6 +101,40 @@ def test_auto_takes_the_fastest_by_estimate():
                 assert chosen["step_us"] <= named["step_us"]
 
 
+def test_the_grids_exchange_is_no_faster_than_any_that_was_published():
+    """1.04 µs for flags through the L2 on an H200; so a layer that one SM holds stays there, and one that a
+    cluster holds is no grid's because of it."""
+    for dtype in ("bfloat16", "float16", "float32"):
+        assert plan(64, 1, T=1 << 20, dtype=dtype, tier="grid")["step_us"] > 1.04
+    for B in (1, 16, 64):
+        assert plan(64, B, dtype="float32")["kernel"] == "one_cta"
+    for H in (384, 512):
+        assert plan(H, 64)["kernel"] == plan(H, 64)["backward"]["kernel"] == "cluster"
+
+
+def test_the_parts_of_a_sum_take_their_time():
+    """Forward of a cell with more gates reads more of them, a gate after the other: half a microsecond of an
+    LSTM's step in the grid."""
+    lstm, rnn = (plan(1024, 1, T=1 << 20, tier="grid", cell=cell) for cell in ("lstm", "rnn_tanh"))
+    assert lstm["step_us"] - rnn["step_us"] == pytest.approx(3 * 4 * 0.031, abs=1e-3)
+
+
+def test_clusters_of_16_win_by_a_tenth():
+    """Fewer of them fit than the SMs of a GPU say: where a portable size is nearly as fast it is taken."""
+    near = 0
+    for H, B, cell in itertools.product((192, 256, 384, 512), (1, 16, 64), ("lstm", "gru")):
+        sizes = {n: plan(H, B, cell=cell, tier=f"cluster_{n}") for n in (4, 8, 16)}
+        for of in (lambda found: found, lambda found: found["backward"]):
+            us = {n: of(p)["step_us"] for n, p in sizes.items() if of(p)["possible"]}
+            chosen = of(plan(H, B, cell=cell, tier="cluster"))["cluster"]
+            portable = min((t for n, t in us.items() if n < 16), default=None)
+            if 16 not in us or portable is None:
+                continue
+            assert (chosen == 16) == (us[16] < 0.9 * portable)
+            near += 0.9 * portable <= us[16] < portable
+    assert near  # and there are such cases
+
+
 def test_the_cluster_grows_with_the_layer_and_shrinks_with_the_batch():
     """The size is the model's: large where one layer is alone, small where many rows need many clusters."""
     sizes = [plan(H, B, tier="cluster")["cluster"] for H, B in ((33, 1), (512, 16), (256, 1000))]

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from emu.build import ROOT, compile_and_link
+from harness.build import isa_flags
 
 import fastrnn
 
@@ -19,14 +19,25 @@ OUT = ROOT / "build" / "stream"
 PROGRAMS = Path(__file__).parent / "programs"
 INCLUDE = fastrnn.get_include()
 #: As setup.py compiles it.
-FLAGS = ["-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden", "-fPIC"]
+FLAGS = [
+    "-std=c++20",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fvisibility=hidden",
+    "-fPIC",
+]
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", f"-I{CSRC}", f"-I{INCLUDE}"]
 FLAGS += [f'-DFASTRNN_VERSION=\\"{fastrnn.__version__}\\"']
 GCC_FLAGS = ["-Wno-maybe-uninitialized"]
-#: To clang the instruction set is said by flags, see setup.py.
-CLANG_FLAGS = ["-Wno-unknown-pragmas"]
 
-ASAN = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+ASAN = [
+    "-O1",
+    "-g1",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-fno-omit-frame-pointer",
+]
 TSAN = ["-O1", "-g1", "-fsanitize=thread"]
 
 
@@ -41,15 +52,17 @@ def program(
     compiler = compiler or os.environ.get("CXX", "g++")
     clang = "clang" in compiler
     folder = OUT / variant
-    isas = ["baseline", *(["neon"] if machine == "aarch64" else ["avx2", "avx512"] if machine == "x86_64" else [])]
+    isas = [
+        "baseline",
+        *(["neon"] if machine == "aarch64" else ["avx2", "avx512"] if machine == "x86_64" else []),
+    ]
     sources = [*sorted((CSRC / "stream").glob("*.cpp")), CSRC / "stream" / "isa" / "choose.cpp"]
+    sources += [CSRC / "cpu" / "isa" / "processor.cpp"]
     sources += [CSRC / "stream" / "isa" / f"{isa}.cpp" for isa in isas]
     edges, objects = [], []
     for source in sources:
-        own = [*FLAGS, *(CLANG_FLAGS if clang else GCC_FLAGS), *flags]
-        found = re.search(r'^#pragma GCC target\("(.+)"\)', source.read_text(), re.MULTILINE)
-        if clang and found:
-            own += [f"-m{part}" for part in found.group(1).split(",")]
+        own = [*FLAGS, *([] if clang else GCC_FLAGS), *flags]
+        own += isa_flags(source.stem, machine) if source.parent.name == "isa" else []
         objects.append(str(folder / "objects" / f"{source.parent.name}_{source.name}.o"))
         edges.append(f"build {objects[-1]}: cxx {source}\n  flags = {' '.join(own)}\n")
     (source,) = PROGRAMS.glob(f"{name}.*")
@@ -66,11 +79,25 @@ def shipped(name: str, folder: Path, kind: str = "shared") -> Path:
     (source,) = PROGRAMS.glob(f"{name}.*")
     result, library = folder / f"{name}-{kind}", Path(fastrnn.get_library(kind))
     plain_c = source.suffix == ".c"
-    compiler = [os.environ.get("CC", "gcc"), "-std=c99", "-pedantic"] if plain_c else [os.environ.get("CXX", "g++")]
+    compiler = (
+        [os.environ.get("CC", "gcc"), "-std=c99", "-pedantic"] if plain_c else [os.environ.get("CXX", "g++")]
+    )
     if not plain_c:
         compiler += ["-std=c++17"]  # what a user has; the header asks for no more
     link = [str(library), f"-Wl,-rpath,{library.parent}", *(["-lstdc++", "-lm"] if kind == "static" else [])]
-    command = [*compiler, "-O2", "-Wall", "-Wextra", "-Werror", f"-I{INCLUDE}", source, "-o", result, *link, "-pthread"]
+    command = [
+        *compiler,
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        f"-I{INCLUDE}",
+        source,
+        "-o",
+        result,
+        *link,
+        "-pthread",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return result

@@ -1,5 +1,5 @@
-"""A file that is no model is an error with its reason, never a crash: one case for each thing that a file can be
-wrong in, and damaged files by the thousand under AddressSanitizer."""
+"""A file that is no model is an error with its reason, never a crash: one case for each thing that a file can
+be wrong in, and damaged files by the thousand under AddressSanitizer."""
 
 from __future__ import annotations
 
@@ -87,13 +87,22 @@ WRONG = {
     "overflow": (layer(0, hidden_size=2**70), L0 + "expected 'hidden_size' to be an integer from 1"),
     "fraction": (layer(0, hidden_size=3.5), L0 + "expected 'hidden_size' to be an integer"),
     "flag": (layer(0, bias=1), L0 + "expected 'bias', a boolean, got a number"),
-    "projection": (layer(0, proj_size=2), L0 + r"tensor '0.weight_ih_l0'|" + L0 + "tensor '0.weight_hh_l0': expected shape"),
+    "projection": (
+        layer(0, proj_size=2),
+        L0 + r"tensor '0.weight_ih_l0'|" + L0 + "tensor '0.weight_hh_l0': expected shape",
+    ),
     "more layers": (layer(0, num_layers=3), L0 + "tensor '0.weight_ih_l2' is missing"),
     "fewer layers": (layer(0, num_layers=1), "tensor '0.*_l1' belongs to no layer"),
-    "other size": (layer(0, hidden_size=4), L0 + r"tensor '0.weight_ih_l0': expected shape \(16, 2\), got \(12, 2\)"),
+    "other size": (
+        layer(0, hidden_size=4),
+        L0 + r"tensor '0.weight_ih_l0': expected shape \(16, 2\), got \(12, 2\)",
+    ),
     "chain": (layer(2, size=5), r"layer 2 \('2', leaky_relu\): expected 1 inputs.*got 5"),
     "constant": (layer(2, negative_slope=1e300), "expected 'negative_slope' within float32's range"),
-    "missing": (dropped("1.bias"), LINEAR + "tensor '1.bias' is missing|expected its data at offset|bytes of data"),
+    "missing": (
+        dropped("1.bias"),
+        LINEAR + "tensor '1.bias' is missing|expected its data at offset|bytes of data",
+    ),
     "dtype": (tensor("1.bias", dtype="F16"), "tensor '1.bias': expected 2 bytes for F16"),
     "other dtype": (tensor("1.bias", dtype="I32"), LINEAR + "tensor '1.bias': expected F32, got I32"),
     "no dtype": (tensor("1.bias", dtype="F31"), "expected a dtype such as F32, got 'F31'"),
@@ -102,7 +111,10 @@ WRONG = {
     "dimensions": (tensor("1.bias", shape=[1] * 9), "expected at most 8 dimensions, got 9"),
     "offsets": (tensor("1.bias", data_offsets=[0]), "expected two data_offsets, got 1"),
     "backwards": (tensor("1.bias", data_offsets=[8, 4]), "expected data_offsets in order"),
-    "outside": (tensor("1.bias", data_offsets=[2**40, 2**40 + 4]), "expected data_offsets in order and within"),
+    "outside": (
+        tensor("1.bias", data_offsets=[2**40, 2**40 + 4]),
+        "expected data_offsets in order and within",
+    ),
     "overlap": (tensor("1.bias", data_offsets=[0, 4]), "expected its data at offset|bytes of data"),
     "gap": (moved, "expected data_offsets in order and within|expected its data at offset 0"),
     "no tensor": (lambda h: h.update(x=3), "tensor 'x': expected an object, got a number"),
@@ -130,7 +142,9 @@ def test_weights_that_are_not_finite(value, model):
         damaged = bytearray(data)
         damaged[end - 4 : end] = torch.tensor(value).numpy().tobytes()
         number = (end - begin) // 4 - 1
-        with pytest.raises(ValueError, match=rf"tensor '{name}': expected finite numbers, got .* at element {number}$"):
+        with pytest.raises(
+            ValueError, match=rf"tensor '{name}': expected finite numbers, got .* at element {number}$"
+        ):
             Model(file_of(header, bytes(damaged)))
 
 
@@ -168,7 +182,11 @@ def test_json_that_is_allowed(model):
     header, data = model
     more = json.loads(json.dumps(header))
     more["__metadata__"]["note"] = 'é "quoted" \\ / \b\f\n\r\t 漢 𝄞'
-    for text in (json.dumps(more, indent=1), json.dumps(more, ensure_ascii=False), json.dumps(more) + " \n\t\r"):
+    for text in (
+        json.dumps(more, indent=1),
+        json.dumps(more, ensure_ascii=False),
+        json.dumps(more) + " \n\t\r",
+    ):
         Model(file_of(text.encode(), data))
 
 
@@ -203,7 +221,9 @@ def test_other_files(tmp_path):
 
 def test_an_instruction_set_that_is_not_here(model, monkeypatch):
     monkeypatch.setenv("FASTRNN_CPU_ISA", "mmx")
-    with pytest.raises(ValueError, match="FASTRNN_CPU_ISA: expected an instruction set of this machine, .*got 'mmx'"):
+    with pytest.raises(
+        ValueError, match=r"FASTRNN_CPU_ISA: expected an instruction set of this machine, .*got 'mmx'"
+    ):
         Model(file_of(*model))
 
 

@@ -41,9 +41,9 @@ def wider(layer: nn.Module, factor: float = 2.0) -> nn.Module:
 def test_the_streamers_bits(kind, here, tmp_path):
     """Every layer's outputs are those of streamer().step(), to the last bit, one layer or two."""
     make, options = KINDS[kind]
-    for number, (inputs, hidden) in enumerate(itertools.product((1, 3, 16, 19), SIZES)):
+    for number, (inputs, hidden) in enumerate(itertools.product((1, 19), SIZES)):
         layer = wider(make(inputs, hidden, num_layers=1 + number % 2, bias=number % 3 > 0, **options))
-        x = randn(33, inputs, seed=number)
+        x = randn(17, inputs, seed=number)
         model = load(layer, tmp_path)
         assert model.isa == here
         expected, got = steps_of(layer, x), model(x)
@@ -124,7 +124,9 @@ def test_activations(activation, here, tmp_path):
     """As torch's, at tiny, ordinary, huge and infinite values; NaN stays NaN."""
     eye = nn.Linear(1, 1, bias=False)
     nn.init.ones_(eye.weight)
-    x = torch.cat([torch.linspace(-12, 12, 1001), torch.tensor([0.0, 1e-30, -1e-7, 1e-4, 90, -90, 1e30, -1e30])])
+    x = torch.cat(
+        [torch.linspace(-12, 12, 1001), torch.tensor([0.0, 1e-30, -1e-7, 1e-4, 90, -90, 1e30, -1e30])]
+    )
     x = torch.cat([x, torch.tensor([float("inf"), -float("inf"), float("nan")])]).unsqueeze(1)
     got = load([eye, activation], tmp_path)(x)
     expected = activation(x.double()).float()
@@ -144,7 +146,7 @@ def test_linear_of_every_shape(here, tmp_path):
 
 
 def test_weights_that_are_rewritten(tmp_path):
-    """Heads are blocks among zeros, f = 1 - i is a row with the other sign, and what training alone has is gone."""
+    """Heads are blocks among zeros, f = 1 - i is a row of the other sign; what training alone has is gone."""
     x = randn(100, 6)
     for layer in (
         fastrnn.LSTM(6, 24, heads=3, num_layers=2),
@@ -179,7 +181,10 @@ def test_streams_share_nothing(tmp_path):
     alone = [first(x[0]), second(x[1])]
     first.reset()
     second.reset()
-    turns = [torch.cat(rows) for rows in zip(*((first(a[None]), second(b[None])) for a, b in zip(*x, strict=True)), strict=True)]
+    turns = [
+        torch.cat(rows)
+        for rows in zip(*((first(a[None]), second(b[None])) for a, b in zip(*x, strict=True)), strict=True)
+    ]
     assert torch.equal(turns[0], alone[0])
     assert torch.equal(turns[1], alone[1])
 
@@ -187,6 +192,15 @@ def test_streams_share_nothing(tmp_path):
 def test_a_chain_gives_what_its_layers_give(tmp_path):
     """Linear and activations lie between recurrent layers as in Python."""
     torch.manual_seed(5)
-    layers = [nn.Linear(2, 8), nn.Tanh(), fastrnn.LSTM(8, 21), nn.LeakyReLU(), fastrnn.GRU(21, 6), nn.Linear(6, 1)]
+    layers = [
+        nn.Linear(2, 8),
+        nn.Tanh(),
+        fastrnn.LSTM(8, 21),
+        nn.LeakyReLU(),
+        fastrnn.GRU(21, 6),
+        nn.Linear(6, 1),
+    ]
     x = randn(150, 2)
-    torch.testing.assert_close(load(nn.Sequential(*layers), tmp_path)(x), chain_of(layers, x), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        load(nn.Sequential(*layers), tmp_path)(x), chain_of(layers, x), atol=1e-6, rtol=1e-5
+    )

@@ -1,5 +1,5 @@
-"""Programs in C and C++ on the library that the package ships: they compile, stream, and what the header says of
-real time is so."""
+"""Programs in C and C++ on the library that the package ships: they compile, stream, and what the header says
+of real time is so."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def test_one_layer_in_place(layer, tmp_path):
     program = build.shipped("plain", tmp_path)
     done = build.run([program, tmp_path / "m", tmp_path / "x", tmp_path / "y", "50", "in place"])
     assert done.returncode == 0
-    assert torch.equal(torch.frombuffer(bytearray((tmp_path / "y").read_bytes()), dtype=torch.float32), expected.flatten())
+    assert torch.equal(
+        torch.frombuffer(bytearray((tmp_path / "y").read_bytes()), dtype=torch.float32), expected.flatten()
+    )
 
 
 def model_inputs(layer: nn.Module) -> int:
@@ -85,7 +87,7 @@ def test_a_reason_in_c(tmp_path):
 
 
 def test_nothing_is_asked_of_the_system(saved, tmp_path):
-    """During process and reset: no malloc or free, no lock, and not one system call, from the first call on."""
+    """During process and reset: no malloc or free, no lock, no system call, from the first call on."""
     done = build.run([build.shipped("quiet", tmp_path), saved[0]])
     assert done.stdout == "0 allocations, 0 locks\nno system call\n"
 
@@ -114,9 +116,22 @@ def test_the_library_needs_nobody():
     if not (shutil.which("readelf") and shutil.which("nm")):
         pytest.skip("binutils are not installed")
     read = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
-    needed = {line.split("[")[1].split("]")[0].split(".so")[0] for line in read.splitlines() if "(NEEDED)" in line}
-    assert needed <= {"libstdc++", "libgcc_s", "libc", "libm", "ld-linux-x86-64", "ld-linux-aarch64", "libasan", "libubsan"}
-    shown = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True).stdout
+    needed = {
+        line.split("[")[1].split("]")[0].split(".so")[0] for line in read.splitlines() if "(NEEDED)" in line
+    }
+    assert needed <= {
+        "libstdc++",
+        "libgcc_s",
+        "libc",
+        "libm",
+        "ld-linux-x86-64",
+        "ld-linux-aarch64",
+        "libasan",
+        "libubsan",
+    }
+    shown = subprocess.run(
+        ["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True
+    ).stdout
     names = {line.split()[-1] for line in shown.splitlines()}
     header = (Path(fastrnn.get_include()) / "fastrnn.h").read_text()
     assert names == {name for name in names if name.startswith("fastrnn_") and f"{name}(" in header}
@@ -139,7 +154,14 @@ def test_cmake(saved, tmp_path):
     """find_package, and a program with either library; a version that is not there is not found."""
     (tmp_path / "CMakeLists.txt").write_text(CMAKE.format(programs=build.PROGRAMS))
     (tmp_path / "x").write_bytes(randn(10, 2).numpy().tobytes())
-    configure = ["cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-Dfastrnn_DIR={fastrnn.get_cmake_dir()}"]
+    configure = [
+        "cmake",
+        "-S",
+        tmp_path,
+        "-B",
+        tmp_path / "build",
+        f"-Dfastrnn_DIR={fastrnn.get_cmake_dir()}",
+    ]
     done = build.run(configure)
     assert done.returncode == 0, done.stderr
     done = build.run(["cmake", "--build", tmp_path / "build"])

@@ -43,7 +43,14 @@ def test_the_file(tmp_path):
                 "bias": True,
             },
             {"type": "tanh", "name": "1", "size": 5},
-            {"type": "linear", "name": "2", "weights": "float32", "input_size": 5, "output_size": 1, "bias": True},
+            {
+                "type": "linear",
+                "name": "2",
+                "weights": "float32",
+                "input_size": 5,
+                "output_size": 1,
+                "bias": True,
+            },
         ],
     }
     for name, tensor in [*(("0." + n, t) for n, t in lstm.named_parameters()), ("2.weight", linear.weight)]:
@@ -115,21 +122,49 @@ def hooked() -> nn.Module:
 
 REFUSED = {
     "a layer": (lambda: nn.Sequential(nn.Linear(2, 3), nn.Conv1d(3, 3, 1)), TypeError, "layer '1'.*Conv1d"),
-    "nested": (lambda: nn.Sequential(nn.Sequential(nn.Tanh(), nn.GELU())), (TypeError, ValueError), "layer '0.[01]'"),
+    "nested": (
+        lambda: nn.Sequential(nn.Sequential(nn.Tanh(), nn.GELU())),
+        (TypeError, ValueError),
+        "layer '0.[01]'",
+    ),
     "no module": (lambda: [nn.Linear(2, 2), "tanh"], TypeError, "layer '1'.*str"),
-    "directions": (lambda: nn.GRU(2, 3, bidirectional=True), ValueError, "layer '0' .GRU.*bidirectional=True"),
-    "peephole": (lambda: fastrnn.LSTM(2, 3, peephole=True), ValueError, "layer '0' .LSTM.*option peephole=True"),
+    "directions": (
+        lambda: nn.GRU(2, 3, bidirectional=True),
+        ValueError,
+        "layer '0' .GRU.*bidirectional=True",
+    ),
+    "peephole": (
+        lambda: fastrnn.LSTM(2, 3, peephole=True),
+        ValueError,
+        "layer '0' .LSTM.*option peephole=True",
+    ),
     "norm": (lambda: fastrnn.GRU(2, 3, norm="layer"), ValueError, "option norm='layer'"),
     "zoneout": (lambda: fastrnn.RNN(2, 3, zoneout=0.1), ValueError, "option zoneout"),
     "reset before": (lambda: fastrnn.GRU(2, 3, reset_after=False), ValueError, "option reset_after=False"),
     "sLSTM": (lambda: fastrnn.SLSTM(2, 3), TypeError, "layer '0'.*SLSTM"),
     "SRU++": (lambda: fastrnn.SRUpp(8, 8, 8), TypeError, "layer '0'.*SRUpp"),
-    "SRU's projection": (lambda: fastrnn.SRU(4, 4, projection_size=2), ValueError, "rnn_lst.0.*projection_size=2"),
+    "SRU's projection": (
+        lambda: fastrnn.SRU(4, 4, projection_size=2),
+        ValueError,
+        "rnn_lst.0.*projection_size=2",
+    ),
     "SRU's norm": (lambda: fastrnn.SRU(4, 4, layer_norm=True), ValueError, "option layer_norm=True"),
-    "dtype": (lambda: nn.LSTM(2, 3).bfloat16(), ValueError, "layer '0' .LSTM.*torch.float32, got torch.bfloat16"),
-    "double": (lambda: nn.Linear(2, 3).double(), ValueError, "weight should be torch.float32, got torch.float64"),
+    "dtype": (
+        lambda: nn.LSTM(2, 3).bfloat16(),
+        ValueError,
+        "layer '0' .LSTM.*torch.float32, got torch.bfloat16",
+    ),
+    "double": (
+        lambda: nn.Linear(2, 3).double(),
+        ValueError,
+        "weight should be torch.float32, got torch.float64",
+    ),
     "not finite": (lambda: [nn.Tanh(), not_finite()][1:], ValueError, "layer '0' .Linear.*bias.*not finite"),
-    "sizes": (lambda: [nn.LSTM(2, 3), nn.Linear(4, 1)], ValueError, "layer '1' .Linear. takes 4 features.*gives 3"),
+    "sizes": (
+        lambda: [nn.LSTM(2, 3), nn.Linear(4, 1)],
+        ValueError,
+        "layer '1' .Linear. takes 4 features.*gives 3",
+    ),
     "nothing": (lambda: nn.Sequential(), ValueError, "at least one layer"),
     "no size": (lambda: [nn.Tanh()], ValueError, "layer '0' .Tanh.*how"),
     "subclass": (lambda: Doubled(2, 3), TypeError, "layer '0'.*Doubled"),

@@ -1,4 +1,4 @@
-"""fastrnn's own layers; on a GPU also held to one tier of its kernels."""
+"""fastrnn's own layers; on the CPU also with weights packed once, on a GPU also held to one tier."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastrnn.proof.timing import Contender
 from .. import step_floor
 from ..cases import SRU_CELLS
 from ..problem import Problem, module_options, sru_module
-from .contender import Row, Unsupported, run, sru_parameters, torch_contender
+from .contender import Row, Unsupported, only, run, sru_parameters, torch_contender
 
 #: Tiers of the CUDA kernels: for the table that fastrnn's plan chooses by, not for comparisons.
 TIERS = ("one_cta", "cluster", "grid", "stepwise")
@@ -45,6 +45,18 @@ def build(problem: Problem, threads: int = 1, tier: str = "") -> Contender:
     return torch_contender(tier or "fastrnn", label, problem, weights, lambda x: run(module, problem, x))
 
 
+def build_streamer(problem: Problem, threads: int = 1) -> Contender:
+    """The layer's streamer, for the whole sequence at once: what a server calls."""
+    only(problem, ("lstm", "gru", "rnn"), ("float32",))
+    case = problem.case
+    if case.device != "cpu":
+        raise Unsupported("the CPU only")
+    module = getattr(fastrnn, case.cell.upper())(case.I, case.H)
+    module.load_state_dict(problem.module.state_dict())
+    stream = module.eval().streamer()
+    return torch_contender("streamer", "fastrnn's streamer", problem, (), stream)
+
+
 def build_plain(problem: Problem, threads: int = 1) -> Contender:
     """Beside a variant the plain layer of its sizes, which computes something else: what the options cost."""
     case = problem.case
@@ -60,5 +72,6 @@ def build_plain(problem: Problem, threads: int = 1) -> Contender:
 
 ROWS = (
     Row("fastrnn", "fastrnn", build, "#0a7d5a", "o", sru=True, variants=True),
+    Row("streamer", "fastrnn's streamer", build_streamer, "#a06cb0", "X", training=False),
     Row("plain", "plain fastrnn", build_plain, "#6fb59b", "P", variants=True),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .. import overhead, scan_rate, targets
+from .. import kernel_rate, overhead, scan_rate, targets
 from ..cases import Case
 from ..contenders.registry import KEYS, NAMES
 from ..results import case_of, share_of_limit
@@ -29,7 +29,7 @@ def result_table(results: Sequence[dict]) -> Table:
     """A group's results: every contender's median in ms and its spread, ratios, the distance to the limit."""
     keys = [k for k in KEYS if any(k in r["contenders"] for r in results)]
     peers = [k for k in keys if k not in ("fastrnn", "reference")]
-    others = [k for k in peers if k != "torch"]
+    others = [k for k in peers if k not in ("torch", "streamer")]
     labels = [next(r["contenders"][k]["label"] for r in results if k in r["contenders"]) for k in keys]
     columns = ["T,B,H", *labels, "over torch.nn"]
     columns += ["over best other"] if others else []
@@ -155,6 +155,23 @@ def scan_table(run: dict) -> Table:
         row = [line["name"], str(line["threads"]), milliseconds(line["seconds"]), megabytes(line["bytes"])]
         rows.append([*row, *(f"{rate / 1e9:.1f}" for rate in rates), f"{scan_rate.share(line):.0%}"])
     return Table(["", "threads", "shortest, ms", "MB moved", "GB/s", "reading, GB/s", "share"], rows)
+
+
+#: What kernels_table is called.
+KERNELS = "The kernels alone"
+
+
+def kernels_table(run: dict) -> Table:
+    """Each pass of each layer beside its limit: multiply-adds, or the reading of the recurrent weights."""
+    rows = []
+    for line in run["kernels"]:
+        unit = "GB/s" if line["name"] == kernel_rate.READING else "GFLOP/s"
+        rates = (line["work"] / line["seconds"], line["limit"])
+        shape = f"{line['T']},{line['B']},{line['H']}"
+        row = [f"{line['cell'].upper()} {line['name']}", shape, str(line["threads"])]
+        row += [milliseconds(line["seconds"]), *(f"{rate / 1e9:.0f} {unit}" for rate in rates)]
+        rows.append([*row, f"{kernel_rate.share(line):.0%}"])
+    return Table(["", "T,B,H", "threads", "ms", "reached", "limit", "share"], rows)
 
 
 def memory_table(run: dict) -> Table:

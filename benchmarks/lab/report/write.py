@@ -63,6 +63,11 @@ def _method(run: dict) -> list[str]:
         f"{tables.SCAN}: the operator on T,B,H = {','.join(map(str, scan_rate.SHAPE))}, float32; bytes are "
         "those that have to move; the shortest time against the best rate of reading 256 MB on as many "
         "threads.",
+        f"{tables.KERNELS}: operators, float32, as many inputs as units; operations of the products alone, "
+        "beside the best rate of multiply-adds in registers; with one row the bytes of the recurrent "
+        "weights, once a step, beside the best rate of reading as many again and again. Both limits are "
+        "measured around each layer. The activations and the packing of weights count as nothing, and with "
+        "one row neither does the input projection.",
         "Peak memory is the growth of the resident size over three training steps, each contender in a "
         "process of its own.",
     ]
@@ -102,6 +107,8 @@ def build(run: dict, images: Sequence[Image] = (), notes: str = "") -> Document:
         document.add(Heading(tables.OVERHEAD), tables.overhead_table(run))
     if run.get("scan"):
         document.add(Heading(tables.SCAN), tables.scan_table(run))
+    if run.get("kernels"):
+        document.add(Heading(tables.KERNELS), tables.kernels_table(run))
     if run["memory"]:
         document.add(Heading("Peak memory of a training step"), tables.memory_table(run))
     document.add(Heading("Limits of the machine"), tables.limits_table(run))

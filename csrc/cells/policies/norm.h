@@ -22,7 +22,7 @@ struct RowMoments {
 
 // Puts parts together, in the order in which they are added.
 struct RowSum {
-  double count = 0, mean = 0, squares = 0;
+  double count, mean, squares;  // of none: zeros
 
   template <class A>
   FASTRNN_HD void add(const RowPart<A>& part, double n) {

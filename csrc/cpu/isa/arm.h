@@ -11,7 +11,7 @@
 namespace fastrnn {
 
 // BFDOT on bfloat16.
-static inline bool has_bf16_dot() {
+[[maybe_unused]] static inline bool has_bf16_dot() {
 #if defined(__APPLE__)
   int value = 0;
   size_t size = sizeof(value);
@@ -19,6 +19,20 @@ static inline bool has_bf16_dot() {
 #elif defined(__linux__)
   constexpr unsigned long kBf16 = 1 << 14;  // HWCAP2_BF16, which older headers do not have
   return getauxval(AT_HWCAP2) & kBf16;
+#else
+  return false;
+#endif
+}
+
+// SDOT on int8.
+[[maybe_unused]] static inline bool has_sdot() {
+#if defined(__APPLE__)
+  int value = 0;
+  size_t size = sizeof(value);
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &value, &size, nullptr, 0) == 0 && value != 0;
+#elif defined(__linux__)
+  constexpr unsigned long kDotProduct = 1 << 20;  // HWCAP_ASIMDDP
+  return getauxval(AT_HWCAP) & kDotProduct;
 #else
   return false;
 #endif

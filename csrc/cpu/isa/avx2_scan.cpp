@@ -2,12 +2,14 @@
 #include "cpu/scan/kernels.h"
 
 #if defined(__x86_64__)
-#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
+#if !defined(__AVX2__)
+#error "this file has flags of its own: cpu/isa/flags.txt"
+#endif
 #define FASTRNN_VECTOR_BYTES 32
 #define FASTRNN_AVX2
 #include "cpu/scan/kernels.inl"
 
 namespace fastrnn {
-const ScanKernels kAvx2Scan = make_scan_kernels();
+constinit const ScanKernels kAvx2Scan = make_scan_kernels();
 }  // namespace fastrnn
 #endif

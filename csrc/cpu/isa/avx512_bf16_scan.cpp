@@ -2,13 +2,15 @@
 #include "cpu/scan/kernels.h"
 
 #if defined(__x86_64__)
-#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+#if !defined(__AVX512BF16__)
+#error "this file has flags of its own: cpu/isa/flags.txt"
+#endif
 #define FASTRNN_VECTOR_BYTES 64
 #define FASTRNN_AVX512
 #define FASTRNN_AVX512_BF16
 #include "cpu/scan/kernels.inl"
 
 namespace fastrnn {
-const ScanKernels kAvx512Bf16Scan = make_scan_kernels();
+constinit const ScanKernels kAvx512Bf16Scan = make_scan_kernels();
 }  // namespace fastrnn
 #endif

@@ -2,12 +2,14 @@
 #include "cpu/scan/kernels.h"
 
 #if defined(__x86_64__)
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+#if !defined(__AVX512F__)
+#error "this file has flags of its own: cpu/isa/flags.txt"
+#endif
 #define FASTRNN_VECTOR_BYTES 64
 #define FASTRNN_AVX512
 #include "cpu/scan/kernels.inl"
 
 namespace fastrnn {
-const ScanKernels kAvx512Scan = make_scan_kernels();
+constinit const ScanKernels kAvx512Scan = make_scan_kernels();
 }  // namespace fastrnn
 #endif

@@ -8,5 +8,5 @@
 
 namespace fastrnn {
 static bool runs_here() { return true; }
-const KernelTable kBaselineKernels = make_table(isa_name(Isa::kBaseline), runs_here, &kBaselineScan);
+constinit const KernelTable kBaselineKernels = make_table(isa_name(Isa::kBaseline), runs_here, &kBaselineScan);
 }  // namespace fastrnn

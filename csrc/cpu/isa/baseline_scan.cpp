@@ -5,5 +5,5 @@
 #include "cpu/scan/kernels.inl"
 
 namespace fastrnn {
-const ScanKernels kBaselineScan = make_scan_kernels();
+constinit const ScanKernels kBaselineScan = make_scan_kernels();
 }  // namespace fastrnn

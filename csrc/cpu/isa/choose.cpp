@@ -8,7 +8,6 @@ namespace fastrnn {
 std::vector<const KernelTable*> runnable_kernels() {  // best first
   std::vector<const KernelTable*> tables;
 #if defined(__x86_64__)
-  __builtin_cpu_init();
   for (const KernelTable* table : {&kAvx512Bf16Kernels, &kAvx512Kernels, &kAvx2Kernels}) {
     if (table->runs_here()) tables.push_back(table);
   }

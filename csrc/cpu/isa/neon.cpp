@@ -14,8 +14,8 @@
 
 namespace fastrnn {
 static bool runs_here() { return true; }
-const KernelTable kNeonKernels = make_table(isa_name(Isa::kNeon), runs_here, &kNeonScan);
+constinit const KernelTable kNeonKernels = make_table(isa_name(Isa::kNeon), runs_here, &kNeonScan);
 
-const KernelTable kNeonBf16Kernels = make_dot_table(isa_name(Isa::kNeonBf16), has_bf16_dot, &kNeonScan);
+constinit const KernelTable kNeonBf16Kernels = make_dot_table(isa_name(Isa::kNeonBf16), has_bf16_dot, &kNeonScan);
 }  // namespace fastrnn
 #endif

@@ -7,6 +7,6 @@
 #include "cpu/scan/kernels.inl"
 
 namespace fastrnn {
-const ScanKernels kNeonScan = make_scan_kernels();
+constinit const ScanKernels kNeonScan = make_scan_kernels();
 }  // namespace fastrnn
 #endif

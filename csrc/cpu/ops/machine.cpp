@@ -1,7 +1,6 @@
 // The operators that ask about the machine, switch its instruction set and give its memory back.
 #include <chrono>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "cpu/isa/choose.h"
@@ -28,12 +27,6 @@ void cpu_set_isa(std::string name) {
   const KernelTable* table = find_kernels(name);
   check(table, "name: expected one of ", cpu_isas(), ", got '", name, "'");
   use_kernels(*table);
-}
-
-// What plan_cpu takes of the kernels in use.
-std::tuple<int64_t, int64_t> cpu_tile(bool float64) {
-  const CpuMachine machine = machine_of(kernels_in_use(), float64 ? Dtype::kDouble : Dtype::kFloat, 1);
-  return {machine.lanes, machine.tile_rows};
 }
 
 // ---- memory -----------------------------------------------------------------------------------
@@ -73,7 +66,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&fastrnn::cpu_isa));
   m.impl("cpu_isas", TORCH_BOX(&fastrnn::cpu_isas));
   m.impl("cpu_set_isa", TORCH_BOX(&fastrnn::cpu_set_isa));
-  m.impl("cpu_tile", TORCH_BOX(&fastrnn::cpu_tile));
   m.impl("cpu_release_scratch", TORCH_BOX(&fastrnn::cpu_release_scratch));
   m.impl("cpu_fma_peak", TORCH_BOX(&fastrnn::cpu_fma_peak));
   m.impl("cpu_read_bandwidth", TORCH_BOX(&fastrnn::cpu_read_bandwidth));

@@ -1,12 +1,12 @@
 // The recurrent layers on the CPU: plain parameter structs of tensors to the kernels. What the operators check and
 // return is in ops/rnn_call.h.
-#include <cstring>
 #include <tuple>
 #include <vector>
 
 #include "cpu/isa/choose.h"
+#include "cpu/ops/padding.h"
 #include "cpu/ops/tensors.h"
-#include "cpu/ops/threads.h"
+#include "cpu/ops/this_machine.h"
 #include "ops/rnn_call.h"
 
 namespace fastrnn {
@@ -18,7 +18,7 @@ namespace {
 thread_local CpuPlan last_plan;
 
 const CpuPlan& plan_for(const LayerShape& shape, const KernelTable& kernels) {
-  return last_plan = plan_cpu(shape, machine_of(kernels, shape.dtype, usable_threads()));
+  return last_plan = plan_cpu(shape, this_machine(kernels, shape.dtype));
 }
 
 auto cpu_last_plan() {
@@ -31,29 +31,7 @@ template <class Params>
 void run(const Params& params, size_t (*workspace)(const Params&, const CpuPlan&),
          void (*kernel)(const Params&, const CpuPlan&, char*, const Parallel&), const CpuPlan& plan) {
   const Scratch scratch(workspace(params, plan));
-  kernel(params, plan, scratch.data(), kTorchThreads);
-}
-
-// The rows of a padded (T,B,size) tensor that lie beyond their length: kernels never touch them.
-void clear_padding(const LayerShape& s, const Tensor& tensor, int64_t size) {
-  if (!s.order || !tensor.numel()) return;
-  const size_t bytes = static_cast<size_t>(size) * tensor.element_size();
-  char* const data = static_cast<char*>(tensor.data_ptr());
-  for (int64_t t = 0; t < s.tensor_steps(); ++t) {
-    for (int64_t b = s.active(t); b < s.B; ++b) std::memset(data + s.tensor_row(t, b) * bytes, 0, bytes);
-  }
-}
-
-// Rows without a single step end in the state in which they began.
-void keep_unused_states(const LayerShape& s, const Tensor& from, const Tensor& to, int64_t size) {
-  if (!s.order) return;
-  const size_t bytes = static_cast<size_t>(size) * to.element_size();
-  for (int d = 0; d < s.D; ++d) {
-    for (int64_t b = s.active(0); b < s.B; ++b) {
-      const size_t at = static_cast<size_t>(d * s.B + s.row_of(b)) * bytes;
-      std::memcpy(static_cast<char*>(to.data_ptr()) + at, static_cast<const char*>(from.data_ptr()) + at, bytes);
-    }
-  }
+  kernel(params, plan, scratch.data(), plan.groups() == 1 ? kOneThread : kTorchThreads);
 }
 
 // ---- the device's half of the operators ---------------------------------------------------------

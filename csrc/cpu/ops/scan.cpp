@@ -5,6 +5,7 @@
 
 #include "cpu/isa/table.h"
 #include "cpu/ops/tensors.h"
+#include "cpu/ops/this_machine.h"
 #include "cpu/ops/threads.h"
 #include "ops/scan_call.h"
 
@@ -47,7 +48,7 @@ class CpuScan : public ScanCall {
   // a_row: bytes of the results for each row.
   template <class Params, class Workspace, class Kernel>
   void run(const Params& params, int64_t a_row, Workspace workspace, Kernel kernel) const {
-    const ScanPlan plan = plan_scan(shape(), shape().rows() * a_row, usable_threads());
+    const ScanPlan plan = plan_scan(shape(), shape().rows() * a_row, usable_threads(), last_cache());
     const Scratch scratch(workspace(params, plan));
     kernel(params, plan, scratch.data(), kTorchThreads);
   }

@@ -1,204 +1,268 @@
-// Streams on the CPU: layers whose weights were packed once, a step or a few at a time.
-//
-// The packed weights are a tensor of bytes: a header that says what they are, then the pieces of packed.inl.
-// Every call reads the header, so that no tensor of other weights, of another layer or for another
-// instruction set can be taken for these, and takes nothing on trust in it: whatever the bytes say, kernels
-// read no further than the tensor goes.
+// Stacks of layers whose weights were packed once (packed.h): a step, a few or a whole sequence at a time. They run
+// by one function, which the operators call with tensors that they have checked, and fastrnn._C without the
+// dispatcher.
+#include <atomic>
 #include <cstring>
 #include <optional>
-#include <string>
 #include <tuple>
 #include <vector>
 
-#include "cpu/isa/choose.h"
-#include "cpu/ops/tensors.h"
-#include "cpu/ops/threads.h"
+#include "cpu/ops/packed.h"
+#include "cpu/ops/padding.h"
+#include "cpu/ops/quantized.h"
+#include "cpu/ops/this_machine.h"
 #include "ops/rnn_call.h"
+#include "params/stream.h"
+#include "plan/quantized.h"
 
 namespace fastrnn {
 namespace {
 
-struct PackedHeader {
-  char magic[8];
-  char isa[24];
-  int32_t version;
-  CellKind cell;
-  Dtype dtype;
-  int64_t I, H, P, bytes;  // bytes of the pieces
+std::atomic<bool> use_int8_dot{true};
+
+// A layer of a call: its sizes, and where it reads and writes.
+struct StreamLayer {
+  Storage storage;
+  ForwardParams natural;
+  QuantizedParams quantized;
+  CpuPlan plan;
 };
-constexpr char kMagic[8] = "fastrnn";
-constexpr int32_t kVersion = 1;       // of the header and of the order of the pieces
-constexpr size_t kHeaderBytes = 128;  // keeps the pieces on cache lines
-static_assert(sizeof(PackedHeader) <= kHeaderBytes);
 
-// A layer of one step and one row, with tensors enough for check_layer to look at the weights.
-void check_weights(CheckedLayer& checked, const std::vector<Tensor>& weights, const std::string& cell, bool bias) {
-  check(weights.size() >= 2, "weights: expected w_ih, w_hh and what else the layer has, got ", weights.size(),
-        " tensors");
-  for (int i = 0; i < 2; ++i) {
-    check(weights[i].dim() == 2 && weights[i].is_cpu(), "weights[", i, "]: expected a matrix on the CPU, got shape ",
-          shape_of(weights[i]), ", ", kind_of(weights[i]));
-  }
-  parse_dtype(weights[0], "weights[0]");
-  const auto blank = [&](int64_t size) { return empty({1, 1, size}, weights[0].scalar_type()); };
-  std::optional<Tensor> c0;
-  if (parse_cell(cell) == CellKind::kLstm) c0 = blank(weights[0].size(0) / 4);
-  const std::optional<Tensor> none;
-  const Tensor x = blank(weights[0].size(1)), h0 = blank(weights[1].size(1));
-  check_layer(checked, {x, h0, c0, weights, none, none, none, cell, bias});
+template <class Params>
+void point_at_states(Params& to, const StreamCall& call, const LayerShape& s, int64_t k) {
+  const size_t h_bytes = static_cast<size_t>(k * s.D * s.B * s.out_size()) * size_of(s.dtype);
+  const size_t c_bytes = static_cast<size_t>(k * s.D * s.B * s.H) * size_of(s.dtype);
+  const auto part = [](auto* base, size_t offset) { return base ? (char*)(base) + offset : nullptr; };
+  to.h0 = part(call.h0, h_bytes);
+  to.hn = part(call.hn, h_bytes);
+  if (!facts_of(s.cell).has_cell) return;
+  to.c0 = part(call.c0, c_bytes);
+  to.cn = part(call.cn, c_bytes);
 }
 
-Tensor rnn_pack(std::vector<Tensor> weights, std::string cell, bool bias) {
-  CheckedLayer checked;
-  check_weights(checked, weights, cell, bias);
-  const LayerShape& s = checked.shape;
-  for (Tensor& weight : weights) weight = as_contiguous(weight);
-  DirectionWeights pointers;
-  point_at(pointers, weights.data(), s);
+// Layer k of a call, whose input and output the caller sets.
+void describe(StreamLayer& layer, const StreamCall& call, int64_t k, const KernelTable& kernels) {
+  const char* const packed = call.packed[k * call.directions];
+  PackedHeader header;
+  std::memcpy(&header, packed, sizeof(header));
+  LayerShape s = layer_of(header);
+  static_cast<Rows&>(s) = call.rows;
+  s.D = call.directions;
+  layer.storage = header.storage;
+  if (header.storage == Storage::kNatural) {
+    layer.natural.shape = s;
+    layer.natural.packed = packed + kPackedHeaderBytes;
+    point_at_states(layer.natural, call, s, k);
+    layer.plan = plan_cpu(s, this_machine(kernels, s.dtype), true);
+  } else {
+    layer.quantized.shape = s;
+    layer.quantized.storage = header.storage;
+    layer.quantized.dot = use_int8_dot.load(std::memory_order_relaxed) && has_int8_dot(kernels);
+    for (int d = 0; d < s.D; ++d) {
+      layer.quantized.packed[d] = call.packed[k * s.D + d] + kPackedHeaderBytes;
+    }
+    point_at_states(layer.quantized, call, s, k);
+    layer.plan = plan_quantized(s, header.storage == Storage::kInt8, this_machine(kernels, s.dtype));
+  }
+}
 
+const LayerShape& sizes_of(const StreamLayer& layer) {
+  return layer.storage == Storage::kNatural ? layer.natural.shape : layer.quantized.shape;
+}
+
+// Rows of contiguous features, packed ones or (T,B,features).
+TensorRows contiguous_rows(void* data, const Rows& rows, int64_t features) {
+  return {data, rows.packed() ? 0 : rows.B * features, features};
+}
+
+// See StreamEntry.
+int64_t run_stream(const StreamCall& call, char* scratch, int64_t bytes) {
   const KernelTable& kernels = kernels_in_use();
-  PackedHeader header{};
-  std::memcpy(header.magic, kMagic, sizeof(kMagic));
-  std::strncpy(header.isa, kernels.name, sizeof(header.isa) - 1);
-  header.version = kVersion;
-  header.cell = s.cell;
-  header.dtype = s.dtype;
-  header.I = s.I;
-  header.H = s.H;
-  header.P = s.P;
-  header.bytes = static_cast<int64_t>(kernels.packed_bytes(s));
-  const Tensor packed = empty({static_cast<int64_t>(kHeaderBytes) + header.bytes}, ScalarType::Byte);
-  char* const to = static_cast<char*>(packed.data_ptr());
-  // The last row of an odd pair is padding that a kernel reads: no garbage, which could be a NaN.
-  std::memset(to, 0, static_cast<size_t>(packed.numel()));
-  std::memcpy(to, &header, sizeof(header));
-  kernels.pack(s, pointers, to + kHeaderBytes);
-  return packed;
-}
-
-// Whether a layer of the header's sizes is one that rnn_pack packs, and its weights fit into so many bytes: what is
-// computed from these sizes cannot overflow then.
-bool plausible(const PackedHeader& header, int64_t bytes) {
-  const int cell = static_cast<int>(header.cell), dtype = static_cast<int>(header.dtype);
-  if (cell < 0 || cell > static_cast<int>(CellKind::kRnnRelu)) return false;
-  if (dtype < 0 || dtype > static_cast<int>(Dtype::kHalf)) return false;
-  const int64_t I = header.I, H = header.H, P = header.P;
-  if (I < 0 || P < 0 || H <= 0 || (P && header.cell != CellKind::kLstm)) return false;
-  return H <= bytes && I <= bytes / H && P <= bytes / H;
-}
-
-LayerShape layer_of(const PackedHeader& header) {
-  LayerShape s;
-  s.cell = header.cell;
-  s.dtype = header.dtype;
-  s.I = header.I;
-  s.H = header.H;
-  s.P = header.P;
-  return s;
-}
-
-// The header of packed[i], for kernels that are in use now.
-PackedHeader read_header(const Tensor& packed, size_t i, const KernelTable& kernels) {
-  constexpr int64_t kBegin = static_cast<int64_t>(kHeaderBytes);
-  PackedHeader header{};
-  const bool bytes = packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_cpu() &&
-                     packed.is_contiguous() && packed.numel() >= kBegin;
-  int64_t stored = 0;  // less than the tensor's own size where its storage was resized
-  if (bytes) TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(packed.get(), &stored));
-  const bool whole = bytes && packed.numel() <= stored - packed.storage_offset();
-  if (whole) std::memcpy(&header, packed.data_ptr(), sizeof(header));
-  if (!whole || std::memcmp(header.magic, kMagic, sizeof(kMagic))) {  // a step has no time to make the texts
-    check(false, "packed[", i, "]: expected what rnn_pack returned, got shape ", shape_of(packed), ", ",
-          kind_of(packed));
+  if (call.rows.B == 0 || call.rows.rows() == 0) return 0;
+  StreamLayer layer;
+  Arena arena;
+  size_t workspace = 0;
+  // What the layers between read and write, by turns; zeros where there is no state.
+  int64_t between = 0, states = 0;
+  for (int64_t k = 0; k < call.layers; ++k) {
+    PackedHeader header;
+    std::memcpy(&header, call.packed[k * call.directions], sizeof(header));
+    if (header.storage == Storage::kNatural && std::strcmp(header.isa, kernels.name)) return -1;
+    describe(layer, call, k, kernels);
+    const LayerShape& s = sizes_of(layer);
+    const int64_t row = s.D * s.out_size() * static_cast<int64_t>(size_of(s.dtype));
+    if (k + 1 < call.layers) between = s.rows() * row;
+    const int64_t state = call.layers * s.D * s.B * (s.P > s.H ? s.P : s.H) * static_cast<int64_t>(size_of(s.dtype));
+    if (header.storage == Storage::kNatural && !call.h0) states = state;
+    const size_t own = header.storage == Storage::kNatural
+                           ? kernels.forward_workspace(layer.natural, layer.plan)
+                           : quantized_kernels(kernels).workspace(layer.quantized, layer.plan);
+    workspace = own > workspace ? own : workspace;
   }
-  check(header.version == kVersion, "packed[", i, "]: expected weights packed by this version of fastrnn, in format ",
-        kVersion, ", got format ", header.version, "; pack them again");
-  header.isa[sizeof(header.isa) - 1] = 0;
-  for (char* c = header.isa; *c; ++c) {
-    if (*c < ' ' || *c > '~') *c = '?';  // printed below
+  char* buffers[2] = {};
+  char* zeros = nullptr;
+  const auto lay_out = [&](char* base) {
+    arena = Arena{base};
+    buffers[0] = arena.take<char>(between);
+    buffers[1] = arena.take<char>(call.layers > 2 ? between : 0);
+    zeros = arena.take<char>(states);
+    return arena.take<char>(static_cast<int64_t>(workspace));
+  };
+  lay_out(nullptr);
+  if (static_cast<int64_t>(arena.used) > bytes) return static_cast<int64_t>(arena.used);
+  char* const own_workspace = lay_out(scratch);
+  if (states) std::memset(zeros, 0, static_cast<size_t>(states));
+  StreamCall own = call;
+  if (states) own.h0 = own.c0 = zeros;
+
+  TensorRows below = call.x;
+  for (int64_t k = 0; k < call.layers; ++k) {
+    if (k || call.layers > 1) describe(layer, own, k, kernels);
+    if (states && layer.storage == Storage::kNatural) {
+      layer.natural.h0 = zeros;
+      layer.natural.c0 = facts_of(layer.natural.shape.cell).has_cell ? zeros : nullptr;
+    }
+    void* const y = k + 1 == call.layers ? call.y : buffers[k % 2];
+    if (layer.storage == Storage::kNatural) {
+      layer.natural.x = below;
+      layer.natural.y = y;
+      kernels.forward(layer.natural, layer.plan, own_workspace, kTorchThreads);
+    } else {
+      layer.quantized.x = below;
+      layer.quantized.y = y;
+      quantized_kernels(kernels).run(layer.quantized, layer.plan, own_workspace, kTorchThreads);
+    }
+    const LayerShape& s = sizes_of(layer);
+    below = contiguous_rows(y, call.rows, s.D * s.out_size());
   }
-  check(!std::strcmp(header.isa, kernels.name), "packed[", i, "]: expected weights packed for ", kernels.name,
-        ", the instruction set in use, got some for ", header.isa, "; pack them again");
-  const auto misplaced = reinterpret_cast<uintptr_t>(packed.data_ptr()) % alignof(double);
-  check(misplaced == 0, "packed[", i, "]: expected bytes at an address divisible by ", alignof(double), ", got one ",
-        misplaced, " beyond that");
-  const int64_t room = packed.numel() - kBegin;
-  check(plausible(header, room), "packed[", i, "]: expected a header that rnn_pack wrote, got cell ",
-        static_cast<int>(header.cell), ", dtype ", static_cast<int>(header.dtype), ", I = ", header.I,
-        ", H = ", header.H, ", P = ", header.P, " before ", room, " bytes of weights");
-  const auto expected = static_cast<int64_t>(kernels.packed_bytes(layer_of(header)));
-  check(header.bytes == expected && room == expected, "packed[", i, "]: expected ", expected,
-        " bytes of weights after the header, got ", room, ", of which the header counts ", header.bytes);
-  return header;
+  return 0;
+}
+
+const StreamEntry kEntry{kStreamEntryBytes, run_stream};
+
+int64_t cpu_stream_entry() { return static_cast<int64_t>(reinterpret_cast<intptr_t>(&kEntry)); }
+
+// ---- operators ----------------------------------------------------------------------------------
+
+// The first layer's header, once all of them are seen to be those of a stack.
+PackedHeader check_stack(const std::vector<Tensor>& packed, int D, const KernelTable& kernels) {
+  check(!packed.empty() && packed.size() % static_cast<size_t>(D) == 0,
+        "packed: expected the weights of at least one layer", D == 2 ? " in both directions" : "", ", got ",
+        packed.empty() ? "none" : "half of them");
+  const PackedHeader first = read_header(packed[0], 0, kernels);
+  const int64_t out = D * (first.P ? first.P : first.H);
+  for (size_t i = 1; i < packed.size(); ++i) {
+    const PackedHeader header = read_header(packed[i], i, kernels);
+    const int64_t I = i < static_cast<size_t>(D) ? first.I : out;
+    check(header.cell == first.cell && header.dtype == first.dtype && header.storage == first.storage &&
+              header.H == first.H && header.P == first.P && header.I == I,
+          "packed[", i, "]: expected a layer of the cell, dtype and sizes of packed[0], with ", I,
+          " inputs, got one of H = ", header.H, ", P = ", header.P, " with ", header.I, " inputs");
+  }
+  return first;
+}
+
+// What the operators have in common once x is known to be rows of the stack's features.
+std::tuple<Tensor, Tensor, Tensor> run(const PackedHeader& first, const LayerShape& rows, const Tensor& x,
+                                       const Tensor& h0, const std::optional<Tensor>& c0,
+                                       const std::vector<Tensor>& packed, int D,
+                                       const std::vector<int64_t>& y_sizes) {
+  const int64_t states = static_cast<int64_t>(packed.size()), out = first.P ? first.P : first.H;
+  const bool lstm = first.cell == CellKind::kLstm;
+  check(parse_dtype(x, "x") == first.dtype && x.is_cpu(),
+        "x: expected the dtype of the packed weights on the CPU, got ", kind_of(x));
+  check_shape(h0, "h0", {states, rows.B, out});
+  check_same_kind(h0, "h0", x);
+  check(c0.has_value() == lstm, "c0: expected ", lstm ? "a tensor for an LSTM, got none" : "none, got a tensor");
+  if (c0) {
+    check_shape(*c0, "c0", {states, rows.B, first.H});
+    check_same_kind(*c0, "c0", x);
+  }
+  const ScalarType dtype = x.scalar_type();
+  const Tensor h = as_contiguous(h0), hn = empty({states, rows.B, out}, dtype);
+  const Tensor c = lstm ? as_contiguous(*c0) : h;
+  const Tensor cn = lstm ? empty({states, rows.B, first.H}, dtype) : empty({0}, dtype);
+  const Tensor y = empty(y_sizes, dtype), held = with_contiguous_rows(x);
+  std::vector<const char*> pointers;
+  for (const Tensor& own : packed) pointers.push_back(static_cast<const char*>(own.data_ptr()));
+  StreamCall call;
+  call.packed = pointers.data();
+  call.layers = states / D;
+  call.directions = D;
+  call.rows = rows;
+  call.x = rows_of(held);
+  call.h0 = h.data_ptr();
+  call.c0 = lstm ? c.data_ptr() : nullptr;
+  call.y = y.data_ptr();
+  call.hn = hn.data_ptr();
+  call.cn = lstm ? cn.data_ptr() : nullptr;
+  if (const int64_t bytes = run_stream(call, nullptr, 0); bytes > 0) {
+    const Scratch scratch(static_cast<size_t>(bytes));
+    run_stream(call, scratch.data(), bytes);
+  }
+  if (rows.order) {
+    LayerShape all = rows;  // the states of all layers, as directions of one
+    all.D = static_cast<int>(states);
+    clear_padding(all, y, D * out);
+    keep_unused_states(all, h, hn, out);
+    if (lstm) keep_unused_states(all, c, cn, first.H);
+  }
+  return {y, hn, cn};
 }
 
 std::tuple<Tensor, Tensor, Tensor> rnn_stream(Tensor x, Tensor h0, std::optional<Tensor> c0,
                                               std::vector<Tensor> packed) {
-  const KernelTable& kernels = kernels_in_use();
-  const int64_t L = static_cast<int64_t>(packed.size());
-  check(L > 0, "packed: expected the weights of at least one layer, got none");
   const bool single = x.dim() == 2;
   check(single || x.dim() == 3, "x: expected shape (T, B, input_size) or (B, input_size), got ", shape_of(x));
-  const int64_t T = single ? 1 : x.size(0), B = x.size(single ? 0 : 1);
-  check(T > 0, "x: expected a sequence length larger than 0, got 0");
-  const PackedHeader first = read_header(packed[0], 0, kernels);
-  const bool lstm = first.cell == CellKind::kLstm;
-  const int64_t H = first.H, out = first.P ? first.P : first.H;
-  check(parse_dtype(x, "x") == first.dtype && x.is_cpu(),
-        "x: expected the dtype of the packed weights on the CPU, got ", kind_of(x));
+  check(!packed.empty(), "packed: expected the weights of at least one layer, got none");
+  LayerShape rows;
+  rows.T = single ? 1 : x.size(0);
+  rows.B = x.size(single ? 0 : 1);
+  check(rows.T > 0, "x: expected a sequence length larger than 0, got 0");
+  const PackedHeader first = check_stack(packed, 1, kernels_in_use());
   check(x.size(x.dim() - 1) == first.I, "x: expected ", first.I, " features, got ", x.size(x.dim() - 1));
-  check_shape(h0, "h0", {L, B, out});
-  check_same_kind(h0, "h0", x);
-  check(c0.has_value() == lstm, "c0: expected ", lstm ? "a tensor for an LSTM, got none" : "none, got a tensor");
-  if (c0) {
-    check_shape(*c0, "c0", {L, B, H});
-    check_same_kind(*c0, "c0", x);
-  }
+  const int64_t out = first.P ? first.P : first.H;
+  return run(first, rows, x, h0, c0, packed, 1,
+             single ? std::vector<int64_t>{rows.B, out} : std::vector<int64_t>{rows.T, rows.B, out});
+}
 
-  const ScalarType dtype = x.scalar_type();
-  const Tensor h = as_contiguous(h0), hn = empty({L, B, out}, dtype);
-  const Tensor c = lstm ? as_contiguous(*c0) : h, cn = lstm ? empty({L, B, H}, dtype) : empty({0}, dtype);
-  const size_t h_bytes = static_cast<size_t>(B * out) * size_of(first.dtype);
-  const size_t c_bytes = static_cast<size_t>(B * H) * size_of(first.dtype);
-  const auto part = [](const Tensor& tensor, size_t offset) {
-    return static_cast<char*>(tensor.data_ptr()) + offset;
-  };
-
-  const CpuMachine machine = machine_of(kernels, first.dtype, usable_threads());
-  Tensor below = with_contiguous_rows(x);
-  for (int64_t k = 0; k < L; ++k) {
-    const PackedHeader header = k ? read_header(packed[k], k, kernels) : first;
-    check(header.cell == first.cell && header.dtype == first.dtype && header.H == H && header.P == first.P &&
-              header.I == (k ? out : first.I),
-          "packed[", k, "]: expected a layer of the cell, dtype and sizes of packed[0], with ", k ? out : first.I,
-          " inputs, got one of H = ", header.H, ", P = ", header.P, " with ", header.I, " inputs");
-    ForwardParams params;
-    LayerShape& s = params.shape;
-    s = layer_of(header);
-    s.T = T;
-    s.B = B;
-    const Tensor y = single ? empty({B, out}, dtype) : empty({T, B, out}, dtype);
-    if (B > 0) {
-      params.x = rows_of(below);
-      params.h0 = part(h, k * h_bytes);
-      params.hn = part(hn, k * h_bytes);
-      params.c0 = lstm ? part(c, k * c_bytes) : nullptr;
-      params.cn = lstm ? part(cn, k * c_bytes) : nullptr;
-      params.y = y.data_ptr();
-      params.packed = part(packed[k], kHeaderBytes);
-      const CpuPlan plan = plan_cpu(s, machine, true);
-      const Scratch scratch(kernels.forward_workspace(params, plan));
-      kernels.forward(params, plan, scratch.data(), kTorchThreads);
-    }
-    below = y;
+std::tuple<Tensor, Tensor, Tensor> rnn_quantized(Tensor x, Tensor h0, std::optional<Tensor> c0,
+                                                 std::vector<Tensor> packed, std::optional<Tensor> batch_sizes,
+                                                 std::optional<Tensor> lengths, bool bidirectional) {
+  const int D = bidirectional ? 2 : 1;
+  LayerShape shape;
+  CheckedRows checked;
+  const PackedHeader first = check_stack(packed, D, kernels_in_use());
+  check(first.storage != Storage::kNatural,
+        "packed: expected what rnn_pack_quantized returned, got weights as they are");
+  if (batch_sizes) {
+    check(x.dim() == 2, "x: expected packed data of shape (N, input_size), got ", shape_of(x));
+    check_packed_rows(checked, shape, *batch_sizes, x.size(0), "x");
+  } else {
+    check(x.dim() == 3, "x: expected shape (T, B, input_size), got ", shape_of(x));
+    shape.T = x.size(0);
+    shape.B = x.size(1);
+    check(shape.T > 0, "x: expected a sequence length larger than 0, got 0");
   }
-  return {below, hn, cn};
+  check(x.size(x.dim() - 1) == first.I, "x: expected ", first.I, " features, got ", x.size(x.dim() - 1));
+  check_padded_rows(checked, shape, x, lengths, std::nullopt);
+  return run(first, shape, x, h0, c0, packed, D, row_sizes(shape, D * (first.P ? first.P : first.H)));
+}
+
+bool cpu_int8_dot(bool use) {
+  use_int8_dot = use;
+  return use && has_int8_dot(kernels_in_use());
 }
 
 }  // namespace
 }  // namespace fastrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
-  fastrnn::implement_with_list(m, "rnn_pack", TORCH_BOX(&fastrnn::rnn_pack));
   fastrnn::implement_with_list(m, "rnn_stream", TORCH_BOX(&fastrnn::rnn_stream));
+  fastrnn::implement_with_list(m, "rnn_quantized", TORCH_BOX(&fastrnn::rnn_quantized));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
+  m.impl("cpu_stream_entry", TORCH_BOX(&fastrnn::cpu_stream_entry));
+  m.impl("cpu_int8_dot", TORCH_BOX(&fastrnn::cpu_int8_dot));
 }

@@ -71,6 +71,9 @@ void point_at(Pointers& to, const Tensor* weights, const LayerShape& shape) {
   point_at_variant(to, shape, weights + plain_weights(shape));
 }
 
+// A plan of one thread, whatever the workers of its directions.
+inline const Parallel kOneThread{
+    [](int64_t workers, void (*body)(int64_t, int64_t, void*), void* context) { body(0, workers, context); }};
 inline const Parallel kTorchThreads{[](int64_t workers, void (*body)(int64_t, int64_t, void*), void* context) {
   if (workers == 1) {
     body(0, 1, context);

@@ -23,18 +23,26 @@ template <class T>
 struct NaturalOperand {
   using E = T;
   using S = Simd<T>;
-  static constexpr bool kRounds = false;  // whether a stored state loses precision
+  static constexpr bool kRounds = false;      // whether a stored state loses precision
+  static constexpr bool kClosesGates = true;  // whether gates of a last block may lie close, see pack.inl
 
   static FASTRNN_INLINE int64_t depth(int64_t K) { return K; }
   static FASTRNN_INLINE typename S::V load(const E* p) { return S::load(p); }
   static FASTRNN_INLINE void store(E* p, typename S::V v) { S::store(p, v); }
   static FASTRNN_INLINE void end_row(E*, int) {}  // a product reads whole units
-  // In parts of so many gates, or (0) in one.
+  // In parts of so many gates, or (0) in one; of a last block of units whose gates lie close (pack.inl) in so many
+  // vectors a part, or (0) where they do not.
   static void pack(const void* weight, int64_t ld, Dtype dtype, int G, const Panels<T>& units, int64_t panel,
-                   int64_t K, E* out, int of_part = 0) {
+                   int64_t K, E* out, int of_part = 0, int close_vectors = 0) {
     const int gates = of_part ? of_part : G;
-    for (int g = 0; g < G; g += gates, out += K * gates * units.blocks_of(panel) * S::W) {
-      pack_gate_panel<T>(weight, ld, dtype, g, gates, units, panel, K, out);
+    for (int g = 0; g < G; g += gates) {
+      if (close_vectors) {
+        pack_close_gates<T>(weight, ld, dtype, g, gates, close_vectors, units, units.first_block(panel), K, out);
+        out += K * close_vectors * S::W;
+      } else {
+        pack_gate_panel<T>(weight, ld, dtype, g, gates, units, panel, K, out);
+        out += K * gates * units.blocks_of(panel) * S::W;
+      }
     }
   }
   static FASTRNN_INLINE void multiply(int rows, int vectors, T* tile, const E* a, int64_t block_stride, const E* b,
@@ -67,7 +75,7 @@ constexpr DotKernels kDotKernels{};
 struct Bf16Operand {
   using E = uint16_t;
   using S = Simd<float>;
-  static constexpr bool kRounds = true;
+  static constexpr bool kRounds = true, kClosesGates = false;
 
   static FASTRNN_INLINE int64_t depth(int64_t K) { return (K + 1) / 2 * 2; }
   static FASTRNN_INLINE S::V load(const E* p) { return load_as<float>(p, 0, S::W, Dtype::kBFloat16); }
@@ -78,7 +86,7 @@ struct Bf16Operand {
   }
 
   static void pack(const void* weight, int64_t ld, Dtype, int G, const Panels<float>& units, int64_t panel, int64_t K,
-                   E* out, int /*of_part*/ = 0) {
+                   E* out, int /*of_part*/ = 0, int /*close_vectors*/ = 0) {
     pack_pairs(static_cast<const E*>(weight), ld, G, units, panel, K, out);
   }
   static FASTRNN_INLINE void multiply(int rows, int vectors, float* tile, const E* a, int64_t block_stride,

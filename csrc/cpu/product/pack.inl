@@ -4,6 +4,8 @@
 //     [panel][part][K][units][gates of a part][W], element = weight[g*H + unit][k],
 // so that a tile ends with every gate of its units in registers, or with half of them where there are few
 // registers: then a panel has two parts. Units beyond H are zero. The last panel may hold fewer blocks.
+// The last block of units may be far from full: then its gates lie one behind the other, `lanes` elements each, in as
+// few vectors as hold them (three gates of 4 units in one of 16 lanes).
 //
 // Row panels (backward): `kPanelVectors` vectors of consecutive columns,
 //     [panel][K][vectors*W], element = weight[k][column],
@@ -85,22 +87,50 @@ void pack_gate_panel(const void* weight, int64_t ld, Dtype dtype, int first_gate
   }
 }
 
+// The same of a block of `lanes` units whose gates lie one behind the other, `vectors` a row.
+template <class T>
+void pack_close_gates(const void* weight, int64_t ld, Dtype dtype, int first_gate, int G, int vectors,
+                      const Panels<T>& units, int64_t block, int64_t K, T* out) {
+  using S = Simd<T>;
+  constexpr int W = S::W;
+  const int lanes = units.lanes(block);
+  for (int64_t k = 0; k < K; k += W) {
+    const int n = static_cast<int>(min_of<int64_t>(W, K - k));
+    for (int g = 0; g < G; ++g) {
+      typename S::V rows[W];
+      load_transposed<T>(rows, weight, (first_gate + g) * units.length + block * W, ld, k, lanes, n, dtype);
+      alignas(64) T edge[W * W];
+#pragma GCC unroll 16
+      for (int j = 0; j < W; ++j) S::store(edge + j * W, rows[j]);
+      for (int j = 0; j < n; ++j) {
+        T* row = out + (k + j) * vectors * W;
+        if (g == 0) S::store(row + (vectors - 1) * W, typename S::V{});  // what no gate fills
+        S::store_n(row + g * lanes, S::load(edge + j * W), lanes);
+      }
+    }
+  }
+}
+
 // The biases of one block of units: what the input projection starts from, and apart from it what a
 // split gate's recurrent part starts from (C is the cell).
 template <class T, class C>
 void pack_gate_bias(const DirectionWeights& weights, const LayerShape& shape, const Panels<T>& units, int64_t block,
-                    T* bias, T* bias_rec) {
+                    T* bias, T* bias_rec, int part_gates = C::kGates, int part_vectors = C::kGates,
+                    int gate_step = Simd<T>::W) {
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int W = S::W, G = C::kGates;
   const int lanes = units.lanes(block);
+  bias += block * G * W;
+  for (int g = 0; g < G; ++g) S::store(bias + g * W, V{});
   for (int g = 0; g < G; ++g) {
     const int64_t at = g * shape.H + block * W;
     const V input = shape.bias ? load_as<T>(weights.b_ih, at, lanes, shape.dtype) : V{};
     const V recurrent = shape.bias ? load_as<T>(weights.b_hh, at, lanes, shape.dtype) : V{};
     const bool split = C::kSplit && g == G - 1;
     if (split) S::store(bias_rec + block * W, recurrent);
-    S::store(bias + (block * G + g) * W, split ? input : input + recurrent);
+    S::store_n(bias + g / part_gates * part_vectors * W + g % part_gates * gate_step,
+               split ? input : input + recurrent, lanes);
   }
 }
 

@@ -16,6 +16,27 @@ struct PackedWeights {
   static constexpr int kPartGates = C::kVariant ? G : gates_a_tile(G), kParts = G / kPartGates;  // of a gate panel
   static constexpr int kUnits = G == 1 ? kRnnUnits : 1;  // blocks of units a gate panel
 
+  // Where a gate lies in a row of a part of a panel's tile.
+  struct Lie {
+    int units;      // blocks
+    int vectors;    // of a row of a part
+    int gate_step;  // elements from one gate of a block to the next
+    bool close;     // the gates of a last block, one behind the other
+
+    // Of block u's gate g in row m of a tile of so many rows, whose parts lie one after the other.
+    FASTRNN_INLINE int64_t at(int64_t m, int64_t rows, int u, int g) const {
+      return (g / kPartGates * rows + m) * vectors * W + u * kPartGates * W + g % kPartGates * gate_step;
+    }
+  };
+  static Lie lie_of(const Panels<T>& units, int64_t panel) {
+    const int blocks = units.blocks_of(panel), lanes = units.lanes(units.first_block(panel));
+    if (Operand::kClosesGates && !C::kVariant && kUnits == 1 && lanes < W) {
+      const int vectors = static_cast<int>(ceil_div(kPartGates * lanes, W));
+      if (vectors < kPartGates) return {1, vectors, lanes, true};
+    }
+    return {blocks, blocks * kPartGates, W, false};
+  }
+
   E* w_ih = nullptr;      // gate panels; null where they are not packed ahead, as w_hh
   E* w_hh = nullptr;      // gate panels
   E* w_hr = nullptr;      // gate panels with one gate, projection only
@@ -49,19 +70,24 @@ struct PackedWeights {
     return arena.used;
   }
 
+  // One gate panel of W_ih or W_hh, which has K columns.
+  static void pack_panel(const void* weight, const LayerShape& s, int64_t K, int64_t panel, E* out) {
+    const Panels<T> units = units_of(s);
+    const Lie lie = lie_of(units, panel);
+    Operand::pack(weight, K, s.dtype, G, units, panel, K, out, kPartGates, lie.close ? lie.vectors : 0);
+  }
+
   // Fills every `shares`th panel from `share` on, of the pieces that were laid out.
   void pack(const DirectionWeights& weights, const LayerShape& s, int64_t share, int64_t shares) const {
     const Panels<T> units = units_of(s), outputs = outputs_of(s);
     for (int64_t panel = share; panel < units.count(); panel += shares) {
       const int64_t first = units.first_block(panel);
-      if (w_ih)
-        Operand::pack(weights.w_ih, s.I, s.dtype, G, units, panel, s.I, w_ih + first * panel_size(s.I), kPartGates);
-      if (w_hh) {
-        Operand::pack(weights.w_hh, s.out_size(), s.dtype, G, units, panel, s.out_size(),
-                      w_hh + first * panel_size(s.out_size()), kPartGates);
-      }
+      if (w_ih) pack_panel(weights.w_ih, s, s.I, panel, w_ih + first * panel_size(s.I));
+      if (w_hh) pack_panel(weights.w_hh, s, s.out_size(), panel, w_hh + first * panel_size(s.out_size()));
+      const Lie lie = lie_of(units, panel);
       for (int u = 0; u < units.blocks_of(panel); ++u) {
-        pack_gate_bias<T, C>(weights, s, units, first + u, bias, bias_rec);
+        pack_gate_bias<T, C>(weights, s, units, first + u, bias, bias_rec, lie.close ? kPartGates : G, lie.vectors,
+                             lie.gate_step);
       }
     }
     if (!s.P) return;

@@ -269,8 +269,6 @@ struct PanelPrefetch {
     return slice;
   }
 };
-// Below this a panel set stays in the L2 cache by itself.
-constexpr int64_t kPrefetchBytes = 512 << 10;
 
 // Cuts [begin, end) into tiles of at most max_rows rows of nearly equal height, since one row left
 // over would cost as much as a whole tile: f(first_row, rows).

@@ -32,8 +32,6 @@ class Backward : private Schedule {
   static constexpr int G = C::kGates;
   static constexpr int kPartGates = gates_a_tile(G), kParts = G / kPartGates;  // of a tile of gates
   static constexpr int kColumns = G + (C::kSplit ? 1 : 0);
-  static constexpr int64_t kReductionRows = 1024;    // rows a pass of the weight gradients
-  static constexpr int64_t kPanelBytes = 256 << 10;  // of a panel, so that it and the next stay in the L2 cache
 
   // The gate of dg whose gradient belongs to recurrent gate g.
   FASTRNN_INLINE int recurrent_column(int g) const {
@@ -307,15 +305,15 @@ class Backward : private Schedule {
   // What to prefetch while gates [g, g + pass) of `panel` are at work: the panel's next gates, then
   // the next panel's first (packed panels follow one another in memory).
   PanelPrefetch next_gates(const Panels<T>& columns, Panel panel, int vectors, int g, int pass) const {
-    if (natural_ || G * s_.H * columns.blocks() * W * static_cast<int64_t>(sizeof(T)) < kPrefetchBytes) return {};
+    if (natural_ || G * s_.H * columns.blocks() * W * static_cast<int64_t>(sizeof(T)) < plan_.near_bytes) return {};
     const char* begin = reinterpret_cast<const char*>(panel.data + min_of(G, g + pass) * s_.H * panel.ld);
     return {begin, begin + pass * s_.H * vectors * W * static_cast<int64_t>(sizeof(T))};
   }
 
-  // Gates a pass, so that the panel's part stays in the L2 cache while the rows go by.
+  // Gates a pass, so that the panel's part and the next one stay in the L2 cache while the rows go by.
   int gates_a_pass(int vectors) const {
     const int64_t gate = s_.H * vectors * W * static_cast<int64_t>(sizeof(T));
-    return static_cast<int>(min_of<int64_t>(G, max_of<int64_t>(1, kPanelBytes / gate)));
+    return static_cast<int>(min_of<int64_t>(G, max_of<int64_t>(1, plan_.near_bytes / 2 / gate)));
   }
   // Elements of the largest such part. That may be a narrow panel's: two gates with three vectors each, where only
   // one fits with four.

@@ -22,7 +22,7 @@ inline void Backward<T, CellOf>::finish_chunk(int rank, const Chunk& chunk) {
   const auto recurrent_gates = [&](int64_t i) {
     return recurrent_column(static_cast<int>(i / blocks)) * blocks + i % blocks;
   };
-  WeightGradient<T> gradient{chunk.rows, chunk_rows_, chunk.first, s_.dtype, workers_[rank].panel};
+  WeightGradient<T> gradient{chunk.rows, chunk_rows_, chunk.first, s_.dtype, workers_[rank].panel, plan_.near_bytes};
   gradient.add(dir.dg, units_, gate_blocks.begin, gate_blocks.end, gates, s_.I, input_row,
                static_cast<T*>(grads.w_ih));
   gradient.add(dir.dg, units_, gate_blocks.begin, gate_blocks.end, recurrent_gates, s_.out_size(), state_row,

@@ -11,7 +11,7 @@ namespace {
 template <class T, template <class> class CellOf>
 inline RowMoments<T> Backward<T, CellOf>::saved_moments(const char* row, int first) const {
   V mean[G] = {}, squares[G] = {};
-  RowSum sum;
+  RowSum sum{};
   const int64_t whole = s_.H / W;
   for (int64_t block = 0; block < whole; ++block) {
     const V weight = S::broadcast(T(1) / static_cast<T>(block + 1));
@@ -41,7 +41,7 @@ inline RowMoments<T> Backward<T, CellOf>::saved_moments(const char* row, int fir
 
 template <class T, template <class> class CellOf>
 inline RowMoments<T> Backward<T, CellOf>::moments_of(const RowPart<T>& part, int per_unit) const {
-  RowSum sum;
+  RowSum sum{};
   sum.add(part, static_cast<double>(s_.H * per_unit));
   return sum.template moments<T>(on().eps);
 }

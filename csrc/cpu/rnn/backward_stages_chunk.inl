@@ -28,7 +28,7 @@ inline void Backward<T, CellOf>::finish_stages(int rank, const Chunk& chunk) {
     const char* operator()(int64_t slot) const { return (slots ? slots[slot].*row : rows + slot * length) + offset; }
   };
   const Left same{nullptr, blocks}, recurrent{this, blocks};
-  WeightGradient<T> gradient{chunk.rows, chunk_rows_, chunk.first, s_.dtype, workers_[rank].panel};
+  WeightGradient<T> gradient{chunk.rows, chunk_rows_, chunk.first, s_.dtype, workers_[rank].panel, plan_.near_bytes};
   const auto add_product = [&](const T* left, const Panels<T>& units, Range own, const Left& source,
                                const Panels<T>& columns, const Right& right, void* to) __attribute__((noinline)) {
     gradient.add(left, units, own.begin, own.end, source, columns.length, right, static_cast<T*>(to));

@@ -13,6 +13,7 @@
 #include "cpu/product/few_rows.inl"
 #include "cpu/product/panels.inl"
 #include "cpu/rnn/heads.inl"
+#include "cpu/rnn/one_row.inl"
 #include "cpu/rnn/row_sums.inl"
 #include "cpu/rnn/schedule.inl"
 
@@ -28,6 +29,7 @@ class Forward : private Schedule {
   static constexpr int W = S::W;
   static constexpr int G = C::kGates;
   static constexpr bool kKeepsState = C::kVariant || (Operand::kRounds && kReadsH<C>);
+  static constexpr bool kHasOneRow = sizeof(T) == 4 && !C::kVariant && !Operand::kRounds;
   // Rows whose product with W_ih is made by dots where weights are read where they lie: more repay the packing of
   // each panel just before its use.
   static constexpr int64_t kDotInputRows = 8;
@@ -37,6 +39,7 @@ class Forward : private Schedule {
 
  public:
   using Weights = PackedWeights<T, CellOf, Operand>;
+  using Lie = typename Weights::Lie;
   static constexpr int kParts = Weights::kParts, kPartGates = Weights::kPartGates;
 
   Forward(const ForwardParams& params, const CpuPlan& plan, char* workspace)
@@ -142,6 +145,9 @@ class Forward : private Schedule {
   // ---- the pass -------------------------------------------------------------------------------
 
   void run(int begin, int end) {
+    if constexpr (kHasOneRow) {
+      if (p_.packed && s_.B == 1 && few_units(s_)) return one_row();
+    }
     Crew crew(*this, begin, end);
     crew.each([&](int r) { prepare(r); });
     crew.meet_direction();
@@ -158,6 +164,24 @@ class Forward : private Schedule {
         if (streams_) stream_fence();
       }
     });
+  }
+
+  // A stream of few units, whose weights are packed: rows and masks are not for streams.
+  void one_row() {
+    if constexpr (kHasOneRow) {
+      alignas(64) float h[2][kOneRowUnits] = {}, c[kOneRowUnits] = {};
+      const auto copy = [&](const void* from, void* to) {
+        for (int64_t i = 0; i < s_.H; ++i) static_cast<float*>(to)[i] = static_cast<const float*>(from)[i];
+      };
+      copy(p_.h0, h[0]);
+      if constexpr (C::kHasCell) copy(p_.c0, c);
+      const Direction& d = directions_[0];
+      const int at = OneRow<CellOf>::run({d.w_ih, d.w_hh, d.bias, d.bias_rec}, s_.I, s_.H, {h[0], h[1]}, 0, c,
+                                         static_cast<const float*>(p_.x.data), p_.x.step_stride,
+                                         static_cast<float*>(p_.y), s_.T);
+      copy(h[at], p_.hn);
+      if constexpr (C::kHasCell) copy(c, p_.cn);
+    }
   }
 
   // One step by its stages (cells/cell.h): product, gates, cell and state in one go, tile by tile, so that no value
@@ -245,17 +269,17 @@ class Forward : private Schedule {
     if (input_dots_) return input_dots(rank, rows);
     const Range own = own_panels(units_, rank);
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
-      const int vectors = units_.blocks_of(panel) * G;
+      const Lie lie = Weights::lie_of(units_, panel);
       const E* weights = directions_[d].w_ih + units_.first_block(panel) * panel_size(s_.I);
       PanelPrefetch ahead;
       if (input_just_in_time_) {
-        Operand::pack(p_.weights[d].w_ih, s_.I, s_.dtype, G, units_, panel, s_.I, worker.panel, kPartGates);
+        Weights::pack_panel(p_.weights[d].w_ih, s_, s_.I, panel, worker.panel);
         weights = worker.panel;
       } else {
         ahead = next_panel(directions_[d].w_ih, panel, own.end - 1, s_.I);
       }
-      for_tiles(tile_rows(vectors / kParts), 0, rows,
-                [&](int64_t row, int height) { input_tile(rank, weights, panel, vectors, row, height, ahead); });
+      for_tiles(tile_rows(lie.vectors), 0, rows,
+                [&](int64_t row, int height) { input_tile(rank, weights, panel, lie, row, height, ahead); });
     }
     if constexpr (C::kVariant) {
       if (on().norm) sum_input_rows(rank, rows);
@@ -268,12 +292,12 @@ class Forward : private Schedule {
     return (units_.first_block(panel) - first) * G * W * chunk_rows_;
   }
 
-  void input_tile(int rank, const E* weights, int64_t panel, int vectors, int64_t row, int height,
+  void input_tile(int rank, const E* weights, int64_t panel, const Lie& lie, int64_t row, int height,
                   PanelPrefetch& ahead) {
     const Worker& worker = workers_[rank];
     const Direction& dir = directions_[grid_.direction(rank)];
     const int64_t first = units_.first_block(panel);
-    const int of_part = vectors / kParts;
+    const int of_part = lie.vectors;
     const bool from_zero = C::kVariant && s_.variant.norm;  // the bias comes behind the norm
     for (int part = 0; part < kParts; ++part) {
       T* out = worker.gx + gx_offset(rank, panel) + (part * chunk_rows_ + row) * of_part * W;
@@ -289,19 +313,10 @@ class Forward : private Schedule {
     }
   }
 
-  // Where a tile holds a unit's gate: its parts lie one after the other.
-  static FASTRNN_INLINE int64_t in_tile(int64_t m, int64_t height, int u, int units, int g) {
-    if constexpr (kParts == 1) return ((m * units + u) * G + g) * W;
-    return ((g / kPartGates * height + m) * kPartGates + g % kPartGates) * W;  // one block of units a panel
-  }
-
-  // From a row of a tile's part to the next.
-  static FASTRNN_INLINE int64_t of_row(int units) { return units * G / kParts * W; }
-
   // What to prefetch while `panel` of these gate panels is at work, on the way to `last`.
   PanelPrefetch next_panel(const E* weights, int64_t panel, int64_t last, int64_t K) const {
     const int64_t block_bytes = panel_size(K) * static_cast<int64_t>(sizeof(E));
-    if ((units_.blocks() / grid_.unit_groups) * block_bytes < kPrefetchBytes) return {};
+    if ((units_.blocks() / grid_.unit_groups) * block_bytes < plan_.near_bytes) return {};
     if (panel == last) return {};
     const int64_t next = last > panel ? panel + 1 : panel - 1;
     const char* begin = reinterpret_cast<const char*>(weights) + units_.first_block(next) * block_bytes;
@@ -316,10 +331,10 @@ class Forward : private Schedule {
 
   void step(int rank, int64_t s, int64_t s_in_chunk);
   // weights: a packed panel, or null where they are read where they lie.
-  void step_tile(int rank, const E* weights, int64_t s, int64_t t, int64_t panel, int units, int64_t row, int height,
-                 int64_t slot, int64_t last, PanelPrefetch& ahead);
-  void finish_tile(const T* tile, const T* gx, int rank, int64_t s, int64_t t, int64_t panel, int units, int64_t row,
-                   int height);
+  void step_tile(int rank, const E* weights, int64_t s, int64_t t, int64_t panel, const Lie& lie, int64_t row,
+                 int height, int64_t slot, int64_t last, PanelPrefetch& ahead);
+  void finish_tile(const T* tile, const T* gx, int rank, int64_t s, int64_t t, int64_t panel, const Lie& lie,
+                   int64_t row, int height);
   void put_output(const UnitAt& where, int64_t b, int64_t y_at, bool cut, const E* h_in, E* h_out, T* h_state, V h);
   void project_output(int rank, int64_t s);
   void output_tile(int rank, int64_t s, int64_t t, int64_t panel, int vectors, int64_t row, int height);

@@ -106,7 +106,7 @@ inline void Forward<T, CellOf, Operand>::sum_input_rows(int rank, int64_t rows) 
 template <class T, template <class> class CellOf, class Operand>
 inline RowMoments<T> Forward<T, CellOf, Operand>::moments(int rank, const RowPart<T>* parts, int64_t rows,
                                                           int64_t row, int per_unit) const {
-  RowSum sum;
+  RowSum sum{};
   const int first = rank - grid_.unit_group(rank);
   for (int q = 0; q < grid_.unit_groups; ++q) {
     sum.add(parts[q * rows + row], static_cast<double>(units_in(units_, own_blocks(units_, first + q)) * per_unit));

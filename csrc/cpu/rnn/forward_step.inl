@@ -16,20 +16,19 @@ inline void Forward<T, CellOf, Operand>::step(int rank, int64_t s, int64_t s_in_
   const bool back = s & 1;
   for (int64_t i = own.begin; i < own.end; ++i) {
     const int64_t panel = back ? own.begin + own.end - 1 - i : i;
-    const int units = units_.blocks_of(panel);
+    const Lie lie = Weights::lie_of(units_, panel);
     const int64_t slot0 = workers_[rank].slots[s_in_chunk], last = back ? own.begin : own.end - 1;
     const E* weights = nullptr;
     PanelPrefetch ahead;
     if (state_just_in_time_) {
-      Operand::pack(p_.weights[d].w_hh, s_.out_size(), s_.dtype, G, units_, panel, s_.out_size(),
-                    workers_[rank].panel, kPartGates);
+      Weights::pack_panel(p_.weights[d].w_hh, s_, s_.out_size(), panel, workers_[rank].panel);
       weights = workers_[rank].panel;
     } else if (!plan_.direct) {
       weights = directions_[d].w_hh + units_.first_block(panel) * panel_size(s_.out_size());
       ahead = next_panel(directions_[d].w_hh, panel, last, s_.out_size());
     }
-    for_tiles(plan_.direct ? kDotRows : tile_rows(units * G / kParts), 0, n, [&](int64_t row, int height) {
-      step_tile(rank, weights, s, t, panel, units, row, height, slot0 + row, last, ahead);
+    for_tiles(plan_.direct ? kDotRows : tile_rows(lie.vectors), 0, n, [&](int64_t row, int height) {
+      step_tile(rank, weights, s, t, panel, lie, row, height, slot0 + row, last, ahead);
     });
   }
   hand_over(rank, s, t, n);
@@ -57,22 +56,21 @@ FASTRNN_INLINE void Forward<T, CellOf, Operand>::hand_over(int rank, int64_t s, 
 
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::step_tile(int rank, const E* weights, int64_t s, int64_t t, int64_t panel,
-                                                   int units, int64_t row, int height, int64_t slot, int64_t last,
-                                                   PanelPrefetch& ahead) {
-  const int vectors = units * G;
+                                                   const Lie& lie, int64_t row, int height, int64_t slot,
+                                                   int64_t last, PanelPrefetch& ahead) {
   const Direction& dir = directions_[grid_.direction(rank)];
   const Group& group = groups_[grid_.group(rank)];
   const int64_t first = units_.first_block(panel);
-  const int of_part = vectors / kParts;
+  const int of_part = lie.vectors;
   const T* gx = workers_[rank].gx + gx_offset(rank, panel) + slot * of_part * W;
-  alignas(64) T tile[kTileSize * W];
+  alignas(64) T tile[(kTileSize + 1) * W];  // a vector begins where a gate does, and may end behind the last
   for (int part = 0; part < kParts; ++part) {
     copy_vectors(gx + part * chunk_rows_ * of_part * W, tile + part * height * of_part * W, height * of_part);
   }
   if constexpr (C::kSplit) {
     for (int m = 0; m < height; ++m) {
-      for (int u = 0; u < units; ++u) {
-        copy_vectors(dir.bias_rec + (first + u) * W, tile + (m * vectors + u * G + G - 1) * W, 1);
+      for (int u = 0; u < lie.units; ++u) {
+        S::store_n(tile + lie.at(m, height, u, G - 1), S::load(dir.bias_rec + (first + u) * W), lie.gate_step);
       }
     }
   }
@@ -85,20 +83,20 @@ inline void Forward<T, CellOf, Operand>::step_tile(int rank, const E* weights, i
     add_dots(p_.weights[grid_.direction(rank)].w_hh, s_.out_size(), panel, last, height, group.h[s & 1] + row * W,
              group_rows_ * W, tile, height);
   }
-  finish_tile(tile, gx, rank, s, t, panel, units, row, height);
+  finish_tile(tile, gx, rank, s, t, panel, lie, row, height);
 }
 
 // The stages from the gates on: what the product left in a tile becomes the new state. gx holds the input part of a
 // split gate.
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx, int rank, int64_t s, int64_t t,
-                                                     int64_t panel, int units, int64_t row, int height) {
+                                                     int64_t panel, const Lie& lie, int64_t row, int height) {
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   const Group& group = groups_[grid_.group(rank)];
   const int64_t out = s_.out_size(), N = s_.rows();
   const E* h_in = group.h[s & 1];
   E* h_out = s_.P ? group.m : group.h[(s + 1) & 1];
-  for (int u = 0; u < units; ++u) {
+  for (int u = 0; u < lie.units; ++u) {
     const int64_t block = units_.first_block(panel) + u;
     const int lanes = units_.lanes(block);
     for (int m = 0; m < height; ++m) {
@@ -108,11 +106,11 @@ inline void Forward<T, CellOf, Operand>::finish_tile(const T* tile, const T* gx,
       const bool cut = restarts(d, t, batch_b);
       V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, h_prev{}, c_prev{}, c, h;
 #pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) pre[g] = S::load(tile + in_tile(m, height, u, units, g));
+      for (int g = 0; g < G; ++g) pre[g] = S::load(tile + lie.at(m, height, u, g));
       if constexpr (C::kSplit) {
         rec = pre[G - 1];
         static_assert(kParts == 1);
-        pre[G - 1] = S::load(gx + in_tile(m, height, u, units, G - 1));
+        pre[G - 1] = S::load(gx + lie.at(m, height, u, G - 1));
         h_prev = kKeepsState ? S::load(group.h_state + at) : Operand::load(h_in + at);
       }
       if constexpr (C::kHasCell) c_prev = S::load(group.c + at);
@@ -222,7 +220,7 @@ inline void Forward<T, CellOf, Operand>::input_dots(int rank, int64_t rows) {
   const Worker& worker = workers_[rank];
   const Range own = own_panels(units_, rank);
   for (int64_t panel = own.begin; panel < own.end; ++panel) {
-    const int units = units_.blocks_of(panel), of_part = units * G / kParts;
+    const int of_part = Weights::lie_of(units_, panel).vectors;
     T* gx = worker.gx + gx_offset(rank, panel);
     const T* bias = directions_[d].bias + units_.first_block(panel) * G * W;
     for (int part = 0; part < kParts; ++part) {
@@ -245,10 +243,10 @@ inline void Forward<T, CellOf, Operand>::add_dots(const void* weight, int64_t K,
                                                   int64_t part_rows) {
   if constexpr (sizeof(E) == sizeof(T)) {  // rounded operands have rows enough
     const DotRows<T> dot = dot_rows_of<T>(s_.dtype, height);
-    const int units = units_.blocks_of(panel);
+    const Lie lie = Weights::lie_of(units_, panel);
     const int64_t row_bytes = K * static_cast<int64_t>(size_of(s_.dtype));
-    const bool far = G * s_.H * row_bytes / grid_.unit_groups > kPrefetchBytes;
-    for (int u = 0; u < units; ++u) {
+    const bool far = G * s_.H * row_bytes / grid_.unit_groups > plan_.near_bytes;
+    for (int u = 0; u < lie.units; ++u) {
       const int64_t block = units_.first_block(panel) + u;
       const auto rows_at = [&](int64_t gate, int64_t of_block) {
         return static_cast<const char*>(weight) + (gate * s_.H + of_block * W) * row_bytes;
@@ -257,7 +255,7 @@ inline void Forward<T, CellOf, Operand>::add_dots(const void* weight, int64_t K,
         // The block that comes next, in the order of step(); whole, so that its rows are there to be fetched.
         const int64_t after = last > panel ? block + 1 : block - 1;
         const char* next = g + 1 < G ? rows_at(g + 1, block) : panel != last ? rows_at(0, after) : nullptr;
-        dot(out + in_tile(0, part_rows, u, units, g), of_row(units), rows_at(g, block), units_.lanes(block), K, a,
+        dot(out + lie.at(0, part_rows, u, g), lie.vectors * W, rows_at(g, block), units_.lanes(block), K, a,
             block_stride, far ? next : nullptr);
       }
     }

@@ -1,4 +1,4 @@
-// The kernels of one instruction set: included by isa_*.cpp after its target pragma.
+// The kernels of one instruction set: included by the files of cpu/isa.
 #pragma once
 #include "cells/policies/stages.h"
 #include "cpu/rnn/backward_chunk.inl"

@@ -1,12 +1,13 @@
 // One vector register of this instruction set and the functions that kernels need of it. Included
-// once by each cpu/isa_*.cpp, after its `#pragma GCC target`, with FASTRNN_VECTOR_BYTES defined.
+// once by each file of cpu/isa, which has the flags of its instruction set and FASTRNN_VECTOR_BYTES defined.
 //
 // GCC/Clang vector extensions carry the arithmetic, so one source serves every instruction set and
 // a*b+c contracts to a fused multiply-add where there is one. Intrinsics appear only where the
 // extensions have no word for an instruction (masked access, fp16 conversion, reciprocal estimate).
 //
-// Everything is in an anonymous namespace and nothing of std is used: an inline function that leaked
-// out of such a file could replace the baseline copy of the same function at link time.
+// Everything is in an anonymous namespace, what comes from shared headers is always inline, and nothing of std is
+// used: an inline function that leaked out of such a file could replace the baseline copy of the same function at
+// link time.
 #pragma once
 #include "params/rnn.h"
 
@@ -15,8 +16,6 @@
 #elif defined(FASTRNN_NEON)
 #include <arm_neon.h>
 #endif
-
-#define FASTRNN_INLINE __attribute__((always_inline)) inline
 
 namespace fastrnn {
 namespace {

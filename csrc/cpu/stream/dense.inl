@@ -13,6 +13,8 @@ struct Dense {
   // With few outputs, as an amplifier has (one), most lanes of a panel would be empty: then the inputs are the lanes,
   // and W steps give a register of sums.
   static constexpr int64_t kFewOutputs = W / 4 > 2 ? W / 4 : 2;
+  // Fewer rows are summed each by itself.
+  static constexpr int kTogether = W / 4 > 2 ? W / 4 : 2;
 
   static bool few(const StreamDense& layer) { return layer.O <= kFewOutputs; }
   static Panels<float> outputs(const StreamDense& layer) { return {layer.O, kPanelVectors}; }
@@ -20,7 +22,8 @@ struct Dense {
   struct Pieces {
     float *weight, *bias;
     Pieces(const StreamDense& layer, Arena& arena) {
-      const int64_t size = few(layer) ? layer.O * padded_to_registers(layer.I) : padded_to_registers(layer.O) * layer.I;
+      const int64_t size =
+          few(layer) ? layer.O * padded_to_registers(layer.I) : padded_to_registers(layer.O) * layer.I;
       weight = arena.take<float>(size);
       bias = arena.take<float>(padded_to_registers(layer.O));
     }
@@ -56,23 +59,28 @@ struct Dense {
       const int rows = static_cast<int>(min_of<int64_t>(W, steps - first));
       for (int64_t o = 0; o < O; ++o) {
         const float* weight = layer.weight + o * padded;
-        V sums[W] = {};
+        const V bias = S::set(layer.bias[o]);
         const auto dot = [&](int j) __attribute__((always_inline)) {
           const float* row = x + (first + j) * I;
           V sum{};
           int64_t i = 0;
           for (; i + W <= I; i += W) sum += S::load(row + i) * S::load(weight + i);
           if (i < I) sum += S::load_n(row + i, static_cast<int>(I - i)) * S::load(weight + i);
-          sums[j] = sum;
+          return sum;
         };
+        if (rows < kTogether) {
+          for (int j = 0; j < rows; ++j) y[(first + j) * O + o] = sum_pairwise(dot(j)) + layer.bias[o];
+          continue;
+        }
+        V sums[W] = {};
         if (rows == W) {
 #pragma GCC unroll 1
-          for (int j = 0; j < W; ++j) dot(j);
+          for (int j = 0; j < W; ++j) sums[j] = dot(j);
         } else {
 #pragma GCC unroll 1
-          for (int j = 0; j < rows; ++j) dot(j);
+          for (int j = 0; j < rows; ++j) sums[j] = dot(j);
         }
-        const V all = sum_rows<float>(sums) + S::set(layer.bias[o]);
+        const V all = sum_rows<float>(sums) + bias;
         if (O == 1) {
           S::store_n(y + first, all, rows);
         } else {
@@ -82,6 +90,26 @@ struct Dense {
         }
       }
     }
+  }
+
+  // The sum of a register's lanes, added in sum_rows's order: a step gives the same bits by itself.
+  static FASTRNN_INLINE float sum_pairwise(V v) {
+#if defined(__GNUC__) && !defined(__clang__)
+    const auto fold = [&]<int s>() __attribute__((always_inline)) {
+      if constexpr (s < W) {
+        S::VInt across;
+        for (int j = 0; j < W; ++j) across[j] = j ^ s;
+        v += __builtin_shuffle(v, across);
+      }
+    };
+    fold.template operator()<1>();
+    fold.template operator()<2>();
+    fold.template operator()<4>();
+    fold.template operator()<8>();
+    return v[0];
+#else
+    return sum_lanes<float>(v);
+#endif
   }
 
   static void run_panels(const StreamDense& layer, float*, const float* x, float* y, int64_t steps) {

@@ -68,7 +68,8 @@ struct StreamKernels {
   size_t (*dense_bytes)(const StreamDense& layer);
   void (*prepare_dense)(StreamDense& layer, const float* weight, const float* bias, char* memory);
   size_t (*scan_bytes)(const StreamScan& layer);
-  void (*prepare_scan)(StreamScan& layer, const float* weight, const float* weight_c, const float* bias, char* memory);
+  void (*prepare_scan)(StreamScan& layer, const float* weight, const float* weight_c, const float* bias,
+                       char* memory);
   size_t (*scan_state)(const StreamScan& layer);
   void (*activate)(Activation kind, float a, float b, const float* x, float* y, int64_t count);
 };

@@ -1,4 +1,4 @@
-// The kernels of streams of one instruction set: included by csrc/stream/isa/*.cpp after its target pragma.
+// The kernels of streams of one instruction set: included by the files of csrc/stream/isa.
 #pragma once
 #include "cpu/stream/dense.inl"
 #include "cpu/stream/rnn.inl"

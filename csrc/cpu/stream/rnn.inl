@@ -3,20 +3,20 @@
 // The order of every sum is that of a step of rnn/forward.inl with one row, tile and chains included, so that a
 // stream gives what rnn_stream gives a step at a time, to the last bit, however the steps are grouped into calls.
 //
-// State: h [padded outputs], c [padded H], and what only a step needs: the new h, m before a projection.
+// State: h [padded outputs], c [padded H], and what only a step needs: the new h, m before a projection. A layer of
+// few units has its own steps, one_row.inl.
 #pragma once
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
 #include "cpu/product/panels.inl"
+#include "cpu/rnn/one_row.inl"
 #include "cpu/stream/kernels.h"
 
 namespace fastrnn {
 namespace {
 
-FASTRNN_INLINE int64_t padded_to_registers(int64_t size) {
-  return ceil_div(size, Simd<float>::W) * Simd<float>::W;
-}
+FASTRNN_INLINE int64_t padded_to_registers(int64_t size) { return ceil_div(size, Simd<float>::W) * Simd<float>::W; }
 
 // tile[v] += row . B, one row of A that lies in memory as it is.
 FASTRNN_INLINE void multiply_row(int vectors, float* tile, const float* row, const float* b, int64_t K) {
@@ -51,15 +51,17 @@ struct RnnSteps {
 
   struct State {
     float *h, *c, *next, *m;
-    State(const LayerShape& s, float* at) {
+    int32_t* at;  // with few units: which of h and next is h
+    State(const LayerShape& s, float* memory) {
       const int64_t H = padded_to_registers(s.H), out = padded_to_registers(s.out_size());
-      h = at;
+      h = memory;
       c = h + out;
       next = c + H;
       m = next + out;
+      at = reinterpret_cast<int32_t*>(m + H);
     }
     static size_t size(const LayerShape& s) {
-      return static_cast<size_t>(2 * padded_to_registers(s.out_size()) + 2 * padded_to_registers(s.H));
+      return static_cast<size_t>(2 * padded_to_registers(s.out_size()) + 2 * padded_to_registers(s.H) + 1);
     }
   };
 
@@ -72,7 +74,14 @@ struct RnnSteps {
     layer.w_hr = packed.w_hr;
     layer.bias = packed.bias;
     layer.bias_rec = packed.bias_rec;
-    layer.run = run;
+    layer.run = few_units(layer.shape) ? run_few_units : run;
+  }
+
+  static void run_few_units(const StreamRnn& layer, float* memory, const float* x, float* y, int64_t steps) {
+    const State state(layer.shape, memory);
+    *state.at =
+        OneRow<CellOf>::run({layer.w_ih, layer.w_hh, layer.bias, layer.bias_rec}, layer.shape.I, layer.shape.H,
+                            {state.h, state.next}, *state.at, state.c, x, layer.shape.I, y, steps);
   }
 
   static void run(const StreamRnn& layer, float* memory, const float* x, float* y, int64_t steps) {
@@ -100,22 +109,24 @@ struct RnnSteps {
     float* const h_out = s.P ? state.m : state.next;
     for (int64_t panel = 0; panel < units.count(); ++panel) {
       const int64_t first = units.first_block(panel);
-      const int blocks = units.blocks_of(panel), vectors = blocks * G, of_part = vectors / kParts;
-      alignas(64) float tile[kMaxVectors * W];
-      copy(layer.bias + first * G * W, tile, vectors * W);
+      const typename Weights::Lie lie = Weights::lie_of(units, panel);
+      const int of_part = lie.vectors;
+      alignas(64) float tile[(kMaxVectors + 1) * W];  // as in rnn/forward_step.inl
+      copy(layer.bias + first * G * W, tile, of_part * kParts * W);
       add(of_part, tile, x, layer.w_ih + first * Weights::panel_size(s.I), s.I);
       V input{};
       if constexpr (C::kSplit) {
         static_assert(Weights::kUnits == 1);
-        input = S::load(tile + (G - 1) * W);
-        copy(layer.bias_rec + first * W, tile + (G - 1) * W, W);
+        float* const split = tile + lie.at(0, 1, 0, G - 1);
+        input = S::load(split);
+        S::store_n(split, S::load(layer.bias_rec + first * W), lie.gate_step);
       }
       add(of_part, tile, state.h, layer.w_hh + first * Weights::panel_size(s.out_size()), s.out_size());
-      for (int u = 0; u < blocks; ++u) {
+      for (int u = 0; u < lie.units; ++u) {
         const int64_t at = (first + u) * W;
         V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, h_prev{}, c_prev{}, c, h;
 #pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) pre[g] = S::load(tile + (u * G + g) * W);
+        for (int g = 0; g < G; ++g) pre[g] = S::load(tile + lie.at(0, 1, u, g));
         if constexpr (C::kSplit) {
           rec = pre[G - 1];
           pre[G - 1] = input;

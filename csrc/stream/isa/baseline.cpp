@@ -7,5 +7,5 @@
 
 namespace fastrnn {
 static bool runs_here() { return true; }
-const StreamKernels kBaselineStream = make_stream_kernels(isa_name(Isa::kBaseline), runs_here);
+constinit const StreamKernels kBaselineStream = make_stream_kernels(isa_name(Isa::kBaseline), runs_here);
 }  // namespace fastrnn

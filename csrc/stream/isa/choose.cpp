@@ -10,7 +10,6 @@ namespace fastrnn::stream {
 std::vector<const StreamKernels*> runnable_kernels() {
   std::vector<const StreamKernels*> found;
 #if defined(__x86_64__)
-  __builtin_cpu_init();
   for (const StreamKernels* kernels : {&kAvx512Stream, &kAvx2Stream}) {
     if (kernels->runs_here()) found.push_back(kernels);
   }

@@ -13,6 +13,6 @@
 
 namespace fastrnn {
 static bool runs_here() { return true; }
-const StreamKernels kNeonStream = make_stream_kernels(isa_name(Isa::kNeon), runs_here);
+constinit const StreamKernels kNeonStream = make_stream_kernels(isa_name(Isa::kNeon), runs_here);
 }  // namespace fastrnn
 #endif

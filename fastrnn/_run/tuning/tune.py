@@ -212,9 +212,8 @@ def kinds_of(
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {one!r}")
     if isinstance(model_or_shapes, nn.Module):
         layers = [m for m in model_or_shapes.modules() if isinstance(m, nn.RNNBase) and not costs.is_scan(m)]
-        layers = [
-            m for m in layers if vars(m).get("variant") is None
-        ]  # of which there is nothing to find out
+        # Of a variant there is nothing to find out: no persistent kernel computes it.
+        layers = [m for m in layers if vars(m).get("variant") is None]
         if not layers:
             raise TypeError(
                 f"model_or_shapes: {type(model_or_shapes).__name__} has no recurrent layer to tune"

@@ -31,10 +31,33 @@ static uint64_t length_of(const Bytes& bytes) {
 }
 
 // Pieces that a header is made of, and what overflows, ends too early or nests.
-static const char* const kPieces[] = {
-    "0",    "1",     "-1",    "9223372036854775807", "18446744073709551616", "4294967296", "1e999", "{",   "}",
-    "[",    "]",     ",",     ":",                   "\"",                   "\\\"",       "null",  "true", "\\u0000",
-    "\"F32\"", "\"F64\"", "[[[[[[[[[[[[[[[[[[[[", "lstm", "linear", "sru", "gru", "\\\"hidden_size\\\":1048576", "\xff"};
+static const char* const kPieces[] = {"0",
+                                      "1",
+                                      "-1",
+                                      "9223372036854775807",
+                                      "18446744073709551616",
+                                      "4294967296",
+                                      "1e999",
+                                      "{",
+                                      "}",
+                                      "[",
+                                      "]",
+                                      ",",
+                                      ":",
+                                      "\"",
+                                      "\\\"",
+                                      "null",
+                                      "true",
+                                      "\\u0000",
+                                      "\"F32\"",
+                                      "\"F64\"",
+                                      "[[[[[[[[[[[[[[[[[[[[",
+                                      "lstm",
+                                      "linear",
+                                      "sru",
+                                      "gru",
+                                      "\\\"hidden_size\\\":1048576",
+                                      "\xff"};
 
 static void damage(Bytes& bytes) {
   const size_t header = bytes.size() < 8 ? 0 : std::min<uint64_t>(length_of(bytes), bytes.size() - 8);
