@@ -88,6 +88,16 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
       "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
 
+  // The same for a variant, which may have more of them.
+  define(
+      "rnn_backward_unlisted_variant(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, "
+      "Tensor h0, "
+      "Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
+      "Tensor cells, str cell, bool bias, int mode) "
+      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
+      "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9, Tensor w10, Tensor w11, Tensor w12, Tensor w13, "
+      "Tensor w14, Tensor w15, Tensor w16, Tensor w17, Tensor w18, Tensor w19, Tensor w20, Tensor w21, Tensor w22)");
+
   // One recurrent layer for the programs that tracers write: arguments and results as of rnn_forward without the
   // gates, an LSTM's cells if keep_cells, else (0,); and a derivative that the dispatcher knows
   // (fastrnn/_ops/differentiable.py registers it). So it is decided when the program runs whether something is

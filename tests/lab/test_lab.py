@@ -73,7 +73,7 @@ def test_variants_are_cases():
     chosen = presets.select(presets.PRESETS["variants"])
     groups = {c.group for c in chosen}
     for cell, own in (("LSTM", ("peephole", "coupled")), ("GRU", ("reset_before",)), ("RNN", ())):
-        for variant in ("norm", "zoneout", "recurrent_dropout", "weight_dropout", "heads", "all", *own):
+        for variant in ("norm", "zoneout", "recurrent_dropout", "weight_dropout", "heads", *own):
             assert {f"{cell} {variant} inference", f"{cell} {variant} training"} <= groups
     assert not any("SRU" in group or group == "GRU peephole training" for group in groups)
     assert {(c.T, c.B, c.H) for c in chosen if c.variant != "heads"} == {(100, 32, 256)}
