@@ -232,7 +232,7 @@ asan: $(ENV_TEST)  ## the CPU kernels under AddressSanitizer and UBSan
 	$(PY) tests/sanitize.py $(ARGS)
 
 tsan: build  ## the CPU kernels' threads under ThreadSanitizer, in a program without torch (part of test-all)
-	$(PY) -m pytest tests/cpu/test_races.py tests/stream/test_races.py -q -rs --all $(ARGS)
+	$(PY) -m pytest tests/cpu/test_races.py tests/stream/test_stream_races.py -q -rs --all $(ARGS)
 
 test-aarch64: build  ## the CPU kernels for Arm by a cross compiler and qemu, from Debian's packages (part of test-all)
 	$(PY) -m pytest tests/cpu/test_aarch64.py -q -rs --all $(ARGS)

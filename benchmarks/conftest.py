@@ -37,8 +37,9 @@ def threads(request) -> int:
 def _contenders(case: cases.Case, peers: bool) -> list[str]:
     if not peers or case.path != "layers":
         return list(CORE)
-    if case.cell in cases.SRU_CELLS:
-        return [*CORE, *(["sru"] if missing(ROW["sru"].packages) is None else [])]
+    if case.cell in cases.BESIDE:
+        others = [k for k in ROW if k not in CORE and case.cell in ROW[k].own]
+        return [*CORE, *(k for k in others if missing(ROW[k].packages) is None)]
     able = [k for k in PEERS if ROW[k].training or not case.training]
     return [*CORE, *(k for k in able if missing(ROW[k].packages) is None)]
 

@@ -6,9 +6,20 @@ from dataclasses import asdict, dataclass
 
 from fastrnn.proof import _variants as variants
 
-CELLS = ("lstm", "gru", "rnn", "sru", "srupp")
-#: Those without a product in the recurrence. torch.nn has none: its LSTM stands beside them.
+CELLS = ("lstm", "gru", "rnn", "sru", "srupp", "linear_scan", "indrnn", "mingru", "minlstm", "slstm")
 SRU_CELLS = ("sru", "srupp")
+#: Those that are no torch.nn's either; linear_scan is a function, whose a and h0 stand for weights.
+ELEMENTWISE_CELLS = ("linear_scan", "indrnn", "mingru", "minlstm", "slstm")
+#: What torch.nn has not, and which of its layers stands beside it.
+BESIDE = {
+    "sru": "LSTM",
+    "srupp": "LSTM",
+    "linear_scan": "GRU",
+    "indrnn": "RNN",
+    "mingru": "GRU",
+    "minlstm": "LSTM",
+    "slstm": "LSTM",
+}
 WORK = ("inference", "training")
 PATHS = ("layers", "packed", "proj", "cells")
 MODES = (*WORK, *PATHS)
@@ -16,6 +27,10 @@ MODES = (*WORK, *PATHS)
 DTYPES = ("float32", "float64", "bfloat16", "float16", "tf32")
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1, "sru": 3, "srupp": 3}
+GATES |= {"linear_scan": 0, "indrnn": 1, "mingru": 2, "minlstm": 3, "slstm": 4}
+#: Of names that are not the cell's in capitals.
+_NAMES = {"srupp": "SRU++", "linear_scan": "linear_scan", "indrnn": "IndRNN", "mingru": "MinGRU"}
+_NAMES |= {"minlstm": "MinLSTM"}
 
 
 #: Blocks of the recurrent weights in cases of heads.
@@ -36,7 +51,8 @@ class Case:
     """One thing to time.
 
     Attributes:
-        cell: "lstm", "gru", "rnn" (tanh), "sru" or "srupp" (SRU++ with a quarter of H as its projection).
+        cell: "lstm", "gru", "rnn" (tanh), "sru", "srupp" (SRU++ with a quarter of H as its projection),
+            "linear_scan", "indrnn" (tanh), "mingru" (in log space), "minlstm" or "slstm" (four heads).
         path: "layers" whole sequences, "packed" a PackedSequence with lengths of 10-100% of T, "proj" an LSTM
             with projection, "cells" a single step.
         training: forward and backward (gradients of the input and of every weight) instead of forward alone.
@@ -82,8 +98,8 @@ class Case:
         """Cases of a group share a table: "LSTM inference", "LSTM packed training", "GRUCell inference"."""
         if self.path == "cells":
             name = f"{self.cell.upper()}Cell"
-        elif self.cell == "srupp":
-            name = "SRU++"
+        elif self.cell in _NAMES:
+            name = _NAMES[self.cell]
         else:
             name = self.cell.upper() + {"layers": "", "packed": " packed", "proj": " projected"}[self.path]
         name += f" {self.variant}" if self.variant else ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from fastrnn.proof import _variants as variants
 
-from .cases import CELLS, PATHS, SRU_CELLS, WORK, Case, card_name
+from .cases import BESIDE, CELLS, PATHS, SRU_CELLS, WORK, Case, card_name
 from .contenders.registry import CUDA_PEERS
 
 #: T, B, H with as many inputs as hidden units: from one step of one row to a layer that fills the machine.
@@ -47,6 +47,9 @@ RANDOM_SHAPES = random_shapes()
 #: T, B, H of the SRU cases.
 SRU_SHAPES = ((1, 1, 512), (100, 1, 512), (100, 16, 128), (100, 32, 256), (100, 32, 512), (50, 64, 1024))
 
+#: The same of the other recurrences that torch.nn has not.
+ELEMENTWISE_SHAPES = ((100, 32, 256),)
+
 #: B, H of the single-step modules.
 CELL_SHAPES = ((1, 256), (32, 256), (1, 512), (32, 512))
 
@@ -67,6 +70,7 @@ class Preset:
     memory_shapes: Sequence[tuple[int, int, int]]
     budget_s: float
     sru_shapes: Sequence[tuple[int, int, int]] = ()
+    elementwise_shapes: Sequence[tuple[int, int, int]] = ()
     random_shapes: Sequence[tuple[int, int, int, int]] = ()
     variant_shapes: Sequence[tuple[int, int, int]] = ()
 
@@ -98,6 +102,7 @@ PRESETS = {
         proj_shapes=SHAPES,
         cell_shapes=CELL_SHAPES,
         sru_shapes=SRU_SHAPES,
+        elementwise_shapes=ELEMENTWISE_SHAPES,
         sweep_steps=16,
         sweep_batches=(1, 16, 64),
         sweep_hidden=(64, 128, 256, 512, 1024),
@@ -149,16 +154,19 @@ def select(
             continue
         own = {"layers": preset.shapes, "packed": preset.packed_shapes, "proj": preset.proj_shapes}[path]
         for cell in CELLS if path == "layers" else ("lstm",):
-            sru = cell in SRU_CELLS
-            for T, B, H in shapes or (preset.sru_shapes if sru else own):
+            of_cell = own
+            if cell in BESIDE:
+                of_cell = preset.sru_shapes if cell in SRU_CELLS else preset.elementwise_shapes
+            for T, B, H in shapes or of_cell:
                 P = max(1, H // 2) if path == "proj" else max(1, H // 4) if cell == "srupp" else 0
                 add(cell, path, T, B, H, P=P)
     if "layers" in paths and not shapes:
-        for cell in (c for c in CELLS if c not in SRU_CELLS):
+        for cell in (c for c in CELLS if c not in BESIDE):
             for T, B, inputs, H in preset.random_shapes:
                 cases.extend(Case(cell, "layers", w == "training", T, B, inputs, H) for w in works)
         for cell in (c for c in CELLS if preset.variant_shapes):
-            for variant in variants.VARIANTS:
+            # All of them at once is nothing to be timed: its state is chaotic, and nobody agrees about it.
+            for variant in (v for v in variants.VARIANTS if v != "all"):
                 if variants.has(card_name(cell), variant):
                     sizes = HEADS_SHAPES if variant == "heads" else preset.variant_shapes
                     for T, B, H in sizes:
@@ -234,7 +242,7 @@ class CudaPreset:
 
 
 #: What cuDNN has a layer for.
-_CUDNN_CELLS = tuple(c for c in CELLS if c not in SRU_CELLS)
+_CUDNN_CELLS = tuple(c for c in CELLS if c not in BESIDE)
 _ALL = ("float16", "bfloat16", "tf32", "float32")
 _BATCHES, _HIDDEN = (1, 4, 16, 32, 64, 128, 256), (64, 128, 192, 256, 384, 512, 768, 1024, 2048)
 

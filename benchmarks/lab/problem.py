@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .cases import GATES, SRU_CELLS, Case, heads
+from .cases import BESIDE, ELEMENTWISE_CELLS, GATES, SRU_CELLS, Case, heads
 
 _MODULES = {
     ("layers", "lstm"): nn.LSTM,
@@ -21,8 +21,8 @@ class Problem:
     """Weights, input, state and incoming gradient of a case, the same for every contender.
 
     Attributes:
-        module: the torch.nn module with the weights, or fastrnn's reference of an SRU or variant; in eval
-            mode for inference.
+        module: the torch.nn module with the weights, or fastrnn's of what torch.nn has not and of variants; in
+            eval mode for inference.
         x: (T, B, I), or (B, I) for a single step; padded with zeros where the case is packed.
         lengths: (B,) int64 of a packed case, else None.
         state: (h,) or (h, c), each (B, H), for a single step; None for layers, which start from zeros.
@@ -36,8 +36,8 @@ class Problem:
         options = module_options(case)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if case.cell in SRU_CELLS:
-                self.module = sru_module(case, "reference").to(device, dtype)
+            if case.cell in BESIDE:
+                self.module = own_module(case, "reference").to(device, dtype)
             elif case.variant:
                 self.module = variant_module(case, "reference").to(device, dtype)
             else:
@@ -50,7 +50,7 @@ class Problem:
             lengths = case.lengths()
             rows = (case.B,) if single else (case.T, case.B) if lengths is None else (sum(lengths),)
             # Of a size that keeps the gradients of the weights near 1, whatever the case.
-            width = case.H if case.cell in SRU_CELLS else case.directions * (case.P or case.H)
+            width = case.H if case.cell in BESIDE else case.directions * (case.P or case.H)
             grad = torch.randn(*rows, width, device=device) / (case.T * case.B) ** 0.5
         self.lengths = None
         if lengths is not None:
@@ -84,6 +84,9 @@ def flops(case: Case) -> float:
             products = case.P * (case.I + 2 * case.P + GATES[case.cell] * case.H)
         forward = 2.0 * steps * products + 4.0 * steps * case.T * case.P
         return forward * (3 if case.training else 1)
+    if case.cell in ELEMENTWISE_CELLS:
+        recurrent = 4 * case.H * case.H // own_heads(case) if case.cell == "slstm" else case.H
+        return 2.0 * steps * (GATES[case.cell] * case.H * case.I + recurrent) * (3 if case.training else 1)
     forward = 0.0
     for layer in range(case.layers):
         inputs = case.directions * hidden if layer else case.I
@@ -99,6 +102,11 @@ def weight_bytes(case: Case) -> tuple[int, int]:
     if case.cell in SRU_CELLS:
         products = case.P * (case.I + 2 * case.P + 3 * case.H) if case.P else 3 * case.H * case.I
         return size * 4 * case.H, size * products
+    if case.cell == "linear_scan":  # a and b, of which every step reads its own
+        return size * 2 * case.B * case.H, 0
+    if case.cell in ELEMENTWISE_CELLS:
+        recurrent = {"indrnn": case.H, "slstm": 4 * case.H * case.H // own_heads(case)}.get(case.cell, 0)
+        return size * recurrent, size * GATES[case.cell] * case.H * case.I
     recurrent = case.layers * D * (GATES[case.cell] * case.H * hidden // heads(case) + case.H * case.P)
     inputs = case.I + (case.layers - 1) * D * hidden
     return size * recurrent, size * D * GATES[case.cell] * case.H * inputs
@@ -112,10 +120,34 @@ def variant_module(case: Case, backend: str) -> nn.Module:
     return getattr(fastrnn, case.cell.upper())(case.I, case.H, backend=backend, **options)
 
 
-def sru_module(case: Case, backend: str) -> nn.Module:
-    """fastrnn's one-layer module of an SRU case, on any backend."""
-    import fastrnn
+class LinearScan(nn.Module):
+    """linear_scan with a and h0 as parameters."""
 
+    def __init__(self, steps: int, rows: int, hidden: int):
+        super().__init__()
+        self.a = nn.Parameter(torch.rand(steps, rows, hidden))
+        self.h0 = nn.Parameter(torch.randn(rows, hidden))
+
+    def forward(self, b: torch.Tensor):
+        from fastrnn import functional
+
+        return functional.linear_scan(self.a, b, self.h0)
+
+
+def own_heads(case: Case) -> int:
+    """Of an sLSTM, as the module has them; 1 of the others."""
+    return getattr(own_module(case, "auto", "meta"), "num_heads", 1)
+
+
+def own_module(case: Case, backend: str, device: str = "cpu") -> nn.Module:
+    """fastrnn's one-layer module of what torch.nn has not, on any backend where there are several."""
+    import fastrnn
+    from fastrnn.proof import elementwise
+
+    if case.cell == "linear_scan":
+        return LinearScan(case.T, case.B, case.H)
+    if case.cell in ELEMENTWISE_CELLS:
+        return elementwise.layer(case.cell, case.I, case.H, device=device)
     options = {"num_layers": 1, "backend": backend}
     if case.cell == "srupp":
         return fastrnn.SRUpp(case.I, case.H, case.P, **options)

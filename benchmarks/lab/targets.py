@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from fastrnn.proof import _variants as variants
 
 from . import cudnn, kernel_rate, overhead, scan_rate
-from .cases import CELLS, SRU_CELLS, Case, card_name
-from .presets import CELL_SHAPES, NAMED, RANDOM_SHAPES, SHAPES, SRU_SHAPES
+from .cases import CELLS, ELEMENTWISE_CELLS, SRU_CELLS, Case, card_name
+from .presets import CELL_SHAPES, ELEMENTWISE_SHAPES, NAMED, RANDOM_SHAPES, SHAPES, SRU_SHAPES
 
 LATENCY_S = 60e-6
 OVERHEAD_S = 40e-6
@@ -57,6 +57,14 @@ def _path(path: str, training: bool) -> Callable[[Case], bool]:
 def _sru(training: bool) -> Callable[[Case], bool]:
     """The shape that the goals for SRU were set on."""
     return lambda c: c.cell == "sru" and c.training == training and (c.T, c.B, c.H) == (100, 32, 512)
+
+
+#: Where the goal for MinGRU was set.
+LONG = (1024, 16, 512)
+
+
+def _long(cell: str) -> Callable[[Case], bool]:
+    return lambda c: c.cell == cell and c.training and (c.T, c.B, c.H) == LONG
 
 
 TORCH = ("torch",)
@@ -147,6 +155,12 @@ CPU_TARGETS = (
     Target("SRU inference, against the sru package", _sru(False), ("sru",), 2.5, 2.5),
     Target("SRU training, against the sru package", _sru(True), ("sru",), 3.0, 3.0),
     Target("– SRU training, against nn.LSTM", _layers("sru", True), TORCH, None, None),
+    Target("MinGRU training at 1024,16,512, against nn.GRU", _long("mingru"), TORCH, 5.0, 5.0),
+    Target("– against a log-space scan in plain torch", _long("mingru"), ("log_scan",), 2.0, 2.0),
+    Target(
+        "SLSTM training, against the xlstm package's cell", _layers("slstm", True), ("xlstm",), 20.0, 20.0
+    ),
+    Target("– against that cell compiled", _layers("slstm", True), ("xlstm_compile",), 3.0, 3.0),
     Target("– SRU++ training, against nn.LSTM", _layers("srupp", True), TORCH, None, None),
     _drawn("lstm", False, 1.3),
     _drawn("lstm", True, 1.3),
@@ -235,6 +249,8 @@ def _counts(case: Case, device: str, drawn: bool = False) -> bool:
         return False
     if case.path == "cells":
         return (case.B, case.H) in CELL_SHAPES
+    if case.cell in ELEMENTWISE_CELLS:
+        return (case.T, case.B, case.H) in (LONG, *ELEMENTWISE_SHAPES)
     return (case.T, case.B, case.H) in (SRU_SHAPES if case.cell in SRU_CELLS else SHAPES)
 
 

@@ -24,7 +24,7 @@ import torch
 from fastrnn.proof.timing import AGREEMENT, Contender, disagreement, interleave
 
 from . import kernel_rate, limits, overhead, scan_rate
-from .cases import SRU_CELLS, Case
+from .cases import BESIDE, Case
 from .contenders.compile import forget
 from .contenders.contender import Unsupported
 from .contenders.registry import NAMES, ROW, build, standard
@@ -42,8 +42,8 @@ def make_contenders(
 ) -> tuple[list[Contender], dict, dict]:
     """The contenders that do this case and agree with the standard; {key: difference}; {key: why not}.
 
-    The difference of nn.LSTM beside an SRU, and of the plain layer beside a variant, which are other
-    functions, is None.
+    The difference of torch.nn's layer beside what it has not, and of the plain layer beside a variant, which
+    are other functions, is None.
 
     Args:
         excluded: keys to leave out, and why.
@@ -59,7 +59,7 @@ def make_contenders(
         announce(key)
         try:
             contender = build(key, problem, threads)
-            other = key == "plain" or (key == "torch" and case.cell in SRU_CELLS)
+            other = key == "plain" or (key == "torch" and case.cell in BESIDE)
             difference = None if other else disagreement(contender.result(), expected)
         except Unsupported as reason:
             skipped[key] = str(reason)

@@ -93,7 +93,9 @@ struct RnnOperators {
     return std::make_tuple(found.x, found.h0, found.c0, found.weights);
   }
 
-  // The gradients of the weights one by one, for compilers that take no list among the results.
+  // The gradients of the weights one by one, for compilers that take no list among the results: of kMost tensors,
+  // with an empty one for each that there is not.
+  template <size_t kMost>
   static auto backward_unlisted(const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_hn,
                                 const std::optional<Tensor>& grad_cn, const std::optional<Tensor>& grad_cells,
                                 const Tensor& x, const Tensor& h0, const std::optional<Tensor>& c0,
@@ -101,7 +103,7 @@ struct RnnOperators {
                                 const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset,
                                 const Tensor& y, const Tensor& gates, const Tensor& cells, const std::string& cell,
                                 bool bias, int64_t mode) {
-    check(weights.size() <= kMaxWeights, "weights: expected at most ", kMaxWeights,
+    check(weights.size() <= kMost, "weights: expected at most ", kMost,
           " tensors, whose gradients are results of their own, got ", weights.size());
     const RnnGradients found = gradients({grad_y, grad_hn, grad_cn, grad_cells, y, gates, cells},
                                          {x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias}, mode);
@@ -110,7 +112,7 @@ struct RnnOperators {
     };
     return [&]<size_t... Index>(std::index_sequence<Index...>) {
       return std::make_tuple(found.x, found.h0, found.c0, weight(Index)...);
-    }(std::make_index_sequence<kMaxWeights>());
+    }(std::make_index_sequence<kMost>());
   }
 
   // forward for programs that tracers write, which keep no gates. They may have been traced on another device: what
@@ -128,11 +130,12 @@ struct RnnOperators {
     return std::make_tuple(y, hn, cn, cells);
   }
 
+  // Two directions of w_ih, w_hh, b_ih, b_hh, w_hr; of a variant of its vectors as well, and the masks behind them.
+  static constexpr size_t kPlainWeights = 10, kVariantWeights = 23;
+
  private:
   static constexpr int64_t kModes = Device::kTiers ? kModeEnd : kModeTier;
   static constexpr int64_t kMostSaved = static_cast<int64_t>(Save::kRecompute);
-  static constexpr size_t kMaxWeights = 10;  // two directions of w_ih, w_hh, b_ih, b_hh, w_hr; variants may have more
-
   static RnnGradients gradients(const SavedArguments& saved, const RnnArguments& in, int64_t mode) {
     check(mode >= 0 && mode < kModes, "mode: expected ",
           Device::kTiers ? "what is needed, 0 to 15, and options" : "0 to 15", ", got ", mode);
@@ -177,7 +180,10 @@ void implement_rnn(Library& library) {
   using Operators = RnnOperators<Device>;
   implement_with_list(library, "rnn_forward", TORCH_BOX(&Operators::forward));
   implement_with_list(library, "rnn_backward", TORCH_BOX(&Operators::backward));
-  implement_with_list(library, "rnn_backward_unlisted", TORCH_BOX(&Operators::backward_unlisted));
+  implement_with_list(library, "rnn_backward_unlisted",
+                      TORCH_BOX(&Operators::template backward_unlisted<Operators::kPlainWeights>));
+  implement_with_list(library, "rnn_backward_unlisted_variant",
+                      TORCH_BOX(&Operators::template backward_unlisted<Operators::kVariantWeights>));
   implement_with_list(library, "rnn_layer", TORCH_BOX(&Operators::layer));
 }
 

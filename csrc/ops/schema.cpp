@@ -88,6 +88,16 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
       "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
       "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9)");
 
+  // The same for a variant, which may have more of them.
+  define(
+      "rnn_backward_unlisted_variant(Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, Tensor x, "
+      "Tensor h0, "
+      "Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, Tensor y, Tensor gates, "
+      "Tensor cells, str cell, bool bias, int mode) "
+      "-> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor w0, Tensor w1, Tensor w2, Tensor w3, Tensor w4, "
+      "Tensor w5, Tensor w6, Tensor w7, Tensor w8, Tensor w9, Tensor w10, Tensor w11, Tensor w12, Tensor w13, "
+      "Tensor w14, Tensor w15, Tensor w16, Tensor w17, Tensor w18, Tensor w19, Tensor w20, Tensor w21, Tensor w22)");
+
   // One recurrent layer for the programs that tracers write: arguments and results as of rnn_forward without the
   // gates, an LSTM's cells if keep_cells, else (0,); and a derivative that the dispatcher knows
   // (fastrnn/_ops/differentiable.py registers it). So it is decided when the program runs whether something is
@@ -172,6 +182,46 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   m.def(
       "sru_step(Tensor x, Tensor weight, Tensor? skip, Tensor weight_c, Tensor bias, Tensor c0, bool use_tanh, "
       "float scale) -> (Tensor h, Tensor c)");
+
+  // Recurrences of one state that is their output (cells/elementwise.h), one direction over a whole sequence.
+  //
+  // cell         "linear" h = a h + b, of a in x and of b, (T, B, H) each; "mingru" and "mingru_log", x (T, B, 2*H),
+  // z
+  //              and the candidate; "minlstm" and "minlstm_log", x (T, B, 3*H), f, i and the candidate; "indrnn_tanh"
+  //              and "indrnn_relu", x (T, B, H), weight (H,). Any strides
+  // h0           (B, H), zeros by default
+  // lengths      (B,) int64 on the CPU, 0 to T: what lies beyond is neither read nor does the state change there, and
+  // y
+  //              is zero
+  // cut          (T, B) bool or uint8: steps that begin from a state of 0, in the direction's own order
+  // reverse      from the last step to the first
+  //
+  // y            (T, B, H); last (B, H), the state after the last step
+  m.def(
+      "elementwise_forward(str cell, Tensor x, Tensor? b, Tensor? weight, Tensor? h0, Tensor? lengths, Tensor? cut, "
+      "bool reverse) -> (Tensor y, Tensor last)");
+  // needs: sum of 1 (grad_x), 2 (grad_b), 4 (grad_weight), 8 (grad_h0), the rest comes back (0,).
+  m.def(
+      "elementwise_backward(str cell, Tensor? grad_y, Tensor? grad_last, Tensor x, Tensor? b, Tensor? weight, "
+      "Tensor? h0, Tensor? lengths, Tensor? cut, Tensor y, bool reverse, int needs) "
+      "-> (Tensor grad_x, Tensor grad_b, Tensor grad_weight, Tensor grad_h0)");
+
+  // One direction of an sLSTM (cells/slstm.h). gx (T, B, 4*H), the input's part of i, f, z, o, any strides; weight_hh
+  // (4*H, H/heads), row g*H + j of unit j's head; states (B, H), zeros by default; lengths, cut and reverse as above.
+  //
+  // y            (T, B, H); h, c, n, m (B, H) after the last step
+  // pre, saved   with `save`, for backward: (T, B, 4*H), and c, n, m of every step, (T, B, 3*H), in the compute type;
+  //              otherwise (0,)
+  m.def(
+      "slstm_forward(Tensor gx, Tensor weight_hh, Tensor? h0, Tensor? c0, Tensor? n0, Tensor? m0, Tensor? lengths, "
+      "Tensor? cut, bool reverse, bool save) "
+      "-> (Tensor y, Tensor h, Tensor c, Tensor n, Tensor m, Tensor pre, Tensor saved)");
+  // Of gx its kind and shape alone are looked at. The gradient of weight_hh is a product of grad_gx and y.
+  m.def(
+      "slstm_backward(Tensor? grad_y, Tensor? grad_h, Tensor? grad_c, Tensor? grad_n, Tensor? grad_m, Tensor gx, "
+      "Tensor weight_hh, Tensor? h0, Tensor? c0, Tensor? n0, Tensor? m0, Tensor? lengths, Tensor? cut, Tensor pre, "
+      "Tensor saved, bool reverse) "
+      "-> (Tensor grad_gx, Tensor grad_h0, Tensor grad_c0, Tensor grad_n0, Tensor grad_m0)");
 
   // The CPU instruction set in use, those this machine can run (comma-separated), and a switch for
   // tests; it applies to calls that start afterwards.

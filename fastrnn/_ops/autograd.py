@@ -22,12 +22,14 @@ DROP_MASK_IS_CONSTANT = "drop_mask: expected a constant, got a tensor that requi
 
 def _rnn_backward(*arguments):
     """library.backward, or, where a compiler records it, its form without a list among the results, which
-    some of them refuse; with the results of the operator. That form is for up to ten weights."""
-    if len(arguments[7]) > 10:
-        return library.backward(*arguments)
+    some of them refuse; with the results of the operator."""
     if torch_state.recorded():
-        found = library.backward_unlisted(*arguments)
-        return *found[:3], found[3 : 3 + len(arguments[7])]
+        count = len(arguments[7])
+        unlisted = library.backward_unlisted
+        if count > library.UNLISTED:
+            unlisted = library.backward_unlisted_variant
+        found = unlisted(*arguments)
+        return *found[:3], found[3 : 3 + count]
     return library.backward(*arguments)
 
 

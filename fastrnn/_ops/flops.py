@@ -79,7 +79,7 @@ def _register(counter) -> None:
     ops = torch.ops.fastrnn
     formulas = {
         _forward: (ops.rnn_forward, ops.rnn_layer),
-        _backward: (ops.rnn_backward, ops.rnn_backward_unlisted),
+        _backward: (ops.rnn_backward, ops.rnn_backward_unlisted, ops.rnn_backward_unlisted_variant),
         _sru_step: (ops.sru_step,),
     }
     for formula, targets in formulas.items():

@@ -32,9 +32,11 @@ _FOLDER = Path(__file__).parents[1]  # where the binaries lie
 _LIBRARY = "libfastrnn_cpu.dll" if sys.platform == "win32" else "libfastrnn_cpu.so"
 #: Without one of these the library is not this package's.
 _OPERATORS = (
-    *("rnn_forward", "rnn_backward", "rnn_backward_unlisted", "rnn_layer", "rnn_pack", "rnn_stream"),
+    *("rnn_forward", "rnn_backward", "rnn_backward_unlisted", "rnn_backward_unlisted_variant"),
+    *("rnn_layer", "rnn_pack", "rnn_stream"),
     *("rnn_pack_quantized", "rnn_quantized", "cpu_stream_entry", "cpu_int8_dot"),
     *("sru_forward", "sru_backward", "sru_scan", "sru_step", "cpu_isa", "cpu_isas", "cpu_set_isa"),
+    *("elementwise_forward", "elementwise_backward", "slstm_forward", "slstm_backward"),
     *("cpu_machine", "cpu_set_machine", "cpu_threads", "cpu_limit_threads", "cpu_last_plan"),
     *("cpu_release_scratch", "cpu_fma_peak", "cpu_read_bandwidth"),
 )
@@ -127,11 +129,16 @@ backward = _operator("rnn_backward")
 sru_forward = _operator("sru_forward")
 sru_backward = _operator("sru_backward")
 sru_step = _operator("sru_step")
+elementwise_forward = _operator("elementwise_forward")
+elementwise_backward = _operator("elementwise_backward")
+slstm_forward = _operator("slstm_forward")
+slstm_backward = _operator("slstm_backward")
 # With derivatives of their own, for tracers alone: see differentiable.py.
 layer = _operator("rnn_layer")
 sru_scan = _operator("sru_scan")
 # Without a list among the results, for compilers alone.
 backward_unlisted = _operator("rnn_backward_unlisted")
+backward_unlisted_variant = _operator("rnn_backward_unlisted_variant")
 pack = _operator("rnn_pack")
 stream = _operator("rnn_stream")
 pack_quantized = _operator("rnn_pack_quantized")
@@ -348,15 +355,24 @@ def _like_weights(weights, cell):
     return [w.new_empty(w.shape) for w in own] + [weights[0].new_empty((0,)) for _ in range(masks)]
 
 
-def _unlisted(gradients):
+#: Gradients of weights among the results of the forms of rnn_backward without a list (csrc/ops/rnn_call.h).
+UNLISTED, UNLISTED_VARIANT = 10, 23
+
+
+def _unlisted(gradients, most):
     """The results of a backward operator one by one, with an empty tensor for each weight there is not."""
     *first, weights = gradients
-    return *first, *weights, *(first[0].new_empty((0,)) for _ in range(10 - len(weights)))
+    return *first, *weights, *(first[0].new_empty((0,)) for _ in range(most - len(weights)))
 
 
 @_fake("rnn_backward_unlisted")
 def _(*args):
-    return _unlisted(_fake_backward(*args))
+    return _unlisted(_fake_backward(*args), UNLISTED)
+
+
+@_fake("rnn_backward_unlisted_variant")
+def _(*args):
+    return _unlisted(_fake_backward(*args), UNLISTED_VARIANT)
 
 
 @_fake("sru_forward")

@@ -1,9 +1,10 @@
 """The operator ``fastrnn::linear_scan``: h_t = a_t * h_{t-1} + b_t over whole sequences, with its
 derivatives.
 
-Written with torch's operations, so it runs on every device. Two ways through time: step by step, one fused
-multiply-add a step, where a step is work enough for that; else in chunks, whose steps are taken side by side,
-and a pass over the chunks' ends: for T steps about 3 sqrt(T) operations in place of T.
+On the CPU it is the kernel of ``fastrnn::elementwise_forward``. Written with torch's operations it runs on
+every other device. Two ways through time there: step by step, one fused multiply-add a step, where a step is
+work enough for that; else in chunks, whose steps are taken side by side, and a pass over the chunks' ends:
+for T steps about 3 sqrt(T) operations in place of T.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ import torch
 from torch import Tensor
 
 from .._cells import widen
+from . import library, torch_state
+
+#: What the kernels compute in.
+DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
 #: Elements a step from which the CPU takes the steps one by one: an operation costs about 2 us, in which a
 #: core reads and writes 32 kB. In chunks every element is written three times.
@@ -26,6 +31,8 @@ def scan(a: Tensor, b: Tensor, h0: Tensor | None, cut: Tensor | None, reverse: b
     0.
     """
     dtype = a.dtype
+    if by_kernel(a):
+        return library.elementwise_forward("linear", a, b, None, h0, None, cut, reverse)[0]
     a, b, h0 = widen(a), widen(b), widen(h0)
     if not a.numel():
         return torch.empty_like(a, dtype=dtype)
@@ -36,6 +43,11 @@ def scan(a: Tensor, b: Tensor, h0: Tensor | None, cut: Tensor | None, reverse: b
     # Where a is 0 no number passes; that there is none but numbers is asked once, and not step by step.
     found = run(a, b, h0, None, reverse)
     return (found if torch.isfinite(found).all() else _one_by_one(a, b, h0, cut, reverse)).to(dtype)
+
+
+def by_kernel(t: Tensor) -> bool:
+    """Whether there is a kernel for such tensors."""
+    return t.is_cpu and library.cpu_loaded and t.dtype in DTYPES
 
 
 def _one_by_one(a: Tensor, b: Tensor, h0: Tensor | None, cut: Tensor | None, reverse: bool) -> Tensor:
@@ -104,12 +116,18 @@ def _(a, b, h0, cut, reverse):
 
 
 def _setup(ctx, inputs, output) -> None:
-    a, _, h0, cut, ctx.reverse = inputs
-    ctx.save_for_backward(a, h0, cut, output)
+    a, b, h0, cut, ctx.reverse = inputs
+    ctx.save_for_backward(a, b, h0, cut, output)
 
 
 def _backward(ctx, grad):
-    a, h0, cut, h = ctx.saved_tensors
+    a, b, h0, cut, h = ctx.saved_tensors
+    if by_kernel(a) and not torch_state.differentiable(grad):
+        needs = 3 if h0 is None else 11
+        of_a, of_b, _, of_h0 = library.elementwise_backward(
+            "linear", grad, None, a, b, None, h0, None, cut, h, ctx.reverse, needs
+        )
+        return of_a, of_b, (None if h0 is None else of_h0), None, None
     start = torch.zeros_like(h[:1]) if h0 is None else h0.unsqueeze(0)
     # The gradient of h_t is what comes to it and a_{t+1} times that of h_{t+1}: the same recurrence, the
     # other way. Where the gradient of a gradient is asked for, this is differentiated in turn.

@@ -30,6 +30,7 @@ _WITH_LISTS = (
     "rnn_forward",
     "rnn_backward",
     "rnn_backward_unlisted",
+    "rnn_backward_unlisted_variant",
     "rnn_layer",
     "rnn_pack",
     "rnn_stream",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import reference
-from .._ops import autograd, library, torch_state
+from .._ops import autograd, elementwise, library, torch_state
 from .._ops.linear_scan import scan as linear_scan
 from .._ops.torch_state import tracing
 from .._plan import route
@@ -241,5 +241,8 @@ def linear(a: Tensor, b: Tensor, h0: Tensor | None, rows: Rows | None, reverse: 
             rows.check_lengths(a.size(0))
     if torch_state.transformed() or a.is_complex():
         return reference.linear_scan(a, b, h0, lengths=lengths, reset=reset, reverse=reverse)
+    if elementwise.fused(a):
+        options = {"lengths": lengths, "reset": reset, "reverse": reverse}
+        return elementwise.scan("linear", a, b, None, h0, **options)[0]
     a, b, cut = reference.linear.coefficients(a, b, lengths, reset, reverse)
     return reference.linear.shown(linear_scan(a, b, h0, cut, reverse), lengths)

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, linear
+from torch.nn.functional import dropout
 
 from .. import _checks
 from .._cells import minimal, widen
-from .._ops import torch_state
+from .._ops import elementwise, torch_state
 from .._ops.indrnn import scan as indrnn_scan
 from .._ops.linear_scan import scan as linear_scan
+from .._ops.product import product
 from .._run import symbolic, torchscript
 from .._run.rows import asked
 from ..reference import linear as reference
@@ -170,8 +171,6 @@ class ElementwiseLayer(nn.Module):
             found.append(y)
             finals.append(last)
         y = torch.cat(found, -1) if directions == 2 else found[0]
-        if y.requires_grad and lengths is None and directions == 1 and not torch_state.tracing():
-            y = y.clone()  # the caller may edit the output, and backward reads what was computed
         last = [torch.stack(every) for every in zip(*finals, strict=True)]
         if not batched:
             y, last = y.squeeze(1), [s.squeeze(1) for s in last]
@@ -199,7 +198,7 @@ class ElementwiseLayer(nn.Module):
         weight = getattr(self, "weight_ih" + suffix)
         if x.dtype != weight.dtype and not torch_state.autocasting(x):
             _checks.input_dtype(x.dtype, weight.dtype)
-        return linear(x, weight, getattr(self, "bias_ih" + suffix) if self.bias else None)
+        return product(x, weight, getattr(self, "bias_ih" + suffix) if self.bias else None)
 
     def _direction(self, x, state, suffix: str, lengths, reset, reverse: bool) -> tuple[Tensor, tuple]:
         """The output of one direction and its last states; state: those it begins with, or None."""
@@ -222,6 +221,11 @@ class ElementwiseLayer(nn.Module):
         return y.squeeze(time), h
 
 
+def _for_the_caller(y: Tensor) -> Tensor:
+    """An output that may be edited, where backward reads what was computed."""
+    return y.clone() if y.requires_grad and not torch_state.tracing() else y
+
+
 class _Linear(ElementwiseLayer):
     """What MinGRU and MinLSTM share: a recurrence that is linear in its state."""
 
@@ -236,7 +240,14 @@ class _Linear(ElementwiseLayer):
         return super().extra_repr() + (", log_space=True" if self.log_space else "")
 
     def _direction(self, x, state, suffix, lengths, reset, reverse):
-        a, b = self._coefficients(self._product(x, suffix), self.log_space)
+        gates = self._product(x, suffix)
+        if elementwise.fused(gates):
+            h0 = None if state is None else state[0].to(gates.dtype)
+            cell = self._coefficients.__name__ + ("_log" if self.log_space else "")
+            options = {"lengths": lengths, "reset": reset, "reverse": reverse}
+            y, last = elementwise.scan(cell, gates, h0=h0, **options)
+            return y, (last,)
+        a, b = self._coefficients(gates, self.log_space)
         a, b, cut = reference.coefficients(a, b, lengths, reset, reverse)
         h0 = None if state is None else state[0].to(a.dtype)
         if torch_state.transformed():
@@ -247,7 +258,7 @@ class _Linear(ElementwiseLayer):
             h = b if h0 is None else torch.addcmul(b, a, h0.unsqueeze(0))
         else:
             h = linear_scan(a, b, h0, cut, reverse)
-        return reference.shown(h, lengths), (h[0 if reverse else -1].clone(),)
+        return _for_the_caller(reference.shown(h, lengths)), (h[0 if reverse else -1].clone(),)
 
 
 class MinGRU(_Linear):
@@ -312,7 +323,12 @@ class IndRNN(ElementwiseLayer):
     def _direction(self, x, state, suffix, lengths, reset, reverse):
         gx, relu = self._product(x, suffix), self.nonlinearity == "relu"
         weight = getattr(self, "weight_hh" + suffix).to(gx.dtype)
-        h0 = gx.new_zeros(gx.shape[1:]) if state is None else state[0].to(gx.dtype)
+        h0 = None if state is None else state[0].to(gx.dtype)
+        if elementwise.fused(gx):
+            options = {"lengths": lengths, "reset": reset, "reverse": reverse}
+            y, last = elementwise.scan(f"indrnn_{self.nonlinearity}", gx, None, weight, h0, **options)
+            return y, (last,)
+        h0 = gx.new_zeros(gx.shape[1:]) if h0 is None else h0
         if torch_state.transformed():
             options = {"relu": relu, "lengths": lengths, "reset": reset, "reverse": reverse}
             y, last = reference.indrnn(gx, weight, h0, **options)
@@ -339,4 +355,4 @@ class IndRNN(ElementwiseLayer):
             end = h.gather(0, last.clamp(min=0).view(1, -1, 1).expand(1, *h.shape[1:])).squeeze(0)
             end = torch.where((last < 0).unsqueeze(-1), h0, end)
         y = h if order is None else h.gather(0, order.unsqueeze(-1).expand_as(h))
-        return reference.shown(y, lengths), (end.clone(),)
+        return _for_the_caller(reference.shown(y, lengths)), (end.clone(),)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._ops import elementwise
 from ..reference.slstm import slstm
 from .minimal import ElementwiseLayer
 
@@ -25,8 +26,8 @@ class SLSTM(ElementwiseLayer):
         h_t = \sigma(\tilde o) \odot c_t / n_t
 
     and :math:`m_t = \tilde i` where n is 0, as at the beginning. The numbers are those of the ``xlstm``
-    package's
-    sLSTM cell, whose weights go both ways: :meth:`from_xlstm`, :meth:`to_xlstm`. It runs in plain torch.
+    package's sLSTM cell, whose weights go both ways: :meth:`from_xlstm`, :meth:`to_xlstm`. On the CPU it has
+    kernels, elsewhere it runs in plain torch.
 
     ``num_heads``: blocks of the recurrent weights. States are (h, c, n, m), (L*D, B, H) each. Parameters:
     ``weight_ih_l{k}`` (4H, I or D*H), ``weight_hh_l{k}`` (4H, H/num_heads) and ``bias_ih_l{k}`` (4H,); rows
@@ -56,6 +57,10 @@ class SLSTM(ElementwiseLayer):
     def _direction(self, x, state, suffix, lengths, reset, reverse):
         gx = self._product(x, suffix)
         weight = getattr(self, "weight_hh" + suffix).to(gx.dtype)
+        if elementwise.fused(gx):
+            state = None if state is None else tuple(s.to(gx.dtype) for s in state)
+            options = {"lengths": lengths, "reset": reset, "reverse": reverse}
+            return elementwise.slstm(gx, weight, state, **options)
         if state is None:
             state = (gx.new_zeros(*gx.shape[1:-1], self.hidden_size),) * 4
         state = tuple(s.to(gx.dtype) for s in state)

@@ -19,6 +19,7 @@ from .. import functional, modules
 from .._cells import PLAIN, RNN, SCAN, WITH_CELL
 from .._cells.variant import Weights, parameters
 from .._cells.variant import read as read_variant
+from . import elementwise
 from ._tolerances import Check
 from ._variants import draws
 
@@ -97,6 +98,9 @@ def make_data(
         hx = [draw(num_layers, B, O, scale=0.5)]
         cotangents = [draw(*rows, O), draw(num_layers, B, O)]
         return Data(check, draw(*rows, I, scale=scale), hx, params, cotangents, batch_sizes, num_layers)
+    if check.cell in elementwise.CELLS:
+        x, hx, params, cotangents = elementwise.numbers(check, size, draw, scale)
+        return Data(check, x, hx, params, cotangents, batch_sizes, num_layers)
     if check.cell in SCAN:
         # The recurrence alone: x is u, and the product that gives it is torch's. Both values of K. Weights of
         # the size they begin with: much larger ones, through which c feeds on itself, amplify rounding.
@@ -222,8 +226,12 @@ def _run_srupp(data: Data, backend: str, x, hx, params):
     return h, c
 
 
+def _run_elementwise(data: Data, backend: str, x, hx, params):
+    return elementwise.run(data.check, data.num_layers, backend, data.batch_sizes, x, hx, params)
+
+
 #: What runs the cells that are no functions of flat weights alike.
-_SRU = {"sru": _run_sru, "srupp": _run_srupp}
+_SRU = {"sru": _run_sru, "srupp": _run_srupp} | dict.fromkeys(elementwise.CELLS, _run_elementwise)
 
 
 def _collect(data: Data, dtype: torch.dtype, mode: str, call: Callable) -> dict[str, Tensor]:

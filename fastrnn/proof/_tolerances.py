@@ -10,8 +10,8 @@ import torch
 from .._cells import SCAN
 from ._variants import options
 
-#: Cells whose kernel is the scan: no projection, single steps or gates to compute again.
-SCANS = (*SCAN, "srupp")
+#: Cells without a projection, single steps or gates to compute again.
+SCANS = (*SCAN, "srupp", "linear_scan", "indrnn", "mingru", "minlstm", "slstm")
 
 
 class Tolerance(NamedTuple):

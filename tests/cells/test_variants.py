@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from stage_cases import GATES, GRU, LSTM, OPTIONS, RNN, Case, cases, check, problem
+from torch.library import opcheck
 
 from fastrnn import _ops  # noqa: F401  (loads the operators)
 
@@ -172,6 +173,13 @@ def test_gradients_one_by_one_are_of_ten_weights():
     call = (y, hn, cn, None, p.x, p.h0, p.c0, w, None, None, None, y, gates, cells, case.name, True, 15)
     with pytest.raises(RuntimeError, match=r"^weights: expected at most 10 tensors.*got 21"):
         ops.rnn_backward_unlisted(*call)
+    *first, weights = ops.rnn_backward(*call)
+    found = ops.rnn_backward_unlisted_variant(*call)
+    assert len(found) == 3 + 23
+    for a, b in zip(found, [*first, *weights], strict=False):
+        assert torch.equal(a, b)
+    assert all(t.shape == (0,) for t in found[3 + len(weights) :])
+    opcheck(ops.rnn_backward_unlisted_variant.default, call, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_packed_weights_are_of_plain_cells():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -91,6 +92,22 @@ def test_trains_scores_samples_and_draws(tmp_path, capsys, plain):
         assert str(path) in out
     else:
         assert "matplotlib is not installed" in out
+
+
+def test_variants_race(tmp_path, capsys, plain):
+    """Protects the comparison at equal time: the same seconds for each, a curve of each in picture and JSON."""
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "race.png"
+    assert main("variants", "--seconds", "3", "--out", str(path)) == 0
+    assert path.stat().st_size > 5000
+    document = json.loads(path.with_suffix(".json").read_text())
+    assert len(document["models"]) == 3
+    for figures in document["models"].values():
+        assert figures["steps"] >= 1
+        assert figures["seconds"] >= 0.9  # and as much more as a step takes that has begun
+        assert figures["curve"][-1][0] == pytest.approx(figures["seconds"], abs=0.02)
+        assert 1 < figures["bits"] < 8
+    assert "bits_slstm" in capsys.readouterr().out
 
 
 def test_a_seed_repeats_a_run():

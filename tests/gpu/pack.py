@@ -102,7 +102,7 @@ def build_module(version: str, headers: Path, facts: dict[str, str], target: Pat
         "FASTRNN_CUDA_COMPILER": facts["cuda_compiler"],
         "FASTRNN_TORCH_BUILD": facts["torch"],
     }
-    sources = [ROOT / "csrc" / "python.cpp", *sorted((ROOT / "csrc" / "plan").glob("*.cpp"))]
+    sources = [*sorted((ROOT / "csrc").glob("python*.cpp")), *sorted((ROOT / "csrc" / "plan").glob("*.cpp"))]
     include = [headers, pybind11.get_include(), ROOT / "csrc"]
     subprocess.run(
         [

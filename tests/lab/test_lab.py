@@ -73,7 +73,7 @@ def test_variants_are_cases():
     chosen = presets.select(presets.PRESETS["variants"])
     groups = {c.group for c in chosen}
     for cell, own in (("LSTM", ("peephole", "coupled")), ("GRU", ("reset_before",)), ("RNN", ())):
-        for variant in ("norm", "zoneout", "recurrent_dropout", "weight_dropout", "heads", "all", *own):
+        for variant in ("norm", "zoneout", "recurrent_dropout", "weight_dropout", "heads", *own):
             assert {f"{cell} {variant} inference", f"{cell} {variant} training"} <= groups
     assert not any("SRU" in group or group == "GRU peephole training" for group in groups)
     assert {(c.T, c.B, c.H) for c in chosen if c.variant != "heads"} == {(100, 32, 256)}
@@ -189,6 +189,25 @@ def test_sru_contenders(cell, training):
     assert next(c.label for c in made if c.key == "torch").startswith("nn.LSTM (")
     for reason in skipped.values():
         assert reason.endswith(("only", "is not installed")), reason
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("cell", cases.ELEMENTWISE_CELLS)
+def test_contenders_of_the_other_recurrences(cell, training):
+    """Those that torch.nn has not agree with their definitions, the log-space scan and xlstm's cell too."""
+    case = tiny(cell, training=training)
+    keys = [k for k in contenders.KEYS if k != "xlstm_compile"]  # half a minute
+    made, differences, skipped = worker.make_contenders(case, keys, 1)
+    assert {"torch", "fastrnn", "reference"} <= differences.keys()
+    assert ("log_scan" in differences) == (cell == "mingru")
+    assert differences.pop("torch") is None
+    assert max(differences.values()) < 1e-5
+    beside = next(c.label for c in made if c.key == "torch")
+    assert beside.startswith(f"nn.{cases.BESIDE[cell]} (")
+    for reason in skipped.values():
+        assert reason.endswith(("only", "is not installed")), reason
+    assert flops(case) > 0
+    assert sum(weight_bytes(case)) > 0
 
 
 def test_sru_costs():

@@ -14,6 +14,7 @@ from tolerances import assert_close
 import fastrnn
 from fastrnn import functional, reference
 from fastrnn._ops import linear_scan as op
+from fastrnn._ops.product import product
 
 IN, H = 3, 5
 KINDS = [
@@ -336,3 +337,25 @@ def test_wrong_arguments(call, text):
     """One error that names the argument."""
     with pytest.raises((ValueError, RuntimeError, TypeError), match=text):
         call()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_large_products(bias):
+    """A layer's product beyond a size is oneDNN's where there is one: the numbers of torch's own, derivatives
+    and second derivatives too, and weights may be edited only as after torch's."""
+    x, weight = randn(20, 16, 128).requires_grad_(), randn(256, 128, seed=2).requires_grad_()
+    given = (x, weight, randn(256, seed=3).requires_grad_() if bias else None)
+    leaves = [t for t in given if t is not None]
+    found = []
+    for run in (product, torch.nn.functional.linear):
+        y = run(*given)
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        found.append([y, *first, *second])
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b, torch.float32, gradient=True)
+    y = product(*given)
+    with torch.no_grad():
+        weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()

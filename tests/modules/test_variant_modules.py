@@ -410,6 +410,28 @@ def test_kernels_are_the_reference(case, rows):
         assert_close(got, want, torch.float64, gradient=True)
 
 
+@pytest.mark.parametrize("p", [0.25, 0.1, 1e-4, 1.0])
+def test_masks_are_of_the_probability_that_was_asked_for(p):
+    """Few numbers and many, which are drawn in another way: the same ones in every dtype, 0 and 1 alone, as
+    many ones as p says, and other ones at the next call."""
+    from fastrnn._run.variant import _MANY, _bernoulli
+
+    for shape in ((3, 5), (7, 11, 1001), (_MANY,)):
+        drawn = []
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            torch.manual_seed(6)
+            drawn.append(_bernoulli(torch.empty(0, dtype=dtype), shape, p))
+            assert drawn[-1].dtype == dtype
+            assert drawn[-1].shape == shape
+            assert torch.equal(drawn[0].double(), drawn[-1].double())
+        mask = drawn[0]
+        assert set(mask.unique().tolist()) <= {0.0, 1.0}
+        away = 5 * (p * (1 - p) / mask.numel()) ** 0.5 + 2**-16
+        assert abs(mask.mean().item() - p) <= away
+        if mask.numel() > 1000 and 0.01 < p < 1:
+            assert not torch.equal(mask, _bernoulli(torch.empty(0), shape, p))
+
+
 def test_backends():
     """torch's own layers have no variants, and say so; the kernels have them."""
     layer = fastrnn.LSTM(IN, H, norm="layer", backend="reference")

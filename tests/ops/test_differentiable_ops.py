@@ -153,12 +153,12 @@ def test_unlisted(case):
 
 
 class _Model(nn.Module):
-    """Both kinds of backward pass, and SRU's."""
+    """Both kinds of backward pass, and SRU's. options: of the LSTM, which may then have 20 weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options) -> None:
         super().__init__()
         self.plain = fastrnn.GRU(4, 6, bias=False)
-        self.masked = fastrnn.LSTM(6, 5, bidirectional=True)
+        self.masked = fastrnn.LSTM(6, 5, bidirectional=True, **options)
         self.sru = fastrnn.SRU(10, 4, num_layers=1)
 
     def forward(self, x, lengths):
@@ -174,7 +174,11 @@ def _same_gradients(model, compiled) -> None:
         assert_close(a, b, F32)
 
 
-def test_graphs_have_no_lists():
+OPTIONS = [{}, {"norm": "layer", "peephole": True}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "variant"])
+def test_graphs_have_no_lists(options):
     """No operator in a compiler's forward or backward graph returns a list, which some of them refuse."""
     torch._dynamo.reset()
     graphs = []
@@ -183,7 +187,7 @@ def test_graphs_have_no_lists():
         graphs.append(graph)
         return make_boxed_func(graph.forward)
 
-    model = _Model()
+    model = _Model(**options)
     backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
     _same_gradients(model, torch.compile(model, fullgraph=True, backend=backend))
     called = [
@@ -193,10 +197,11 @@ def test_graphs_have_no_lists():
     assert not any("List" in str(r.type) for op in called for r in op._schema.returns)
 
 
-def test_cpp_wrapper():
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "variant"])
+def test_cpp_wrapper(options):
     """Inductor's C++ wrapper trains, which takes operators that return tensors only."""
     torch._dynamo.reset()
-    model = _Model()
+    model = _Model(**options)
     _same_gradients(model, torch.compile(model, fullgraph=True, options={"cpp_wrapper": True}))
 
 

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from fastrnn.proof import machine
 from fastrnn.proof.timing import Contender
 
-from ..cases import SRU_CELLS, Case
+from ..cases import BESIDE, Case
 from ..problem import Problem
 
 
@@ -33,8 +33,8 @@ class Row:
         color, marker: its look in pictures.
         packages: what it imports, whose versions are told.
         device: "cpu" or "cuda" where it is one of the other libraries there; "" for those of every run.
-        training: whether it can train. sru: whether it does SRU's cases. variants: whether it does those of
-            the cells' variants.
+        training: whether it can train. variants: whether it does those of the cells' variants.
+        own: which of the cells that torch.nn has not it does, beside torch.nn's; alone: and no others.
         compiling_s: seconds that it may take for a first call, or for a sample that compiles again; 0 where
             it compiles nothing.
     """
@@ -47,8 +47,9 @@ class Row:
     packages: tuple[str, ...] = ()
     device: str = ""
     training: bool = True
-    sru: bool = False
     variants: bool = False
+    own: tuple[str, ...] = ()
+    alone: bool = False
     compiling_s: float = 0.0
 
 
@@ -70,12 +71,18 @@ def labelled(name: str, package: str) -> str:
 def only(problem: Problem, cells: Sequence[str], dtypes: Sequence[str]) -> None:
     """Unsupported where the case is no single layer in one direction of these cells and dtypes."""
     case = problem.case
-    if case.path != "layers" or case.layers > 1 or case.directions > 1 or case.cell in SRU_CELLS:
+    if case.path != "layers" or case.layers > 1 or case.directions > 1 or case.cell in BESIDE:
         raise Unsupported("single layers only")
     if case.cell not in cells:
         raise Unsupported(f"{' and '.join(c.upper() for c in cells)} only")
     if case.dtype not in dtypes:
         raise Unsupported(f"{' and '.join(dtypes)} only")
+
+
+def only_own(problem: Problem, cell: str) -> None:
+    """Unsupported where the case is no layer of this one cell."""
+    if problem.case.cell != cell:
+        raise Unsupported(f"{cell} only")
 
 
 def leaf(weight: Tensor, problem: Problem) -> Tensor:
@@ -124,9 +131,11 @@ def _masks(case: Case) -> Iterator[None]:
         yield
 
 
-def sru_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """An SRU's parameters. First the two that every version has under the same name and in the same layout:
-    their gradients are compared."""
+def own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Of what torch.nn has not. First the two whose gradients are compared: of an SRU those that every
+    version has under the same name and in the same layout."""
+    if not hasattr(module, "rnn_lst"):
+        return list(module.parameters())
     compared = [module.rnn_lst[0].weight_c, module.rnn_lst[0].bias]
     return [*compared, *(p for p in module.parameters() if all(p is not c for c in compared))]
 

@@ -9,9 +9,9 @@ from fastrnn._plan import gpus
 from fastrnn.proof.timing import Contender
 
 from .. import step_floor
-from ..cases import SRU_CELLS
-from ..problem import Problem, module_options, sru_module
-from .contender import Row, Unsupported, only, run, sru_parameters, torch_contender
+from ..cases import BESIDE
+from ..problem import Problem, module_options, own_module
+from .contender import Row, Unsupported, only, own_parameters, run, torch_contender
 
 #: Tiers of the CUDA kernels: for the table that fastrnn's plan chooses by, not for comparisons.
 TIERS = ("one_cta", "cluster", "grid", "stepwise")
@@ -22,25 +22,20 @@ def build(problem: Problem, threads: int = 1, tier: str = "") -> Contender:
     case = problem.case
     options = module_options(case)
     if tier:
-        if (
-            case.variant
-            or case.path != "layers"
-            or case.cell in SRU_CELLS
-            or not case.device.startswith("cuda")
-        ):
+        if case.variant or case.path != "layers" or case.cell in BESIDE or not case.device.startswith("cuda"):
             raise Unsupported("layers on a GPU only")
         if step_floor.passes_of(case, gpus.find(device=case.device).properties(), tier) is None:
             raise Unsupported("layers that fit only")
         options["backend"] = tier
-    if case.cell in SRU_CELLS:
-        module = sru_module(case, "auto").to(problem.x)
+    if case.cell in BESIDE:
+        module = own_module(case, "auto").to(problem.x)
     else:
         name = case.cell.upper() + ("Cell" if case.path == "cells" else "")
         options |= case.options()
         module = getattr(fastrnn, name)(case.I, case.H, device=case.device, dtype=problem.x.dtype, **options)
     module.load_state_dict(problem.module.state_dict())
     module.train(case.training)
-    weights = sru_parameters(module) if case.cell in SRU_CELLS else module.parameters()
+    weights = own_parameters(module) if case.cell in BESIDE else module.parameters()
     label = f"fastrnn ({tier})" if tier else "fastrnn"
     return torch_contender(tier or "fastrnn", label, problem, weights, lambda x: run(module, problem, x))
 
@@ -71,7 +66,7 @@ def build_plain(problem: Problem, threads: int = 1) -> Contender:
 
 
 ROWS = (
-    Row("fastrnn", "fastrnn", build, "#0a7d5a", "o", sru=True, variants=True),
+    Row("fastrnn", "fastrnn", build, "#0a7d5a", "o", variants=True, own=tuple(BESIDE)),
     Row("streamer", "fastrnn's streamer", build_streamer, "#a06cb0", "X", training=False),
     Row("plain", "plain fastrnn", build_plain, "#6fb59b", "P", variants=True),
 )

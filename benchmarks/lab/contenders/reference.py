@@ -7,19 +7,24 @@ import copy
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fastrnn import reference as plain
+from fastrnn.proof import elementwise
 from fastrnn.proof.timing import Contender
 
-from ..cases import SRU_CELLS
+from ..cases import BESIDE, ELEMENTWISE_CELLS
 from ..problem import Problem
-from .contender import Row, Unsupported, sru_parameters, torch_contender
+from .contender import Row, Unsupported, own_parameters, torch_contender
 from .contender import run as run_module
 
 
 def build(problem: Problem, threads: int = 1) -> Contender:
     case = problem.case
-    if case.cell in SRU_CELLS:
+    if case.cell in BESIDE:
         module = copy.deepcopy(problem.module)
-        weights = sru_parameters(module)
+        weights = own_parameters(module)
+        if case.cell in ELEMENTWISE_CELLS:
+            return torch_contender(
+                "reference", "reference", problem, weights, _defined(case.cell, module), few=True
+            )
         return torch_contender("reference", "reference", problem, weights, module, few=True)
     if case.variant:
         module = copy.deepcopy(problem.module)
@@ -50,4 +55,17 @@ def build(problem: Problem, threads: int = 1) -> Contender:
     return torch_contender("reference", "reference", problem, weights, run, few=True)
 
 
-ROWS = (Row("reference", "reference", build, "#8d97a1", "x", sru=True, variants=True),)
+def _defined(cell: str, module):
+    """The definition of one of the recurrences that are no torch.nn's."""
+    if cell == "linear_scan":
+        return lambda b: plain.linear_scan(module.a, b, module.h0)
+    named = dict(module.named_parameters())
+
+    def run(x):
+        zeros = x.new_zeros(1, x.size(1), module.hidden_size)
+        return elementwise.defined(cell, module, named, x, [zeros] * module._states)
+
+    return run
+
+
+ROWS = (Row("reference", "reference", build, "#8d97a1", "x", variants=True, own=tuple(BESIDE)),)

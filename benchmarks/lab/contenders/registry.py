@@ -5,10 +5,23 @@ from __future__ import annotations
 from fastrnn.proof import machine
 from fastrnn.proof.timing import Contender
 
-from ..cases import SRU_CELLS, Case
+from ..cases import BESIDE, Case
 from ..problem import Problem
 from . import compile as compiled
-from . import fastrnn, flashrnn, haste, jax, onnxruntime, openvino, reference, sru, torch, torchrl
+from . import (
+    fastrnn,
+    flashrnn,
+    haste,
+    jax,
+    log_scan,
+    onnxruntime,
+    openvino,
+    reference,
+    sru,
+    torch,
+    torchrl,
+    xlstm,
+)
 from .contender import Row, Unsupported
 from .fastrnn import TIERS
 
@@ -17,6 +30,8 @@ ROWS: tuple[Row, ...] = (
     *fastrnn.ROWS,
     *torch.ROWS,
     *sru.ROWS,
+    *log_scan.ROWS,
+    *xlstm.ROWS,
     *onnxruntime.ROWS,
     *openvino.ROWS,
     *jax.ROWS,
@@ -41,8 +56,10 @@ def build(key: str, problem: Problem, threads: int) -> Contender:
     if key not in ROW:
         raise ValueError(f"unknown contender {key!r}: expected one of {', '.join((*KEYS, *TIERS))}")
     row, case = ROW[key], problem.case
-    if case.cell in SRU_CELLS and not row.sru:
-        raise Unsupported("LSTM, GRU and RNN only")
+    if case.cell in BESIDE and case.cell not in row.own:
+        raise Unsupported("LSTM, GRU and RNN only" if not row.own else f"{' and '.join(row.own)} only")
+    if row.alone and case.cell not in row.own:
+        raise Unsupported(f"{' and '.join(row.own)} only")
     if case.variant and not row.variants:
         raise Unsupported("plain cells only")
     if row.device == "cuda" and not case.device.startswith("cuda"):
@@ -56,7 +73,7 @@ def build(key: str, problem: Problem, threads: int) -> Contender:
 
 def standard(case: Case) -> str:
     """The contender whose results the others must have."""
-    return "reference" if case.cell in SRU_CELLS or case.variant else "torch"
+    return "reference" if case.cell in BESIDE or case.variant else "torch"
 
 
 def versions() -> dict[str, str]:

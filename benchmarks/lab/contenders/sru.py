@@ -11,7 +11,7 @@ from fastrnn.proof.timing import Contender
 
 from ..cases import SRU_CELLS
 from ..problem import Problem
-from .contender import Row, Unsupported, require, sru_parameters, torch_contender
+from .contender import Row, Unsupported, own_parameters, require, torch_contender
 
 
 def package(problem: Problem) -> nn.Module:
@@ -51,7 +51,7 @@ def build(problem: Problem, threads: int) -> Contender:
     label = f"sru {importlib.import_module('sru').__version__}"
     # It trains through a loop in Python, which takes as long as the reference.
     few = problem.case.training
-    return torch_contender("sru", label, problem, sru_parameters(module), run, few=few)
+    return torch_contender("sru", label, problem, own_parameters(module), run, few=few)
 
 
-ROWS = (Row("sru", "sru", build, "#c9a227", "P", ("sru",), sru=True),)
+ROWS = (Row("sru", "sru", build, "#c9a227", "P", ("sru",), own=SRU_CELLS),)

@@ -1,4 +1,4 @@
-"""torch.nn's layers, by the library that does their work. Beside an SRU, which torch.nn has not, its LSTM."""
+"""torch.nn's layers, by the library that does their work. Beside what torch.nn has not, another layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastrnn.proof.timing import Contender
 
-from ..cases import SRU_CELLS
+from ..cases import BESIDE
 from ..problem import Problem
 from .contender import Row, own_copy, run, torch_contender
 
@@ -44,15 +44,16 @@ def torch_library(problem: Problem, module: nn.Module | None = None) -> str:
 
 def build(problem: Problem, threads: int) -> Contender:
     """torch.nn's module. nn.LSTM beside an SRU of the same sizes computes something else: it is there as the
-    layer that an SRU replaces, and is not compared in its results."""
+    layer that an SRU replaces, and is not compared in its results; as nn.GRU beside a MinGRU."""
     case = problem.case
-    if case.cell in SRU_CELLS:
+    if case.cell in BESIDE:
+        name = BESIDE[case.cell]
         with torch.random.fork_rng(devices=[]):
-            module = nn.LSTM(case.I, case.H).to(problem.x).train(case.training)
-        label = f"nn.LSTM ({torch_library(problem, module)})"
+            module = getattr(nn, name)(case.I, case.H).to(problem.x).train(case.training)
+        label = f"nn.{name} ({torch_library(problem, module)})"
     else:
         module, label = own_copy(problem.module), f"torch.nn ({torch_library(problem)})"
     return torch_contender("torch", label, problem, module.parameters(), lambda x: run(module, problem, x))
 
 
-ROWS = (Row("torch", "torch.nn", build, "#e4761b", "s", sru=True),)
+ROWS = (Row("torch", "torch.nn", build, "#e4761b", "s", own=tuple(BESIDE)),)

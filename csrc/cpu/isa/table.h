@@ -5,6 +5,7 @@
 #include "cpu/team.h"
 #include "params/scan.h"
 #include "plan/cpu.h"
+#include "plan/scan.h"
 
 namespace fastrnn {
 
@@ -23,6 +24,12 @@ struct KernelTable {
   void (*backward)(const BackwardParams& params, const CpuPlan& plan, char* workspace, const Parallel& parallel);
   size_t (*gate_product_workspace)(const GateProductParams& params, int workers);
   void (*gate_product)(const GateProductParams& params, int workers, char* workspace, const Parallel& parallel);
+  size_t (*slstm_forward_workspace)(const SlstmForwardParams& params, const SlstmPlan& plan);
+  void (*slstm_forward)(const SlstmForwardParams& params, const SlstmPlan& plan, char* workspace,
+                        const Parallel& parallel);
+  size_t (*slstm_backward_workspace)(const SlstmBackwardParams& params, const SlstmPlan& plan);
+  void (*slstm_backward)(const SlstmBackwardParams& params, const SlstmPlan& plan, char* workspace,
+                         const Parallel& parallel);
   double (*fma_loop)(int64_t iterations);                                  // returns flops done
   double (*read_loop)(const float* data, int64_t count, int64_t repeats);  // returns bytes read
   const ScanKernels* scan;

@@ -33,8 +33,8 @@ inline RowMoments<T> Backward<T, CellOf, Operand>::saved_moments(const char* row
     sum.add(RowPart<T>{middle, sum_lanes<T>(away)}, static_cast<double>(whole * W * G));
   }
   const Range rest = {whole, units_.blocks()};
-  sum.add(part_of(units_, rest, G,
-                  [&](int64_t block, int g) { return saved_at(row, first + g, block, units_.lanes(block)); }),
+  sum.add(part_of<G>(units_, rest,
+                     [&](int64_t block, int g) { return saved_at(row, first + g, block, units_.lanes(block)); }),
           static_cast<double>(units_in(units_, rest) * G));
   return sum.template moments<T>(on().eps);
 }
@@ -73,8 +73,8 @@ inline void Backward<T, CellOf, Operand>::emit_backward(int rank, const Chunk& c
       const Slot slot = slot_at(d, t, batch_row(b, i));
       const char* const row = saved_row(d, slot.row);
       const RowMoments<T> of_c =
-          moments_of(part_of(units_, {0, units_.blocks()}, 1,
-                             [&](int64_t block, int) { return candidate_at(d, slot, t, block); }),
+          moments_of(part_of<1>(units_, {0, units_.blocks()},
+                                [&](int64_t block, int) { return candidate_at(d, slot, t, block); }),
                      1);
       worker.moments[2 * group_rows_ + i] = of_c;
       V sum{}, product{};

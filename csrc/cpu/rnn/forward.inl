@@ -33,6 +33,9 @@ class Forward : private Schedule {
   // Rows whose product with W_ih is made by dots where weights are read where they lie: more repay the packing of
   // each panel just before its use.
   static constexpr int64_t kDotInputRows = 8;
+  // Saved values of a variant from so many bytes on are written past the caches, in which they would not be when the
+  // backward pass comes: a norm has three times the plain cell's.
+  static constexpr int64_t kStreamedBytes = 16 << 20, kLine = 64;
 
  public:
   using Weights = PackedWeights<T, CellOf, Operand>;
@@ -45,6 +48,13 @@ class Forward : private Schedule {
     // A panel that is used once is packed into a small buffer right before, so that the packed weights
     // never travel through memory; with several batch groups each would repeat the packing.
     const bool alone = !p_.packed && plan_.batch_groups == 1;
+    if constexpr (C::kVariant) {
+      // What is written past the caches has to be whole lines, each at once.
+      const int64_t line = Simd<T>::W * static_cast<int64_t>(size_of(s_.dtype));
+      const int64_t bytes = s_.D * s_.rows() * saved_of(s_) * s_.H * static_cast<int64_t>(size_of(s_.dtype));
+      streams_ = p_.gates && line == kLine && bytes >= kStreamedBytes && s_.H % W == 0 &&
+                 reinterpret_cast<uintptr_t>(p_.gates) % kLine == 0;
+    }
     input_dots_ = plan_.direct && plan_.forward_chunk * most_group_rows() <= kDotInputRows;
     input_just_in_time_ = alone && !input_dots_ && plan_.forward_chunk >= s_.T;
     state_just_in_time_ = alone && !plan_.direct && s_.T == 1 && !C::kVariant;
@@ -149,6 +159,9 @@ class Forward : private Schedule {
           if (on().norm) own.meet_group();  // every part of the rows of gx has been summed
         }
         for (int64_t s = s0; s < s1; ++s) advance(own, s, s - s0);
+      }
+      if constexpr (C::kVariant) {
+        if (streams_) stream_fence();
       }
     });
   }
@@ -360,6 +373,7 @@ class Forward : private Schedule {
   const Panels<T> units_;    // hidden units in gate panels
   const Panels<T> outputs_;  // columns of the output in general panels
   Arena arena_;
+  bool streams_ = false;  // a variant's saved values, past the caches
   bool input_dots_ = false, input_just_in_time_ = false, state_just_in_time_ = false;
   int64_t chunk_rows_ = 0, group_rows_ = 0;
   Direction directions_[kMaxDirections] = {};

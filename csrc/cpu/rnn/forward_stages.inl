@@ -95,8 +95,8 @@ inline void Forward<T, CellOf, Operand>::sum_input_rows(int rank, int64_t rows) 
   const Group& group = groups_[grid_.group(rank)];
   const Range own = own_blocks(units_, rank);
   for (int64_t row = 0; row < rows; ++row) {
-    group.x_parts[grid_.unit_group(rank) * chunk_rows_ + row] = part_of(units_, own, G, [&](int64_t block, int g) {
-      const int64_t panel = block / units_.per_panel, units = units_.blocks_of(panel);
+    group.x_parts[grid_.unit_group(rank) * chunk_rows_ + row] = part_of<G>(units_, own, [&](int64_t block, int g) {
+      const int64_t panel = block / Weights::kUnits, units = units_.blocks_of(panel);
       return S::load(workers_[rank].gx + gx_offset(rank, panel) +
                      ((row * units + block - units_.first_block(panel)) * G + g) * W);
     });
@@ -171,8 +171,8 @@ inline void Forward<T, CellOf, Operand>::first_product(int rank, int64_t s, int6
   }
   for (int64_t row = 0; row < n; ++row) {
     const Range blocks = own_blocks(units_, rank);
-    group.h_parts[grid_.unit_group(rank) * group_rows_ + row] = part_of(units_, blocks, G, [&](int64_t block, int g) {
-      const int64_t panel = block / units_.per_panel, first = units_.first_block(panel);
+    group.h_parts[grid_.unit_group(rank) * group_rows_ + row] = part_of<G>(units_, blocks, [&](int64_t block, int g) {
+      const int64_t panel = block / Weights::kUnits, first = units_.first_block(panel);
       return S::load(
           worker.held +
           ((first - blocks.begin) * group_rows_ * G + (row * units_.blocks_of(panel) + block - first) * G + g) * W);
@@ -263,7 +263,7 @@ inline void Forward<T, CellOf, Operand>::normalise(int rank, int64_t s, int64_t 
   if constexpr (C::kHasCell) {
     for (int64_t row = 0; row < n; ++row) {
       groups_[grid_.group(rank)].c_parts[grid_.unit_group(rank) * group_rows_ + row] =
-          part_of(units_, blocks, 1, [&](int64_t block, int) {
+          part_of<1>(units_, blocks, [&](int64_t block, int) {
             return S::load(worker.candidate + ((block - blocks.begin) * group_rows_ + row) * W);
           });
     }
@@ -353,6 +353,10 @@ inline void Forward<T, CellOf, Operand>::save(int direction, int64_t row, int64_
   if (!p_.gates) return;
   const int64_t all = C::kSaved + (on().norm ? 2 * G : 0);
   const int64_t base = ((direction * s_.rows() + row) * all + first) * s_.H + block * W;
+  if (streams_) {
+    for (int k = 0; k < count; ++k) stream_as<T>(p_.gates, base + k * s_.H, values[k], s_.dtype);
+    return;
+  }
   for (int k = 0; k < count; ++k) {
     store_as<T>(p_.gates, base + k * s_.H, values[k], units_.lanes(block), s_.dtype);
   }

@@ -8,6 +8,8 @@
 #include "cpu/rnn/backward_stages.inl"
 #include "cpu/rnn/backward_stages_chunk.inl"
 #include "cpu/rnn/forward_stages.inl"
+#include "cpu/rnn/slstm_backward.inl"
+#include "cpu/rnn/slstm_forward.inl"
 #include "cpu/simd/limits.inl"
 
 namespace fastrnn {
@@ -106,6 +108,21 @@ void pack_weights(const LayerShape& shape, const DirectionWeights& weights, char
   });
 }
 
+template <template <class> class Kernel, class Params>
+size_t slstm_workspace(const Params& params, const SlstmPlan& plan) {
+  return params.in.shape.dtype == Dtype::kDouble ? Kernel<double>(params, plan, nullptr).workspace_bytes()
+                                                 : Kernel<float>(params, plan, nullptr).workspace_bytes();
+}
+
+template <template <class> class Kernel, class Params>
+void run_slstm(const Params& params, const SlstmPlan& plan, char* workspace, const Parallel& parallel) {
+  const auto run = [&]<class T>() {
+    Kernel<T> kernel(params, plan, workspace);
+    parallel.run(plan.workers(), Kernel<T>::body, &kernel);
+  };
+  params.in.shape.dtype == Dtype::kDouble ? run.template operator()<double>() : run.template operator()<float>();
+}
+
 int lanes(Dtype dtype) { return dtype == Dtype::kDouble ? Simd<double>::W : Simd<float>::W; }
 
 constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const ScanKernels* scan) {
@@ -121,6 +138,10 @@ constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const Sc
           run_kernel<Plain<Backward>, BackwardParams>,
           gate_product_workspace,
           gate_product,
+          slstm_workspace<SlstmForward, SlstmForwardParams>,
+          run_slstm<SlstmForward, SlstmForwardParams>,
+          slstm_workspace<SlstmBackward, SlstmBackwardParams>,
+          run_slstm<SlstmBackward, SlstmBackwardParams>,
           fma_loop,
           read_loop,
           scan};

@@ -1,6 +1,8 @@
 // What the stages of a variant need of whole rows: sums over a worker's part of a row, and the vectors of a layer's
 // units in the compute type.
 #pragma once
+#include <type_traits>
+
 #include "cells/policies/stages.h"
 #include "cpu/rnn/schedule.inl"
 
@@ -29,26 +31,36 @@ int64_t units_in(const Panels<T>& units, Range blocks) {
   return blocks.begin >= blocks.end ? 0 : min_of(units.length, blocks.end * Simd<T>::W) - blocks.begin * Simd<T>::W;
 }
 
-// The mean of the values value(block, k), k < per_unit, of some blocks, and their squared distances from it.
-template <class T, class F>
-RowPart<T> part_of(const Panels<T>& units, Range blocks, int per_unit, F&& value) {
+// The mean of the values value(block, k), k < kPerUnit, of some blocks, and their squared distances from it. Four
+// sums at a time, so that none waits for the one before it.
+template <int kPerUnit, class T, class F>
+RowPart<T> part_of(const Panels<T>& units, Range blocks, F&& value) {
   using V = typename Simd<T>::V;
-  const T count = static_cast<T>(units_in(units, blocks) * per_unit);
+  const T count = static_cast<T>(units_in(units, blocks) * kPerUnit);
   if (count == 0) return {0, 0};
+  constexpr int kBlocks = kPerUnit > 1 ? 1 : 4, kSums = kPerUnit * kBlocks;
+  // Blocks whose lanes are all units, in groups of kBlocks.
+  const int64_t whole = min_of(blocks.end, units.length / Simd<T>::W);
+  const int64_t grouped = blocks.begin + max_of<int64_t>(0, whole - blocks.begin) / kBlocks * kBlocks;
   // Of the values, or of their squared distances from `middle`.
-  const auto sum = [&](const V& middle, bool squares) {
-    V sums[2] = {};
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      for (int k = 0; k < per_unit; ++k) {
-        V v = value(block, k);
-        if (squares) v = (v - middle) * (v - middle);
-        sums[k & 1] += first_lanes<T>(v, units.lanes(block));
-      }
+  const auto sum = [&](const V& middle, auto squares) {
+    const auto term = [&](int64_t block, int k) {
+      const V v = value(block, k);
+      return squares ? (v - middle) * (v - middle) : v;
+    };
+    V sums[kSums] = {};
+    for (int64_t block = blocks.begin; block < grouped; block += kBlocks) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kSums; ++k) sums[k] += term(block + k / kPerUnit, k % kPerUnit);
     }
-    return sum_lanes<T>(sums[0] + sums[1]);
+    for (int64_t block = grouped; block < blocks.end; ++block) {
+      for (int k = 0; k < kPerUnit; ++k) sums[k] += first_lanes<T>(term(block, k), units.lanes(block));
+    }
+    for (int k = 1; k < kSums; ++k) sums[0] += sums[k];
+    return sum_lanes<T>(sums[0]);
   };
-  const T mean = sum(V{}, false) / count;
-  return {mean, sum(Simd<T>::broadcast(mean), true)};
+  const T mean = sum(V{}, std::false_type()) / count;
+  return {mean, sum(Simd<T>::broadcast(mean), std::true_type())};
 }
 
 // Vectors of a direction from natural ones; where there is none, nothing is written.

@@ -2,7 +2,7 @@
 // compile kernels.inl once each.
 #pragma once
 #include "cpu/team.h"
-#include "params/scan.h"
+#include "params/elementwise.h"
 #include "plan/scan.h"
 
 namespace fastrnn {
@@ -14,6 +14,13 @@ struct ScanKernels {
   void (*forward)(const ScanForwardParams& params, const ScanPlan& plan, char* workspace, const Parallel& parallel);
   size_t (*backward_workspace)(const ScanBackwardParams& params, const ScanPlan& plan);
   void (*backward)(const ScanBackwardParams& params, const ScanPlan& plan, char* workspace, const Parallel& parallel);
+  // The same of the recurrences of cells/elementwise.h.
+  size_t (*elementwise_forward_workspace)(const ElementwiseForwardParams& params, const ElementwisePlan& plan);
+  void (*elementwise_forward)(const ElementwiseForwardParams& params, const ElementwisePlan& plan, char* workspace,
+                              const Parallel& parallel);
+  size_t (*elementwise_backward_workspace)(const ElementwiseBackwardParams& params, const ElementwisePlan& plan);
+  void (*elementwise_backward)(const ElementwiseBackwardParams& params, const ElementwisePlan& plan, char* workspace,
+                               const Parallel& parallel);
 };
 
 extern const ScanKernels kBaselineScan;

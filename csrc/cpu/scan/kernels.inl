@@ -11,27 +11,71 @@
 #pragma once
 #include "cells/sru.h"
 #include "cpu/scan/backward.inl"
+#include "cpu/scan/elementwise_backward.inl"
+#include "cpu/scan/elementwise_forward.inl"
 #include "cpu/scan/forward.inl"
 
 namespace fastrnn {
 namespace {
 
+// Calls f.template operator()<T, dtype>(), T being what is computed in.
+template <class F>
+void with_type(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::kFloat:
+      return f.template operator()<float, Dtype::kFloat>();
+    case Dtype::kDouble:
+      return f.template operator()<double, Dtype::kDouble>();
+    case Dtype::kBFloat16:
+      return f.template operator()<float, Dtype::kBFloat16>();
+    case Dtype::kHalf:
+      return f.template operator()<float, Dtype::kHalf>();
+  }
+}
+
 // Calls f.template operator()<T, dtype, Cell>(), a scan's cell being a template over the math policy.
 template <class F>
 void with_scan(const ScanShape& s, F&& f) {
-  const auto with_type = [&]<class T, Dtype kDtype>() {
+  with_type(s.dtype, [&]<class T, Dtype kDtype>() {
     s.use_tanh ? f.template operator()<T, kDtype, SruTanhCell>() : f.template operator()<T, kDtype, SruPlainCell>();
-  };
-  switch (s.dtype) {
-    case Dtype::kFloat:
-      return with_type.template operator()<float, Dtype::kFloat>();
-    case Dtype::kDouble:
-      return with_type.template operator()<double, Dtype::kDouble>();
-    case Dtype::kBFloat16:
-      return with_type.template operator()<float, Dtype::kBFloat16>();
-    case Dtype::kHalf:
-      return with_type.template operator()<float, Dtype::kHalf>();
-  }
+  });
+}
+
+template <class F>
+void with_elementwise(const ElementwiseInputs& in, F&& f) {
+  with_type(in.scan.shape.dtype, [&]<class T, Dtype kDtype>() {
+    switch (in.cell) {
+      case ElementwiseKind::kLinear:
+        return f.template operator()<T, kDtype, LinearCell>();
+      case ElementwiseKind::kMinGru:
+      case ElementwiseKind::kMinGruLog:
+        return f.template operator()<T, kDtype, MinGruCell>();
+      case ElementwiseKind::kMinLstm:
+      case ElementwiseKind::kMinLstmLog:
+        return f.template operator()<T, kDtype, MinLstmCell>();
+      case ElementwiseKind::kIndRnnTanh:
+      case ElementwiseKind::kIndRnnRelu:
+        return f.template operator()<T, kDtype, IndRnnCell>();
+    }
+  });
+}
+
+template <template <class, Dtype, template <class> class> class Kernel, class Params>
+size_t elementwise_workspace(const Params& params, const ElementwisePlan& plan) {
+  size_t bytes = 0;
+  with_elementwise(params.in, [&]<class T, Dtype kDtype, template <class> class Cell>() {
+    bytes = Kernel<T, kDtype, Cell>(params, plan, nullptr).workspace_bytes();
+  });
+  return bytes;
+}
+
+template <template <class, Dtype, template <class> class> class Kernel, class Params>
+void run_elementwise(const Params& params, const ElementwisePlan& plan, char* workspace, const Parallel& parallel) {
+  with_elementwise(params.in, [&]<class T, Dtype kDtype, template <class> class Cell>() {
+    Kernel<T, kDtype, Cell> kernel(params, plan, workspace);
+    parallel.run(kernel.workers(), Kernel<T, kDtype, Cell>::body, &kernel);
+    kernel.finish();
+  });
 }
 
 template <template <class, Dtype, template <class> class> class Kernel, class Params>
@@ -54,8 +98,15 @@ void run_scan(const Params& params, const ScanPlan& plan, char* workspace, const
 int scan_lanes(Dtype dtype) { return dtype == Dtype::kDouble ? Simd<double>::W : Simd<float>::W; }
 
 constexpr ScanKernels make_scan_kernels() {
-  return {scan_lanes, scan_workspace<ScanForward, ScanForwardParams>, run_scan<ScanForward, ScanForwardParams>,
-          scan_workspace<ScanBackward, ScanBackwardParams>, run_scan<ScanBackward, ScanBackwardParams>};
+  return {scan_lanes,
+          scan_workspace<ScanForward, ScanForwardParams>,
+          run_scan<ScanForward, ScanForwardParams>,
+          scan_workspace<ScanBackward, ScanBackwardParams>,
+          run_scan<ScanBackward, ScanBackwardParams>,
+          elementwise_workspace<ElementwiseForward, ElementwiseForwardParams>,
+          run_elementwise<ElementwiseForward, ElementwiseForwardParams>,
+          elementwise_workspace<ElementwiseBackward, ElementwiseBackwardParams>,
+          run_elementwise<ElementwiseBackward, ElementwiseBackwardParams>};
 }
 
 }  // namespace

@@ -9,6 +9,19 @@ namespace {
 template <class T>
 struct VectorMath;
 
+// log(1 / (1 + exp(-x))) = min(x, 0) - log(1 + e), e = exp(-|x|), and log(1 + e) = 2 atanh(s), s = e / (2 + e) of at
+// most 1/3, by its series to s^last.
+template <class M, int last, class V>
+FASTRNN_INLINE V log_sigmoid_of(V x) {
+  const V zero = M::set(0), low = x < zero ? x : zero;
+  const V e = M::exp(x < zero ? x : -x);
+  const V s = e / (M::set(2) + e), s2 = s * s;
+  V sum = M::set(1.0 / last);
+#pragma GCC unroll 16
+  for (int k = last - 2; k > 0; k -= 2) sum = sum * s2 + M::set(1.0 / k);
+  return low - (s + s) * sum;
+}
+
 template <>
 struct VectorMath<float> {
   using S = Simd<float>;
@@ -99,6 +112,14 @@ struct VectorMath<float> {
     return magnitude < set(0.65) ? small : copy_sign(large, x);
   }
 
+  // exp(x) of x <= 0; 0 below -87.
+  static FASTRNN_INLINE V exp(V x) {
+    V scale, tail;
+    exp_parts<1>(clamp(x, -87.0f, 0.0f), scale, tail);
+    return x < set(-87) ? V{} : scale + scale * tail;
+  }
+  static FASTRNN_INLINE V log_sigmoid(V x) { return log_sigmoid_of<VectorMath, 15>(x); }
+
   static FASTRNN_INLINE V relu(V x) { return x < set(0) ? set(0) : x; }
   static FASTRNN_INLINE V positive_mask(V v, V d) { return v <= set(0) ? set(0) : d; }
 };
@@ -150,6 +171,14 @@ struct VectorMath<double> {
     const V e = scale * tail + (scale - set(1));
     return e / (e + set(2));
   }
+
+  // exp(x) of x <= 0; 0 below -708.
+  static FASTRNN_INLINE V exp(V x) {
+    V scale, tail;
+    exp_parts(clamp(x, -708.0, 0.0), scale, tail);
+    return x < set(-708) ? V{} : scale + scale * tail;
+  }
+  static FASTRNN_INLINE V log_sigmoid(V x) { return log_sigmoid_of<VectorMath, 33>(x); }
 
   static FASTRNN_INLINE V relu(V x) { return x < set(0) ? set(0) : x; }
   static FASTRNN_INLINE V positive_mask(V v, V d) { return v <= set(0) ? set(0) : d; }
