@@ -206,10 +206,10 @@ def test_parts_of_a_sequence(threads, isa, cell, count):
     """Few columns and many steps: threads take parts of it, with lengths and resets in all of them."""
     threads(count)
     for reverse in (False, True):
-        check(Case(cell, T=3000, B=1, H=20, reverse=reverse))
-        check(Case(cell, T=2000, B=2, H=9, reverse=reverse, dtype=F64, start=False))
-        check(Case(cell, T=2500, B=1, H=40, reverse=reverse, reset=True))
-        check(Case(cell, T=2500, B=1, H=40, reverse=reverse, lengths=True, dtype=BF16))
+        check(Case(cell, T=1200, B=1, H=20, reverse=reverse))
+        check(Case(cell, T=1100, B=2, H=9, reverse=reverse, dtype=F64, start=False))
+        check(Case(cell, T=1300, B=1, H=40, reverse=reverse, reset=True))
+        check(Case(cell, T=1300, B=1, H=40, reverse=reverse, lengths=True, dtype=BF16))
 
 
 # ---- what is no number, and what is too large for one -----------------------------------------------------
