@@ -152,7 +152,8 @@ def test_what_is_in_a_wheel(kind, machine, tmp_path):
     module = f"fastrnn/_C.cpython-{python.removeprefix('cp')}-{machine}-linux-gnu.so"
     runtime = [f"fastrnn/lib/{name}" for name in ("libfastrnn_stream.so", "libfastrnn_stream.a")]
     runtime += ["fastrnn/include/fastrnn.h", "fastrnn/lib/cmake/fastrnn/fastrnn-config.cmake"]
-    files = [module, "fastrnn/libfastrnn_cpu.so"] + ["fastrnn/libfastrnn_cuda.so"] * (kind == "cuda") + runtime
+    cuda = ["fastrnn/libfastrnn_cuda.so"] * (kind == "cuda")
+    files = [module, "fastrnn/libfastrnn_cpu.so", *cuda, *runtime]
 
     def faults(name: str, content: list[str]) -> list[str]:
         with zipfile.ZipFile(folder / name, "w") as file:

@@ -21,8 +21,8 @@ class Problem:
     """Weights, input, state and incoming gradient of a case, the same for every contender.
 
     Attributes:
-        module: the torch.nn module with the weights, or fastrnn's of what torch.nn has not and of variants; in
-            eval mode for inference.
+        module: the torch.nn module with the weights, or fastrnn's of what torch.nn has not and of variants;
+            in eval mode for inference.
         x: (T, B, I), or (B, I) for a single step; padded with zeros where the case is packed.
         lengths: (B,) int64 of a packed case, else None.
         state: (h,) or (h, c), each (B, H), for a single step; None for layers, which start from zeros.

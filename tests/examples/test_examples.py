@@ -95,7 +95,7 @@ def test_trains_scores_samples_and_draws(tmp_path, capsys, plain):
 
 
 def test_variants_race(tmp_path, capsys, plain):
-    """Protects the comparison at equal time: the same seconds for each, a curve of each in picture and JSON."""
+    """Protects the comparison at equal time: the same seconds for each, a curve of each in both files."""
     pytest.importorskip("matplotlib")
     path = tmp_path / "race.png"
     assert main("variants", "--seconds", "3", "--out", str(path)) == 0
