@@ -53,9 +53,9 @@
 // forward_unit() and backward_unit() below are all that lies between the products, for every loop on every device.
 // The output's half of the state stage stands where a loop has the output: behind the projection, if there is one.
 // What needs more of its row than its unit (the sums of a norm, a second product) is one more pass over the units
-// with a meeting before it: advance_stages() and retreat_stages() of cpu/rnn. The policies that layers can have are in
-// policies/, switched by values (variant.h) in one instance a cell, policies/stages.h, which the CPU's loop runs and
-// the GPU's (cuda/stepwise/stages.h).
+// with a meeting before it: advance_stages() and retreat_stages() of cpu/rnn. The policies that layers can have are
+// in policies/, switched by values (variant.h) in one instance a cell, policies/stages.h, which the CPU's loop runs
+// and the GPU's (cuda/stepwise/stages.h).
 //
 // A policy Gates<M> has
 //     kSaved      values a unit that it keeps for its backward

@@ -1,6 +1,6 @@
 // Activations for one row of few units, where a step waits for them and not for arithmetic: half the latency of
-// VectorMath's, and errors of up to 3e-7 where those have 6e-8 (tests/stream/test_quick_models.py). The math policy that
-// csrc/cells/ asks for, of a pass without derivatives. A gate's saturation is exact, 0 or 1, and NaN stays NaN.
+// VectorMath's, and errors of up to 3e-7 where those have 6e-8 (tests/stream/test_quick_models.py). The math policy
+// that csrc/cells/ asks for, of a pass without derivatives. A gate's saturation is exact, 0 or 1, and NaN stays NaN.
 #pragma once
 #include "cpu/simd/math.h"
 

@@ -23,8 +23,8 @@ struct Status {
   Tier tier = Tier::kAuto;
   CellKind cell = CellKind::kLstm;
   int64_t T = 0, B = 0, H = 0;
-  // The step that never came, counted from the first one that the pass takes: forward 0 to T-1, where 0 has waited for
-  // h0; backward 1 to T, where T has waited for the gradient of h0.
+  // The step that never came, counted from the first one that the pass takes: forward 0 to T-1, where 0 has waited
+  // for h0; backward 1 to T, where T has waited for the gradient of h0.
   int64_t step = 0;
   // And what else names the kernel and its launch.
   Pass pass = Pass::kForward;
@@ -39,8 +39,8 @@ struct Status {
 Status read_status(int device);
 void clear_status(int device);
 
-// The same record as kernels of the current device write it, made at the first call, a stream's capture included. Null
-// where the device cannot have such memory: kernels then have NaN alone to tell.
+// The same record as kernels of the current device write it, made at the first call, a stream's capture included.
+// Null where the device cannot have such memory: kernels then have NaN alone to tell.
 Status* status_on_device();
 
 }  // namespace fastrnn::cuda

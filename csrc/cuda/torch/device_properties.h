@@ -5,8 +5,8 @@
 #include <array>
 #include <mutex>
 
-#include "plan/device.h"
 #include "cuda/torch/tensors.h"
+#include "plan/device.h"
 
 namespace fastrnn::cuda {
 
