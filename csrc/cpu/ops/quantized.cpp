@@ -7,10 +7,22 @@
 #endif
 
 namespace fastrnn {
+namespace {
+
+#if defined(__x86_64__)
+bool is_avx512(const KernelTable& table) {
+#if defined(__linux__)
+  if (&table == &kAmxKernels) return true;
+#endif
+  return &table == &kAvx512Bf16Kernels || &table == &kAvx512Kernels;
+}
+#endif
+
+}  // namespace
 
 const QuantizedKernels& quantized_kernels(const KernelTable& table) {
 #if defined(__x86_64__)
-  if (&table == &kAvx512Bf16Kernels || &table == &kAvx512Kernels) return kAvx512Quantized;
+  if (is_avx512(table)) return kAvx512Quantized;
   if (&table == &kAvx2Kernels) return kAvx2Quantized;
 #elif defined(__aarch64__)
   if (&table == &kNeonBf16Kernels || &table == &kNeonKernels) return kNeonQuantized;
@@ -38,7 +50,7 @@ bool has_int8_dot(const KernelTable& table) {
 #if defined(__x86_64__)
   // Asked once: a virtual machine takes some 15 us to answer.
   static const bool avx = has_avx_vnni(), avx512 = has_avx512_vnni();
-  if (&table == &kAvx512Bf16Kernels || &table == &kAvx512Kernels) return avx512;
+  if (is_avx512(table)) return avx512;
   return &table == &kAvx2Kernels && avx;
 #elif defined(__aarch64__)
   static const bool sdot = has_sdot();

@@ -148,6 +148,18 @@ constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const Sc
 }
 
 #ifdef FASTRNN_HAS_BF16_DOT
+// The table, where every entry has a kernel; else it does not compile.
+constexpr KernelTable complete(const KernelTable& table) {
+  const auto& [name, runs_here, lanes, tile_rows, forward_workspace, forward, packed_bytes, pack, backward_workspace,
+               backward, gate_product_workspace, gate_product, slstm_forward_workspace, slstm_forward,
+               slstm_backward_workspace, slstm_backward, fma_loop, read_loop, scan] = table;
+  const bool all = name && runs_here && lanes && tile_rows && forward_workspace && forward && packed_bytes && pack &&
+                   backward_workspace && backward && gate_product_workspace && gate_product &&
+                   slstm_forward_workspace && slstm_forward && slstm_backward_workspace && slstm_backward &&
+                   fma_loop && read_loop && scan;
+  return all ? table : throw "an entry is missing";
+}
+
 // A pass of bfloat16 layers by an instruction for them. A variant's products are others'.
 template <template <class, template <class> class, class> class Pass, class Operand>
 struct OfBfloat16 {
@@ -204,12 +216,22 @@ constexpr KernelTable make_bf16_table(const char* name, bool (*runs_here)(), con
   table.gate_product = [](const GateProductParams& params, int workers, char* workspace, const Parallel& parallel) {
     kRest.gate_product(params, workers, workspace, parallel);
   };
+  table.slstm_forward_workspace = [](const SlstmForwardParams& params, const SlstmPlan& plan) {
+    return kRest.slstm_forward_workspace(params, plan);
+  };
+  table.slstm_forward = [](const SlstmForwardParams& params, const SlstmPlan& plan, char* workspace,
+                           const Parallel& parallel) { kRest.slstm_forward(params, plan, workspace, parallel); };
+  table.slstm_backward_workspace = [](const SlstmBackwardParams& params, const SlstmPlan& plan) {
+    return kRest.slstm_backward_workspace(params, plan);
+  };
+  table.slstm_backward = [](const SlstmBackwardParams& params, const SlstmPlan& plan, char* workspace,
+                            const Parallel& parallel) { kRest.slstm_backward(params, plan, workspace, parallel); };
   table.fma_loop = [](int64_t iterations) { return kRest.fma_loop(iterations); };
   table.read_loop = [](const float* data, int64_t count, int64_t repeats) {
     return kRest.read_loop(data, count, repeats);
   };
   table.scan = scan;
-  return table;
+  return complete(table);
 }
 #endif
 
