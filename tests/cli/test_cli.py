@@ -219,7 +219,7 @@ def test_verify_reports_what_is_raised_and_restores_the_instruction_set(monkeypa
         return genuine(data, dtype, backend, mode)
 
     monkeypatch.setattr(numbers, "run_functional", broken)
-    wanted = numbers.checks(["rnn_relu"], ["float64"], ["cells"])
+    wanted = numbers.checks(["rnn_relu"], ["float64"], ["cells"], ["plain"])
     outcomes = numbers.verify(wanted)
     assert [o.ok for o in outcomes] == [False] * len(library.available_cpu_isas())
     assert outcomes[0].error == "RuntimeError: no such kernel"
@@ -230,7 +230,7 @@ def test_verify_goes_on_without_torch_nn(monkeypatch):
     """What a GPU's torch.nn cannot run is still compared with float64, and says so; on the CPU that is an
     error."""
 
-    def refused(data):
+    def refused(data, mode):
         raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED\nand a hint")
 
     monkeypatch.setattr(numbers, "run_torch", refused)

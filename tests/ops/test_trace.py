@@ -376,6 +376,10 @@ def _twice(
             grad, None, None, None, x, h, c, weights, None, None, None, y, gates, cells, "lstm", True, 15
         )
         ops.append([i[0], i[1], i[2], i[3], i[4], i[5], i[6]])
+        j = torch.ops.fastrnn.rnn_backward_unlisted_variant(
+            grad, None, None, None, x, h, c, weights, None, None, None, y, gates, cells, "lstm", True, 15
+        )
+        ops.append([j[0], j[1], j[2], j[3], j[4], j[5], j[6]])
         packed = [torch.ops.fastrnn.rnn_pack(weights, "lstm", True)]
         for _ in range(2):
             k = torch.ops.fastrnn.rnn_stream(x, h, c, packed)

@@ -133,7 +133,7 @@ def ratios(run: dict, threads: int) -> Figure | None:
             positions, lengths, left=1, height=0.62, color=COLORS["fastrnn"], alpha=0.9
         )
         everything = list(values)
-        for key in KEYS[KEYS.index("torch") + 1 : KEYS.index("reference")]:
+        for key in (k for k in KEYS if k not in ("fastrnn", "torch", "reference")):
             points = [
                 (r["contenders"]["torch"]["median_s"] / r["contenders"][key]["median_s"], p)
                 for r, p in zip(results, positions, strict=True)

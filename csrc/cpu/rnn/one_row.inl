@@ -19,14 +19,9 @@ namespace {
 // The most units of such a layer: from there on the product is what takes the time.
 constexpr int64_t kOneRowUnits = 64;
 
-// Whether a layer of one row is one of these. Not yet in a build by clang, whose outputs are wrong where there are
-// several blocks of units (clang 14, every instruction set): those go the way of all layers.
+// Whether a layer of one row is one of these.
 inline bool few_units(const LayerShape& s) {
-#if defined(__clang__)
-  return (void)s, false;
-#else
   return s.dtype == Dtype::kFloat && s.H <= kOneRowUnits && s.P == 0 && s.D == 1 && !s.variant.any();
-#endif
 }
 
 // The packed weights of a layer, as PackedWeights lays them out.
@@ -49,22 +44,38 @@ struct OneRow {
   // returned: a caller who keeps both need not copy it.
   static int run(const OneRowWeights& weights, int64_t I, int64_t H, float* const (&h)[2], int at, float* c,
                  const float* x, int64_t x_stride, float* y, int64_t steps) {
+    const Panels<float> units{H, Weights::kUnits};
+    const Lie last = Weights::lie_of(units, units.count() - 1);
+    return last.close ? run<true>(last, weights, I, H, h, at, c, x, x_stride, y, steps)
+                      : run<false>(last, weights, I, H, h, at, c, x, x_stride, y, steps);
+  }
+
+ private:
+  using Lie = typename Weights::Lie;
+
+  // kClose: whether the gates of the last block lie close, see panels.inl. A register of one of them then has, behind
+  // the block's units, what is the next gate's or the next row's: of units that there are not.
+  template <bool kClose>
+  static int run(const Lie& last, const OneRowWeights& weights, int64_t I, int64_t H, float* const (&h)[2], int at,
+                 float* c, const float* x, int64_t x_stride, float* y, int64_t steps) {
     const int blocks = static_cast<int>(ceil_div(H, W));
     if (blocks == 1) {  // which reads all of h before it writes
       for (int64_t t = 0; t < steps; ++t, x += x_stride, y += H) {
-        unit_block(weights, I, H, 0, 1, h[at], c, x, h[at]);
+        unit_block<kClose>(last, weights, I, H, 0, 1, h[at], c, x, h[at]);
         write(h[at], y, H);
       }
       return at;
     }
     for (int64_t t = 0; t < steps; ++t, x += x_stride, y += H, at ^= 1) {
-      for (int u = 0; u < blocks; ++u) unit_block(weights, I, H, u, blocks, h[at], c, x, h[at ^ 1]);
+      for (int u = 0; u < blocks - kClose; ++u) {
+        unit_block<false>(last, weights, I, H, u, blocks, h[at], c, x, h[at ^ 1]);
+      }
+      if constexpr (kClose) unit_block<true>(last, weights, I, H, blocks - 1, blocks, h[at], c, x, h[at ^ 1]);
       write(h[at ^ 1], y, H);
     }
     return at;
   }
 
- private:
   static FASTRNN_INLINE void write(const float* h, float* y, int64_t H) {
     int64_t i = 0;
     for (; i + W <= H; i += W) S::store(y + i, S::load(h + i));
@@ -72,7 +83,9 @@ struct OneRow {
   }
 
   // Where gate g's weights of a block of units begin in panels of K rows, and the distance from row to row.
-  static FASTRNN_INLINE const float* gate(const float* panels, int64_t K, int u, int blocks, int g, int64_t& row) {
+  template <bool kClose>
+  static FASTRNN_INLINE const float* gate(const Lie& last, const float* panels, int64_t K, int u, int blocks, int g,
+                                          int64_t& row) {
     if constexpr (G == 1) {
       const int first = u / Weights::kUnits * Weights::kUnits;
       const int together = blocks - first < Weights::kUnits ? blocks - first : Weights::kUnits;
@@ -80,18 +93,19 @@ struct OneRow {
       return panels + first * W * K + (u - first) * W;
     } else {
       constexpr int kOfPart = Weights::kPartGates;
-      row = kOfPart * W;
-      return panels + u * (G * W * K) + g / kOfPart * (kOfPart * W * K) + g % kOfPart * W;
+      row = (kClose ? last.vectors : kOfPart) * W;
+      return panels + u * (G * W * K) + g / kOfPart * (row * K) + g % kOfPart * (kClose ? last.gate_step : W);
     }
   }
 
   // sums[g] += values (K) . gate g's weights, in chains.
-  static FASTRNN_INLINE void add(V (&sums)[G][kChains], const float* panels, int64_t K, int u, int blocks,
-                                 const float* values) {
+  template <bool kClose>
+  static FASTRNN_INLINE void add(const Lie& last, V (&sums)[G][kChains], const float* panels, int64_t K, int u,
+                                 int blocks, const float* values) {
     const float* w[G];
     int64_t row = 0;
 #pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) w[g] = gate(panels, K, u, blocks, g, row);
+    for (int g = 0; g < G; ++g) w[g] = gate<kClose>(last, panels, K, u, blocks, g, row);
     const auto term = [&](int64_t k, int chain) __attribute__((always_inline)) {
       const V value = S::broadcast(values[k]);
 #pragma GCC unroll 4
@@ -108,19 +122,22 @@ struct OneRow {
     if (k + 2 < K) term(k + 2, 2 % kChains);
   }
 
-  static FASTRNN_INLINE void unit_block(const OneRowWeights& weights, int64_t I, int64_t H, int u, int blocks,
-                                        const float* h_in, float* c, const float* x, float* h_out) {
+  template <bool kClose>
+  static FASTRNN_INLINE void unit_block(const Lie& last, const OneRowWeights& weights, int64_t I, int64_t H, int u,
+                                        int blocks, const float* h_in, float* c, const float* x, float* h_out) {
     V sums[G][kChains] = {}, input{};
 #pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) sums[g][0] = S::load(weights.bias + (u * G + g) * W);
-    add(sums, weights.w_ih, I, u, blocks, x);
+    for (int g = 0; g < G; ++g) {
+      sums[g][0] = S::load(weights.bias + u * G * W + (kClose ? last.at(0, 1, 0, g) : g * W));
+    }
+    add<kClose>(last, sums, weights.w_ih, I, u, blocks, x);
     if constexpr (C::kSplit) {
       input = all(sums[G - 1]);
       sums[G - 1][0] = S::load(weights.bias_rec + u * W);
 #pragma GCC unroll 4
       for (int j = 1; j < kChains; ++j) sums[G - 1][j] = V{};
     }
-    add(sums, weights.w_hh, H, u, blocks, h_in);
+    add<kClose>(last, sums, weights.w_hh, H, u, blocks, h_in);
     V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, h_prev{}, c_prev{}, c_next, h_next;
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) pre[g] = all(sums[g]);
