@@ -40,13 +40,11 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   //              (cells/variant.h):
   //                peephole        LSTM: p (3*H,) for i, f, o; i and f see c_{t-1}, o the candidate of c_t
   //                coupled         LSTM: f = 1 - i; what f has of the weights is unused
-  //                norm=eps        layer norm of both products over all gates: gains norm_ih, norm_hh (G*H,); an
-  //                LSTM's h
-  //                                sees a normalised c with norm_c, norm_c_bias (H,). Biases come behind the norm
+  //                norm=eps        layer norm of both products over all gates: gains norm_ih, norm_hh (G*H,); the h
+  //                                of an LSTM sees a normalised c with norm_c, norm_c_bias (H,). Biases come behind
   //                reset_before    GRU: n = tanh(W_in x + b_in + W_hn (r * h) + b_hn); not with norm
-  //                heads=n         w_hh (G*H, H/n), of which unit j multiplies the part of h of its head; no
-  //                projection zoneout_h, zoneout_c   k h_{t-1} + (1 - k) h, with k = keep_h like y; c of an LSTM with
-  //                keep_c
+  //                heads=n         w_hh (G*H, H/n), of which unit j multiplies its head's part of h; no projection
+  //                zoneout_h, zoneout_c   k h_{t-1} + (1 - k) h, with k = keep_h like y; c of an LSTM with keep_c,
   //                                (T, B, D*H) or (N, D*H); rows and steps may be broadcast
   //                recurrent_mask  h_{t-1} times a mask (D, B, Hout) before w_hh
   //              A direction's weights then end with what its options have, in this order; behind all directions
@@ -157,19 +155,16 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   // rnn_pack_quantized   one direction of a layer with weights of bfloat16, or of int8 (-127 to 127) with a float32
   //              scale a row, (G*H,) and of w_hr (P,); biases are float32. The bytes are the same on every machine
   // rnn_quantized   a stack of such layers, float32, in one or two directions: x (T, B, I), or with batch_sizes
-  // packed
-  //              rows (N, I), or lengths, as of rnn_forward; packed, h0 and c0 of each layer and direction,
+  //              packed rows (N, I), or lengths, as of rnn_forward; packed, h0 and c0 of each layer and direction,
   //              (L*D, B, .); y (T, B, D*Hout) or (N, D*Hout)
   // cpu_stream_entry  where fastrnn._C finds the function behind these two (params/stream.h), an address
   // cpu_int8_dot      whether calls that start afterwards may use an instruction for int8 products, for tests;
-  // whether
-  //              there is one
+  //              returns whether there is one
   define("rnn_pack(Tensor[] weights, str cell, bool bias) -> Tensor");
   define("rnn_stream(Tensor x, Tensor h0, Tensor? c0, Tensor[] packed) -> (Tensor y, Tensor hn, Tensor cn)");
   m.def(
-      "rnn_pack_quantized(Tensor w_ih, Tensor w_hh, Tensor? w_hr, Tensor? scale_ih, Tensor? scale_hh, Tensor? "
-      "scale_hr, "
-      "Tensor? b_ih, Tensor? b_hh, str cell) -> Tensor");
+      "rnn_pack_quantized(Tensor w_ih, Tensor w_hh, Tensor? w_hr, Tensor? scale_ih, Tensor? scale_hh, "
+      "Tensor? scale_hr, Tensor? b_ih, Tensor? b_hh, str cell) -> Tensor");
   define(
       "rnn_quantized(Tensor x, Tensor h0, Tensor? c0, Tensor[] packed, Tensor? batch_sizes, "
       "Tensor? lengths, bool bidirectional) -> (Tensor y, Tensor hn, Tensor cn)");
@@ -186,13 +181,11 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   // Recurrences of one state that is their output (cells/elementwise.h), one direction over a whole sequence.
   //
   // cell         "linear" h = a h + b, of a in x and of b, (T, B, H) each; "mingru" and "mingru_log", x (T, B, 2*H),
-  // z
-  //              and the candidate; "minlstm" and "minlstm_log", x (T, B, 3*H), f, i and the candidate; "indrnn_tanh"
-  //              and "indrnn_relu", x (T, B, H), weight (H,). Any strides
+  //              z and the candidate; "minlstm" and "minlstm_log", x (T, B, 3*H), f, i and the candidate;
+  //              "indrnn_tanh" and "indrnn_relu", x (T, B, H), weight (H,). Any strides
   // h0           (B, H), zeros by default
-  // lengths      (B,) int64 on the CPU, 0 to T: what lies beyond is neither read nor does the state change there, and
-  // y
-  //              is zero
+  // lengths      (B,) int64 on the CPU, 0 to T: what lies beyond is neither read nor does the state change there,
+  //              and y is zero
   // cut          (T, B) bool or uint8: steps that begin from a state of 0, in the direction's own order
   // reverse      from the last step to the first
   //

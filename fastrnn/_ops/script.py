@@ -34,6 +34,7 @@ _WITH_LISTS = (
     "rnn_layer",
     "rnn_pack",
     "rnn_stream",
+    "rnn_quantized",
 )
 
 

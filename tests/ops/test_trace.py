@@ -384,6 +384,22 @@ def _twice(
         for _ in range(2):
             k = torch.ops.fastrnn.rnn_stream(x, h, c, packed)
             ops.append([packed[0], k[0], k[1], k[2]])
+        quantized = [
+            torch.ops.fastrnn.rnn_pack_quantized(
+                weights[0].bfloat16(),
+                weights[1].bfloat16(),
+                None,
+                None,
+                None,
+                None,
+                weights[2],
+                weights[3],
+                "lstm",
+            )
+        ]
+        for _ in range(2):
+            n = torch.ops.fastrnn.rnn_quantized(x, h, c, quantized, None, None, False)
+            ops.append([quantized[0], n[0], n[1], n[2]])
     return ops, weights
 
 
