@@ -386,8 +386,8 @@ def _twice(
             ops.append([packed[0], k[0], k[1], k[2]])
         quantized = [
             torch.ops.fastrnn.rnn_pack_quantized(
-                weights[0].bfloat16(),
-                weights[1].bfloat16(),
+                weights[0].to(torch.bfloat16),
+                weights[1].to(torch.bfloat16),
                 None,
                 None,
                 None,
