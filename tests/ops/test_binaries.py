@@ -122,10 +122,15 @@ def test_kernels_are_chosen_where_all_they_are_compiled_for_is_there():
             *map(asked, re.findall(r"has_(\w+)\(\)", body))
         )
 
-    # One feature, by cpuid: not all compilers have a name for it.
-    assert "__get_cpuid(1" in bodies["f16c"]
-    assert "1u << 29" in bodies["f16c"]
+    # By cpuid, bit by bit: not all compilers have names for these.
+    by_bits = {
+        "f16c": ("__get_cpuid(1,", "1u << 29"),
+        "amx": ("__get_cpuid_count(7, 0,", "1u << 24 | 1u << 22"),
+    }
+    for name, words in by_bits.items():
+        assert all(word in bodies[name] for word in words), name
     bodies["f16c"] = 'supports("f16c")'
+    bodies["amx"] += 'supports("amx-tile") supports("amx-bf16")'
     assert set(bodies) == {"avx2", "avx512", "avx512_bf16", "amx", "f16c"}
     for name in set(bodies) - {"f16c"}:
         needed = {flag.removeprefix("-m") for flag in isa_flags(name, "x86_64") if "=" not in flag}
