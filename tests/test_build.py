@@ -142,10 +142,13 @@ def test_flags_of_a_system(platform):
     flags, link = json.loads(said.splitlines()[-1])
     found = {Path(source).stem: set(own) for source, own in flags.items() if own}
     if platform.endswith(("x86_64", "amd64")):
-        assert set(found) == {"avx2", "avx2_scan", "avx512", "avx512_scan", "avx512_bf16_scan"}
+        with_scans = {f"{name}{scan}" for name in ("avx2", "avx512", "avx512_bf16") for scan in ("", "_scan")}
+        assert set(found) == {*with_scans, "amx"}
         assert found["avx2"] == found["avx2_scan"] == {"-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"}
         assert found["avx2"] < found["avx512"] == found["avx512_scan"]
-        assert found["avx512_bf16_scan"] - found["avx512"] == {"-mavx512bf16"}
+        assert found["avx512_bf16"] == found["avx512_bf16_scan"]
+        assert found["avx512_bf16"] - found["avx512"] == {"-mavx512bf16"}
+        assert found["amx"] - found["avx512_bf16"] == {"-mamx-tile", "-mamx-bf16"}
     else:
         assert not found
         assert {"neon", "neon_scan", "baseline", "baseline_scan"} <= {Path(s).stem for s in flags}

@@ -95,6 +95,7 @@ def module_name(version: str) -> str:
 def build_module(version: str, headers: Path, facts: dict[str, str], target: Path) -> None:
     """fastrnn._C for that Python. facts: its build_info(), which another build of the same sources has."""
     import pybind11
+    from torch.utils.cpp_extension import include_paths
 
     macros = {
         "FASTRNN_VERSION": facts["version"],
@@ -103,7 +104,7 @@ def build_module(version: str, headers: Path, facts: dict[str, str], target: Pat
         "FASTRNN_TORCH_BUILD": facts["torch"],
     }
     sources = [*sorted((ROOT / "csrc").glob("python*.cpp")), *sorted((ROOT / "csrc" / "plan").glob("*.cpp"))]
-    include = [headers, pybind11.get_include(), ROOT / "csrc"]
+    include = [headers, pybind11.get_include(), ROOT / "csrc", *include_paths()]
     subprocess.run(
         [
             *os.environ.get("CXX", "g++").split(),
