@@ -67,6 +67,8 @@ class Demo(_demo.Demo):
         """Each for so many steps, or a third of the time; the mean of their losses, of as many steps as the
         slowest took."""
         losses = []
+        if not self.trained:
+            self.warm_up()
         for key, racer in self.racers.items():
             begin, curve = time.monotonic(), self.curves[key]
             before = curve[-1][0] if curve else 0.0
@@ -78,6 +80,12 @@ class Demo(_demo.Demo):
             losses.append(racer.train(steps, seconds / len(self.racers), add))
         self.trained += min(map(len, losses))
         return [sum(each) / len(each) for each in zip(*losses, strict=False)]
+
+    def warm_up(self) -> None:
+        """What a process's first steps load and allocate is nobody's time."""
+        with torch.random.fork_rng():
+            for _, _, layer in RACERS.values():
+                text.Demo(self.seed, layer).train(2)
 
     def score(self) -> dict[str, float]:
         found = {key: racer.score() for key, racer in self.racers.items()}
