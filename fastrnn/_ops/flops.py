@@ -2,7 +2,8 @@
 
 A layer counts as torch.nn's does where torch takes it apart into products (it does not where oneDNN computes
 an LSTM): two operations a multiply-add, gates and other elementwise work for nothing. With ``lengths`` every
-row counts as a full one, as a padded batch does with torch. The recurrence of SRU has no products.
+row counts as a full one, as a padded batch does with torch. The recurrences of SRU and of the layers that are one
+state a unit have no products. Packed weights (streamers, quantized layers) count nothing, as torch's own do.
 
 torch does not import the counter itself, and a quarter of a second is too much for what few ask for: the
 formulas wait for somebody's import of it.
@@ -75,12 +76,24 @@ def _sru_step(x, weight, *_, **__) -> int:
     return 2 * x[0] * math.prod(weight)
 
 
+def _slstm_forward(gx, weight_hh, *_, **__) -> int:
+    return 2 * math.prod(gx[:-1]) * math.prod(weight_hh)
+
+
+def _slstm_backward(grad_y, grad_h, grad_c, grad_n, grad_m, gx, weight_hh, *_, **__) -> int:
+    return _slstm_forward(
+        gx, weight_hh
+    )  # back through the steps; the weight's gradient is torch's own product
+
+
 def _register(counter) -> None:
     ops = torch.ops.fastrnn
     formulas = {
         _forward: (ops.rnn_forward, ops.rnn_layer),
         _backward: (ops.rnn_backward, ops.rnn_backward_unlisted, ops.rnn_backward_unlisted_variant),
         _sru_step: (ops.sru_step,),
+        _slstm_forward: (ops.slstm_forward,),
+        _slstm_backward: (ops.slstm_backward,),
     }
     for formula, targets in formulas.items():
         counter.register_flop_formula(list(targets))(formula)

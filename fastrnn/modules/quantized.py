@@ -13,6 +13,7 @@ from .. import _cells, _checks
 from .._cells import RNN
 from .._ops import library, streams, torch_state
 from .._ops import quantized as _quantized
+from .._run import symbolic, torchscript
 from .._run.rnn import Stack, permute
 
 __all__ = ["QuantizedGRU", "QuantizedLSTM", "QuantizedRNN", "quantize"]
@@ -93,7 +94,15 @@ class QuantizedLayer(nn.Module):
                 found = quick.chunk(input, hx)
                 if found is not None:
                     return found
-        return self._long(input, hx, lengths)
+        try:
+            return self._long(input, hx, lengths)
+        except symbolic.ERRORS:
+            if (node := symbolic.module_call(self, type(self).forward, locals())) is None:
+                raise
+            return node
+
+    def __prepare_scriptable__(self):
+        torchscript.refuse(self)
 
     def _long(self, input, hx, lengths):
         name, lstm = self._name, RNN[self._cell].has_cell

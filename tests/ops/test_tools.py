@@ -96,6 +96,15 @@ def test_flops_of_the_others():
         assert _count(sru, step) == _count(sru, step.expand(2, 3, IN)) // 2 > 0
 
 
+@pytest.mark.parametrize("heads", [1, 4])
+def test_flops_of_an_slstm(heads):
+    """Its products of the input and of the state, once forward; backward the weights' and the way back."""
+    layer, x, rows = fastrnn.SLSTM(IN, 8, num_heads=heads), randn(7, 3, IN), 7 * 3
+    of_input, of_state = 2 * rows * 32 * IN, 2 * rows * 32 * 8 // heads
+    assert _count(layer, x) == of_input + of_state
+    assert _count(layer, x, backward=True) == 2 * of_input + 3 * of_state
+
+
 def test_the_counter_is_not_imported():
     """It takes a quarter of a second, and waits for who wants it; the hook that waits is then gone."""
     script = """

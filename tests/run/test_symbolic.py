@@ -97,6 +97,22 @@ def test_leaves(name):
         assert copy.deepcopy(given)(x, state) is not None
 
 
+@pytest.mark.parametrize("weights", ["int8", "bfloat16"])
+def test_quantized_leaves(weights):
+    """Quantized layers are leaves too, with a state and without; TorchScript refuses them in so many words."""
+    for cls in (fastrnn.LSTM, fastrnn.GRU):
+        model, x = Model(fastrnn.quantize(cls(IN, H).eval(), weights=weights)).eval(), randn(3, 5, IN)
+        traced = symbolic_trace(model, concrete_args={"hx": None})
+        assert _modules(traced)[-1] == "layer"
+        for a, b in zip(flat(traced(x)), flat(model(x)), strict=True):
+            assert torch.equal(a, b)
+        state, given = model(x)[1], symbolic_trace(model)
+        for a, b in zip(flat(given(x, state)), flat(model(x, state)), strict=True):
+            assert torch.equal(a, b)
+        with pytest.raises(RuntimeError, match="has no form in TorchScript"):
+            torch.jit.script(model)
+
+
 def test_under_patch():
     """Within patch() torch.nn's layers stay the leaves that they are."""
     model = Model(nn.LSTM(IN, H))
