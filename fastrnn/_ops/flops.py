@@ -2,8 +2,8 @@
 
 A layer counts as torch.nn's does where torch takes it apart into products (it does not where oneDNN computes
 an LSTM): two operations a multiply-add, gates and other elementwise work for nothing. With ``lengths`` every
-row counts as a full one, as a padded batch does with torch. The recurrences of SRU and of the layers that are one
-state a unit have no products. Packed weights (streamers, quantized layers) count nothing, as torch's own do.
+row counts as a full one, as a padded batch does with torch. The recurrences of SRU and of the layers that are
+one state a unit have no products. Packed weights (streamers, quantized layers) count nothing, as torch's do.
 
 torch does not import the counter itself, and a quarter of a second is too much for what few ask for: the
 formulas wait for somebody's import of it.

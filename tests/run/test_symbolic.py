@@ -99,7 +99,7 @@ def test_leaves(name):
 
 @pytest.mark.parametrize("weights", ["int8", "bfloat16"])
 def test_quantized_leaves(weights):
-    """Quantized layers are leaves too, with a state and without; TorchScript refuses them in so many words."""
+    """Quantized layers are leaves too, with a state and without; TorchScript says that it has none."""
     for cls in (fastrnn.LSTM, fastrnn.GRU):
         model, x = Model(fastrnn.quantize(cls(IN, H).eval(), weights=weights)).eval(), randn(3, 5, IN)
         traced = symbolic_trace(model, concrete_args={"hx": None})
