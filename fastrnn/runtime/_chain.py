@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import _checks
 from .._cells import NAMES, RNN
 from .._cells.card import Card
+from .._cells.stages import coupled, dense
 from ..modules import GRU, LSTM, SRU, LayerStack
 from ..modules import RNN as ElmanRNN
 
@@ -66,7 +67,7 @@ def _flat(module: object, name: str) -> Iterator[tuple[str, object]]:
     if type(module) in (list, tuple):
         inner = [(str(i), one) for i, one in enumerate(module)]
     elif type(module) in (nn.Sequential, nn.ModuleList):
-        inner = list(module.named_children())
+        inner = list(module._modules.items())  # named_children() names a module in two places once
     elif type(module) is LayerStack:
         inner = [(f"layers.{i}", one) for i, one in enumerate(module.layers)]
     else:
@@ -181,7 +182,7 @@ def _rnn(name: str, module: nn.RNNBase) -> Layer:
     tensors = _checked(name, module, tensors)
     if variant is not None:
         for role, tensor in tensors.items():
-            tensors[role] = _rewritten(role, tensor, cell, variant, module.hidden_size)
+            tensors[role] = _rewritten(role, tensor, cell, variant)
     facts = _facts(
         cell.name,
         name,
@@ -194,19 +195,14 @@ def _rnn(name: str, module: nn.RNNBase) -> Layer:
     return Layer(facts, tensors, module.input_size, module.proj_size or module.hidden_size)
 
 
-def _rewritten(role: str, tensor: Tensor, cell: Card, variant, hidden: int) -> Tensor:
+def _rewritten(role: str, tensor: Tensor, cell: Card, variant) -> Tensor:
     """A variant's weight as the plain cell's: blocks of heads among zeros, and f's rows as -i's where
     f = 1 - i, since sigmoid(-x) = 1 - sigmoid(x)."""
     if role.startswith("weight_hr"):
         return tensor
     if variant.heads > 1 and role.startswith("weight_hh"):
-        # (G*H, H/heads): the units of a head, in each gate, see that head's.
-        gates = tensor.unflatten(0, (cell.gates, variant.heads, -1))
-        tensor = torch.stack([torch.block_diag(*gate) for gate in gates]).flatten(0, 1)
-    if variant.coupled:
-        tensor = tensor.clone()
-        tensor[hidden : 2 * hidden] = -tensor[:hidden]
-    return tensor
+        tensor = dense(tensor, variant.heads, cell.gates)
+    return coupled(tensor) if variant.coupled else tensor
 
 
 def _sru(name: str, module: SRU) -> Layer:

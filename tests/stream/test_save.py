@@ -91,6 +91,9 @@ def test_containers_and_weights_that_are_computed(tmp_path):
     inner = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
     nested, flat = [inner, [nn.Identity()]], [inner[0], inner[1]]
     assert torch.equal(load(nested, tmp_path)(x), load(nn.ModuleList(flat), tmp_path)(x))
+    act, twice = nn.Tanh(), nn.Linear(4, 4)  # in several places each
+    shared = nn.Sequential(twice, act, twice, act)
+    torch.testing.assert_close(load(shared, tmp_path)(x), shared(x).detach(), atol=1e-6, rtol=1e-5)
     stack = fastrnn.LayerStack([fastrnn.GRU(4, 7), fastrnn.LSTM(7, 3)])
     y, _ = stack(x)
     torch.testing.assert_close(load(stack, tmp_path)(x), y.detach(), atol=1e-6, rtol=1e-5)
