@@ -15,6 +15,7 @@ from .._ops import library, streams, torch_state
 from .._ops import quantized as _quantized
 from .._run import symbolic, torchscript
 from .._run.rnn import Stack, permute
+from ._base import RecurrentLayer
 
 __all__ = ["QuantizedGRU", "QuantizedLSTM", "QuantizedRNN", "quantize"]
 
@@ -172,24 +173,13 @@ class QuantizedLayer(nn.Module):
 
     def step(self, input: Tensor, hx=None) -> tuple:
         """One step: input (B, I) or (I,); output (B, P) or (P,), and the new state. As the layer's own."""
-        if self.bidirectional:
-            raise RuntimeError(
-                f"{self._name}: step() needs a layer in one direction, got bidirectional=True: the reverse "
-                "direction begins at the end of the sequence"
-            )
         quick = self._quick
-        if quick is not None and quick.step is not None and not torch_state.compiling():
+        one_way = not self.bidirectional
+        if quick is not None and quick.step is not None and one_way and not torch_state.compiling():
             found = quick.step(input, hx)
             if found is not None:
                 return found
-        dims = _checks.tensor(self._name, "input", input).dim()
-        if dims not in (1, 2):
-            raise ValueError(
-                f"{self._name}: Expected the input of a step to be 1D or 2D, got {dims}D instead"
-            )
-        time = 1 if self.batch_first and dims == 2 else 0
-        output, state = self(input.unsqueeze(time), hx)
-        return output.squeeze(time), state
+        return RecurrentLayer.step(self, input, hx)
 
     def _stack(self) -> Stack:
         return Stack(
@@ -306,9 +296,14 @@ def _replacement(path: str, layer: nn.Module, weights: str) -> QuantizedLayer | 
     except (ValueError, RuntimeError) as error:
         raise type(error)(f"quantize: layer {path!r}: {error}" if path else f"quantize: {error}") from None
     made.training = layer.training
-    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+    for hooks in _HOOKS:
         getattr(made, hooks).update(getattr(layer, hooks))
     return made
 
 
 _STOCK = (nn.LSTM, nn.GRU, nn.RNN)
+#: Where torch keeps forward hooks, and which of them want what.
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+)

@@ -208,9 +208,16 @@ def test_hooks_and_parametrized_weights():
     nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
     seen = []
     layer.register_forward_hook(lambda m, i, o: seen.append(type(m)))
+    layer.register_forward_hook(lambda m, i, k, o: seen.append(list(k)), with_kwargs=True)
+    layer.register_forward_pre_hook(lambda m, i, k: seen.append(list(k)), with_kwargs=True)
+    layer.register_forward_hook(lambda m, i, o: seen.append("always"), always_call=True)
     made, x = fastrnn.quantize(layer), torch.randn(3, 2, 5)
-    y, _ = made(x)
-    assert seen == [fastrnn.QuantizedLSTM]
+    y, _ = made(x, hx=None)
+    assert seen == [["hx"], fastrnn.QuantizedLSTM, ["hx"], "always"]
+    seen.clear()
+    with pytest.raises(RuntimeError, match="input_size"):
+        made(x[..., :4])
+    assert seen == [[], "always"]
     assert (y - layer(x)[0]).abs().max() < 3e-2
 
 
