@@ -273,6 +273,8 @@ class Streamer:
             raise TypeError(f"{name}: step_() needs out=, a tensor for the output; step() makes one")
         _checks.tensor(name, "out", out)
         y, state = self._long_step(input, hx)
+        if lstm and not torch_state.compiling() and torch._C._overlaps(*hx):
+            raise ValueError(f"{name}: hx: expected h and c in memory of their own, got one tensor for both")
         if (out.shape, out.dtype, out.device) != (y.shape, y.dtype, y.device):
             raise ValueError(
                 f"{name}: out: expected shape {tuple(y.shape)}, {y.dtype} on {y.device}, got "
@@ -291,10 +293,11 @@ class Streamer:
             raise ValueError(
                 f"{stack.name}: Expected the input of a step to be 1D or 2D, got {len(rows) + 1}D instead"
             )
-        h = input.new_zeros((stack.num_layers, *rows, stack.proj_size or stack.hidden_size))
-        self._state = h
-        if RNN[stack.cell].has_cell:
-            self._state = (h, input.new_zeros((stack.num_layers, *rows, stack.hidden_size)))
+        with torch.inference_mode(False):  # tensors of that mode could not be written to outside of it
+            h = input.new_zeros((stack.num_layers, *rows, stack.proj_size or stack.hidden_size))
+            self._state = h
+            if RNN[stack.cell].has_cell:
+                self._state = (h, input.new_zeros((stack.num_layers, *rows, stack.hidden_size)))
         return self._state
 
     def explained(self) -> tuple:

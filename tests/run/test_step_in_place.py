@@ -256,6 +256,10 @@ def test_surprises_of_steps_in_place():
     stream.step_(x, state, out=(out := torch.empty(1, 20)))
     assert torch.equal(out, y)
     assert torch.equal(state[0], hn)
+    both = h.clone()
+    with pytest.raises(ValueError, match="h and c in memory of their own"):
+        stream.step_(x, (both, both), out=torch.empty(1, 20))
+    assert torch.equal(both, h)
     with pytest.raises(TypeError, match=r"step_\(\) needs out="):
         stream.step_(x)
     stream.reset()
@@ -287,6 +291,16 @@ def test_streamers_without_packed_weights_step_in_place():
         for x_t in x:
             y, state = stream.step(x_t, state)
             assert torch.equal(stream.step_(x_t, out=out), y)
+
+
+def test_own_state_outlives_inference_mode():
+    """Steps in place go on outside of torch.inference_mode, where the first one was inside."""
+    for layer in (fastrnn.LSTM(5, 8), fastrnn.GRU(5, 8, norm="layer")):
+        stream, x, out = layer.eval().streamer(), torch.randn(2, 1, 5), torch.empty(1, 8)
+        with torch.inference_mode():
+            stream.step_(x[0], out=out)
+        stream.step_(x[1], out=out)
+        assert torch.equal(out, stream(x)[0][1])
 
 
 @torch.no_grad()
