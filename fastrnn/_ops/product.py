@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.functional import linear
 
 from . import torch_state
@@ -22,6 +23,11 @@ _onednn = (
 
 def _large(x: Tensor, weight: Tensor) -> bool:
     return x.numel() * weight.size(0) >= _LARGE
+
+
+def _plain(t: Tensor | None) -> bool:
+    """Nothing but float32 in the CPU's memory, which is all that oneDNN sees of a tensor."""
+    return t is None or (t.is_cpu and t.dtype is torch.float32 and type(t) in (Tensor, Parameter))
 
 
 def _times(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -38,15 +44,16 @@ class _Product(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         of_x = of_weight = of_bias = None
+        rows = grad.reshape(-1, weight.size(0))  # a batch of gradients at once knows no flatten()
         if ctx.needs_input_grad[0]:
             if torch_state.differentiable(grad):
-                of_x = grad @ weight
+                of_x = (rows @ weight).reshape(x.shape)
             else:
                 of_x = _times(grad, weight.t().contiguous(), None)
         if ctx.needs_input_grad[1]:
-            of_weight = grad.flatten(0, -2).t() @ x.flatten(0, -2)
+            of_weight = rows.t() @ x.reshape(-1, x.size(-1))
         if ctx.needs_input_grad[2]:
-            of_bias = grad.flatten(0, -2).sum(0)
+            of_bias = rows.sum(0)
         return of_x, of_weight, of_bias
 
 
@@ -54,11 +61,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``torch.nn.functional.linear``."""
     if (
         _onednn is None
-        or not x.is_cpu
-        or x.dtype is not torch.float32
-        or weight.dtype is not torch.float32
-        or type(x) is not Tensor
         or not _large(x, weight)
+        or not (_plain(x) and _plain(weight) and _plain(bias))
         or not torch.backends.mkldnn.enabled
         or torch_state.autocasting(x)
         or torch_state.recorded()

@@ -354,6 +354,8 @@ def test_large_products(bias):
         found.append([y, *first, *second])
     for a, b in zip(*found, strict=True):
         assert_close(a, b, torch.float32, gradient=True)
+    with pytest.raises(RuntimeError, match="same dtype"):  # as torch says it
+        product(x, weight, randn(256, seed=3).double())
     y = product(*given)
     with torch.no_grad():
         weight.mul_(2)

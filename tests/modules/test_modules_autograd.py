@@ -220,13 +220,15 @@ def test_double_backward(name):
         assert_close(a, b, torch.float64, gradient=True, slack=10)
 
 
-@pytest.mark.parametrize("name", [*LAYERS, *CELLS, "SRU", "masked", "large SRU"])
+@pytest.mark.parametrize("name", [*LAYERS, *CELLS, "SRU", "masked", "large SRU", "large MinGRU"])
 def test_batches_of_gradients(name):
     """is_grads_batched=True, and with it jacobian(vectorize=True): a batch of gradients in one backward pass
     equals one pass for each."""
     torch.manual_seed(0)
     if name == "large SRU":  # whose products have a backward pass of their own
         module, x = fastrnn.SRU(300, 400, 1), randn(20, 16, 300)
+    elif name == "large MinGRU":
+        module, x = fastrnn.MinGRU(128, 128), randn(20, 16, 128)
     else:
         module = getattr(fastrnn, "GRU" if name == "masked" else name)(IN, H, dtype=torch.float64)
         x = X[0] if name in CELLS else X
