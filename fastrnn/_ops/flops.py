@@ -81,9 +81,8 @@ def _slstm_forward(gx, weight_hh, *_, **__) -> int:
 
 
 def _slstm_backward(grad_y, grad_h, grad_c, grad_n, grad_m, gx, weight_hh, *_, **__) -> int:
-    return _slstm_forward(
-        gx, weight_hh
-    )  # back through the steps; the weight's gradient is torch's own product
+    # Back through the steps; the weight's gradient is torch's own product.
+    return _slstm_forward(gx, weight_hh)
 
 
 def _register(counter) -> None:
