@@ -56,13 +56,37 @@ class Problem:
         if lengths is not None:
             self.lengths = torch.tensor(lengths)
             x = x * (torch.arange(case.T)[:, None] < self.lengths)[..., None].to(device)
-        self.x = x.to(device, dtype)
+        self.x = self._off_the_corner(x.to(device, dtype))
         self.state = tuple(s.to(device, dtype) for s in h) or None
         self.grad = grad.to(device, dtype)
+
+    def _off_the_corner(self, x: torch.Tensor) -> torch.Tensor:
+        """x, of MinGRU in log space with other rows in the place of those of which a candidate is so near to
+        0 that two products' rounding could differ about its sign.
+
+        There its derivative jumps from 1/4 to 1. Of millions of candidates some are always that near, and
+        then right gradients of two contenders differ by more than two wrong ones may.
+        """
+        if self.case.cell != "mingru" or not self.case.training:
+            return x
+        weight, bias = (p.detach().double().chunk(2)[1] for p in self.module.parameters())
+        draw = torch.Generator(x.device).manual_seed(self.case.H)
+        with torch.no_grad():
+            while (near := _near_zero(x, weight, bias)).any():
+                rows = torch.randn(x[near].shape, device=x.device, generator=draw)
+                x[near] = rows.to(x.dtype)
+        return x
 
     def weights(self) -> list[torch.Tensor]:
         """The module's parameters in torch's order: w_ih, w_hh, b_ih, b_hh, and w_hr with a projection."""
         return [p.detach() for p in self.module.parameters()]
+
+
+def _near_zero(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Of which rows of x a product with the weight may be 0 as x's dtype has it: (T, B) bool."""
+    size = x.abs().double() @ weight.abs().t()  # of the sum's parts, to which its rounding is relative
+    value = x.double() @ weight.t() + bias
+    return (value.abs() < torch.finfo(x.dtype).eps * size).any(-1)
 
 
 def module_options(case: Case) -> dict:

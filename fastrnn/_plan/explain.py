@@ -162,21 +162,21 @@ def _times_of(gpu: gpus.Gpu) -> str:
     return f"planned for {gpu.name}; times a step are {where}"
 
 
-def _facts(asked: Subject, tf32: bool) -> tuple:
+def _facts(asked: Subject, tf32: bool) -> kinds.Stack:
     """What kinds are made of, ``kinds.of_stack`` and ``stacks.of_layers``."""
     directions = 2 if asked.bidirectional else 1
     sizes = asked.T, asked.B, asked.inputs, asked.hidden, asked.proj, directions, asked.num_layers
-    return asked.cell, *sizes, _name(asked.dtype), tf32, asked.training, asked.packed
+    return kinds.Stack(asked.cell, *sizes, _name(asked.dtype), tf32, asked.training, asked.packed)
 
 
 def _keys(asked: Subject, tf32: bool) -> list[str]:
-    return [kind.key for kind in kinds.of_stack(*_facts(asked, tf32))]
+    return [kind.key for kind in kinds.of_stack(_facts(asked, tf32))]
 
 
 def _stack(asked: Subject, tf32: bool) -> kinds.Kind | None:
     if asked.scans is not None:
         return None
-    return stacks.of_layers(*_facts(asked, tf32), asked.training and asked.dropout > 0)
+    return stacks.of_layers(_facts(asked, tf32), asked.training and asked.dropout > 0)
 
 
 def _proven_wave(asked: Subject, known: trust.Device, tf32: bool) -> stacks.Wave | None:
@@ -186,7 +186,7 @@ def _proven_wave(asked: Subject, known: trust.Device, tf32: bool) -> stacks.Wave
 
 def _doubt(asked: Subject, known: trust.Device, tf32: bool) -> str | None:
     """What a call would be told of a GPU."""
-    return trust.doubt(known, kinds.of_stack(*_facts(asked, tf32)), _stack(asked, tf32))
+    return trust.doubt(known, kinds.of_stack(_facts(asked, tf32)), _stack(asked, tf32))
 
 
 def _way(

@@ -117,7 +117,7 @@ def test_what_tune_is_asked_for(tmp_path, monkeypatch):
     """Its own command line's options, on its own grid of shapes; each process keeps what it found in the file
     that the call takes."""
     from fastrnn import cli
-    from fastrnn._plan.tuning import cache, stacks
+    from fastrnn._plan.tuning import cache, kinds, stacks
 
     steps = calls.stages(1, tmp_path)[-1].steps
     for step in steps:
@@ -134,7 +134,7 @@ def test_what_tune_is_asked_for(tmp_path, monkeypatch):
     assert {cell.partition("_")[0] for cell in options.cell} == set(record.CELLS)
     ((T, B, inputs, hidden),) = options.shape
     facts = T, B, inputs, hidden, 0, 1, options.layers, options.dtype[0], False, True, False
-    assert stacks.of_layers("lstm", *facts) is not None
+    assert stacks.of_layers(kinds.Stack("lstm", *facts)) is not None
 
 
 # Dry runs

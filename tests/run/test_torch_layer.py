@@ -15,7 +15,7 @@ from fastrnn._cells import RNN
 from fastrnn._ops import cuda, library, torch_layer, torch_state
 from fastrnn._plan import route
 from fastrnn._plan.tuning import trust
-from fastrnn._plan.tuning.kinds import of_stack
+from fastrnn._plan.tuning.kinds import Stack, of_stack
 from fastrnn._run import native, rnn, wavefront
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -199,7 +199,8 @@ def test_proven_layers_are_the_kernels(gpu):
 
 
 def trust_kinds(training: bool):
-    return of_stack("lstm", 20, 16, 70, 128, 0, 1, 2, "float32", torch_state.rnn_tf32(), training, False)
+    tf32 = torch_state.rnn_tf32()
+    return of_stack(Stack("lstm", 20, 16, 70, 128, 0, 1, 2, "float32", tf32, training, False))
 
 
 def test_programs_leave_it_to_the_planner(gpu, monkeypatch):
@@ -275,7 +276,7 @@ def test_a_graph_follows_what_is_learnt(gpu, monkeypatch):
 
     zero = torch.zeros(())
     assert f(zero) == 1
-    (kind,) = of_stack("lstm", 20, 16, 128, 128, 0, 1, 1, "float32", False, False, False)
+    (kind,) = of_stack(Stack("lstm", 20, 16, 128, 128, 0, 1, 1, "float32", False, False, False))
     gpu.entries[kind.key] = ("grid", "stepwise")
     trust.generation = "1"
     assert f(zero) == -1

@@ -16,7 +16,7 @@ from fastrnn import cli
 from fastrnn._ops import cuda, devices
 from fastrnn._plan.route import Route
 from fastrnn._plan.tuning import cache, identity, session, stacks, trust
-from fastrnn._plan.tuning.kinds import of_stack
+from fastrnn._plan.tuning.kinds import Stack, of_stack
 from fastrnn._plan.tuning.stacks import Wave
 from fastrnn._run import rnn, wavefront
 from fastrnn._run.tuning import calls, child, tune
@@ -57,11 +57,11 @@ def test_a_stack_is_a_kind_of_its_own():
     """Its name is the lowest layer's and the number of layers; what runs whole for sure is none."""
     assert STACK.key.endswith(" training full L=3")
     assert "L=" not in replace(STACK, layers=1).key
-    facts = ("lstm", 33, 3, 4, 20, 0, 1, 3, "bfloat16", False, True, False)
-    assert stacks.of_layers(*facts) == STACK
-    for place, value in {1: 15, 5: 8, 6: 2, 7: 1, 11: True}.items():
-        assert stacks.of_layers(*facts[:place], value, *facts[place + 1 :]) is None
-    assert stacks.of_layers(*facts, True) is None  # dropout
+    facts = Stack("lstm", 33, 3, 4, 20, 0, 1, 3, "bfloat16", False, True, False)
+    assert stacks.of_layers(facts) == STACK
+    for fact in ({"T": 15}, {"proj": 8}, {"directions": 2}, {"num_layers": 1}, {"packed": True}):
+        assert stacks.of_layers(facts._replace(**fact)) is None
+    assert stacks.of_layers(facts, dropped=True) is None
 
 
 def test_wavefronts_are_made_of_proven_layers(store):
@@ -242,7 +242,7 @@ def test_pieces_of_a_way_are_run(monkeypatch):
 def test_autocast_is_the_kernels_precision(gpu):
     """What is known of float32 says nothing of a call that autocast computes in bfloat16, and the other way
     round."""
-    kinds = of_stack("lstm", 33, 3, 4, 20, 0, 1, 1, "bfloat16", False, False, False)
+    kinds = of_stack(Stack("lstm", 33, 3, 4, 20, 0, 1, 1, "bfloat16", False, False, False))
     trust.device(0).entries.update({kind.key: ("grid", "stepwise") for kind in kinds})
     x = OnGpu()
     x.dtype = torch.float32

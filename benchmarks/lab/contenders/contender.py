@@ -35,6 +35,8 @@ class Row:
         device: "cpu" or "cuda" where it is one of the other libraries there; "" for those of every run.
         training: whether it can train. variants: whether it does those of the cells' variants.
         own: which of the cells that torch.nn has not it does, beside torch.nn's; alone: and no others.
+        loses_digits: whether its method does, so much that float32 does not show that it computes the same;
+            then float64 has to.
         compiling_s: seconds that it may take for a first call, or for a sample that compiles again; 0 where
             it compiles nothing.
     """
@@ -50,6 +52,7 @@ class Row:
     variants: bool = False
     own: tuple[str, ...] = ()
     alone: bool = False
+    loses_digits: bool = False
     compiling_s: float = 0.0
 
 

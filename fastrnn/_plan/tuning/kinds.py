@@ -87,24 +87,33 @@ def candidates(kind: Kind, gpu: gpus.Gpu) -> Iterator[Candidate]:
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def of_stack(
-    cell: str,
-    T: int,
-    B: int,
-    inputs: int,
-    hidden: int,
-    proj: int,
-    directions: int,
-    num_layers: int,
-    dtype: str,
-    tf32: bool,
-    training: bool,
-    packed: bool,
-) -> list[Kind]:
+class Stack(NamedTuple):
+    """What is known of stacked layers before they have kinds. dtype without its "torch."."""
+
+    cell: str
+    T: int
+    B: int
+    inputs: int
+    hidden: int
+    proj: int
+    directions: int
+    num_layers: int
+    dtype: str
+    tf32: bool
+    training: bool
+    packed: bool
+
+    @property
+    def rounded(self) -> bool:
+        """Whether products round to TensorFloat-32."""
+        return self.tf32 and self.dtype == "float32"
+
+
+def of_stack(stack: Stack) -> list[Kind]:
     """The kinds of a stack's layers, each once; none where no persistent kernel computes any."""
-    if proj or dtype not in DTYPES:
+    if stack.proj or stack.dtype not in DTYPES:
         return []
-    features = {inputs} | ({directions * hidden} if num_layers > 1 else set())
-    rows = "packed" if packed else "full"
-    tf32 = tf32 and dtype == "float32"
-    return [Kind(cell, T, B, n, hidden, directions, dtype, tf32, training, rows) for n in sorted(features)]
+    features = {stack.inputs} | ({stack.directions * stack.hidden} if stack.num_layers > 1 else set())
+    sizes = stack.hidden, stack.directions
+    how = stack.dtype, stack.rounded, stack.training, "packed" if stack.packed else "full"
+    return [Kind(stack.cell, stack.T, stack.B, n, *sizes, *how) for n in sorted(features)]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..._ops import library
 from .. import gpus
 from . import cache, decide
-from .kinds import DTYPES, PASSES, TIERS, Kind
+from .kinds import DTYPES, PASSES, TIERS, Kind, Stack
 
 #: Into how many pieces. With fewer steps in one its start is most of what it does.
 PIECES = (2, 4, 8, 16)
@@ -62,28 +62,15 @@ class Wave(NamedTuple):
         return cls(pieces, *tiers)
 
 
-def of_layers(
-    cell: str,
-    T: int,
-    B: int,
-    inputs: int,
-    hidden: int,
-    proj: int,
-    directions: int,
-    num_layers: int,
-    dtype: str,
-    tf32: bool,
-    training: bool,
-    packed: bool,
-    dropped: bool = False,
-) -> Kind | None:
-    """The kind of a stack that could be cut, None where it runs whole for sure. The arguments are those of
-    ``kinds.of_stack``; dropped: whether something is dropped between its layers."""
-    whole = num_layers < 2 or directions > 1 or packed or dropped or T < 2 * LEAST_STEPS
-    if whole or proj or dtype not in DTYPES:
+def of_layers(stack: Stack, dropped: bool = False) -> Kind | None:
+    """The kind of a stack that could be cut, None where it runs whole for sure. dropped: whether something is
+    dropped between its layers."""
+    whole = stack.num_layers < 2 or stack.directions > 1 or stack.packed or dropped
+    if whole or stack.T < 2 * LEAST_STEPS or stack.proj or stack.dtype not in DTYPES:
         return None
-    tf32 = tf32 and dtype == "float32"
-    return Kind(cell, T, B, inputs, hidden, 1, dtype, tf32, training, layers=num_layers)
+    sizes = stack.T, stack.B, stack.inputs, stack.hidden, 1
+    how = stack.dtype, stack.rounded, stack.training
+    return Kind(stack.cell, *sizes, *how, layers=stack.num_layers)
 
 
 def layers_of(stack: Kind, T: int | None = None) -> list[Kind]:

@@ -16,7 +16,7 @@ import torch
 
 from ..._ops import cuda, torch_state
 from . import cache, decide, identity, stacks
-from .kinds import TIERS, Kind, of_stack
+from .kinds import TIERS, Kind, Stack, of_stack
 from .stacks import Wave
 
 UNVERIFIED = "not verified on this device: run `fastrnn tune`"
@@ -278,7 +278,7 @@ def doubt_recorded(
     whether any layer with these units is known to be faster. The planner decides when the graph runs. at:
     generation, by which the graph is made anew where something was learnt."""
     name = str(dtype).removeprefix("torch.")
-    some = of_stack(cell, 4, 1, 1, hidden, proj, directions, 1, name, tf32, training, False)
+    some = of_stack(Stack(cell, 4, 1, 1, hidden, proj, directions, 1, name, tf32, training, False))
     if not some:
         return NEVER
     head, work = some[0].key.partition(" B<=")[0], " training " if training else " inference "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..._ops import torch_state
 from ..._plan.tuning import stacks, trust
-from ..._plan.tuning.kinds import Kind, of_stack
+from ..._plan.tuning.kinds import Kind, Stack, of_stack
 from . import tune
 
 
@@ -69,9 +69,10 @@ def answer(
         if len(here.known) > 4096:  # a program whose shapes never come again
             here.known.clear()
         sizes = stack.input_size, stack.hidden_size, stack.proj_size, directions, stack.num_layers
-        facts = stack.cell, steps, rows, *sizes, str(dtype).removeprefix("torch."), tf32, training, packed
+        name = str(dtype).removeprefix("torch.")
+        facts = Stack(stack.cell, steps, rows, *sizes, name, tf32, training, packed)
         dropped = bool(stack.dropout) and stack.training
-        known = here.known[asked] = _Asked(of_stack(*facts), stacks.of_layers(*facts, dropped))
+        known = here.known[asked] = _Asked(of_stack(facts), stacks.of_layers(facts, dropped))
     together = None if whole else known.stack
     found = trust.doubt(here, known.layers, together)
     if found is trust.UNVERIFIED or (together is not None and together.key not in here.stacks):

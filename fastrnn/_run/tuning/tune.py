@@ -15,7 +15,7 @@ from ..._cells import RNN
 from ..._ops import devices, library, torch_state
 from ..._plan import costs, gpus, subject
 from ..._plan.tuning import cache, identity, session, stacks, trust
-from ..._plan.tuning.kinds import DTYPES, ROWS, Kind, of_stack
+from ..._plan.tuning.kinds import DTYPES, ROWS, Kind, Stack, of_stack
 from .. import status
 from . import child
 
@@ -199,9 +199,9 @@ def kinds_of(
     # sizes: T, B, I, H, of the projection, directions, layers. name: of the dtype. how: rows differ.
     def add(*sizes: int, cell: str, name: str, how: str, dropout: float = 0.0) -> None:
         for work in works:
-            facts = cell, *sizes, name, name == "float32" and torch_state.rnn_tf32(), work
-            kinds = [dataclasses.replace(kind, rows=how) for kind in of_stack(*facts, False)]
-            stack = stacks.of_layers(*facts, how != "full", work and dropout > 0)
+            facts = Stack(cell, *sizes, name, torch_state.rnn_tf32(), work, how != "full")
+            kinds = [dataclasses.replace(kind, rows=how) for kind in of_stack(facts)]
+            stack = stacks.of_layers(facts, work and dropout > 0)
             kinds += [stack] if kinds and stack is not None else []
             for kind in kinds:
                 found.setdefault(kind.key, kind)
