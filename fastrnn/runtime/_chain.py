@@ -66,7 +66,7 @@ def _flat(module: object, name: str) -> Iterator[tuple[str, object]]:
     if type(module) in (list, tuple):
         inner = [(str(i), one) for i, one in enumerate(module)]
     elif type(module) in (nn.Sequential, nn.ModuleList):
-        inner = list(module.named_children())
+        inner = list(module._modules.items())  # named_children() leaves out a layer that stands there again
     elif type(module) is LayerStack:
         inner = [(f"layers.{i}", one) for i, one in enumerate(module.layers)]
     else:
