@@ -29,7 +29,7 @@ class Floats {
 class RnnLayer final : public Layer {
  public:
   RnnLayer(Entry& entry, const StreamKernels& kernels, const LayerShape& shape, int64_t k)
-      : Layer(shape.I, shape.out_size()), state_(kernels.rnn_state(shape)), memory_(kernels.rnn_bytes(shape)) {
+      : Layer(shape.I, shape.out_size()), state_(kernels.rnn_state(shape)) {
     const int64_t rows = gates_of(shape.cell) * shape.H;
     const std::string of_layer = "_l" + std::to_string(k);
     const Floats w_ih(entry, "weight_ih" + of_layer, {rows, shape.I});
@@ -47,6 +47,7 @@ class RnnLayer final : public Layer {
     weights.b_hh = b_hh.data();
     weights.w_hr = w_hr.data();
     layer_.shape = shape;
+    memory_ = Memory(kernels.rnn_bytes(shape));  // now that the file is seen to hold as much
     kernels.prepare_rnn(layer_, weights, memory_.data());
   }
   size_t state_floats() const override { return state_; }

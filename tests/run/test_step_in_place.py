@@ -126,6 +126,24 @@ def test_steps_in_place(isa, long_calls, name, options, weights):
         assert not long_calls
 
 
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@torch.no_grad()
+def test_few_units_of_many_inputs_in_place(isa, threads, name):
+    """A step of one row and few units is one thread's, though its inputs are work for several: another would
+    begin from the state that the first has written."""
+    threads(4)
+    layer = make(name, 4096, 64)
+    stream = layer.streamer()
+    x, hx = torch.randn(1, 4096), state_of(layer, 1)
+    y, after = stream.step(x, hx)
+    out = torch.empty_like(y)
+    for _ in range(200):
+        own = tuple(s.clone() for s in flat(hx))
+        stream.step_(x, own if name == "LSTM" else own[0], out=out)
+        for found, expected in zip((out, *own), (y, *flat(after)), strict=True):
+            assert torch.equal(found, expected)
+
+
 @torch.no_grad()
 def test_step_in_place_allocates_nothing():
     """Neither torch nor Python has more or other memory after a thousand steps, and torch's profiler sees not

@@ -82,6 +82,10 @@ WRONG = {
     "weights": (layer(0, weights="int8"), L0 + "expected weights 'float32'.*got 'int8'"),
     "an option": (layer(0, peephole=True), L0 + "option 'peephole' is not known to this version"),
     "size": (layer(0, hidden_size=0), L0 + "expected 'hidden_size' to be an integer from 1"),
+    "more than the file has": (
+        layer(0, input_size=2**20, hidden_size=2**20),  # 32 TiB, of which none is asked for
+        L0 + r"tensor '0.weight_ih_l0': expected shape \(4194304, 1048576\), got \(12, 2\)",
+    ),
     "negative": (layer(0, input_size=-2), L0 + "expected 'input_size' to be an integer from 1"),
     "huge": (layer(0, hidden_size=2**62), L0 + "expected 'hidden_size' to be an integer from 1"),
     "overflow": (layer(0, hidden_size=2**70), L0 + "expected 'hidden_size' to be an integer from 1"),

@@ -97,6 +97,11 @@ def test_containers_and_weights_that_are_computed(tmp_path):
     stack = fastrnn.LayerStack([fastrnn.GRU(4, 7), fastrnn.LSTM(7, 3)])
     y, _ = stack(x)
     torch.testing.assert_close(load(stack, tmp_path)(x), y.detach(), atol=1e-6, rtol=1e-5)
+    first, relu, last = nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)
+    expected = relu(last(relu(first(x)))).detach()
+    one = [first, relu, last, relu]  # a layer at two places is two
+    for chain in (one, nn.Sequential(*one), nn.ModuleList(one)):
+        torch.testing.assert_close(load(chain, tmp_path)(x), expected)
     linear = parametrizations.weight_norm(nn.Linear(4, 2))
     torch.testing.assert_close(load(linear, tmp_path)(x), linear(x).detach())
     gru = nn.GRU(4, 5)

@@ -31,8 +31,7 @@ void cpu_set_isa(std::string name) {
   const KernelTable* table = find_kernels(name);
   check(table || name != isa_name(Isa::kAmx),
         "name: expected a processor with AMX-TILE and AMX-BF16 beside AVX512-BF16, and a Linux that grants its tiles "
-        "to "
-        "this process, got 'amx' where these are ",
+        "to this process, got 'amx' where these are ",
         cpu_isas());
   check(table, "name: expected one of ", cpu_isas(), ", got '", name, "'");
   use_kernels(*table);

@@ -26,8 +26,9 @@ struct PackedHeader {
   int64_t I, H, P, bytes;  // bytes of the pieces
 };
 inline constexpr char kPackedMagic[8] = "fastrnn";
-constexpr int32_t kPackedVersion =
-    1;  // of the header and of the order of the pieces; another number in another byte order
+// Of the header and of the order of the pieces; another number in another byte order. 2: the gates of a last block of
+// units may lie close (product/pack.inl).
+inline constexpr int32_t kPackedVersion = 2;
 constexpr size_t kPackedHeaderBytes = 128;  // keeps the pieces on cache lines
 static_assert(sizeof(PackedHeader) <= kPackedHeaderBytes);
 
@@ -50,9 +51,9 @@ inline bool plausible(const PackedHeader& header, int64_t bytes) {
   if (dtype < 0 || dtype > static_cast<int>(Dtype::kHalf)) return false;
   if (storage < 0 || storage > static_cast<int>(Storage::kInt8)) return false;
   if (header.storage != Storage::kNatural && header.dtype != Dtype::kFloat) return false;
-  const int64_t I = header.I, H = header.H, P = header.P;
+  const int64_t I = header.I, H = header.H, P = header.P, out = layer_of(header).out_size();
   if (I < 0 || P < 0 || H <= 0 || (P && header.cell != CellKind::kLstm)) return false;
-  return H <= bytes && I <= bytes / H && P <= bytes / H;
+  return H <= bytes && I <= bytes / H && out <= bytes / H;
 }
 
 inline size_t piece_bytes(const PackedHeader& header, const KernelTable& kernels) {

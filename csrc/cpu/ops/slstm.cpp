@@ -73,7 +73,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> slstm_forward
     params.pre = pre.data_ptr();
     params.saved = saved.data_ptr();
   }
-  run(params, kernels_in_use().slstm_forward_workspace, kernels_in_use().slstm_forward);
+  const KernelTable& kernels = kernels_in_use();
+  run(params, kernels.slstm_forward_workspace, kernels.slstm_forward);
   return {y, last[0], last[1], last[2], last[3], pre, saved};
 }
 
@@ -114,7 +115,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> slstm_backward(Optional grad_
   }
   const Tensor grad_gx = empty({s.T, s.B, 4 * s.H}, call.type);
   params.grad_gx = grad_gx.data_ptr();
-  run(params, kernels_in_use().slstm_backward_workspace, kernels_in_use().slstm_backward);
+  const KernelTable& kernels = kernels_in_use();
+  run(params, kernels.slstm_backward_workspace, kernels.slstm_backward);
   return {grad_gx, of_states[0], of_states[1], of_states[2], of_states[3]};
 }
 

@@ -40,20 +40,26 @@ void point_at_states(Params& to, const StreamCall& call, const LayerShape& s, in
   to.cn = part(call.cn, c_bytes);
 }
 
-// Layer k of a call, whose input and output the caller sets.
-void describe(StreamLayer& layer, const StreamCall& call, int64_t k, const KernelTable& kernels) {
-  const char* const packed = call.packed[k * call.directions];
+// Of layer k of a call, in its first direction.
+PackedHeader header_at(const StreamCall& call, int64_t k) {
   PackedHeader header;
-  std::memcpy(&header, packed, sizeof(header));
+  std::memcpy(&header, call.packed[k * call.directions], sizeof(header));
+  return header;
+}
+
+// Layer k of a call, whose input and output the caller sets.
+void describe(StreamLayer& layer, const StreamCall& call, int64_t k, const KernelTable& kernels,
+              const CpuMachine& machine) {
+  const PackedHeader header = header_at(call, k);
   LayerShape s = layer_of(header);
   static_cast<Rows&>(s) = call.rows;
   s.D = call.directions;
   layer.storage = header.storage;
   if (header.storage == Storage::kNatural) {
     layer.natural.shape = s;
-    layer.natural.packed = packed + kPackedHeaderBytes;
+    layer.natural.packed = call.packed[k * call.directions] + kPackedHeaderBytes;
     point_at_states(layer.natural, call, s, k);
-    layer.plan = plan_cpu(s, this_machine(kernels, s.dtype), true);
+    layer.plan = plan_cpu(s, machine, true);
   } else {
     layer.quantized.shape = s;
     layer.quantized.storage = header.storage;
@@ -62,7 +68,7 @@ void describe(StreamLayer& layer, const StreamCall& call, int64_t k, const Kerne
       layer.quantized.packed[d] = call.packed[k * s.D + d] + kPackedHeaderBytes;
     }
     point_at_states(layer.quantized, call, s, k);
-    layer.plan = plan_quantized(s, header.storage == Storage::kInt8, this_machine(kernels, s.dtype));
+    layer.plan = plan_quantized(s, header.storage == Storage::kInt8, machine);
   }
 }
 
@@ -79,21 +85,24 @@ TensorRows contiguous_rows(void* data, const Rows& rows, int64_t features) {
 int64_t run_stream(const StreamCall& call, char* scratch, int64_t bytes) {
   const KernelTable& kernels = kernels_in_use();
   if (call.rows.B == 0 || call.rows.rows() == 0) return 0;
+  // Asked once, of the stack's one dtype: another thread may change what a plan is made for, and with it the memory
+  // that the layers were seen to need.
+  const CpuMachine machine = this_machine(kernels, header_at(call, 0).dtype);
   StreamLayer layer;
   Arena arena;
   size_t workspace = 0;
-  // What the layers between read and write, by turns; zeros where there is no state.
+  // What the layers between read and write, by turns; zeros for every layer that has no state and needs one.
   int64_t between = 0, states = 0;
   for (int64_t k = 0; k < call.layers; ++k) {
-    PackedHeader header;
-    std::memcpy(&header, call.packed[k * call.directions], sizeof(header));
+    const PackedHeader header = header_at(call, k);
     if (header.storage == Storage::kNatural && std::strcmp(header.isa, kernels.name)) return -1;
-    describe(layer, call, k, kernels);
+    describe(layer, call, k, kernels, machine);
     const LayerShape& s = sizes_of(layer);
     const int64_t row = s.D * s.out_size() * static_cast<int64_t>(size_of(s.dtype));
     if (k + 1 < call.layers) between = s.rows() * row;
-    const int64_t state = call.layers * s.D * s.B * (s.P > s.H ? s.P : s.H) * static_cast<int64_t>(size_of(s.dtype));
-    if (header.storage == Storage::kNatural && !call.h0) states = state;
+    if (header.storage == Storage::kNatural && !call.h0) {
+      states = s.D * s.B * (s.P > s.H ? s.P : s.H) * static_cast<int64_t>(size_of(s.dtype));
+    }
     const size_t own = header.storage == Storage::kNatural
                            ? kernels.forward_workspace(layer.natural, layer.plan)
                            : quantized_kernels(kernels).workspace(layer.quantized, layer.plan);
@@ -112,13 +121,11 @@ int64_t run_stream(const StreamCall& call, char* scratch, int64_t bytes) {
   if (static_cast<int64_t>(arena.used) > bytes) return static_cast<int64_t>(arena.used);
   char* const own_workspace = lay_out(scratch);
   if (states) std::memset(zeros, 0, static_cast<size_t>(states));
-  StreamCall own = call;
-  if (states) own.h0 = own.c0 = zeros;
 
   TensorRows below = call.x;
   for (int64_t k = 0; k < call.layers; ++k) {
-    if (k || call.layers > 1) describe(layer, own, k, kernels);
-    if (states && layer.storage == Storage::kNatural) {
+    if (k || call.layers > 1) describe(layer, call, k, kernels, machine);
+    if (states) {
       layer.natural.h0 = zeros;
       layer.natural.c0 = facts_of(layer.natural.shape.cell).has_cell ? zeros : nullptr;
     }
@@ -196,10 +203,14 @@ std::tuple<Tensor, Tensor, Tensor> run(const PackedHeader& first, const LayerSha
   call.y = y.data_ptr();
   call.hn = hn.data_ptr();
   call.cn = lstm ? cn.data_ptr() : nullptr;
-  if (const int64_t bytes = run_stream(call, nullptr, 0); bytes > 0) {
-    const Scratch scratch(static_cast<size_t>(bytes));
-    run_stream(call, scratch.data(), bytes);
+  // Other threads may change the number of threads, and so what is needed, or the instruction set.
+  int64_t wanted = run_stream(call, nullptr, 0);
+  while (wanted > 0) {
+    const Scratch scratch(static_cast<size_t>(wanted));
+    wanted = run_stream(call, scratch.data(), wanted);
   }
+  check(wanted == 0, "packed: expected weights packed for the instruction set in use, which another thread changed ",
+        "meanwhile; pack them again");
   if (rows.order) {
     LayerShape all = rows;  // the states of all layers, as directions of one
     all.D = static_cast<int>(states);

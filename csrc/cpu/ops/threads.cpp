@@ -1,5 +1,5 @@
 // The CPUs of this process, for threads.h. A limit that files and settings make (cgroups, FASTRNN_CPUS) is read by
-// fastrnn/_threads.py when the package loads; where there is no Python there is none.
+// fastrnn/_ops/threads.py when the package loads; where there is no Python there is none.
 #include "cpu/ops/threads.h"
 
 #include <algorithm>

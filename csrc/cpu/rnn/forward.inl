@@ -67,7 +67,8 @@ class Forward : private Schedule {
     static_cast<Forward*>(self)->run(static_cast<int>(begin), static_cast<int>(end));
   }
 
-  using Schedule::workers;
+  // Whatever the plan, a stream of few units is one worker's: all of a step is one chain.
+  int workers() const { return is_one_row() ? 1 : Schedule::workers(); }
 
  private:
   using Direction = Weights;
@@ -145,9 +146,7 @@ class Forward : private Schedule {
   // ---- the pass -------------------------------------------------------------------------------
 
   void run(int begin, int end) {
-    if constexpr (kHasOneRow) {
-      if (p_.packed && s_.B == 1 && few_units(s_)) return one_row();
-    }
+    if (is_one_row()) return one_row();
     Crew crew(*this, begin, end);
     crew.each([&](int r) { prepare(r); });
     crew.meet_direction();
@@ -167,6 +166,7 @@ class Forward : private Schedule {
   }
 
   // A stream of few units, whose weights are packed: rows and masks are not for streams.
+  bool is_one_row() const { return kHasOneRow && p_.packed && s_.B == 1 && few_units(s_); }
   void one_row() {
     if constexpr (kHasOneRow) {
       alignas(64) float h[2][kOneRowUnits] = {}, c[kOneRowUnits] = {};
