@@ -226,7 +226,7 @@ def release_scratch() -> int:
     """Give the memory that the CPU kernels keep between calls back to the system.
 
     What a call needs besides its results (packed weights, states, a chunk of gates) is kept for later calls:
-    to map and clear it anew costs about 0.1 ms a MB. A process keeps at most 64 MB, in at most four pieces,
+    to map and clear it anew costs about 0.1 ms a MB. A process keeps at most 64 MB, in at most eight pieces,
     for all of its threads together, and nothing of what is smaller than 256 KB or larger than 64 MB. Calls
     that are running keep what they have; the next call maps its own memory again. Nothing is kept on systems
     other than Linux, nor for a GPU, whose memory is torch's.
