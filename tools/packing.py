@@ -66,7 +66,8 @@ def build(base: Path, to: Path, for_whom: Iterable[pythons.Python], **environmen
         shutil.rmtree(raw, ignore_errors=True)
         run(
             *(sys.executable, "setup.py", "-q", "build", "--build-base", base),
-            *("--build-temp", base / f"objects-{python.tag if number else 'all'}"),
+            # As deep in the tree as a plain build's, whose objects a compiler cache then has.
+            *("--build-temp", f"{base}-objects{f'-{python.tag}' if number else ''}"),
             *("bdist_wheel", "--skip-build", "--dist-dir", raw),  # which would build a second time
             **{**own, **environment},
         )
