@@ -153,3 +153,18 @@ def test_flags_of_a_system(platform):
         assert not found
         assert {"neon", "neon_scan", "baseline", "baseline_scan"} <= {Path(s).stem for s in flags}
     assert bool(link) == platform.startswith("linux")
+
+
+#: The Python module's folders of headers, in their order.
+HEADERS = TARGET.partition("library =")[0] + "print(json.dumps(module.python_module().include_dirs))\n"
+
+
+@pytest.mark.parametrize("include", ["", "/of/another/python"])
+def test_the_headers_of_another_python(include):
+    """One environment makes the module for every CPython, whose Python.h comes before any of this one's."""
+    environment = {**os.environ, "FASTRNN_CUDA": "0", "FASTRNN_PYTHON_INCLUDE": include}
+    said = subprocess.check_output([sys.executable, "-c", HEADERS], cwd=ROOT, env=environment, text=True)
+    folders = json.loads(said.splitlines()[-1])
+    assert folders[0] == str(ROOT / "csrc")
+    assert (include in folders[1:2]) == bool(include)
+    assert "" not in folders
