@@ -29,7 +29,7 @@ TILES = {
     ("avx512", "dot_transposed"): [(6, 4), (5, 4)],
     ("avx2", "product"): [(6, 2), (5, 2), (4, 2), (4, 3), (3, 3), (1, 2)],
     ("avx2", "transposed"): [(4, 3), (4, 2)],
-    ("avx2", "row"): [(4, 2)],  # panels of one row by vectors; three vectors are inlined in their one user
+    ("avx2", "row"): [(4, 2), (4, 3)],  # panels of one row by vectors
     ("baseline", "product"): [(6, 2), (5, 2), (4, 2)],
 }
 MULTIPLIES = re.compile(r"v?mulps\b|vfn?madd\w+ps\b|vdpbf16ps\b")

@@ -193,13 +193,9 @@ constexpr int kRowPanels = 1;
 #else
 constexpr int kRowPanels = 4;
 #endif
-template <class T>
-using RowKernel = void (*)(T* out, int64_t out_stride, const T* a, int64_t block_stride, const T* b,
-                           int64_t panel_stride, int64_t K);
-
 template <class T, int NV>
-void row_kernel(T* out, int64_t out_stride, const T* a, int64_t block_stride, const T* b, int64_t panel_stride,
-                int64_t K) {
+__attribute__((noinline)) void row_kernel(T* out, int64_t out_stride, const T* a, int64_t block_stride, const T* b,
+                                          int64_t panel_stride, int64_t K) {
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int W = S::W, kSteps = W < 4 ? W : 4;
