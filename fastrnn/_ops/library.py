@@ -247,6 +247,16 @@ def cpu_read_bandwidth(size: int) -> float:
     return torch.ops.fastrnn.cpu_read_bandwidth(size)
 
 
+def cpu_cell_rate(cell: str) -> float:
+    """Units a second whose functions one thread computes, of a step in inference, measured in float32."""
+    return torch.ops.fastrnn.cpu_cell_rate(cell)
+
+
+def cpu_meeting(threads: int) -> float:
+    """Seconds that so many threads take to wait for each other once, measured."""
+    return torch.ops.fastrnn.cpu_meeting(threads)
+
+
 def cpu_last_plan() -> dict[str, int | bool]:
     """How this thread's last call of a recurrent layer on the CPU was divided, in the plan's own words."""
     direct, *groups = torch.ops.fastrnn.cpu_last_plan()
