@@ -191,9 +191,13 @@ def test_whole_files_and_others_are_for_the_loader(tmp_path):
     if module.read_bytes()[:4] == b"\x7fELF":
         stripped.write_bytes(module.read_bytes()[: mapped(module.read_bytes(), 1)])
         assert elf.cut_off(stripped) == ""
+    assert elf.cut_off(tmp_path) == ""  # a folder of that name, a file that nobody may read
     for content in (b"", b"\x7fELF not quite", b"MZ" + bytes(100), b"\xcf\xfa\xed\xfe" + bytes(100)):
         text.write_bytes(content)
         assert elf.cut_off(text) == ""
+    for field in range(32, 62):  # wrong headers are no error of ours either
+        text.write_bytes(b"\x7fELF\x02\x01" + bytes(field - 6) + b"\xff" * 2 + bytes(100))
+        elf.cut_off(text)
 
 
 @thorough
