@@ -53,6 +53,8 @@ class Facts(NamedTuple):
     step: int = 0
     products: int = 0  # matrix instructions
     divergent: int = 0  # of them, those that a warp may come to with a part of its lanes
+    exchanged: int = 0  # reads of what other CTAs wrote that are on their way at once, from the L2 cache
+    shared: int = 0  # loads of shared memory on their way at once
     pushes: int = 0  # asynchronous stores into other CTAs
     tries: int = 0  # looks at an mbarrier
     fences: int = 0  # but those of a failure, which the host sees too
@@ -106,9 +108,11 @@ def instructions(text: str) -> list[Instruction]:
 
 
 def loops(code: Sequence[Instruction]) -> Iterator[list[Instruction]]:
-    """From the target of every branch back to the branch."""
+    """From the target of every branch back to the branch, but for what is put behind the kernel's end."""
+    end = next((i.address for i in reversed(code) if i.op == "EXIT" and not i.guard), 0)
     for i in code:
-        if i.op.startswith("BRA") and "DIV" not in i.op and i.target is not None and i.target < i.address:
+        back = i.op.startswith("BRA") and "DIV" not in i.op and i.target is not None and i.target < i.address
+        if back and not i.target <= end <= i.address:
             yield [j for j in code if i.target <= j.address <= i.address]
 
 
@@ -129,11 +133,14 @@ def registers(operands: str, wide: int) -> set[int]:
     return {int(n) + k for n in re.findall(r"\bR(\d+)\b", operands) for k in range(wide)}
 
 
-def loads_in_flight(code: Iterable[Instruction]) -> int:
-    """The most loads of global memory that are issued before an instruction needs the result of one."""
+def loads_in_flight(code: Iterable[Instruction], *names: str, with_op: str = "") -> int:
+    """The most loads that are issued before an instruction needs the result of one.
+
+    Of those with one of the names, and `with_op` in theirs.
+    """
     most, waiting = 0, []
     for i in code:
-        if i.is_a("LDG"):
+        if i.is_a(*names) and with_op in i.op:
             to, _, source = i.operands.partition(",")
             if any(registers(source, 1) & r for r in waiting):
                 waiting = []
@@ -147,13 +154,23 @@ def loads_in_flight(code: Iterable[Instruction]) -> int:
     return most
 
 
+def copies_in_flight(code: Iterable[Instruction]) -> int:
+    """The most copies into shared memory that are asked for before a wait for them."""
+    most = waiting = 0
+    for i in code:
+        waiting = 0 if i.is_a("DEPBAR") else waiting + i.is_a("LDGSTS")
+        most = max(most, waiting)
+    return most
+
+
 def facts(code: Sequence[Instruction]) -> Facts:
     def count(part: Iterable[Instruction], *names: str) -> int:
         return sum(i.is_a(*names) for i in part)
 
     step = step_of(code)
     before = [i for i in code if not step or i.address < step[0].address]
-    whole = (len(code), count(code, "LDL", "STL"), count(code, "LD", "ST", "ATOM"), loads_in_flight(before))
+    whole = (len(code), count(code, "LDL", "STL"), count(code, "LD", "ST", "ATOM"))
+    whole += (loads_in_flight(before, "LDG"),)
     if not step:
         return Facts(*whole)
     first, last = step[0].address, step[-1].address
@@ -164,6 +181,8 @@ def facts(code: Sequence[Instruction]) -> Facts:
         step=len(step),
         products=len(products),
         divergent=sum(any(a < i.address < b for a, b in apart) for i in products),
+        exchanged=max(loads_in_flight(step, "LDG", with_op="STRONG.GPU"), copies_in_flight(step)),
+        shared=loads_in_flight((i for i in step if i.guard != "@!PT"), "LDS"),
         pushes=count(step, "STAS"),
         tries=sum("TRYWAIT" in i.op for i in step),
         fences=sum(i.is_a("MEMBAR") and ".GPU" in i.op for i in step),

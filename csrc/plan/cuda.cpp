@@ -31,9 +31,9 @@ struct StepCosts {
 constexpr StepCosts kHalfTypes = {0.06, 0.0027, 1.04, 0.20, 0.0045};
 constexpr StepCosts kTf32 = {0.06, 0.0054, 1.04, 0.40, 0.0090};
 constexpr StepCosts kFloat32 = {0.06, 0.0150, 1.04, 1.10, 0};  // three TF32 products each, and their splits
-// Two warps' parts of a gate's sum, read from shared memory and added: 55 cycles, which one gate after another takes
-// for every two of the warps that share K.
-constexpr double kPartsRead = 0.031;
+// Warps' parts of a sum, read from shared memory and added, as many together as parts_together says: 80 cycles, of
+// which a read takes 33, the lines of eight float4 of 32 lanes as many again.
+constexpr double kPartsRead = 0.045;
 // Clusters of 16 are no portable size: fewer fit on a GPU than its SMs say, and a smaller one that is nearly as fast
 // is the better choice.
 constexpr double kSixteenWorth = 0.9;
@@ -73,8 +73,8 @@ double stepwise_us(const LayerShape& s, Precision precision, const CudaDevice& d
 // Of the parts that the warps of a CTA leave for each other, where they share K.
 double parts_us(const PersistentGeometry& g) {
   const int split = g.tier == Tier::kGrid ? cuda::kGridWarps : g.pass == Pass::kForward ? g.k_split : 1;
-  const int sums = g.pass == Pass::kForward ? gates_of(g.cell) : 1;
-  return g.tier == Tier::kOneCta || split == 1 ? 0 : kPartsRead * sums * ((split + 1) / 2);
+  const int together = cuda::parts_together(g.pass == Pass::kForward ? gates_of(g.cell) : 1);
+  return g.tier == Tier::kOneCta || split == 1 ? 0 : kPartsRead * ((split + together - 1) / together);
 }
 
 double cluster_us(const LayerShape& s, const PersistentGeometry& g, const CudaDevice& device) {

@@ -95,6 +95,9 @@ constexpr int kLineBytes = 128;  // a flag has a line of the L2 cache to itself
 inline int64_t kept_bytes(CellKind cell, Precision precision) {
   return static_cast<int64_t>(gates_of(cell)) * 32 * 2 * words_of(precision) * 4;
 }
+// How many warps' parts of a CTA's sums are read together, of so many sums: up to eight float4 of a lane are in
+// flight, of one sum four, as backward has no registers for more (TF32 in the grid spills).
+FASTRNN_HD constexpr int parts_together(int sums) { return sums > 1 ? 2 : 4; }
 // Every warp's part of a sum of one tile of rows.
 constexpr int64_t parts_bytes(int warps, int sums) { return static_cast<int64_t>(warps) * sums * 32 * 16; }
 

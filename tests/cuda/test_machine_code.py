@@ -84,6 +84,8 @@ def test_products(compiled):
                 continue
             assert f.products >= 4, f"{arch}: {kernel}"
             assert f.in_flight >= 16, f"{arch}: {kernel}"
+            if ", Grid," in kernel:  # two warps' parts of all gates' sums, four warps' of one sum
+                assert f.shared >= 4, f"{arch}: {kernel}"
             # In a cluster a warp's number says which products it makes, and in which order: one way for all
             # its lanes, which the code does not show.
             assert f.divergent == 0 or "Cluster" in kernel, f"{arch}: {kernel}"
@@ -123,6 +125,16 @@ def test_the_reader_sees_what_it_should():
         "STAS.64 [R4.64], R2",
         "MEMBAR.ALL.GPU",
         "@!P1 RED.E.ADD.STRONG.GPU [R2.64], R5",
+        "LDG.E.64.STRONG.GPU R12, desc[UR4][R2.64]",
+        "LDGSTS.E.BYPASS.128 [R5], desc[UR4][R2.64]",
+        "LDGSTS.E.BYPASS.128 [R5+0x200], desc[UR4][R2.64+0x200]",
+        "DEPBAR.LE SB0, 0x0",
+        "LDGSTS.E.BYPASS.128 [R5], desc[UR4][R2.64]",
+        "@!PT LDS RZ, [RZ]",
+        "LDS.128 R16, [R20]",
+        "LDS.64 R24, [R20+0x100]",
+        "IADD3 R25, R17, 0x1, RZ",
+        "LDS R26, [R20+0x200]",
     ]
     loads = ["LDG.E R4, [R2.64]", "LDG.E.64 R6, [R2.64+0x8]", "@P1 LDG.E R9, [R2.64+0x10]"]
     use = ["IADD3 R5, R7, 0x1, RZ", "LDL R3, [R1]", "ST.E.STRONG.SYS [R2.64], R3", "MEMBAR.SC.SYS"]
@@ -132,8 +144,11 @@ def test_the_reader_sees_what_it_should():
     end = ["HMMA.16816.F32.BF16 R4, R8, R12, R4", "STG.E [R2.64], R4", f"@P2 BRA {hex(first)}", "EXIT"]
     f = facts(code(*prologue, *step, *end))
     assert f == Facts(
-        instructions=19, local=1, generic=1, in_flight=3, step=11, products=2, divergent=1, pushes=1, tries=1,
-        fences=1, releases=1, barriers=1,
+        instructions=29, local=1, generic=1, in_flight=3, step=21, products=2, divergent=1, exchanged=2,
+        shared=2, pushes=1, tries=1, fences=1, releases=1, barriers=1,
     )  # fmt: skip
+    # What lies behind the kernel's end is no part of a loop of it.
+    behind = [*end, "HMMA.16816.F32.BF16 R4, R8, R12, R4", f"BRA {hex(first)}"]
+    assert facts(code(*prologue, *step, *behind)).step == 21
     assert facts(code("LDG.E R4, [R2.64]", "LDG.E R5, [R4.64]", "EXIT")).in_flight == 1
     assert facts(code("EXIT")) == Facts(1, 0, 0, 0)

@@ -79,3 +79,7 @@ inline __half __float2half_rn(float f) {
   memcpy(&v.b, &h, 2);
   return v;
 }
+struct alignas(4) __half2 {
+  __half x, y;
+};
+inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }

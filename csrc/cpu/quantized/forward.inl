@@ -139,7 +139,7 @@ class QuantizedForward : private Schedule {
     const State& state = states_[d];
     const auto fill = [&](const void* from, int64_t size, int64_t blocks, float* to) {
       for (int64_t row = 0; row < s_.B; ++row, to += blocks * L) {
-        const float* own = from ? static_cast<const float*>(from) + (d * s_.B + s_.row_of(row)) * size : nullptr;
+        const float* own = from ? static_cast<const float*>(from) + (d * s_.B + s_.state_row(row)) * size : nullptr;
         for (int64_t k = 0; k < blocks * L; k += W) {
           const int lanes = static_cast<int>(min_of<int64_t>(W, max_of<int64_t>(0, size - k)));
           S::store(to + k, own ? S::load_n(own + k, lanes) : V{});
@@ -251,7 +251,7 @@ class QuantizedForward : private Schedule {
       if constexpr (C::kHasCell) {
         S::store(state.c + at + v * W, c);
         if (ends && lanes)
-          S::store_n(static_cast<float*>(p_.cn) + (d * s_.B + s_.row_of(row)) * s_.H + unit, c, lanes);
+          S::store_n(static_cast<float*>(p_.cn) + (d * s_.B + s_.state_row(row)) * s_.H + unit, c, lanes);
       }
       if (s_.P) {
         S::store(state.m + at + v * W, h);
@@ -265,7 +265,7 @@ class QuantizedForward : private Schedule {
   FASTRNN_INLINE void put(int d, int64_t y_row, int64_t row, int64_t unit, int lanes, bool ends, V h) {
     const int64_t out = s_.out_size();
     S::store_n(static_cast<float*>(p_.y) + (y_row * s_.D + d) * out + unit, h, lanes);
-    if (ends) S::store_n(static_cast<float*>(p_.hn) + (d * s_.B + s_.row_of(row)) * out + unit, h, lanes);
+    if (ends) S::store_n(static_cast<float*>(p_.hn) + (d * s_.B + s_.state_row(row)) * out + unit, h, lanes);
   }
 
   // Of the n rows that run at time t, the first that ends there.

@@ -40,7 +40,7 @@ FASTRNN_INLINE void Forward<T, CellOf, Operand>::hand_over(int rank, int64_t s, 
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   for (int64_t i = first_ending(d, b, t, n); i < n; ++i) {
     const Range blocks = own_blocks(units_, rank);
-    const int64_t row = d * s_.B + s_.row_of(batch_row(b, i));
+    const int64_t row = d * s_.B + s_.state_row(batch_row(b, i));
     const Group& group = groups_[grid_.group(rank)];
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       const int lanes = units_.lanes(block);
@@ -180,7 +180,7 @@ inline void Forward<T, CellOf, Operand>::project_output(int rank, int64_t s) {
   const E* h = group.h[(s + 1) & 1];
   for (int64_t i = first_ending(d, b, t, n); i < n; ++i) {
     const Range blocks = own_blocks(outputs_, rank);
-    const int64_t row = d * s_.B + s_.row_of(batch_row(b, i));
+    const int64_t row = d * s_.B + s_.state_row(batch_row(b, i));
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       const int64_t from = (block * group_rows_ + i) * W;
       store_as<T>(p_.hn, row * s_.P + block * W,

@@ -23,6 +23,16 @@ __device__ __forceinline__ void store(double* p, double v) { *p = v; }
 __device__ __forceinline__ void store(__half* p, float v) { *p = __float2half_rn(v); }
 __device__ __forceinline__ void store(__nv_bfloat16* p, float v) { *p = __float2bfloat16_rn(v); }
 
+// Two neighbouring values of a half type, rounded by one instruction.
+template <class T>
+__device__ __forceinline__ auto both_of(float first, float second) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return __floats2half2_rn(first, second);
+  } else {
+    return __floats2bfloat162_rn(first, second);
+  }
+}
+
 // The math policy of csrc/cells for a thread that owns one unit. The precise functions, not the fast
 // intrinsics: a kernel of the stepwise tier waits for memory and launches, never for arithmetic.
 template <class A>

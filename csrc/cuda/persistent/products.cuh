@@ -208,6 +208,47 @@ struct Products {
     }
   }
 
+  // The parts of `split` warps from `first` on, `stride` apart, added in the order of the warps. A read of shared
+  // memory takes about 30 cycles, and longer with its four lines of a warp's float4: those of several warps and of
+  // all gates are on their way together, as many as parts_together says.
+  static __device__ __forceinline__ void add_parts(const float4* parts, int stride, int first, int split,
+                                                   float (&sums)[kSums][4]) {
+    constexpr int kWarps = parts_together(kSums);
+    // All warps of a grid's CTA share K.
+    constexpr bool kEven = Exchange::kTier == Tier::kGrid && kGridWarps % kWarps == 0;
+#pragma unroll
+    for (int s = 0; s < kSums; ++s) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) sums[s][r] = 0;
+    }
+    parts += first * stride;
+    const int rounds = kEven ? kGridWarps / kWarps : (split + kWarps - 1) / kWarps;
+#pragma unroll 1
+    for (int round = 0; round < rounds; ++round, parts += kWarps * stride) {
+      const auto there = [&](int w) { return kEven || round * kWarps + w < split; };
+      float4 v[kWarps][kSums];
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        // In place of a part that is not there the round's first, which is not added again.
+        const float4* const part = there(w) ? parts + w * stride : parts;
+#pragma unroll
+        for (int s = 0; s < kSums; ++s) v[w][s] = part[s * 32];
+      }
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        if (there(w)) {
+#pragma unroll
+          for (int s = 0; s < kSums; ++s) {
+            sums[s][0] += v[w][s].x;
+            sums[s][1] += v[w][s].y;
+            sums[s][2] += v[w][s].z;
+            sums[s][3] += v[w][s].w;
+          }
+        }
+      }
+    }
+  }
+
   // The whole sums of the tile of rows that this warp finishes. All warps of the CTA call it. Where K is split,
   // every warp multiplies its part for every tile of rows and leaves it in `parts`, [warp][row tile][sum][lane],
   // and the finishing warp adds up the parts of its tile of units in the order of the warps: the same bits in every
@@ -227,19 +268,8 @@ struct Products {
       }
       __syncthreads();  // the parts are there; and all of this CTA's reads of the operand are done
       if (!at.finishes) return;
-#pragma unroll
-      for (int s = 0; s < kSums; ++s) {
-#pragma unroll
-        for (int r = 0; r < 4; ++r) sums[s][r] = 0;
-#pragma unroll 2
-        for (int w = at.warp - at.row_tile; w < at.warp - at.row_tile + at.split; ++w) {
-          const float4 v = parts[((w * cut.n_tiles + at.row_tile) * kSums + s) * 32 + at.lane];
-          sums[s][0] += v.x;
-          sums[s][1] += v.y;
-          sums[s][2] += v.z;
-          sums[s][3] += v.w;
-        }
-      }
+      add_parts(parts + at.row_tile * kSums * 32 + at.lane, cut.n_tiles * kSums * 32, at.warp - at.row_tile, at.split,
+                sums);
     }
   }
 };

@@ -26,6 +26,15 @@ FAULTS = {
     "race: the sums do not wait for their parts": Fault(
         "persistent/products.cuh", "__syncthreads()", "void()", "float4* part ="
     ),
+    "sums: the last warp's part is left out": Fault(
+        "persistent/products.cuh", "round * kWarps + w < split", "round * kWarps + w < split - 1"
+    ),
+    "sums: of parts that are read together all are the first": Fault(
+        "persistent/products.cuh", "there(w) ? parts + w * stride : parts", "parts"
+    ),
+    "sums: a part that is not there is added": Fault(
+        "persistent/products.cuh", "there(w)", "true", "v[w][s] = part[s * 32];"
+    ),
     "weights: loads go on beyond the layer": Fault(
         "persistent/weights.cuh", "row + r < row_end && column + i < column_end", "true"
     ),
