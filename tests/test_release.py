@@ -200,6 +200,34 @@ def test_a_trial_without_the_python_says_so(tmp_path):
         assert found["environment"] == "python3.99 is not installed"
 
 
+def test_what_is_saved_of_a_trial(tmp_path, monkeypatch):
+    """A second run adds to what stands there, replaces what it tried again, and forgets earlier versions."""
+    monkeypatch.setattr(trial, "RESULT", tmp_path / "wheels.json")
+
+    def save(name: str, ok: bool) -> dict:
+        wheel = tmp_path / "cpu" / name
+        wheel.parent.mkdir(exist_ok=True)
+        wheel.write_text(name)
+        trial.save([wheel], [{"kind": "cpu", "wheel": name, "ok": ok}, {"kind": "cuda", "wheel": name}])
+        found = json.loads(trial.RESULT.read_text())["wheels"]
+        return {key: [outcome["ok"] for outcome in one["outcomes"]] for key, one in found.items()}
+
+    assert save("fastrnn-1.1.0-x.whl", True) == {"cpu/fastrnn-1.1.0-x.whl": [True]}
+    assert save("fastrnn-1.2.0-x.whl", False) == {"cpu/fastrnn-1.2.0-x.whl": [False]}
+    save("fastrnn-1.2.0-x.whl", True)
+    both = {"cpu/fastrnn-1.2.0-x.whl": [True], "cpu/fastrnn-1.2.0-y.whl": [True]}
+    assert save("fastrnn-1.2.0-y.whl", True) == both
+
+
+@pytest.mark.skipif(importlib.util.find_spec("auditwheel") is None, reason="auditwheel is not installed")
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_auditwheel_judges_a_wheel_for_another_machine(machine):
+    """By that machine's policies, which it knows on machines of that kind alone."""
+    command = [sys.executable, "-c", wheels.AUDIT, machine, "repair", "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"manylinux_2_28_{machine}" in said
+
+
 def test_missing_tools_are_named_before_anything_is_compiled(monkeypatch):
     """auditwheel runs patchelf after minutes of compilation."""
     monkeypatch.setenv("PATH", "")

