@@ -50,6 +50,7 @@ struct Impl {
   int directions = 1;
   bool has_cell = false, batch_first = false;
   Memory scratch;
+  std::atomic<bool> turn{false};  // of the calls, see StreamCall::back
   std::atomic_flag busy = ATOMIC_FLAG_INIT;
 };
 
@@ -106,7 +107,9 @@ inline PyObject* new_like(const Torch& torch, PyObject* tensor) {
 }
 
 // The call itself. False: it cannot run here.
-inline bool run(Impl& s, const StreamCall& call) {
+inline bool run(Impl& s, StreamCall& call) {
+  call.back = s.turn;
+  s.turn = !s.turn;  // by calls of several threads, whichever way: it is a matter of time alone
   const bool other = s.busy.test_and_set(std::memory_order_acquire);  // another thread is in this stream's memory
   Memory own;
   Memory& memory = other ? own : s.scratch;

@@ -9,7 +9,8 @@ struct StreamCall {
   const char* const* packed = nullptr;  // of each layer and direction: a header and the pieces, as rnn_pack left them
   int64_t layers = 0;
   int directions = 1;
-  Rows rows;  // full, or packed; of streams of which some run, those, of one step
+  bool back = false;  // whether units are run from the last to the first, by turns with the call before
+  Rows rows;          // full, or packed; of streams of which some run, those, of one step
   TensorRows x;
   const void* h0 = nullptr;  // (L*D,B,Hout), contiguous; null: zeros
   const void* c0 = nullptr;  // (L*D,B,H), LSTM

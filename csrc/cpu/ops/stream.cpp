@@ -65,6 +65,7 @@ void describe(StreamLayer& layer, const StreamCall& call, int64_t k, const Kerne
   } else {
     layer.quantized.shape = s;
     layer.quantized.storage = header.storage;
+    layer.quantized.back = call.back;
     layer.quantized.dot = use_int8_dot.load(std::memory_order_relaxed) && has_int8_dot(kernels);
     for (int d = 0; d < s.D; ++d) {
       layer.quantized.packed[d] = call.packed[k * s.D + d] + kPackedHeaderBytes;
