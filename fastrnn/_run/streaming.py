@@ -269,9 +269,12 @@ class Streamer:
             y, hx = out
         else:
             y = out
-        own = hx is None
-        if own:
-            hx = self._state if self._state is not None else self._zeros(input, active)
+        first = False
+        if hx is None:
+            hx = self._state
+            first = hx is None
+            if first:
+                hx = self._zeros(input, active)
         if active is not None:
             self._some(input, hx, active, self._output(y))
         else:
@@ -283,8 +286,8 @@ class Streamer:
                 or not quick.step_(input, hx, y)
             ):
                 self._long_step_in_place(input, hx, y)
-        if own:
-            self._state = hx  # of the first call only once it has run: one that fails leaves none
+        if first:  # and only once it has run: a call that fails leaves no state
+            self._state = hx
         return out
 
     def _long_step_in_place(self, input: Tensor, hx, out) -> None:
