@@ -11,7 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._cells import widen
+from .._cells import slstm, widen
+from ..reference.linear import after_the_end
+from ..reference.scan import cuts
+from ..reference.slstm import by_head, product
 from .onnx import _decomposition, _is_one, _scan
 
 
@@ -59,3 +62,27 @@ def _indrnn(gx, weight, h0, cut, relu):
     step = functools.partial(_indrnn_step, relu)
     _, (h,) = _each_step(step, [h0], by_step, {"weight": weight}, False)
     return h.to(gx.dtype)
+
+
+def _slstm_step(
+    state, *, gx: Tensor, blocks: Tensor, cut: Tensor | None = None, beyond: Tensor | None = None
+):
+    start = state if cut is None else [s.masked_fill(cut, 0) for s in state]
+    new = slstm.step(gx + product(start[0], blocks), start)
+    if beyond is None:
+        return [*new, new[0].clone()]
+    kept = [torch.where(beyond, old, n) for n, old in zip(new, state, strict=True)]
+    return [*kept, new[0].masked_fill(beyond, 0)]
+
+
+@_decomposition(torch.ops.fastrnn.slstm.default)
+def _slstm(gx, weight_hh, h0, c0, n0, m0, lengths, reset, reverse):
+    beyond = None if lengths is None else after_the_end(gx, lengths)
+    cut = None if reset is None else cuts(reset, beyond, reverse).unsqueeze(-1)
+    if beyond is not None:
+        beyond = beyond.unsqueeze(-1)
+        gx = gx.masked_fill(beyond, 0)
+    by_step = {"gx": gx, "cut": cut, "beyond": beyond}
+    constant = {"blocks": by_head(weight_hh, h0.size(1))}
+    state, (y,) = _each_step(_slstm_step, [h0, c0, n0, m0], by_step, constant, reverse)
+    return y.to(gx.dtype), *(s.to(gx.dtype) for s in state)

@@ -40,6 +40,9 @@ class ElementwiseLayer(nn.Module):
 
     #: Blocks of H rows in the weights, and states.
     _gates = _states = 1
+    #: For fastrnn.explain: the family of its recurrence, and which one it is.
+    _family = "elementwise"
+    _cell = ""
 
     def __init__(
         self,
@@ -305,7 +308,7 @@ class MinGRU(_Linear):
     :math:`\sigma(v)` below. Either is one scan over the sequence. Rows of the weights in the order z, h.
     """
 
-    _gates = 2
+    _gates, _cell = 2, "mingru"
     _coefficients = staticmethod(minimal.mingru)
 
 
@@ -322,7 +325,7 @@ class MinLSTM(_Linear):
     ``log_space`` as of :class:`MinGRU`. Rows of the weights in the order f, i, h.
     """
 
-    _gates = 3
+    _gates, _cell = 3, "minlstm"
     _coefficients = staticmethod(minimal.minlstm)
 
 
@@ -338,6 +341,8 @@ class IndRNN(ElementwiseLayer):
     ``nonlinearity``: "relu" or "tanh". Beside ``weight_ih_l{k}`` (H, I or D*H) and ``bias_ih_l{k}`` (H,)
     there is ``weight_hh_l{k}`` (H,).
     """
+
+    _cell = "indrnn"
 
     def __init__(self, *args, nonlinearity: str = "relu", **kwargs) -> None:
         _checks.one_of(type(self).__name__, "nonlinearity", nonlinearity, _checks.NONLINEARITIES)
@@ -375,7 +380,7 @@ class IndRNN(ElementwiseLayer):
         if order is not None:
             gx = gx.gather(0, order.unsqueeze(-1).expand_as(gx))
             if cut is not None:  # a step is cut off from the one after it in time
-                after = torch.cat([cut[1:], torch.zeros_like(cut[:1])])
+                after = torch.cat([cut, torch.zeros_like(cut[:1])])[1:]  # as in reference.scan.cuts
                 if lengths is not None:
                     after = after & (at + 1 <= last)
                 cut = after.gather(0, order)

@@ -1,4 +1,4 @@
-"""torch.onnx.export of MinGRU, MinLSTM and IndRNN: a Scan a layer and direction, and in ONNX Runtime the
+"""torch.onnx.export of MinGRU, MinLSTM, IndRNN, SLSTM: a Scan a layer and direction, and in ONNX Runtime the
 layer's numbers at other sizes."""
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ KINDS = [
     (fastrnn.MinLSTM, {}),
     (fastrnn.IndRNN, {}),
     (fastrnn.IndRNN, {"nonlinearity": "tanh"}),
+    (fastrnn.SLSTM, {}),
+    (fastrnn.SLSTM, {"num_heads": 2}),
 ]
 T, B = Dim.DYNAMIC, Dim.DYNAMIC
 
@@ -83,7 +85,8 @@ def test_rows(cls, options):
 
     def args(steps, rows):
         lengths = torch.tensor([steps, 0, 1, steps - 1][:rows])
-        states = (randn(2, rows, H, seed=7 + i) for i in range(count))
+        # Above 0, as a normaliser is: h is a quotient by it.
+        states = (randn(2, rows, H, seed=7 + i).abs() + 0.5 for i in range(count))
         return (randn(steps, rows, IN), lengths, randn(steps, rows, seed=5) > 0.5, *states)
 
     shapes = ({0: T, 1: B}, {0: B}, {0: T, 1: B}, ({1: B},) * count)
