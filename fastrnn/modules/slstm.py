@@ -8,7 +8,7 @@ from torch import Tensor
 from .._ops import elementwise, torch_state
 from .._ops.slstm import run as slstm_operator
 from ..reference.slstm import slstm
-from .minimal import ElementwiseLayer
+from ._elementwise import ElementwiseLayer
 
 __all__ = ["SLSTM"]
 
@@ -69,6 +69,16 @@ class SLSTM(ElementwiseLayer):
             y, *last = slstm_operator(gx, weight, *state, lengths, reset, reverse)
             return y, tuple(last)
         return slstm(gx, weight, state, lengths=lengths, reset=reset, reverse=reverse)
+
+    def _every_state(self, x, state, suffix, lengths, reset, reverse):
+        gx = self._product(x, suffix)
+        weight = getattr(self, "weight_hh" + suffix).to(gx.dtype)
+        if state is None:
+            state = (gx.new_zeros(*gx.shape[1:-1], self.hidden_size),) * 4
+        state = tuple(s.to(gx.dtype) for s in state)
+        # The kernel's backward pass has no place for the gradients of c, n and m of a step.
+        rows = {"lengths": lengths, "reset": reset, "reverse": reverse}
+        return slstm(gx, weight, state, keep_states=True, **rows)
 
     @classmethod
     def from_xlstm(cls, cell, input_size: int | None = None) -> SLSTM:

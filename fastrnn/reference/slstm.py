@@ -21,7 +21,8 @@ def slstm(
     lengths=None,
     reset=None,
     reverse: bool = False,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+    keep_states: bool = False,
+) -> tuple:
     """One direction of an sLSTM.
 
     Args:
@@ -31,7 +32,8 @@ def slstm(
             bool, where a new sequence begins from a state of 0. reverse: from the end.
 
     Returns:
-        h (T, B, H), and the last state, in gx's dtype; half types are computed in float32.
+        h (T, B, H), and the last state, in gx's dtype; half types are computed in float32. With
+        ``keep_states`` also h, c, n and m of every step, (T, B, H) each, 0 beyond a row's length.
     """
     dtype, hidden = gx.dtype, gx.size(-1) // 4
     gx, weight_hh, state = widen(gx), widen(weight_hh), tuple(map(widen, state))
@@ -48,9 +50,13 @@ def slstm(
         new = shown = step(gx[t] + product(start[0], blocks), start)
         if beyond is not None:
             new = tuple(torch.where(beyond[t], old, n) for n, old in zip(new, state, strict=True))
-            shown = (shown[0].masked_fill(beyond[t], 0),)
-        state, found[t] = new, shown[0]
-    return torch.stack(found).to(dtype), tuple(s.to(dtype) for s in state)
+            shown = [n.masked_fill(beyond[t], 0) for n in (shown if keep_states else shown[:1])]
+        state, found[t] = new, shown
+    last = tuple(s.to(dtype) for s in state)
+    if not keep_states:
+        return torch.stack([shown[0] for shown in found]).to(dtype), last
+    every = tuple(torch.stack(s).to(dtype) for s in zip(*found, strict=True))
+    return every[0], last, every
 
 
 def by_head(weight_hh: Tensor, hidden: int) -> Tensor:
