@@ -219,6 +219,17 @@ def test_what_is_saved_of_a_trial(tmp_path, monkeypatch):
     assert save("fastrnn-1.2.0-y.whl", True) == both
 
 
+def test_the_committed_trial_passed():
+    """Whoever reads that the wheels were tried: every one of them, with the oldest torch and a newer one."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "wheels.json").read_text())["wheels"]
+    assert found
+    for name, one in found.items():
+        assert all(outcome["ok"] for outcome in one["outcomes"]), name
+        torches = {outcome["torch"].partition("+")[0] for outcome in one["outcomes"]}
+        assert trial.OLDEST in torches, name
+        assert len(torches) > 1, name
+
+
 @pytest.mark.skipif(importlib.util.find_spec("auditwheel") is None, reason="auditwheel is not installed")
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_auditwheel_judges_a_wheel_for_another_machine(machine):
