@@ -220,7 +220,7 @@ def test_what_is_saved_of_a_trial(tmp_path, monkeypatch):
 
 
 def test_the_committed_trial_passed():
-    """Whoever reads that the wheels were tried: every one of them, and one with the oldest torch and a newer."""
+    """Whoever reads that the wheels were tried: every one, and one with the oldest torch and a newer."""
     found = json.loads((ROOT / "benchmarks" / "results" / "wheels.json").read_text())["wheels"]
     assert found
     torches = []
