@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from elementwise_cases import WithRows
 from helpers import flat, randn
 from tolerances import assert_close
-from torch import nn
 from torch.export import Dim
 
 import fastrnn
@@ -22,16 +22,6 @@ KINDS = [
 T, B = Dim.DYNAMIC, Dim.DYNAMIC
 
 
-class Call(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x, lengths, reset, *states):
-        hx = states if len(states) > 1 else states[0]
-        return self.layer(x, hx, lengths=lengths, reset=reset)
-
-
 def _arguments(steps: int, rows: int, directions: int, states: int) -> tuple:
     lengths = torch.tensor([steps, 0, 1, steps - 1][:rows])
     own = (randn(directions, rows, H, dtype=torch.float64, seed=7 + i) for i in range(states))
@@ -44,7 +34,7 @@ def test_exported(cls, options):
     derivatives, as it may be trained. (T was fixed for an SLSTM, and with lengths for each of them.)"""
     torch.manual_seed(0)
     layer = cls(IN, H, bidirectional=True, dtype=torch.float64, **options)
-    module, count = Call(layer), layer._states
+    module, count = WithRows(layer), layer._states
     shapes = ({0: T, 1: B}, {0: B}, {0: T, 1: B}, ({1: B},) * count)
     program = torch.export.export(module, _arguments(5, 3, 2, count), dynamic_shapes=shapes).module()
     for size in ((9, 4), (2, 1)):

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from elementwise_cases import WithRows
 from helpers import randn
 from tolerances import assert_close
 from torch import nn
@@ -31,18 +32,6 @@ KINDS = [
     (fastrnn.SLSTM, {"num_heads": 2}),
 ]
 T, B = Dim.DYNAMIC, Dim.DYNAMIC
-
-
-class Call(nn.Module):
-    """A layer with lengths, resets and a state in the order of their places."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x, lengths, reset, *states):
-        hx = states if len(states) > 1 else states[0]
-        return self.layer(x, hx, lengths=lengths, reset=reset)
 
 
 def _export(module: nn.Module, args: tuple, shapes: tuple):
@@ -81,7 +70,7 @@ def test_layers(cls, options):
 def test_rows(cls, options):
     """Lengths, rows without a step among them, resets and states, in both directions."""
     layer = build(cls, options, bidirectional=True)
-    module, count = Call(layer).eval(), layer._states
+    module, count = WithRows(layer).eval(), layer._states
 
     def args(steps, rows):
         lengths = torch.tensor([steps, 0, 1, steps - 1][:rows])
