@@ -60,6 +60,15 @@ def test_version_stands_in_one_place():
         ), name
 
 
+def test_every_python_that_has_a_wheel_is_named():
+    """In the metadata, by which people look for packages, and in cibuildwheel's list."""
+    text = (ROOT / "pyproject.toml").read_text()
+    assert tuple(re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text)) == pythons.VERSIONS
+    minors = "{" + ",".join(v.removeprefix("3.1") for v in pythons.VERSIONS) + "}"
+    for machine in ("x86_64", "aarch64"):
+        assert f'"cp31{minors}-manylinux_{machine}"' in text
+
+
 @pytest.mark.parametrize(
     ("version", "changelog", "fault"),
     [
