@@ -11,7 +11,7 @@ from fastrnn._plan import gpus
 
 DEVICE = "cuda"
 ops = torch.ops.fastrnn
-TIERS = ("one_cta", "cluster", "grid", "stepwise")
+TIERS = ("one_cta", "cluster", "grid", "stepwise_graph", "stepwise")
 
 #: Marks of such a file. ieee: conftest.py's.
 MARKS = [

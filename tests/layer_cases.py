@@ -165,6 +165,11 @@ def mask(case: Case, p: Problem, generator: torch.Generator) -> None:
         p.reset[1 % T, : B // 2 + 1] = True  # within rows, whatever was drawn
 
 
+def inputs_of(p: Problem) -> list[Tensor]:
+    """The tensors that a forward pass reads."""
+    return [t for t in (p.x, p.h0, p.c0, *p.weights, p.reset) if t is not None]
+
+
 def compute_type(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 

@@ -14,10 +14,11 @@ struct ScanNeeds {
   static constexpr int64_t kU = 1, kX = 2, kWeights = 4, kC0 = 8, kV = 16, kAll = 31;
 };
 
-constexpr int64_t kModeTier = 16, kModeTf32 = 128, kModeEnd = 256;
+// A tier's number is in the bits from kModeTier on, and its eights in kModeTierEights.
+constexpr int64_t kModeTier = 16, kModeTf32 = 128, kModeTierEights = 256, kModeEnd = 512;
 
-// The tiers of the CUDA kernels by their number in `mode`. The last three ask for clusters of so many CTAs, and are
-// what is asked for only: the tier that runs is kCluster then.
+// The tiers of the CUDA kernels by their number in `mode`. kCluster4 to kCluster16 ask for clusters of so many CTAs,
+// and are what is asked for only: the tier that runs is kCluster then.
 enum class Tier : int {
   kAuto = 0,
   kOneCta = 1,
@@ -26,9 +27,10 @@ enum class Tier : int {
   kCluster = 4,
   kCluster4 = 5,
   kCluster8 = 6,
-  kCluster16 = 7
+  kCluster16 = 7,
+  kStepwiseGraph = 8
 };
-inline constexpr int kTiers = 8;
+inline constexpr int kTiers = 9;
 inline constexpr const char* kTierNames[] = {"auto", "one_cta", "grid", "stepwise", "cluster"};
 inline constexpr const char* kClusterNames[] = {"cluster_4", "cluster_8", "cluster_16"};
 // CTAs of the clusters that are asked for; 0: of any size, or none.
@@ -39,10 +41,19 @@ constexpr Tier family_of(Tier asked) { return cluster_of(asked) ? Tier::kCluster
 constexpr Tier cluster_tier(int ctas) {
   return ctas == 4 ? Tier::kCluster4 : ctas == 8 ? Tier::kCluster8 : ctas == 16 ? Tier::kCluster16 : Tier::kCluster;
 }
+// Tiers that keep the recurrent weights on the SMs for the whole sequence.
+constexpr bool is_persistent(Tier tier) { return tier != Tier::kStepwise && tier != Tier::kStepwiseGraph; }
 constexpr const char* tier_name(Tier tier) {
+  if (tier == Tier::kStepwiseGraph) return "stepwise_graph";
   const int number = static_cast<int>(tier), first = static_cast<int>(Tier::kCluster4);
   return number < first ? kTierNames[number] : kClusterNames[number - first];
 }
-constexpr Tier tier_of(int64_t mode) { return static_cast<Tier>(mode % kModeTf32 / kModeTier); }
+constexpr Tier tier_of(int64_t mode) {
+  return static_cast<Tier>(mode % kModeTf32 / kModeTier + (mode & kModeTierEights ? 8 : 0));
+}
+constexpr int64_t mode_of(Tier tier) {
+  const int64_t number = static_cast<int64_t>(tier);
+  return number % 8 * kModeTier + (number >= 8 ? kModeTierEights : 0);
+}
 
 }  // namespace fastrnn

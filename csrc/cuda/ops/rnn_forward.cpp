@@ -1,6 +1,7 @@
 // Forward pass of a layer: one GEMM for the input's part of all gates, unless the time loop's kernel makes that too,
 // then the time loop of its tier.
 #include "cuda/persistent/loop.h"
+#include "cuda/stepwise/graphs.h"
 #include "cuda/stepwise/loop.h"
 #include "cuda/stepwise/stages_loop.h"
 
@@ -38,8 +39,9 @@ void forward(const Layer& layer, const RnnArguments& in, const RnnResults& resul
   layer.clear_padding(s.y, 1);
   if (s.save_gates) layer.clear_padding(s.gates, D);
   if (s.save_cells) layer.clear_padding(s.cells, D);
-  const bool persistent = plan.tier != Tier::kStepwise && shape.T > 0;
-  if (!persistent || !run_persistent(layer, plan, s)) {
+  const bool persistent = is_persistent(plan.tier) && shape.T > 0;
+  const bool graph = plan.tier == Tier::kStepwiseGraph;
+  if (!(persistent && run_persistent(layer, plan, s)) && !(graph && run_graph(layer, plan, s))) {
     if (plan.projects) project();
     run_stepwise(layer, s);
     count(Tier::kStepwise, Pass::kForward);

@@ -71,6 +71,17 @@ inline void bmm_out_float(const Tensor& out, const Tensor& a, const Tensor& b) {
   (void)torch::stable::detail::to<Tensor>(stack[0]);  // the returned reference to out
 }
 
+// dst = src, converting where the types differ.
+inline void copy(const Tensor& dst, const Tensor& src) {
+  TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(dst.get(), src.get(), /*non_blocking=*/0));
+}
+inline void zero(Tensor t) { torch::stable::zero_(t); }
+// out (columns) = the sum of m's rows.
+inline void sum_rows(Tensor out, const Tensor& m) {
+  const std::array<int64_t, 1> dim{0};
+  torch::stable::sum_out(out, m, torch::headeronly::IntHeaderOnlyArrayRef(dim.data(), dim.size()));
+}
+
 inline void check_cuda(int error) { STD_CUDA_CHECK(static_cast<cudaError_t>(error)); }
 
 }  // namespace fastrnn::cuda

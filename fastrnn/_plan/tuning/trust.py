@@ -211,7 +211,7 @@ def entry(index: int, kind: Kind) -> tuple[str, str] | None:
     return device(index).entries.get(kind.key)
 
 
-NEVER = "no persistent kernel computes such a layer"
+NEVER = "no kernel that could be proven computes such a layer"
 
 
 _AS_FAST = "measured on this device: torch's own layer is as fast"
