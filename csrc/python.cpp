@@ -91,6 +91,12 @@ py::dict lists() {
     clusters[kClusterNames[i]] = mode_of(static_cast<Tier>(static_cast<int>(Tier::kCluster4) + static_cast<int>(i)));
   }
   out["clusters"] = clusters;
+  py::dict overlaps;
+  for (size_t i = 0; i < std::size(kOverlapNames); ++i) {
+    overlaps[kOverlapNames[i]] =
+        mode_of(static_cast<Tier>(static_cast<int>(Tier::kOneCtaOverlap) + static_cast<int>(i)));
+  }
+  out["overlaps"] = overlaps;
   out["tf32"] = kModeTf32;
   out["save"] = py::dict(py::arg("nothing") = static_cast<int>(Save::kNothing),
                          py::arg("gates") = static_cast<int>(Save::kGates),
@@ -119,7 +125,12 @@ py::dict cuda_pass(const CudaPlan& chosen) {
   if (chosen.tier == Tier::kStepwiseGraph) out["graph_bytes"] = chosen.graph_bytes;
   if (!is_persistent(chosen.tier)) return out;
   const cuda::PersistentGeometry& g = chosen.geometry;
-  if (g.pass == cuda::Pass::kForward) out["input_projection"] = chosen.projects ? "in the kernel" : "before it";
+  if (g.pass == cuda::Pass::kForward) {
+    out["input_projection"] = chosen.chunks > 1 ? "beside it, in chunks"
+                              : chosen.projects ? "in the kernel"
+                                                : "before it";
+    if (chosen.chunks > 1) out["chunks"] = chosen.chunks;
+  }
   out["ctas"] = g.ctas;
   if (g.tier == Tier::kCluster) out["cluster"] = g.ctas_per_replica;
   out["replicas"] = g.replicas;

@@ -23,7 +23,7 @@ SAVES = {"nothing": 0, "gates": 1, "recompute": 2}
 GRAD_X, GRAD_H0, GRAD_C0, GRAD_WEIGHTS = 1, 2, 4, 8
 ALL = GRAD_X | GRAD_H0 | GRAD_C0 | GRAD_WEIGHTS
 #: By name, clusters by their size too: "cluster_8".
-ALL_TIERS = library.TIERS | library.CLUSTERS
+ALL_TIERS = library.TIERS | library.CLUSTERS | library.OVERLAPS
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,11 @@ constexpr double kPersistentStart = 4.5, kGridFlags = 2.5;
 // The product with W_ih as a launch of its own, a direction; and inside the kernel: fixed part of the products of
 // 8 rows, and a part for each 16 of I and gate.
 constexpr double kProductLaunch = 6.0, kProjectFixed = 0.06, kProjectTile = 0.008;
+// x's product beside the loop: SMs that the loop leaves idle, of all, for that to be worth a thought; what a chunk
+// adds beside the kernel's start, an event each way; and steps of one, below which its start is most of it.
+constexpr double kIdleSms = 0.25, kChunkEvents = 1.5;
+constexpr int64_t kChunkSteps = 16;
+constexpr int kMostChunks = 8;
 // What a GPU with so many SMs multiplies a microsecond, for the stepwise tier's large products.
 constexpr int kReferenceSms = 132;
 double stepwise_flops(Dtype dtype, Precision precision) {
@@ -236,6 +241,37 @@ bool projects(const LayerShape& s, const PersistentGeometry& g, const CudaDevice
   return products * (kProjectFixed + kProjectTile * slower * tiles) < kProductLaunch * s.D;
 }
 
+// A whole forward pass in so many chunks, microseconds: the product of the first one takes the whole GPU, those of
+// the others the SMs that the loop leaves, and a loop waits for its product. 1: as it is without.
+double chunked_us(const LayerShape& s, const CudaPlan& plan, const CudaDevice& device, int chunks) {
+  const PersistentGeometry& g = plan.geometry;
+  const double rate = stepwise_flops(s.dtype, plan.precision) * std::max(1, device.sms) / kReferenceSms;
+  const double product = 2.0 * s.D * s.T * s.B * gates_of(s.cell) * s.H * s.I / rate / chunks;
+  const double start = start_us(s, g);
+  const double loop = (persistent_us(s, g, device) * static_cast<double>(s.T) - start) / chunks;
+  if (chunks == 1) return product + start + loop;
+  const double beside = product * device.sms / std::max(1, device.sms - g.ctas);
+  double made = product, free = 0;  // when the next chunk's product is there, and the loops before it are done
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    free = std::max(made, free) + start + kChunkEvents + loop;
+    made += beside;
+  }
+  return free;
+}
+
+// Why x's product cannot run beside the loop of a plan, null where it can.
+const char* never_beside(const LayerShape& s, const CudaPlan& plan, Pass pass, const CudaDevice& device) {
+  if (pass == Pass::kBackward) return "backward: no product comes before its loop";
+  if (s.D > 1) return "two directions: the second one begins at the sequence's end";
+  if (s.batch_sizes || s.order) return "rows of unequal length: chunks of the sequence would cut them";
+  if (s.T < 2 * kChunkSteps) return "few steps: a chunk has 16 of them or more";
+  if (plan.projects) return "few inputs: the kernel makes their product itself, in less time";
+  if (device.sms - plan.geometry.ctas < kIdleSms * device.sms) {
+    return "the loop leaves less than a quarter of the GPU idle: nothing runs beside it";
+  }
+  return nullptr;
+}
+
 CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
                     const PlanTable& table, Tier asked) {
   const Tier tier = family_of(asked);
@@ -250,6 +286,26 @@ CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const C
   }
   plan.projects = projects(s, plan.geometry, device);
   set_step_us(plan, s, pass, device, table);
+  if (overlaps(asked)) {
+    if (const char* never = never_beside(s, plan, pass, device)) {
+      plan.possible = false;
+      plan.reason = never;
+      return plan;
+    }
+    double best = 0;
+    for (int chunks = 2; chunks <= kMostChunks && s.T / chunks >= kChunkSteps; chunks *= 2) {
+      const double us = chunked_us(s, plan, device, chunks);
+      if (plan.chunks > 1 && us >= best) continue;
+      best = us;
+      plan.chunks = chunks;
+    }
+    const double gain = (best - chunked_us(s, plan, device, 1)) / static_cast<double>(s.T);
+    plan.step_us += gain;
+    plan.model_us += gain;
+    plan.source = StepSource::kModel;
+    plan.reason = "x's product is made in chunks on the SMs that the loop leaves idle, beside the loops before";
+    return plan;
+  }
   plan.reason = tier == Tier::kOneCta ? "the recurrent weights stay in one SM's registers: nothing leaves it"
                 : tier == Tier::kCluster
                     ? "the recurrent weights stay in a cluster of SMs: they push h to each other, past the L2 cache"

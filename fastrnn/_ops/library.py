@@ -16,7 +16,7 @@ import torch
 
 from .._cells.variant import card_of, parse
 from . import elf, threads
-from .mode import CLUSTERS, NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
+from .mode import CLUSTERS, NEEDS, OVERLAPS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
 
 _FOLDER = Path(__file__).parents[1]  # where the binaries lie
 

@@ -38,6 +38,20 @@ inline void* current_stream(int device) {
   return stream;
 }
 
+// Torch's current stream, while it lives: its products go there.
+class StreamGuard {
+ public:
+  StreamGuard(void* stream, int device) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_create_cuda_stream_guard(stream, device, &guard_));
+  }
+  ~StreamGuard() { aoti_torch_delete_cuda_stream_guard(guard_); }
+  StreamGuard(const StreamGuard&) = delete;
+  StreamGuard& operator=(const StreamGuard&) = delete;
+
+ private:
+  CUDAStreamGuardHandle guard_ = nullptr;
+};
+
 // A contiguous, uninitialised tensor on the device.
 inline Tensor empty(const Sizes& sizes, ScalarType type, int device) {
   Sizes strides(sizes.size());

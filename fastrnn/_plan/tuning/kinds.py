@@ -12,8 +12,9 @@ from .. import gpus
 
 PASSES = ("forward", "backward")
 ROWS = ("full", "packed", "masked")
-#: Tiers that have to be proven, clusters a size each. What is left, stepwise, is what every layer can.
-TIERS = ("one_cta", "cluster_4", "cluster_8", "cluster_16", "grid", "stepwise_graph")
+#: Tiers that have to be proven, clusters a size each, and where x's product runs beside the loop as tiers of
+#: their own. What is left, stepwise, is what every layer can.
+TIERS = ("one_cta", "cluster_4", "cluster_8", "cluster_16", "grid", *library.OVERLAPS, "stepwise_graph")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -139,6 +139,8 @@ def _best(stack: Kind, records: Mapping[str, dict], gpu: gpus.Gpu, which: str, a
     """The fastest verified tier of a pass of which so many calls fit on the GPU, None for none."""
     found = []
     for tier in TIERS:
+        if at_once > 1 and tier in library.OVERLAPS:  # other layers are beside it there
+            continue
         us = 0.0
         for kind in layers_of(stack):
             entry = records.get(kind.key, {}).get("candidates", {}).get(f"{tier} {which}", {})

@@ -259,7 +259,8 @@ def quarantined(here: Device) -> dict[str, str]:
 
 
 def family(tier: str) -> str:
-    """A tier's name without the size of its clusters."""
+    """A tier's name without the size of its clusters, and what runs beside it."""
+    tier = tier.removesuffix("_overlap")
     return tier.partition("_")[0] if tier.startswith("cluster_") else tier
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ... import reference
 from ..._cells import RNN
-from ..._ops.mode import CLUSTERS, NEEDS, SAVE_MODES, TF32, TIERS
+from ..._ops.mode import CLUSTERS, NEEDS, OVERLAPS, SAVE_MODES, TF32, TIERS
 from ..._plan.tuning import session
 from ..._plan.tuning.kinds import Candidate, Kind
 from ..._plan.tuning.session import Chosen, Times, Verdict
@@ -103,7 +103,7 @@ class Executor:
     # One pass each, by a tier's name.
 
     def _mode(self, kind: Kind, tier: str) -> int:
-        return (TIERS | CLUSTERS)[tier] + TF32 * (kind.precision == "tf32")
+        return (TIERS | CLUSTERS | OVERLAPS)[tier] + TF32 * (kind.precision == "tf32")
 
     def forward(self, p: Problem, tier: str, training: bool) -> tuple[Tensor, ...]:
         mode = self._mode(p.kind, tier) + SAVE_MODES["gates"] * training
