@@ -8,6 +8,7 @@
 #include "cpu/ops/tensors.h"
 #include "cpu/ops/this_machine.h"
 #include "ops/rnn_call.h"
+#include "params/layer_call.h"
 
 namespace fastrnn {
 namespace {
@@ -33,6 +34,22 @@ void run(const Params& params, size_t (*workspace)(const Params&, const CpuPlan&
   const Scratch scratch(workspace(params, plan));
   kernel(params, plan, scratch.data(), plan.groups() == 1 ? kOneThread : kTorchThreads);
 }
+
+// ---- without the dispatcher ---------------------------------------------------------------------
+
+bool forward_call(const ForwardParams& params) noexcept {
+  try {
+    const KernelTable& kernels = kernels_in_use();
+    run(params, kernels.forward_workspace, kernels.forward, plan_for(params.shape, kernels));
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
+const LayerEntry kEntry{kLayerEntryBytes, forward_call};
+
+int64_t cpu_layer_entry() { return static_cast<int64_t>(reinterpret_cast<intptr_t>(&kEntry)); }
 
 // ---- the device's half of the operators ---------------------------------------------------------
 
@@ -176,4 +193,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) { fastrnn::implement_rnn<fastrnn::Cpu
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_last_plan", TORCH_BOX(&fastrnn::cpu_last_plan));
+  m.impl("cpu_layer_entry", TORCH_BOX(&fastrnn::cpu_layer_entry));
 }
