@@ -87,6 +87,17 @@ def cases() -> list[Case]:
                 out.append(
                     Case(cell, precision, tier, T=2, B=2, H=36, D=1, inputs=8 * (tier != "grid"), shift=shift)
                 )
+    # The grid's weights in shared memory: a tile of every warp or of some, two tiles of every warp; two tiles of
+    # rows, a half one of units; loaded by 4, by pairs and one by one.
+    for cell, precision, H, B in (
+        ("lstm", "float32", 390, 9),
+        ("lstm", "tf32", 642, 2),
+        ("gru", "float32", 656, 1),
+        ("gru", "tf32", 701, 3),
+        ("lstm", "bfloat16", 1100, 1),
+        ("rnn_tanh", "tf32", 1028, 2),
+    ):
+        out.append(Case(cell, precision, "grid", T=2, B=B, H=H, D=1, sms=-(-H // 16)))
     # Backward in a cluster: several outputs a warp, an odd number of them; weights in shared memory, a CTA of
     # fewer tiles than the others; two tiles of rows, the second one of a single row.
     large = {"T": 3, "H": 260, "D": 1, "sms": 8}
@@ -270,7 +281,17 @@ def test_geometry_reaches_what_it_must(ops):
     assert numbers(ops, "lstm", "tf32", "one CTA", 64)["threads"] == 128
     assert numbers(ops, "lstm", "tf32", "grid", 512, B=128)["ctas"] == 128
     assert "registers" in numbers(ops, "lstm", "bfloat16", "one CTA", 129)
-    assert "registers" in numbers(ops, "lstm", "bfloat16", "grid", 1025)
+    # Weights beyond the registers in shared memory: where an SM's parts of sums still have room.
+    for back in (False, True):
+        for cell in CELLS:
+            for precision, H, B in (("tf32", 1024, 64), ("float32", 1024, 32), ("bfloat16", 2048, 32)):
+                g = numbers(ops, cell, precision, "grid", H, B, backward=back)
+                assert g["ctas"] == H // 16 * min(132 // (H // 16), -(-B // 8)), (cell, precision, back)
+    assert numbers(ops, "rnn_tanh", "tf32", "grid", 1536, B=8)["ctas"] == 96
+    for cell, precision, H in (("lstm", "tf32", 1536), ("lstm", "float32", 1536), ("gru", "float32", 1536)):
+        assert "registers and shared memory" in numbers(ops, cell, precision, "grid", H)
+    assert "registers and shared memory" in numbers(ops, "lstm", "bfloat16", "grid", 4096)
+    assert "too few SMs for the batch" in numbers(ops, "lstm", "tf32", "grid", 1024, B=128)
     assert "too few SMs for the batch" in numbers(ops, "lstm", "bfloat16", "grid", 1024, B=129)
     assert "too few SMs for the recurrent" in numbers(ops, "lstm", "bfloat16", "grid", 1024, D=2, device=A100)
     assert "cooperative" in numbers(ops, "gru", "tf32", "grid", 64, device={**H100, "cooperative": False})

@@ -74,6 +74,7 @@ struct Thread {
     const void* s;
     int n;
     int group;
+    std::shared_ptr<const uint4> value;  // what was read at once, null: it is read when the copy lands
   };
   std::vector<Copy> cp;  // cp.async not yet done
   int cp_group = 0;

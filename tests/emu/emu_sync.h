@@ -356,6 +356,20 @@ inline void cp_async(uint32_t d, const void* s, int n, Loc loc) {
   else
     S.cur->cp.push_back({p, s, n, S.cur->cp_group});
 }
+// Of four words that other blocks wrote: as stale as a load of them may be, and read at once, as nobody may write
+// there before the wait.
+inline void cp_async_exchanged(uint32_t d, const void* s, Loc loc) {
+  constexpr int n = sizeof(uint4);
+  void* p = at(S.cur->blk, d, n, loc);
+  if ((uintptr_t)p % n || (uintptr_t)s % n)
+    fail(fmt("cp.async of %d bytes from or to a misaligned address", n), &loc);
+  hb_touch(p, n, true);
+  const uint4 value = weak_load((const uint4*)s);
+  if (S.chance(0.5))
+    memcpy(p, &value, n);
+  else
+    S.cur->cp.push_back({p, s, n, S.cur->cp_group, std::make_shared<uint4>(value)});
+}
 inline void cp_commit() { S.cur->cp_group++; }
 inline void cp_wait(int keep) {  // keep < 0: wait_all
   auto& v = S.cur->cp;
@@ -363,7 +377,7 @@ inline void cp_wait(int keep) {  // keep < 0: wait_all
   auto it = std::stable_partition(v.begin(), v.end(), [&](auto& c) { return c.group >= upto; });
   for (auto i = it; i != v.end(); ++i) {
     hb_touch(i->d, i->n, true);
-    memcpy(i->d, i->s, i->n);
+    memcpy(i->d, i->value ? i->value.get() : i->s, i->n);
   }
   v.erase(it, v.end());
 }

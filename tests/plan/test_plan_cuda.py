@@ -40,6 +40,10 @@ def plan(H, B=16, T=100, *, cell="lstm", dtype="bfloat16", gpu="H100", tier="aut
         ({"H": 256, "dtype": "float32"}, "grid"),
         ({"H": 512, "gpu": "A100"}, "grid"),
         ({"H": 1024, "B": 64}, "grid"),
+        # With weights in shared memory.
+        ({"H": 1024, "dtype": "float32"}, "grid"),
+        ({"H": 1024, "B": 64, "dtype": "float32", "tf32": True}, "grid"),
+        ({"H": 2048, "B": 16}, "grid"),
         ({"H": 1024, "B": 16, "gpu": "A100"}, "grid"),
         ({"H": 64, "dtype": "float32", "tf32": True}, "one_cta"),
         ({"H": 64, "dtype": "float64"}, "stepwise"),
@@ -113,9 +117,9 @@ def test_the_grids_exchange_is_no_faster_than_any_that_was_published():
 
 
 def test_the_parts_of_a_sum_take_their_time():
-    """Forward of a cell with more gates reads more of them: the model knows the rounds that takes."""
+    """Forward of a cell with more gates reads fewer warps' at once: the model knows the rounds that takes."""
     lstm, rnn = (plan(1024, 1, T=1 << 20, tier="grid", cell=cell) for cell in ("lstm", "rnn_tanh"))
-    assert lstm["step_us"] - rnn["step_us"] == pytest.approx(3 * 0.045, abs=1e-3)
+    assert lstm["step_us"] - rnn["step_us"] == pytest.approx(2 * 0.045, abs=1e-3)
 
 
 def test_clusters_of_16_win_by_a_tenth():
