@@ -87,8 +87,8 @@ def cases() -> list[Case]:
                 out.append(
                     Case(cell, precision, tier, T=2, B=2, H=36, D=1, inputs=8 * (tier != "grid"), shift=shift)
                 )
-    # The grid's weights in shared memory: a tile of every warp or of some, two tiles of every warp; two tiles of
-    # rows, a half one of units; loaded by 4, by pairs and one by one.
+    # The grid's weights in shared memory: one tile or two of a warp, of some or of all; two tiles of rows, a
+    # half one of units; loaded by 4, by pairs and one by one.
     for cell, precision, H, B in (
         ("lstm", "float32", 390, 9),
         ("lstm", "tf32", 642, 2),

@@ -23,6 +23,8 @@ struct Products {
   static constexpr int kTileWords = 32 * F::kWords;
   // Tiles whose operand is read at once.
   static constexpr int kGroup = 4 / F::kWords;
+  // Tiles of the grid's weights in shared memory that are read at once: kFloat32's products have registers for one.
+  static constexpr int kKeptTogether = F::kPrecision == Precision::kFloat32 ? 1 : 2;
   using Words = typename F::Words;
 
   static constexpr int kKeptWords = kGates * F::kRegisters * 32;  // of a tile
@@ -194,8 +196,7 @@ struct Products {
       multiply_operand<kTileWords>(first, operand_gate, at, chains);
       const uint32_t* weights = kept;
       const uint32_t* words = first + kTiles * kTileWords;
-      // Two tiles' reads of shared memory at once.
-#pragma unroll 2
+#pragma unroll kKeptTogether
       for (int tile = at.first + kTiles * kStride; tile < at.end; tile += kStride) {
         const Words b = words_at(words);
 #pragma unroll
