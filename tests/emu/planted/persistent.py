@@ -44,10 +44,10 @@ FAULTS = {
     "copies: of four pieces on their way none is waited for": Fault(
         "persistent/operand_copies.cuh", "wait_copies<3>()", "wait_copies<4>()"
     ),
-    "race: a lane reads what another one copies": Fault(
+    "copies: a lane reads what another one copies": Fault(
         "persistent/operand_copies.cuh", "__syncwarp()", "void()", "take() {"
     ),
-    "race: a place is filled again while a lane reads it": Fault(
+    "copies: a place is filled again while a lane reads it": Fault(
         "persistent/operand_copies.cuh", "__syncwarp()", "void()", "take_from = next(take_from);"
     ),
     "race: two warps share their places": Fault(
