@@ -208,7 +208,7 @@ wheel: $(ENV_TEST)  ## dist/fastrnn-*.whl
 	rm -rf build/lib*  # setuptools would pack what an earlier commit had
 	$(PY) -m build --wheel --no-isolation
 
-wheels: $(ENV_RELEASE)  ## dist/*/fastrnn-*.whl for others' machines and PYTHON's version, judged by auditwheel; ARGS="cpu" for some
+wheels: $(ENV_RELEASE)  ## dist/*/fastrnn-*.whl for others' machines, for every CPython here, judged by auditwheel; ARGS="cpu" for some
 	$(PY) tools/wheels.py $(ARGS)
 
 test-wheels: $(ENV_RELEASE)  ## install and use them in fresh environments, with the oldest and the newest torch

@@ -17,6 +17,8 @@ Environment (all optional):
     FASTRNN_LINK            more arguments for the linker, after all others; see tools/wheels.py
     FASTRNN_TORCH_LIB       where libtorch_cpu lies that is linked with, for another system than this one; see
                             tools/cross.py
+    FASTRNN_PYTHON_INCLUDE  where another CPython's Python.h lies, which the module is then for; see
+                            tools/packing.py
     CUDA_HOME, CXX, MAX_JOBS   as everywhere
 """
 
@@ -179,6 +181,7 @@ if SANITIZE:
     LINK_FLAGS += ["-fsanitize=address,undefined"]
 LINK_LAST = shlex.split(os.environ.get("FASTRNN_LINK", ""))
 TORCH_LIB = os.environ.get("FASTRNN_TORCH_LIB")
+PYTHON_INCLUDE = list(filter(None, [os.environ.get("FASTRNN_PYTHON_INCLUDE")]))  # before this CPython's own
 # The oldest torch whose stable ABI is used: one binary then serves every newer one.
 STABLE_ABI = [f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"]
 
@@ -219,7 +222,8 @@ def python_module():
     return Extension(
         "fastrnn._C",
         sources("csrc/python*.cpp", "csrc/plan/*.cpp"),
-        include_dirs=[CSRC, pybind11.get_include(), *include_paths()],  # torch's for dlpack.h, plain C
+        # torch's for dlpack.h, plain C
+        include_dirs=[CSRC, *PYTHON_INCLUDE, pybind11.get_include(), *include_paths()],
         define_macros=[(name, f'"{value}"') for name, value in facts.items()],
         extra_compile_args=CXX_FLAGS,
         extra_link_args=LINK_FLAGS[1:] + LINK_LAST,  # a Python module's Python symbols are the interpreter's

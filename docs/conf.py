@@ -6,6 +6,8 @@ parse. Formulas become MathML, which browsers draw themselves: a page asks nobod
 
 from __future__ import annotations
 
+import builtins
+import inspect
 import os
 import re
 import sys
@@ -77,6 +79,43 @@ def without_signature(app, what, name, obj, options, lines):
         lines[:] = rest.split("\n")
 
 
+#: Where docstrings list names, and what stands between one of them and the next on its line.
+LISTS = ("Args:", "Attributes:", "Raises:", "Warns:")
+NEXT_NAME = re.compile(r"(?<=[.;]) +(?=((?:[A-Za-z_]\w*, )*[A-Za-z_]\w*): )")
+#: "input_size: I." is no list of which I is the first.
+NO_NUMBER = re.compile(r"^( {4}[\w, ]+: )(?=\w\.(?: |$))")
+
+
+def names_of(obj) -> set[str]:
+    """What a docstring may list: the arguments, as written and as Python knows them, attributes, errors."""
+    try:
+        known = set(inspect.signature(obj).parameters)
+    except (TypeError, ValueError):
+        known = set()
+    written, _ = signature_in(inspect.getdoc(obj) or "")
+    errors = {name for name in dir(builtins) if name.endswith(("Error", "Warning"))}
+    return known | errors | set(re.findall(r"[a-z_]\w*", written)) | set(getattr(obj, "__annotations__", ()))
+
+
+def a_line_for_each_name(app, what, name, obj, options, lines):
+    """A docstring may put two names on a line, to be short; the page has an entry for each."""
+    known, listed, made = names_of(obj), False, []
+    for line in lines:
+        if line in LISTS:
+            listed = True
+        elif line and not line.startswith(" "):
+            listed = False
+        parts, start = [], 0
+        for found in NEXT_NAME.finditer(line) if listed else ():
+            if set(found[1].split(", ")) <= known:
+                parts.append(line[start : found.start()])
+                start = found.end()
+        first, *others = [*parts, line[start:]]
+        entries = [first, *("    " + other for other in others)]
+        made += [NO_NUMBER.sub(r"\1\\", entry) if listed else entry for entry in entries]
+    lines[:] = made
+
+
 def commands_stand_as_typed(app, what, name, obj, options, lines):
     """The examples at the end of a command's help are blocks of code."""
     if not name.startswith("fastrnn.cli."):
@@ -125,6 +164,7 @@ def setup(app):
     app.connect("autodoc-process-signature", show_signature)
     app.connect("autodoc-process-docstring", without_signature)
     app.connect("autodoc-process-docstring", commands_stand_as_typed)
+    app.connect("autodoc-process-docstring", a_line_for_each_name, priority=400)  # before napoleon reads it
     app.add_node(_math(), html=(visit_math, None), override=True)
     app.add_node(_math_block(), html=(visit_math, None), override=True)
     return {"parallel_read_safe": True}

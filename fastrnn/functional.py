@@ -252,7 +252,8 @@ def sru(
             direction's state passes between the steps t-1 and t. done: the same said of a sequence's last
             step, done[t] being reset[t+1]; the last c of a row that ends so is zero in the forward direction.
         return_all_states: return c of every step as well.
-        The others as in :func:`sru_scan`.
+
+    The others as in :func:`sru_scan`.
 
     Returns:
         h (L, B, O) or (N, O), and the last c (B, O); with ``return_all_states`` also c of every step

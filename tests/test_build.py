@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from harness.build import compilers, isa_flags, target_machine
+from harness.build import AARCH64, compilers, isa_flags, target_machine
 from selection import thorough
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,3 +154,33 @@ def test_flags_of_a_system(platform):
         assert not found
         assert {"neon", "neon_scan", "baseline", "baseline_scan"} <= {Path(s).stem for s in flags}
     assert bool(link) == platform.startswith("linux")
+
+
+#: The Python module's folders of headers, in their order.
+HEADERS = TARGET.partition("library =")[0] + "print(json.dumps(module.python_module().include_dirs))\n"
+
+
+@pytest.mark.parametrize("include", ["", "/of/another/python"])
+def test_the_headers_of_another_python(include):
+    """One environment makes the module for every CPython, whose Python.h comes before any of this one's."""
+    environment = {**os.environ, "FASTRNN_CUDA": "0", "FASTRNN_PYTHON_INCLUDE": include}
+    said = subprocess.check_output([sys.executable, "-c", HEADERS], cwd=ROOT, env=environment, text=True)
+    folders = json.loads(said.splitlines()[-1])
+    assert folders[0] == str(ROOT / "csrc")
+    assert (include in folders[1:2]) == bool(include)
+    assert "" not in folders
+
+
+#: The kernels of 64-bit Arm.
+ARMS = sorted((ROOT / "csrc").rglob("isa/neon*.cpp"))
+
+
+@thorough
+@pytest.mark.skipif(shutil.which(f"{AARCH64}g++") is None, reason="no cross compiler for aarch64")
+@pytest.mark.parametrize("path", ARMS, ids=[path.relative_to(ROOT).as_posix() for path in ARMS])
+def test_the_assembler_knows_what_is_written_for_it(path, tmp_path):
+    """Arm's newer instructions stand in the kernels by name. The compiler passes them on as they are, so that
+    its assembler alone says whether it takes them, for the oldest processor that the file is for."""
+    command = [f"{AARCH64}g++", "-std=c++20", "-O1", "-fPIC", f"-I{ROOT / 'csrc'}", "-c", path]
+    done = subprocess.run([*command, "-o", tmp_path / "made.o"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:2000]

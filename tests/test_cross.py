@@ -24,8 +24,12 @@ def tool(name: str):
     """A program of tools/ as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # they import each other as programs do
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    sys.path.insert(0, str(ROOT / "tools"))  # they import each other as programs do
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
     return module
 
 

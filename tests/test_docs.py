@@ -266,5 +266,9 @@ def test_site_builds_without_a_warning(tmp_path):
     commands = (tmp_path / "site" / "api" / "command-line.html").read_text()
     shown = re.sub("<[^>]+>", "", commands)  # without the colours of code
     assert "\npython -m fastrnn bench --quick\npython -m fastrnn bench --cell" in shown
+    layers = re.sub("<[^>]+>", "", (tmp_path / "site" / "api" / "layers.html").read_text())
+    # Of docstrings that have two of them in a line.
+    for entry in ("input_size -- I,", "hidden_size -- H,", "save -- ", "backend -- "):
+        assert f"\n{entry}" in re.sub(r"\s*\n\s*", "\n", layers), entry
     for page in (tmp_path / "site").rglob("*.html"):
         assert not re.search(r'(?:src|href)="https?://[^"]+\.(?:js|css|woff2?)"', page.read_text()), page.name

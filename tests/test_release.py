@@ -3,7 +3,9 @@ is in a wheel."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -34,7 +36,8 @@ def tool(name: str):
     return module
 
 
-release, oldest, wheels, trial = map(tool, ("release", "oldest", "wheels", "test_wheels"))
+release, oldest, pythons, packing = map(tool, ("release", "oldest", "pythons", "packing"))
+wheels, trial = map(tool, ("wheels", "test_wheels"))
 GOOD = (
     "# Changelog\n\n## [Unreleased]\n\n## [1.2.0] - 2026-12-01\n\n### Added\n\n- All.\n\n## [1.1.0] - 2026\n"
 )
@@ -138,15 +141,16 @@ def test_a_wheel_takes_the_place_of_its_own_alone(tmp_path):
     """The module is for one CPython, so a folder holds a wheel for each: making one leaves the others."""
     for name in NAMES:
         (tmp_path / name).touch()
-    assert [p.name for p in wheels.made_for("cp312", tmp_path)] == [n for n in sorted(NAMES) if "cp312" in n]
-    assert wheels.made_for("cp39", tmp_path) == wheels.made_for("cp311", tmp_path / "new") == []
+    assert [p.name for p in packing.made_for("cp312", tmp_path)] == [n for n in sorted(NAMES) if "cp312" in n]
+    assert packing.made_for("cp39", tmp_path) == packing.made_for("cp311", tmp_path / "new") == []
 
 
 @pytest.mark.parametrize(("kind", "machine"), [("cpu", "x86_64"), ("cuda", "x86_64"), ("aarch64", "aarch64")])
 def test_what_is_in_a_wheel(kind, machine, tmp_path):
     """Our binaries and nobody else's, the module under the name that the wheel's CPython looks for, and a
     name that says for whom it is."""
-    python, folder = wheels.PYTHON, tmp_path / kind
+    me, folder = pythons.here(), tmp_path / kind
+    python = me.tag
     folder.mkdir()
     good = f"fastrnn-1.2.0-{python}-{python}-manylinux_2_28_{machine}.whl"
     module = f"fastrnn/_C.cpython-{python.removeprefix('cp')}-{machine}-linux-gnu.so"
@@ -159,7 +163,7 @@ def test_what_is_in_a_wheel(kind, machine, tmp_path):
         with zipfile.ZipFile(folder / name, "w") as file:
             for entry in ("fastrnn/__init__.py", *content):
                 file.writestr(entry, "")
-        return wheels.judge(folder / name)
+        return wheels.judge(folder / name, me)
 
     if sys.platform == "linux" and platform.machine() == "x86_64":
         assert faults(good, files) == []
@@ -189,9 +193,50 @@ def test_a_wheel_is_tried_with_its_own_python():
 def test_a_trial_without_the_python_says_so(tmp_path):
     """One outcome that failed, and the others go on."""
     wheel = tmp_path / "cpu" / NAMES[0]
-    found = trial.try_one(wheel, trial.NEWEST, "python3.99")
-    assert (found["ok"], found["failed"]) == (False, "environment")
-    assert found["environment"] == "python3.99 is not installed"
+    outcomes = trial.try_all([wheel, wheel], trial.NEWEST, "python3.99")
+    assert len(outcomes) == 2
+    for found in outcomes:
+        assert (found["ok"], found["failed"]) == (False, "environment")
+        assert found["environment"] == "python3.99 is not installed"
+
+
+def test_what_is_saved_of_a_trial(tmp_path, monkeypatch):
+    """A second run adds to what stands there, replaces what it tried again, and forgets earlier versions."""
+    monkeypatch.setattr(trial, "RESULT", tmp_path / "wheels.json")
+
+    def save(name: str, ok: bool) -> dict:
+        wheel = tmp_path / "cpu" / name
+        wheel.parent.mkdir(exist_ok=True)
+        wheel.write_text(name)
+        trial.save([wheel], [{"kind": "cpu", "wheel": name, "ok": ok}, {"kind": "cuda", "wheel": name}])
+        found = json.loads(trial.RESULT.read_text())["wheels"]
+        return {key: [outcome["ok"] for outcome in one["outcomes"]] for key, one in found.items()}
+
+    assert save("fastrnn-1.1.0-x.whl", True) == {"cpu/fastrnn-1.1.0-x.whl": [True]}
+    assert save("fastrnn-1.2.0-x.whl", False) == {"cpu/fastrnn-1.2.0-x.whl": [False]}
+    save("fastrnn-1.2.0-x.whl", True)
+    both = {"cpu/fastrnn-1.2.0-x.whl": [True], "cpu/fastrnn-1.2.0-y.whl": [True]}
+    assert save("fastrnn-1.2.0-y.whl", True) == both
+
+
+def test_the_committed_trial_passed():
+    """Whoever reads that the wheels were tried: every one of them, with the oldest torch and a newer one."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "wheels.json").read_text())["wheels"]
+    assert found
+    for name, one in found.items():
+        assert all(outcome["ok"] for outcome in one["outcomes"]), name
+        torches = {outcome["torch"].partition("+")[0] for outcome in one["outcomes"]}
+        assert trial.OLDEST in torches, name
+        assert len(torches) > 1, name
+
+
+@pytest.mark.skipif(importlib.util.find_spec("auditwheel") is None, reason="auditwheel is not installed")
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_auditwheel_judges_a_wheel_for_another_machine(machine):
+    """By that machine's policies, which it knows on machines of that kind alone."""
+    command = [sys.executable, "-c", wheels.AUDIT, machine, "repair", "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"manylinux_2_28_{machine}" in said
 
 
 def test_missing_tools_are_named_before_anything_is_compiled(monkeypatch):
@@ -199,3 +244,114 @@ def test_missing_tools_are_named_before_anything_is_compiled(monkeypatch):
     monkeypatch.setenv("PATH", "")
     for kind in ("cpu", "cuda", "aarch64"):
         assert "requirements/release.txt" in wheels.why_not(kind)
+
+
+def command(folder: Path, name: str, *answer, status: int = 0) -> str:
+    """A command that answers what pythons.ask() asks of a Python."""
+    path = folder / name
+    path.write_text(
+        f"#!/bin/sh\necho 'nothing of that name' >&2\necho '{json.dumps(answer)}'\nexit {status}\n"
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_which_pythons_get_a_wheel(tmp_path, monkeypatch):
+    """All of this machine by one environment, each once; of every other it is said why it gets none."""
+    for name in ("old", "new", "bare"):
+        (tmp_path / name).mkdir()
+    for name in ("old", "new"):
+        (tmp_path / name / "Python.h").touch()
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    mine = pythons.here().version
+    there, gone, headless, broken = [v for v in pythons.VERSIONS if v != mine][:4]
+    command(tmp_path, f"python{there}", "cpython", there, str(tmp_path / "old"), ".a.so", False)
+    command(tmp_path, f"python{headless}", "cpython", headless, str(tmp_path / "bare"), ".b.so", False)
+    command(tmp_path, f"python{broken}", status=127)
+    monkeypatch.setattr(
+        pythons.shutil, "which", lambda c, which=shutil.which: None if c == f"python{gone}" else which(c)
+    )
+    found, left_out = wheels.for_whom([])
+    assert {python.version for python in found} <= {there, mine}
+    assert [python.suffix for python in found if python.version == there] == [".a.so"]
+    assert f"python{gone} is not installed" in left_out
+    assert f"python{broken} does not run: nothing of that name" in left_out
+    assert f"python{headless} has no Python.h in {tmp_path / 'bare'}" in left_out
+    asked = [
+        command(tmp_path, "one", "cpython", "3.12", str(tmp_path / "old"), ".a.so", False),
+        command(tmp_path, "same", "cpython", "3.12", str(tmp_path / "new"), ".a.so", False),
+        command(tmp_path, "threads", "cpython", "3.13", str(tmp_path / "new"), ".t.so", True),
+        command(tmp_path, "pypy", "pypy", "3.11", str(tmp_path / "new"), ".p.so", False),
+        command(tmp_path, "ancient", "cpython", "3.9", str(tmp_path / "new"), ".9.so", False),
+    ]
+    found, left_out = wheels.for_whom(asked)
+    assert [(python.tag, python.include) for python in found] == [("cp312", str(tmp_path / "old"))]
+    reasons = ("threads is a free-threaded CPython", "pypy is pypy", "ancient is 3.9, expected one of 3.10")
+    assert len(left_out) == len(reasons)
+    for said, reason in zip(left_out, reasons, strict=True):
+        assert reason in said
+
+
+SETUP = """
+import json, os, sys
+from pathlib import Path
+words = sys.argv[1:]
+base, dist = (Path(words[words.index(word) + 1]) for word in ("--build-base", "--dist-dir"))
+lib, only = base / "lib.x" / "fastrnn", os.environ.get("FASTRNN_ONLY", "")
+lib.mkdir(parents=True, exist_ok=True)
+assert not list(lib.glob("_C.*")), "another Python's module"
+(lib / f"_C{os.environ['SETUPTOOLS_EXT_SUFFIX']}").write_text(os.environ.get("FASTRNN_PYTHON_INCLUDE", ""))
+if not only:
+    (lib / "libfastrnn_cpu.so").write_text("compiled")
+from wheel.wheelfile import WheelFile
+tag = "cp%d%d" % sys.version_info[:2]
+name = f"{tag}-{tag}-linux_x86_64"
+dist.mkdir(parents=True)
+with WheelFile(dist / f"fastrnn-1.2.0-{name}.whl", "w") as file:
+    file.write_files(base / "lib.x")
+    facts = f"Wheel-Version: 1.0\\nRoot-Is-Purelib: false\\nTag: {name}\\n\\n"
+    file.writestr("fastrnn-1.2.0.dist-info/WHEEL", facts)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wheel") is None, reason="wheel is not installed")
+def test_one_environment_makes_wheels_for_every_python(tmp_path, monkeypatch):
+    """The libraries are compiled once; each wheel has the module of its own Python alone, from that Python's
+    headers, and says so in its name and in its metadata; what an earlier build left is in none."""
+    (tmp_path / "setup.py").write_text(SETUP)
+    monkeypatch.setattr(packing, "ROOT", tmp_path)
+    monkeypatch.delenv("FASTRNN_PYTHON_INCLUDE", raising=False)
+    stale = tmp_path / "base" / "lib.x" / "fastrnn" / "removed.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    me = pythons.here()
+    other = pythons.Python("python3.99", "3.99", "/headers/of/3.99", ".cpython-399.so")
+    made = list(packing.build(tmp_path / "base", tmp_path / "out", [other, me]))
+    assert [wheel.name.split("-")[2:4] for wheel in made] == [["cp399"] * 2, [me.tag] * 2]
+    for wheel, python, include in zip(made, (other, me), ("/headers/of/3.99", ""), strict=True):
+        with zipfile.ZipFile(wheel) as file:
+            modules = {n: file.read(n).decode() for n in file.namelist() if n.startswith("fastrnn/")}
+            metadata = file.read("fastrnn-1.2.0.dist-info/WHEEL").decode()
+        assert modules == {f"fastrnn/_C{python.suffix}": include, "fastrnn/libfastrnn_cpu.so": "compiled"}
+        assert f"Tag: {python.tag}-{python.tag}-linux_x86_64" in metadata
+
+
+def test_a_report_says_what_became_of_each_kind(tmp_path, capsys):
+    """Made, refused or left out; and the exit status is for whoever reads nothing."""
+    wheel = tmp_path / "good" / "w.whl"
+    wheel.parent.mkdir()
+    wheel.write_bytes(b"")
+    made = {"good": [packing.Made(wheel, [], "passes")], "bad": [packing.Made(wheel, ["a fault"], "passes")]}
+
+    def status(*kinds: str, known=("good", "none")) -> int:
+        options = argparse.Namespace(kinds=list(kinds), known=known)
+        return packing.report(options, lambda kind: "no tool" * (kind == "none"), made.__getitem__)
+
+    assert status() == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^good +good/w.whl: passes, 0\.0 MB, 0 s$", said, re.MULTILINE)
+    assert re.search(r"^none +left out: no tool$", said, re.MULTILINE)
+    assert status("good", "none") == 1
+    assert status("bad") == 1
+    assert "a fault" in capsys.readouterr().out
+    assert status(known=("none",)) == 1  # nothing was made

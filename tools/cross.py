@@ -14,24 +14,21 @@ the processor, whom they need and for what, and what they have for others.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import importlib.util
-import os
 import shlex
 import subprocess
 import sys
 import sysconfig
-import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import objects
+import pythons
+from packing import BUILD, Made, arguments, build, chosen, report, run, torch_for
 
-ROOT = Path(__file__).resolve().parents[1]
-BUILD = ROOT / "build"
-MIN_TORCH = "2.11.0"
 VERSION = f"{sys.version_info.major}{sys.version_info.minor}"
 
 
@@ -107,26 +104,6 @@ sys.exit(subprocess.run(command).returncode)
 """
 
 
-def run(*command, **environment: str) -> None:
-    print("+", shlex.join(map(str, command)), flush=True)
-    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **environment})
-
-
-def torch_for(system: System, folder: Path) -> Path:
-    """A folder with torch's library for a system, which is linked with and not run."""
-    library = folder / system.torch
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:"]
-        command += ["--python-version", VERSION, "--implementation", "cp", "--platform", system.tag]
-        run(*command, "-d", folder, f"torch=={MIN_TORCH}")
-        (wheel,) = folder.glob("torch-*.whl")
-        with zipfile.ZipFile(wheel) as file:
-            library.write_bytes(file.read(f"torch/lib/{system.torch}"))
-        wheel.unlink()
-    return folder
-
-
 def python_symbols() -> dict[str, bool]:
     """{name: whether it is a function} of what this CPython has for its modules."""
     places = [Path(sysconfig.get_config_var(name) or "") for name in ("LIBDIR", "LIBPL")]
@@ -149,8 +126,14 @@ def import_library(folder: Path) -> Path:
     return made
 
 
-def make(name: str, out: Path) -> Path:
-    """The wheel for a system."""
+def why_not(_: str) -> str:
+    """Why this machine cannot make a wheel, "" where it can."""
+    here = importlib.util.find_spec("ziglang") is not None
+    return "" if here else "the ziglang package is not installed: requirements/cross.txt names it"
+
+
+def make(name: str, out: Path) -> Iterator[Made]:
+    """The wheel for a system, judged."""
     system, folder = SYSTEMS[name], BUILD / f"cross-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     more, link = [], []
@@ -165,25 +148,20 @@ def make(name: str, out: Path) -> Path:
     compiler = folder / "c++"
     compiler.write_text(COMPILER.format(python=sys.executable, target=system.target, more=more))
     compiler.chmod(0o755)
-    to = out / name
-    for earlier in to.glob(f"fastrnn-*-cp{VERSION}-*.whl"):
-        earlier.unlink()
-    run(
-        *(sys.executable, "setup.py", "-q", "build", "--build-base", folder / "build"),
-        *("bdist_wheel", "--skip-build", "--dist-dir", to),  # which would build a second time
-        FASTRNN_CUDA="0",
-        FASTRNN_LINK=shlex.join(link),
-        FASTRNN_TORCH_LIB=str(torch_for(system, BUILD / f"torch-{name}")),
-        CXX=str(compiler),
-        CC=str(compiler),
-        LDSHARED=f"{compiler} -shared",
-        LDCXXSHARED=f"{compiler} -shared",
-        CCACHE_DISABLE="1",
-        _PYTHON_HOST_PLATFORM=system.platform,
-        SETUPTOOLS_EXT_SUFFIX=system.module,
-    )
-    (made,) = to.glob(f"fastrnn-*-cp{VERSION}-*.whl")
-    return made
+    environment = {
+        "FASTRNN_CUDA": "0",
+        "FASTRNN_LINK": shlex.join(link),
+        "FASTRNN_TORCH_LIB": str(torch_for(name, system.torch, system.tag)),
+        "CXX": str(compiler),
+        "CC": str(compiler),
+        "LDSHARED": f"{compiler} -shared",
+        "LDCXXSHARED": f"{compiler} -shared",
+        "CCACHE_DISABLE": "1",
+        "_PYTHON_HOST_PLATFORM": system.platform,
+    }
+    me = pythons.here()._replace(suffix=system.module)
+    for wheel in build(folder / "build", out / name, [me], **environment):
+        yield Made(wheel, judge(name, wheel), "compiled, not run")
 
 
 def judge(name: str, wheel: Path) -> list[str]:
@@ -239,26 +217,8 @@ def judge_file(system: System, binary: objects.Binary, module: bool) -> list[str
 
 
 def main() -> int:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("systems", nargs="*", metavar="SYSTEM", help="macos, windows; by default both")
-    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="(default: dist)")
-    options = parser.parse_args()
-    if wrong := set(options.systems) - set(SYSTEMS):
-        parser.error(f"SYSTEM: expected some of {', '.join(SYSTEMS)}, got {', '.join(sorted(wrong))}")
-    if importlib.util.find_spec("ziglang") is None:
-        raise SystemExit("the ziglang package is not installed: requirements/cross.txt names it")
-    lines, failed = [], False
-    for name in options.systems or SYSTEMS:
-        start = time.monotonic()
-        wheel = make(name, options.out.resolve())
-        faults = judge(name, wheel)
-        failed |= bool(faults)
-        took, size = time.monotonic() - start, wheel.stat().st_size / 2**20
-        said = "; ".join(faults) or f"compiled, not run: {size:.1f} MB, {took:.0f} s"
-        lines.append(f"{name:8} {wheel.parent.name}/{wheel.name}: {said}")
-    print("\n".join(lines))
-    return 1 if failed else 0
+    options = chosen(arguments(__doc__, "SYSTEM", SYSTEMS))
+    return report(options, why_not, lambda name: make(name, options.out))
 
 
 if __name__ == "__main__":

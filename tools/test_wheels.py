@@ -3,8 +3,9 @@
     python tools/test_wheels.py [WHEEL ...] [--torch 2.11.0 2.14.1] [--python python3.10 ...] [--save]
 
 By default the wheels of this machine's kind under dist/, each with the CPython that it is for, and with the
-oldest torch that is promised and the newest. For each wheel, torch and Python: a fresh environment, torch,
-the wheel without its sources and with no compiler on the PATH, and there, in an empty folder:
+oldest torch that is promised and the newest. For each wheel, torch and Python: a fresh environment with torch
+(installed once, and copied for each wheel), the wheel without its sources and with no compiler on the PATH,
+and there, in an empty folder:
 
     python -m fastrnn info            the kernels are loaded
     python -m fastrnn verify --quick  every cell and path against float64
@@ -13,7 +14,7 @@ the wheel without its sources and with no compiler on the PATH, and there, in an
 
 torch comes as a CPU build where TORCH_CPU_INDEX or pip's own settings name an index of those, else as pip
 finds it; the result says which it was. --save writes it to benchmarks/results/wheels.json, for the
-repository.
+repository, beside what is there of other wheels of the same version.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ import json
 import os
 import platform
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+
+import pythons
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "wheels.json"
@@ -81,63 +84,111 @@ def python_for(wheel: Path) -> str:
     return sys.executable if same else f"python{major}.{minor}"
 
 
-def try_one(wheel: Path, torch: str, python: str) -> dict:
-    """What became of one wheel with one torch and one Python."""
-    start, done = time.monotonic(), {"wheel": wheel.name, "kind": wheel.parent.name, "asked_torch": torch}
+class Failed(Exception):
+    """A step that did not do what it should: its name, and what it said."""
+
+
+class Place:
+    """A folder with an environment, in which nothing else of this machine is found."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.venv = folder, folder / "venv"
+        self.python = self.venv / "bin" / "python"
+        folder.mkdir()
+        mine = ("PYTHON", "FASTRNN", "VIRTUAL_ENV")
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(mine)}
+        self.environment["PATH"] = without_compilers(folder / "bin")
+
+    def step(self, what: str, *command) -> str:
+        print(f"   {what}", flush=True)
+        ran = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if ran.returncode:
+            tail = "\n".join(ran.stdout.splitlines()[-15:])
+            raise Failed(what, f"exit status {ran.returncode}: {tail}")
+        return ran.stdout
+
+
+def with_torch(folder: Path, torch: str, python: str) -> Place:
+    """A fresh environment of a CPython with a torch, and nothing of fastrnn."""
+    if isinstance(found := pythons.ask(python), str):
+        raise Failed("environment", found)
+    place = Place(folder)
+    place.step("environment", shutil.which(found.command), "-m", "venv", place.venv)
+    more = ["--extra-index-url", INDEX] if INDEX else []
+    place.step("torch", place.python, "-m", "pip", "install", "-q", *more, f"torch=={torch}", "numpy")
+    return place
+
+
+def try_wheel(wheel: Path, bare: Place, folder: Path, done: dict) -> None:
+    """Writes down what a wheel does in a copy of an environment."""
+    place = Place(folder)
+    # The copy's files are the environment's own: gigabytes that nothing writes to.
+    shutil.copytree(bare.venv, place.venv, symlinks=True, copy_function=os.link)
+    step, inside = place.step, place.python
+    install = ["-m", "pip", "install", "-q", "--no-deps", "--only-binary", ":all:"]
+    step("install", inside, *install, wheel)
+    info = json.loads(step("info", inside, "-m", "fastrnn", "info", "--json"))
+    done |= {"python": info["versions"]["python"], "torch": info["versions"]["torch"]}
+    done["isa"] = info["machine"]["isa"]
+    if not info["cpu"]["kernels_loaded"]:
+        raise Failed("info", info["cpu"]["why_not"])
+    command = (inside, "-m", "fastrnn")
+    done["verify --quick"] = step("verify --quick", *command, "verify", "--quick").splitlines()[-1]
+    times = folder / "bench.json"
+    step("bench --quick", *command, "bench", "--quick", "--json", times)
+    done["bench --quick"] = {
+        f"{o['case']['cell']} {'training' if o['case']['training'] else 'inference'}": round(o["ratio"], 2)
+        for o in json.loads(times.read_text())["outcomes"]
+    }
+    done["training"] = step("training", inside, "-c", TRAINING).strip().splitlines()[-1]
+
+
+def try_all(wheels: Sequence[Path], torch: str, python: str) -> list[dict]:
+    """What became of wheels with a torch and a Python, one by one: what fails stops none of the others."""
+    outcomes, bare = [], None
     with tempfile.TemporaryDirectory(prefix="fastrnn-wheel-") as name:
-        folder = Path(name)
-        environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "FASTRNN", "VIRTUAL_ENV"))},
-            "PATH": without_compilers(folder / "bin"),
-        }
-
-        def step(what: str, *command) -> str:
-            print(f"   {what}", flush=True)
-            ran = subprocess.run(
-                command,
-                cwd=folder,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            if ran.returncode:
-                done[what] = f"exit status {ran.returncode}: " + "\n".join(ran.stdout.splitlines()[-15:])
-                raise RuntimeError(what)
-            return ran.stdout
-
         try:
-            if (found := shutil.which(python)) is None:
-                done["environment"] = f"{python} is not installed"
-                raise RuntimeError("environment")
-            step("environment", found, "-m", "venv", folder / "venv")
-            inside = folder / "venv" / "bin" / "python"
-            more = ["--extra-index-url", INDEX] if INDEX else []
-            step("torch", inside, "-m", "pip", "install", "-q", *more, f"torch=={torch}", "numpy")
-            install = ["-m", "pip", "install", "-q", "--no-deps", "--only-binary", ":all:"]
-            step("install", inside, *install, wheel)
-            info = json.loads(step("info", inside, "-m", "fastrnn", "info", "--json"))
-            done |= {"python": info["versions"]["python"], "torch": info["versions"]["torch"]}
-            done["isa"] = info["machine"]["isa"]
-            if not info["cpu"]["kernels_loaded"]:
-                done["info"] = info["cpu"]["why_not"]
-                raise RuntimeError("info")
-            command = (inside, "-m", "fastrnn")
-            done["verify --quick"] = step("verify --quick", *command, "verify", "--quick").splitlines()[-1]
-            times = folder / "bench.json"
-            step("bench --quick", *command, "bench", "--quick", "--json", times)
-            done["bench --quick"] = {
-                f"{o['case']['cell']} {'training' if o['case']['training'] else 'inference'}": round(
-                    o["ratio"], 2
-                )
-                for o in json.loads(times.read_text())["outcomes"]
-            }
-            done["training"] = step("training", inside, "-c", TRAINING).strip().splitlines()[-1]
-            done["ok"] = True
-        except RuntimeError as error:
-            done |= {"ok": False, "failed": str(error)}
-    done["seconds"] = round(time.monotonic() - start)
-    return done
+            bare = with_torch(Path(name, "bare"), torch, python)
+        except Failed as failed:
+            refused = failed
+        for wheel in wheels:
+            start = time.monotonic()
+            outcome = {"wheel": wheel.name, "kind": wheel.parent.name, "asked_torch": torch}
+            try:
+                if bare is None:
+                    raise refused
+                try_wheel(wheel.resolve(), bare, Path(name, wheel.parent.name), outcome)
+                outcome["ok"] = True
+            except Failed as failed:
+                outcome |= {"ok": False, "failed": failed.args[0], failed.args[0]: failed.args[1]}
+            outcomes.append(outcome | {"seconds": round(time.monotonic() - start)})
+            shutil.rmtree(Path(name, wheel.parent.name), ignore_errors=True)
+    return outcomes
+
+
+def save(wheels: Sequence[Path], outcomes: Sequence[dict]) -> None:
+    """Write what became of these wheels down; what is there of others of this version stays."""
+    version = wheels[0].name.split("-")[1]
+    earlier = json.loads(RESULT.read_text())["wheels"] if RESULT.exists() else {}
+    found = {key: one for key, one in earlier.items() if Path(key).name.split("-")[1] == version}
+    for wheel in wheels:
+        content = wheel.read_bytes()
+        found[f"{wheel.parent.name}/{wheel.name}"] = {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "bytes": len(content),
+            "date": date.today().isoformat(),
+            "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
+            "outcomes": [o for o in outcomes if (o["kind"], o["wheel"]) == (wheel.parent.name, wheel.name)],
+        }
+    document = {"command": "make test-wheels ARGS=--save", "wheels": dict(sorted(found.items()))}
+    RESULT.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def main() -> int:
@@ -152,12 +203,16 @@ def main() -> int:
     wheels = options.wheels or sorted((ROOT / "dist").glob(f"*/fastrnn-*_{platform.machine()}.whl"))
     if not wheels:
         raise SystemExit("no wheel: `make wheels` makes them")
-    outcomes = []
+    by_python: dict[str, list[Path]] = {}
     for wheel in wheels:
         for python in options.python or [python_for(wheel)]:
-            for torch in options.torch:
-                print(f"{wheel.parent.name}/{wheel.name}, torch {torch}, {python}", flush=True)
-                outcomes.append(try_one(wheel.resolve(), torch, python))
+            by_python.setdefault(python, []).append(wheel)
+    outcomes = []
+    for python, its in by_python.items():
+        for torch in options.torch:
+            listed = ", ".join(f"{wheel.parent.name}/{wheel.name}" for wheel in its)
+            print(f"torch {torch}, {python}: {listed}", flush=True)
+            outcomes += try_all(its, torch, python)
     for found in outcomes:
         where = f"{found['kind']:8} torch {found.get('torch', found['asked_torch'])}, "
         where += f"Python {found.get('python', 'of the environment')}"
@@ -166,21 +221,7 @@ def main() -> int:
         if not found["ok"]:
             print(found.get(found["failed"], ""))
     if options.save:
-        document = {
-            "date": date.today().isoformat(),
-            "command": shlex.join(["python", "tools/test_wheels.py", *sys.argv[1:]]),
-            "machine": platform.machine(),
-            "libc": " ".join(platform.libc_ver()),
-            "wheels": {
-                f"{w.parent.name}/{w.name}": {
-                    "sha256": hashlib.sha256(w.read_bytes()).hexdigest(),
-                    "bytes": w.stat().st_size,
-                }
-                for w in wheels
-            },
-            "outcomes": outcomes,
-        }
-        RESULT.write_text(json.dumps(document, indent=1) + "\n")
+        save(wheels, outcomes)
         print(f"written: {RESULT.relative_to(ROOT)}")
     print(f"{sum(o['ok'] for o in outcomes)} passed, {sum(not o['ok'] for o in outcomes)} failed")
     return 0 if all(o["ok"] for o in outcomes) else 1

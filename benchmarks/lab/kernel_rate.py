@@ -3,6 +3,10 @@
 From some rows on the limit is the multiply-adds of a core, and every layer's forward and backward pass is
 held against their rate; with a single row it is the reading of the recurrent weights, once a step, from the
 level of the cache that holds them. Limits are measured around the passes: a slow minute hits both.
+
+Neither limit is all that a layer has to do. What the rest takes at its own limit stands beside it, measured
+in the same run: the functions of the cell, which are multiply-adds that the products' count leaves out; of a
+single row the product of the inputs; and of several threads that split the units, their meetings, one a step.
 """
 
 from __future__ import annotations
@@ -57,13 +61,24 @@ def _together(probe: Callable[[], float], threads: int) -> float:
         return sum(pool.map(lambda _: probe(), range(threads)))
 
 
+def _beside(cell: str, threads: int, T: int, B: int, H: int) -> dict[str, float]:
+    """Seconds of what a forward pass does beside its products, at best."""
+    rate = _together(lambda: torch.ops.fastrnn.cpu_cell_rate(cell), threads)
+    split = threads > 1 and library.cpu_last_plan()["unit_groups"] > 1
+    return {
+        "cell": T * B * H / rate,
+        "meetings": T * torch.ops.fastrnn.cpu_meeting(threads) if split else 0.0,
+    }
+
+
 def measure(
     threads: int,
     budget_s: float = BUDGET_S,
     shapes: tuple[tuple[int, int, int], ...] = SHAPES,
 ) -> list[dict]:
     """A line for each pass of each layer whose limit is known: cell, name, T, B, H, threads, seconds, and
-    work and limit, in operations and operations a second, or in bytes and bytes a second.
+    work and limit, in operations and operations a second, or in bytes and bytes a second; and beside, the
+    seconds of what else it has to do.
 
     Seconds are the median's, and the limit is the best of what was measured around them.
     """
@@ -91,6 +106,11 @@ def measure(
             )
             rate = max(before, limit())
             forward = flops(case)
+            beside = _beside(cell, threads, T, B, H)
+            if reading:
+                peak = _together(torch.ops.fastrnn.cpu_fma_peak, threads)
+                beside["inputs"] = forward * H / (H + H) / peak
+            parts = {BACKWARD: {"meetings": beside["meetings"]}}
             work = {FORWARD: forward, BACKWARD: 2 * forward, READING: T * recurrent}
             lines.extend(
                 {
@@ -103,6 +123,7 @@ def measure(
                     "seconds": timing.median,
                     "work": work[name],
                     "limit": rate,
+                    "beside": parts.get(name, beside),
                 }
                 for name, timing in timings.items()
             )
@@ -121,6 +142,13 @@ def crowd(budget_s: float = 1.0, shape: tuple[int, int, int] = CROWD_SHAPE) -> d
         torch.set_num_threads(before)
     one, many = (min(timings[str(n)].samples) for n in (1, CROWD))
     return {"threads": CROWD, "cores": machine.usable_cores(), "one_s": one, "many_s": many}
+
+
+def least(line: dict) -> float | None:
+    """Seconds of all that a pass has to do, one after the other, each at its limit. None of an older run."""
+    if "beside" not in line:
+        return None
+    return line["work"] / line["limit"] + sum(line["beside"].values())
 
 
 def share(line: dict) -> float:

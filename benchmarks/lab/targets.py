@@ -376,11 +376,13 @@ def _kernel_lines(measured: Sequence[dict]) -> list[dict]:
         worst = min(group, key=kernel_rate.share)
         mean = geomean([kernel_rate.share(line) for line in group])
         what = "of the rate of reading" if name == kernel_rate.READING else "of the multiply-adds, B >= 16"
+        all_of = [(kernel_rate.least(line) or 0.0) / line["seconds"] for line in group]
+        limit = f"; {geomean(all_of):.0%} of all that it has to do" if min(all_of) > 0 else ""
         lines.append(
             {
                 "name": f"{cell.upper()} {name}, share {what}, {plural(threads, 'thread')}",
                 "reached": f"{mean:.0%} in the mean, {kernel_rate.share(worst):.0%} at worst "
-                f"({worst['T']},{worst['B']},{worst['H']}; limit {worst['limit'] / 1e9:.0f} G/s)",
+                f"({worst['T']},{worst['B']},{worst['H']}; limit {worst['limit'] / 1e9:.0f} G/s){limit}",
                 "limit": f">= {KERNELS[name]:.0%}",
                 "met": mean >= KERNELS[name],
             }

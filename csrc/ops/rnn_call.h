@@ -71,13 +71,16 @@ struct RnnOperators {
     const auto make = [&](bool wanted, std::initializer_list<int64_t> sizes, ScalarType of_type) {
       return Device::make(wanted ? sizes : std::initializer_list<int64_t>{0}, of_type, x);
     };
+    const auto make_saved = [&](bool wanted, std::initializer_list<int64_t> sizes, ScalarType of_type) {
+      return Device::make_saved(wanted ? sizes : std::initializer_list<int64_t>{0}, of_type, x);
+    };
     const RnnResults results{.y = Device::make(row_sizes(s, s.D * s.out_size()), type, x),
                              .hn = make(true, {s.D, s.B, s.out_size()}, type),
                              .cn = make(has_cell, {s.D, s.B, s.H}, type),
                              .save_gates = save_gates,
                              .save_cells = save_cells,
-                             .gates = make(save_gates, {s.D, s.rows(), saved_of(s) * s.H}, type),
-                             .cells = make(save_cells, {s.D, s.rows(), s.H}, compute)};
+                             .gates = make_saved(save_gates, {s.D, s.rows(), saved_of(s) * s.H}, type),
+                             .cells = make_saved(save_cells, {s.D, s.rows(), s.H}, compute)};
     Device::forward(in, checked, mode, results);
     return results.all();
   }

@@ -261,4 +261,8 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   // (flop/s) and reading a buffer of that many bytes (bytes/s), each on one thread.
   m.def("cpu_fma_peak() -> float");
   m.def("cpu_read_bandwidth(int bytes) -> float");
+  // What a layer needs beside them: the functions of a cell, in float32 (units/s, one thread), and a meeting of so
+  // many threads, at which a step waits for all of them (seconds).
+  m.def("cpu_cell_rate(str cell) -> float");
+  m.def("cpu_meeting(int threads) -> float");
 }

@@ -21,7 +21,8 @@ constexpr int64_t kMostInt8Columns = 65536;
 struct QuantizedParams {
   LayerShape shape;  // float32; without resets
   Storage storage = Storage::kInt8;
-  bool dot = false;  // whether the processor has the instruction for int8 products that the kernels know
+  bool back = false;  // of one step: from the last unit to the first, as what the caches hold of the call before
+  bool dot = false;   // whether the processor has the instruction for int8 products that the kernels know
   TensorRows x;
   const void* h0 = nullptr;    // (D,B,Hout); null: zeros
   const void* c0 = nullptr;    // (D,B,H), LSTM; null: zeros

@@ -15,6 +15,9 @@ struct Rows {
   int64_t padded_steps = 0;  // with an order: the tensors' T, of which the kernels take the longest row's
   // (T,B): nonzero where a step begins a new sequence, whose state starts from zero. Null: nowhere.
   const uint8_t* resets = nullptr;
+  // Of a batch of streams of which some run, one direction: row b's state is row states[b] of the first and last
+  // states, which have rows of all streams. Null: the row's own.
+  const int64_t* states = nullptr;
 
   FASTRNN_INLINE int64_t active(int64_t t) const { return t >= T ? 0 : batch_sizes ? batch_sizes[t] : B; }
   FASTRNN_INLINE int64_t row_offset(int64_t t) const {
@@ -22,6 +25,7 @@ struct Rows {
   }  // active rows before step t
   FASTRNN_INLINE bool packed() const { return row_offsets && !order; }
   FASTRNN_INLINE int64_t row_of(int64_t b) const { return order ? order[b] : b; }
+  FASTRNN_INLINE int64_t state_row(int64_t b) const { return states ? states[b] : row_of(b); }
   // Row of the tensors' T*B (or, packed, N).
   FASTRNN_INLINE int64_t tensor_row(int64_t t, int64_t b) const {
     return packed() ? row_offsets[t] + b : t * B + row_of(b);

@@ -51,9 +51,7 @@ class RnnLayer final : public Layer {
     kernels.prepare_rnn(layer_, weights, memory_.data());
   }
   size_t state_floats() const override { return state_; }
-  void run(float* state, const float* x, float* y, int64_t steps) const noexcept override {
-    layer_.run(layer_, state, x, y, steps);
-  }
+  Stage stage() const override { return {layer_.run, &layer_}; }
 
  private:
   StreamRnn layer_;
@@ -71,9 +69,7 @@ class DenseLayer final : public Layer {
     memory_ = Memory(kernels.dense_bytes(layer_));
     kernels.prepare_dense(layer_, weight.data(), b.data(), memory_.data());
   }
-  void run(float* state, const float* x, float* y, int64_t steps) const noexcept override {
-    layer_.run(layer_, state, x, y, steps);
-  }
+  Stage stage() const override { return {layer_.run, &layer_}; }
 
  private:
   StreamDense layer_;
@@ -93,9 +89,7 @@ class ScanLayer final : public Layer {
     state_ = kernels.scan_state(layer_);
   }
   size_t state_floats() const override { return state_; }
-  void run(float* state, const float* x, float* y, int64_t steps) const noexcept override {
-    layer_.run(layer_, state, x, y, steps);
-  }
+  Stage stage() const override { return {layer_.run, &layer_}; }
 
  private:
   StreamScan layer_;
@@ -107,8 +101,12 @@ class ActivationLayer final : public Layer {
  public:
   ActivationLayer(const StreamKernels& kernels, Activation kind, float a, float b, int64_t width)
       : Layer(width, width), kernels_(kernels), kind_(kind), a_(a), b_(b) {}
-  void run(float*, const float* x, float* y, int64_t steps) const noexcept override {
-    kernels_.activate(kind_, a_, b_, x, y, steps * inputs);
+  Stage stage() const override {
+    return {[](const void* layer, float*, const float* x, float* y, int64_t steps) {
+              const auto& own = *static_cast<const ActivationLayer*>(layer);
+              own.kernels_.activate(own.kind_, own.a_, own.b_, x, y, steps * own.inputs);
+            },
+            this};
   }
 
  private:

@@ -82,7 +82,8 @@ void Model::lay_out() {
   buffer_ = whole_lines(static_cast<size_t>(chunk_ * widest));
   size_t at = 2 * buffer_;
   for (const auto& layer : layers_) {
-    states_.push_back(at);
+    stages_.push_back(layer->stage());
+    stages_.back().state = at;
     at += whole_lines(layer->state_floats());
   }
   state_floats_ = at;
@@ -90,7 +91,7 @@ void Model::lay_out() {
 
 void Model::process(float* state, const float* x, float* y, size_t steps) const noexcept {
   float* const buffers[2] = {state, state + buffer_};
-  const size_t count = layers_.size();
+  const size_t count = stages_.size();
   for (size_t done = 0; done < steps;) {
     const int64_t now = std::min<int64_t>(chunk_, static_cast<int64_t>(std::min<size_t>(steps - done, kMostChunk)));
     const float* in = x;
@@ -100,7 +101,8 @@ void Model::process(float* state, const float* x, float* y, size_t steps) const 
     }
     for (size_t i = 0; i < count; ++i) {
       float* out = i + 1 == count ? y : buffers[i % 2];
-      layers_[i]->run(state + states_[i], in, out, now);
+      const Stage& stage = stages_[i];
+      stage.run(stage.layer, state + stage.state, in, out, now);
       in = out;
     }
     x += now * inputs_;

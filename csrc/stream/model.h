@@ -25,13 +25,21 @@ class Memory {
   std::unique_ptr<char, Free> data_;
 };
 
+// What a stream runs of a layer. A call of a sample has a few of them, and a function of a table costs it more than
+// one that lies there.
+struct Stage {
+  StreamRun run = nullptr;
+  const void* layer = nullptr;
+  size_t state = 0;  // where its state begins in a stream's memory
+};
+
 // One layer, of any kind. Weights are its own; the state is the stream's.
 class Layer {
  public:
   Layer(int64_t inputs, int64_t outputs) : inputs(inputs), outputs(outputs) {}
   virtual ~Layer() = default;
   virtual size_t state_floats() const { return 0; }
-  virtual void run(float* state, const float* x, float* y, int64_t steps) const noexcept = 0;
+  virtual Stage stage() const = 0;
 
   const int64_t inputs, outputs;
 };
@@ -56,7 +64,7 @@ class Model {
 
   const StreamKernels& kernels_;
   std::vector<std::unique_ptr<Layer>> layers_;
-  std::vector<size_t> states_;  // where each layer's state begins, behind the two buffers
+  std::vector<Stage> stages_;  // of the layers, whose states come behind the two buffers
   int64_t inputs_ = 0, outputs_ = 0;
   int64_t chunk_ = 1;  // steps that a layer does before the next one takes its turn
   size_t buffer_ = 0;  // floats of one of the two buffers between layers

@@ -18,6 +18,7 @@ from . import library, torch_state
 from .autograd import _function
 from .linear_scan import DTYPES
 from .linear_scan import scan as linear_scan
+from .product import over_rows
 
 #: The gradients that elementwise_backward is asked for: of x, b, the weight and h0.
 _NEEDS = 1, 2, 4, 8
@@ -168,15 +169,15 @@ def _before(y: Tensor, h0: Tensor | None, lengths, cut, reverse: bool) -> Tensor
 
 
 def _weight_gradient(of_gx: Tensor, h: Tensor, weight: Tensor) -> Tensor:
-    """A product over all steps for each head: of views, which a batch of products would copy."""
+    """A product over all steps for each head."""
     of_gx, h = widen(of_gx).flatten(0, 1), widen(h).flatten(0, 1)
     size = weight.size(1)
     heads = h.size(1) // size
     if heads == 1:
-        return (of_gx.t() @ h).to(weight.dtype)
+        return over_rows(of_gx, h).to(weight.dtype)
     rows, found = of_gx.unflatten(1, (4, heads, size)), weight.new_empty((4, heads, size, size))
     for head, own in enumerate(h.split(size, 1)):
-        found[:, head] = (rows[:, :, head].flatten(1).t() @ own).unflatten(0, (4, size))
+        found[:, head] = over_rows(rows[:, :, head].flatten(1), own).unflatten(0, (4, size))
     return found.view(weight.shape)
 
 

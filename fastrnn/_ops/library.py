@@ -14,10 +14,15 @@ from pathlib import Path
 import torch
 
 from .._cells.variant import card_of, parse
-from . import threads
+from . import elf, threads
 from .mode import CLUSTERS, NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
 
+_FOLDER = Path(__file__).parents[1]  # where the binaries lie
+
 try:
+    for _module in _FOLDER.glob("_C.*"):
+        if _missing := elf.cut_off(_module):
+            raise ImportError(f"{_module}: {_missing}")
     from .. import _C
 
     for _name in ("build_info", "plan", "plan_table_provenance", "trust_key", "Stream"):
@@ -28,7 +33,6 @@ except ImportError as _error:
 
 #: The oldest torch whose stable ABI the libraries are built for.
 MIN_TORCH = (2, 11)
-_FOLDER = Path(__file__).parents[1]  # where the binaries lie
 _LIBRARY = "libfastrnn_cpu.dll" if sys.platform == "win32" else "libfastrnn_cpu.so"
 #: Without one of these the library is not this package's.
 _OPERATORS = (
@@ -53,6 +57,8 @@ def _load(name: str) -> str:
         return f"fastrnn needs torch >= {'.'.join(map(str, MIN_TORCH))}, found {torch.__version__}"
     if not path.exists():
         return _absent(name)
+    if missing := elf.cut_off(path):
+        return f"{path} could not be loaded: {missing}"
     try:
         torch.ops.load_library(path)
     except Exception as error:  # whatever is wrong with it, torch's own layers need nothing of it
@@ -226,7 +232,7 @@ def release_scratch() -> int:
     """Give the memory that the CPU kernels keep between calls back to the system.
 
     What a call needs besides its results (packed weights, states, a chunk of gates) is kept for later calls:
-    to map and clear it anew costs about 0.1 ms a MB. A process keeps at most 64 MB, in at most four pieces,
+    to map and clear it anew costs about 0.1 ms a MB. A process keeps at most 64 MB, in at most eight pieces,
     for all of its threads together, and nothing of what is smaller than 256 KB or larger than 64 MB. Calls
     that are running keep what they have; the next call maps its own memory again. Nothing is kept on systems
     other than Linux, nor for a GPU, whose memory is torch's.
@@ -245,6 +251,16 @@ def cpu_fma_peak() -> float:
 def cpu_read_bandwidth(size: int) -> float:
     """Bytes a second that one thread reads of a buffer of this size, measured."""
     return torch.ops.fastrnn.cpu_read_bandwidth(size)
+
+
+def cpu_cell_rate(cell: str) -> float:
+    """Units a second whose functions one thread computes, of a step in inference, measured in float32."""
+    return torch.ops.fastrnn.cpu_cell_rate(cell)
+
+
+def cpu_meeting(threads: int) -> float:
+    """Seconds that so many threads take to wait for each other once, measured."""
+    return torch.ops.fastrnn.cpu_meeting(threads)
 
 
 def cpu_last_plan() -> dict[str, int | bool]:

@@ -34,6 +34,19 @@ def _times(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _onednn(x, weight, bias, "none", [], "")
 
 
+def over_rows(a: Tensor, b: Tensor) -> Tensor:
+    """a.t() @ b of a (N, G) and b (N, I), the gradient of weights, where nothing differentiates it again."""
+    if (
+        _onednn is None
+        or not _large(b, a.t())
+        or not (_plain(a) and _plain(b))
+        or not torch.backends.mkldnn.enabled
+    ):
+        return a.t() @ b
+    # This way round takes four fifths of the time of the other.
+    return _times(b.t(), a.t(), None).t().contiguous()
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -45,13 +58,12 @@ class _Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x = of_weight = of_bias = None
         rows = grad.reshape(-1, weight.size(0))  # a batch of gradients at once knows no flatten()
+        again = torch_state.differentiable(grad)
         if ctx.needs_input_grad[0]:
-            if torch_state.differentiable(grad):
-                of_x = (rows @ weight).reshape(x.shape)
-            else:
-                of_x = _times(grad, weight.t().contiguous(), None)
+            of_x = (rows @ weight).reshape(x.shape) if again else _times(grad, weight.t().contiguous(), None)
         if ctx.needs_input_grad[1]:
-            of_weight = rows.t() @ x.reshape(-1, x.size(-1))
+            columns = x.reshape(-1, x.size(-1))
+            of_weight = rows.t() @ columns if again else over_rows(rows, columns)
         if ctx.needs_input_grad[2]:
             of_bias = rows.sum(0)
         return of_x, of_weight, of_bias

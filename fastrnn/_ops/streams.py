@@ -14,16 +14,16 @@ from . import library
 class Quick:
     """A stack's calls by one call of C where they are ordinary (csrc/python_stream.cpp).
 
-    ``step``, ``chunk`` and ``step_`` return None for every other call, or are None where the stack has no
-    such way.
+    ``step``, ``chunk``, ``step_`` and ``step_active`` return None for every other call, or are None where the
+    stack has no such way.
     """
 
-    __slots__ = ("chunk", "step", "step_")
+    __slots__ = ("chunk", "step", "step_", "step_active")
 
     def __init__(
         self, stack, packed: Sequence[Tensor], dtype: torch.dtype, batch_first: bool, sources
     ) -> None:
-        self.step = self.chunk = self.step_ = None
+        self.step = self.chunk = self.step_ = self.step_active = None
         if library.stream_type is None or any(version is None for *_, version, _ in sources):
             return
         facts = {
@@ -42,4 +42,5 @@ class Quick:
             native = library.stream_type(facts, list(packed), [tuple(source) for source in sources])
         except TypeError:  # tensors of a kind of their own, a torch that gives no door
             return
-        self.step, self.chunk, self.step_ = native.step, native.chunk, native.step_
+        self.step, self.chunk = native.step, native.chunk
+        self.step_, self.step_active = native.step_, native.step_active

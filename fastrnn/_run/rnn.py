@@ -147,7 +147,7 @@ def run(
     if packed and h is not None and torch_state.compiling():
         batch = h.size(1)  # a graph cannot compare sizes with values: the kernels will
     else:
-        batch = shape[1] if not packed else _first(batch_sizes)
+        batch = shape[1] if not packed else first_rows(batch_sizes)
     if h is not None:
         _checks.hidden_size(stack, h, c, batch)
         h, c = permute(h, order), permute(c, order)
@@ -188,7 +188,7 @@ def run(
     return y.squeeze(1), h.squeeze(1), (None if c is None else c.squeeze(1)), *states
 
 
-def _first(batch_sizes: Tensor) -> int:
+def first_rows(batch_sizes: Tensor) -> int:
     """The rows of the first step, which for a program is a number that it reads when it runs."""
     if torch_state.tracing():
         return batch_sizes[0]

@@ -79,6 +79,33 @@ class Rows(NamedTuple):
         return state.masked_fill(over, 0)
 
 
+class Places(NamedTuple):
+    """Of packed rows: the step and the row of each in the padded batch, (N,) int64, and both numbers."""
+
+    step: Tensor
+    row: Tensor
+    steps: int
+    rows: int
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, batch_sizes: Tensor, packed: Tensor, rows: int) -> Places:
+        """Where the rows of ``packed`` belong; batch_sizes as of a PackedSequence, the first ``rows``."""
+        steps, count = batch_sizes.size(0), packed.size(0)
+        step = torch.repeat_interleave(torch.arange(steps), batch_sizes, output_size=count)
+        row = torch.arange(count) - (batch_sizes.cumsum(0) - batch_sizes)[step]
+        lengths = (batch_sizes.unsqueeze(1) > torch.arange(rows)).sum(0)
+        return cls(step.to(packed.device), row.to(packed.device), steps, rows, lengths)
+
+    def padded(self, packed: Tensor) -> Tensor:
+        """(T, B, ...), zeros where a row has no step."""
+        zeros = packed.new_zeros(self.steps, self.rows, *packed.shape[1:])
+        return zeros.index_put((self.step, self.row), packed)
+
+    def packed(self, padded: Tensor) -> Tensor:
+        return padded[self.step, self.row]
+
+
 def states(outputs: list[Tensor], cells: list[Tensor]) -> tuple[Tensor, Tensor | None]:
     """h and, if there are cells, c of every layer and step, (L, T, B, D*P) and (L, T, B, D*H), from each
     layer's output (T, B, D*P) and its cells (D, T*B, H)."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,33 +10,12 @@ from torch import Tensor, nn
 from .. import _checks
 from .._cells import RNN
 from .._ops import library, quantized, streams, torch_state
-from .._ops.torch_state import autocasting
 from .._plan import route
-from .rnn import Stack, run
+from . import active as some
 from .scan import hooked
+from .taken import Taken, refuse_gradients, run_rows, run_unbatched, sources_of
 
 __all__ = ["Streamer"]
-
-
-class _Taken(NamedTuple):
-    """One set of a layer's weights and options.
-
-    weights: of each layer packed for the kernels where ``packed``, else copies of the layer's own, flat;
-        those themselves where ``live``, to be read anew at every call.
-    sources: where the layer keeps what its weights come from, see ``_sources``.
-    quick: ordinary calls of packed weights, see ``streams.Quick``.
-    errors: of quantized weights, what rounding changed each layer's by.
-    """
-
-    stack: Stack
-    batch_first: bool
-    dtype: torch.dtype
-    weights: list[Tensor]
-    packed: bool
-    live: bool
-    sources: list[tuple[dict, str, Tensor, int | None, int]]
-    quick: streams.Quick | None = None
-    errors: Sequence[float] = ()
 
 
 class Streamer:
@@ -77,6 +53,9 @@ class Streamer:
 
     **In place.** ``step_(x, out=y)`` writes into a tensor that is there and keeps the state, in place,
     itself: no memory is allocated.
+
+    **Batches of streams.** ``step(x, state, active=mask)`` runs the rows of a batch that have input, at the
+    cost of those, and writes their states where the batch keeps them.
 
     **Gradients.** A streamer has none, and its results require none; it refuses inputs that require some
     (while gradients are enabled), and torch.func's transforms. ``layer.step()`` has them. Dropout is off, and
@@ -129,7 +108,7 @@ class Streamer:
         if hooked(layer):
             raise RuntimeError(f"{layer._name}: a streamer would not run the layer's hooks; use layer.step()")
         # Before they are read: a change meanwhile then shows at the next call.
-        sources = _sources(layer)
+        sources = sources_of(layer)
         # Of those made under inference_mode torch counts no changes. To look at every byte for one costs a
         # read of the weights, and so more than what packing them gains.
         live = any(version is None for *_, version, _ in sources)
@@ -174,23 +153,36 @@ class Streamer:
                 weights = [w.clone() for w in weights]
         # One assignment, so that a call on another thread has all of the old or all of the new.
         quick = streams.Quick(stack, weights, dtype, layer.batch_first, sources) if packs else None
-        self._taken = _Taken(stack, layer.batch_first, dtype, weights, packs, live, sources, quick, errors)
+        self._taken = Taken(stack, layer.batch_first, dtype, weights, packs, live, sources, quick, errors)
 
-    def step(self, input: Tensor, hx=None) -> tuple:
+    def step(self, input: Tensor, hx=None, *, active: Tensor | None = None) -> tuple:
         """One step.
 
         Args:
             input: (B, I), or (I,) for a single sequence.
             hx: the state as ``layer.forward`` takes and returns it: h (L, B, H), for an LSTM (h, c) with h
                 (L, B, P); without B for a single sequence. Zeros by default.
+            active: of a batch of streams, those that have input: a mask (B,), bool, or the numbers (n,) of
+                distinct rows, int64. Only they are computed. ``hx`` has the states of all of them and is
+                written **in place**, in the rows that are active; the others stay as they are, bit for bit.
+                ``input`` has rows for all streams, (B, I), of which the others are not read, or for the
+                active ones alone, (n, I): in ascending order with a mask, in the order of the numbers with
+                numbers. Numbers in another than ascending order go with the latter alone. While
+                torch.compile traces, numbers are not checked, and a mask with an input of all rows costs
+                them all.
 
         Returns:
-            output (B, P), or (P,), and the new state.
+            output (B, P), or (P,), and the new state. With ``active`` an output with the rows of ``input``,
+            zeros in those that are not active, and ``hx`` itself.
 
         Raises:
             ValueError, RuntimeError: arguments that do not fit, as in ``layer.forward``; weights that have
                 changed; an input that requires a gradient.
         """
+        if active is not None:
+            if hx is None:
+                hx = self._zeros(input, active)
+            return self._some(input, hx, active, None), hx
         if not torch_state.compiling():
             quick = self._taken.quick
             if quick is not None and quick.step is not None:
@@ -203,12 +195,12 @@ class Streamer:
         taken = self._checked()
         dims = _checks.tensor(taken.stack.name, "input", input).dim()
         if dims == 2:
-            return _run(taken, input, hx)
+            return run_rows(taken, input, hx)
         if dims != 1:
             raise ValueError(
                 f"{taken.stack.name}: Expected the input of a step to be 1D or 2D, got {dims}D instead"
             )
-        return _run_unbatched(taken, input.unsqueeze(0), hx)
+        return run_unbatched(taken, input.unsqueeze(0), hx)
 
     def __call__(self, input: Tensor, hx=None) -> tuple:
         """A chunk of steps: input (T, B, I), (B, T, I) if the layer is ``batch_first``, or (T, I); hx,
@@ -224,13 +216,36 @@ class Streamer:
         if dims not in (2, 3):
             raise ValueError(f"{taken.stack.name}: Expected input to be 2D or 3D, got {dims}D instead")
         if dims == 2:
-            return _run_unbatched(taken, input.unsqueeze(1), hx)
+            return run_unbatched(taken, input.unsqueeze(1), hx)
         if not taken.batch_first:
-            return _run(taken, input, hx)
-        y, state = _run(taken, input.transpose(0, 1), hx)
+            return run_rows(taken, input, hx)
+        y, state = run_rows(taken, input.transpose(0, 1), hx)
         return y.transpose(0, 1), state
 
-    def step_(self, input: Tensor, hx=None, *, out=None):
+    def _some(self, input: Tensor, hx, active: Tensor, out: Tensor | None) -> Tensor:
+        """A step of the active rows into hx, and the output, ``out`` where it is given."""
+        quick = self._taken.quick
+        if quick is not None and quick.step_active is not None and not torch_state.compiling():
+            found = quick.step_active(input, hx, active, out)
+            if found is not None:
+                return found if out is None else out
+        taken = self._checked()
+        stack, lstm = taken.stack, RNN[taken.stack.cell].has_cell
+        name, x = stack.name, _checks.tensor(stack.name, "input", input)
+        h, c = _checks.pair(name, hx) if lstm else (_checks.tensor(name, "hx", hx), None)
+        refuse_gradients(name, x, h, c)
+        _checks.hidden_dims(h, c, True)
+        _checks.hidden_size(stack, h, c, h.size(1))
+        if lstm and not torch_state.compiling() and torch._C._overlaps(h, c):
+            raise ValueError(f"{name}: hx: expected h and c in memory of their own, got one tensor for both")
+
+        def of_rows(x, h, c):
+            y, state = run_rows(taken, x, (h, c) if lstm else h)
+            return (y, *state) if lstm else (y, state)
+
+        return some.step(name, of_rows, x, h, c, active, out)
+
+    def step_(self, input: Tensor, hx=None, *, out=None, active: Tensor | None = None):
         """One step in place: nothing is allocated where all arguments are ordinary.
 
         Args:
@@ -240,6 +255,8 @@ class Streamer:
                 a time can have that.
             out: where the output goes, (B, P) or (P,), contiguous; or a whole result of :meth:`step`, output
                 and state, both of which are then written.
+            active: as in :meth:`step`; ``out`` has the rows of ``input``, and those that are not active stay
+                as they are.
 
         Returns:
             ``out``.
@@ -253,7 +270,10 @@ class Streamer:
         else:
             y = out
         if hx is None:
-            hx = self._state if self._state is not None else self._new_state(input)
+            hx = self._state if self._state is not None else self._new_state(input, active)
+        if active is not None:
+            self._some(input, hx, active, self._output(y))
+            return out
         quick = self._taken.quick
         if quick is None or quick.step_ is None or torch_state.compiling() or not quick.step_(input, hx, y):
             self._long_step_in_place(input, hx, y)
@@ -269,9 +289,7 @@ class Streamer:
                     f"{name}: expected an input of the streamer's own state, {tuple(rows)} rows, got "
                     f"shape {tuple(input.shape)}; reset() begins anew"
                 )
-        if out is None:
-            raise TypeError(f"{name}: step_() needs out=, a tensor for the output; step() makes one")
-        _checks.tensor(name, "out", out)
+        self._output(out)
         y, state = self._long_step(input, hx)
         if lstm and not torch_state.compiling() and torch._C._overlaps(*hx):
             raise ValueError(f"{name}: hx: expected h and c in memory of their own, got one tensor for both")
@@ -285,20 +303,31 @@ class Streamer:
             for old, new in zip(*((hx, state) if lstm else ((hx,), (state,))), strict=True):
                 old.copy_(new)
 
-    def _new_state(self, input: Tensor):
+    def _output(self, out: Tensor | None) -> Tensor:
+        name = self._taken.stack.name
+        if out is None:
+            raise TypeError(f"{name}: step_() needs out=, a tensor for the output; step() makes one")
+        return _checks.tensor(name, "out", out)
+
+    def _new_state(self, input: Tensor, active: Tensor | None):
         """Zeros for the rows of an input, kept as the streamer's own state."""
+        self._state = self._zeros(input, active)
+        return self._state
+
+    def _zeros(self, input: Tensor, active: Tensor | None):
         stack = self._taken.stack
         rows = _checks.tensor(stack.name, "input", input).shape[:-1]
+        if active is not None:
+            rows = (some.streams_of(stack.name, active, input),)
         if len(rows) > 1:
             raise ValueError(
                 f"{stack.name}: Expected the input of a step to be 1D or 2D, got {len(rows) + 1}D instead"
             )
         with torch.inference_mode(False):  # tensors of that mode could not be written to outside of it
             h = input.new_zeros((stack.num_layers, *rows, stack.proj_size or stack.hidden_size))
-            self._state = h
-            if RNN[stack.cell].has_cell:
-                self._state = (h, input.new_zeros((stack.num_layers, *rows, stack.hidden_size)))
-        return self._state
+            if not RNN[stack.cell].has_cell:
+                return h
+            return h, input.new_zeros((stack.num_layers, *rows, stack.hidden_size))
 
     def explained(self) -> tuple:
         """What fastrnn.explain asks: the layer, how its weights are stored, and what that changed of each
@@ -314,7 +343,7 @@ class Streamer:
         """Begin a new sequence: forget the state of :meth:`step_` without one."""
         self._state = None
 
-    def _checked(self) -> _Taken:
+    def _checked(self) -> Taken:
         """What was taken, once the layer is seen to be as it was."""
         taken = self._taken
         if not torch_state.compiling():  # which would make every version a guard
@@ -342,83 +371,3 @@ class Streamer:
     def __repr__(self) -> str:
         weights = "" if self.weights == "float32" else f", weights={self.weights!r}"
         return f"Streamer({self.layer!r}{weights})"
-
-
-def _run_unbatched(taken: _Taken, x: Tensor, hx) -> tuple:
-    """x (1, I) for a step or (T, 1, I), and hx without B."""
-    stack = taken.stack
-    if hx is not None:
-        h, c = _checks.pair(stack.name, hx) if RNN[stack.cell].has_cell else (hx, None)
-        _checks.hidden_dims(_checks.tensor(stack.name, "hx", h), c, False)
-        hx = h.unsqueeze(1) if c is None else (h.unsqueeze(1), c.unsqueeze(1))
-    y, state = _run(taken, x, hx)
-    squeezed = tuple(s.squeeze(1) for s in state) if RNN[stack.cell].has_cell else state.squeeze(1)
-    return y.squeeze(-2), squeezed
-
-
-def _run(taken: _Taken, x: Tensor, hx) -> tuple:
-    """x (B, I) for a step or (T, B, I). These are microseconds that every step pays."""
-    stack, lstm, h, c = taken.stack, RNN[taken.stack.cell].has_cell, None, None
-    if hx is not None:
-        h, c = _checks.pair(stack.name, hx) if lstm else (_checks.tensor(stack.name, "hx", hx), None)
-    _refuse_gradients(stack.name, x, h, c)
-    if not taken.packed:
-        single = x.dim() == 2
-        plain = torch.autocast(x.device.type, enabled=False) if autocasting(x) else nullcontext()
-        with torch.no_grad(), plain:
-            y, h, c = run(stack, x.unsqueeze(0) if single else x, hx, taken.weights)
-        return (y.squeeze(0) if single else y), ((h, c) if lstm else h)
-
-    features, rows = x.shape[-1], x.shape[-2]
-    if not x.is_cpu:
-        _checks.same_kind(x, [("parameter", taken.weights[0])])
-    if x.dtype != taken.dtype:
-        _checks.input_dtype(x.dtype, taken.dtype)
-    if features != stack.input_size:
-        raise RuntimeError(
-            f"input.size(-1) must be equal to input_size. Expected {stack.input_size}, got {features}"
-        )
-    if h is None:
-        h = x.new_zeros((stack.num_layers, rows, stack.proj_size or stack.hidden_size))
-        if lstm:
-            c = x.new_zeros((stack.num_layers, rows, stack.hidden_size)) if stack.proj_size else h
-    else:
-        _checks.hidden_dims(h, c, True)
-        _checks.hidden_size(stack, h, c, rows)
-    y, h, c = library.stream(x, h, c, taken.weights)
-    return y, ((h, c) if lstm else h)
-
-
-def _refuse_gradients(name: str, *tensors: Tensor | None) -> None:
-    if torch_state.gradients() and any(t is not None and t.requires_grad for t in tensors):
-        raise RuntimeError(
-            f"{name}: a streamer has no gradients, got an input or state that requires one; use "
-            "layer.step(), or torch.no_grad()"
-        )
-    if torch_state.transformed():
-        raise RuntimeError(
-            f"{name}: a streamer cannot run under torch.func's transforms or forward-mode AD; use "
-            "layer.step()"
-        )
-
-
-def _sources(layer: nn.RNNBase) -> list[tuple[dict, str, Tensor, int | None, int]]:
-    """Every parameter and buffer that the layer's weights come from, those of parametrizations included, and
-    weights that are plain attributes, as weight drop makes them: where it is kept, its version (inference
-    tensors have none) and its address, which module.to() changes."""
-    found = []
-    for module in layer.modules():
-        plain = {}
-        if module is layer:
-            plain = {name: None for name in layer._flat_weights_names if name in vars(layer)}
-        for holder, names in (
-            (module._parameters, module._parameters),
-            (module._buffers, module._buffers),
-            (vars(module), plain),
-        ):
-            for name in names:
-                tensor = holder[name]
-                if tensor is not None:
-                    version = None if tensor.is_inference() else tensor._version
-                    found.append((holder, name, tensor, version, tensor.data_ptr()))
-    return found

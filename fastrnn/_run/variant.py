@@ -95,8 +95,9 @@ def _bernoulli(x: Tensor, shape: Sequence[int], p: float) -> Tensor:
         count = math.prod(shape)
         if count >= _MANY and p < 1:
             bits = x.new_empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-            below = bits.view(torch.int16)[:count] < round(p * 2**16) - 2**15
-            return below.view(shape).to(x.dtype)
+            bits = bits.view(torch.int16)[:count].view(shape)
+            # Into the dtype at once, which takes a quarter of the time of bools and their conversion.
+            return torch.lt(bits, round(p * 2**16) - 2**15, out=x.new_empty(shape))
     # A GPU draws other numbers for float64.
     drawn = torch.float32 if x.dtype == torch.float64 else x.dtype
     return x.new_empty(shape, dtype=drawn).bernoulli_(p).to(x.dtype)

@@ -55,8 +55,8 @@ def convert(
         The model.
 
     Warns:
-        Once, where a layer was prepared for a tool that knows layers by their exact class: quantization of
-        torch.ao, BackPACK.
+        UserWarning: once, where a layer was prepared for a tool that knows layers by their exact class:
+            quantization of torch.ao, BackPACK.
 
     Raises:
         TypeError: ``model`` is no module. ValueError: an unknown ``save`` or ``backend``.

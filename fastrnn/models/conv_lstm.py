@@ -110,7 +110,8 @@ class ConvLSTM(nn.Module):
     Args:
         num_layers: L, layers on top of each other. bidirectional: D = 2 directions, their channels side by
             side. batch_first: input and output as (B, T, ...); states keep their shape.
-        The others are the cell's.
+
+    The others are the cell's.
 
     The cells lie in ``cells``, layer by layer and within it direction by direction.
     """

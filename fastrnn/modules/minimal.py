@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
+from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
 from .._cells import minimal, widen
@@ -16,7 +17,8 @@ from .._ops.indrnn import scan as indrnn_scan
 from .._ops.linear_scan import scan as linear_scan
 from .._ops.product import product
 from .._run import symbolic, torchscript
-from .._run.rows import asked
+from .._run.rnn import first_rows, permute
+from .._run.rows import Places, asked
 from ..reference import linear as reference
 
 __all__ = ["IndRNN", "MinGRU", "MinLSTM"]
@@ -106,7 +108,7 @@ class ElementwiseLayer(nn.Module):
 
     def forward(
         self,
-        input: Tensor,
+        input: Tensor | PackedSequence,
         hx=None,
         *,
         lengths: Tensor | Sequence[int] | None = None,
@@ -115,12 +117,14 @@ class ElementwiseLayer(nn.Module):
         """Run the layers.
 
         Args:
-            input: (T, B, I), (B, T, I) with ``batch_first``, or (T, I) for one sequence.
+            input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) for one sequence, or a PackedSequence,
+                which is padded for the layers.
             hx: (L*D, B, H), without B for one sequence, or a tuple of states; zeros by default.
             lengths, reset: as of :meth:`fastrnn.LSTM.forward`.
 
         Returns:
-            output (T, B, D*H), or laid out like the input, and the last states, like hx.
+            output (T, B, D*H), or laid out like the input, and the last states, like hx: of each row's own
+            last step.
 
         Raises:
             ValueError, RuntimeError, TypeError: sizes, dtypes and types that do not fit.
@@ -140,6 +144,8 @@ class ElementwiseLayer(nn.Module):
         if isinstance(input, Tensor) and (input.layout is not torch.strided or input.is_nested):
             input = _checks.dense(name, input)
         rows = asked(name, input, lengths, reset, None, False, self.batch_first)
+        if isinstance(input, PackedSequence):
+            return self._run_packed(input, hx)
         x = _checks.tensor(name, "input", input)
         if x.dim() not in (2, 3):
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {x.dim()}D instead")
@@ -177,6 +183,30 @@ class ElementwiseLayer(nn.Module):
         elif self.batch_first:
             y = y.transpose(0, 1)
         return y, (last[0] if self._states == 1 else tuple(last))
+
+    def _run_packed(self, input: PackedSequence, hx) -> tuple:
+        data, batch_sizes, order, back = input
+        _checks.batch_sizes_form(batch_sizes)
+        if data.dim() != 2:
+            raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
+        state = hx if self._states == 1 or not isinstance(hx, (tuple, list)) or not hx else hx[0]
+        if not torch_state.compiling():
+            _checks.batch_sizes_values(batch_sizes, data.size(0))
+            rows = first_rows(batch_sizes)
+        elif isinstance(state, Tensor) and state.dim() == 3:
+            rows = state.size(1)  # a graph cannot compare sizes with values
+        else:
+            rows = first_rows(batch_sizes) if order is None else order.size(0)
+        places = Places.of(batch_sizes, data, rows)
+        if hx is not None:
+            expected = (self.num_layers * (2 if self.bidirectional else 1), places.rows, self.hidden_size)
+            states = [permute(s, order) for s in self._given(type(self).__name__, data, hx, True, expected)]
+            hx = states[0] if self._states == 1 else tuple(states)
+        x = places.padded(data)
+        y, last = self._run(x.transpose(0, 1) if self.batch_first else x, hx, places.lengths, None)
+        y = places.packed(y.transpose(0, 1) if self.batch_first else y)
+        last = permute(last, back) if self._states == 1 else tuple(permute(s, back) for s in last)
+        return PackedSequence(y, batch_sizes, order, back), last
 
     def _given(
         self, name: str, x: Tensor, hx, batched: bool, expected: tuple[int, ...]

@@ -111,8 +111,9 @@ class SRUpp(nn.Module):
         U &= W_3\, \mathrm{Dropout}(\mathrm{LN}(\alpha\, \mathrm{softmax}(Q K^T / \sqrt{d}) V + Q))
 
     Args:
-        input_size, hidden_size, num_layers, bidirectional, highway_bias, rescale, nn_rnn_compatible_return,
-        proj_input_to_hidden_first, weight_c_init, batch_first, backend, device, dtype: as in SRU.
+        input_size, hidden_size, num_layers, bidirectional, highway_bias, rescale: as in SRU.
+        nn_rnn_compatible_return, proj_input_to_hidden_first, weight_c_init: as in SRU.
+        batch_first, backend, device, dtype: as in SRU.
         proj_size: P, features of the attention, a multiple of num_heads.
         dropout: probability, on g(c) - X of every layer but the last, and before W_3 of every layer.
         attn_dropout: on the softmax.

@@ -225,6 +225,33 @@ def test_a_last_block_of_few_units(isa, cell, units):
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("cell", CELLS)
+def test_steps_of_one_row(isa, threads, cell, dtype):
+    """Where one row runs, several panels of packed weights are multiplied at once, forwards and, every other
+    step, backwards: of sizes with panels left over and units that fill none, a projection's K, another
+    thread's share of them, and the one row that a packed batch still has, among the memory of those that
+    ended."""
+    for H in (31, 64, 75, 150):
+        _check(Case(cell, 12, 1, 5, H, dtype=dtype))
+    _check(Case(cell, 13, 1, 20, 96, D=2, dtype=dtype, save="recompute"))
+    _check(Case(cell, IN=4, H=70, dtype=dtype, sizes=(3, 3, *[1] * 12), D=2))
+    if cell == "lstm":
+        _check(Case(cell, 12, 1, 5, 64, P=19, dtype=dtype))
+    threads(2)
+    _check(Case(cell, 12, 1, 5, 150, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_long_rows_of_weights_where_they_lie(isa, cell, dtype):
+    """A step of one row reads a weight's rows one after the other from a length on: whole chains, a vector
+    that none is left for, the end of a row, and a last block that few units fill."""
+    for H in (192, 203, 211, 256):
+        _check(Case(cell, 2, 1, 3, H, dtype=dtype))
+    _check(Case(cell, 1, 1, 333, 20, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_caches_of_other_machines(isa, cell, dtype):
     """What is fetched ahead and how a sequence is cut up follow the caches: the numbers do not. Of the small

@@ -29,6 +29,7 @@ TILES = {
     ("avx512", "dot_transposed"): [(6, 4), (5, 4)],
     ("avx2", "product"): [(6, 2), (5, 2), (4, 2), (4, 3), (3, 3), (1, 2)],
     ("avx2", "transposed"): [(4, 3), (4, 2)],
+    ("avx2", "row"): [(4, 2), (4, 3)],  # panels of one row by vectors
     ("baseline", "product"): [(6, 2), (5, 2), (4, 2)],
 }
 MULTIPLIES = re.compile(r"v?mulps\b|vfn?madd\w+ps\b|vdpbf16ps\b")
@@ -65,9 +66,8 @@ def symbols() -> dict[str, list[tuple[int, int]]]:
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found: dict[str, list[tuple[int, int]]] = {}
     for line in text.splitlines():
-        kernel = re.match(
-            r"([0-9a-f]+) ([0-9a-f]+) \w .*?(\w+_kernel<float, \d+, \d+>|dot_\w+<\d+, \d+>)\(", line
-        )
+        names = r"\w+_kernel<float, \d+, \d+>|row_kernel<float, \d+>|dot_\w+<\d+, \d+>"
+        kernel = re.match(rf"([0-9a-f]+) ([0-9a-f]+) \w .*?({names})\(", line)
         if kernel:
             found.setdefault(kernel.group(3), []).append((int(kernel.group(1), 16), int(kernel.group(2), 16)))
     if "__asan_init" in text:
@@ -84,6 +84,8 @@ def kernels(isa: str, kind: str, rows: int, vectors: int) -> tuple[list[Instruct
     name = f"{kind}_kernel<float, {rows}, {vectors}>"
     if kind.startswith("dot"):  # of bfloat16
         name = f"{'dot_kernel' if kind == 'dot' else kind}<{rows}, {vectors}>"
+    if kind == "row":
+        name = f"row_kernel<float, {vectors}>"
     for address, size in symbols().get(name, []):
         span = (f"--start-address={address}", f"--stop-address={address + size}")
         (body,) = functions(LIBRARY, _tool("objdump"), span).values()

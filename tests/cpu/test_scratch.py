@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 
 def test_what_is_kept():
-    """A large request does not throw a small one's memory away, 64 MB and four pieces are the most, and no
+    """A large request does not throw a small one's memory away, 64 MB and eight pieces are the most, and no
     two threads have the same piece."""
     done = subprocess.run([build.program("spares")], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stdout + done.stderr
@@ -85,3 +85,61 @@ def test_release_while_others_call(threads):
             assert torch.equal(module(x)[0], alone)
 
     at_once(4, call, times=50)
+
+
+def saved_of(x, layer):
+    """What forward saves for backward: the gates of every step."""
+    state = torch.zeros(1, 1, layer.hidden_size).expand(1, x.size(1), -1)
+    weights = list(layer.parameters())
+    return torch.ops.fastrnn.rnn_forward(x, state, state, weights, None, None, None, "lstm", True, 1)[3]
+
+
+def test_saved_values_are_kept():
+    """Those of a training step of 34 MB, which malloc maps anew at every step, are the next step's memory;
+    those of two steps that are alive are two, and nothing is kept of what is larger than all that may be."""
+    layer, x = fastrnn.LSTM(8, 512), randn(128, 33, 8)
+    fastrnn.release_scratch()
+    with torch.no_grad():
+        first = saved_of(x, layer)
+        second = saved_of(-x, layer)
+        want, place = first.clone(), first.data_ptr()
+        assert second.data_ptr() != place
+        assert not torch.equal(first, second)
+        assert torch.equal(first, want)
+        del first
+        assert saved_of(x, layer).data_ptr() == place
+        assert torch.equal(saved_of(x, layer), want)
+        del second
+        assert 32 * MIB < fastrnn.release_scratch() <= 64 * MIB
+        large = saved_of(randn(256, 33, 8), layer)
+        del large
+        assert fastrnn.release_scratch() < 64 * MIB
+
+
+def test_gradients_with_memory_that_was_another_steps(threads):
+    """A graph that is alive keeps what it saved, whatever is trained meanwhile, in other threads too."""
+    threads(1)
+    layer, x = fastrnn.LSTM(8, 512), randn(128, 33, 8)
+
+    def gradient(y):
+        return torch.autograd.grad(y.square().sum(), layer.weight_ih_l0)[0]
+
+    def train(_):
+        torch.set_num_threads(1)
+        assert torch.equal(gradient(layer(x)[0]), want)
+
+    want = gradient(layer(x)[0])
+    kept = layer(x)[0]
+    gradient(layer(-x)[0])
+    at_once(3, train, times=2)
+    assert torch.equal(gradient(kept), want)
+
+
+def test_saved_values_of_an_slstm_are_kept():
+    """Pieces of a MB, and the gradient of the gates, which malloc gave back to the system at every step."""
+    layer, x = fastrnn.SLSTM(16, 128, num_heads=4), randn(50, 32, 16)
+    want = torch.autograd.grad(layer(x)[0].square().sum(), layer.weight_hh_l0)[0]
+    assert fastrnn.release_scratch() >= 6 * MIB
+    kept = layer(x)[0]
+    torch.autograd.grad(layer(-x)[0].square().sum(), layer.weight_hh_l0)
+    assert torch.equal(torch.autograd.grad(kept.square().sum(), layer.weight_hh_l0)[0], want)

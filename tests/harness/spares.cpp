@@ -52,10 +52,16 @@ void one_after_the_other() {
 
   // No more pieces than slots, and the smallest goes.
   {
-    const Scratch a(kMiB), b(kMiB), c(kMiB), d(kMiB), e(kMiB);
+    const Scratch a(kMiB), b(kMiB), c(kMiB), d(kMiB), e(kMiB), f(kMiB), g(kMiB), h(kMiB), i(kMiB);
   }
   EXPECT(use(10 * kMiB));
-  EXPECT(Scratch::release() == 16 * kMiB);
+  EXPECT(Scratch::release() == 24 * kMiB);
+
+  // What outlives its call comes back from another thread.
+  const Mapping lent = Scratch::lend(kMiB);
+  EXPECT(use(kMiB) != lent.begin());
+  std::thread([&] { Scratch::put_back(lent); }).join();
+  EXPECT(Scratch::release() == 4 * kMiB);
 }
 
 void many_threads() {

@@ -10,6 +10,7 @@ import types
 import pytest
 import torch
 
+from benchmarks.lab import worker
 from benchmarks.lab.cases import Case
 from benchmarks.lab.contenders import compile as compiled
 from benchmarks.lab.contenders import contender as shared
@@ -268,3 +269,11 @@ def test_a_copy_keeps_cudnns_weights_in_one_piece(monkeypatch):
     copied = shared.own_copy(problem.module)
     assert flattened[-1] is copied
     assert copied.weight_hh_l0.data_ptr() != problem.module.weight_hh_l0.data_ptr()
+
+
+def test_a_method_that_loses_digits_is_asked_in_float64():
+    """Whether the log-space scan computes the same is asked where float32 does not show it, of a row that is
+    offered in float32 alone."""
+    case = case_of(cell="mingru", training=True, T=30, B=2, H=8, I=8)
+    assert worker._same_in_float64("log_scan", case)
+    assert not worker._same_in_float64("xlstm", case)

@@ -92,6 +92,53 @@ def test_table():
     ]
 
 
+def test_what_a_pass_does_beside_its_limit(quick):
+    """Forward the cell's functions, of one row the inputs' product too; backward neither is counted. Meetings
+    are those of threads that split the units."""
+    lines = [fields for event, fields in _events(threads=1, kernels=True) if event == "kernels"]
+    forward, backward, reading = lines[:3]
+    assert forward["beside"].keys() == {"cell", "meetings"}
+    assert reading["beside"].keys() == {"cell", "meetings", "inputs"}
+    assert forward["beside"]["cell"] > 0
+    assert reading["beside"]["inputs"] > 0
+    assert backward["beside"] == {"meetings": 0.0} == {"meetings": forward["beside"]["meetings"]}
+    assert kernel_rate.least(forward) > forward["work"] / forward["limit"]
+
+
+def test_meetings_of_two_threads(monkeypatch):
+    monkeypatch.setattr(kernel_rate.library, "cpu_last_plan", lambda: {"unit_groups": 2})
+    beside = kernel_rate._beside("lstm", 2, 50, 1, 16)
+    assert 0 < beside["meetings"] < 50
+    monkeypatch.setattr(kernel_rate.library, "cpu_last_plan", lambda: {"unit_groups": 1})
+    assert kernel_rate._beside("lstm", 2, 50, 1, 16)["meetings"] == 0.0
+
+
+def test_the_least_time_is_reported():
+    """Beside the share of one limit that of all of them, where a run has it. An older run has not."""
+    whole = line("forward", 0.5) | {"beside": {"cell": 2e-4, "meetings": 0.0}}
+    assert kernel_rate.least(line("forward", 0.5)) is None
+    assert kernel_rate.least(whole) == pytest.approx(7e-4)
+    (verdict,) = targets.evaluate_absolute({"results": [], "kernels": [whole]})
+    assert verdict["reached"].endswith("limit 100 G/s); 70% of all that it has to do")
+    assert not verdict["met"], "the target is the share of the one limit still"
+    table = tables.kernels_table({"kernels": [whole]})
+    assert table.columns[-5:] == [*tables.BESIDE.values(), "all at its limit, ms", "share"]
+    assert table.rows[0][-6:] == ["50%", "0.200", "", "", "0.700", "70%"]
+    mixed = tables.kernels_table({"kernels": [whole, line("forward", 0.5)]})
+    assert {len(row) for row in mixed.rows} == {7}, "a merged run, a part of which has not"
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
+def test_the_probes_of_a_cell_and_a_meeting(cell):
+    assert 1e6 < torch.ops.fastrnn.cpu_cell_rate(cell) < 1e13, "units a second"
+    for threads in (1, 2, 3):
+        assert 0 < torch.ops.fastrnn.cpu_meeting(threads) < 1
+    with pytest.raises(RuntimeError, match="cell: "):
+        torch.ops.fastrnn.cpu_cell_rate("sru")
+    with pytest.raises(RuntimeError, match="threads: expected 1 to 1024, got 0"):
+        torch.ops.fastrnn.cpu_meeting(0)
+
+
 def test_a_run_keeps_and_reports_them(monkeypatch):
     def work(plan, threads, handle):
         handle({"event": "kernels", **line("backward", 0.5, threads=threads)})

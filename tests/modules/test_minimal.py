@@ -354,6 +354,10 @@ def test_large_products(bias):
         found.append([y, *first, *second])
     for a, b in zip(*found, strict=True):
         assert_close(a, b, torch.float32, gradient=True)
+    for a in torch.autograd.grad(product(*given).square().sum(), leaves):  # that nobody differentiates again
+        i = next(i for i, t in enumerate(leaves) if t.shape == a.shape)
+        assert a.is_contiguous()
+        assert_close(a, found[1][1 + i], torch.float32, gradient=True)
     with pytest.raises(RuntimeError, match="same dtype"):  # as torch says it
         product(x, weight, randn(256, seed=3).double())
     y = product(*given)

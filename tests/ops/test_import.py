@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import zipfile
@@ -16,6 +17,7 @@ import pytest
 from selection import some, thorough
 
 import fastrnn
+from fastrnn._ops import elf
 
 PACKAGE = Path(fastrnn.__file__).parent
 
@@ -161,6 +163,43 @@ def test_broken_library(tmp_path, content):
     check_without_kernels(imported(tmp_path), "libfastrnn_cpu.so could not be loaded")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' loaders look themselves")
+@pytest.mark.parametrize("part", some([0.5, 0.999, "headers"], lambda part: part == 0.5))
+@pytest.mark.parametrize("name", ["libfastrnn_cpu.so", "_C.*"])
+def test_library_that_was_not_written_whole(tmp_path, name, part):
+    """A full disk, a copy that broke off: the system's loader would take it, and the process end at what is
+    not there, without a word."""
+    (library,) = copy_of_package(tmp_path).glob(name)
+    whole = library.read_bytes()
+    library.write_bytes(whole[: 100 if part == "headers" else mapped(whole, part)])
+    check_without_kernels(imported(tmp_path), library.name, "it was not written whole")
+
+
+def mapped(whole: bytes, part: float) -> int:
+    """A share of what is mapped of an ELF file: what follows is for linkers and debuggers."""
+    table, (entry, count) = struct.unpack_from("<Q", whole, 32)[0], struct.unpack_from("<HH", whole, 54)
+    rows = [struct.unpack_from("<IIQQQQ", whole, table + entry * n) for n in range(count)]
+    return int(part * max(start + length for kind, _, start, _, _, length in rows if kind == 1))
+
+
+def test_whole_files_and_others_are_for_the_loader(tmp_path):
+    """Our own are whole, also with nothing after what is mapped; what is no ELF file is judged by no one."""
+    for path in [*PACKAGE.glob("*.so"), *PACKAGE.glob("lib/*.so")]:
+        assert elf.cut_off(path) == ""
+    stripped, text = tmp_path / "stripped.so", tmp_path / "text.so"
+    (module,) = PACKAGE.glob("_C.*.so")
+    if module.read_bytes()[:4] == b"\x7fELF":
+        stripped.write_bytes(module.read_bytes()[: mapped(module.read_bytes(), 1)])
+        assert elf.cut_off(stripped) == ""
+    assert elf.cut_off(tmp_path) == ""  # a folder of that name, a file that nobody may read
+    for content in (b"", b"\x7fELF not quite", b"MZ" + bytes(100), b"\xcf\xfa\xed\xfe" + bytes(100)):
+        text.write_bytes(content)
+        assert elf.cut_off(text) == ""
+    for field in range(32, 62):  # wrong headers are no error of ours either
+        text.write_bytes(b"\x7fELF\x02\x01" + bytes(field - 6) + b"\xff" * 2 + bytes(100))
+        elf.cut_off(text)
+
+
 @thorough
 def test_broken_python_module(tmp_path):
     (module,) = copy_of_package(tmp_path).glob("_C.*")
@@ -249,9 +288,12 @@ def test_read_only_folder(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in package.rglob("*") if path.is_file()} == before
 
 
-def test_cuda_library_that_cannot_load(tmp_path):
+@pytest.mark.parametrize("cut", [False, True])
+def test_cuda_library_that_cannot_load(tmp_path, cut):
     """The CPU kernels stay, and the warning speaks of GPUs alone."""
-    (copy_of_package(tmp_path) / "libfastrnn_cuda.so").write_bytes(b"\x7fELF")
+    package = copy_of_package(tmp_path)
+    whole = (package / "libfastrnn_cpu.so").read_bytes()
+    (package / "libfastrnn_cuda.so").write_bytes(whole[: len(whole) // 2] if cut else b"\x7fELF")
     found = imported(tmp_path, "torch.version.cuda = '13.0'")
     assert found["loaded"]
     assert not found["cuda"]

@@ -307,6 +307,30 @@ def test_explain_says_what_the_weights_are():
         fastrnn.explain(fastrnn.SRU(5, 6), weights="int8")
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(
+    ("name", "inputs", "hidden", "options"),
+    [("LSTM", 290, 305, {}), ("GRU", 40, 500, {"num_layers": 2}), ("LSTM", 310, 300, {"proj_size": 90})],
+)
+@torch.no_grad()
+def test_steps_by_turns_from_either_end(isa, threads, name, inputs, hidden, options, weights):
+    """Large weights are read from the first unit to the last and back, by turns, one step after the other:
+    each gives the bits of the first, and of a sequence's first step to rounding."""
+    layer = make(name, inputs, hidden, **options)
+    stream = layer.streamer(weights)
+    for count, rows in ((1, 1), (2, 3)):
+        threads(count)
+        x = torch.randn(rows, inputs)
+        h = torch.randn(layer.num_layers, rows, layer.proj_size or hidden)
+        hx = (h, torch.randn(layer.num_layers, rows, hidden)) if name == "LSTM" else h
+        y, state = stream.step(x, hx)
+        for _ in range(2):
+            again, end = stream.step(x, hx)
+            assert torch.equal(again, y)
+            assert all(torch.equal(a, b) for a, b in zip(flat(end), flat(state), strict=True))
+        near(stream(torch.stack([x, x]), hx)[0][0], y)
+
+
 @pytest.mark.parametrize("D", [1, 2])
 @torch.no_grad()
 def test_on_several_threads(threads, D):

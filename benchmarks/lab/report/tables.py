@@ -159,19 +159,29 @@ def scan_table(run: dict) -> Table:
 
 #: What kernels_table is called.
 KERNELS = "The kernels alone"
+#: What kernel_rate calls that which a pass does beside its limit, and what the table does.
+BESIDE = {"cell": "cell's functions, ms", "inputs": "inputs' product, ms", "meetings": "meetings, ms"}
 
 
 def kernels_table(run: dict) -> Table:
-    """Each pass of each layer beside its limit: multiply-adds, or the reading of the recurrent weights."""
-    rows = []
+    """Each pass of each layer beside its limit: multiply-adds, or the reading of the recurrent weights; and,
+    of runs that measured it, beside the time of all that it has to do."""
+    rows, columns = [], ["", "T,B,H", "threads", "ms", "reached", "limit", "share"]
+    whole = bool(run["kernels"]) and all(kernel_rate.least(line) for line in run["kernels"])
     for line in run["kernels"]:
         unit = "GB/s" if line["name"] == kernel_rate.READING else "GFLOP/s"
         rates = (line["work"] / line["seconds"], line["limit"])
         shape = f"{line['T']},{line['B']},{line['H']}"
         row = [f"{line['cell'].upper()} {line['name']}", shape, str(line["threads"])]
         row += [milliseconds(line["seconds"]), *(f"{rate / 1e9:.0f} {unit}" for rate in rates)]
-        rows.append([*row, f"{kernel_rate.share(line):.0%}"])
-    return Table(["", "T,B,H", "threads", "ms", "reached", "limit", "share"], rows)
+        row.append(f"{kernel_rate.share(line):.0%}")
+        if whole:
+            beside = line["beside"]
+            row += [milliseconds(beside[part]) if beside.get(part) else "" for part in BESIDE]
+            row += [milliseconds(least := kernel_rate.least(line)), f"{least / line['seconds']:.0%}"]
+        rows.append(row)
+    columns += [*BESIDE.values(), "all at its limit, ms", "share"] if whole else []
+    return Table(columns, rows)
 
 
 def memory_table(run: dict) -> Table:

@@ -67,7 +67,10 @@ def _method(run: dict) -> list[str]:
         "beside the best rate of multiply-adds in registers; with one row the bytes of the recurrent "
         "weights, once a step, beside the best rate of reading as many again and again. Both limits are "
         "measured around each layer. The activations and the packing of weights count as nothing, and with "
-        "one row neither does the input projection.",
+        "one row neither does the input projection. What else a pass has to do, and how long that takes at "
+        "its own limit in the same run, stands in the columns behind: the functions of the cell alone, the "
+        "inputs' product of one row at the multiply-adds' rate, and where threads split the units their "
+        "meetings alone, one a step.",
         "Peak memory is the growth of the resident size over three training steps, each contender in a "
         "process of its own.",
     ]

@@ -32,6 +32,7 @@ struct KernelTable {
                          const Parallel& parallel);
   double (*fma_loop)(int64_t iterations);                                  // returns flops done
   double (*read_loop)(const float* data, int64_t count, int64_t repeats);  // returns bytes read
+  double (*cell_loop)(CellKind cell, int64_t iterations);                  // returns units done, float32
   const ScanKernels* scan;
 };
 

@@ -6,6 +6,7 @@
 #include "cpu/isa/choose.h"
 #include "cpu/isa/list.h"
 #include "cpu/ops/scratch.h"
+#include "cpu/ops/tensors.h"
 #include "ops/check.h"
 
 namespace fastrnn {
@@ -66,6 +67,37 @@ double cpu_read_bandwidth(int64_t bytes) {
   return best_rate([&] { return kernels_in_use().read_loop(data.data(), data.size(), repeats); });
 }
 
+double cpu_cell_rate(std::string cell) {
+  const CellKind kind = parse_cell(cell);
+  return best_rate([&] { return kernels_in_use().cell_loop(kind, 50'000); });
+}
+
+// Threads that do nothing but meet. A thread that has several workers, where fewer are at hand than asked for, goes
+// through each meeting for all of them, as the kernels do.
+struct Meetings {
+  static constexpr int kCount = 5000;
+  int threads;
+  Barrier barrier;
+
+  static void body(int64_t begin, int64_t end, void* self) {
+    Meetings& meetings = *static_cast<Meetings*>(self);
+    for (int64_t i = 1; i <= kCount; ++i) {
+      for (int64_t r = begin; r < end; ++r) meetings.barrier.arrive(i * meetings.threads);
+      meetings.barrier.wait(i * meetings.threads);
+    }
+  }
+};
+
+double cpu_meeting(int64_t threads) {
+  check(threads >= 1 && threads <= 1 << 10, "threads: expected 1 to 1024, got ", threads);
+  return 1 / best_rate([&] {
+           Meetings meetings{static_cast<int>(threads), {}};
+           meetings.barrier.reset();
+           kTorchThreads.run(threads, Meetings::body, &meetings);
+           return static_cast<double>(Meetings::kCount);
+         });
+}
+
 }  // namespace
 
 }  // namespace fastrnn
@@ -77,4 +109,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_release_scratch", TORCH_BOX(&fastrnn::cpu_release_scratch));
   m.impl("cpu_fma_peak", TORCH_BOX(&fastrnn::cpu_fma_peak));
   m.impl("cpu_read_bandwidth", TORCH_BOX(&fastrnn::cpu_read_bandwidth));
+  m.impl("cpu_cell_rate", TORCH_BOX(&fastrnn::cpu_cell_rate));
+  m.impl("cpu_meeting", TORCH_BOX(&fastrnn::cpu_meeting));
 }

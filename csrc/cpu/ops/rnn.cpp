@@ -83,6 +83,9 @@ struct Cpu {
   static Tensor make(std::initializer_list<int64_t> sizes, ScalarType type, const Tensor&) {
     return empty(sizes, type);
   }
+  static Tensor make_saved(std::initializer_list<int64_t> sizes, ScalarType type, const Tensor&) {
+    return empty_saved(sizes, type);
+  }
 
   static void forward(const RnnArguments& in, const CheckedLayer& checked, int64_t mode, const RnnResults& results) {
     ForwardParams params;

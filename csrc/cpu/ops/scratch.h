@@ -43,7 +43,7 @@ class Scratch {
   ~Scratch() {
 #ifdef __linux__
     if (mapping_) {
-      unmap();
+      put_back(mapping_);
       return;
     }
 #endif
@@ -53,6 +53,20 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
 
   char* data() const { return base_; }  // aligned to a cache line, uninitialised
+
+#ifdef __linux__
+  // Memory that outlives the call, of what is kept where there is some; put_back() takes it again, from any thread.
+  static Mapping lend(size_t bytes) {
+    const Mapping kept = spares().take(bytes);
+    return kept ? kept : fresh(bytes);
+  }
+  static void put_back(Mapping mapping) {
+#ifdef __SANITIZE_ADDRESS__
+    ASAN_UNPOISON_MEMORY_REGION(mapping.begin(), mapping.bytes());  // of the gaps that were put in it (team.h)
+#endif
+    spares().put(mapping);
+  }
+#endif
 
   // Gives what is kept for later calls back to the system; how many bytes that was.
   static size_t release() {
@@ -69,16 +83,8 @@ class Scratch {
   static constexpr size_t kMapped = 256 << 10;  // below this malloc has the memory at hand
 
   void map(size_t bytes) {
-    mapping_ = spares().take(bytes);
-    if (!mapping_) mapping_ = fresh(bytes);
+    mapping_ = lend(bytes);
     base_ = mapping_.begin();
-  }
-
-  void unmap() {
-#ifdef __SANITIZE_ADDRESS__
-    ASAN_UNPOISON_MEMORY_REGION(mapping_.begin(), mapping_.bytes());  // of the gaps that were put in it (team.h)
-#endif
-    spares().put(mapping_);
   }
 
   // A whole number of huge pages that begins at one: a larger mapping, its ends cut off.

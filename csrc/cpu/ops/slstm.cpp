@@ -12,6 +12,8 @@ namespace {
 
 using Optional = std::optional<Tensor>;
 
+constexpr size_t kLeastKept = 1 << 20;  // bytes
+
 // A call's checked arguments, and what they point into.
 class SlstmCall {
  public:
@@ -60,8 +62,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> slstm_forward
   const Tensor last[] = {empty({s.B, s.H}, call.type), empty({s.B, s.H}, call.type), empty({s.B, s.H}, call.type),
                          empty({s.B, s.H}, call.type)};
   const auto kept = [&](int64_t features) {
-    const std::vector<int64_t> sizes{s.T, s.B, features};
-    return empty(save ? sizes : std::vector<int64_t>{0}, compute_type(s.dtype));
+    return save ? empty_saved({s.T, s.B, features}, compute_type(s.dtype), kLeastKept)
+                : empty({0}, compute_type(s.dtype));
   };
   const Tensor pre = kept(4 * s.H), saved = kept(3 * s.H);
   SlstmForwardParams params;
@@ -113,7 +115,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> slstm_backward(Optional grad_
     check_same_kind(**grads[i], names[i], gx, "gx");
     params.grad_last[i] = call.hold(as_contiguous(**grads[i])).data_ptr();
   }
-  const Tensor grad_gx = empty({s.T, s.B, 4 * s.H}, call.type);
+  const Tensor grad_gx = empty_saved({s.T, s.B, 4 * s.H}, call.type, kLeastKept);
   params.grad_gx = grad_gx.data_ptr();
   const KernelTable& kernels = kernels_in_use();
   run(params, kernels.slstm_backward_workspace, kernels.slstm_backward);

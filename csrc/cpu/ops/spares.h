@@ -35,7 +35,7 @@ class Mapping {
 
 class Spares {
  public:
-  static constexpr int kSlots = 4;
+  static constexpr int kSlots = 8;
   static constexpr size_t kMost = 64 << 20;  // in all of them together
 
   // The smallest of them with room for so many bytes; none where there is none, and then all stay where they are.

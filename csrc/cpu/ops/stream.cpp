@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/ops/active_streams.h"
 #include "cpu/ops/packed.h"
 #include "cpu/ops/padding.h"
 #include "cpu/ops/quantized.h"
@@ -30,8 +31,9 @@ struct StreamLayer {
 
 template <class Params>
 void point_at_states(Params& to, const StreamCall& call, const LayerShape& s, int64_t k) {
-  const size_t h_bytes = static_cast<size_t>(k * s.D * s.B * s.out_size()) * size_of(s.dtype);
-  const size_t c_bytes = static_cast<size_t>(k * s.D * s.B * s.H) * size_of(s.dtype);
+  const int64_t before = k * s.D * (call.streams ? call.streams : s.B);
+  const size_t h_bytes = static_cast<size_t>(before * s.out_size()) * size_of(s.dtype);
+  const size_t c_bytes = static_cast<size_t>(before * s.H) * size_of(s.dtype);
   const auto part = [](auto* base, size_t offset) { return base ? (char*)(base) + offset : nullptr; };
   to.h0 = part(call.h0, h_bytes);
   to.hn = part(call.hn, h_bytes);
@@ -63,6 +65,7 @@ void describe(StreamLayer& layer, const StreamCall& call, int64_t k, const Kerne
   } else {
     layer.quantized.shape = s;
     layer.quantized.storage = header.storage;
+    layer.quantized.back = call.back;
     layer.quantized.dot = use_int8_dot.load(std::memory_order_relaxed) && has_int8_dot(kernels);
     for (int d = 0; d < s.D; ++d) {
       layer.quantized.packed[d] = call.packed[k * s.D + d] + kPackedHeaderBytes;
@@ -82,7 +85,9 @@ TensorRows contiguous_rows(void* data, const Rows& rows, int64_t features) {
 }
 
 // See StreamEntry.
-int64_t run_stream(const StreamCall& call, char* scratch, int64_t bytes) {
+int64_t run_stream(const StreamCall& given, char* scratch, int64_t bytes) {
+  StreamCall call = given;
+  ActiveStreams active(call);
   const KernelTable& kernels = kernels_in_use();
   if (call.rows.B == 0 || call.rows.rows() == 0) return 0;
   // Asked once, of the stack's one dtype: another thread may change what a plan is made for, and with it the memory
@@ -92,7 +97,7 @@ int64_t run_stream(const StreamCall& call, char* scratch, int64_t bytes) {
   Arena arena;
   size_t workspace = 0;
   // What the layers between read and write, by turns; zeros for every layer that has no state and needs one.
-  int64_t between = 0, states = 0;
+  int64_t between = 0, states = 0, inputs = 0, outputs = 0;
   for (int64_t k = 0; k < call.layers; ++k) {
     const PackedHeader header = header_at(call, k);
     if (header.storage == Storage::kNatural && std::strcmp(header.isa, kernels.name)) return -1;
@@ -100,6 +105,8 @@ int64_t run_stream(const StreamCall& call, char* scratch, int64_t bytes) {
     const LayerShape& s = sizes_of(layer);
     const int64_t row = s.D * s.out_size() * static_cast<int64_t>(size_of(s.dtype));
     if (k + 1 < call.layers) between = s.rows() * row;
+    if (k == 0) inputs = s.I;
+    outputs = s.D * s.out_size();
     if (header.storage == Storage::kNatural && !call.h0) {
       states = s.D * s.B * (s.P > s.H ? s.P : s.H) * static_cast<int64_t>(size_of(s.dtype));
     }
@@ -112,6 +119,7 @@ int64_t run_stream(const StreamCall& call, char* scratch, int64_t bytes) {
   char* zeros = nullptr;
   const auto lay_out = [&](char* base) {
     arena = Arena{base};
+    active.lay_out(arena, inputs, outputs, size_of(sizes_of(layer).dtype));
     buffers[0] = arena.take<char>(between);
     buffers[1] = arena.take<char>(call.layers > 2 ? between : 0);
     zeros = arena.take<char>(states);
@@ -121,10 +129,11 @@ int64_t run_stream(const StreamCall& call, char* scratch, int64_t bytes) {
   if (static_cast<int64_t>(arena.used) > bytes) return static_cast<int64_t>(arena.used);
   char* const own_workspace = lay_out(scratch);
   if (states) std::memset(zeros, 0, static_cast<size_t>(states));
+  if (!active.begin()) return -2;
 
   TensorRows below = call.x;
   for (int64_t k = 0; k < call.layers; ++k) {
-    if (k || call.layers > 1) describe(layer, call, k, kernels, machine);
+    if (k || call.layers > 1 || call.streams) describe(layer, call, k, kernels, machine);
     if (states) {
       layer.natural.h0 = zeros;
       layer.natural.c0 = facts_of(layer.natural.shape.cell).has_cell ? zeros : nullptr;
@@ -142,6 +151,7 @@ int64_t run_stream(const StreamCall& call, char* scratch, int64_t bytes) {
     const LayerShape& s = sizes_of(layer);
     below = contiguous_rows(y, call.rows, s.D * s.out_size());
   }
+  active.end();
   return 0;
 }
 

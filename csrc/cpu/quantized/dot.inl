@@ -136,7 +136,8 @@ struct Int8DotInstruction {
     FASTRNN_INLINE void clear() { sum = vdupq_n_s32(0); }
     FASTRNN_INLINE void add(const int8_t* w, const Left& a) {
       const int8x16_t weights = vld1q_s8(w);
-      asm(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(weights), "w"(a.all));
+      // Not .arch_extension: binutils up to 2.40 knows the instruction from armv8.2-a on alone.
+      asm(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(weights), "w"(a.all));
     }
     FASTRNN_INLINE Simd<float>::VInt total() const { return (Simd<float>::VInt)sum; }
   };

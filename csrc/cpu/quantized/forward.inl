@@ -37,7 +37,7 @@ class QuantizedForward : private Schedule {
   using V = S::V;
   using C = CellOf<VectorMath<float>>;
   static constexpr int W = S::W, G = C::kGates;
-  static constexpr int64_t L = kQuantizedBlock;
+  static constexpr int64_t L = kQuantizedBlock, kBlocksAtOnce = 4;
 
  public:
   QuantizedForward(const QuantizedParams& params, const CpuPlan& plan, char* workspace)
@@ -48,6 +48,8 @@ class QuantizedForward : private Schedule {
         products_(quantized_products_of<E, G>(p_.dot)),
         output_products_(quantized_products_of<E, 1>(p_.dot)) {
     arena_.base = workspace;
+    const int64_t bytes = blocks_ * (block_bytes(s_.I) + block_bytes(s_.out_size())) / grid_.unit_groups;
+    alternates_ = s_.T == 1 && bytes > plan_.near_bytes;
     lay_out();
   }
 
@@ -66,6 +68,9 @@ class QuantizedForward : private Schedule {
     float* gx;
     E* rows;
     float* scales;
+    // Of only_step(), which has input and state at hand together.
+    E* state_rows;
+    float* state_scales;
     int64_t* slots;  // first chunk row of each step of the chunk
   };
 
@@ -104,6 +109,8 @@ class QuantizedForward : private Schedule {
       worker.gx = arena_.take<float>((own.end - own.begin) * G * L * chunk_rows);
       worker.rows = arena_.take<E>(columns * chunk_rows);
       worker.scales = arena_.take<float>(chunk_rows);
+      worker.state_rows = arena_.take<E>(alternates_ ? columns * chunk_rows : 0);
+      worker.state_scales = arena_.take<float>(alternates_ ? chunk_rows : 0);
       worker.slots = arena_.take<int64_t>(plan_.forward_chunk);
       if (arena_.base) workers_[r] = worker;
     }
@@ -119,9 +126,9 @@ class QuantizedForward : private Schedule {
     crew.apart([&](auto&& own) {
       for (int64_t s0 = 0; s0 < s_.T; s0 += plan_.forward_chunk) {
         const int64_t s1 = min_of(s_.T, s0 + plan_.forward_chunk);
-        own.each([&](int r) { project_input(r, s0, s1); });
+        if (!alternates_) own.each([&](int r) { project_input(r, s0, s1); });
         for (int64_t s = s0; s < s1; ++s) {
-          own.each([&](int r) { step(r, s, s - s0); });
+          own.each([&](int r) { alternates_ ? only_step(r) : step(r, s, s - s0); });
           if (s_.P) {
             own.meet_group();  // every unit of m is written before any product reads it
             own.each([&](int r) { project_output(r, s); });
@@ -139,7 +146,7 @@ class QuantizedForward : private Schedule {
     const State& state = states_[d];
     const auto fill = [&](const void* from, int64_t size, int64_t blocks, float* to) {
       for (int64_t row = 0; row < s_.B; ++row, to += blocks * L) {
-        const float* own = from ? static_cast<const float*>(from) + (d * s_.B + s_.row_of(row)) * size : nullptr;
+        const float* own = from ? static_cast<const float*>(from) + (d * s_.B + s_.state_row(row)) * size : nullptr;
         for (int64_t k = 0; k < blocks * L; k += W) {
           const int lanes = static_cast<int>(min_of<int64_t>(W, max_of<int64_t>(0, size - k)));
           S::store(to + k, own ? S::load_n(own + k, lanes) : V{});
@@ -169,6 +176,11 @@ class QuantizedForward : private Schedule {
   }
 
   void project_input(int rank, int64_t s0, int64_t s1) {
+    project_blocks(rank, quantize_input(rank, s0, s1), own_of(blocks_, rank));
+  }
+
+  // The rows of a chunk's input as left operand, and how many they are.
+  int64_t quantize_input(int rank, int64_t s0, int64_t s1) {
     const Worker& worker = workers_[rank];
     const int d = grid_.direction(rank);
     int64_t rows = 0;
@@ -179,9 +191,15 @@ class QuantizedForward : private Schedule {
         quantize(worker, rows, static_cast<const float*>(p_.x.data) + row_start(s_, p_.x, t, i), 0, 1, s_.I);
       }
     }
+    return rows;
+  }
+
+  void project_blocks(int rank, int64_t rows, Range blocks) {
+    const Worker& worker = workers_[rank];
+    const int d = grid_.direction(rank);
     const Range own = own_of(blocks_, rank);
     const int64_t groups = QuantizedWeights::groups_of(s_.I, kStorage), row_size = (own.end - own.begin) * G * L;
-    for (int64_t block = own.begin; block < own.end; ++block) {
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       const float* bias = weights_[d].bias + block * G * L;
       const QuantizedBlock weight = QuantizedBlock::of(weights_[d].w_ih, block, G, block_bytes(s_.I));
       for_row_tiles(worker, rows, s_.I, [&](int64_t row, const LeftRows<E>& left, int height) {
@@ -200,19 +218,43 @@ class QuantizedForward : private Schedule {
   }
 
   void step(int rank, int64_t s, int64_t s_in_chunk) {
-    const Worker& worker = workers_[rank];
+    quantize_state(rank, s, workers_[rank]);
+    // Every other step runs backwards: it begins with the weights that the step before left in the cache.
+    step_blocks(rank, s, s_in_chunk, workers_[rank], own_of(blocks_, rank), s & 1);
+  }
+
+  // A sequence of one step, a few blocks of units at a time, both products of each: so what the cache holds of the
+  // last call's weights is whole blocks, with which the next call begins if it runs the other way.
+  void only_step(int rank) {
+    Worker of_state = workers_[rank];
+    of_state.rows = of_state.state_rows;
+    of_state.scales = of_state.state_scales;
+    const int64_t rows = quantize_input(rank, 0, 1);
+    quantize_state(rank, 0, of_state);
+    const Range own = own_of(blocks_, rank);
+    for (int64_t done = 0; done < own.end - own.begin; done += kBlocksAtOnce) {
+      const int64_t n = min_of(kBlocksAtOnce, own.end - own.begin - done);
+      const int64_t first = p_.back ? own.end - done - n : own.begin + done;
+      project_blocks(rank, rows, {first, first + n});
+      step_blocks(rank, 0, 0, of_state, {first, first + n}, false);
+    }
+  }
+
+  void quantize_state(int rank, int64_t s, const Worker& worker) {
+    const int d = grid_.direction(rank);
+    quantize(worker, 0, states_[d].h[s & 1], out_blocks_ * L, rows_of(time_of(d, s)), s_.out_size());
+  }
+
+  // The units of some blocks at step s, from the rows of h that `worker` has as left operand.
+  void step_blocks(int rank, int64_t s, int64_t s_in_chunk, const Worker& worker, Range blocks, bool back) {
     const int d = grid_.direction(rank);
     const State& state = states_[d];
     const int64_t t = time_of(d, s), n = rows_of(t), out = s_.out_size();
-    const float* h_in = state.h[s & 1];
-    quantize(worker, 0, h_in, out_blocks_ * L, n, out);
     const Range own = own_of(blocks_, rank);
     const int64_t groups = QuantizedWeights::groups_of(out, kStorage), row_size = (own.end - own.begin) * G * L;
     const float* gx = worker.gx + worker.slots[s_in_chunk] * row_size;
-    // Every other step runs backwards: it begins with the weights that the step before left in the cache.
-    const bool back = s & 1;
-    for (int64_t i = own.begin; i < own.end; ++i) {
-      const int64_t block = back ? own.begin + own.end - 1 - i : i;
+    for (int64_t i = blocks.begin; i < blocks.end; ++i) {
+      const int64_t block = back ? blocks.begin + blocks.end - 1 - i : i;
       const QuantizedBlock weight = QuantizedBlock::of(weights_[d].w_hh, block, G, block_bytes(out));
       for_row_tiles(worker, n, out, [&](int64_t row, const LeftRows<E>& left, int height) {
         const float* input = gx + row * row_size + (block - own.begin) * G * L;
@@ -251,7 +293,7 @@ class QuantizedForward : private Schedule {
       if constexpr (C::kHasCell) {
         S::store(state.c + at + v * W, c);
         if (ends && lanes)
-          S::store_n(static_cast<float*>(p_.cn) + (d * s_.B + s_.row_of(row)) * s_.H + unit, c, lanes);
+          S::store_n(static_cast<float*>(p_.cn) + (d * s_.B + s_.state_row(row)) * s_.H + unit, c, lanes);
       }
       if (s_.P) {
         S::store(state.m + at + v * W, h);
@@ -265,7 +307,7 @@ class QuantizedForward : private Schedule {
   FASTRNN_INLINE void put(int d, int64_t y_row, int64_t row, int64_t unit, int lanes, bool ends, V h) {
     const int64_t out = s_.out_size();
     S::store_n(static_cast<float*>(p_.y) + (y_row * s_.D + d) * out + unit, h, lanes);
-    if (ends) S::store_n(static_cast<float*>(p_.hn) + (d * s_.B + s_.row_of(row)) * out + unit, h, lanes);
+    if (ends) S::store_n(static_cast<float*>(p_.hn) + (d * s_.B + s_.state_row(row)) * out + unit, h, lanes);
   }
 
   // Of the n rows that run at time t, the first that ends there.
@@ -302,6 +344,7 @@ class QuantizedForward : private Schedule {
   const QuantizedProducts<E, G>& products_;
   const QuantizedProducts<E, 1>& output_products_;
   Arena arena_;
+  bool alternates_ = false;  // see only_step()
   QuantizedWeights weights_[kMaxDirections];
   State* states_ = nullptr;
   Worker* workers_ = nullptr;

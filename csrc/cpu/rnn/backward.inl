@@ -382,6 +382,7 @@ class Backward : private Schedule {
   V recurrent_mask(int direction, int64_t row, int64_t unit, int lanes) const;
   const char* saved_row(int direction, int64_t row) const;
   V saved_at(const char* row, int k, int64_t block, int lanes) const;
+  void fetch_saved(const char* row, int64_t block) const;
   V candidate_at(int direction, const Slot& slot, int64_t t, int64_t block) const;
   V output_gradient(int rank, int64_t t, int64_t i, int64_t block, V& kept) const;
   void units_backward(int rank, const Chunk& chunk, int64_t s);

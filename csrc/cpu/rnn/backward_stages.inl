@@ -102,6 +102,15 @@ FASTRNN_INLINE auto Backward<T, CellOf, Operand>::saved_at(const char* row, int 
   return load_as<T>(row, k * s_.H + block * W, lanes, s_.dtype);
 }
 
+// Asks for a block of what forward saved of a row. It comes from memory, step after step, and a row's values lie in
+// too many places for the processor to see them coming.
+template <class T, template <class> class CellOf, class Operand>
+FASTRNN_INLINE void Backward<T, CellOf, Operand>::fetch_saved(const char* row, int64_t block) const {
+  const int all = C::kSaved + (on().norm ? 2 * G : 0);
+  const int64_t element = static_cast<int64_t>(size_of(s_.dtype));
+  for (int k = 0; k < all; ++k) __builtin_prefetch(row + (k * s_.H + block * W) * element);
+}
+
 // The candidate of c: c itself where nothing of the old one stays.
 template <class T, template <class> class CellOf, class Operand>
 inline auto Backward<T, CellOf, Operand>::candidate_at(int direction, const Slot& slot, int64_t, int64_t block) const
@@ -159,6 +168,7 @@ inline void Backward<T, CellOf, Operand>::units_backward(int rank, const Chunk& 
     const Slot slot = slot_at(d, t, row_b);
     if (grid_.unit_group(rank) == 0) dir.slots[slot0 + i] = slot;
     const char* const row = saved_row(d, slot.row);
+    const char* const next = i + 1 < n ? saved_row(d, s_.tensor_row(t, batch_row(b, i + 1))) : nullptr;
     RowMoments<T> of_x{}, of_h{}, of_c{};
     NormSums c_means{};
     if (on().norm) {
@@ -176,6 +186,7 @@ inline void Backward<T, CellOf, Operand>::units_backward(int rank, const Chunk& 
       V saved[C::kSaved], p[3] = {}, c{}, c_prev{}, h_prev{}, dh{}, dh_kept{}, dc{}, dc_kept{}, dpre[G], drec{},
                           dc_prev{}, dh_prev{};
       for (int k = 0; k < C::kSaved; ++k) saved[k] = saved_at(row, k, block, lanes);
+      if (next) fetch_saved(next, block);
       if (on().peephole) {
         for (int k = 0; k < 3; ++k) p[k] = S::load(vectors[At::kPeephole + k] + unit);
       }

@@ -170,17 +170,18 @@ class Forward : private Schedule {
   void one_row() {
     if constexpr (kHasOneRow) {
       alignas(64) float h[2][kOneRowUnits] = {}, c[kOneRowUnits] = {};
-      const auto copy = [&](const void* from, void* to) {
-        for (int64_t i = 0; i < s_.H; ++i) static_cast<float*>(to)[i] = static_cast<const float*>(from)[i];
+      const auto copy = [&](const float* from, float* to) {
+        for (int64_t i = 0; i < s_.H; ++i) to[i] = from[i];
       };
-      copy(p_.h0, h[0]);
-      if constexpr (C::kHasCell) copy(p_.c0, c);
+      const int64_t row = s_.state_row(0) * s_.H;
+      copy(static_cast<const float*>(p_.h0) + row, h[0]);
+      if constexpr (C::kHasCell) copy(static_cast<const float*>(p_.c0) + row, c);
       const Direction& d = directions_[0];
       const int at = OneRow<CellOf>::run({d.w_ih, d.w_hh, d.bias, d.bias_rec}, s_.I, s_.H, {h[0], h[1]}, 0, c,
                                          static_cast<const float*>(p_.x.data), p_.x.step_stride,
                                          static_cast<float*>(p_.y), s_.T);
-      copy(h[at], p_.hn);
-      if constexpr (C::kHasCell) copy(c, p_.cn);
+      copy(h[at], static_cast<float*>(p_.hn) + row);
+      if constexpr (C::kHasCell) copy(c, static_cast<float*>(p_.cn) + row);
     }
   }
 
@@ -224,7 +225,7 @@ class Forward : private Schedule {
     if (grid_.unit_group(rank) == 0) {
       const int64_t rows = grid_.rows(s_.B, b);
       for (int64_t i = 0; i < rows; ++i) {
-        const int64_t row = d * s_.B + s_.row_of(batch_row(b, i));
+        const int64_t row = d * s_.B + s_.state_row(batch_row(b, i));
         const char* h0 = static_cast<const char*>(p_.h0) + row * s_.out_size() * size_of(s_.dtype);
         block_row<T, Operand>(h0, s_.out_size(), s_.dtype, group.h[0], group_rows_, i);
         block_row<T, Operand>(h0, s_.out_size(), s_.dtype, group.h[1], group_rows_, i);
@@ -333,6 +334,12 @@ class Forward : private Schedule {
   // weights: a packed panel, or null where they are read where they lie.
   void step_tile(int rank, const E* weights, int64_t s, int64_t t, int64_t panel, const Lie& lie, int64_t row,
                  int height, int64_t slot, int64_t last, PanelPrefetch& ahead);
+  // Tiles of one row whose products are made at once (row_kernel), of packed weights of the compute type.
+  static constexpr int kRowTiles = sizeof(E) == sizeof(T) && !C::kVariant ? kRowPanels / kParts : 1;
+  bool rows_at_once(int64_t first) const {
+    return !plan_.direct && !state_just_in_time_ && (first + kRowTiles) * Weights::kUnits * W <= units_.length;
+  }
+  void step_row(int rank, int64_t s, int64_t t, int64_t panel, int64_t slot);
   void finish_tile(const T* tile, const T* gx, int rank, int64_t s, int64_t t, int64_t panel, const Lie& lie,
                    int64_t row, int height);
   void put_output(const UnitAt& where, int64_t b, int64_t y_at, bool cut, const E* h_in, E* h_out, T* h_state, V h);

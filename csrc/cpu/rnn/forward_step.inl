@@ -18,6 +18,14 @@ inline void Forward<T, CellOf, Operand>::step(int rank, int64_t s, int64_t s_in_
     const int64_t panel = back ? own.begin + own.end - 1 - i : i;
     const Lie lie = Weights::lie_of(units_, panel);
     const int64_t slot0 = workers_[rank].slots[s_in_chunk], last = back ? own.begin : own.end - 1;
+    if constexpr (kRowTiles > 1) {
+      const int64_t first = back ? panel - kRowTiles + 1 : panel;
+      if (n == 1 && first >= own.begin && first + kRowTiles <= own.end && rows_at_once(first)) {
+        step_row(rank, s, t, first, slot0);
+        i += kRowTiles - 1;
+        continue;
+      }
+    }
     const E* weights = nullptr;
     PanelPrefetch ahead;
     if (state_just_in_time_) {
@@ -40,7 +48,7 @@ FASTRNN_INLINE void Forward<T, CellOf, Operand>::hand_over(int rank, int64_t s, 
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
   for (int64_t i = first_ending(d, b, t, n); i < n; ++i) {
     const Range blocks = own_blocks(units_, rank);
-    const int64_t row = d * s_.B + s_.row_of(batch_row(b, i));
+    const int64_t row = d * s_.B + s_.state_row(batch_row(b, i));
     const Group& group = groups_[grid_.group(rank)];
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       const int lanes = units_.lanes(block);
@@ -50,6 +58,31 @@ FASTRNN_INLINE void Forward<T, CellOf, Operand>::hand_over(int rank, int64_t s, 
         const V h = C::kVariant ? S::load(group.h_state + from) : Operand::load(group.h[(s + 1) & 1] + from);
         store_as<T>(p_.hn, to, h, lanes, s_.dtype);
       }
+    }
+  }
+}
+
+// kRowTiles tiles of one row at once, whose panels follow each other and are whole.
+template <class T, template <class> class CellOf, class Operand>
+inline void Forward<T, CellOf, Operand>::step_row(int rank, int64_t s, int64_t t, int64_t panel, int64_t slot) {
+  if constexpr (kRowTiles > 1) {
+    constexpr int kVectors = kPartGates * Weights::kUnits, kTile = kParts * kVectors * W;
+    const Direction& dir = directions_[grid_.direction(rank)];
+    const int64_t K = s_.out_size(), first = units_.first_block(panel);
+    const Lie lie = Weights::lie_of(units_, panel);
+    const T* gx = workers_[rank].gx + gx_offset(rank, panel) + slot * kVectors * W;
+    const int64_t part = chunk_rows_ * kVectors * W;
+    alignas(64) T tiles[kRowTiles * kTile];
+    for (int p = 0; p < kRowTiles * kParts; ++p) {
+      copy_vectors(gx + p * part, tiles + p * kVectors * W, kVectors);
+      if constexpr (C::kSplit) {
+        S::store(tiles + p * kVectors * W + lie.at(0, 1, 0, G - 1), S::load(dir.bias_rec + (first + p) * W));
+      }
+    }
+    row_kernel<T, kVectors>(tiles, kVectors * W, groups_[grid_.group(rank)].h[s & 1], group_rows_ * W,
+                            dir.w_hh + first * panel_size(K), K * kVectors * W, K);
+    for (int j = 0; j < kRowTiles; ++j) {
+      finish_tile(tiles + j * kTile, gx + j * kParts * part, rank, s, t, panel + j, lie, 0, 1);
     }
   }
 }
@@ -180,7 +213,7 @@ inline void Forward<T, CellOf, Operand>::project_output(int rank, int64_t s) {
   const E* h = group.h[(s + 1) & 1];
   for (int64_t i = first_ending(d, b, t, n); i < n; ++i) {
     const Range blocks = own_blocks(outputs_, rank);
-    const int64_t row = d * s_.B + s_.row_of(batch_row(b, i));
+    const int64_t row = d * s_.B + s_.state_row(batch_row(b, i));
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       const int64_t from = (block * group_rows_ + i) * W;
       store_as<T>(p_.hn, row * s_.P + block * W,

@@ -123,6 +123,33 @@ void run_slstm(const Params& params, const SlstmPlan& plan, char* workspace, con
   params.in.shape.dtype == Dtype::kDouble ? run.template operator()<double>() : run.template operator()<float>();
 }
 
+// A cell alone, as a tile of rows goes through it: what is work beside the products' multiply-adds.
+template <template <class> class CellOf>
+double cell_units(int64_t iterations) {
+  using S = Simd<float>;
+  using V = S::V;
+  using C = CellOf<VectorMath<float>>;
+  constexpr int kRows = 6, G = C::kGates;
+  V pre[kRows][G], rec[kRows], h[kRows], c[kRows], saved[kRows][C::kSaved ? C::kSaved : 1];
+  for (int m = 0; m < kRows; ++m) {
+    for (int g = 0; g < G; ++g) pre[m][g] = S::set(0.1 * (m + 1) - 0.2 * g);
+    rec[m] = h[m] = c[m] = S::set(0.05 * m);
+  }
+  for (int64_t n = 0; n < iterations; ++n) {
+#pragma GCC unroll 1
+    for (int m = 0; m < kRows; ++m) C::forward(pre[m], rec[m], h[m], c[m], saved[m], c[m], h[m]);
+    forget_memory();
+  }
+  for (int m = 1; m < kRows; ++m) h[0] += h[m];
+  keep(h[0]);
+  return static_cast<double>(iterations) * kRows * S::W;
+}
+double cell_loop(CellKind kind, int64_t iterations) {
+  double units = 0;
+  with_cell(kind, [&]<template <class> class Cell>() { units = cell_units<Cell>(iterations); });
+  return units;
+}
+
 int lanes(Dtype dtype) { return dtype == Dtype::kDouble ? Simd<double>::W : Simd<float>::W; }
 
 constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const ScanKernels* scan) {
@@ -144,6 +171,7 @@ constexpr KernelTable make_table(const char* name, bool (*runs_here)(), const Sc
           run_slstm<SlstmBackward, SlstmBackwardParams>,
           fma_loop,
           read_loop,
+          cell_loop,
           scan};
 }
 
@@ -154,11 +182,11 @@ constexpr KernelTable complete(const KernelTable& table) {
 #ifndef __SANITIZE_ADDRESS__
   const auto& [name, runs_here, lanes, tile_rows, forward_workspace, forward, packed_bytes, pack, backward_workspace,
                backward, gate_product_workspace, gate_product, slstm_forward_workspace, slstm_forward,
-               slstm_backward_workspace, slstm_backward, fma_loop, read_loop, scan] = table;
+               slstm_backward_workspace, slstm_backward, fma_loop, read_loop, cell_loop, scan] = table;
   const bool all = name && runs_here && lanes && tile_rows && forward_workspace && forward && packed_bytes && pack &&
                    backward_workspace && backward && gate_product_workspace && gate_product &&
                    slstm_forward_workspace && slstm_forward && slstm_backward_workspace && slstm_backward &&
-                   fma_loop && read_loop && scan;
+                   fma_loop && read_loop && cell_loop && scan;
   if (!all) throw "an entry is missing";
 #endif
   return table;
@@ -234,6 +262,7 @@ constexpr KernelTable make_bf16_table(const char* name, bool (*runs_here)(), con
   table.read_loop = [](const float* data, int64_t count, int64_t repeats) {
     return kRest.read_loop(data, count, repeats);
   };
+  table.cell_loop = [](CellKind cell, int64_t iterations) { return kRest.cell_loop(cell, iterations); };
   table.scan = scan;
   return complete(table);
 }

@@ -53,32 +53,45 @@ struct Dense {
   }
 
  private:
-  static void run_few(const StreamDense& layer, float*, const float* x, float* y, int64_t steps) {
+  // The products of an output's weights and a row, in the lanes of a register.
+  static FASTRNN_INLINE V dot(const float* row, const float* weight, int64_t I) {
+    V sum{};
+    int64_t i = 0;
+    for (; i + W <= I; i += W) sum += S::load(row + i) * S::load(weight + i);
+    if (i < I) sum += S::load_n(row + i, static_cast<int>(I - i)) * S::load(weight + i);
+    return sum;
+  }
+
+  static void run_few(const void* prepared, float*, const float* x, float* y, int64_t steps) {
+    const StreamDense& layer = *static_cast<const StreamDense*>(prepared);
+    if (steps >= kTogether) return run_few_together(layer, x, y, steps);
+    const int64_t I = layer.I, padded = padded_to_registers(I);
+    for (; steps; --steps, x += I) {
+      const float* weight = layer.weight;
+      for (int64_t o = 0; o < layer.O; ++o, weight += padded) *y++ = sum_pairwise(dot(x, weight, I)) + layer.bias[o];
+    }
+  }
+
+  static __attribute__((noinline)) void run_few_together(const StreamDense& layer, const float* x, float* y,
+                                                         int64_t steps) {
     const int64_t I = layer.I, O = layer.O, padded = padded_to_registers(I);
     for (int64_t first = 0; first < steps; first += W) {
       const int rows = static_cast<int>(min_of<int64_t>(W, steps - first));
       for (int64_t o = 0; o < O; ++o) {
         const float* weight = layer.weight + o * padded;
         const V bias = S::set(layer.bias[o]);
-        const auto dot = [&](int j) __attribute__((always_inline)) {
-          const float* row = x + (first + j) * I;
-          V sum{};
-          int64_t i = 0;
-          for (; i + W <= I; i += W) sum += S::load(row + i) * S::load(weight + i);
-          if (i < I) sum += S::load_n(row + i, static_cast<int>(I - i)) * S::load(weight + i);
-          return sum;
-        };
+        const auto of_row = [&](int j) __attribute__((always_inline)) { return dot(x + (first + j) * I, weight, I); };
         if (rows < kTogether) {
-          for (int j = 0; j < rows; ++j) y[(first + j) * O + o] = sum_pairwise(dot(j)) + layer.bias[o];
+          for (int j = 0; j < rows; ++j) y[(first + j) * O + o] = sum_pairwise(of_row(j)) + layer.bias[o];
           continue;
         }
         V sums[W] = {};
         if (rows == W) {
 #pragma GCC unroll 1
-          for (int j = 0; j < W; ++j) sums[j] = dot(j);
+          for (int j = 0; j < W; ++j) sums[j] = of_row(j);
         } else {
 #pragma GCC unroll 1
-          for (int j = 0; j < rows; ++j) sums[j] = dot(j);
+          for (int j = 0; j < rows; ++j) sums[j] = of_row(j);
         }
         const V all = sum_rows<float>(sums) + bias;
         if (O == 1) {
@@ -112,7 +125,8 @@ struct Dense {
 #endif
   }
 
-  static void run_panels(const StreamDense& layer, float*, const float* x, float* y, int64_t steps) {
+  static void run_panels(const void* prepared, float*, const float* x, float* y, int64_t steps) {
+    const StreamDense& layer = *static_cast<const StreamDense*>(prepared);
     const Panels<float> panels = outputs(layer);
     for (int64_t t = 0; t < steps; ++t, x += layer.I, y += layer.O) {
       for (int64_t panel = 0; panel < panels.count(); ++panel) {

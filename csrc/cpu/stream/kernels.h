@@ -26,22 +26,21 @@ enum class Activation : int {
   kHardSigmoid,  // clamp(x / 6 + 1 / 2, 0, 1)
 };
 
-struct StreamRnn;
-struct StreamDense;
-struct StreamScan;
+// A layer's steps. `layer` is what it was prepared as, one of the structs below.
+using StreamRun = void (*)(const void* layer, float* state, const float* x, float* y, int64_t steps);
 
 // A recurrent layer of a plain cell, with the projection that an LSTM may have.
 struct StreamRnn {
   LayerShape shape;
   const float *w_ih = nullptr, *w_hh = nullptr, *w_hr = nullptr, *bias = nullptr, *bias_rec = nullptr;
-  void (*run)(const StreamRnn& layer, float* state, const float* x, float* y, int64_t steps) = nullptr;
+  StreamRun run = nullptr;
 };
 
 // y = W x + b.
 struct StreamDense {
   int64_t I = 0, O = 0;
   const float *weight = nullptr, *bias = nullptr;
-  void (*run)(const StreamDense& layer, float* state, const float* x, float* y, int64_t steps) = nullptr;
+  StreamRun run = nullptr;
 };
 
 // An SRU layer: its product and its recurrence.
@@ -54,7 +53,7 @@ struct StreamScan {
   const float* weight = nullptr;    // (O*K, I), the K rows of a unit side by side
   const float* weight_c = nullptr;  // (2, O) of forget and reset gate, each row padded to whole registers
   const float* bias = nullptr;      // the same
-  void (*run)(const StreamScan& layer, float* state, const float* x, float* y, int64_t steps) = nullptr;
+  StreamRun run = nullptr;
 };
 
 struct StreamKernels {

@@ -74,17 +74,22 @@ struct RnnSteps {
     layer.w_hr = packed.w_hr;
     layer.bias = packed.bias;
     layer.bias_rec = packed.bias_rec;
-    layer.run = few_units(layer.shape) ? run_few_units : run;
+    layer.run = !few_units(layer.shape)                 ? run
+                : OneRow<CellOf>::closes(layer.shape.H) ? run_few_units<true>
+                                                        : run_few_units<false>;
   }
 
-  static void run_few_units(const StreamRnn& layer, float* memory, const float* x, float* y, int64_t steps) {
-    const State state(layer.shape, memory);
-    *state.at =
-        OneRow<CellOf>::run({layer.w_ih, layer.w_hh, layer.bias, layer.bias_rec}, layer.shape.I, layer.shape.H,
-                            {state.h, state.next}, *state.at, state.c, x, layer.shape.I, y, steps);
+  template <bool kClose>
+  static void run_few_units(const void* prepared, float* memory, const float* x, float* y, int64_t steps) {
+    const StreamRnn& layer = *static_cast<const StreamRnn*>(prepared);
+    const int64_t H = layer.shape.H, padded = padded_to_registers(H);
+    int32_t* const at = reinterpret_cast<int32_t*>(memory + 4 * padded);
+    *at = OneRow<CellOf>::template run<kClose, true>(layer, layer.shape.I, H, {memory, memory + 2 * padded}, *at,
+                                                     memory + padded, x, layer.shape.I, y, steps);
   }
 
-  static void run(const StreamRnn& layer, float* memory, const float* x, float* y, int64_t steps) {
+  static void run(const void* prepared, float* memory, const float* x, float* y, int64_t steps) {
+    const StreamRnn& layer = *static_cast<const StreamRnn*>(prepared);
     const LayerShape& s = layer.shape;
     const State state(s, memory);
     const int64_t out = s.out_size();

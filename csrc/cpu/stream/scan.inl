@@ -17,7 +17,8 @@ struct ScanSteps {
   using Cell = CellOf<VectorMath<float>>;
   static constexpr int W = S::W;
 
-  static void run(const StreamScan& layer, float* state, const float* x, float* y, int64_t steps) {
+  static void run(const void* prepared, float* state, const float* x, float* y, int64_t steps) {
+    const StreamScan& layer = *static_cast<const StreamScan*>(prepared);
     const int64_t I = layer.I, O = layer.O, width = padded_to_registers(O);
     float *const c = state, *const row = c + width, *const u = row + padded_to_registers(I);
     const V scale = S::set(layer.scale);

@@ -18,6 +18,7 @@ struct Cuda {
   static Tensor make(const Sizes& sizes, ScalarType type, const Tensor& x) {
     return empty(sizes, type, x.get_device_index());
   }
+  static Tensor make_saved(const Sizes& sizes, ScalarType type, const Tensor& x) { return make(sizes, type, x); }
   static void forward(const RnnArguments& in, const CheckedLayer& checked, int64_t mode, const RnnResults& results) {
     cuda::forward(Layer(in, checked, mode & kModeTf32), in, results, tier_of(mode), mode % kModeTier != 0);
   }
