@@ -77,7 +77,7 @@ struct OperandCopies {
   // The warp is through with it.
   __device__ __forceinline__ void drop() {
     take_from = next(take_from);
-    __syncwarp();  // no lane reads it any more
+    __syncwarp();  // no lane reads it any more: the products waited for all, but do not order accesses
     ask();
   }
   __device__ __forceinline__ int next(int place) const {

@@ -189,7 +189,11 @@ struct Products {
   using Copies = OperandCopies<F, kTiles, kStride>;
 
   // The products with the copies of one tile of rows.
-  __device__ __forceinline__ void multiply_copies(Copies& copies, const Position& at, Chains& chains) const {
+  __device__ __forceinline__ void multiply_copies(Copies& copies, const Position& at, const Cut& cut,
+                                                  Chains& chains) const {
+    // As many in shared memory for every warp, and by a shuffle, so that the compiler, too, knows that all lanes come
+    // to the products together. Where a warp has no more they are zeros by zeros.
+    const int tiles = __shfl_sync(0xffffffffu, kept_tiles(cut.unit_tiles, kGridWarps, kTiles), 0);
 #pragma unroll
     for (int operand_gate = 0; operand_gate < kOperandGates; ++operand_gate) {
       const uint32_t* const first = copies.take();
@@ -197,8 +201,9 @@ struct Products {
       const uint32_t* weights = kept;
       const uint32_t* words = first + kTiles * kTileWords;
 #pragma unroll kKeptTogether
-      for (int tile = at.first + kTiles * kStride; tile < at.end; tile += kStride) {
-        const Words b = words_at(words);
+      for (int i = 0; i < tiles; ++i) {
+        Words b = {};
+        if (at.first + (kTiles + i) * kStride < at.end) b = words_at(words);
 #pragma unroll
         for (int gate = 0; gate < kGates; ++gate) {
           if (pass == Pass::kForward || gate == operand_gate) multiply_kept_gate(weights, gate, b, chains);
@@ -220,7 +225,7 @@ struct Products {
       for (int r = 0; r < 4; ++r) chains[chain][r] = poison;
     }
     if constexpr (Exchange::kCopies) {
-      multiply_copies(*copies, at, chains);
+      multiply_copies(*copies, at, cut, chains);
     } else if constexpr (!Exchange::kKeepsInShared) {
       multiply_registers(operand, row_tile, at, cut, chains);
     } else {

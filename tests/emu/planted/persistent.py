@@ -47,9 +47,6 @@ FAULTS = {
     "copies: a lane reads what another one copies": Fault(
         "persistent/operand_copies.cuh", "__syncwarp()", "void()", "take() {"
     ),
-    "copies: a place is filled again while a lane reads it": Fault(
-        "persistent/operand_copies.cuh", "__syncwarp()", "void()", "take_from = next(take_from);"
-    ),
     "race: two warps share their places": Fault(
         "persistent/operand_copies.cuh", "at.warp * cut.copies_ahead", "0 * cut.copies_ahead"
     ),
@@ -79,6 +76,9 @@ FAULTS = {
         "weights += kKeptWords",
         "weights += 0",
         "gate == operand_gate) multiply_kept_gate",
+    ),
+    "grid: a warp with fewer tiles multiplies what lies behind them": Fault(
+        "persistent/products.cuh", "at.first + (kTiles + i) * kStride < at.end", "true"
     ),
     "weights: loads go on beyond the layer": Fault(
         "persistent/weights.cuh", "row + r < row_end && column + i < column_end", "true"
