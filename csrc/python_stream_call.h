@@ -115,24 +115,27 @@ inline bool run(Impl& s, StreamCall& call) {
   Memory& memory = other ? own : s.scratch;
   bool done = false;
   const auto attempt = [&] {
-    int64_t wanted = s.entry->run(call, memory.data, memory.bytes);
-    if (wanted > 0) {
-      memory.grow(wanted);
-      wanted = s.entry->run(call, memory.data, memory.bytes);
+    try {
+      int64_t wanted = s.entry->run(call, memory.data, memory.bytes);
+      if (wanted > 0) {
+        memory.grow(wanted);
+        wanted = s.entry->run(call, memory.data, memory.bytes);
+      }
+      done = wanted == 0;
+    } catch (...) {
+      done = false;
     }
-    done = wanted == 0;
+    if (!other) s.busy.clear(std::memory_order_release);
   };
-  try {
-    if (s.bytes * call.rows.T * call.rows.B >= kLongBytes) {
-      const py::gil_scoped_release others;
-      attempt();
-    } else {
-      attempt();
-    }
-  } catch (...) {
-    done = false;
+  if (s.bytes * call.rows.T * call.rows.B >= kLongBytes) {
+    // Not pybind11's guard: at the end of the interpreter Python ends a thread that comes back, by unwinding its
+    // stack, which neither a destructor nor catch (...) may be in the way of: the process would abort.
+    PyThreadState* const thread = PyEval_SaveThread();
+    attempt();
+    PyEval_RestoreThread(thread);
+  } else {
+    attempt();
   }
-  if (!other) s.busy.clear(std::memory_order_release);
   return done;
 }
 

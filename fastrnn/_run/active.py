@@ -67,6 +67,34 @@ def step(name: str, run: Callable, input: Tensor, h: Tensor, c: Tensor | None, a
         return y if out is None else out.copy_(y)
 
 
+def writable(name: str, h: Tensor, c: Tensor | None, out: Tensor | None, same: Tensor | None) -> None:
+    """Refuses, before anything is written, memory that does not have each of its values for itself alone.
+
+    same: the part of h that ``out`` may be, whose values are those of the output.
+    """
+    for argument, tensor in (("hx", h), ("hx", c), ("out", out)):
+        if tensor is not None and torch._debug_has_internal_overlap(tensor) == 1:
+            raise ValueOrRuntimeError(
+                f"{name}: {argument}: expected memory for each value of what is written, got an expanded "
+                f"tensor of shape {tuple(tensor.shape)} with strides {tensor.stride()}; clone() it"
+            )
+    if c is not None and torch._C._overlaps(h, c):
+        raise ValueOrRuntimeError(
+            f"{name}: hx: expected h and c in memory of their own, got tensors of overlapping ranges of it"
+        )
+    if out is None:
+        return
+
+    def is_same() -> bool:
+        facts = [(t.data_ptr(), t.shape, t.stride()) for t in (out, same)]
+        return facts[0] == facts[1]
+
+    if (c is not None and torch._C._overlaps(out, c)) or (
+        torch._C._overlaps(out, h) and not (same is not None and is_same())
+    ):
+        raise ValueOrRuntimeError(f"{name}: out: expected memory of its own, got some of the state's, hx")
+
+
 def _form(name: str, active: Tensor, input: Tensor) -> None:
     """The form of the arguments; the streams' numbers are known later."""
     _checks.tensor(name, "active", active)

@@ -236,8 +236,8 @@ class Streamer:
         refuse_gradients(name, x, h, c)
         _checks.hidden_dims(h, c, True)
         _checks.hidden_size(stack, h, c, h.size(1))
-        if lstm and not torch_state.compiling() and torch._C._overlaps(h, c):
-            raise ValueError(f"{name}: hx: expected h and c in memory of their own, got one tensor for both")
+        if not torch_state.compiling():
+            some.writable(name, h, c, out, None)
 
         def of_rows(x, h, c):
             y, state = run_rows(taken, x, (h, c) if lstm else h)
@@ -269,14 +269,25 @@ class Streamer:
             y, hx = out
         else:
             y = out
+        first = False
         if hx is None:
-            hx = self._state if self._state is not None else self._new_state(input, active)
+            hx = self._state
+            first = hx is None
+            if first:
+                hx = self._zeros(input, active)
         if active is not None:
             self._some(input, hx, active, self._output(y))
-            return out
-        quick = self._taken.quick
-        if quick is None or quick.step_ is None or torch_state.compiling() or not quick.step_(input, hx, y):
-            self._long_step_in_place(input, hx, y)
+        else:
+            quick = self._taken.quick
+            if (
+                quick is None
+                or quick.step_ is None
+                or torch_state.compiling()
+                or not quick.step_(input, hx, y)
+            ):
+                self._long_step_in_place(input, hx, y)
+        if first:  # and only once it has run: a call that fails leaves no state
+            self._state = hx
         return out
 
     def _long_step_in_place(self, input: Tensor, hx, out) -> None:
@@ -291,8 +302,9 @@ class Streamer:
                 )
         self._output(out)
         y, state = self._long_step(input, hx)
-        if lstm and not torch_state.compiling() and torch._C._overlaps(*hx):
-            raise ValueError(f"{name}: hx: expected h and c in memory of their own, got one tensor for both")
+        if not torch_state.compiling():
+            h, c = hx if lstm else (hx, None)
+            some.writable(name, h, c, out, h[-1])
         if (out.shape, out.dtype, out.device) != (y.shape, y.dtype, y.device):
             raise ValueError(
                 f"{name}: out: expected shape {tuple(y.shape)}, {y.dtype} on {y.device}, got "
@@ -308,11 +320,6 @@ class Streamer:
         if out is None:
             raise TypeError(f"{name}: step_() needs out=, a tensor for the output; step() makes one")
         return _checks.tensor(name, "out", out)
-
-    def _new_state(self, input: Tensor, active: Tensor | None):
-        """Zeros for the rows of an input, kept as the streamer's own state."""
-        self._state = self._zeros(input, active)
-        return self._state
 
     def _zeros(self, input: Tensor, active: Tensor | None):
         stack = self._taken.stack

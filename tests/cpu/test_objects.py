@@ -66,7 +66,7 @@ def symbols() -> dict[str, list[tuple[int, int]]]:
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found: dict[str, list[tuple[int, int]]] = {}
     for line in text.splitlines():
-        names = r"\w+_kernel<float, \d+, \d+>|row_kernel<float, \d+>|dot_\w+<\d+, \d+>"
+        names = r"\w+_kernel<float, \d+, \d+>|dot_\w+<\d+, \d+>"
         kernel = re.match(rf"([0-9a-f]+) ([0-9a-f]+) \w .*?({names})\(", line)
         if kernel:
             found.setdefault(kernel.group(3), []).append((int(kernel.group(1), 16), int(kernel.group(2), 16)))
@@ -85,7 +85,7 @@ def kernels(isa: str, kind: str, rows: int, vectors: int) -> tuple[list[Instruct
     if kind.startswith("dot"):  # of bfloat16
         name = f"{'dot_kernel' if kind == 'dot' else kind}<{rows}, {vectors}>"
     if kind == "row":
-        name = f"row_kernel<float, {vectors}>"
+        name = f"row_kernel<float, {vectors}, 4>"
     for address, size in symbols().get(name, []):
         span = (f"--start-address={address}", f"--stop-address={address + size}")
         (body,) = functions(LIBRARY, _tool("objdump"), span).values()

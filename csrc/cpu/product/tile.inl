@@ -184,30 +184,31 @@ void product_kernel(T* tile, const T* a, int64_t block_stride, const T* b, int64
   }
 }
 
-// product_kernel of one row and kRowPanels panels of NV vectors at once, B_p at b + p * panel_stride, whose sums are
-// at out + p * out_stride. With 16 registers: two vectors a panel would read the row's value as often as two of the
+// product_kernel of one row and P panels of NV vectors at once, B_p at b + p * panel_stride, whose sums are at
+// out + p * out_stride. With 16 registers: two vectors a panel would read the row's value as often as two of the
 // weights, and in chains that hide an addition's latency nothing is left to share it (150 GB/s of 1 MB on a Zen 5,
-// 175 with four panels).
+// 175 with kRowPanels). Every sum is one chain whatever P is: which panels are left over for a call of fewer depends
+// on where a worker's begin and which way it goes through them, and the bits of a step must not.
 #if defined(FASTRNN_AVX512) || defined(__aarch64__)
-constexpr int kRowPanels = 1;
+constexpr int kRowPanels = 1;  // product_kernel, that is
 #else
 constexpr int kRowPanels = 4;
 #endif
-template <class T, int NV>
+template <class T, int NV, int P>
 __attribute__((noinline)) void row_kernel(T* out, int64_t out_stride, const T* a, int64_t block_stride, const T* b,
                                           int64_t panel_stride, int64_t K) {
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int W = S::W, kSteps = W < 4 ? W : 4;
-  const T* panels[kRowPanels];
+  const T* panels[P];
 #pragma GCC unroll 4
-  for (int p = 0; p < kRowPanels; ++p) panels[p] = b + p * panel_stride;
+  for (int p = 0; p < P; ++p) panels[p] = b + p * panel_stride;
 #pragma GCC unroll 1
   for (int64_t k = 0; k < K;) {
     const int64_t end = min_of(K, k + kSumBlock);
-    V sums[kRowPanels][NV];
+    V sums[P][NV];
 #pragma GCC unroll 4
-    for (int p = 0; p < kRowPanels; ++p) {
+    for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) sums[p][v] = V{};
     }
@@ -215,7 +216,7 @@ __attribute__((noinline)) void row_kernel(T* out, int64_t out_stride, const T* a
     const auto add = [&](T factor, int64_t row) __attribute__((always_inline)) {
       const V value = S::broadcast(factor);
 #pragma GCC unroll 4
-      for (int p = 0; p < kRowPanels; ++p) {
+      for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) sums[p][v] += value * S::load(panels[p] + row + v * W);
       }
@@ -227,17 +228,17 @@ __attribute__((noinline)) void row_kernel(T* out, int64_t out_stride, const T* a
 #pragma GCC unroll 4
         for (int s = 0; s < kSteps; ++s) add(a[s], s * NV * W);
 #pragma GCC unroll 4
-        for (int p = 0; p < kRowPanels; ++p) step(panels[p], kSteps * NV * W);
+        for (int p = 0; p < P; ++p) step(panels[p], kSteps * NV * W);
       }
     }
 #pragma GCC unroll 1
     for (; k < end; ++k, ++a) {
       add(*a, 0);
 #pragma GCC unroll 4
-      for (int p = 0; p < kRowPanels; ++p) step(panels[p], NV * W);
+      for (int p = 0; p < P; ++p) step(panels[p], NV * W);
     }
 #pragma GCC unroll 4
-    for (int p = 0; p < kRowPanels; ++p) {
+    for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         T* to = out + p * out_stride + v * W;
@@ -245,6 +246,21 @@ __attribute__((noinline)) void row_kernel(T* out, int64_t out_stride, const T* a
       }
     }
     forget_memory();
+  }
+}
+
+template <class T, int NV>
+void multiply_panels(int panels, T* out, int64_t out_stride, const T* a, int64_t block_stride, const T* b,
+                     int64_t panel_stride, int64_t K) {
+  switch (panels) {
+    case 1:
+      return row_kernel<T, NV, 1>(out, out_stride, a, block_stride, b, panel_stride, K);
+    case 2:
+      return row_kernel<T, NV, 2>(out, out_stride, a, block_stride, b, panel_stride, K);
+    case 3:
+      return row_kernel<T, NV, 3>(out, out_stride, a, block_stride, b, panel_stride, K);
+    default:
+      return row_kernel<T, NV, kRowPanels>(out, out_stride, a, block_stride, b, panel_stride, K);
   }
 }
 

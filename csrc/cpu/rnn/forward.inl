@@ -334,12 +334,13 @@ class Forward : private Schedule {
   // weights: a packed panel, or null where they are read where they lie.
   void step_tile(int rank, const E* weights, int64_t s, int64_t t, int64_t panel, const Lie& lie, int64_t row,
                  int height, int64_t slot, int64_t last, PanelPrefetch& ahead);
-  // Tiles of one row whose products are made at once (row_kernel), of packed weights of the compute type.
-  static constexpr int kRowTiles = sizeof(E) == sizeof(T) && !C::kVariant ? kRowPanels / kParts : 1;
-  bool rows_at_once(int64_t first) const {
-    return !plan_.direct && !state_just_in_time_ && (first + kRowTiles) * Weights::kUnits * W <= units_.length;
+  // Tiles of one row whose products are made at once (row_kernel), of packed weights of the compute type; 0 where
+  // every tile is a product of its own. A whole panel goes this way even when no other is left beside it.
+  static constexpr int kRowTiles = kRowPanels > 1 && sizeof(E) == sizeof(T) && !C::kVariant ? kRowPanels / kParts : 0;
+  bool in_rows(int64_t panel) const {
+    return !plan_.direct && !state_just_in_time_ && (panel + 1) * Weights::kUnits * W <= units_.length;
   }
-  void step_row(int rank, int64_t s, int64_t t, int64_t panel, int64_t slot);
+  void step_row(int rank, int64_t s, int64_t t, int64_t panel, int tiles, int64_t slot);
   void finish_tile(const T* tile, const T* gx, int rank, int64_t s, int64_t t, int64_t panel, const Lie& lie,
                    int64_t row, int height);
   void put_output(const UnitAt& where, int64_t b, int64_t y_at, bool cut, const E* h_in, E* h_out, T* h_state, V h);

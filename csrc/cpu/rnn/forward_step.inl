@@ -18,11 +18,12 @@ inline void Forward<T, CellOf, Operand>::step(int rank, int64_t s, int64_t s_in_
     const int64_t panel = back ? own.begin + own.end - 1 - i : i;
     const Lie lie = Weights::lie_of(units_, panel);
     const int64_t slot0 = workers_[rank].slots[s_in_chunk], last = back ? own.begin : own.end - 1;
-    if constexpr (kRowTiles > 1) {
-      const int64_t first = back ? panel - kRowTiles + 1 : panel;
-      if (n == 1 && first >= own.begin && first + kRowTiles <= own.end && rows_at_once(first)) {
-        step_row(rank, s, t, first, slot0);
-        i += kRowTiles - 1;
+    if constexpr (kRowTiles > 0) {
+      if (n == 1 && in_rows(panel)) {
+        int tiles = 1;
+        while (tiles < kRowTiles && i + tiles < own.end && (back || in_rows(panel + tiles))) ++tiles;
+        step_row(rank, s, t, back ? panel - tiles + 1 : panel, tiles, slot0);
+        i += tiles - 1;
         continue;
       }
     }
@@ -62,27 +63,28 @@ FASTRNN_INLINE void Forward<T, CellOf, Operand>::hand_over(int rank, int64_t s, 
   }
 }
 
-// kRowTiles tiles of one row at once, whose panels follow each other and are whole.
+// Up to kRowTiles tiles of one row at once, whose panels follow each other and are whole.
 template <class T, template <class> class CellOf, class Operand>
-inline void Forward<T, CellOf, Operand>::step_row(int rank, int64_t s, int64_t t, int64_t panel, int64_t slot) {
-  if constexpr (kRowTiles > 1) {
+inline void Forward<T, CellOf, Operand>::step_row(int rank, int64_t s, int64_t t, int64_t panel, int tiles,
+                                                  int64_t slot) {
+  if constexpr (kRowTiles > 0) {
     constexpr int kVectors = kPartGates * Weights::kUnits, kTile = kParts * kVectors * W;
     const Direction& dir = directions_[grid_.direction(rank)];
     const int64_t K = s_.out_size(), first = units_.first_block(panel);
     const Lie lie = Weights::lie_of(units_, panel);
     const T* gx = workers_[rank].gx + gx_offset(rank, panel) + slot * kVectors * W;
     const int64_t part = chunk_rows_ * kVectors * W;
-    alignas(64) T tiles[kRowTiles * kTile];
-    for (int p = 0; p < kRowTiles * kParts; ++p) {
-      copy_vectors(gx + p * part, tiles + p * kVectors * W, kVectors);
+    alignas(64) T sums[kRowTiles * kTile];
+    for (int p = 0; p < tiles * kParts; ++p) {
+      copy_vectors(gx + p * part, sums + p * kVectors * W, kVectors);
       if constexpr (C::kSplit) {
-        S::store(tiles + p * kVectors * W + lie.at(0, 1, 0, G - 1), S::load(dir.bias_rec + (first + p) * W));
+        S::store(sums + p * kVectors * W + lie.at(0, 1, 0, G - 1), S::load(dir.bias_rec + (first + p) * W));
       }
     }
-    row_kernel<T, kVectors>(tiles, kVectors * W, groups_[grid_.group(rank)].h[s & 1], group_rows_ * W,
-                            dir.w_hh + first * panel_size(K), K * kVectors * W, K);
-    for (int j = 0; j < kRowTiles; ++j) {
-      finish_tile(tiles + j * kTile, gx + j * kParts * part, rank, s, t, panel + j, lie, 0, 1);
+    multiply_panels<T, kVectors>(tiles * kParts, sums, kVectors * W, groups_[grid_.group(rank)].h[s & 1],
+                                 group_rows_ * W, dir.w_hh + first * panel_size(K), K * kVectors * W, K);
+    for (int j = 0; j < tiles; ++j) {
+      finish_tile(sums + j * kTile, gx + j * kParts * part, rank, s, t, panel + j, lie, 0, 1);
     }
   }
 }

@@ -109,39 +109,79 @@ struct RnnSteps {
   }
 
   static FASTRNN_INLINE void step(const StreamRnn& layer, const State& state, const float* x) {
-    const LayerShape& s = layer.shape;
-    const Panels<float> units = Weights::units_of(s);
-    float* const h_out = s.P ? state.m : state.next;
-    for (int64_t panel = 0; panel < units.count(); ++panel) {
-      const int64_t first = units.first_block(panel);
+    const Panels<float> units = Weights::units_of(layer.shape);
+    const int64_t count = units.count();
+    int64_t panel = 0;
+    if constexpr (kRowPanels > 1) {
+      constexpr int kTiles = kRowPanels / kParts;
+      const int64_t whole = units.length / (Weights::kUnits * W);
+      for (; panel < whole; panel += kTiles) {
+        step_panels<kTiles>(layer, state, x, units, panel, static_cast<int>(min_of<int64_t>(kTiles, whole - panel)));
+      }
+    }
+    for (; panel < count; ++panel) {
       const typename Weights::Lie lie = Weights::lie_of(units, panel);
-      const int of_part = lie.vectors;
+      const int64_t first = units.first_block(panel);
       alignas(64) float tile[(kMaxVectors + 1) * W];  // as in rnn/forward_step.inl
-      copy(layer.bias + first * G * W, tile, of_part * kParts * W);
-      add(of_part, tile, x, layer.w_ih + first * Weights::panel_size(s.I), s.I);
-      V input{};
-      if constexpr (C::kSplit) {
-        static_assert(Weights::kUnits == 1);
-        float* const split = tile + lie.at(0, 1, 0, G - 1);
-        input = S::load(split);
-        S::store_n(split, S::load(layer.bias_rec + first * W), lie.gate_step);
-      }
-      add(of_part, tile, state.h, layer.w_hh + first * Weights::panel_size(s.out_size()), s.out_size());
-      for (int u = 0; u < lie.units; ++u) {
-        const int64_t at = (first + u) * W;
-        V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, h_prev{}, c_prev{}, c, h;
+      const V input = begin_tile(tile, layer, x, first, lie);
+      add(lie.vectors, tile, state.h, layer.w_hh + first * Weights::panel_size(layer.shape.out_size()),
+          layer.shape.out_size());
+      finish_tile(tile, input, layer, state, first, lie);
+    }
+  }
+
+  // Of panels that follow each other and are whole, as in rnn/forward_step.inl.
+  template <int kTiles>
+  static FASTRNN_INLINE void step_panels(const StreamRnn& layer, const State& state, const float* x,
+                                         const Panels<float>& units, int64_t panel, int tiles) {
+    constexpr int kVectors = Weights::kPartGates * Weights::kUnits, kTile = kParts * kVectors * W;
+    const typename Weights::Lie lie = Weights::lie_of(units, panel);
+    const int64_t K = layer.shape.out_size(), first = units.first_block(panel);
+    alignas(64) float sums[kTiles * kTile];
+    V inputs[kTiles];
+    for (int j = 0; j < tiles; ++j) {
+      inputs[j] = begin_tile(sums + j * kTile, layer, x, first + j * Weights::kUnits, lie);
+    }
+    multiply_panels<float, kVectors>(tiles * kParts, sums, kVectors * W, state.h, W,
+                                     layer.w_hh + first * Weights::panel_size(K), K * kVectors * W, K);
+    for (int j = 0; j < tiles; ++j) {
+      finish_tile(sums + j * kTile, inputs[j], layer, state, first + j * Weights::kUnits, lie);
+    }
+  }
+
+  // Biases and the product of the inputs; what stays apart of the latter is returned, and its place begins anew.
+  static FASTRNN_INLINE V begin_tile(float* tile, const StreamRnn& layer, const float* x, int64_t first,
+                                     const typename Weights::Lie& lie) {
+    const int64_t I = layer.shape.I;
+    copy(layer.bias + first * G * W, tile, lie.vectors * kParts * W);
+    add(lie.vectors, tile, x, layer.w_ih + first * Weights::panel_size(I), I);
+    V input{};
+    if constexpr (C::kSplit) {
+      static_assert(Weights::kUnits == 1);
+      float* const split = tile + lie.at(0, 1, 0, G - 1);
+      input = S::load(split);
+      S::store_n(split, S::load(layer.bias_rec + first * W), lie.gate_step);
+    }
+    return input;
+  }
+
+  static FASTRNN_INLINE void finish_tile(const float* tile, V input, const StreamRnn& layer, const State& state,
+                                         int64_t first, const typename Weights::Lie& lie) {
+    float* const h_out = layer.shape.P ? state.m : state.next;
+    for (int u = 0; u < lie.units; ++u) {
+      const int64_t at = (first + u) * W;
+      V pre[G], saved[C::kSaved ? C::kSaved : 1], rec{}, h_prev{}, c_prev{}, c, h;
 #pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) pre[g] = S::load(tile + lie.at(0, 1, u, g));
-        if constexpr (C::kSplit) {
-          rec = pre[G - 1];
-          pre[G - 1] = input;
-          h_prev = S::load(state.h + at);
-        }
-        if constexpr (C::kHasCell) c_prev = S::load(state.c + at);
-        C::forward(pre, rec, h_prev, c_prev, saved, c, h);
-        if constexpr (C::kHasCell) S::store(state.c + at, c);
-        S::store(h_out + at, h);
+      for (int g = 0; g < G; ++g) pre[g] = S::load(tile + lie.at(0, 1, u, g));
+      if constexpr (C::kSplit) {
+        rec = pre[G - 1];
+        pre[G - 1] = input;
+        h_prev = S::load(state.h + at);
       }
+      if constexpr (C::kHasCell) c_prev = S::load(state.c + at);
+      C::forward(pre, rec, h_prev, c_prev, saved, c, h);
+      if constexpr (C::kHasCell) S::store(state.c + at, c);
+      S::store(h_out + at, h);
     }
   }
 
