@@ -52,6 +52,7 @@ if _library.cpu_loaded:  # else there are no operators to say anything about
         differentiable,  # noqa: F401 - registers the derivatives of what tracers write
         flops,  # noqa: F401 - and what torch's counter of operations counts for the operators
         onnx,  # noqa: F401 - what the operators are in ONNX, for torch.onnx.export to find
+        onnx_elementwise,  # noqa: F401 - and those of the layers without a product
         script,  # noqa: F401 - registers what TorchScript calls and torch.jit.trace records
     )
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from helpers import randn
 from tolerances import TOLERANCES, error
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastrnn import reference
 from fastrnn._cells import minimal
@@ -133,3 +133,15 @@ def check(case: Case) -> None:
         assert g.shape == w.shape, name
         limit = TOLERANCES[case.dtype][name.startswith("grad")]
         assert error(g, w) <= limit, f"{case}: {name} {error(g, w):.1e}"
+
+
+class WithRows(nn.Module):
+    """A layer with lengths, resets and a state in the order of their places, for exporters."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, lengths, reset, *states):
+        hx = states if len(states) > 1 else states[0]
+        return self.layer(x, hx, lengths=lengths, reset=reset)

@@ -2,6 +2,7 @@
 
 import torch
 
+WEIGHTS = ("float32", "bfloat16", "int8")
 #: Rounding of one step's state, which the following steps carry on.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 4e-2, torch.float16: 4e-3}
 
@@ -23,3 +24,11 @@ def walk(step, x, state, time):
         y, state = step(x_t, state)
         outputs.append(y)
     return torch.stack(outputs, time), state
+
+
+def state_of(layer, *rows, dtype=torch.float32):
+    """A state that the layer may have, of so many rows."""
+    h = torch.randn(layer.num_layers, *rows, layer.proj_size or layer.hidden_size).tanh().to(dtype)
+    if layer.mode != "LSTM":
+        return h
+    return h, torch.randn(layer.num_layers, *rows, layer.hidden_size).to(dtype)

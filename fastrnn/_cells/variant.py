@@ -293,7 +293,8 @@ def split(
     weights: Sequence[Tensor], directions: int, spelling: str, bias: bool
 ) -> tuple[list[Weights], Masks]:
     """A layer's flat list by name: each direction's weights, and the masks behind them."""
-    card, variant, masks = parse(spelling)
+    told = parse(spelling)  # not taken apart, as in reference/rnn.py
+    card, variant, masks = told.card, told.variant, told.masks
     count = len(weights) - len(masks)
     each = count // directions
     names = list(parameters(card.name, variant, 1, 1, 0, bias))

@@ -5,5 +5,5 @@ cuda, devices   what the CUDA library says of itself, and the GPUs that it runs 
 mode            the numbers of their arguments mode and needs
 autograd        their derivatives, for eager code
 differentiable, script   their forms for tracers and TorchScript
-onnx, onnx_weights, flops   what others make of them
+onnx, onnx_weights, onnx_elementwise, flops   what others make of them
 """

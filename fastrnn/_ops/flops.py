@@ -19,6 +19,7 @@ import sys
 import torch
 
 from .._cells.variant import card_of
+from . import slstm  # noqa: F401 - defines an operator that is counted
 from .mode import NEEDS
 
 _COUNTER = "torch.utils.flop_counter"
@@ -91,7 +92,7 @@ def _register(counter) -> None:
         _forward: (ops.rnn_forward, ops.rnn_layer),
         _backward: (ops.rnn_backward, ops.rnn_backward_unlisted, ops.rnn_backward_unlisted_variant),
         _sru_step: (ops.sru_step,),
-        _slstm_forward: (ops.slstm_forward,),
+        _slstm_forward: (ops.slstm_forward, ops.slstm),
         _slstm_backward: (ops.slstm_backward,),
     }
     for formula, targets in formulas.items():

@@ -9,6 +9,7 @@ implementation where torch itself has CUDA.
 import os
 import sys
 import warnings
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
@@ -20,8 +21,8 @@ from .mode import CLUSTERS, NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIER
 _FOLDER = Path(__file__).parents[1]  # where the binaries lie
 
 try:
-    for _module in _FOLDER.glob("_C.*"):
-        if _missing := elf.cut_off(_module):
+    for _suffix in EXTENSION_SUFFIXES:  # not of another Python's, which may lie beside it
+        if _missing := elf.cut_off(_module := _FOLDER / f"_C{_suffix}"):
             raise ImportError(f"{_module}: {_missing}")
     from .. import _C
 

@@ -87,6 +87,58 @@ def costs(layer: Layer, T: int, B: int, dtype: str, training: bool) -> dict:
     return plan
 
 
+class Elementwise(NamedTuple):
+    """One layer of MinGRU, MinLSTM, IndRNN or SLSTM: I inputs, H units, D directions; G gates a unit, ``own``
+    recurrent weights a unit; and values a unit and step that backward needs beside gates and output."""
+
+    cell: str
+    I: int  # noqa: E741
+    H: int
+    D: int
+    G: int
+    own: int = 0
+    kept: int = 0
+
+
+#: Of each such cell: gates; recurrent weights a unit, None for those of heads; values kept for backward.
+ELEMENTWISE = {"mingru": (2, 0, 0), "minlstm": (3, 0, 0), "indrnn": (1, 1, 0), "slstm": (4, None, 7)}
+
+
+def elementwise_layers(
+    cell: str, inputs: int, hidden: int, num_layers: int, directions: int, heads: int = 1
+) -> list[Elementwise]:
+    """The layers of a stack of one of these cells."""
+    gates, own, kept = ELEMENTWISE[cell]
+    own = 4 * (hidden // heads) if own is None else own
+    features = [inputs] + [directions * hidden] * (num_layers - 1)
+    return [Elementwise(cell, i, hidden, directions, gates, own, kept) for i in features]
+
+
+def elementwise_costs(layer: Elementwise, T: int, B: int, dtype: str, training: bool) -> dict:
+    """Operations and bytes of one such layer, as ``costs`` has them: products and recurrent weights alone."""
+    size, units = _BYTES[dtype], layer.D * layer.H
+    weights = units * (layer.G * layer.I + layer.own)
+    # The gates and the output are kept in the layer's dtype, an sLSTM's states in that of the arithmetic.
+    a_step = B * units * ((layer.G + 1) * size + layer.kept * max(size, 4)) if training else 0
+    return {
+        "flops": 2.0 * T * B * weights * (3 if training else 1),
+        "weight_bytes": weights * size,
+        "step_weight_bytes": units * layer.own * size,
+        "saved_bytes_per_step": a_step,
+        "saved_bytes_per_step_recompute": a_step,
+        "scan_bytes": T * B * units * (layer.G + 1) * size,
+    }
+
+
+ELEMENTWISE_REASON = {
+    "slstm": "the input's product for all steps at once, then one pass: heads, rows and units side by side",
+    "indrnn": "the input's product for all steps at once, then one pass: rows and units side by side",
+}
+ELEMENTWISE_REASON["mingru"] = ELEMENTWISE_REASON["minlstm"] = (
+    "the input's product for all steps at once, then gates and recurrence in one pass: rows and units "
+    "side by side, and the steps too where these are few"
+)
+
 STEP_REASON = "one step of few rows: the matrix product and the recurrence in one kernel"
 REASON = "elementwise: one pass through u, rows and units side by side; the matrix product is outside of it"
 

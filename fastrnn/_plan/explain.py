@@ -112,8 +112,14 @@ def explain(
     elif kind == "cpu" and library.cpu_loaded:
         machine |= library.cpu_machine(asked.dtype)
 
-    way = _way(asked, kind, found_gpu, masked, known, bool(tf32))
-    layers = (_rnn_plans if asked.scans is None else _scan_plans)(asked, way, kind, machine, measure)
+    if asked.cell in costs.ELEMENTWISE:
+        if asked.backend != "auto":
+            raise ValueError(f"backend: expected 'auto', as {asked.name} has no other, got {asked.backend!r}")
+        way, plans = _elementwise_way(asked, kind), _elementwise_plans
+    else:
+        way = _way(asked, kind, found_gpu, masked, known, bool(tf32))
+        plans = _rnn_plans if asked.scans is None else _scan_plans
+    layers = plans(asked, way, kind, machine, measure)
     if asked.scans is None:
         if kind == "cuda" and not masked and "fused" in (way.runner, way.otherwise):
             asked.notes += _wavefront_notes(asked, found_gpu, tf32, wave)
@@ -123,6 +129,9 @@ def explain(
             asked.notes.append("masked: the reference takes the steps one by one")
         if asked.packed:
             asked.notes.append(f"packed: {_FULL_ROWS}")
+    elif asked.cell in costs.ELEMENTWISE:
+        if masked or asked.packed:
+            asked.notes.append(f"{'packed' if asked.packed else 'masked'}: {_FULL_ROWS}")
     elif way.runner == "fused":
         note = costs.largest_product(asked.scans, asked.T, asked.B, kind, _name(asked.dtype))
         asked.notes += [note] if note else []
@@ -278,6 +287,32 @@ def _scan_plans(asked: Subject, way: Route, kind: str, machine: dict, measure: b
                 "one step of few rows: the matrix product and the recurrence in one kernel",
             )
         plans.append(LayerPlan(number, **shape, kernel=kernel, reason=reason, plan=plan))
+    return plans
+
+
+def _elementwise_way(asked: Subject, kind: str) -> Route:
+    """Who computes a MinGRU, MinLSTM, IndRNN or SLSTM, as ``_ops.elementwise.fused`` has it."""
+    lacking = missing(asked.dtype, "cpu")
+    if lacking is None and kind != "cpu":
+        lacking = "its kernels are the CPU's"
+    return Route("fused") if lacking is None else Route("reference", f"{lacking}: torch's operations")
+
+
+def _elementwise_plans(
+    asked: Subject, way: Route, kind: str, machine: dict, measure: bool
+) -> list[LayerPlan]:
+    plans, dtype = [], _name(asked.dtype)
+    for number, layer in enumerate(asked.scans):
+        shape = {"T": asked.T, "B": asked.B, "I": layer.I, "H": layer.H, "P": 0, "directions": layer.D}
+        if way.runner != "fused":
+            plans.append(LayerPlan(number, **shape, **_without_kernels(way)))
+            continue
+        plan = costs.elementwise_costs(layer, asked.T, asked.B, dtype, asked.training)
+        chosen = {"kernel": layer.cell, "reason": costs.ELEMENTWISE_REASON[layer.cell], "plan": plan}
+        if measure:
+            found = costs.floor(plan, asked.T, dtype, machine["threads"], asked.training)
+            chosen["floor_s"], chosen["bound"] = found
+        plans.append(LayerPlan(number, **shape, **chosen))
     return plans
 
 

@@ -24,9 +24,9 @@ _MOST_STEPS, _MOST_UNITS = 2**31 - 1, 2**24
 class Subject:
     """A stack of layers, all of one kind.
 
-    ``scans`` are the layers of an SRU or SRU++, None for the other recurrences; what is not known here, and
-    not given, is None. ``weights`` is how they are stored, ``weight_errors`` what that changed of each
-    layer's.
+    ``scans`` are the layers of an SRU or SRU++, or of those in ``costs.ELEMENTWISE``; None for the others.
+    What is not known here, and not given, is None. ``weights`` is how they are stored, ``weight_errors`` what
+    that changed of each layer's.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Subject:
     bidirectional: bool = False
     packed: bool = False
     dropout: float = 0.0
-    scans: list[costs.Layer] | None = None
+    scans: list[costs.Layer] | list[costs.Elementwise] | None = None
     dtype: torch.dtype | None = None
     device: torch.device | str | None = None
     training: bool | None = None
@@ -97,6 +97,28 @@ def _of_scan(module: nn.Module, input) -> Subject:
     )
 
 
+def _of_elementwise(module: nn.Module, input) -> Subject:
+    """A MinGRU, MinLSTM, IndRNN or SLSTM."""
+    inputs, hidden, cell = module.input_size, module.hidden_size, module._cell
+    T, B, packed = _sizes(ASSUMED if input is None else input, module.batch_first, inputs)
+    directions, heads = 2 if module.bidirectional else 1, getattr(module, "num_heads", 1)
+    return Subject(
+        f"{type(module).__name__}({inputs}, {hidden})",
+        cell,
+        T,
+        B,
+        inputs,
+        hidden,
+        num_layers=module.num_layers,
+        bidirectional=module.bidirectional,
+        packed=packed,
+        scans=costs.elementwise_layers(cell, inputs, hidden, module.num_layers, directions, heads),
+        dtype=module.weight_ih_l0.dtype,
+        device=module.weight_ih_l0.device,
+        training=module.training,
+    )
+
+
 def _of_streamer(streamer, input, packed: bool) -> Subject:
     layer, weights, errors = streamer.explained()
     found = _of_module(layer, (1, 1) if input is None else input, packed)
@@ -127,6 +149,8 @@ def _of_quantized(module: nn.Module, input, packed: bool) -> Subject:
 def _of_module(module: nn.Module, input, packed: bool) -> Subject:
     if hasattr(module, "weight_errors"):
         return _of_quantized(module, input, packed)
+    if getattr(type(module), "_family", None) == "elementwise":
+        return _of_elementwise(module, input)
     single = isinstance(module, nn.RNNCellBase)
     if not single and not isinstance(module, nn.RNNBase):
         raise TypeError(f"module_or_shape: {type(module).__name__} is no recurrent module")
@@ -181,8 +205,11 @@ def _of_shape(shape, input, cell, num_layers, bidirectional, proj_size, packed) 
         for number in range(num_layers):
             features = D * hidden if number else inputs
             scans.append(costs.Layer(features, hidden, D, 3 if features == D * hidden else 4))
+    elif cell in costs.ELEMENTWISE:
+        scans = costs.elementwise_layers(cell, inputs, hidden, num_layers, 2 if bidirectional else 1)
     elif cell not in RNN:
-        raise ValueError(f"cell: expected one of {', '.join((*RNN, *SCAN))}, got {cell!r}")
+        known = ", ".join((*RNN, *SCAN, *costs.ELEMENTWISE))
+        raise ValueError(f"cell: expected one of {known}, got {cell!r}")
     return Subject(
         f"{cell}({inputs}, {hidden})",
         cell,

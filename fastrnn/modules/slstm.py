@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._ops import elementwise
+from .._ops import elementwise, torch_state
+from .._ops.slstm import run as slstm_operator
 from ..reference.slstm import slstm
-from .minimal import ElementwiseLayer
+from ._elementwise import ElementwiseLayer
 
 __all__ = ["SLSTM"]
 
@@ -34,7 +35,7 @@ class SLSTM(ElementwiseLayer):
     in the order i, f, z, o, and in them head by head.
     """
 
-    _gates, _states = 4, 4
+    _gates, _states, _cell = 4, 4, "slstm"
 
     def __init__(self, *args, num_heads: int = 1, **kwargs) -> None:
         name = type(self).__name__
@@ -64,7 +65,20 @@ class SLSTM(ElementwiseLayer):
         if state is None:
             state = (gx.new_zeros(*gx.shape[1:-1], self.hidden_size),) * 4
         state = tuple(s.to(gx.dtype) for s in state)
+        if torch_state.exporting() and not torch_state.transformed():  # a loop would hold its number of steps
+            y, *last = slstm_operator(gx, weight, *state, lengths, reset, reverse)
+            return y, tuple(last)
         return slstm(gx, weight, state, lengths=lengths, reset=reset, reverse=reverse)
+
+    def _every_state(self, x, state, suffix, lengths, reset, reverse):
+        gx = self._product(x, suffix)
+        weight = getattr(self, "weight_hh" + suffix).to(gx.dtype)
+        if state is None:
+            state = (gx.new_zeros(*gx.shape[1:-1], self.hidden_size),) * 4
+        state = tuple(s.to(gx.dtype) for s in state)
+        # The kernel's backward pass has no place for the gradients of c, n and m of a step.
+        rows = {"lengths": lengths, "reset": reset, "reverse": reverse}
+        return slstm(gx, weight, state, keep_states=True, **rows)
 
     @classmethod
     def from_xlstm(cls, cell, input_size: int | None = None) -> SLSTM:

@@ -60,7 +60,8 @@ def coefficients(a: Tensor, b: Tensor, lengths, reset, reverse: bool) -> tuple[T
 
 def after_the_end(t: Tensor, lengths: Tensor) -> Tensor:
     """(T, B) bool, the steps of t (T, B, .) beyond their rows' lengths."""
-    return torch.arange(len(t), device=t.device).unsqueeze(1) >= lengths.to(t.device)
+    # Not len(t), which for torch.export is the number of today.
+    return torch.arange(t.size(0), device=t.device).unsqueeze(1) >= lengths.to(t.device)
 
 
 def shown(h: Tensor, lengths) -> Tensor:

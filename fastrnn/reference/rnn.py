@@ -112,7 +112,8 @@ def layer(
         also the LSTM's c of every step, (D, N, H), N = T*B without batch_sizes, float32 for half types, or
         None. None of them aliases another or an input.
     """
-    card, variant, _ = parse(cell)
+    told = parse(cell)  # not taken apart: the compiler of torch 2.11 cannot, of a constant within vmap
+    card, variant = told.card, told.variant
     dtype, directions, batch = x.dtype, h0.size(0), h0.size(1)
     x, h0, c0 = _widen(x, h0, c0)
     weights, masks = split(_widen(*weights), directions, cell, bias)

@@ -136,7 +136,8 @@ def cuts(reset: Tensor, mask_pad: Tensor | None, reverse: bool) -> Tensor:
     """(L, B) bool: steps at which a direction takes 0 in place of the state that it comes with."""
     cut = reset.bool() if mask_pad is None else reset.bool() & ~mask_pad
     if reverse:  # it comes from the later step
-        return torch.cat([cut[1:], torch.zeros_like(cut[:1])])
+        # Not of cut[1:], which a program of torch.export wants to be more than one step.
+        return torch.cat([cut, torch.zeros_like(cut[:1])])[1:]
     return cut
 
 

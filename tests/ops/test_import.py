@@ -175,6 +175,16 @@ def test_library_that_was_not_written_whole(tmp_path, name, part):
     check_without_kernels(imported(tmp_path), library.name, "it was not written whole")
 
 
+def test_another_pythons_module_that_was_not_written_whole(tmp_path):
+    """It lies beside ours where several Pythons build in one folder, and is nothing to us."""
+    (module,) = copy_of_package(tmp_path).glob("_C.*.so")
+    whole = module.read_bytes()
+    module.with_name("_C.cpython-39-other.so").write_bytes(whole[: len(whole) // 2])
+    found = imported(tmp_path)
+    assert found["loaded"]
+    assert found["said"] == []
+
+
 def mapped(whole: bytes, part: float) -> int:
     """A share of what is mapped of an ELF file: what follows is for linkers and debuggers."""
     table, (entry, count) = struct.unpack_from("<Q", whole, 32)[0], struct.unpack_from("<HH", whole, 54)

@@ -98,11 +98,15 @@ def test_flops_of_the_others():
 
 @pytest.mark.parametrize("heads", [1, 4])
 def test_flops_of_an_slstm(heads):
-    """Its products of the input and of the state, once forward; backward the weights' and the way back."""
+    """Its products of the input and of the state, once forward; backward the weights' and the way back. The
+    operator in a program of torch.export counts as the layer."""
     layer, x, rows = fastrnn.SLSTM(IN, 8, num_heads=heads), randn(7, 3, IN), 7 * 3
     of_input, of_state = 2 * rows * 32 * IN, 2 * rows * 32 * 8 // heads
     assert _count(layer, x) == of_input + of_state
     assert _count(layer, x, backward=True) == 2 * of_input + 3 * of_state
+    program = torch.export.export(layer, (x,)).module()
+    with torch.no_grad():
+        assert _count(program, x) == of_input + of_state
 
 
 def test_the_counter_is_not_imported():

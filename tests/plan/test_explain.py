@@ -299,3 +299,54 @@ def test_sru():
     assert explain((5, 3, 6, 8), cell="sru", num_layers=2).kernels == ["scan", "scan"]
     assert explain(fastrnn.SRUCell(6, 8, backend="reference"), (1, 3)).kernels == ["reference"]
     assert explain(fastrnn.SRU(6, 8), dtype=torch.complex64).kernels == ["reference"] * 2
+
+
+ELEMENTWISE = {
+    "mingru": lambda **more: fastrnn.MinGRU(6, 8, 2, **more),
+    "minlstm": lambda **more: fastrnn.MinLSTM(6, 8, 2, **more),
+    "indrnn": lambda **more: fastrnn.IndRNN(6, 8, 2, **more),
+    "slstm": lambda **more: fastrnn.SLSTM(6, 8, 2, num_heads=2, **more),
+}
+
+
+@pytest.mark.parametrize("cell", ELEMENTWISE)
+def test_layers_without_a_product(cell):
+    """They were no recurrent modules to explain. The sums are those of their weights, counted here."""
+    T, B, training = 5, 3, (False, True)
+    for two in (False, True):
+        layer = ELEMENTWISE[cell](bidirectional=two)
+        for trains in training:
+            found = explain(layer.train(trains), (T, B))
+            assert found.kernels == [cell, cell]
+            for k, plan in enumerate(found.layers):
+                own = [p for n, p in layer.named_parameters() if f"_l{k}" in n and "weight" in n]
+                count = sum(p.numel() for p in own)
+                recurrent = sum(p.numel() for n, p in layer.named_parameters() if f"weight_hh_l{k}" in n)
+                assert plan.plan["flops"] == 2 * T * B * count * (3 if trains else 1)
+                assert plan.plan["weight_bytes"] == 4 * count
+                assert plan.plan["step_weight_bytes"] == 4 * recurrent
+                assert (plan.plan["saved_bytes_per_step"] > 0) == trains
+                assert (plan.I, plan.H, plan.directions) == (own[0].size(1), 8, 2 if two else 1)
+    text = str(found)
+    for part in ("(6, 8)", cell, "FLOP", "why", "training"):
+        assert part in text
+    packed = pack_padded_sequence(torch.zeros(6, 2, 6), [6, 3])
+    assert "packed" in explain(layer, packed).notes[-1]
+    assert "masked" in explain(layer, (T, B), masked=True).notes[-1]
+    assert explain(layer, (T, B), measure=True).layers[0].floor_s > 0
+    assert explain((T, B, 6, 8), cell=cell, num_layers=2).kernels == [cell, cell]
+
+
+@pytest.mark.parametrize("cell", ELEMENTWISE)
+def test_layers_without_a_product_elsewhere(cell):
+    """No kernels on other devices: torch's operations, and the reason says so; wrong questions."""
+    for device in ("cuda", "mps"):
+        found = explain(ELEMENTWISE[cell](), (5, 3), device=device)
+        assert found.kernels == ["reference"] * 2
+        assert "the CPU's: torch's operations" in str(found)
+    with pytest.raises(ValueError, match=r"backend: expected 'auto'.*got 'fused'"):
+        explain(ELEMENTWISE[cell](), backend="fused")
+    with pytest.raises(ValueError, match="weights: expected 'float32'"):
+        explain(ELEMENTWISE[cell](), weights="int8")
+    with pytest.raises(ValueError, match=r"expected 6 features, .* got 3"):
+        explain(ELEMENTWISE[cell](), torch.zeros(1, 1, 3))

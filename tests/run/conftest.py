@@ -1,4 +1,4 @@
-"""A process that knows nothing of any GPU, and one that has a GPU which is not here."""
+"""A process that knows nothing of any GPU, one that has a GPU which is not here, and what calls did."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tuning_fakes import A100, GPU, Scripted
 from fastrnn._ops import cuda, library
 from fastrnn._plan import gpus
 from fastrnn._plan.tuning import identity, trust
+from fastrnn._run import streaming
 from fastrnn._run.tuning import calls, tune
 
 
@@ -58,3 +59,16 @@ def scripted(gpu, monkeypatch):
     runner = Scripted(gpu)
     monkeypatch.setattr(tune, "runner_for", lambda *_: runner)
     return runner
+
+
+@pytest.fixture
+def long_calls(monkeypatch):
+    """Which calls of a streamer went the long way."""
+    calls, checked = [], streaming.Streamer._checked
+
+    def note(self):
+        calls.append(1)
+        return checked(self)
+
+    monkeypatch.setattr(streaming.Streamer, "_checked", note)
+    return calls

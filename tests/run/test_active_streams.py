@@ -8,36 +8,14 @@ import copy
 import pytest
 import torch
 from quantized_cases import make
-from streaming_cases import TOLERANCE, close, flat
+from streaming_cases import TOLERANCE, WEIGHTS, close, flat, state_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
-from fastrnn._run import streaming
 
-WEIGHTS = ("float32", "bfloat16", "int8")
 STREAMS = 7
 #: As a mask or as numbers, and whether the input has rows of all streams.
 FORMS = [("mask", True), ("mask", False), ("numbers", True), ("numbers", False), ("unordered", False)]
-
-
-@pytest.fixture
-def long_calls(monkeypatch):
-    """Which calls went the long way."""
-    calls, checked = [], streaming.Streamer._checked
-
-    def note(self):
-        calls.append(1)
-        return checked(self)
-
-    monkeypatch.setattr(streaming.Streamer, "_checked", note)
-    return calls
-
-
-def state_of(layer, rows=STREAMS, dtype=torch.float32):
-    h = torch.randn(layer.num_layers, rows, layer.proj_size or layer.hidden_size).tanh().to(dtype)
-    if layer.mode != "LSTM":
-        return h
-    return h, torch.randn(layer.num_layers, rows, layer.hidden_size).to(dtype)
 
 
 def copied(state):
@@ -61,7 +39,7 @@ def check(stream, form, whole, index, tolerance, dtype=torch.float32):
     active = active_of(form, index)
     order = index[::-1] if form == "unordered" else index
     xs = torch.randn(STREAMS, layer.input_size).to(dtype)
-    before = state_of(layer, dtype=dtype)
+    before = state_of(layer, STREAMS, dtype=dtype)
     state = copied(before)
     places = [s.data_ptr() for s in flat(state)]
     y, after = stream.step(xs if whole else xs[order], state, active=active)
@@ -183,13 +161,13 @@ def test_nobody_and_everybody(long_calls):
             (torch.zeros(0, dtype=torch.int64), STREAMS),
             (torch.zeros(0, dtype=torch.int64), 0),
         ):
-            before = state_of(layer)
+            before = state_of(layer, STREAMS)
             state = copied(before)
             y, _ = stream.step(torch.full((rows, 6), float("nan")), state, active=active)
             assert y.shape == (rows, 20)
             assert not y.any()
             assert all(torch.equal(a, b) for a, b in zip(flat(before), flat(state), strict=True))
-        x, before, order = torch.randn(STREAMS, 6), state_of(layer), torch.randperm(STREAMS)
+        x, before, order = torch.randn(STREAMS, 6), state_of(layer, STREAMS), torch.randperm(STREAMS)
         expected, end = stream.step(x, before)
         for active, given in ((~nobody, x), (torch.arange(STREAMS), x), (order, x[order])):
             state = copied(before)
@@ -204,7 +182,7 @@ def test_rows_without_input_are_not_read():
     layer = make("LSTM", 6, 20)
     for weights in WEIGHTS:
         stream = layer.streamer(weights)
-        x, (h, c) = torch.randn(STREAMS, 6), state_of(layer)
+        x, (h, c) = torch.randn(STREAMS, 6), state_of(layer, STREAMS)
         x[1::2], h[:, 1::2], c[:, 1::2] = float("nan"), float("inf"), float("nan")
         mask = torch.arange(STREAMS) % 2 == 0
         y, (h, c) = stream.step(x, (h, c), active=mask)
@@ -259,7 +237,7 @@ def test_errors_name_what_is_wrong():
     """One error each, and the state as it was."""
     layer = make("LSTM", 6, 20)
     stream = layer.streamer()
-    x, state = torch.randn(STREAMS, 6), state_of(layer)
+    x, state = torch.randn(STREAMS, 6), state_of(layer, STREAMS)
     before = copied(state)
     mask, some = torch.arange(STREAMS) < 3, torch.tensor([4, 1])
     two = x[:2]
@@ -311,7 +289,7 @@ def test_surprises_go_the_long_way(long_calls):
     same numbers, in the same places."""
     layer = make("LSTM", 20, 20)
     stream = layer.streamer()
-    some, x, before = torch.tensor([1, 4]), torch.randn(2, 20), state_of(layer)
+    some, x, before = torch.tensor([1, 4]), torch.randn(2, 20), state_of(layer, STREAMS)
     own = copied(before)
     expected, _ = stream.step(x, own, active=some)
     assert not long_calls
@@ -381,7 +359,7 @@ def test_compiled(packed):
     """torch.compile(fullgraph=True) of every form, and inference_mode: the eager numbers, in place."""
     layer = make("LSTM", 6, 20, num_layers=2) if packed else fastrnn.LSTM(6, 20, heads=2).eval()
     stream = layer.streamer()
-    x, before = torch.randn(STREAMS, 6), state_of(layer)
+    x, before = torch.randn(STREAMS, 6), state_of(layer, STREAMS)
     for form, whole in FORMS:
         index = [1, 2, 5]
         active = active_of(form, index)

@@ -9,32 +9,11 @@ import threading
 import pytest
 import torch
 from quantized_cases import make
-from streaming_cases import close, flat
+from streaming_cases import WEIGHTS, close, flat, state_of
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
-from fastrnn._run import streaming
-
-WEIGHTS = ("float32", "bfloat16", "int8")
-
-
-@pytest.fixture
-def long_calls(monkeypatch):
-    """Which calls went the long way."""
-    calls, checked = [], streaming.Streamer._checked
-
-    def note(self):
-        calls.append(1)
-        return checked(self)
-
-    monkeypatch.setattr(streaming.Streamer, "_checked", note)
-    return calls
-
-
-def state_of(layer, *rows):
-    h = torch.randn(layer.num_layers, *rows, layer.proj_size or layer.hidden_size).tanh()
-    return (h, torch.randn(layer.num_layers, *rows, layer.hidden_size)) if layer.mode == "LSTM" else h
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

@@ -13,7 +13,7 @@ from torch import nn
 import fastrnn
 
 #: Of one register and of several, with and without a rest, on every instruction set.
-SIZES = (1, 2, 5, 8, 13, 16, 17, 24, 32, 33, 40, 65, 130)
+SIZES = (1, 2, 5, 8, 13, 16, 17, 24, 32, 33, 40, 48, 49, 57, 64, 65, 73, 89, 130)
 KINDS = {
     "lstm": (fastrnn.LSTM, {}),
     "gru": (fastrnn.GRU, {}),

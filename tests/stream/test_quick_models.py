@@ -66,7 +66,7 @@ def one_step(model, x: Tensor) -> Tensor:
     return model(x.view(1, 1))
 
 
-@pytest.mark.parametrize("hidden", [1, 8, 17, 33, 64, 65])
+@pytest.mark.parametrize("hidden", [1, 8, 17, 33, 48, 49, 64, 65])
 @pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN])
 def test_layers_against_the_definition(kind, hidden, here, tmp_path):
     """Long sequences, few units and the first that are not: no error grows with the steps."""

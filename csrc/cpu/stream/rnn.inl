@@ -113,10 +113,12 @@ struct RnnSteps {
     const int64_t count = units.count();
     int64_t panel = 0;
     if constexpr (kRowPanels > 1) {
-      constexpr int kTiles = kRowPanels / kParts;
+      constexpr int64_t kTiles = kRowPanels / kParts;
       const int64_t whole = units.length / (Weights::kUnits * W);
-      for (; panel < whole; panel += kTiles) {
-        step_panels<kTiles>(layer, state, x, units, panel, static_cast<int>(min_of<int64_t>(kTiles, whole - panel)));
+      while (panel < whole) {
+        const int64_t tiles = min_of(kTiles, whole - panel);
+        step_panels<kTiles>(layer, state, x, units, panel, static_cast<int>(tiles));
+        panel += tiles;
       }
     }
     for (; panel < count; ++panel) {
@@ -131,7 +133,7 @@ struct RnnSteps {
   }
 
   // Of panels that follow each other and are whole, as in rnn/forward_step.inl.
-  template <int kTiles>
+  template <int64_t kTiles>
   static FASTRNN_INLINE void step_panels(const StreamRnn& layer, const State& state, const float* x,
                                          const Panels<float>& units, int64_t panel, int tiles) {
     constexpr int kVectors = Weights::kPartGates * Weights::kUnits, kTile = kParts * kVectors * W;
