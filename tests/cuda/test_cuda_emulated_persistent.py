@@ -29,6 +29,7 @@ PACKED = (9, 4, 4, 2, 1)
 CLUSTERS = ((4, 70), (8, 120), (8, 33), (16, 245), (16, 100))
 H100 = {"sms": 132, "shared_bytes": 227 << 10, "compute_capability": 90, "cooperative": True}
 A100 = {"sms": 108, "shared_bytes": 163 << 10, "compute_capability": 80, "cooperative": True}
+RTX = {"sms": 128, "shared_bytes": 99 << 10, "compute_capability": 89, "cooperative": True}
 
 
 def cases() -> list[Case]:
@@ -234,7 +235,7 @@ def numbers(ops, cell, precision, tier, H, B=8, D=1, backward=False, device=H100
     return dict(zip(keys, values[1:], strict=True)) if values[0] else reason
 
 
-@pytest.mark.parametrize("device", [H100, A100], ids=["H100", "A100"])
+@pytest.mark.parametrize("device", [H100, A100, RTX], ids=["H100", "A100", "RTX"])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_geometry_stays_within_the_device(ops, device, backward):
     """Whatever fits: enough rows, units and SMs, and no more shared memory than a block can have."""

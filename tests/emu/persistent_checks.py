@@ -27,7 +27,7 @@ def check_cases() -> list[Case]:
     cases.append(Case("rnn_tanh", "bfloat16", "grid", T=3, B=9, H=20, D=1, sms=3))
     # More tiles in shared memory than are on their way at once.
     cases.append(Case("lstm", "float16", "cluster", T=2, B=1, H=260, D=1))
-    # Weights in shared memory of the grid, which are several tiles of a warp, and of the last one a tile fewer.
+    # Weights in shared memory of the grid: several tiles of a warp, of the last warp a tile fewer.
     cases.append(Case("lstm", "float32", "grid", T=2, B=1, H=620, D=1))
     # x's part of the gates by the kernel.
     cases.append(Case("gru", "float16", "one CTA", T=7, B=3, H=18, inputs=33))

@@ -70,7 +70,7 @@ def test_every_plan_can_run(gpu):
     for cell, dtype, H, B, D in itertools.product(
         CELLS,
         ("bfloat16", "float16", "float32"),
-        (1, 33, 128, 129, 500, 1024, 1536),
+        (1, 33, 128, 129, 500, 1024, 1536, 2048),
         (1, 9, 128, 1000),
         (1, 2),
     ):

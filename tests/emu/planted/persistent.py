@@ -35,17 +35,20 @@ FAULTS = {
     "sums: a part that is not there is added": Fault(
         "persistent/products.cuh", "there(w)", "true", "v[w][s] = part[s * 32];"
     ),
-    "copies: the products do not wait for them": Fault(
+    "race: the products do not wait for the copies": Fault(
         "persistent/operand_copies.cuh", "wait_copies<0>()", "void()"
     ),
-    "copies: of two pieces on their way the second is waited for with the next": Fault(
+    "race: of two pieces on their way the first is not waited for": Fault(
         "persistent/operand_copies.cuh", "wait_copies<1>()", "wait_copies<2>()"
     ),
-    "copies: of four pieces on their way none is waited for": Fault(
+    "race: of four pieces on their way none is waited for": Fault(
         "persistent/operand_copies.cuh", "wait_copies<3>()", "wait_copies<4>()"
     ),
-    "copies: a lane reads what another one copies": Fault(
+    "race: a lane reads what another one copies": Fault(
         "persistent/operand_copies.cuh", "__syncwarp()", "void()", "take() {"
+    ),
+    "race: a place is filled again while a lane reads it": Fault(
+        "persistent/operand_copies.cuh", "__syncwarp()", "void()", "drop() {"
     ),
     "race: two warps share their places": Fault(
         "persistent/operand_copies.cuh", "at.warp * cut.copies_ahead", "0 * cut.copies_ahead"
