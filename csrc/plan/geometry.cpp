@@ -15,6 +15,10 @@ PersistentGeometry refused(PersistentGeometry g, const char* reason) {
 
 constexpr int64_t kMaxCtas = 1 << 30;
 
+// The grid's largest layer of float32 without TF32. Tensor cores cut the last bit of every sum off, so a sum's error
+// grows with the products that a warp adds to it: at H = 1024 it is as exact as float32's should be, at 1536 not.
+constexpr int kMostExactTiles = 1024 / kTileUnits;
+
 int64_t front_bytes(const PersistentGeometry& g) {
   const int bias_gates = g.pass == Pass::kForward ? recurrent_gates_of(g.cell) : 0;
   return front_words(bias_gates, g.units_per_cta) * 4;
@@ -48,6 +52,9 @@ PersistentGeometry one_cta(PersistentGeometry g, const CudaDevice& device) {
 // has as few tiles of rows as possible: a step's time grows with them.
 PersistentGeometry grid(PersistentGeometry g, const CudaDevice& device) {
   if (!device.cooperative_launch) return refused(g, "the device has no cooperative launch");
+  if (g.precision == Precision::kFloat32 && g.unit_tiles > kMostExactTiles) {
+    return refused(g, "float32 without TensorFloat-32: sums over more than 1024 units lose its last digits");
+  }
   g.ctas_per_replica = g.unit_tiles;
   g.units_per_cta = kTileUnits;
   g.k_split = kGridWarps;
