@@ -16,8 +16,9 @@ PersistentGeometry refused(PersistentGeometry g, const char* reason) {
 constexpr int64_t kMaxCtas = 1 << 30;
 
 // The grid's largest layer of float32 without TF32. Tensor cores cut the last bit of every sum off, so a sum's error
-// grows with the products that a warp adds to it: at H = 1024 it is as exact as float32's should be, at 1536 not.
-constexpr int kMostExactTiles = 1024 / kTileUnits;
+// grows with the products that a warp adds to it one after another: those of six tiles of K are as exact as float32's
+// should be, those of eight not. Of a cell with one gate they are in two sums.
+int most_exact_tiles(CellKind cell) { return gates_of(cell) == 1 ? 1024 / kTileUnits : 768 / kTileUnits; }
 
 int64_t front_bytes(const PersistentGeometry& g) {
   const int bias_gates = g.pass == Pass::kForward ? recurrent_gates_of(g.cell) : 0;
@@ -52,8 +53,8 @@ PersistentGeometry one_cta(PersistentGeometry g, const CudaDevice& device) {
 // has as few tiles of rows as possible: a step's time grows with them.
 PersistentGeometry grid(PersistentGeometry g, const CudaDevice& device) {
   if (!device.cooperative_launch) return refused(g, "the device has no cooperative launch");
-  if (g.precision == Precision::kFloat32 && g.unit_tiles > kMostExactTiles) {
-    return refused(g, "float32 without TensorFloat-32: sums over more than 1024 units lose its last digits");
+  if (g.precision == Precision::kFloat32 && g.unit_tiles > most_exact_tiles(g.cell)) {
+    return refused(g, "float32 without TensorFloat-32: sums over so many units lose its last digits");
   }
   g.ctas_per_replica = g.unit_tiles;
   g.units_per_cta = kTileUnits;

@@ -41,7 +41,7 @@ def plan(H, B=16, T=100, *, cell="lstm", dtype="bfloat16", gpu="H100", tier="aut
         ({"H": 512, "gpu": "A100"}, "grid"),
         ({"H": 1024, "B": 64}, "grid"),
         # With weights in shared memory.
-        ({"H": 1024, "dtype": "float32"}, "grid"),
+        ({"H": 768, "dtype": "float32"}, "grid"),
         ({"H": 1024, "B": 64, "dtype": "float32", "tf32": True}, "grid"),
         ({"H": 2048, "B": 16}, "grid"),
         ({"H": 1024, "B": 16, "gpu": "A100"}, "grid"),
