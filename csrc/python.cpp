@@ -80,7 +80,8 @@ py::dict lists() {
     cells[cell.name] = py::dict(py::arg("gates") = cell.gates, py::arg("saved") = cell.saved,
                                 py::arg("has_cell") = cell.has_cell, py::arg("split") = cell.split);
   }
-  for (size_t i = 0; i < std::size(kTierNames); ++i) tiers[kTierNames[i]] = kModeTier * static_cast<int64_t>(i);
+  for (size_t i = 0; i < std::size(kTierNames); ++i) tiers[kTierNames[i]] = mode_of(static_cast<Tier>(i));
+  tiers[tier_name(Tier::kStepwiseGraph)] = mode_of(Tier::kStepwiseGraph);
   py::list isas;
   for (const char* isa : kIsaNames) isas.append(isa);
   out["isas"] = py::tuple(isas);
@@ -88,9 +89,15 @@ py::dict lists() {
   out["tiers"] = tiers;
   py::dict clusters;
   for (size_t i = 0; i < std::size(kClusterNames); ++i) {
-    clusters[kClusterNames[i]] = kModeTier * (static_cast<int64_t>(Tier::kCluster4) + static_cast<int64_t>(i));
+    clusters[kClusterNames[i]] = mode_of(static_cast<Tier>(static_cast<int>(Tier::kCluster4) + static_cast<int>(i)));
   }
   out["clusters"] = clusters;
+  py::dict overlaps;
+  for (size_t i = 0; i < std::size(kOverlapNames); ++i) {
+    overlaps[kOverlapNames[i]] =
+        mode_of(static_cast<Tier>(static_cast<int>(Tier::kOneCtaOverlap) + static_cast<int>(i)));
+  }
+  out["overlaps"] = overlaps;
   out["tf32"] = kModeTf32;
   out["save"] = py::dict(py::arg("nothing") = static_cast<int>(Save::kNothing),
                          py::arg("gates") = static_cast<int>(Save::kGates),
@@ -116,9 +123,15 @@ py::dict cuda_pass(const CudaPlan& chosen) {
   out["step_us"] = chosen.step_us;
   out["source"] = sources[static_cast<int>(chosen.source)];
   out["model_us"] = chosen.model_us;
-  if (chosen.tier == Tier::kStepwise) return out;
+  if (chosen.tier == Tier::kStepwiseGraph) out["graph_bytes"] = chosen.graph_bytes;
+  if (!is_persistent(chosen.tier)) return out;
   const cuda::PersistentGeometry& g = chosen.geometry;
-  if (g.pass == cuda::Pass::kForward) out["input_projection"] = chosen.projects ? "in the kernel" : "before it";
+  if (g.pass == cuda::Pass::kForward) {
+    out["input_projection"] = chosen.chunks > 1 ? "beside it, in chunks"
+                              : chosen.projects ? "in the kernel"
+                                                : "before it";
+    if (chosen.chunks > 1) out["chunks"] = chosen.chunks;
+  }
   out["ctas"] = g.ctas;
   if (g.tier == Tier::kCluster) out["cluster"] = g.ctas_per_replica;
   out["replicas"] = g.replicas;
@@ -298,7 +311,8 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
     throw py::value_error("device: expected 'cpu' or 'cuda', got '" + device + "'");
   }
   // A persistent tier keeps its weights.
-  const bool on_cpu = device == "cpu", kept = !on_cpu && py::cast<std::string>(result["kernel"]) != "stepwise";
+  const bool on_cpu = device == "cpu",
+             kept = !on_cpu && !py::cast<std::string>(result["kernel"]).starts_with("stepwise");
   const LayerCost cost = cost_of(shape, training, on_cpu);
   result["flops"] = cost.flops;
   result["weight_bytes"] = cost.weight_bytes * stored / 4;

@@ -16,7 +16,7 @@ import torch
 
 from .._cells.variant import card_of, parse
 from . import elf, threads
-from .mode import CLUSTERS, NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
+from .mode import CLUSTERS, NEEDS, OVERLAPS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
 
 _FOLDER = Path(__file__).parents[1]  # where the binaries lie
 
@@ -245,18 +245,22 @@ def cpu_threads() -> int:
 
 
 def release_scratch() -> int:
-    """Give the memory that the CPU kernels keep between calls back to the system.
+    """Give the memory that kernels keep between calls back to the system, or a GPU's to torch.
 
     What a call needs besides its results (packed weights, states, a chunk of gates) is kept for later calls:
     to map and clear it anew costs about 0.1 ms a MB. A process keeps at most 64 MB, in at most eight pieces,
     for all of its threads together, and nothing of what is smaller than 256 KB or larger than 64 MB. Calls
     that are running keep what they have; the next call maps its own memory again. Nothing is kept on systems
-    other than Linux, nor for a GPU, whose memory is torch's.
+    other than Linux.
+
+    For a GPU memory is kept with the CUDA graphs of the "stepwise_graph" tier alone, 16 of them and 512 MB at
+    most a device; they go as well.
 
     Returns:
         How many bytes were given back.
     """
-    return torch.ops.fastrnn.cpu_release_scratch() if cpu_loaded else 0
+    released = torch.ops.fastrnn.cpu_release_scratch() if cpu_loaded else 0
+    return released + (torch.ops.fastrnn.cuda_release_scratch() if cuda_loaded else 0)
 
 
 def cpu_fma_peak() -> float:
