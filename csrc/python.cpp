@@ -15,6 +15,7 @@
 #include "plan/quantized.h"
 #include "plan/table.h"
 #include "plan/trust.h"
+#include "python_layer.h"
 #include "python_stream.h"
 
 #ifndef FASTRNN_VERSION
@@ -339,5 +340,6 @@ PYBIND11_MODULE(_C, m) {
         py::arg("P") = 0, py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("tf32") = false,
         py::arg("training") = false, py::arg("rows") = "full");
   add_stream_type(m);
+  add_layer_type(m);
   m.def("plan_table_provenance", [] { return plan_table().provenance; });
 }

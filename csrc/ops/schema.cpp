@@ -159,6 +159,7 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   //              packed rows (N, I), or lengths, as of rnn_forward; packed, h0 and c0 of each layer and direction,
   //              (L*D, B, .); y (T, B, D*Hout) or (N, D*Hout)
   // cpu_stream_entry  where fastrnn._C finds the function behind these two (params/stream.h), an address
+  // cpu_layer_entry   the same of rnn_forward where it saves nothing (params/layer_call.h)
   // cpu_int8_dot      whether calls that start afterwards may use an instruction for int8 products, for tests;
   //              returns whether there is one
   define("rnn_pack(Tensor[] weights, str cell, bool bias) -> Tensor");
@@ -170,6 +171,7 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
       "rnn_quantized(Tensor x, Tensor h0, Tensor? c0, Tensor[] packed, Tensor? batch_sizes, "
       "Tensor? lengths, bool bidirectional) -> (Tensor y, Tensor hn, Tensor cn)");
   m.def("cpu_stream_entry() -> int");
+  m.def("cpu_layer_entry() -> int");
   m.def("cpu_int8_dot(bool use) -> bool");
 
   // One step of an SRU layer with the product that gives u, by kernels for a few rows; no gradients. x (B, I);

@@ -138,7 +138,8 @@ double persistent_us(const LayerShape& s, const PersistentGeometry& g, const Cud
     const int waves = (g.ctas + device.sms - 1) / std::max(1, device.sms);
     us = waves * (cost.cta_fixed + cost.cta_unit * s.H);
   } else {
-    us = cost.grid_exchange + parts_us(g) + cost.grid_tile * g.n_tiles * s.H / 1024;
+    const double kept = static_cast<double>(cuda::grid_kept_bytes(g)) * g.n_tiles;
+    us = cost.grid_exchange + parts_us(g) + cost.grid_tile * g.n_tiles * s.H / 1024 + kept / kSharedRead;
   }
   if (g.pass == Pass::kBackward && g.tier != Tier::kCluster) us *= kBackward;
   return us + start_us(s, g) / std::max<int64_t>(1, s.T);
@@ -309,7 +310,7 @@ CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const C
   plan.reason = tier == Tier::kOneCta ? "the recurrent weights stay in one SM's registers: nothing leaves it"
                 : tier == Tier::kCluster
                     ? "the recurrent weights stay in a cluster of SMs: they push h to each other, past the L2 cache"
-                    : "the recurrent weights stay in the GPU's registers: one flag exchange a step";
+                    : "the recurrent weights stay in the GPU's SMs: one flag exchange a step";
   return plan;
 }
 

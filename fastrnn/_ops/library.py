@@ -26,7 +26,7 @@ try:
             raise ImportError(f"{_module}: {_missing}")
     from .. import _C
 
-    for _name in ("build_info", "plan", "plan_table_provenance", "trust_key", "Stream"):
+    for _name in ("build_info", "plan", "plan_table_provenance", "trust_key", "Stream", "Layer"):
         if not hasattr(_C, _name):
             raise ImportError(f"it is of another version, and has no {_name}")
 except ImportError as _error:
@@ -39,7 +39,7 @@ _LIBRARY = "libfastrnn_cpu.dll" if sys.platform == "win32" else "libfastrnn_cpu.
 _OPERATORS = (
     *("rnn_forward", "rnn_backward", "rnn_backward_unlisted", "rnn_backward_unlisted_variant"),
     *("rnn_layer", "rnn_pack", "rnn_stream"),
-    *("rnn_pack_quantized", "rnn_quantized", "cpu_stream_entry", "cpu_int8_dot"),
+    *("rnn_pack_quantized", "rnn_quantized", "cpu_stream_entry", "cpu_layer_entry", "cpu_int8_dot"),
     *("sru_forward", "sru_backward", "sru_scan", "sru_step", "cpu_isa", "cpu_isas", "cpu_set_isa"),
     *("elementwise_forward", "elementwise_backward", "slstm_forward", "slstm_backward"),
     *("cpu_machine", "cpu_set_machine", "cpu_threads", "cpu_limit_threads", "cpu_last_plan"),
@@ -186,6 +186,21 @@ def cpu_isa() -> str | None:
 def stream_entry() -> int:
     """Where ``stream_type`` finds the function that it calls."""
     return torch.ops.fastrnn.cpu_stream_entry()
+
+
+def direct_forward():
+    """``forward`` without gradients for callers who have seen that nobody looks on, without the dispatcher
+    where its arguments are ordinary; results that an inference has not may be None. See
+    csrc/python_layer.cpp."""
+    if not cpu_loaded:
+        return None
+    operator = getattr(forward, "_op", forward)  # without the frame of Python's around it
+    try:
+        return _C.Layer(
+            operator, torch.ops.fastrnn.cpu_layer_entry(), torch._C._autograd._profiler_enabled
+        ).forward
+    except (TypeError, AttributeError):  # a torch that gives no door
+        return operator
 
 
 def int8_dot(use: bool = True) -> bool:

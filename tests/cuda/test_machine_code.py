@@ -86,6 +86,8 @@ def test_products(compiled):
             assert f.in_flight >= 16, f"{arch}: {kernel}"
             if ", Grid," in kernel:  # two warps' parts of all gates' sums, four warps' of one sum
                 assert f.shared >= 4, f"{arch}: {kernel}"
+                # Copies of a whole piece of the operand, two tiles of half types at once.
+                assert f.exchanged >= 4, f"{arch}: {kernel}"
             # In a cluster a warp's number says which products it makes, and in which order: one way for all
             # its lanes, which the code does not show.
             assert f.divergent == 0 or "Cluster" in kernel, f"{arch}: {kernel}"

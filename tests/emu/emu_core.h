@@ -74,14 +74,17 @@ struct Thread {
     const void* s;
     int n;
     int group;
+    bool there;                          // it landed at once
+    std::shared_ptr<const uint4> value;  // what was read at once, null: it is read when the copy lands
   };
-  std::vector<Copy> cp;  // cp.async not yet done
+  std::vector<Copy> cp;  // cp.async not yet waited for
   int cp_group = 0;
 };
 struct Warp {
   Block* b = nullptr;
   int id = 0;  // index in the wave
   uint32_t all = 0, exited = 0, runnable = 0;
+  uint32_t met = 1;  // grows when its lanes have met so that memory is ordered among them
   double prio = 0;
   bool queued = false;
   Thread* t[32] = {};
@@ -275,6 +278,7 @@ inline void hb_release(Clock&) {}
 inline void hb_acquire(const Clock&) {}
 inline Snap hb_snap() { return {}; }
 inline void hb_touch(const void*, int, bool) {}
+inline void touch_by_copy(const void*, int, bool) {}
 #endif
 
 // ---------------------------------------------------------------- waking and waiting
