@@ -152,6 +152,7 @@ struct Options {  // set before a launch
   bool stale = true;        // loads of other blocks' writes may be old until an acquire
   bool apart = true;        // every pair of blocks has its own delay of asynchronous stores
   bool race = true;         // with EMU_RACE: whether unordered accesses are errors
+  bool whole_tiles = false;  // out: whether the last persistent kernel was one of whole tiles
 };
 inline Options opt;
 
