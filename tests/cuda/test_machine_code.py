@@ -167,4 +167,16 @@ def test_the_reader_sees_what_it_should():
     behind = [*end, "HMMA.16816.F32.BF16 R4, R8, R12, R4", f"BRA {hex(first)}"]
     assert facts(code(*prologue, *step, *behind)).step == 21
     assert facts(code("LDG.E R4, [R2.64]", "LDG.E R5, [R4.64]", "EXIT")).in_flight == 1
+    # A pair at once, past its two values one by one; and of the products those that are there, past nothing.
+    ways = [
+        "@P0 BRA 0x40",
+        "STG.E.U16 [R2.64], R4",
+        "STG.E.U16 [R2.64+0x2], R5",
+        "BRA 0x50",
+        "STG.E [R2.64], R4",
+    ]
+    ways += ["@!P1 BRA 0x70", "HMMA.16816.F32.BF16 R4, R8, R12, R4", "BAR.SYNC 0x0", "@P2 BRA 0x0"]
+    assert machine_code.issued(code(*ways), floats=False) == 6
+    pairs = [line.replace("STG.E [", "STG.E.64 [").replace(".U16", "") for line in ways]
+    assert machine_code.issued(code(*pairs), floats=True) == 6
     assert facts(code("EXIT")) == Facts(1, 0, 0, 0)

@@ -39,14 +39,9 @@ __device__ __forceinline__ void forward_whole_tiles(const PersistentForward& p, 
   // So many of a lane's two rows exist. Of one that does not nothing is read or written, nor does what is computed
   // of it reach another row.
   const int rows = at.row >= B ? 0 : at.row + 1 == B ? 1 : 2;
-  // Where the lane's first row lies in every tensor, at the step in turn; the next step is `time` rows further on.
-  const int64_t time = d ? -B : B, first_row = (d ? (T_steps - 1) * B : 0) + at.row,
-                in_direction = d * cut.N + first_row;
-  const int64_t gx_time = time * p.gx_stride;
-  const T* from_gx = static_cast<const T*>(p.gx) + in_direction * p.gx_stride + at.unit;
-  T* to_y = static_cast<T*>(p.y) + (first_row * D + d) * H + at.unit;
-  T* to_gates = static_cast<T*>(p.gates) + in_direction * S * H + at.unit;
-  float* to_cells = p.cells + in_direction * H + at.unit;
+  // From the first step of the direction's own time on, the next step is `time` rows further on in every tensor.
+  const int64_t time = d ? -B : B, first = d ? (T_steps - 1) * B : 0, gx_time = time * p.gx_stride;
+  const T* from_gx = static_cast<const T*>(p.gx) + (d * cut.N + first + at.row) * p.gx_stride + at.unit;
 
   // A lane's values: of rows at.row + j and units at.unit + u, as [j][u].
   float h[2][2] = {}, c[2][2] = {};
@@ -92,6 +87,15 @@ __device__ __forceinline__ void forward_whole_tiles(const PersistentForward& p, 
       c[j][u] = c0[j][u];
     }
   }
+
+  // Where the lane's first row lies in what is written, at the step in turn. Found only now: what is known before the
+  // weights are there waits in registers beside all of them.
+  int row = at.row;
+  forget(row);
+  const int64_t first_row = first + row, in_direction = d * cut.N + first_row;
+  T* to_y = static_cast<T*>(p.y) + (first_row * D + d) * H + at.unit;
+  T* to_gates = static_cast<T*>(p.gates) + in_direction * S * H + at.unit;
+  float* to_cells = p.cells + in_direction * H + at.unit;
 
   const int64_t own = P::offset(cut, 0, 0, at.unit_tile);
   exchange.template write<F>(0, own, at.lane, h0);

@@ -13,8 +13,9 @@ __device__ __forceinline__ void sum_whole_tiles(const P& products, const uint32_
                                                 float (&sums)[P::kSums][4]) {
   using Words = typename F::Words;
   constexpr int kChains = P::kChains;
-  // Tiles whose operand is read at once.
-  constexpr int kTogether = 16 / (F::kWords * P::kOperandGates);
+  // Tiles whose operand is read at once: as many as there are registers beside the weights.
+  constexpr int kRoom = kTiles * kGates * F::kRegisters > 128 ? 8 : 16, kAll = F::kWords * P::kOperandGates;
+  constexpr int kTogether = kRoom < kAll ? 1 : kRoom / kAll;
   static_assert(kTogether % 2 == 0 || kGates > 1);
   const auto there = [tiles = cut.unit_tiles](int i) { return i == 0 || i < tiles; };
   const uint32_t* of_gate[P::kOperandGates];
