@@ -15,6 +15,7 @@
 #include "plan/quantized.h"
 #include "plan/table.h"
 #include "plan/trust.h"
+#include "python_layer.h"
 #include "python_stream.h"
 
 #ifndef FASTRNN_VERSION
@@ -79,7 +80,8 @@ py::dict lists() {
     cells[cell.name] = py::dict(py::arg("gates") = cell.gates, py::arg("saved") = cell.saved,
                                 py::arg("has_cell") = cell.has_cell, py::arg("split") = cell.split);
   }
-  for (size_t i = 0; i < std::size(kTierNames); ++i) tiers[kTierNames[i]] = kModeTier * static_cast<int64_t>(i);
+  for (size_t i = 0; i < std::size(kTierNames); ++i) tiers[kTierNames[i]] = mode_of(static_cast<Tier>(i));
+  tiers[tier_name(Tier::kStepwiseGraph)] = mode_of(Tier::kStepwiseGraph);
   py::list isas;
   for (const char* isa : kIsaNames) isas.append(isa);
   out["isas"] = py::tuple(isas);
@@ -87,9 +89,15 @@ py::dict lists() {
   out["tiers"] = tiers;
   py::dict clusters;
   for (size_t i = 0; i < std::size(kClusterNames); ++i) {
-    clusters[kClusterNames[i]] = kModeTier * (static_cast<int64_t>(Tier::kCluster4) + static_cast<int64_t>(i));
+    clusters[kClusterNames[i]] = mode_of(static_cast<Tier>(static_cast<int>(Tier::kCluster4) + static_cast<int>(i)));
   }
   out["clusters"] = clusters;
+  py::dict overlaps;
+  for (size_t i = 0; i < std::size(kOverlapNames); ++i) {
+    overlaps[kOverlapNames[i]] =
+        mode_of(static_cast<Tier>(static_cast<int>(Tier::kOneCtaOverlap) + static_cast<int>(i)));
+  }
+  out["overlaps"] = overlaps;
   out["tf32"] = kModeTf32;
   out["save"] = py::dict(py::arg("nothing") = static_cast<int>(Save::kNothing),
                          py::arg("gates") = static_cast<int>(Save::kGates),
@@ -115,9 +123,15 @@ py::dict cuda_pass(const CudaPlan& chosen) {
   out["step_us"] = chosen.step_us;
   out["source"] = sources[static_cast<int>(chosen.source)];
   out["model_us"] = chosen.model_us;
-  if (chosen.tier == Tier::kStepwise) return out;
+  if (chosen.tier == Tier::kStepwiseGraph) out["graph_bytes"] = chosen.graph_bytes;
+  if (!is_persistent(chosen.tier)) return out;
   const cuda::PersistentGeometry& g = chosen.geometry;
-  if (g.pass == cuda::Pass::kForward) out["input_projection"] = chosen.projects ? "in the kernel" : "before it";
+  if (g.pass == cuda::Pass::kForward) {
+    out["input_projection"] = chosen.chunks > 1 ? "beside it, in chunks"
+                              : chosen.projects ? "in the kernel"
+                                                : "before it";
+    if (chosen.chunks > 1) out["chunks"] = chosen.chunks;
+  }
   out["ctas"] = g.ctas;
   if (g.tier == Tier::kCluster) out["cluster"] = g.ctas_per_replica;
   out["replicas"] = g.replicas;
@@ -297,7 +311,8 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
     throw py::value_error("device: expected 'cpu' or 'cuda', got '" + device + "'");
   }
   // A persistent tier keeps its weights.
-  const bool on_cpu = device == "cpu", kept = !on_cpu && py::cast<std::string>(result["kernel"]) != "stepwise";
+  const bool on_cpu = device == "cpu",
+             kept = !on_cpu && !py::cast<std::string>(result["kernel"]).starts_with("stepwise");
   const LayerCost cost = cost_of(shape, training, on_cpu);
   result["flops"] = cost.flops;
   result["weight_bytes"] = cost.weight_bytes * stored / 4;
@@ -325,5 +340,6 @@ PYBIND11_MODULE(_C, m) {
         py::arg("P") = 0, py::arg("directions") = 1, py::arg("dtype") = "float32", py::arg("tf32") = false,
         py::arg("training") = false, py::arg("rows") = "full");
   add_stream_type(m);
+  add_layer_type(m);
   m.def("plan_table_provenance", [] { return plan_table().provenance; });
 }

@@ -13,9 +13,6 @@
 
 namespace fastrnn::python_stream {
 
-// From so many bytes of weights on, times the rows that they serve, other Python threads may run meanwhile.
-inline constexpr int64_t kLongBytes = 1 << 19;
-
 struct Source {
   PyObject *holder, *name, *tensor;
   int64_t version;
@@ -127,7 +124,7 @@ inline bool run(Impl& s, StreamCall& call) {
     }
     if (!other) s.busy.clear(std::memory_order_release);
   };
-  if (s.bytes * call.rows.T * call.rows.B >= kLongBytes) {
+  if (s.bytes * call.rows.T * call.rows.B >= kLongCall) {
     // Not pybind11's guard: at the end of the interpreter Python ends a thread that comes back, by unwinding its
     // stack, which neither a destructor nor catch (...) may be in the way of: the process would abort.
     PyThreadState* const thread = PyEval_SaveThread();

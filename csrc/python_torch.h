@@ -10,13 +10,16 @@ namespace fastrnn {
 
 namespace py = pybind11;
 
+// From so many bytes of weights on, times the rows that they serve, other Python threads may run meanwhile.
+inline constexpr int64_t kLongCall = 1 << 19;
+
 // What is asked of torch, looked up once.
 struct Torch {
   PyTypeObject* tensor = nullptr;
   PyObject *parameter, *empty, *empty_like, *forward_ad, *increment_version;
   PyObject* quiet[4];  // functions that are all false, or 0, or None in an ordinary call
   PyObject* gradients;
-  PyObject *level, *requires_grad, *version, *is_neg, *dtype_name;
+  PyObject *level, *requires_grad, *version, *is_neg, *dtype_attribute, *dtype_name;
   const DLPackExchangeAPI* api = nullptr;
 
   static Torch& get() {
@@ -44,6 +47,7 @@ struct Torch {
     requires_grad = own(py::str("requires_grad"));
     version = own(py::str("_version"));
     is_neg = own(py::str("is_neg"));
+    dtype_attribute = own(py::str("dtype"));
     dtype_name = own(py::make_tuple("dtype"));
     const py::object capsule = torch.attr("Tensor").attr("__dlpack_c_exchange_api__");
     const auto* found =

@@ -14,8 +14,8 @@ proven a kernel to be right and faster (``fastrnn tune``); and where no kernel c
 (complex numbers; GPUs of other makers, or older than compute capability 8.0) torch's own layer, or where
 torch has none (lengths, torch.func's transforms) ``fastrnn.reference``. "fused" asks for the kernels, and
 raises where there are none; "reference" asks for plain torch. "cudnn" is torch's own layer: cuDNN on a GPU,
-torch's native one on the CPU. "stepwise", "one_cta", "cluster" and "grid" hold the fused kernels to one tier
-on a GPU, and raise where it cannot take the layer; see ``fastrnn.explain``.
+torch's native one on the CPU. "stepwise", "stepwise_graph", "one_cta", "cluster" and "grid" hold the fused
+kernels to one tier on a GPU, and raise where it cannot take the layer; see ``fastrnn.explain``.
 
 ``save``: what training keeps. "gates" stores each step's gates, "recompute" computes them again in backward.
 """

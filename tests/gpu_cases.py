@@ -11,7 +11,7 @@ from fastrnn._plan import gpus
 
 DEVICE = "cuda"
 ops = torch.ops.fastrnn
-TIERS = ("one_cta", "cluster", "grid", "stepwise")
+TIERS = ("one_cta", "cluster", "grid", "stepwise_graph", "stepwise")
 
 #: Marks of such a file. ieee: conftest.py's.
 MARKS = [
@@ -31,11 +31,20 @@ def inputs(p):
 
 def takes(case: Case) -> bool:
     """Whether the case's tier can run both passes on this GPU, as the plan says."""
+    plan = planned(case)
+    return plan["possible"] and plan["backward"]["possible"]
+
+
+def forward_takes(case: Case) -> bool:
+    return planned(case)["possible"]
+
+
+def planned(case: Case) -> dict:
     steps, rows = (len(case.sizes), case.sizes[0]) if case.sizes else (case.T, case.B)
     shape = {"T": steps, "B": rows, "I": case.IN, "H": case.H, "P": case.P, "directions": case.D}
     dtype = str(case.dtype).removeprefix("torch.")
     gpu = gpus.find().properties()
-    plan = _C.plan(
+    return _C.plan(
         device="cuda",
         cell=case.cell,
         **shape,
@@ -45,4 +54,3 @@ def takes(case: Case) -> bool:
         tf32=case.tf32,
         tier=case.tier,
     )
-    return plan["possible"] and plan["backward"]["possible"]

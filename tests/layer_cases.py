@@ -23,7 +23,7 @@ SAVES = {"nothing": 0, "gates": 1, "recompute": 2}
 GRAD_X, GRAD_H0, GRAD_C0, GRAD_WEIGHTS = 1, 2, 4, 8
 ALL = GRAD_X | GRAD_H0 | GRAD_C0 | GRAD_WEIGHTS
 #: By name, clusters by their size too: "cluster_8".
-ALL_TIERS = library.TIERS | library.CLUSTERS
+ALL_TIERS = library.TIERS | library.CLUSTERS | library.OVERLAPS
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,11 @@ def mask(case: Case, p: Problem, generator: torch.Generator) -> None:
         p.reset = torch.rand(T, B, generator=generator) < 0.3
         p.reset[0 if case.reset == "some" else slice(None)] = True
         p.reset[1 % T, : B // 2 + 1] = True  # within rows, whatever was drawn
+
+
+def inputs_of(p: Problem) -> list[Tensor]:
+    """The tensors that a forward pass reads."""
+    return [t for t in (p.x, p.h0, p.c0, *p.weights, p.reset) if t is not None]
 
 
 def compute_type(dtype: torch.dtype) -> torch.dtype:

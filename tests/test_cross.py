@@ -194,6 +194,36 @@ def test_this_python_shows_its_symbols():
     assert not found["PyExc_ValueError"]
 
 
+ZIG = """
+import pathlib, sys
+words = sys.argv[1:]
+made = words[words.index("-o") + 1] if "-o" in words else "a.o"
+pathlib.Path(made).touch()
+print(*words)
+"""
+
+
+@pytest.mark.parametrize("question", ["--version", "-dumpfullversion -dumpversion", "-v"])
+def test_a_question_to_the_compiler_leaves_nothing(question, tmp_path, monkeypatch):
+    """zig makes an empty a.o where it is asked for its version, and `make cross` asks in the project's
+    folder. What is compiled lands where it was asked for."""
+    (tmp_path / "ziglang").mkdir()
+    (tmp_path / "ziglang" / "__main__.py").write_text(ZIG)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    here = tmp_path / "here"
+    here.mkdir()
+    compiler = cross.command(tmp_path, cross.SYSTEMS["macos"], ["-mine"])
+
+    def said(*words: str) -> str:
+        return subprocess.check_output([compiler, *words], cwd=here, text=True).strip()
+
+    target = f"c++ -target {cross.SYSTEMS['macos'].target} -mine"
+    assert said(*question.split()) == f"{target} {question}"
+    assert not list(here.iterdir())
+    assert said("-fPIC", "-c", "x.cpp", "-o", "x.o") == f"{target} -c x.cpp -o x.o"
+    assert [made.name for made in here.iterdir()] == ["x.o"]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="ziglang is not installed")
 @pytest.mark.parametrize("name", ["macos", "windows"])
 def test_every_source_compiles_for(name, tmp_path):

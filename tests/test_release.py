@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,15 @@ def test_version_stands_in_one_place():
         assert not re.search(
             rf"(?<![\d.]){re.escape(fastrnn.__version__)}(?![\d.])", (ROOT / name).read_text()
         ), name
+
+
+def test_every_python_that_has_a_wheel_is_named():
+    """In the metadata, by which people look for packages, and in cibuildwheel's list."""
+    text = (ROOT / "pyproject.toml").read_text()
+    assert tuple(re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text)) == pythons.VERSIONS
+    minors = "{" + ",".join(v.removeprefix("3.1") for v in pythons.VERSIONS) + "}"
+    for machine in ("x86_64", "aarch64"):
+        assert f'"cp31{minors}-manylinux_{machine}"' in text
 
 
 @pytest.mark.parametrize(
@@ -198,6 +208,40 @@ def test_a_trial_without_the_python_says_so(tmp_path):
     for found in outcomes:
         assert (found["ok"], found["failed"]) == (False, "environment")
         assert found["environment"] == "python3.99 is not installed"
+
+
+#: A package that answers as fastrnn's command line does, and whose layers are torch's own.
+PRETENDER = """
+import json, os, sys
+assert sys.argv[1:] in (["info", "--json"], ["verify", "--quick"]), sys.argv
+known = {"versions": {"python": "3.12.1", "torch": "2.14.1"}, "machine": {"isa": "neon"}}
+known["cpu"] = {"kernels_loaded": True}
+print(json.dumps(known) if sys.argv[1] == "info" else "first\\n9 paths checked in 1 s")
+sys.exit(os.environ.get("PRETENDED") == sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("fails", ["", "verify"])
+def test_a_wheel_for_another_machine_is_run_by_a_command(fails, tmp_path, monkeypatch):
+    """An emulator's Python, in whose place this one is asked here: what is found is the wheel's package, what
+    fails is told, and no time is taken."""
+    wheel = tmp_path / "aarch64" / NAMES[1]
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("fastrnn/__init__.py", "from torch.nn import GRU, LSTM, RNN")
+        file.writestr("fastrnn/__main__.py", PRETENDER)
+    monkeypatch.setenv("PRETENDED", fails)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the user's own paths come after the wheel
+    (found,) = trial.try_all([wheel], "its own", "", f"env {shlex.quote(sys.executable)}")
+    expected = {"kind": "aarch64", "run_by": "env", "python": "3.12.1", "torch": "2.14.1", "isa": "neon"}
+    assert expected.items() <= found.items()
+    assert "bench --quick" not in found
+    if fails:
+        assert (found["ok"], found["failed"]) == (False, "verify --quick")
+        assert "exit status 1" in found["verify --quick"]
+    else:
+        assert (found["ok"], found["verify --quick"]) == (True, "9 paths checked in 1 s")
+        assert found["training"] == "a training step: as torch.nn's"
 
 
 def test_what_is_saved_of_a_trial(tmp_path, monkeypatch):

@@ -94,13 +94,17 @@ typedef long long Py_ssize_t;
 #define PY_SSIZE_T_MAX 9223372036854775807LL
 """
 
-#: As g++ to setup.py. What is meant for this machine's linker or CPU alone is left out.
+#: As g++ to setup.py. What is meant for this machine's linker or CPU alone is left out. zig answers a
+#: question (--version, -dumpversion) and leaves an empty a.o where it was asked.
 COMPILER = """#!{python}
-import subprocess, sys
+import subprocess, sys, tempfile
 mine = {more!r}
 asked = [a for a in sys.argv[1:] if a not in ("-pthread", "-fPIC", "-Wl,-O1", "-rdynamic")]
 command = [sys.executable, "-m", "ziglang", "c++", "-target", {target!r}, *mine, *asked]
-sys.exit(subprocess.run(command).returncode)
+question = all(a.startswith("-") and a != "-" for a in asked)
+with tempfile.TemporaryDirectory() as aside:
+    status = subprocess.run(command, cwd=aside if question else None).returncode
+sys.exit(status)
 """
 
 
@@ -126,6 +130,14 @@ def import_library(folder: Path) -> Path:
     return made
 
 
+def command(folder: Path, system: System, more: list[str]) -> Path:
+    """A compiler for a system, as a command in a folder. ``more``: what it is told each time."""
+    compiler = folder / "c++"
+    compiler.write_text(COMPILER.format(python=sys.executable, target=system.target, more=more))
+    compiler.chmod(0o755)
+    return compiler
+
+
 def why_not(_: str) -> str:
     """Why this machine cannot make a wheel, "" where it can."""
     here = importlib.util.find_spec("ziglang") is not None
@@ -145,9 +157,7 @@ def make(name: str, out: Path) -> Iterator[Made]:
         link = [f"-L{folder}", f"-lpython{VERSION}"]
     else:
         link = ["-undefined", "dynamic_lookup"]  # Python's symbols are the interpreter's
-    compiler = folder / "c++"
-    compiler.write_text(COMPILER.format(python=sys.executable, target=system.target, more=more))
-    compiler.chmod(0o755)
+    compiler = command(folder, system, more)
     environment = {
         "FASTRNN_CUDA": "0",
         "FASTRNN_LINK": shlex.join(link),

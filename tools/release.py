@@ -1,7 +1,7 @@
 """Checks that a version can be released, and makes what is handed out: `make release`.
 
 python tools/release.py check     the version, and CHANGELOG.md's section of it
-python tools/release.py sdist     dist/fastrnn-VERSION.tar.gz, built from itself in an empty folder and tried
+python tools/release.py sdist     dist/fastrnn-VERSION.tar.gz, built from itself in an empty folder and tested
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+#: What is built from the archive is tested with these: kernels, layers, operators and the runtime. The
+#: archive itself has none; they, and what they read, are laid beside what it unpacks to.
+BESIDE = ("tests", "docs", "examples", "benchmarks")
+TESTS = ("cells", "cpu", "modules", "ops", "reference", "stream")
 TRIAL = """
 import torch, fastrnn
 from fastrnn._ops import library
@@ -65,15 +70,19 @@ def run(*command, cwd: Path = ROOT, **environment: str) -> None:
 
 
 def sdist() -> Path:
-    """The source archive; it is unpacked, built and tried where nothing else of the repository is."""
+    """The source archive; it is unpacked, built and tested where nothing else of the repository is."""
     run(sys.executable, "-m", "build", "--sdist", "--no-isolation", FASTRNN_CUDA="0")
     archive = ROOT / "dist" / f"fastrnn-{version()}.tar.gz"
-    with tempfile.TemporaryDirectory(prefix="fastrnn-sdist-") as name:
+    with tempfile.TemporaryDirectory(prefix="fastrnn-sdist-") as there:
         with tarfile.open(archive) as file:
-            file.extractall(name, filter="data")
-        folder = Path(name) / f"fastrnn-{version()}"
+            file.extractall(there, filter="data")
+        folder = Path(there) / f"fastrnn-{version()}"
         run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=folder, FASTRNN_CUDA="0")
         run(sys.executable, "-c", TRIAL, cwd=folder, PYTHONPATH=str(folder))
+        for name in BESIDE:
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        tests = [f"tests/{name}" for name in TESTS]
+        run(*(sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"), *tests, cwd=folder)
     return archive
 
 

@@ -1,6 +1,7 @@
 """Installs each wheel as a stranger would, and uses it: `make test-wheels`.
 
     python tools/test_wheels.py [WHEEL ...] [--torch 2.11.0 2.14.1] [--python python3.10 ...] [--save]
+    python tools/test_wheels.py --run-by "qemu-aarch64 -L ROOT ROOT/usr/bin/python3.11" WHEEL [--save]
 
 By default the wheels of this machine's kind under dist/, each with the CPython that it is for, and with the
 oldest torch that is promised and the newest. For each wheel, torch and Python: a fresh environment with torch
@@ -11,6 +12,10 @@ and there, in an empty folder:
     python -m fastrnn verify --quick  every cell and path against float64
     python -m fastrnn bench --quick   three seconds of timing
     a training step                   outputs and every gradient against torch.nn's, and a loss that falls
+
+--run-by is for wheels for another machine: how a Python for it is started here, which finds torch by itself
+or by PYTHONPATH. The wheel is unpacked and not installed, and nothing is timed, as that would be the
+emulator's time; the rest is the same.
 
 torch comes as a CPU build where TORCH_CPU_INDEX or pip's own settings name an index of those, else as pip
 finds it; the result says which it was. --save writes it to benchmarks/results/wheels.json, for the
@@ -25,11 +30,13 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -131,45 +138,67 @@ def try_wheel(wheel: Path, bare: Place, folder: Path, done: dict) -> None:
     place = Place(folder)
     # The copy's files are the environment's own: gigabytes that nothing writes to.
     shutil.copytree(bare.venv, place.venv, symlinks=True, copy_function=os.link)
-    step, inside = place.step, place.python
     install = ["-m", "pip", "install", "-q", "--no-deps", "--only-binary", ":all:"]
-    step("install", inside, *install, wheel)
-    info = json.loads(step("info", inside, "-m", "fastrnn", "info", "--json"))
+    place.step("install", place.python, *install, wheel)
+    use(place, [place.python], done)
+
+
+def try_by(wheel: Path, command: str, folder: Path, done: dict) -> None:
+    """Writes down what a wheel does when it is unpacked for a Python that a command starts."""
+    place = Place(folder)
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(folder / "site")
+    paths = [str(folder / "site"), os.environ.get("PYTHONPATH", "")]
+    place.environment |= {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done["run_by"] = Path(shlex.split(command)[0]).name
+    use(place, shlex.split(command), done, timed=False)
+
+
+def use(place: Place, inside: Sequence, done: dict, timed: bool = True) -> None:
+    """Writes down what fastrnn does in a place, where ``inside`` starts Python."""
+    step = place.step
+    info = json.loads(step("info", *inside, "-m", "fastrnn", "info", "--json"))
     done |= {"python": info["versions"]["python"], "torch": info["versions"]["torch"]}
     done["isa"] = info["machine"]["isa"]
     if not info["cpu"]["kernels_loaded"]:
         raise Failed("info", info["cpu"]["why_not"])
-    command = (inside, "-m", "fastrnn")
+    command = (*inside, "-m", "fastrnn")
     done["verify --quick"] = step("verify --quick", *command, "verify", "--quick").splitlines()[-1]
-    times = folder / "bench.json"
-    step("bench --quick", *command, "bench", "--quick", "--json", times)
-    done["bench --quick"] = {
-        f"{o['case']['cell']} {'training' if o['case']['training'] else 'inference'}": round(o["ratio"], 2)
-        for o in json.loads(times.read_text())["outcomes"]
-    }
-    done["training"] = step("training", inside, "-c", TRAINING).strip().splitlines()[-1]
+    if timed:
+        times = place.folder / "bench.json"
+        step("bench --quick", *command, "bench", "--quick", "--json", times)
+        done["bench --quick"] = {
+            f"{case['cell']} {'training' if case['training'] else 'inference'}": round(ratio, 2)
+            for case, ratio in ((o["case"], o["ratio"]) for o in json.loads(times.read_text())["outcomes"])
+        }
+    done["training"] = step("training", *inside, "-c", TRAINING).strip().splitlines()[-1]
 
 
-def try_all(wheels: Sequence[Path], torch: str, python: str) -> list[dict]:
-    """What became of wheels with a torch and a Python, one by one: what fails stops none of the others."""
+def try_all(wheels: Sequence[Path], torch: str, python: str, run_by: str = "") -> list[dict]:
+    """What became of wheels with a torch and a Python, or run by a command that has both, one by one: what
+    fails stops none of the others."""
     outcomes, bare = [], None
     with tempfile.TemporaryDirectory(prefix="fastrnn-wheel-") as name:
         try:
-            bare = with_torch(Path(name, "bare"), torch, python)
+            bare = None if run_by else with_torch(Path(name, "bare"), torch, python)
         except Failed as failed:
             refused = failed
         for wheel in wheels:
             start = time.monotonic()
             outcome = {"wheel": wheel.name, "kind": wheel.parent.name, "asked_torch": torch}
+            folder = Path(name, wheel.parent.name)
             try:
-                if bare is None:
+                if run_by:
+                    try_by(wheel.resolve(), run_by, folder, outcome)
+                elif bare is None:
                     raise refused
-                try_wheel(wheel.resolve(), bare, Path(name, wheel.parent.name), outcome)
+                else:
+                    try_wheel(wheel.resolve(), bare, folder, outcome)
                 outcome["ok"] = True
             except Failed as failed:
                 outcome |= {"ok": False, "failed": failed.args[0], failed.args[0]: failed.args[1]}
             outcomes.append(outcome | {"seconds": round(time.monotonic() - start)})
-            shutil.rmtree(Path(name, wheel.parent.name), ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
     return outcomes
 
 
@@ -198,16 +227,19 @@ def main() -> int:
     parser.add_argument("wheels", nargs="*", type=Path, metavar="WHEEL")
     parser.add_argument("--torch", nargs="+", default=[OLDEST, NEWEST], metavar="VERSION")
     parser.add_argument("--python", nargs="+", metavar="COMMAND", help="(default: each wheel's own)")
+    parser.add_argument("--run-by", default="", metavar="COMMAND", help="for wheels for another machine")
     parser.add_argument("--save", action="store_true", help=f"write {RESULT.relative_to(ROOT)}")
     options = parser.parse_args()
+    if options.run_by and not options.wheels:
+        parser.error("--run-by: expected the wheels that it runs, got none")
     wheels = options.wheels or sorted((ROOT / "dist").glob(f"*/fastrnn-*_{platform.machine()}.whl"))
     if not wheels:
         raise SystemExit("no wheel: `make wheels` makes them")
     by_python: dict[str, list[Path]] = {}
-    for wheel in wheels:
+    for wheel in () if options.run_by else wheels:
         for python in options.python or [python_for(wheel)]:
             by_python.setdefault(python, []).append(wheel)
-    outcomes = []
+    outcomes = try_all(wheels, "its own", "", options.run_by) if options.run_by else []
     for python, its in by_python.items():
         for torch in options.torch:
             listed = ", ".join(f"{wheel.parent.name}/{wheel.name}" for wheel in its)

@@ -53,7 +53,8 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   //              kernels (the CPU has neither), 16 times the tier: 0 what the device has proven, else
   //              stepwise; 1 one CTA, 2 grid, 3 stepwise, 4 cluster, 5 to 7 clusters of 4, 8 and 16, an error where
   //              that one cannot; plus 128 where the products of a float32 layer may round their factors to
-  //              TensorFloat-32
+  //              TensorFloat-32; plus 256 for eight more: 8 stepwise as a CUDA graph, 9 to 11 one CTA, a cluster and
+  //              the grid, forward, with x's product beside the loop
   //
   // y            (T, B, D*Hout) or (N, D*Hout); hn (D, B, Hout); cn (D, B, H), LSTM
   // gates        mode 1: (D, N, 4*H), the activated i, f, g, o (LSTM) or r, z, n and the recurrent
@@ -158,6 +159,7 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   //              packed rows (N, I), or lengths, as of rnn_forward; packed, h0 and c0 of each layer and direction,
   //              (L*D, B, .); y (T, B, D*Hout) or (N, D*Hout)
   // cpu_stream_entry  where fastrnn._C finds the function behind these two (params/stream.h), an address
+  // cpu_layer_entry   the same of rnn_forward where it saves nothing (params/layer_call.h)
   // cpu_int8_dot      whether calls that start afterwards may use an instruction for int8 products, for tests;
   //              returns whether there is one
   define("rnn_pack(Tensor[] weights, str cell, bool bias) -> Tensor");
@@ -169,6 +171,7 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
       "rnn_quantized(Tensor x, Tensor h0, Tensor? c0, Tensor[] packed, Tensor? batch_sizes, "
       "Tensor? lengths, bool bidirectional) -> (Tensor y, Tensor hn, Tensor cn)");
   m.def("cpu_stream_entry() -> int");
+  m.def("cpu_layer_entry() -> int");
   m.def("cpu_int8_dot(bool use) -> bool");
 
   // One step of an SRU layer with the product that gives u, by kernels for a few rows; no gradients. x (B, I);
@@ -255,7 +258,9 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   m.def("cuda_ran() -> str");
   m.def("cuda_clear_ran() -> ()");
   m.def("cuda_status(int device) -> str");
+  // cuda_release_scratch  bytes of GPU memory that were kept for later calls and no longer are
   m.def("cuda_has_image(int device) -> bool");
+  m.def("cuda_release_scratch() -> int");
 
   // What this machine could do at best, for "% of the limit": float32 multiply-adds in registers
   // (flop/s) and reading a buffer of that many bytes (bytes/s), each on one thread.

@@ -14,10 +14,12 @@ struct ScanNeeds {
   static constexpr int64_t kU = 1, kX = 2, kWeights = 4, kC0 = 8, kV = 16, kAll = 31;
 };
 
-constexpr int64_t kModeTier = 16, kModeTf32 = 128, kModeEnd = 256;
+// A tier's number is in the bits from kModeTier on, and its eights in kModeTierEights.
+constexpr int64_t kModeTier = 16, kModeTf32 = 128, kModeTierEights = 256, kModeEnd = 512;
 
-// The tiers of the CUDA kernels by their number in `mode`. The last three ask for clusters of so many CTAs, and are
-// what is asked for only: the tier that runs is kCluster then.
+// The tiers of the CUDA kernels by their number in `mode`. kCluster4 to kCluster16 ask for clusters of so many CTAs,
+// and are what is asked for only: the tier that runs is kCluster then. The last three ask for a persistent tier whose
+// loop begins while x's product still runs, in chunks of the sequence.
 enum class Tier : int {
   kAuto = 0,
   kOneCta = 1,
@@ -26,23 +28,49 @@ enum class Tier : int {
   kCluster = 4,
   kCluster4 = 5,
   kCluster8 = 6,
-  kCluster16 = 7
+  kCluster16 = 7,
+  kStepwiseGraph = 8,
+  kOneCtaOverlap = 9,
+  kClusterOverlap = 10,
+  kGridOverlap = 11
 };
-inline constexpr int kTiers = 8;
+inline constexpr int kTiers = 12;
 inline constexpr const char* kTierNames[] = {"auto", "one_cta", "grid", "stepwise", "cluster"};
 inline constexpr const char* kClusterNames[] = {"cluster_4", "cluster_8", "cluster_16"};
+inline constexpr const char* kOverlapNames[] = {"one_cta_overlap", "cluster_overlap", "grid_overlap"};
 // CTAs of the clusters that are asked for; 0: of any size, or none.
 constexpr int cluster_of(Tier asked) {
   return asked == Tier::kCluster4 ? 4 : asked == Tier::kCluster8 ? 8 : asked == Tier::kCluster16 ? 16 : 0;
 }
-constexpr Tier family_of(Tier asked) { return cluster_of(asked) ? Tier::kCluster : asked; }
+constexpr bool overlaps(Tier asked) { return asked >= Tier::kOneCtaOverlap; }
+constexpr Tier family_of(Tier asked) {
+  return cluster_of(asked) || asked == Tier::kClusterOverlap ? Tier::kCluster
+         : asked == Tier::kOneCtaOverlap                     ? Tier::kOneCta
+         : asked == Tier::kGridOverlap                       ? Tier::kGrid
+                                                             : asked;
+}
+constexpr Tier overlap_tier(Tier family) {
+  return family == Tier::kOneCta    ? Tier::kOneCtaOverlap
+         : family == Tier::kCluster ? Tier::kClusterOverlap
+                                    : Tier::kGridOverlap;
+}
 constexpr Tier cluster_tier(int ctas) {
   return ctas == 4 ? Tier::kCluster4 : ctas == 8 ? Tier::kCluster8 : ctas == 16 ? Tier::kCluster16 : Tier::kCluster;
 }
+// Tiers that keep the recurrent weights on the SMs for the whole sequence.
+constexpr bool is_persistent(Tier tier) { return tier != Tier::kStepwise && tier != Tier::kStepwiseGraph; }
 constexpr const char* tier_name(Tier tier) {
   const int number = static_cast<int>(tier), first = static_cast<int>(Tier::kCluster4);
+  if (overlaps(tier)) return kOverlapNames[number - static_cast<int>(Tier::kOneCtaOverlap)];
+  if (tier == Tier::kStepwiseGraph) return "stepwise_graph";
   return number < first ? kTierNames[number] : kClusterNames[number - first];
 }
-constexpr Tier tier_of(int64_t mode) { return static_cast<Tier>(mode % kModeTf32 / kModeTier); }
+constexpr Tier tier_of(int64_t mode) {
+  return static_cast<Tier>(mode % kModeTf32 / kModeTier + (mode & kModeTierEights ? 8 : 0));
+}
+constexpr int64_t mode_of(Tier tier) {
+  const int64_t number = static_cast<int64_t>(tier);
+  return number % 8 * kModeTier + (number >= 8 ? kModeTierEights : 0);
+}
 
 }  // namespace fastrnn

@@ -63,6 +63,7 @@ struct ForwardParams {
   DirectionWeights weights[2];
   StageMasks masks;
   const void* packed = nullptr;  // the weights of the one direction as KernelTable::pack left them, or null
+  bool back = false;             // of a single step: whether units are run from the last to the first
   void* y = nullptr;             // (N, D*Hout)
   void* hn = nullptr;            // (D,B,Hout)
   void* cn = nullptr;            // (D,B,H), LSTM

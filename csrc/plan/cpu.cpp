@@ -52,14 +52,18 @@ CpuPlan split(const LayerShape& s, const CpuMachine& machine, int threads, CpuPl
   }
   // Batch groups never wait for each other; unit groups meet at a barrier every step, but each core
   // then reads only its share of the recurrent weights. So the batch is split while the weights fit
-  // a core's cache and every group can fill its tiles, the units otherwise.
+  // a core's cache and every group can fill its tiles, the units otherwise. Weights that fill the cache
+  // alone do so where each panel serves several tiles, which then wait for it less than for a meeting: as
+  // fast on two quiet cores (LSTM 100,32,256), and 5% faster where others are at work.
   const int64_t element = s.dtype == Dtype::kDouble ? 8 : 4;
   const int64_t unit_blocks = ceil_div(s.H, machine.lanes);
-  const bool weights_fit = gates_of(s.cell) * s.H * s.out_size() * element <= plan.near_bytes / 4 * 5;
+  const int64_t weights = gates_of(s.cell) * s.H * s.out_size() * element;
   int best_batch = 1;
   for (int groups = 1; groups <= threads; ++groups) {
     const bool units_left = unit_blocks * groups >= threads;
     const bool rows_left = s.B >= groups * static_cast<int64_t>(machine.tile_rows);
+    const bool many_rows = s.B > groups * static_cast<int64_t>(2 * machine.tile_rows);
+    const bool weights_fit = weights <= (many_rows ? 2 * plan.near_bytes : plan.near_bytes / 4 * 5);
     if (threads % groups == 0 && rows_left && (weights_fit || !units_left || groups == 1)) best_batch = groups;
   }
   plan.batch_groups = best_batch;

@@ -45,6 +45,13 @@ constexpr double kClusterFixed = 0.17, kPush = 0.004, kPart = 0.005, kReceived =
 // A product and a kernel a step, each launched by the host; with a projection, or the reset gate before the product,
 // two of each.
 constexpr double kStepwiseLaunches = 9.0;
+// The same two from a CUDA graph: the GPU's own time between kernels that wait for each other (1.3 published for a
+// launch in a graph), and theirs. Once a pass: about ten copies that the host launches, and the graph; the copies go
+// through memory twice, at so many bytes a microsecond.
+constexpr double kGraphStep = 5.5, kGraphStart = 30.0, kCopied = 1.5e6;
+// What one graph may keep in copies, and the steps that one may have: twice as many kernels, or with a projection
+// four times.
+constexpr int64_t kMostGraphBytes = 256 << 20, kMostGraphSteps = 8192;
 // Before the first step of a persistent tier: a launch (2.4), code that no cache has yet, and one answer of memory
 // (0.8) for weights, state, inputs and biases, which are asked for together; the weights' bytes come as kReceived.
 // The grid's flags are cleared by a launch of their own before it.
@@ -52,6 +59,11 @@ constexpr double kPersistentStart = 4.5, kGridFlags = 2.5;
 // The product with W_ih as a launch of its own, a direction; and inside the kernel: fixed part of the products of
 // 8 rows, and a part for each 16 of I and gate.
 constexpr double kProductLaunch = 6.0, kProjectFixed = 0.06, kProjectTile = 0.008;
+// x's product beside the loop: SMs that the loop leaves idle, of all, for that to be worth a thought; what a chunk
+// adds beside the kernel's start, an event each way; and steps of one, below which its start is most of it.
+constexpr double kIdleSms = 0.25, kChunkEvents = 1.5;
+constexpr int64_t kChunkSteps = 16;
+constexpr int kMostChunks = 8;
 // What a GPU with so many SMs multiplies a microsecond, for the stepwise tier's large products.
 constexpr int kReferenceSms = 132;
 double stepwise_flops(Dtype dtype, Precision precision) {
@@ -63,11 +75,29 @@ const StepCosts& costs_of(Precision precision) {
   return precision == Precision::kFloat32 ? kFloat32 : precision == Precision::kTf32 ? kTf32 : kHalfTypes;
 }
 
-double stepwise_us(const LayerShape& s, Precision precision, const CudaDevice& device) {
+// Copies of what a pass reads and writes in every step, all rows of equal length.
+int64_t graph_bytes(const LayerShape& s, Pass pass) {
+  const int64_t element = static_cast<int64_t>(size_of(s.dtype)), compute = s.dtype == Dtype::kDouble ? 8 : 4;
+  const int64_t gates = (saved_of(s.cell) ? saved_of(s.cell) : gates_of(s.cell)) * s.H;
+  const int64_t cells = facts_of(s.cell).has_cell ? s.H : 0;
+  // y, forward; y, its gradient, with a projection that of every step's h and h, backward.
+  const int64_t outputs = pass == Pass::kForward ? s.out_size() : 2 * s.out_size() + (s.P ? s.P + s.H : 0);
+  return s.T * s.B * s.D * (element * (gates + outputs) + compute * cells);
+}
+
+// forward's or backward's a step, without what it multiplies.
+double stepwise_launches_us(const LayerShape& s, Pass pass, bool graph) {
+  const int twice = s.P || s.variant.reset_before ? 2 : 1;
+  if (!graph) return kStepwiseLaunches * twice;
+  const double once = kGraphStart + static_cast<double>(graph_bytes(s, pass)) / kCopied;
+  return kGraphStep * twice + once / static_cast<double>(std::max<int64_t>(1, s.T));
+}
+
+double stepwise_us(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device, bool graph) {
   const int64_t recurrent = s.out_size() / s.variant.heads;  // columns of W_hh
   const double flops = 2.0 * s.D * s.B * (gates_of(s.cell) * s.H * recurrent + s.H * s.P);
   const double rate = stepwise_flops(s.dtype, precision) * std::max(1, device.sms) / kReferenceSms;
-  return kStepwiseLaunches * (s.P || s.variant.reset_before ? 2 : 1) + flops / rate;
+  return stepwise_launches_us(s, pass, graph) + flops / rate;
 }
 
 // Of the parts that the warps of a CTA leave for each other, where they share K.
@@ -108,7 +138,8 @@ double persistent_us(const LayerShape& s, const PersistentGeometry& g, const Cud
     const int waves = (g.ctas + device.sms - 1) / std::max(1, device.sms);
     us = waves * (cost.cta_fixed + cost.cta_unit * s.H);
   } else {
-    us = cost.grid_exchange + parts_us(g) + cost.grid_tile * g.n_tiles * s.H / 1024;
+    const double kept = static_cast<double>(cuda::grid_kept_bytes(g)) * g.n_tiles;
+    us = cost.grid_exchange + parts_us(g) + cost.grid_tile * g.n_tiles * s.H / 1024 + kept / kSharedRead;
   }
   if (g.pass == Pass::kBackward && g.tier != Tier::kCluster) us *= kBackward;
   return us + start_us(s, g) / std::max<int64_t>(1, s.T);
@@ -138,7 +169,8 @@ PersistentGeometry geometry_of(const LayerShape& s, Precision precision, Pass pa
 // point of the table, on its GPU, that is the timing itself.
 void set_step_us(CudaPlan& plan, const LayerShape& s, Pass pass, const CudaDevice& device, const PlanTable& table) {
   const auto model = [&](const LayerShape& shape, const PersistentGeometry& g, const CudaDevice& on) {
-    return plan.tier == Tier::kStepwise ? stepwise_us(shape, plan.precision, on) : persistent_us(shape, g, on);
+    return is_persistent(plan.tier) ? persistent_us(shape, g, on)
+                                    : stepwise_us(shape, plan.precision, pass, on, plan.tier == Tier::kStepwiseGraph);
   };
   plan.step_us = plan.model_us = model(s, plan.geometry, device);
   if (table.batches.empty() || s.dtype == Dtype::kDouble) return;
@@ -150,7 +182,7 @@ void set_step_us(CudaPlan& plan, const LayerShape& s, Pass pass, const CudaDevic
   there.D = 1;
   there.P = 0;
   there.variant = {};  // the table's layers are plain
-  const bool persistent = plan.tier != Tier::kStepwise;
+  const bool persistent = is_persistent(plan.tier);
   const PersistentGeometry g =
       persistent ? geometry_of(there, plan.precision, pass, table.device, plan.tier) : PersistentGeometry{};
   if (persistent && !g.fits) return;
@@ -174,6 +206,30 @@ CudaPlan stepwise(const LayerShape& s, Precision precision, Pass pass, const Cud
   return plan;
 }
 
+// The stepwise tier's loop as a CUDA graph.
+CudaPlan stepwise_graph(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
+                        const PlanTable& table) {
+  CudaPlan plan;
+  plan.tier = Tier::kStepwiseGraph;
+  plan.precision = precision;
+  plan.graph_bytes = graph_bytes(s, pass);
+  plan.possible = s.B == 0;  // nothing to launch
+  if (s.variant.any()) {
+    plan.reason = "a variant: its steps are not captured";
+  } else if (s.B == 0) {
+    plan.reason = "no rows: nothing to compute";
+  } else if (s.T > kMostGraphSteps) {
+    plan.reason = "more than 8192 steps: a graph of them all is too large";
+  } else if (plan.graph_bytes > kMostGraphBytes) {
+    plan.reason = "a graph keeps copies of the sequence, which would be more than 256 MB: the host does not bound it";
+  } else {
+    plan.possible = true;
+    set_step_us(plan, s, pass, device, table);
+    plan.reason = "a product and a kernel a step, launched as one CUDA graph: the host does not bound them";
+  }
+  return plan;
+}
+
 // Whether a forward kernel should make x's part of the gates itself. It takes the rows of each CTA one after another,
 // so that costs less than a launch where x is narrow and there are few steps; 8 rows are one product, 1 row's steps
 // an eighth.
@@ -184,6 +240,37 @@ bool projects(const LayerShape& s, const PersistentGeometry& g, const CudaDevice
   const double products = static_cast<double>(s.T) / static_cast<double>(steps_a_product);
   const double tiles = static_cast<double>((s.I + cuda::kTileUnits - 1) / cuda::kTileUnits) * gates_of(s.cell);
   return products * (kProjectFixed + kProjectTile * slower * tiles) < kProductLaunch * s.D;
+}
+
+// A whole forward pass in so many chunks, microseconds: the product of the first one takes the whole GPU, those of
+// the others the SMs that the loop leaves, and a loop waits for its product. 1: as it is without.
+double chunked_us(const LayerShape& s, const CudaPlan& plan, const CudaDevice& device, int chunks) {
+  const PersistentGeometry& g = plan.geometry;
+  const double rate = stepwise_flops(s.dtype, plan.precision) * std::max(1, device.sms) / kReferenceSms;
+  const double product = 2.0 * s.D * s.T * s.B * gates_of(s.cell) * s.H * s.I / rate / chunks;
+  const double start = start_us(s, g);
+  const double loop = (persistent_us(s, g, device) * static_cast<double>(s.T) - start) / chunks;
+  if (chunks == 1) return product + start + loop;
+  const double beside = product * device.sms / std::max(1, device.sms - g.ctas);
+  double made = product, free = 0;  // when the next chunk's product is there, and the loops before it are done
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    free = std::max(made, free) + start + kChunkEvents + loop;
+    made += beside;
+  }
+  return free;
+}
+
+// Why x's product cannot run beside the loop of a plan, null where it can.
+const char* never_beside(const LayerShape& s, const CudaPlan& plan, Pass pass, const CudaDevice& device) {
+  if (pass == Pass::kBackward) return "backward: no product comes before its loop";
+  if (s.D > 1) return "two directions: the second one begins at the sequence's end";
+  if (s.batch_sizes || s.order) return "rows of unequal length: chunks of the sequence would cut them";
+  if (s.T < 2 * kChunkSteps) return "few steps: a chunk has 16 of them or more";
+  if (plan.projects) return "few inputs: the kernel makes their product itself, in less time";
+  if (device.sms - plan.geometry.ctas < kIdleSms * device.sms) {
+    return "the loop leaves less than a quarter of the GPU idle: nothing runs beside it";
+  }
+  return nullptr;
 }
 
 CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const CudaDevice& device,
@@ -200,10 +287,30 @@ CudaPlan persistent(const LayerShape& s, Precision precision, Pass pass, const C
   }
   plan.projects = projects(s, plan.geometry, device);
   set_step_us(plan, s, pass, device, table);
+  if (overlaps(asked)) {
+    if (const char* never = never_beside(s, plan, pass, device)) {
+      plan.possible = false;
+      plan.reason = never;
+      return plan;
+    }
+    double best = 0;
+    for (int chunks = 2; chunks <= kMostChunks && s.T / chunks >= kChunkSteps; chunks *= 2) {
+      const double us = chunked_us(s, plan, device, chunks);
+      if (plan.chunks > 1 && us >= best) continue;
+      best = us;
+      plan.chunks = chunks;
+    }
+    const double gain = (best - chunked_us(s, plan, device, 1)) / static_cast<double>(s.T);
+    plan.step_us += gain;
+    plan.model_us += gain;
+    plan.source = StepSource::kModel;
+    plan.reason = "x's product is made in chunks on the SMs that the loop leaves idle, beside the loops before";
+    return plan;
+  }
   plan.reason = tier == Tier::kOneCta ? "the recurrent weights stay in one SM's registers: nothing leaves it"
                 : tier == Tier::kCluster
                     ? "the recurrent weights stay in a cluster of SMs: they push h to each other, past the L2 cache"
-                    : "the recurrent weights stay in the GPU's registers: one flag exchange a step";
+                    : "the recurrent weights stay in the GPU's SMs: one flag exchange a step";
   return plan;
 }
 
@@ -243,6 +350,11 @@ CudaPlan plan_cuda(const LayerShape& s, bool tf32, Pass pass, const CudaDevice& 
   if (wanted == Tier::kStepwise) return a_step_at_a_time("asked for by name");
   if (wanted != Tier::kAuto) {
     CudaPlan plan;
+    if (wanted == Tier::kStepwiseGraph) {
+      plan = stepwise_graph(s, precision, pass, device, table);
+      plan.asked = wanted;
+      return plan;
+    }
     if (never) {
       plan.tier = family_of(wanted);
       plan.precision = precision;

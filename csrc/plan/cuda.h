@@ -19,6 +19,8 @@ struct CudaPlan {
   cuda::Precision precision = cuda::Precision::kFloat32;
   cuda::PersistentGeometry geometry;  // of a persistent tier
   bool projects = false;              // the forward kernel makes x's part of the gates itself: no product before it
+  int chunks = 1;                     // more: x's product is made in so many, beside the loops of those before
+  int64_t graph_bytes = 0;            // of kStepwiseGraph: the copies that a graph keeps
   double step_us = 0;                 // microseconds a step, see cuda.cpp
   StepSource source = StepSource::kModel;
   double model_us = 0;  // what the model alone says

@@ -15,14 +15,15 @@ PersistentGeometry refused(PersistentGeometry g, const char* reason) {
 
 constexpr int64_t kMaxCtas = 1 << 30;
 
+// The grid's largest layer of float32 without TF32. Tensor cores cut the last bit of every sum off, so a sum's error
+// grows with the products that a warp adds to it: at H = 1024 it is as exact as float32's should be, at 1536 not.
+constexpr int kMostExactTiles = 1024 / kTileUnits;
+
 int64_t front_bytes(const PersistentGeometry& g) {
   const int bias_gates = g.pass == Pass::kForward ? recurrent_gates_of(g.cell) : 0;
   return front_words(bias_gates, g.units_per_cta) * 4;
 }
 
-// Sums that a tile of units has, but for clusters. Backward adds up the gates in registers before they meet in shared
-// memory.
-int sums_of(const PersistentGeometry& g) { return g.pass == Pass::kForward ? gates_of(g.cell) : 1; }
 int operand_gates_of(const PersistentGeometry& g) { return g.pass == Pass::kForward ? 1 : gates_of(g.cell); }
 
 PersistentGeometry one_cta(PersistentGeometry g, const CudaDevice& device) {
@@ -51,24 +52,36 @@ PersistentGeometry one_cta(PersistentGeometry g, const CudaDevice& device) {
 // has as few tiles of rows as possible: a step's time grows with them.
 PersistentGeometry grid(PersistentGeometry g, const CudaDevice& device) {
   if (!device.cooperative_launch) return refused(g, "the device has no cooperative launch");
-  if (ceil_div(g.unit_tiles, kGridWarps) > max_tiles(g.cell, g.precision, g.tier)) {
-    return refused(g, "the recurrent weights do not fit the registers of an SM for every 16 units");
+  if (g.precision == Precision::kFloat32 && g.unit_tiles > kMostExactTiles) {
+    return refused(g, "float32 without TensorFloat-32: sums over more than 1024 units lose its last digits");
   }
   g.ctas_per_replica = g.unit_tiles;
   g.units_per_cta = kTileUnits;
   g.k_split = kGridWarps;
   g.threads = kGridWarps * 32;
+  g.n_tiles = 1;
+  if (front_bytes(g) + grid_parts_bytes(g) + grid_piece_bytes(g) + grid_kept_bytes(g) >
+      device.shared_bytes_per_block_optin) {
+    return refused(g, "the recurrent weights do not fit the registers and shared memory of an SM for every 16 units");
+  }
+  const char* const few_sms_for_batch = "the device has too few SMs for the batch";
   const int64_t room = device.sms / g.ctas_per_replica / g.D;
   if (room == 0) return refused(g, "the device has too few SMs for the recurrent weights");
   const int64_t n_tiles = ceil_div(g.B, room * kTileRows);
-  const int64_t per_tile = parts_bytes(kGridWarps, sums_of(g));
-  const int64_t most =
-      std::min<int64_t>(kGridWarps, (device.shared_bytes_per_block_optin - front_bytes(g)) / per_tile);
-  if (n_tiles > most) return refused(g, "the device has too few SMs for the batch");
+  if (n_tiles > kGridWarps) return refused(g, few_sms_for_batch);
   g.n_tiles = static_cast<int>(n_tiles);
+  const int64_t piece = grid_piece_bytes(g), pieces = n_tiles * operand_gates_of(g);
+  const auto shared = [&](int64_t copies) {
+    return front_bytes(g) + grid_parts_bytes(g) + copies * piece + grid_kept_bytes(g);
+  };
+  if (shared(1) > device.shared_bytes_per_block_optin) return refused(g, few_sms_for_batch);
+  g.copies_ahead = kMostCopiesAhead;
+  while (g.copies_ahead > 1 &&
+         (g.copies_ahead >= 2 * pieces || shared(g.copies_ahead) > device.shared_bytes_per_block_optin))
+    g.copies_ahead /= 2;
   g.replicas = static_cast<int>(ceil_div(g.B, n_tiles * kTileRows));
   g.ctas = g.ctas_per_replica * g.replicas * g.D;
-  g.shared_bytes = front_bytes(g) + n_tiles * per_tile;
+  g.shared_bytes = shared(g.copies_ahead);
   const int all = g.replicas * g.D;
   g.workspace_bytes =
       flags_bytes(all) + all * 2 * operand_words(g.unit_tiles, g.n_tiles, operand_gates_of(g), g.precision) * 4;

@@ -28,6 +28,7 @@ struct PersistentGeometry {
   int k_more = 0;               // cluster, forward: the first so many of a CTA's tiles of units have a warp more
   int peers = 0;                // cluster: CTAs of a cluster that have units; the others leave at once
   int n_tiles = 0;              // tiles of 8 rows a replica
+  int copies_ahead = 0;         // grid: pieces of the operand on their way into shared memory at once: 1, 2 or 4
   int threads = 0;              // a CTA
   int64_t shared_bytes = 0;     // dynamic, a CTA
   int64_t workspace_bytes = 0;  // of Persistent{Forward,Backward}::workspace; 0: none needed

@@ -82,8 +82,9 @@ constexpr int words_of(Precision precision) {
 }
 
 // A CTA's dynamic shared memory: 16 bytes for a cluster's two barriers, 16 for the failure word, forward's biases
-// [Gr][units of the CTA], then one CTA: the two buffers of the operand; grid: the parts of the sums; cluster: both,
-// backward the two buffers of the parts first, and then the weights that have no registers.
+// [Gr][units of the CTA], then one CTA: the two buffers of the operand; grid: the parts of the sums and copies of the
+// operand; cluster: buffers and parts, backward the two buffers of the parts first; in both then the weights that
+// have no registers.
 constexpr int kFailureWord = 4, kBiasWord = 8;
 FASTRNN_HD constexpr int front_words(int bias_gates, int units_per_cta) {
   return kBiasWord + bias_gates * units_per_cta;
@@ -98,6 +99,9 @@ inline int64_t kept_bytes(CellKind cell, Precision precision) {
 // How many warps' parts of a CTA's sums are read together, of so many sums: up to eight float4 of a lane are in
 // flight, of one sum four, as backward has no registers for more (TF32 in the grid spills).
 FASTRNN_HD constexpr int parts_together(int sums) { return sums > 1 ? 2 : 4; }
+// Grid: pieces of the operand that a warp has on their way into shared memory at once (cuda/persistent/
+// operand_copies.cuh), at most.
+constexpr int kMostCopiesAhead = 4;
 // Every warp's part of a sum of one tile of rows.
 constexpr int64_t parts_bytes(int warps, int sums) { return static_cast<int64_t>(warps) * sums * 32 * 16; }
 
@@ -106,6 +110,19 @@ constexpr int64_t operand_words(int unit_tiles, int n_tiles, int operand_gates, 
   return static_cast<int64_t>(n_tiles) * operand_gates * unit_tiles * 32 * words_of(precision);
 }
 constexpr int64_t flags_bytes(int replicas_of_all) { return static_cast<int64_t>(1 + replicas_of_all) * kLineBytes; }
+
+// Grid, bytes of shared memory behind the biases: the parts of the sums of all tiles of rows, then the copies of the
+// operand, so many pieces of each warp's tiles of K, then the weights that have no registers.
+inline int64_t grid_parts_bytes(const PersistentGeometry& g) {
+  return g.n_tiles * parts_bytes(kGridWarps, g.pass == Pass::kForward ? gates_of(g.cell) : 1);
+}
+inline int64_t grid_piece_bytes(const PersistentGeometry& g) {
+  return static_cast<int64_t>(kGridWarps) * part_tiles(g.unit_tiles, kGridWarps) * 32 * words_of(g.precision) * 4;
+}
+inline int64_t grid_kept_bytes(const PersistentGeometry& g) {
+  const int tiles = kept_tiles(g.unit_tiles, kGridWarps, max_tiles(g.cell, g.precision, g.tier));
+  return kGridWarps * tiles * kept_bytes(g.cell, g.precision);
+}
 
 // Cluster: the operand of a step in a CTA's shared memory, and what the CTA receives of its peers in a step. Forward
 // that is the same. Backward the operand is the CTA's own, and what it receives are parts of its sums, of every peer.

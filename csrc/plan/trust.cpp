@@ -70,10 +70,11 @@ CudaPlan plan_trusted(const LayerShape& s, bool tf32, cuda::Pass pass, const cud
     plan.reason = reason;
     return plan;
   };
-  if (const char* never = only_stepwise(s)) return a_step_at_a_time(never);
+  const char* never = only_stepwise(s);
   const Trusted* entry = trust.find(trust_key(s, tf32, training));
-  if (!entry) return a_step_at_a_time(kUnverified);
+  if (!entry) return a_step_at_a_time(never ? never : kUnverified);
   const Tier tier = pass == cuda::Pass::kForward ? entry->forward : entry->backward;
+  if (never && is_persistent(tier)) return a_step_at_a_time(never);
   if (tier == Tier::kAuto) return a_step_at_a_time("measured on this device: torch's own layer is as fast");
   if (tier == Tier::kStepwise) return a_step_at_a_time("measured on this device: a step at a time is the fastest");
   if (trust.quarantined(tier)) return a_step_at_a_time("its tier is in quarantine: see fastrnn.cuda_status()");

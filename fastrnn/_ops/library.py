@@ -16,7 +16,7 @@ import torch
 
 from .._cells.variant import card_of, parse
 from . import elf, threads
-from .mode import CLUSTERS, NEEDS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
+from .mode import CLUSTERS, NEEDS, OVERLAPS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
 
 _FOLDER = Path(__file__).parents[1]  # where the binaries lie
 
@@ -26,7 +26,7 @@ try:
             raise ImportError(f"{_module}: {_missing}")
     from .. import _C
 
-    for _name in ("build_info", "plan", "plan_table_provenance", "trust_key", "Stream"):
+    for _name in ("build_info", "plan", "plan_table_provenance", "trust_key", "Stream", "Layer"):
         if not hasattr(_C, _name):
             raise ImportError(f"it is of another version, and has no {_name}")
 except ImportError as _error:
@@ -39,7 +39,7 @@ _LIBRARY = "libfastrnn_cpu.dll" if sys.platform == "win32" else "libfastrnn_cpu.
 _OPERATORS = (
     *("rnn_forward", "rnn_backward", "rnn_backward_unlisted", "rnn_backward_unlisted_variant"),
     *("rnn_layer", "rnn_pack", "rnn_stream"),
-    *("rnn_pack_quantized", "rnn_quantized", "cpu_stream_entry", "cpu_int8_dot"),
+    *("rnn_pack_quantized", "rnn_quantized", "cpu_stream_entry", "cpu_layer_entry", "cpu_int8_dot"),
     *("sru_forward", "sru_backward", "sru_scan", "sru_step", "cpu_isa", "cpu_isas", "cpu_set_isa"),
     *("elementwise_forward", "elementwise_backward", "slstm_forward", "slstm_backward"),
     *("cpu_machine", "cpu_set_machine", "cpu_threads", "cpu_limit_threads", "cpu_last_plan"),
@@ -188,6 +188,21 @@ def stream_entry() -> int:
     return torch.ops.fastrnn.cpu_stream_entry()
 
 
+def direct_forward():
+    """``forward`` without gradients for callers who have seen that nobody looks on, without the dispatcher
+    where its arguments are ordinary; results that an inference has not may be None. See
+    csrc/python_layer.cpp."""
+    if not cpu_loaded:
+        return None
+    operator = getattr(forward, "_op", forward)  # without the frame of Python's around it
+    try:
+        return _C.Layer(
+            operator, torch.ops.fastrnn.cpu_layer_entry(), torch._C._autograd._profiler_enabled
+        ).forward
+    except (TypeError, AttributeError):  # a torch that gives no door
+        return operator
+
+
 def int8_dot(use: bool = True) -> bool:
     """Whether int8 products may use the processor's own instruction for them, for tests; whether there is
     one. Their results are the same."""
@@ -230,18 +245,22 @@ def cpu_threads() -> int:
 
 
 def release_scratch() -> int:
-    """Give the memory that the CPU kernels keep between calls back to the system.
+    """Give the memory that kernels keep between calls back to the system, or a GPU's to torch.
 
     What a call needs besides its results (packed weights, states, a chunk of gates) is kept for later calls:
     to map and clear it anew costs about 0.1 ms a MB. A process keeps at most 64 MB, in at most eight pieces,
     for all of its threads together, and nothing of what is smaller than 256 KB or larger than 64 MB. Calls
     that are running keep what they have; the next call maps its own memory again. Nothing is kept on systems
-    other than Linux, nor for a GPU, whose memory is torch's.
+    other than Linux.
+
+    For a GPU memory is kept with the CUDA graphs of the "stepwise_graph" tier alone, 16 of them and 512 MB at
+    most a device; they go as well.
 
     Returns:
         How many bytes were given back.
     """
-    return torch.ops.fastrnn.cpu_release_scratch() if cpu_loaded else 0
+    released = torch.ops.fastrnn.cpu_release_scratch() if cpu_loaded else 0
+    return released + (torch.ops.fastrnn.cuda_release_scratch() if cuda_loaded else 0)
 
 
 def cpu_fma_peak() -> float:

@@ -13,14 +13,16 @@ NEEDS = {"x": 1, "h0": 2, "c0": 4, "weights": 8}
 #: And a scan's.
 SCAN_NEEDS = {"u": 1, "x": 2, "weights": 4, "c0": 8, "v": 16}
 #: A tier of the CUDA kernels.
-TIERS = {"auto": 0, "one_cta": 16, "grid": 32, "stepwise": 48, "cluster": 64}
+TIERS = {"auto": 0, "one_cta": 16, "grid": 32, "stepwise": 48, "cluster": 64, "stepwise_graph": 256}
 #: The cluster tier held to one size of clusters, for who compares them.
 CLUSTERS = {"cluster_4": 80, "cluster_8": 96, "cluster_16": 112}
+#: A persistent tier whose loop begins while x's product still runs; forward alone.
+OVERLAPS = {"one_cta_overlap": 272, "cluster_overlap": 288, "grid_overlap": 304}
 #: The bits of a mode that name a tier, and whether float32 products may use TensorFloat-32.
-TIER_MASK, TF32 = 112, 128
+TIER_MASK, TF32 = 112 + 256, 128
 
 #: Tiers that can be asked for by name, from the fewest SMs to the most, and last what always can.
-NAMED_TIERS = ("one_cta", "cluster", "grid", "stepwise")
+NAMED_TIERS = ("one_cta", "cluster", "grid", "stepwise_graph", "stepwise")
 #: The options of the layers: what training keeps, and what runs a layer.
 SAVE = tuple(name for name in SAVE_MODES if name)
 BACKENDS = ("auto", "fused", *NAMED_TIERS, "cudnn", "reference")

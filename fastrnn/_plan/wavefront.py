@@ -46,7 +46,7 @@ def planned(
         tf32=tf32,
     )
     passes = [plan, plan["backward"]] if training else [plan]
-    if any(p["kernel"] == "stepwise" or 2 * p["ctas"] > gpu.sms for p in passes):
+    if any(p["kernel"].startswith("stepwise") or 2 * p["ctas"] > gpu.sms for p in passes):
         return 1  # it fills the GPU by itself
     at_once = min(num_layers, *(gpu.sms // p["ctas"] for p in passes))
     step_us = sum(p["step_us"] for p in passes)

@@ -28,7 +28,7 @@ from .._ops.torch_state import gradients as gradients_wanted
 from .._plan.route import fused_on_cpu
 
 _CELLS = {mode: (name, RNN[name].has_cell) for mode, name in NAMES.items()}
-_forward = getattr(library.forward, "_op", None)  # without the frame of Python's around it
+_forward = library.direct_forward()
 
 #: The operator's, and those of an access. Not more: what a hook of the caller's raises is the caller's.
 _ERRORS = (RuntimeError, TypeError, KeyError, IndexError)

@@ -24,8 +24,9 @@ def cuda_status(device: torch.device | str | int | None = None) -> dict:
 
     Returns:
         A dict: "kernels_loaded", whether the CUDA kernels are; "tune", what FASTRNN_TUNE says; "ran", passes
-        by tier ("one_cta", "cluster", "grid", "stepwise", clusters by size as well, and "cudnn" for calls of
-        torch's own layers where those were chosen) and "forward" or "backward", since the process began;
+        by tier ("one_cta", "cluster", "grid", "stepwise", "stepwise_graph", clusters by size as well, and
+        "cudnn" for calls of torch's own layers where those were chosen) and "forward" or "backward", since
+        the process began;
         "devices", for each GPU its "name", the tiers in "quarantined" with the reason, and "proven", the
         kinds of layers and of stacks with an outcome and what runs their passes.
 

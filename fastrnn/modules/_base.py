@@ -65,10 +65,11 @@ class RecurrentLayer(nn.RNNBase):
           ``fastrnn.reference``;
         - "fused": the fused kernels, on a GPU those that are proven there and else step by step; RuntimeError
           where none covers the case;
-        - "stepwise", "one_cta", "cluster", "grid": on a GPU the fused kernels of one tier (a product and a
-          kernel a step; a whole sequence in one block; in a cluster of 4, 8 or 16 blocks, from compute
-          capability 9.0 on; on the whole GPU), RuntimeError where that tier cannot take the layer and on
-          the CPU, which has no tiers: nothing stands in for it. ``fastrnn.explain`` says what runs, and why;
+        - "stepwise", "stepwise_graph", "one_cta", "cluster", "grid": on a GPU the fused kernels of one tier
+          (a product and a kernel a step; those as one CUDA graph; a whole sequence in one block; in a cluster
+          of 4, 8 or 16 blocks, from compute capability 9.0 on; on the whole GPU), RuntimeError where that
+          tier cannot take the layer and on the CPU, which has no tiers: nothing stands in for it.
+          ``fastrnn.explain`` says what runs, and why;
         - "cudnn": torch's own layers, cuDNN on a GPU and torch's native ones on the CPU, on the same weights;
         - "reference": plain torch, step by step.
 

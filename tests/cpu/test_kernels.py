@@ -17,6 +17,7 @@ from layer_cases import CELLS, DTYPES, PACKED, Case, Problem, names, problem, wo
 from tolerances import assert_close
 from torch import Tensor
 
+import fastrnn
 from fastrnn import _C
 from fastrnn._ops import library
 from fastrnn._ops.autograd import layer
@@ -195,6 +196,23 @@ def test_threads(threads, case, count):
 def test_threads_of_every_isa(isa, threads, case):
     threads(4)
     _check(case)
+
+
+@pytest.mark.parametrize("blocks", [9, 12, 13, 20])
+@pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN])
+def test_gradients_of_shares_that_are_not_even(isa, threads, kind, blocks):
+    """Panels of units that do not go into the number of threads are narrower in backward: every gradient is
+    there, and the one that one thread finds."""
+    module = kind(5, blocks * library.cpu_machine(torch.float32)["lanes"] - 3)
+    x = torch.randn(3, 2, 5, requires_grad=True)
+    found = []
+    for count in (1, 2, 3):
+        threads(count)
+        y = module(x)[0]
+        found.append(torch.autograd.grad(y.square().sum(), [x, *module.parameters()]))
+    for other in found[1:]:
+        for one, several in zip(found[0], other, strict=True):
+            torch.testing.assert_close(several, one, rtol=1e-5, atol=1e-5)
 
 
 def test_threads_reach_every_schedule():

@@ -30,6 +30,7 @@ PACKED = (9, 4, 4, 2, 1)
 CLUSTERS = ((4, 70), (8, 120), (8, 33), (16, 245), (16, 100))
 H100 = {"sms": 132, "shared_bytes": 227 << 10, "compute_capability": 90, "cooperative": True}
 A100 = {"sms": 108, "shared_bytes": 163 << 10, "compute_capability": 80, "cooperative": True}
+RTX = {"sms": 128, "shared_bytes": 99 << 10, "compute_capability": 89, "cooperative": True}
 
 
 def cases() -> list[Case]:
@@ -97,6 +98,19 @@ def cases() -> list[Case]:
                 out.append(
                     Case(cell, precision, tier, T=2, B=2, H=36, D=1, inputs=8 * (tier != "grid"), shift=shift)
                 )
+    # The grid's weights in shared memory: one tile or two of a warp, of some or of all; two tiles of rows, a
+    # half one of units; loaded by 4, by pairs and one by one; the longest sums of exact float32.
+    for cell, precision, H, B in (
+        ("lstm", "float32", 390, 9),
+        ("lstm", "tf32", 642, 2),
+        ("gru", "float32", 656, 1),
+        ("gru", "tf32", 701, 3),
+        ("lstm", "bfloat16", 1100, 1),
+        ("rnn_tanh", "tf32", 1028, 2),
+        ("lstm", "float32", 1010, 3),
+        ("rnn_tanh", "float32", 1024, 9),
+    ):
+        out.append(Case(cell, precision, "grid", T=2, B=B, H=H, D=1, sms=-(-H // 16)))
     # Backward in a cluster: several outputs a warp, an odd number of them; weights in shared memory, a CTA of
     # fewer tiles than the others; two tiles of rows, the second one of a single row.
     large = {"T": 3, "H": 260, "D": 1, "sms": 8}
@@ -301,7 +315,7 @@ def numbers(ops, cell, precision, tier, H, B=8, D=1, backward=False, device=H100
     return dict(zip(keys, values[1:], strict=True)) if values[0] else reason
 
 
-@pytest.mark.parametrize("device", [H100, A100], ids=["H100", "A100"])
+@pytest.mark.parametrize("device", [H100, A100, RTX], ids=["H100", "A100", "RTX"])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_geometry_stays_within_the_device(ops, device, backward):
     """Whatever fits: enough rows, units and SMs, and no more shared memory than a block can have."""
@@ -348,7 +362,18 @@ def test_geometry_reaches_what_it_must(ops):
     assert numbers(ops, "lstm", "tf32", "one CTA", 64)["threads"] == 128
     assert numbers(ops, "lstm", "tf32", "grid", 512, B=128)["ctas"] == 128
     assert "registers" in numbers(ops, "lstm", "bfloat16", "one CTA", 129)
-    assert "registers" in numbers(ops, "lstm", "bfloat16", "grid", 1025)
+    # Weights beyond the registers in shared memory: where an SM's parts of sums still have room.
+    for back in (False, True):
+        for cell in CELLS:
+            for precision, H, B in (("tf32", 1024, 64), ("float32", 1024, 32), ("bfloat16", 2048, 32)):
+                g = numbers(ops, cell, precision, "grid", H, B, backward=back)
+                assert g["ctas"] == H // 16 * min(132 // (H // 16), -(-B // 8)), (cell, precision, back)
+    assert numbers(ops, "rnn_tanh", "tf32", "grid", 1536, B=8)["ctas"] == 96
+    assert "registers and shared memory" in numbers(ops, "lstm", "tf32", "grid", 1536)
+    for cell in CELLS:  # its sums are no longer exact enough, whatever there is room for
+        assert "last digits" in numbers(ops, cell, "float32", "grid", 1025)
+    assert "registers and shared memory" in numbers(ops, "lstm", "bfloat16", "grid", 4096)
+    assert "too few SMs for the batch" in numbers(ops, "lstm", "tf32", "grid", 1024, B=128)
     assert "too few SMs for the batch" in numbers(ops, "lstm", "bfloat16", "grid", 1024, B=129)
     assert "too few SMs for the recurrent" in numbers(ops, "lstm", "bfloat16", "grid", 1024, D=2, device=A100)
     assert "cooperative" in numbers(ops, "gru", "tf32", "grid", 64, device={**H100, "cooperative": False})

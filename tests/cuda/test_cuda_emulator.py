@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from emu.build import selftest
 
-RIGHT = ("block sum", "warp sum", "ring", "ring of vectors", "count")
+RIGHT = ("block sum", "warp sum", "copies", "ring", "ring of vectors", "count")
 #: What is wrong -> what the report says.
 WRONG = {
     "no barrier": "RACE: ",
@@ -17,6 +17,9 @@ WRONG = {
     "past a buffer": "past the end of device buffer in",
     "a result not written": "wrong sum 0: -?nan",
     "a lane stays out": "exits while its warp waits for it|divergent warp",
+    "a copy not waited for": "RACE: .*reads before the wait",
+    "another lane's copy": "RACE: .*reads, without a __syncwarp",
+    "a copy over what is read": "RACE: .*copies, without a __syncwarp",
     "too many bytes expected": "deadlock",
     "too few bytes expected": "RACE: ",
     "not armed": "deadlock",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_cases import DEVICE, MARKS, TIERS, inputs, on_gpu, ops
-from layer_cases import CELLS, PACKED, Case, expected, forward, fused, problem, worst
+from gpu_cases import DEVICE, MARKS, TIERS, forward_takes, inputs, on_gpu, ops
+from layer_cases import CELLS, PACKED, Case, expected, forward, fused, names, problem, worst
+from tolerances import worst_of
+
+from fastrnn._ops.mode import OVERLAPS
 
 pytestmark = MARKS
 
@@ -45,6 +48,32 @@ def test_current_stream():
     stream.synchronize()
     for g, w in zip(got, want, strict=True):
         assert torch.equal(g, w)
+
+
+@pytest.mark.parametrize("tier", OVERLAPS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_product_beside_the_loop(cell, tier):
+    """Two streams of which the second one waits for inputs that are made late, and the loop for it."""
+    case = Case(cell, T=200, B=4, IN=256, H=64, dtype=torch.bfloat16, tier=tier)
+    if not forward_takes(case):
+        pytest.skip(f"{tier} cannot take it here")
+    p = on_gpu(case)
+    want = expected(case, problem(case))[: 2 + (cell == "lstm")]
+    late = p.map(torch.zeros_like)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    for _ in range(5):
+        with torch.cuda.stream(stream):
+            for target in inputs(late):
+                target.fill_(torch.nan)
+            torch.cuda._sleep(20_000_000)
+            for target, source in zip(inputs(late), inputs(p), strict=True):
+                target.copy_(source)
+            got = forward(ops, case, late)
+        stream.synchronize()
+        given = names(case)[: len(want)], list(got[: len(want)]), want
+        ratio, what = worst_of(*given, case.tolerance, case.dtype)
+        assert ratio <= 1, what
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -78,7 +78,7 @@ def test_exchanges(compiled):
 @needs_library
 def test_whole_tiles_are_fewer_instructions(compiled):
     """One CTA's kernels that ask nothing at an access: 40% less code a step, of kFloat32, which splits every
-    weight at every step, 15%; its only loop, and more reads of shared memory on their way."""
+    weight at every step, 15%; and no fewer reads of shared memory on their way."""
     for arch, found in compiled.items():
         whole = persistent(found, "OneCtaWhole")
         assert len(whole) == 24
@@ -87,7 +87,7 @@ def test_whole_tiles_are_fewer_instructions(compiled):
             most = 0.85 if "float>" in kernel else 0.6
             assert f.step <= most * general.step, f"{arch}: {kernel}"
             assert f.products == general.products, f"{arch}: {kernel}"
-            assert f.shared > general.shared, f"{arch}: {kernel}"
+            assert f.shared >= general.shared, f"{arch}: {kernel}"
             assert f[-5:] == general[-5:], f"{arch}: {kernel}"
 
 
@@ -102,6 +102,8 @@ def test_products(compiled):
             assert f.in_flight >= 16, f"{arch}: {kernel}"
             if ", Grid," in kernel:  # two warps' parts of all gates' sums, four warps' of one sum
                 assert f.shared >= 4, f"{arch}: {kernel}"
+                # Copies of a whole piece of the operand, two tiles of half types at once.
+                assert f.exchanged >= 4, f"{arch}: {kernel}"
             # In a cluster a warp's number says which products it makes, and in which order: one way for all
             # its lanes, which the code does not show.
             assert f.divergent == 0 or "Cluster" in kernel, f"{arch}: {kernel}"

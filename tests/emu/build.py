@@ -106,6 +106,22 @@ def stages() -> Path:
     return result
 
 
+def host(faults: Sequence[Fault]) -> Path:
+    """library() with faults in source files of the host's, of which those alone are compiled again."""
+    plain, folder = library().parent, OUT / "host"
+    include = " ".join(f"-I{p}" for p in (TWINS, ROOT / "csrc", EMU, TORCH / "include"))
+    edges, objects = [], {f"{'_'.join((CUDA / f.file).parts[-3:])}.o": f.file for f in faults}
+    for object_, file in objects.items():
+        copy = folder / "source" / file
+        write(copy, plant(CUDA / file, faults))
+        edges.append(f"build {folder / object_}: cxx {copy}\n  flags = {' '.join(FLAGS)} {include}\n")
+    kept = [str(o) for o in sorted((plain / "objects").glob("*.o")) if o.name not in objects]
+    result = folder / "libfastrnn_emulated.so"
+    edges.append(f"build {result}: link {' '.join([str(folder / o) for o in objects] + kept)}\n")
+    compile_and_link(folder, edges, f"-shared -L{TORCH / 'lib'} -Wl,-z,defs", "-ltorch_cpu -ltorch")
+    return result
+
+
 def selftest() -> Path:
     """The program of selftest.cpp, under the race check."""
     folder = OUT / "selftest"

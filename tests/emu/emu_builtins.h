@@ -1,6 +1,6 @@
 // What kernels and their hosts call: built-in variables, shuffles, votes, atomics, the launch API.
 #pragma once
-#include "emu_launch.h"
+#include "emu_streams.h"
 
 // Built-in variables: what the running fiber is.
 inline struct ThreadIdx {
@@ -144,8 +144,6 @@ inline grid_group this_grid() { return {}; }
 
 // ---------------------------------------------------------------- host side: the launch API, with the limits of a
 // H100
-typedef int cudaError_t;
-typedef void* cudaStream_t;
 enum {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
@@ -228,6 +226,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* n, K*, int, size_
 enum { cudaHostAllocPortable = 1, cudaHostAllocMapped = 2 };
 // Host memory that the device sees: there is only one kind of memory here.
 inline cudaError_t cudaHostAlloc(void** p, size_t n, unsigned) {
+  if (emu::prohibited()) return kEmuUnsupported;
   *p = malloc(n);
   return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -237,16 +236,6 @@ inline cudaError_t cudaFreeHost(void* p) {
 }
 inline cudaError_t cudaHostGetDevicePointer(void** there, void* host, unsigned) {
   *there = host;
-  return 0;
-}
-enum cudaStreamCaptureMode {
-  cudaStreamCaptureModeGlobal,
-  cudaStreamCaptureModeThreadLocal,
-  cudaStreamCaptureModeRelaxed
-};
-inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return 0; }
-inline cudaError_t cudaMemsetAsync(void* p, int value, size_t n, cudaStream_t) {
-  memset(p, value, n);
   return 0;
 }
 template <class... P, class... A>
@@ -266,6 +255,6 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*k)(P...), A..
     return cudaErrorInvalidValue;
   if (e.cluster > 16 || (e.cluster > 8 && !at[cudaFuncAttributeNonPortableClusterSizeAllowed]))
     return cudaErrorInvalidClusterSize;
-  emu::launch(e, std::function<void()>([=] { k((P)a...); }));
+  emu::submit(c->stream, emu::Work([=] { emu::launch(e, std::function<void()>([=] { k((P)a...); })); }));
   return 0;
 }

@@ -74,14 +74,17 @@ struct Thread {
     const void* s;
     int n;
     int group;
+    bool there;                          // it landed at once
+    std::shared_ptr<const uint4> value;  // what was read at once, null: it is read when the copy lands
   };
-  std::vector<Copy> cp;  // cp.async not yet done
+  std::vector<Copy> cp;  // cp.async not yet waited for
   int cp_group = 0;
 };
 struct Warp {
   Block* b = nullptr;
   int id = 0;  // index in the wave
   uint32_t all = 0, exited = 0, runnable = 0;
+  uint32_t met = 1;  // grows when its lanes have met so that memory is ordered among them
   double prio = 0;
   bool queued = false;
   Thread* t[32] = {};
@@ -153,6 +156,12 @@ struct Options {  // set before a launch
   bool apart = true;        // every pair of blocks has its own delay of asynchronous stores
   bool race = true;         // with EMU_RACE: whether unordered accesses are errors
   bool whole_tiles = false;  // out: whether the last persistent kernel was one of whole tiles
+  // Of streams (emu_streams.h): whether they are queues, whether the host waits for them behind every operator, the
+  // order in which they are worked off, and so many captures and launches of graphs to come fail.
+  bool deferred = false, waits = true;
+  uint64_t order = 0;
+  int fail_captures = 0, fail_graphs = 0;
+  bool blas = true;  // whether there is a cuBLAS to find
 };
 inline Options opt;
 
@@ -270,6 +279,7 @@ inline void hb_release(Clock&) {}
 inline void hb_acquire(const Clock&) {}
 inline Snap hb_snap() { return {}; }
 inline void hb_touch(const void*, int, bool) {}
+inline void touch_by_copy(const void*, int, bool) {}
 #endif
 
 // ---------------------------------------------------------------- waking and waiting

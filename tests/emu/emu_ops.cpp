@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cuda/device/status.h"
+#include "cuda/stepwise/graphs.h"
 #include "cuda/torch/device_properties.h"
 #include "cuda/torch/runtime.h"
 #include "cuda/torch/trust.h"
@@ -26,7 +27,13 @@ void configure(int64_t seed, int64_t resident, int64_t fault) {
 // As in a new process, but for the device: no trouble, nothing proven, nothing in quarantine, nobody has given up,
 // nothing has run.
 void begin_anew() {
+  for (emu::Stream* stream : emu::device.streams) {
+    stream->tasks.clear();
+    stream->capture.reset();
+  }
   emu::opt = {};
+  emu::device.current = nullptr;
+  fastrnn::cuda::release_graphs();
   fastrnn::cuda::clear_status(0);
   fastrnn::cuda::DeviceTrust& here = fastrnn::cuda::trust_of(0);
   const std::lock_guard lock(here.mutex);
@@ -98,6 +105,52 @@ void plant_status(int64_t code, int64_t tier, int64_t T, int64_t B, int64_t H, i
   *fastrnn::cuda::status_on_device() = status;
 }
 
+// Whether streams are queues, in which order they are worked off (emu_streams.h), and whether that is done behind
+// every operator or when a test asks for it.
+void streams(bool deferred, int64_t order, bool waits) {
+  emu::synchronize();
+  emu::opt.deferred = deferred;
+  emu::opt.waits = waits;
+  emu::opt.order = static_cast<uint64_t>(order);
+}
+void wait() { emu::synchronize(); }
+// Torch's current stream from now on, 0 the default one.
+void use_stream(int64_t number) { emu::device.current = emu::numbered_stream(number); }
+
+// A program's own capture, as torch.cuda.graph makes it; its graphs, by number.
+std::vector<cudaGraphExec_t>& programs_graphs() {
+  static std::vector<cudaGraphExec_t> graphs;
+  return graphs;
+}
+void begin_capture(int64_t stream, bool global_mode) {
+  const cudaStream_t on = emu::numbered_stream(stream);
+  fastrnn::cuda::check_cuda(
+      cudaStreamBeginCapture(on, global_mode ? cudaStreamCaptureModeGlobal : cudaStreamCaptureModeThreadLocal));
+  emu::stream_of(on).capture->torch_knows = true;
+}
+int64_t end_capture(int64_t stream) {
+  cudaGraph_t graph = nullptr;
+  fastrnn::cuda::check_cuda(cudaStreamEndCapture(emu::numbered_stream(stream), &graph));
+  programs_graphs().push_back(graph);
+  return static_cast<int64_t>(programs_graphs().size()) - 1;
+}
+void replay(int64_t graph, int64_t stream) {
+  fastrnn::cuda::check_cuda(cudaGraphLaunch(programs_graphs().at(graph), emu::numbered_stream(stream)));
+  emu::synchronize();
+}
+
+// So many captures and launches of graphs to come fail; whether there is no cuBLAS to find.
+void fail_graphs(int64_t captures, int64_t launches, bool no_blas) {
+  emu::opt.fail_captures = static_cast<int>(captures);
+  emu::opt.fail_graphs = static_cast<int>(launches);
+  emu::opt.blas = !no_blas;
+}
+// Captures that ended well, launches of graphs, and executable graphs that there are.
+std::vector<int64_t> graphs() { return {emu::device.captures, emu::device.graph_launches, emu::device.graphs}; }
+
+// On torch's current stream, in its turn.
+void copy_late(const Tensor& to, const Tensor& from) { fastrnn::cuda::copy(to, from); }
+
 // A contiguous copy of x that ends at a guard page.
 Tensor guarded(const Tensor& x) {
   const auto sizes = x.sizes();
@@ -117,10 +170,22 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTRNN_NAMESPACE, m) {
   m.def("past() -> (float seconds, int signals)");
   m.def("take_status() -> int[]");
   m.def("fail(int launches, int queries=0, bool no_image=False) -> ()");
+  m.def("streams(bool deferred=False, int order=0, bool waits=True) -> ()");
+  m.def("wait() -> ()");
+  m.def("use_stream(int number) -> ()");
+  m.def("begin_capture(int stream, bool global_mode) -> ()");
+  m.def("end_capture(int stream) -> int");
+  m.def("replay(int graph, int stream) -> ()");
+  m.def("fail_graphs(int captures, int launches=0, bool no_blas=False) -> ()");
+  m.def("graphs() -> int[]");
   m.def("plant_status(int code, int tier, int T, int B, int H, int step) -> ()");
   m.def("guarded(Tensor x) -> Tensor");
+  m.def("copy_late(Tensor(a!) to, Tensor source) -> ()");
 }
-STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CPU, m) { m.impl("guarded", TORCH_BOX(&guarded)); }
+STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CPU, m) {
+  m.impl("guarded", TORCH_BOX(&guarded));
+  m.impl("copy_late", TORCH_BOX(&copy_late));
+}
 STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("begin_anew", TORCH_BOX(&begin_anew));
   m.impl("configure", TORCH_BOX(&configure));
@@ -131,5 +196,13 @@ STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("past", TORCH_BOX(&past));
   m.impl("take_status", TORCH_BOX(&take_status));
   m.impl("fail", TORCH_BOX(&fail));
+  m.impl("streams", TORCH_BOX(&streams));
+  m.impl("wait", TORCH_BOX(&wait));
+  m.impl("use_stream", TORCH_BOX(&use_stream));
+  m.impl("begin_capture", TORCH_BOX(&begin_capture));
+  m.impl("end_capture", TORCH_BOX(&end_capture));
+  m.impl("replay", TORCH_BOX(&replay));
+  m.impl("fail_graphs", TORCH_BOX(&fail_graphs));
+  m.impl("graphs", TORCH_BOX(&graphs));
   m.impl("plant_status", TORCH_BOX(&plant_status));
 }

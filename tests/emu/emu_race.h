@@ -4,7 +4,10 @@
 // both accesses, whatever their order was.
 //
 // Vector clocks are per warp: races between lanes of one warp are not seen, nor those between blocks of
-// different waves of a plain launch (raise emu::opt.resident). Orders known: __syncthreads, cluster and
+// different waves of a plain launch (raise emu::opt.resident). Copies into shared memory (cp.async) are looked at
+// by lane: nobody reads before the wait for a copy, and between a lane's copy and another lane's read, whichever
+// is first, their warp meets in a __syncwarp or a __syncthreads, as nothing else that it does together orders
+// memory. Orders known: __syncthreads, cluster and
 // grid barriers, mbarrier arrive / complete_tx -> wait, st.async issue -> landing, acquire polls and
 // release adds, atomics. A shadow cell covers 2 bytes of shared or dev_alloc memory.
 #pragma once
@@ -18,6 +21,12 @@ struct Cell {                 // last write, last read:
   uint32_t we, re, wpc, rpc;  // epoch, place
   uint16_t ww, rw;            // warp + 1
   uint32_t rx;                // more readers
+  // Of copies: which lanes of a warp (+ 1) have read since it met for the `met`th time, and of the last copy the
+  // warp (+ 1, 0: none), its lane, how often the warp had met when it landed, and whether it is yet to land.
+  uint32_t lanes, met, copied;
+  uint16_t of, by;
+  uint8_t lane;
+  bool coming;
 };
 struct Rd {
   uint16_t w;
@@ -106,26 +115,61 @@ inline std::string pcs(uint32_t pc) {
   if (char* end = strchr(line, '\n')) *end = 0;
   return line;
 }
-inline void race_fail(const char* k1, int w1, uint32_t pc1, const char* k2, int w2, uint32_t pc2, const void* p) {
+// Not thrown: g++ takes the hooks for functions that never throw. The fiber is left where it is.
+inline void end_with(const std::string& message) {
   race_on = false;
-  auto nm = [](int w) {
-    return fmt("block %u warp %d", S.warps[w]->b->idx.x, S.warps[w]->id % (int)S.warps[w]->b->w.size());
-  };
-  Block* b = nullptr;
-  for (auto& x : S.blocks)
-    if (p >= x->map && p < x->map + x->map_n) b = x.get();
-  const std::string message = fmt(
-      "RACE: %s by %s (%s) and %s by %s (%s) are not ordered; %s", k1, nm(w1).c_str(),
-      pc1 ? pcs(pc1).c_str() : "st.async landing", k2, nm(w2).c_str(), pc2 ? pcs(pc2).c_str() : "st.async landing",
-      b ? fmt("shared memory of block %u, %s+%ld", b->idx.x, p >= b->dyn ? "dynamic" : "static",
-              (long)((uint8_t*)p - (p >= b->dyn ? b->dyn : b->map + PAGE)))
-              .c_str()
-        : "device memory");
   if (!S.cur) throw Error(message);
-  // Not thrown from here: g++ takes the hooks for functions that never throw. The fiber is left where it is.
   S.error = message;
   S.cur->st = DONE;
   to_sched();
+}
+inline std::string memory_of(const void* p) {
+  for (auto& b : S.blocks)
+    if (p >= b->map && p < b->map + b->map_n)
+      return fmt("shared memory of block %u, %s+%ld", b->idx.x, p >= b->dyn ? "dynamic" : "static",
+                 (long)((uint8_t*)p - (p >= b->dyn ? b->dyn : b->map + PAGE)));
+  return "device memory";
+}
+inline void race_fail(const char* k1, int w1, uint32_t pc1, const char* k2, int w2, uint32_t pc2, const void* p) {
+  auto nm = [](int w) {
+    return fmt("block %u warp %d", S.warps[w]->b->idx.x, S.warps[w]->id % (int)S.warps[w]->b->w.size());
+  };
+  end_with(fmt("RACE: %s by %s (%s) and %s by %s (%s) are not ordered; %s", k1, nm(w1).c_str(),
+               pc1 ? pcs(pc1).c_str() : "st.async landing", k2, nm(w2).c_str(),
+               pc2 ? pcs(pc2).c_str() : "st.async landing", memory_of(p).c_str()));
+}
+inline void lanes_fail(const char* what, int lane, uint32_t pc, const void* p) {
+  end_with(fmt("RACE: %s (%s): %s lane %d of the warp; %s", who(S.cur).c_str(), pc ? pcs(pc).c_str() : "cp.async",
+               what, lane, memory_of(p).c_str()));
+}
+// The running thread reads,
+EMU_NOSAN inline void touch_by_lane(const void* p, int n, uint32_t pc) {
+  const uint32_t met = S.cur->warp->met;
+  const uint16_t w = (uint16_t)(S.cur->warp->id + 1);
+  const int lane = S.cur->lane;
+  for (Cell* c = rc().cell + ((uint8_t*)p - rc().arena) / 2; n > 0; n -= 2, c++) {
+    if (c->by && c->coming) return lanes_fail("reads before the wait what is copied by", c->lane, pc, p);
+    if (c->by == w && c->copied == met && c->lane != lane)
+      return lanes_fail("reads, without a __syncwarp between, what was copied by", c->lane, pc, p);
+    if (c->of != w || c->met != met) c->of = w, c->met = met, c->lanes = 0;
+    c->lanes |= 1u << lane;
+  }
+}
+// or a copy of its begins, or has landed.
+EMU_NOSAN inline void touch_by_copy(const void* p, int n, bool landed) {
+  auto& r = rc();
+  if (!race_on || p < r.arena || p >= r.top) return;
+  const uint32_t met = S.cur->warp->met;
+  const uint16_t w = (uint16_t)(S.cur->warp->id + 1);
+  for (Cell* c = r.cell + ((uint8_t*)p - r.arena) / 2; n > 0; n -= 2, c++) {
+    const uint32_t others = c->of == w && c->met == met ? c->lanes & ~(1u << S.cur->lane) : 0;
+    if (!landed && others)
+      return lanes_fail("copies, without a __syncwarp between, over what was read by", __builtin_ctz(others), 0, p);
+    c->by = w;
+    c->lane = (uint8_t)S.cur->lane;
+    c->copied = met;
+    c->coming = !landed;
+  }
 }
 // One access by warp w whose knowledge is vc, own epoch e
 EMU_NOSAN inline void touch(const void* p, int n, bool wr, int w, const std::vector<uint32_t>& vc, uint32_t pc) {
@@ -165,6 +209,7 @@ EMU_NOSAN inline void touch(const void* p, int n, bool wr, int w, const std::vec
       c->ww = w + 1;
       c->we = e;
       c->wpc = pc;
+      c->by = 0;
     }
   }
 }
@@ -179,5 +224,6 @@ EMU_NOSAN inline void hook(const void* p, int n, bool wr, uint32_t pc) {
     m.snap = nullptr;
   }
   touch(p, n, wr, S.cur->warp->id, m.vc, pc);
+  if (!wr) touch_by_lane(p, n, pc);
 }
 inline void hb_touch(const void* p, int n, bool wr) { hook(p, n, wr, place(__builtin_return_address(0))); }

@@ -22,6 +22,7 @@ inline void collective(uint32_t mask, const char* kind, void* arg, void (*fn)(vo
   if (w->arrived == mask) {
     w->arrived = 0;
     if (fn) fn(w->arg, mask);
+    if (mask == (w->all & ~w->exited) && !strcmp(kind, "__syncwarp")) w->met++;
     for (int i = 0; i < 32; i++)
       if ((mask >> i & 1) && i != t->lane) {
         w->t[i]->st = RUN;
@@ -44,6 +45,7 @@ inline void syncthreads(Loc loc) {
     b->hb_done = b->hb;
     if (b->acquired) b->seen.clear();  // what one thread has acquired the barrier passes on
     b->acquired = false;
+    for (auto& w : b->w) w.met++;
     for (auto& t : b->th)
       if (t.st == BLOCK) {
         if (t.loc.line() != loc.line())
@@ -345,25 +347,38 @@ inline void land_one(bool must) {
   S.flight.pop_back();
   land(a);
 }
-// cp.async: done at once or at the wait, by chance
+// cp.async: done at once or at the wait, by chance; nobody knows before the wait
+EMU_NOSAN inline void cp_async_of(void* p, const void* s, int n, std::shared_ptr<const uint4> value) {
+  hb_touch(p, n, true);
+  touch_by_copy(p, n, false);
+  const bool there = S.chance(0.5);
+  if (there) memcpy(p, value ? value.get() : s, n);
+  S.cur->cp.push_back({p, s, n, S.cur->cp_group, there, std::move(value)});
+}
 inline void cp_async(uint32_t d, const void* s, int n, Loc loc) {
   void* p = at(S.cur->blk, d, n, loc);
   if ((uintptr_t)s % n) fail(fmt("cp.async of %d bytes from the misaligned address %p", n, s), &loc);
   hb_touch(s, n, false);
-  hb_touch(p, n, true);  // it may land now, or as late as the wait
-  if (S.chance(0.5))
-    memcpy(p, s, n);
-  else
-    S.cur->cp.push_back({p, s, n, S.cur->cp_group});
+  cp_async_of(p, s, n, nullptr);
+}
+// Of four words that other blocks wrote: as stale as a load of them may be, and read at once, as nobody may write
+// there before the wait.
+inline void cp_async_exchanged(uint32_t d, const void* s, Loc loc) {
+  constexpr int n = sizeof(uint4);
+  void* p = at(S.cur->blk, d, n, loc);
+  if ((uintptr_t)p % n || (uintptr_t)s % n)
+    fail(fmt("cp.async of %d bytes from or to a misaligned address", n), &loc);
+  cp_async_of(p, s, n, std::make_shared<uint4>(weak_load((const uint4*)s)));
 }
 inline void cp_commit() { S.cur->cp_group++; }
-inline void cp_wait(int keep) {  // keep < 0: wait_all
+EMU_NOSAN inline void cp_wait(int keep) {  // keep < 0: wait_all
   auto& v = S.cur->cp;
   int upto = keep < 0 ? 1 << 30 : S.cur->cp_group - keep;
   auto it = std::stable_partition(v.begin(), v.end(), [&](auto& c) { return c.group >= upto; });
   for (auto i = it; i != v.end(); ++i) {
     hb_touch(i->d, i->n, true);
-    memcpy(i->d, i->s, i->n);
+    touch_by_copy(i->d, i->n, true);
+    if (!i->there) memcpy(i->d, i->value ? i->value.get() : i->s, i->n);
   }
   v.erase(it, v.end());
 }

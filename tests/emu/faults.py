@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from .build import EMU, ROOT, Fault, library
-from .planted import ALL
+from .build import EMU, ROOT, Fault, host, library
+from .planted import ALL, HOST
 from .run_faults import FOUND
 
 
@@ -20,13 +20,15 @@ def outcomes(
 ) -> dict[str | None, dict]:
     """What the cases of ``module`` make of each fault, by name; under None, of the source as it is.
 
-    All of it under the race check. Of the faults those that this session's tests of the requesting file ask
-    for.
+    All of it under the race check, but for faults of the host's. Of the faults those that this session's
+    tests of the requesting file ask for.
     """
-    faulty = library("faulty", faults=ALL, race=True)
+    of_host = set(faults.values()) <= set(HOST)
+    planted = HOST if of_host else ALL
+    faulty = host(HOST) if of_host else library("faulty", faults=ALL, race=True)
     tests = [item for item in request.session.items if item.path == request.path]
     asked = {test.callspec.params.get("fault") for test in tests if hasattr(test, "callspec")}
-    numbers = {None: 0} | {name: ALL.index(fault) + 1 for name, fault in faults.items() if name in asked}
+    numbers = {None: 0} | {name: planted.index(fault) + 1 for name, fault in faults.items() if name in asked}
     command = [sys.executable, "-m", "emu.run_faults", str(faulty), module, *map(str, numbers.values())]
     where = {"cwd": EMU.parent, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, **where)

@@ -31,8 +31,12 @@ def check_cases() -> list[Case]:
     # Two replicas of three tiles of rows; more tiles of K than warps.
     cases.append(Case("lstm", "float16", "grid", T=3, B=34, H=20, D=1, sms=4))
     cases.append(Case("gru", "tf32", "grid", T=3, B=2, H=133, D=1))
+    # Two pieces of the operand are all that there are: of two tiles of rows one each.
+    cases.append(Case("rnn_tanh", "bfloat16", "grid", T=3, B=9, H=20, D=1, sms=3))
     # More tiles in shared memory than are on their way at once.
     cases.append(Case("lstm", "float16", "cluster", T=2, B=1, H=260, D=1))
+    # Weights in shared memory of the grid: several tiles of a warp, of the last warp a tile fewer.
+    cases.append(Case("lstm", "float32", "grid", T=2, B=1, H=620, D=1))
     # x's part of the gates by the kernel.
     cases.append(Case("gru", "float16", "one CTA", T=7, B=3, H=18, inputs=33))
     cases.append(Case("lstm", "tf32", "grid", H=9, sizes=(4, 2, 2, 1), inputs=5))

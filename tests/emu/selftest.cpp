@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kThreads = 96, kBlocks = 4;
 
-enum Fault { kNone, kNoBarrier, kHalfBarrier, kShared, kDevice, kUnwritten, kLane };
+enum Fault { kNone, kNoBarrier, kHalfBarrier, kShared, kDevice, kUnwritten, kLane, kNoWait, kApart, kApartBefore };
 
 // out[block] = the sum of the block's part of in, over shared memory.
 template <Fault fault>
@@ -36,6 +36,25 @@ void warp_sum(const float* in, float* out) {
     if (fault != kLane || t % 32 != 5) v += __shfl_xor_sync(~0u, v, d);
   }
   if (t % 32 == 0) out[blockIdx.x * (kThreads / 32) + t / 32] = v;
+}
+
+// The sums of pairs, by copies that the neighbouring lane makes, twice into the same place. A shuffle brings the
+// lanes together, but orders no memory.
+template <Fault fault>
+void pair_sum(const float* in, float* out) {
+  SMEM_DYN(float, part);
+  const int t = threadIdx.x;
+  float sum = 0;
+  for (int i = 0; i < 2; ++i) {
+    emu::cp_async(emu::to_shared(part + t), in + blockIdx.x * kThreads + t, 4, emu::Loc::current());
+    emu::cp_commit();
+    if (fault != kNoWait) emu::cp_wait(0);
+    if (fault != kApart) __syncwarp();
+    if (t % 2 == 0) sum += (part[t] + part[t + 1]) / 2;
+    __shfl_xor_sync(~0u, sum, 1);
+    if (fault != kApartBefore) __syncwarp();
+  }
+  if (t % 2 == 0) out[(blockIdx.x * kThreads + t) / 2] = sum;
 }
 
 // Every block of a cluster sends its rank, `words` times, to its right neighbour, and waits for its left one's.
@@ -124,6 +143,10 @@ void run(const std::string& name) {
   if (name == "a result not written") return run_sums(block_sum<kUnwritten>, kBlocks);
   if (name == "warp sum") return run_sums(warp_sum<kNone>, kBlocks * kThreads / 32);
   if (name == "a lane stays out") return run_sums(warp_sum<kLane>, kBlocks * kThreads / 32);
+  if (name == "copies") return run_sums(pair_sum<kNone>, kBlocks * kThreads / 2);
+  if (name == "a copy not waited for") return run_sums(pair_sum<kNoWait>, kBlocks * kThreads / 2);
+  if (name == "another lane's copy") return run_sums(pair_sum<kApart>, kBlocks * kThreads / 2);
+  if (name == "a copy over what is read") return run_sums(pair_sum<kApartBefore>, kBlocks * kThreads / 2);
   if (name == "ring") return run_ring(ring<4, true>);
   if (name == "ring of vectors") return run_ring(ring<16, true, 4>);
   if (name == "too many bytes expected") return run_ring(ring<8, true>);

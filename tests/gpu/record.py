@@ -32,6 +32,7 @@ CELLS = ("lstm", "gru", "rnn")
 #: Kernel families, first the tiers by their names: what they are, and the cells that they run.
 FAMILIES = {
     "stepwise": ("a product and a kernel a step", CELLS),
+    "stepwise_graph": ("the same as one CUDA graph", CELLS),
     "one_cta": ("one CTA", CELLS),
     "cluster": ("a thread block cluster", CELLS),
     "grid": ("the whole grid", CELLS),

@@ -54,7 +54,7 @@ def takes(case: Case, gpu: gpus.Gpu) -> bool:
 def cases(gpu: gpus.Gpu) -> list[Case]:
     """Both directions, packed and masked rows in turn; projections; what the GPU's tiers can take of it."""
     found = []
-    for tier in ("stepwise", "one_cta", "cluster", "grid"):
+    for tier in ("stepwise", "stepwise_graph", "one_cta", "cluster", "grid"):
         for i, cell in enumerate(CELLS):
             for k, (dtype, tf32) in enumerate(TYPES):
                 plain = Case(cell, T=4, B=9, IN=5, H=21, dtype=dtype, tf32=tf32, tier=tier)

@@ -23,7 +23,7 @@ import what_ran
 from tolerances import TOLERANCES, error
 from torch import Tensor
 
-TIERS = ("stepwise", "one_cta", "cluster_4", "cluster_8", "cluster_16", "grid", "scan")
+TIERS = ("stepwise", "stepwise_graph", "one_cta", "cluster_4", "cluster_8", "cluster_16", "grid", "scan")
 #: The plainest first: where it fails, what follows says little.
 TYPES = ((torch.bfloat16, False), (torch.float16, False), (torch.float32, True), (torch.float32, False))
 CELLS = ("rnn_tanh", "lstm", "gru", "rnn_relu")

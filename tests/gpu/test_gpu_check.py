@@ -71,15 +71,15 @@ def test_what_the_calls_are_made_of(tmp_path):
     """The issue's list: every tier and cluster size in a process of its own, tests, soak, latencies, tuning;
     then the sweep, then memcheck."""
     first, second = ([s.name for stage in calls.stages(n, tmp_path) for s in stage.steps] for n in (1, 2))
-    assert first[1:8] == [f"smoke {t}" for t in (*calls.TIERS, "scan")]
+    assert first[1:9] == [f"smoke {t}" for t in (*calls.TIERS, "scan")]
     assert {t.partition("_")[0] if "cluster" in t else t for t in calls.TIERS} == set(_checks.TIERS)
     assert {f"cluster_{n}" for n in (4, 8, 16)} <= set(calls.TIERS)
     assert set(smoke.TIERS) == {*calls.TIERS, "scan"}
-    assert first[8:15] == [f"tests {t}" for t in (*calls.TESTED, "scan", "wavefront", "others")]
+    assert first[9:17] == [f"tests {t}" for t in (*calls.TESTED, "scan", "wavefront", "others")]
     assert set(calls.TESTED) == set(_checks.TIERS)
-    assert first[15:19] == ["soak one_cta", "soak cluster", "soak grid", "latency"]
+    assert first[17:21] == ["soak one_cta", "soak cluster", "soak grid", "latency"]
     assert set(calls.SOAKED) == set(soak.SIZES)
-    assert first[19:] == [*(f"tune {cell} {dtype}" for cell, dtype in calls.TUNED), "tune wavefront"]
+    assert first[21:] == [*(f"tune {cell} {dtype}" for cell, dtype in calls.TUNED), "tune wavefront"]
     assert second == ["facts", "sweep", "memcheck cluster", "memcheck grid"]
 
 

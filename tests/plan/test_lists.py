@@ -23,11 +23,15 @@ def test_mode() -> None:
     """A mode is one number for C++ and Python: what to save, a tier, TensorFloat-32."""
     theirs = _C.lists()
     assert theirs["tiers"] == mode.TIERS
+    assert theirs["clusters"] == mode.CLUSTERS
+    assert theirs["overlaps"] == mode.OVERLAPS
     assert theirs["tf32"] == mode.TF32
     assert theirs["save"] == {name or "nothing": number for name, number in mode.SAVE_MODES.items()}
     assert set(mode.NAMED_TIERS) == set(mode.TIERS) - {"auto"}
     # What reads a mode: the tier's bits hold every tier, and no other bit.
-    assert all(number & mode.TIER_MASK == number for number in mode.TIERS.values())
+    every = [*mode.TIERS.values(), *mode.CLUSTERS.values(), *mode.OVERLAPS.values()]
+    assert len(set(every)) == len(every)
+    assert all(number & mode.TIER_MASK == number for number in every)
     others = [mode.TF32, *mode.SAVE_MODES.values(), *mode.NEEDS.values()]
     assert not any(number & mode.TIER_MASK for number in others)
 

@@ -62,6 +62,16 @@ def test_plan_splits_rows_or_units():
     assert (one_row["batch_groups"], one_row["unit_groups"]) == (1, 2)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_plan_splits_many_rows_of_weights_that_fill_a_cache(cell):
+    """Where each panel of weights serves several tiles of rows, reading all of them costs less than a meeting
+    every step."""
+    wide = {"T": 100, "I": 256, "H": 256, "threads": 2, "l2_bytes": 1 << 20}
+    assert plan(cell, B=32, **wide)["batch_groups"] == 2
+    assert plan(cell, B=20, **wide)["batch_groups"] == 1
+    assert plan(cell, B=64, **wide | {"H": 512})["batch_groups"] == 1
+
+
 def test_plan_weighs_a_step_against_a_meeting():
     """Threads that share the units meet every step: they are worth it where a step is long, whatever the
     number of steps. They once split any layer of some work in all: 300 steps of 32 units took three times as

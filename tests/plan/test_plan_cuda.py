@@ -40,6 +40,10 @@ def plan(H, B=16, T=100, *, cell="lstm", dtype="bfloat16", gpu="H100", tier="aut
         ({"H": 256, "dtype": "float32"}, "grid"),
         ({"H": 512, "gpu": "A100"}, "grid"),
         ({"H": 1024, "B": 64}, "grid"),
+        # With weights in shared memory.
+        ({"H": 1024, "dtype": "float32"}, "grid"),
+        ({"H": 1024, "B": 64, "dtype": "float32", "tf32": True}, "grid"),
+        ({"H": 2048, "B": 16}, "grid"),
         ({"H": 1024, "B": 16, "gpu": "A100"}, "grid"),
         ({"H": 64, "dtype": "float32", "tf32": True}, "one_cta"),
         ({"H": 64, "dtype": "float64"}, "stepwise"),
@@ -66,7 +70,7 @@ def test_every_plan_can_run(gpu):
     for cell, dtype, H, B, D in itertools.product(
         CELLS,
         ("bfloat16", "float16", "float32"),
-        (1, 33, 128, 129, 500, 1024, 1536),
+        (1, 33, 128, 129, 500, 1024, 1536, 2048),
         (1, 9, 128, 1000),
         (1, 2),
     ):

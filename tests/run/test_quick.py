@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import fastrnn
+from fastrnn._ops import library
 from fastrnn._run import quick
 
 LAYERS = [fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN]
@@ -261,3 +263,158 @@ def test_hooks_of_saved_tensors_run_once(kind):
         grads.append(torch.autograd.grad(y.square().sum(), [x, *module.parameters()]))
     for a, b in zip(*grads, strict=True):
         assert torch.equal(a, b)
+
+
+def _operator_arguments(cell: str, dtype=torch.float32, directions=1, bias=True, steps=3, rows=2) -> list:
+    gates, hidden, inputs = {"lstm": 4, "gru": 3}.get(cell, 1), 5, 3
+    of_gates = gates * hidden
+    sizes = [(of_gates, inputs), (of_gates, hidden), (of_gates,), (of_gates,)][: 4 if bias else 2]
+    weights = [torch.randn(size, dtype=dtype) for size in sizes * directions]
+    state = directions, rows, hidden
+    x, h, c = (torch.randn(*size, dtype=dtype) for size in [(steps, rows, inputs), state, state])
+    return [x, h, c if cell == "lstm" else None, weights, None, None, None, cell, bias, 0]
+
+
+def _found(way, arguments: list):
+    """Its results, or the first line of its error."""
+    try:
+        return way(*arguments)
+    except Exception as error:  # whatever it is
+        return f"{type(error).__name__}: {error}".split("\n")[0]
+
+
+def _same(arguments: list) -> None:
+    """The results of both ways, to the bit; where one of them is an error, so is the other."""
+    with torch.no_grad():
+        found, expected = (_found(way, arguments) for way in (library.direct_forward(), library.forward))
+    if isinstance(expected, str):
+        assert found == expected
+        return
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        if ours is None:
+            assert theirs.numel() == 0
+        else:
+            assert torch.equal(ours, theirs)
+            assert (ours.stride(), ours.dtype) == (theirs.stride(), theirs.dtype)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
+def test_without_the_dispatcher(cell, dtype, directions, bias):
+    """The operator called directly: its bits, for steps of one row and for sequences, however x lies."""
+    for T, B in ((1, 1), (3, 2), (2, 33)):
+        arguments = _operator_arguments(cell, dtype, directions, bias, T, B)
+        _same(arguments)
+        _same([arguments[0].transpose(0, 1).contiguous().transpose(0, 1), *arguments[1:]])
+        wide = torch.randn(T, B, 6, dtype=dtype)
+        _same([wide[..., ::2], *arguments[1:]])
+        _same([wide[..., 1:4], *arguments[1:]])
+
+
+def _other(position: int, value) -> list:
+    arguments = _operator_arguments("lstm")
+    arguments[position] = value(arguments[position]) if callable(value) else value
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("position", "value"),
+    [
+        (0, lambda x: x[0]),
+        (0, lambda x: x[:0]),
+        (0, lambda x: x[:, :0]),
+        (0, lambda x: x.double()),
+        (0, lambda x: x.to(torch.complex64)),
+        (0, lambda x: x.to("meta")),
+        (0, torch._neg_view),
+        (0, lambda x: torch._efficientzerotensor(x.shape)),
+        (0, None),
+        (1, torch._neg_view),
+        (1, lambda h: h.expand(2, -1, -1)),
+        (1, lambda h: h.transpose(1, 2).contiguous().transpose(1, 2)),
+        (1, lambda h: h[..., :4]),
+        (2, None),
+        (2, lambda c: c.double()),
+        (3, lambda w: w[:3]),
+        (3, lambda w: [*w, w[0]]),
+        (3, lambda w: [w[0].t().contiguous().t(), *w[1:]]),
+        (3, lambda w: [torch._neg_view(w[0]), *w[1:]]),
+        (3, lambda w: [w[0][:18], *w[1:]]),
+        (3, lambda w: [w[0], w[1].half(), *w[2:]]),
+        (3, lambda w: [w[0], w[1], w[2][:, None], w[3]]),
+        (3, lambda w: [torch.tensor(1.0), *w[1:]]),
+        (3, lambda w: [*w[:2], torch.randn(2, 5)]),
+        (3, tuple),
+        (3, []),
+        (4, torch.tensor([2, 2, 2])),
+        (5, torch.tensor([3, 1])),
+        (6, torch.zeros(3, 2, dtype=torch.bool)),
+        (7, "gru"),
+        (7, "no cell"),
+        (7, "lstm:peephole"),
+        (7, 3),
+        (8, False),
+        (8, 1),
+        (9, 1),
+        (9, 7),
+        (9, True),
+    ],
+)
+def test_what_is_out_of_the_ordinary_is_the_operators(position, value):
+    """Every other argument: the operator's results, or its error."""
+    _same(_other(position, value))
+
+
+def test_a_projection_is_the_operators():
+    arguments = _operator_arguments("lstm")
+    weights = arguments[3]
+    arguments[3] = [weights[0], torch.randn(20, 2), *weights[2:], torch.randn(2, 5)]
+    arguments[1] = torch.randn(1, 2, 2)
+    _same(arguments)
+
+
+def test_large_results_are_the_operators():
+    """Which maps them in huge pages; a call is little to them."""
+    arguments = _operator_arguments("rnn_tanh", steps=300, rows=200)
+    found = library.direct_forward()(*arguments)
+    assert found[3] is not None  # the operator's, an empty tensor
+    assert library.direct_forward()(*_operator_arguments("rnn_tanh", steps=30, rows=200))[3] is None
+    _same(arguments)
+
+
+def test_a_profiler_sees_the_operator():
+    """A call is the operator's whenever somebody counts those."""
+    module, x = fastrnn.GRU(3, 5), torch.randn(2, 4, 3)
+    with torch.no_grad(), torch.profiler.profile() as found:
+        module(x)
+    assert "fastrnn::rnn_forward" in {event.name for event in found.events()}
+    with torch.no_grad(), torch.autograd.profiler.profile() as found:
+        module(x)
+    assert "fastrnn::rnn_forward" in {event.name for event in found.function_events}
+
+
+def test_results_of_inference_mode(taken):
+    """They are tensors of that mode, as any other function's."""
+    module, x = fastrnn.LSTM(3, 5), torch.randn(2, 4, 3)
+    with torch.inference_mode():
+        assert all(t.is_inference() for t in _flat(module(x)))
+    with torch.no_grad():
+        assert not any(t.is_inference() or t.requires_grad for t in _flat(module(x)))
+    assert taken == [True, True]
+
+
+def test_threads_share_a_layer():
+    """Calls of several Python threads at once, some of which let go of the interpreter."""
+    module, xs = fastrnn.LSTM(40, 300), torch.randn(8, 4, 1, 40)
+    with torch.inference_mode():
+        expected = [module(x)[0].clone() for x in xs]
+
+        def call(i: int) -> bool:
+            with torch.inference_mode():
+                return all(torch.equal(module(xs[i])[0], expected[i]) for _ in range(50))
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(call, range(8)))

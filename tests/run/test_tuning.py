@@ -8,15 +8,29 @@ import pytest
 from tuning_fakes import A100, FAULTS, GPU, H100, KIND, Scripted, known, tuned
 
 from fastrnn._plan.tuning import cache, decide, identity, session, trust
-from fastrnn._plan.tuning.kinds import Candidate, candidates
+from fastrnn._plan.tuning.kinds import Candidate, Stack, candidates, of_stack
+
+GRAPH = "stepwise_graph"
+
+
+@pytest.mark.parametrize("change", [{"P": 4}, {"dtype": "float64"}])
+def test_what_a_graph_alone_takes(change):
+    """Projections and float64 have a candidate, and a kind, since the stepwise tier has one to prove."""
+    kind = replace(KIND, **change)
+    assert {c.tier for c in candidates(kind, H100)} == {GRAPH}
+    stack = Stack("lstm", 6, 3, 4, 20, kind.P, 2, 2, kind.dtype, False, True, False)
+    assert [(k.I, k.P, k.dtype) for k in of_stack(stack)] == [
+        (n, kind.P, kind.dtype) for n in (4, 2 * (kind.P or 20))
+    ]
+    assert len({k.key for k in of_stack(stack)} | {KIND.key}) == 2
 
 
 def test_which_candidates_there_are():
     """What the plan says could take each pass: no clusters before compute capability 9.0, none of float32."""
     assert [c.name for c in candidates(KIND, A100)] == [
-        f"{tier} {which}" for tier in ("one_cta", "grid") for which in ("forward", "backward")
+        f"{tier} {which}" for tier in ("one_cta", "grid", GRAPH) for which in ("forward", "backward")
     ]
-    assert len(list(candidates(KIND, H100))) == 10
+    assert len(list(candidates(KIND, H100))) == 12
     assert all(c.which == "forward" for c in candidates(replace(KIND, training=False), H100))
     assert not any("cluster" in c.tier for c in candidates(replace(KIND, dtype="float32"), H100))
     assert any("cluster" in c.tier for c in candidates(replace(KIND, dtype="float32", tf32=True), H100))

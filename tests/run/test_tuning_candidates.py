@@ -50,7 +50,7 @@ def test_planted_faults(store, fault, word):
     assert found["one_cta forward"]["state"] == "verified" or found["one_cta forward"]["why"].startswith(
         "slow"
     )
-    assert record["forward"] in ("stepwise", "torch", "one_cta")
+    assert record["forward"] in ("stepwise", "stepwise_graph", "torch", "one_cta")
 
 
 def test_a_child_that_does_not_start(store):

@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from emu.build import NAMESPACE, library
 
-from fastrnn._ops.mode import CLUSTERS, TIER_MASK, TIERS
+from fastrnn._ops.mode import CLUSTERS, OVERLAPS, TIER_MASK, TIERS
 from fastrnn._run.tuning import candidates
 
 candidates.LONG, candidates.BUDGET_S, candidates.ROUNDS = 16, 0.0, 3
@@ -32,7 +32,7 @@ class Faulty:
         self._calls = 0
 
     def _harmed(self, results, mode: int):
-        if not self.fault or mode & TIER_MASK != (TIERS | CLUSTERS)[self.tier]:
+        if not self.fault or mode & TIER_MASK != (TIERS | CLUSTERS | OVERLAPS)[self.tier]:
             return results
         self._calls += 1
         first, *rest = results

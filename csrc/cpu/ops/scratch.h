@@ -29,6 +29,13 @@ inline void wish_for_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] 
 #endif
 }
 
+// What is kept in a piece of memory at all, and where it begins to be.
+#ifdef __linux__
+constexpr size_t kKeptBytes = Spares::kMost, kMappedBytes = 256 << 10;
+#else
+constexpr size_t kKeptBytes = 0, kMappedBytes = 256 << 10;
+#endif
+
 class Scratch {
  public:
   explicit Scratch(size_t bytes) {
@@ -80,7 +87,7 @@ class Scratch {
  private:
   static constexpr size_t kAlignment = 64;
 #ifdef __linux__
-  static constexpr size_t kMapped = 256 << 10;  // below this malloc has the memory at hand
+  static constexpr size_t kMapped = kMappedBytes;  // below this malloc has the memory at hand
 
   void map(size_t bytes) {
     mapping_ = lend(bytes);

@@ -59,6 +59,7 @@ void describe(StreamLayer& layer, const StreamCall& call, int64_t k, const Kerne
   layer.storage = header.storage;
   if (header.storage == Storage::kNatural) {
     layer.natural.shape = s;
+    layer.natural.back = call.back;
     layer.natural.packed = call.packed[k * call.directions] + kPackedHeaderBytes;
     point_at_states(layer.natural, call, s, k);
     layer.plan = plan_cpu(s, machine, true);

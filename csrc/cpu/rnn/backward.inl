@@ -46,8 +46,8 @@ class Backward : private Schedule {
   Backward(const BackwardParams& params, const CpuPlan& plan, char* workspace)
       : Schedule(params.shape, plan),
         p_(params),
-        units_{s_.H, kPanelVectors},
-        outputs_{s_.out_size(), kPanelVectors},
+        units_{s_.H, panel_blocks(s_.H)},
+        outputs_{s_.out_size(), panel_blocks(s_.out_size())},
         inputs_{s_.I, kPanelVectors} {
     arena_.base = workspace;
     recompute_ = C::kSaved > 0 && !p_.gates && !C::kVariant;
@@ -133,6 +133,22 @@ class Backward : private Schedule {
   };
 
   // ---- memory ---------------------------------------------------------------------------------
+
+  // Blocks of a panel that the unit groups share out: as many as a tile has, or one less where that makes the largest
+  // share smaller by a tenth. Of 12 blocks two workers would have 4 and 8, and one wait for the other every step.
+  int panel_blocks(int64_t length) const {
+    if constexpr (C::kVariant || kPanelVectors < 4) return kPanelVectors;
+    const auto most = [&](int width) {
+      const Panels<T> panels{length, width};
+      int64_t most = 0;
+      for (int q = 0; q < grid_.unit_groups; ++q) {
+        const Range own = own_blocks(panels, q);
+        most = max_of(most, own.end - own.begin);
+      }
+      return most;
+    };
+    return 10 * most(kPanelVectors - 1) <= 9 * most(kPanelVectors) ? kPanelVectors - 1 : kPanelVectors;
+  }
 
   int64_t row_length() const { return units_.blocks() * W; }
   // Elements of a block of gates in a panel of the weights that recompute reads.

@@ -36,6 +36,11 @@ class Forward : private Schedule {
   // Saved values of a variant from so many bytes on are written past the caches, in which they would not be when the
   // backward pass comes: a norm has three times the plain cell's.
   static constexpr int64_t kStreamedBytes = 16 << 20, kLine = 64;
+  // A call of a single step reads every weight once. Of weights that are somewhat larger than the second-level cache
+  // it finds there what the call before has read last, if it begins where that one left off (ForwardParams::back) and
+  // takes the panels of both matrices by turns. Beyond so many times what stays in the cache, two streams by turns
+  // cost more than what is found.
+  static constexpr int64_t kPanelsOfCaches = 5;
 
  public:
   using Weights = PackedWeights<T, CellOf, Operand>;
@@ -58,6 +63,9 @@ class Forward : private Schedule {
     input_dots_ = plan_.direct && plan_.forward_chunk * most_group_rows() <= kDotInputRows;
     input_just_in_time_ = alone && !input_dots_ && plan_.forward_chunk >= s_.T;
     state_just_in_time_ = alone && !plan_.direct && s_.T == 1 && !C::kVariant;
+    const int64_t weights = G * s_.H * (s_.I + s_.out_size()) * static_cast<int64_t>(sizeof(E)) / grid_.unit_groups;
+    by_panels_ =
+        s_.T == 1 && !C::kVariant && weights > plan_.near_bytes && weights <= kPanelsOfCaches * plan_.near_bytes;
     lay_out();
   }
 
@@ -153,7 +161,7 @@ class Forward : private Schedule {
     crew.apart([&](auto&& own) {
       for (int64_t s0 = 0; s0 < s_.T; s0 += plan_.forward_chunk) {
         const int64_t s1 = min_of(s_.T, s0 + plan_.forward_chunk);
-        own.each([&](int r) { project_input(r, s0, s1); });
+        if (!by_panels_) own.each([&](int r) { project_input(r, s0, s1); });
         if constexpr (C::kVariant) {
           if (on().norm) own.meet_group();  // every part of the rows of gx has been summed
         }
@@ -192,7 +200,7 @@ class Forward : private Schedule {
     if constexpr (C::kVariant) {
       advance_stages(crew, s, s_in_chunk);
     } else {
-      crew.each([&](int r) { step(r, s, s_in_chunk); });
+      crew.each([&](int r) { by_panels_ ? only_step(r) : step(r, s, s_in_chunk); });
     }
     if (s_.P) {
       crew.meet_group();  // every unit of m is written before any product reads it
@@ -255,6 +263,16 @@ class Forward : private Schedule {
   // ---- input projection -----------------------------------------------------------------------
 
   void project_input(int rank, int64_t s0, int64_t s1) {
+    const int64_t rows = take_rows(rank, s0, s1);
+    const Range own = own_panels(units_, rank);
+    project_panels(rank, rows, own);
+    if constexpr (C::kVariant) {
+      if (on().norm) sum_input_rows(rank, rows);
+    }
+  }
+
+  // The rows of x that a worker multiplies, blocked; how many.
+  int64_t take_rows(int rank, int64_t s0, int64_t s1) {
     const Worker& worker = workers_[rank];
     const int d = grid_.direction(rank), b = grid_.batch_group(rank);
     int64_t rows = 0;
@@ -267,24 +285,45 @@ class Forward : private Schedule {
                               s_.I, s_.dtype, worker.x, chunk_rows_, rows);
       }
     }
-    if (input_dots_) return input_dots(rank, rows);
-    const Range own = own_panels(units_, rank);
-    for (int64_t panel = own.begin; panel < own.end; ++panel) {
+    return rows;
+  }
+
+  // Their product with these panels of W_ih. By panels, those of W_hh come next.
+  void project_panels(int rank, int64_t rows, Range panels) {
+    if (input_dots_) return input_dots(rank, rows, panels);
+    const int d = grid_.direction(rank);
+    const Direction& dir = directions_[d];
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
       const Lie lie = Weights::lie_of(units_, panel);
-      const E* weights = directions_[d].w_ih + units_.first_block(panel) * panel_size(s_.I);
+      const E* weights = dir.w_ih + units_.first_block(panel) * panel_size(s_.I);
       PanelPrefetch ahead;
       if (input_just_in_time_) {
-        Weights::pack_panel(p_.weights[d].w_ih, s_, s_.I, panel, worker.panel);
-        weights = worker.panel;
-      } else {
-        ahead = next_panel(directions_[d].w_ih, panel, own.end - 1, s_.I);
+        Weights::pack_panel(p_.weights[d].w_ih, s_, s_.I, panel, workers_[rank].panel);
+        weights = workers_[rank].panel;
+      } else if (!by_panels_) {
+        ahead = next_panel(dir.w_ih, panel, panels.end - 1, s_.I);
+      } else if (dir.w_hh) {
+        ahead = far_panel(dir.w_hh, panel, s_.out_size());
       }
       for_tiles(Operand::tile_rows(lie.vectors), 0, rows,
                 [&](int64_t row, int height) { input_tile(rank, weights, panel, lie, row, height, ahead); });
     }
-    if constexpr (C::kVariant) {
-      if (on().norm) sum_input_rows(rank, rows);
+  }
+
+  // The one step of a call, panel by panel of both matrices.
+  void only_step(int rank) {
+    const int d = grid_.direction(rank);
+    const Range own = own_panels(units_, rank);
+    const int64_t rows = take_rows(rank, 0, 1);
+    const int64_t together = max_of(kRowTiles, 1);
+    for (int64_t i = own.begin; i < own.end; i += together) {
+      const int64_t end = min_of(own.end, i + together);
+      const Range panels = p_.back ? Range{own.begin + own.end - end, own.begin + own.end - i} : Range{i, end};
+      const int64_t next = end == own.end ? -1 : p_.back ? panels.begin - 1 : panels.end;
+      project_panels(rank, rows, panels);
+      step_panels(rank, 0, 0, panels, false, next);
     }
+    hand_over(rank, 0, time_of(d, 0), rows);
   }
 
   // Offset of a panel inside a worker's gx.
@@ -316,12 +355,15 @@ class Forward : private Schedule {
 
   // What to prefetch while `panel` of these gate panels is at work, on the way to `last`.
   PanelPrefetch next_panel(const E* weights, int64_t panel, int64_t last, int64_t K) const {
-    const int64_t block_bytes = panel_size(K) * static_cast<int64_t>(sizeof(E));
-    if ((units_.blocks() / grid_.unit_groups) * block_bytes < plan_.near_bytes) return {};
     if (panel == last) return {};
-    const int64_t next = last > panel ? panel + 1 : panel - 1;
-    const char* begin = reinterpret_cast<const char*>(weights) + units_.first_block(next) * block_bytes;
-    return {begin, begin + units_.blocks_of(next) * block_bytes};
+    return far_panel(weights, last > panel ? panel + 1 : panel - 1, K);
+  }
+  // One of these gate panels, which comes next; nothing where all of them are in the cache already.
+  PanelPrefetch far_panel(const E* weights, int64_t panel, int64_t K) const {
+    const int64_t block_bytes = panel_size(K) * static_cast<int64_t>(sizeof(E));
+    if (!by_panels_ && (units_.blocks() / grid_.unit_groups) * block_bytes < plan_.near_bytes) return {};
+    const char* begin = reinterpret_cast<const char*>(weights) + units_.first_block(panel) * block_bytes;
+    return {begin, begin + units_.blocks_of(panel) * block_bytes};
   }
 
   static FASTRNN_INLINE void copy_vectors(const T* from, T* to, int count) {
@@ -331,9 +373,10 @@ class Forward : private Schedule {
   // ---- forward_step.inl -------------------------------------------------------------------------
 
   void step(int rank, int64_t s, int64_t s_in_chunk);
+  void step_panels(int rank, int64_t s, int64_t s_in_chunk, Range panels, bool back, int64_t next = -1);
   // weights: a packed panel, or null where they are read where they lie.
   void step_tile(int rank, const E* weights, int64_t s, int64_t t, int64_t panel, const Lie& lie, int64_t row,
-                 int height, int64_t slot, int64_t last, PanelPrefetch& ahead);
+                 int height, int64_t slot, const void* after, PanelPrefetch& ahead);
   // Tiles of one row whose products are made at once (row_kernel), of packed weights of the compute type; 0 where
   // every tile is a product of its own. A whole panel goes this way even when no other is left beside it.
   static constexpr int kRowTiles = kRowPanels > 1 && sizeof(E) == sizeof(T) && !C::kVariant ? kRowPanels / kParts : 0;
@@ -346,8 +389,9 @@ class Forward : private Schedule {
   void put_output(const UnitAt& where, int64_t b, int64_t y_at, bool cut, const E* h_in, E* h_out, T* h_state, V h);
   void project_output(int rank, int64_t s);
   void output_tile(int rank, int64_t s, int64_t t, int64_t panel, int vectors, int64_t row, int height);
-  void input_dots(int rank, int64_t rows);
-  void add_dots(const void* weight, int64_t K, int64_t panel, int64_t last, int height, const E* a,
+  void input_dots(int rank, int64_t rows, Range panels);
+  const void* first_row(const void* weight, int64_t K, int64_t panel) const;
+  void add_dots(const void* weight, int64_t K, int64_t panel, const void* after, int height, const E* a,
                 int64_t block_stride, T* out, int64_t part_rows);
   void hand_over(int rank, int64_t s, int64_t t, int64_t n);
 
@@ -382,7 +426,7 @@ class Forward : private Schedule {
   const Panels<T> outputs_;  // columns of the output in general panels
   Arena arena_;
   bool streams_ = false;  // a variant's saved values, past the caches
-  bool input_dots_ = false, input_just_in_time_ = false, state_just_in_time_ = false;
+  bool input_dots_ = false, input_just_in_time_ = false, state_just_in_time_ = false, by_panels_ = false;
   int64_t chunk_rows_ = 0, group_rows_ = 0;
   Direction directions_[kMaxDirections] = {};
   Stages stages_[kMaxDirections] = {};

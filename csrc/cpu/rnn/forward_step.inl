@@ -9,38 +9,55 @@ namespace {
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::step(int rank, int64_t s, int64_t s_in_chunk) {
   const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-  const int64_t t = time_of(d, s), n = rows_at(b, t);
-  const Range own = own_panels(units_, rank);
+  const int64_t t = time_of(d, s);
   // Every other step runs through the panels backwards: it begins with those that the step before left
   // in the cache, which holds a part of weights that are larger than it.
-  const bool back = s & 1;
-  for (int64_t i = own.begin; i < own.end; ++i) {
-    const int64_t panel = back ? own.begin + own.end - 1 - i : i;
+  step_panels(rank, s, s_in_chunk, own_panels(units_, rank), s & 1);
+  hand_over(rank, s, t, rows_at(b, t));
+}
+
+// `next` comes after these panels (-1: nothing of the step does), and is the first of W_ih then.
+template <class T, template <class> class CellOf, class Operand>
+inline void Forward<T, CellOf, Operand>::step_panels(int rank, int64_t s, int64_t s_in_chunk, Range panels, bool back,
+                                                     int64_t next) {
+  const int d = grid_.direction(rank), b = grid_.batch_group(rank);
+  const Direction& dir = directions_[d];
+  const int64_t t = time_of(d, s), n = rows_at(b, t);
+  const int64_t slot0 = workers_[rank].slots[s_in_chunk], last = back ? panels.begin : panels.end - 1;
+  for (int64_t i = panels.begin; i < panels.end; ++i) {
+    const int64_t panel = back ? panels.begin + panels.end - 1 - i : i;
     const Lie lie = Weights::lie_of(units_, panel);
-    const int64_t slot0 = workers_[rank].slots[s_in_chunk], last = back ? own.begin : own.end - 1;
     if constexpr (kRowTiles > 0) {
       if (n == 1 && in_rows(panel)) {
         int tiles = 1;
-        while (tiles < kRowTiles && i + tiles < own.end && (back || in_rows(panel + tiles))) ++tiles;
+        while (tiles < kRowTiles && i + tiles < panels.end && (back || in_rows(panel + tiles))) ++tiles;
         step_row(rank, s, t, back ? panel - tiles + 1 : panel, tiles, slot0);
         i += tiles - 1;
         continue;
       }
     }
     const E* weights = nullptr;
+    const void* after = nullptr;
     PanelPrefetch ahead;
     if (state_just_in_time_) {
       Weights::pack_panel(p_.weights[d].w_hh, s_, s_.out_size(), panel, workers_[rank].panel);
       weights = workers_[rank].panel;
     } else if (!plan_.direct) {
-      weights = directions_[d].w_hh + units_.first_block(panel) * panel_size(s_.out_size());
-      ahead = next_panel(directions_[d].w_hh, panel, last, s_.out_size());
+      weights = dir.w_hh + units_.first_block(panel) * panel_size(s_.out_size());
+      if (panel != last) {
+        ahead = next_panel(dir.w_hh, panel, last, s_.out_size());
+      } else if (next >= 0 && dir.w_ih) {
+        ahead = far_panel(dir.w_ih, next, s_.I);
+      }
+    } else if (panel != last) {
+      after = first_row(p_.weights[d].w_hh, s_.out_size(), back ? panel - 1 : panel + 1);
+    } else if (next >= 0) {
+      after = first_row(p_.weights[d].w_ih, s_.I, next);
     }
     for_tiles(plan_.direct ? kDotRows : Operand::tile_rows(lie.vectors), 0, n, [&](int64_t row, int height) {
-      step_tile(rank, weights, s, t, panel, lie, row, height, slot0 + row, last, ahead);
+      step_tile(rank, weights, s, t, panel, lie, row, height, slot0 + row, after, ahead);
     });
   }
-  hand_over(rank, s, t, n);
 }
 
 // The last states of rows that end at step t, of n that run: c, and without a projection h.
@@ -92,7 +109,7 @@ inline void Forward<T, CellOf, Operand>::step_row(int rank, int64_t s, int64_t t
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::step_tile(int rank, const E* weights, int64_t s, int64_t t, int64_t panel,
                                                    const Lie& lie, int64_t row, int height, int64_t slot,
-                                                   int64_t last, PanelPrefetch& ahead) {
+                                                   const void* after, PanelPrefetch& ahead) {
   const Direction& dir = directions_[grid_.direction(rank)];
   const Group& group = groups_[grid_.group(rank)];
   const int64_t first = units_.first_block(panel);
@@ -115,7 +132,7 @@ inline void Forward<T, CellOf, Operand>::step_tile(int rank, const E* weights, i
                       ahead.slice(s_.out_size()));
   }
   if (!weights) {
-    add_dots(p_.weights[grid_.direction(rank)].w_hh, s_.out_size(), panel, last, height, group.h[s & 1] + row * W,
+    add_dots(p_.weights[grid_.direction(rank)].w_hh, s_.out_size(), panel, after, height, group.h[s & 1] + row * W,
              group_rows_ * W, tile, height);
   }
   finish_tile(tile, gx, rank, s, t, panel, lie, row, height);
@@ -250,11 +267,13 @@ inline void Forward<T, CellOf, Operand>::output_tile(int rank, int64_t s, int64_
 
 // The rows of the chunk times W_ih where it lies, into gx.
 template <class T, template <class> class CellOf, class Operand>
-inline void Forward<T, CellOf, Operand>::input_dots(int rank, int64_t rows) {
+inline void Forward<T, CellOf, Operand>::input_dots(int rank, int64_t rows, Range panels) {
   const int d = grid_.direction(rank);
   const Worker& worker = workers_[rank];
-  const Range own = own_panels(units_, rank);
-  for (int64_t panel = own.begin; panel < own.end; ++panel) {
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    const void* const after = panel + 1 < panels.end ? first_row(p_.weights[d].w_ih, s_.I, panel + 1)
+                              : by_panels_           ? first_row(p_.weights[d].w_hh, s_.out_size(), panels.begin)
+                                                     : nullptr;
     const int of_part = Weights::lie_of(units_, panel).vectors;
     T* gx = worker.gx + gx_offset(rank, panel);
     const T* bias = directions_[d].bias + units_.first_block(panel) * G * W;
@@ -264,16 +283,23 @@ inline void Forward<T, CellOf, Operand>::input_dots(int rank, int64_t rows) {
       }
     }
     for_tiles(kDotRows, 0, rows, [&](int64_t row, int height) {
-      add_dots(p_.weights[d].w_ih, s_.I, panel, own.end - 1, height, worker.x + row * W, chunk_rows_ * W,
+      add_dots(p_.weights[d].w_ih, s_.I, panel, after, height, worker.x + row * W, chunk_rows_ * W,
                gx + row * of_part * W, chunk_rows_);
     });
   }
 }
 
-// out += the gates of a panel of `weight` where it lies, K columns, for `height` rows of the blocked a. A part of out
-// has part_rows rows. `last` is the panel that comes last.
+// Where a panel of `weight` begins where it lies.
 template <class T, template <class> class CellOf, class Operand>
-inline void Forward<T, CellOf, Operand>::add_dots(const void* weight, int64_t K, int64_t panel, int64_t last,
+inline const void* Forward<T, CellOf, Operand>::first_row(const void* weight, int64_t K, int64_t panel) const {
+  return static_cast<const char*>(weight) +
+         units_.first_block(panel) * W * K * static_cast<int64_t>(size_of(s_.dtype));
+}
+
+// out += the gates of a panel of `weight` where it lies, K columns, for `height` rows of the blocked a. A part of out
+// has part_rows rows. `after` (or null) comes next, as many rows as a block has or fewer.
+template <class T, template <class> class CellOf, class Operand>
+inline void Forward<T, CellOf, Operand>::add_dots(const void* weight, int64_t K, int64_t panel, const void* after,
                                                   int height, const E* a, int64_t block_stride, T* out,
                                                   int64_t part_rows) {
   if constexpr (sizeof(E) == sizeof(T)) {  // rounded operands have rows enough
@@ -287,9 +313,8 @@ inline void Forward<T, CellOf, Operand>::add_dots(const void* weight, int64_t K,
         return static_cast<const char*>(weight) + (gate * s_.H + of_block * W) * row_bytes;
       };
       for (int g = 0; g < G; ++g) {
-        // The block that comes next, in the order of step(); whole, so that its rows are there to be fetched.
-        const int64_t after = last > panel ? block + 1 : block - 1;
-        const char* next = g + 1 < G ? rows_at(g + 1, block) : panel != last ? rows_at(0, after) : nullptr;
+        // The block that comes next, in the order of the step.
+        const void* next = g + 1 < G ? rows_at(g + 1, block) : u + 1 < lie.units ? rows_at(0, block + 1) : after;
         dot(out + lie.at(0, part_rows, u, g), lie.vectors * W, rows_at(g, block), units_.lanes(block), K, a,
             block_stride, far ? next : nullptr);
       }

@@ -5,7 +5,7 @@
 #include <mutex>
 #include <new>
 
-#include "cuda/device/runtime.cuh"
+#include "cuda/device/graph.h"
 
 namespace fastrnn::cuda {
 namespace {
@@ -24,18 +24,6 @@ Record& record_of(int device) {
 }
 
 bool exists(int device) { return device >= 0 && device < kMostDevices; }
-
-// Nobody else allocates in a capture on this thread's behalf: the call is no part of the captured work.
-class OutsideCapture {
- public:
-  OutsideCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~OutsideCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  OutsideCapture(const OutsideCapture&) = delete;
-  OutsideCapture& operator=(const OutsideCapture&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
 
 }  // namespace
 

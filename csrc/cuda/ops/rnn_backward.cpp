@@ -1,6 +1,7 @@
 // Backward pass of a layer: the time loop of its tier, then the gradients of x and of every weight as one large GEMM
 // each.
 #include "cuda/persistent/loop.h"
+#include "cuda/stepwise/graphs.h"
 #include "cuda/stepwise/kernels.h"
 #include "cuda/stepwise/loop.h"
 #include "cuda/stepwise/stages_loop.h"
@@ -160,8 +161,9 @@ std::pair<Tensor, std::vector<Tensor>> backward(const Layer& layer, const RnnArg
   layer.clear_padding(s.dgates, D);
   if (s.dh_y) layer.clear_padding(*s.dh_y, D);
   if (s.m) layer.clear_padding(*s.m, D);
-  const bool persistent = plan.tier != Tier::kStepwise && shape.T > 0;
-  if (B > 0 && !(persistent && run_persistent(layer, plan, s))) {
+  const bool persistent = is_persistent(plan.tier) && shape.T > 0;
+  const bool graph = plan.tier == Tier::kStepwiseGraph;
+  if (B > 0 && !(persistent && run_persistent(layer, plan, s)) && !(graph && run_graph(layer, plan, s))) {
     run_stepwise(layer, s);
     count(Tier::kStepwise, Pass::kBackward);
   }

@@ -1,6 +1,8 @@
 // Forward pass of a layer: one GEMM for the input's part of all gates, unless the time loop's kernel makes that too,
 // then the time loop of its tier.
+#include "cuda/device/graph.h"
 #include "cuda/persistent/loop.h"
+#include "cuda/stepwise/graphs.h"
 #include "cuda/stepwise/loop.h"
 #include "cuda/stepwise/stages_loop.h"
 
@@ -11,7 +13,7 @@ namespace fastrnn::cuda {
 void forward(const Layer& layer, const RnnArguments& in, const RnnResults& results, Tier wanted, bool training) {
   const LayerShape& shape = layer.shape();
   const int64_t H = shape.H, D = shape.D, N = layer.N, G = layer.G;
-  const CudaPlan plan = plan_pass(layer, Pass::kForward, wanted, training);
+  CudaPlan plan = plan_pass(layer, Pass::kForward, wanted, training);
   if (shape.B == 0) return;
   if (shape.variant.any()) {
     count(Tier::kStepwise, Pass::kForward);
@@ -27,20 +29,28 @@ void forward(const Layer& layer, const RnnArguments& in, const RnnResults& resul
                           .save_cells = results.save_cells,
                           .gates = results.gates,
                           .cells = results.cells};
-  const auto project = [&] {
+  const auto project_rows = [&](int64_t first, int64_t count) {
     for (int d = 0; d < D; ++d) {
-      multiply(columns(slice(s.gx, d), 0, G * H), layer.x(), transposed(layer.w_ih(d)), layer.tf32);
+      multiply(columns(rows(slice(s.gx, d), first, count), 0, G * H), rows(layer.x(), first, count),
+               transposed(layer.w_ih(d)), layer.tf32);
     }
   };
-  if (!plan.projects) project();
+  const auto project = [&] { project_rows(0, N); };
+  const bool beside = plan.chunks > 1 && !is_capturing(layer.stream);
+  if (!beside) plan.chunks = 1;
+  if (!plan.projects && !beside) project();
   // Beyond the rows' lengths the loops write nothing. x's part of the gates, where it lies in them, is not read
   // there.
   layer.clear_padding(s.y, 1);
   if (s.save_gates) layer.clear_padding(s.gates, D);
   if (s.save_cells) layer.clear_padding(s.cells, D);
-  const bool persistent = plan.tier != Tier::kStepwise && shape.T > 0;
-  if (!persistent || !run_persistent(layer, plan, s)) {
-    if (plan.projects) project();
+  const bool persistent = is_persistent(plan.tier) && shape.T > 0;
+  const bool graph = plan.tier == Tier::kStepwiseGraph;
+  const bool done = beside       ? run_overlapped(layer, plan, s, project_rows)
+                    : persistent ? run_persistent(layer, plan, s)
+                                 : graph && run_graph(layer, plan, s);
+  if (!done) {
+    if (plan.projects || beside) project();
     run_stepwise(layer, s);
     count(Tier::kStepwise, Pass::kForward);
   }

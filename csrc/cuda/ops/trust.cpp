@@ -2,6 +2,7 @@
 #include <sstream>
 
 #include "cuda/device/upload.h"
+#include "cuda/stepwise/graphs.h"
 #include "cuda/torch/sequence.h"
 
 namespace fastrnn::cuda {
@@ -66,6 +67,8 @@ bool cuda_has_image(int64_t device) {
   return found;
 }
 
+int64_t cuda_release_scratch() { return release_graphs(); }
+
 }  // namespace
 }  // namespace fastrnn::cuda
 
@@ -77,4 +80,5 @@ STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("cuda_clear_ran", TORCH_BOX(&fastrnn::cuda::cuda_clear_ran));
   m.impl("cuda_status", TORCH_BOX(&fastrnn::cuda::cuda_status));
   m.impl("cuda_has_image", TORCH_BOX(&fastrnn::cuda::cuda_has_image));
+  m.impl("cuda_release_scratch", TORCH_BOX(&fastrnn::cuda::cuda_release_scratch));
 }

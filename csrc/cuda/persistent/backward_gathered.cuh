@@ -41,7 +41,7 @@ struct GatheredProduct {
   __device__ __forceinline__ void take(int i, const Position& at, float (&through)[4]) {
     const uint32_t* operand = exchange.wait(i);
     float sums[1][4];
-    products.sum(operand, exchange.parts(), at, cut, exchange.poison, sums);
+    products.sum(operand, rest, exchange.parts(), at, cut, exchange.poison, sums);
 #pragma unroll
     for (int r = 0; r < 4; ++r) through[r] = sums[0][r];
   }

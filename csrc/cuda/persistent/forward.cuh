@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 
     const uint32_t* operand = exchange.wait(s);
     float sums[G][4];
-    products.sum(operand, exchange.parts(), at, cut, exchange.poison, sums);
+    products.sum(operand, rest, exchange.parts(), at, cut, exchange.poison, sums);
 
     if (at.finishes) {
       if (begins) {

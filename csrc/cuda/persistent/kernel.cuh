@@ -33,23 +33,25 @@ namespace fastrnn::cuda {
 struct Cut {
   int64_t N;
   int unit_tiles, ctas_per_replica, replicas, n_tiles;
-  int tile_slots;                  // tiles of units in an operand: unit_tiles, or more where CTAs share them
-  int cta_tiles, k_split, k_more;  // cluster tier: tiles of units a CTA; see PersistentGeometry
-  int peers, kept_offset;          // and where its weights in shared memory begin: words behind the biases
-  int slot_words;                  // cluster tier's backward: what a CTA receives in a step,
-  int owner_factor;                // and which CTA has a tile of units: tile * owner_factor >> 16
-  bool whole_pairs;                // every row of every tensor starts at a multiple of a pair,
-  bool whole_x;                    // and every row of x
-  bool whole_tiles;                // and all tiles of units are whole, and all rows run all steps
-  int weights_at_once;             // elements of w_hh that a load takes: 4, 2 or 1,
-  int inputs_at_once;              // and of w_ih
-  uint32_t* error;                 // grid tier: the workspace's first word,
-  uint64_t* flags;                 // then a flag a replica, a line each,
-  uint32_t* operands;              // then its two buffers of operand_words
-  int64_t operand_words;           // of a buffer
-  uint32_t wait_ticks;             // before a wait for other CTAs gives up,
-  Status* status;                  // where it says so,
-  Status failure;                  // and what, but for the step
+  int tile_slots;                   // tiles of units in an operand: unit_tiles, or more where CTAs share them
+  int cta_tiles, k_split, k_more;   // cluster tier: tiles of units a CTA; see PersistentGeometry
+  int peers;                        // CTAs that have units
+  int kept_offset;                  // grid and cluster: where weights in shared memory begin, words behind the biases
+  int copies_offset, copies_ahead;  // grid: and the copies of the operand, so many pieces of it at once
+  int slot_words;                   // cluster tier's backward: what a CTA receives in a step,
+  int owner_factor;                 // and which CTA has a tile of units: tile * owner_factor >> 16
+  bool whole_pairs;                 // every row of every tensor starts at a multiple of a pair,
+  bool whole_x;                     // and every row of x
+  bool whole_tiles;                 // and all tiles of units are whole, and all rows run all steps
+  int weights_at_once;              // elements of w_hh that a load takes: 4, 2 or 1,
+  int inputs_at_once;               // and of w_ih
+  uint32_t* error;                  // grid tier: the workspace's first word,
+  uint64_t* flags;                  // then a flag a replica, a line each,
+  uint32_t* operands;               // then its two buffers of operand_words
+  int64_t operand_words;            // of a buffer
+  uint32_t wait_ticks;              // before a wait for other CTAs gives up,
+  Status* status;                   // where it says so,
+  Status failure;                   // and what, but for the step
 };
 
 // ---------------------------------------------------------------- cells
@@ -122,7 +124,7 @@ __device__ __forceinline__ void report_missing(const Cut& cut, int i) {
 // All units of a direction in one CTA, a warp a tile of units; the buffers are in shared memory.
 struct OneCta {
   static constexpr Tier kTier = Tier::kOneCta;
-  static constexpr bool kSplitsK = false, kKeepsInShared = false, kCompiled = true;
+  static constexpr bool kSplitsK = false, kKeepsInShared = false, kCopies = false, kCompiled = true;
   static constexpr int kStride = 1;
   static __device__ __forceinline__ int cta_tiles(const Cut& cut) { return cut.unit_tiles; }
   static constexpr __device__ __forceinline__ int k_split(const Cut&) { return 1; }
@@ -150,11 +152,6 @@ struct OneCta {
   }
 
   static constexpr float poison = 0;
-
-  template <class Words>
-  static __device__ __forceinline__ Words read(const uint32_t* p) {
-    return *reinterpret_cast<const Words*>(p);
-  }
 };
 
 // The same for layers that have whole tiles only (Cut::whole_tiles): forward_whole.cuh, backward_whole.cuh.
@@ -165,10 +162,10 @@ template <class Exchange>
 constexpr bool kWholeTiles = std::is_same_v<Exchange, OneCtaWhole>;
 
 // A CTA a tile of units; its warps share the products by K and meet in shared memory, the CTAs of a replica in the
-// L2 cache. Warp n finishes tile n of the rows.
+// L2 cache, from where each warp copies what it multiplies into shared memory. Warp n finishes tile n of the rows.
 struct Grid {
   static constexpr Tier kTier = Tier::kGrid;
-  static constexpr bool kSplitsK = true, kKeepsInShared = false, kCompiled = true;
+  static constexpr bool kSplitsK = true, kKeepsInShared = true, kCopies = true, kCompiled = true;
   static constexpr int kStride = kGridWarps;
   static constexpr __device__ __forceinline__ int cta_tiles(const Cut&) { return 1; }
   static constexpr __device__ __forceinline__ int k_split(const Cut&) { return kGridWarps; }
@@ -182,7 +179,7 @@ struct Grid {
   __device__ __forceinline__ Grid(const Cut& cut, uint32_t* shared, uint32_t* rest, int replica)
       : cut(cut), failure(shared + kFailureWord), rest(rest), replica(replica) {
     // Read after the first wait's barrier, and written by this thread alone.
-    if (threadIdx.x == 0) *failure = 0;
+    if (polls()) *failure = 0;
   }
 
   __device__ __forceinline__ bool begin(int) { return true; }
@@ -204,13 +201,16 @@ struct Grid {
     if (threadIdx.x % 32 == 0 && !gave_up()) add_release(flag(), 1);
   }
   __device__ __forceinline__ bool gave_up() const { return poison != 0; }  // NaN is not 0
+  // Of the last warp, which finishes rows only where there are as many tiles of them as warps: it waits for nothing
+  // else, while the finishing warps still read the next step's inputs and write what nobody waits for.
+  static __device__ __forceinline__ bool polls() { return threadIdx.x == (kGridWarps - 1) * 32; }
   // The flag counts on over the publications: all of i are there at (i+1) * arrivals. One thread polls and
   // acquires for the CTA, the barrier passes it on. A warp publishes i+1 after the barrier of the sums (see
   // Products), which each warp of its CTA enters with its products of i done, so the whole flag for i+1 means that
   // nobody reads i any more and i+2 may overwrite it. The barrier also protects the sums of step i from those of
   // i+1: finishing warps enter it when they have read them.
   __device__ __forceinline__ const uint32_t* wait(int i) {
-    if (threadIdx.x == 0 && *failure == 0) {
+    if (polls() && *failure == 0) {
       const uint64_t arrivals = static_cast<uint64_t>(cut.ctas_per_replica * cut.n_tiles);
       if (!counted(static_cast<uint64_t>(i + 1) * arrivals, i)) *failure = kNaN;
     }
@@ -237,11 +237,6 @@ struct Grid {
       }
     }
     return count < kAbandoned;
-  }
-
-  template <class Words>
-  static __device__ __forceinline__ Words read(const uint32_t* p) {
-    return load_exchanged(reinterpret_cast<const Words*>(p));
   }
 };
 
@@ -334,7 +329,7 @@ struct ClusterBarriers {
 // every gate, so it has an exchange of its own: backward_scattered.cuh.
 struct Cluster {
   static constexpr Tier kTier = Tier::kCluster;
-  static constexpr bool kSplitsK = true, kKeepsInShared = true, kCompiled = kHasClusters;
+  static constexpr bool kSplitsK = true, kKeepsInShared = true, kCopies = false, kCompiled = kHasClusters;
   static constexpr int kStride = 1;
   static __device__ __forceinline__ int cta_tiles(const Cut& cut) { return cut.cta_tiles; }
   static __device__ __forceinline__ int k_split(const Cut& cut) { return cut.k_split; }
@@ -383,11 +378,6 @@ struct Cluster {
     barriers.wait(i);
     poison = barriers.poison;
     return slot(i);
-  }
-
-  template <class Words>
-  static __device__ __forceinline__ Words read(const uint32_t* p) {
-    return *reinterpret_cast<const Words*>(p);
   }
 };
 

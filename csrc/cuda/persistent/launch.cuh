@@ -72,6 +72,11 @@ inline Cut cut_of(const PersistentGeometry& g, const LayerShape& shape, void* wo
     cut.operand_words =
         operand_words(cut.tile_slots, g.n_tiles, g.pass == Pass::kForward ? 1 : gates_of(g.cell), g.precision);
   }
+  if (g.tier == Tier::kGrid) {
+    cut.copies_offset = static_cast<int>(grid_parts_bytes(g) / 4);
+    cut.copies_ahead = g.copies_ahead;
+    cut.kept_offset = cut.copies_offset + static_cast<int>(g.copies_ahead * grid_piece_bytes(g) / 4);
+  }
   cut.wait_ticks = wait_ticks ? wait_ticks : kWaitTicks;
   if (g.tier != Tier::kOneCta) {
     cut.status = status_on_device();

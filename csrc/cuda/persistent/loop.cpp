@@ -2,6 +2,9 @@
 // launch a pass.
 #include "cuda/persistent/loop.h"
 
+#include <algorithm>
+
+#include "cuda/device/side_stream.h"
 #include "cuda/persistent/params.h"
 
 namespace fastrnn::cuda {
@@ -30,7 +33,33 @@ void set_common(Params& p, const Layer& layer, const CudaPlan& plan, std::vector
   }
 }
 
-int launch(const Layer& layer, const CudaPlan& plan, const ForwardSequence& s) {
+// Steps [first, first + count) of a forward pass of one direction whose rows are all as long, as a pass of its own:
+// its states, (1,B,H) each and c an LSTM's, are those of the steps before and become those of the steps behind.
+struct Piece {
+  int64_t first = 0, count = 0;
+  void *h_in = nullptr, *c_in = nullptr, *h_out = nullptr, *c_out = nullptr;
+};
+
+void cut(PersistentForward& p, const Piece& piece) {
+  const int64_t element = static_cast<int64_t>(size_of(p.shape.dtype)), H = p.shape.H;
+  const int64_t row = piece.first * p.shape.B;
+  const auto behind = [](auto* from, int64_t bytes) {
+    using Of = decltype(from);
+    return from ? reinterpret_cast<Of>(reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(bytes)) : from;
+  };
+  p.shape.T = piece.count;
+  p.gx = behind(p.gx, row * p.gx_stride * element);
+  p.y = behind(p.y, row * H * element);
+  p.gates = behind(p.gates, row * saved_of(p.shape.cell) * H * element);
+  p.cells = behind(p.cells, row * H * int64_t{sizeof(float)});
+  p.resets = behind(p.resets, row);
+  p.h0 = piece.h_in;
+  p.c0 = piece.c_in;
+  p.hn = piece.h_out;
+  p.cn = piece.c_out;
+}
+
+int launch(const Layer& layer, const CudaPlan& plan, const ForwardSequence& s, const Piece& piece = {}) {
   PersistentForward p;
   std::vector<Tensor> keep;
   set_common(p, layer, plan, keep);
@@ -61,6 +90,7 @@ int launch(const Layer& layer, const CudaPlan& plan, const ForwardSequence& s) {
   if (layer.is(CellKind::kLstm)) p.cn = s.cn.data_ptr();
   if (s.save_gates) p.gates = s.gates.data_ptr();
   if (s.save_cells) p.cells = static_cast<float*>(s.cells.data_ptr());
+  if (piece.count) cut(p, piece);
   return persistent_forward(p, plan.geometry, layer.stream);
 }
 
@@ -135,6 +165,48 @@ bool run_persistent(const Layer& layer, const CudaPlan& plan, const ForwardSeque
 }
 bool run_persistent(const Layer& layer, const CudaPlan& plan, const BackwardSequence& s) {
   return run(layer, plan, Pass::kBackward, s);
+}
+
+bool run_overlapped(const Layer& layer, const CudaPlan& plan, const ForwardSequence& s, const Project& project) {
+  const LayerShape& shape = layer.shape();
+  const bool has_cell = facts_of(shape.cell).has_cell;
+  const int64_t steps = (shape.T + plan.chunks - 1) / plan.chunks;
+  Tensor h = as_contiguous(s.h0);
+  std::optional<Tensor> c = has_cell ? std::optional(as_contiguous(*s.c0)) : std::nullopt;
+  SideStream side(layer.device, layer.stream);
+  const auto rows_of_steps = [&](int64_t first) { return std::min(steps, shape.T - first) * shape.B; };
+  project(0, rows_of_steps(0));
+  int error = side.fork();
+  for (int64_t first = 0; error == cudaSuccess && first < shape.T; first += steps) {
+    const int64_t next = first + steps;
+    const bool last = next >= shape.T;
+    const Tensor h_out = last ? s.hn : layer.make({1, shape.B, shape.H});
+    std::optional<Tensor> c_out;
+    if (has_cell) c_out = last ? s.cn : layer.make({1, shape.B, shape.H});
+    // The loop before the next product, which would else take its SMs.
+    error = launch(layer, plan, s,
+                   {first, std::min(steps, shape.T - first), h.data_ptr(), data(c), h_out.data_ptr(), data(c_out)});
+    if (error != cudaSuccess || last) break;
+    {
+      const StreamGuard on_side(side.stream(), layer.device);
+      project(next * shape.B, rows_of_steps(next));
+    }
+    error = side.join();
+    h = h_out;
+    c = c_out;
+  }
+  if (error == cudaSuccess) {
+    count(plan, Pass::kForward);
+    return true;
+  }
+  check(plan.asked == Tier::kAuto || error != cudaErrorCooperativeLaunchTooLarge, "tier '", tier_name(plan.asked),
+        "' cannot run this layer's forward pass: the device has no room for it at once just now");
+  if (plan.asked != Tier::kAuto) check_cuda(error);
+  if (error != cudaErrorCooperativeLaunchTooLarge) {
+    cudaGetLastError();  // the runtime's memory of it
+    distrust(layer.device, plan.tier, cudaGetErrorString(static_cast<cudaError_t>(error)));
+  }
+  return false;
 }
 
 }  // namespace fastrnn::cuda

@@ -1,5 +1,6 @@
 // The persistent tiers: a whole layer, all steps and both directions, in one launch. The recurrent weights are
-// read once, into registers, and stay there; what moves from step to step is h (backward: the gates' gradient).
+// read once, into registers and, where those are too few, into shared memory, and stay there; what moves from step to
+// step is h (backward: the gates' gradient).
 //
 //   one CTA   a CTA holds all recurrent weights of a direction and takes 8 rows of the batch through all
 //             steps; nothing leaves the SM but results. H to 128 for half types.
@@ -8,8 +9,10 @@
 //             parts of the gradient of h. From compute capability 9.0 on; not for kFloat32. What the registers
 //             cannot hold of the weights waits in shared memory.
 //   grid      a replica of H/16 CTAs, one an SM, holds the weights of a direction, 16 units each, and takes up
-//             to 64 rows; its CTAs meet once a step at a flag in the L2 cache. Directions and further rows
-//             are further replicas. Needs a cooperative launch.
+//             to 64 rows; its CTAs meet once a step at a flag in the L2 cache. What the registers cannot hold of
+//             the weights waits in shared memory, beside the parts of the sums and the copies of the operand, so
+//             that there is room for fewer rows then. Directions and further rows are further replicas. Needs a
+//             cooperative launch.
 //
 // No torch and no CUDA header here. "T" after a shape is the layer's type, letters as in params/rnn.h and
 // stepwise/kernels.h (Gr = gates + 1 for a GRU, else gates; S = values saved a unit).

@@ -1,6 +1,7 @@
 // The products of a step: the weights that a warp keeps in registers, and the sums it makes with them.
 #pragma once
 #include "cuda/persistent/kernel.cuh"
+#include "cuda/persistent/operand_copies.cuh"
 #include "cuda/persistent/weights.cuh"
 
 namespace fastrnn::cuda {
@@ -10,7 +11,9 @@ namespace fastrnn::cuda {
 // no product waits for the one before it.
 //
 // The warp's tile i is tile at.first + i * Exchange::kStride of K, below at.end: the same for all lanes. Tiles beyond
-// kTiles, which only a cluster has, are kept in shared memory, [tile][gate][a register's four][lane][4].
+// kTiles, which one CTA does not have, are kept in shared memory, [tile][gate][a register's four][lane][4].
+//
+// In the grid a warp multiplies copies of its tiles of the operand: operand_copies.cuh.
 template <class F, class Exchange, Pass pass, int kGates, int kTiles>
 struct Products {
   static constexpr int kOperandGates = pass == Pass::kForward ? 1 : kGates;
@@ -18,9 +21,10 @@ struct Products {
   static constexpr int kChains = kGates == 1 ? 2 : kGates;
   static constexpr int kStride = Exchange::kStride;
   static constexpr int kTileWords = 32 * F::kWords;
-  // Tiles whose operand is read at once: from the L2 cache a read takes long, and the products of kFloat32 longer.
-  static constexpr int kGroup =
-      Exchange::kTier == Tier::kGrid && F::kPrecision != Precision::kFloat32 ? 8 / F::kWords : 4 / F::kWords;
+  // Tiles whose operand is read at once.
+  static constexpr int kGroup = 4 / F::kWords;
+  // Tiles of the grid's weights in shared memory that are read at once: kFloat32's products have registers for one.
+  static constexpr int kKeptTogether = F::kPrecision == Precision::kFloat32 ? 1 : 2;
   using Words = typename F::Words;
 
   static constexpr int kKeptWords = kGates * F::kRegisters * 32;  // of a tile
@@ -66,7 +70,7 @@ struct Products {
           uint32_t words[kChunk][kGates][F::kRegisters];
 #pragma unroll
           for (int i = 0; i < kChunk; ++i) {
-            load_tile<kAtOnce>(weights, words[i], at, at.first + kTiles + first + i, H, k_end);
+            load_tile<kAtOnce>(weights, words[i], at, at.first + (kTiles + first + i) * kStride, H, k_end);
           }
 #pragma unroll
           for (int i = 0; i < kChunk; ++i) {
@@ -114,34 +118,39 @@ struct Products {
 
   using Chains = float[kChains][4];
 
-  // This warp's products for one tile of rows, by the weights in registers,
+  // This warp's products for one tile of rows, by the weights in registers: those that meet one operand, whose words
+  // for this lane and the warp's first tile are at `first`, those of its tiles so many words apart,
+  template <int kDistance>
+  __device__ __forceinline__ void multiply_operand(const uint32_t* first, int operand_gate, const Position& at,
+                                                   Chains& chains) const {
+#pragma unroll
+    for (int group = 0; group < kTiles; group += kGroup) {
+      Words b[kGroup];
+#pragma unroll
+      for (int i = group; i < group + kGroup && i < kTiles; ++i) {
+        if (at.first + i * kStride < at.end) b[i - group] = words_at(first + i * kDistance);
+      }
+#pragma unroll
+      for (int i = group; i < group + kGroup && i < kTiles; ++i) {
+        if (at.first + i * kStride < at.end) {
+#pragma unroll
+          for (int gate = 0; gate < kGates; ++gate) {
+            if (pass == Pass::kForward || gate == operand_gate) {
+              F::multiply(chains[kGates == 1 ? i & 1 : gate], a[i][gate], b[i - group]);
+            }
+          }
+        }
+      }
+    }
+  }
+  // all of them,
   __device__ __forceinline__ void multiply_registers(const uint32_t* operand, int row_tile, const Position& at,
                                                      const Cut& cut, Chains& chains) const {
 #pragma unroll
     for (int operand_gate = 0; operand_gate < kOperandGates; ++operand_gate) {
       // From here on the tiles' distances are constants: an address each would take two registers.
       const uint32_t* const first = operand + offset(cut, row_tile, operand_gate, at.first) + at.lane * F::kWords;
-#pragma unroll
-      for (int group = 0; group < kTiles; group += kGroup) {
-        Words b[kGroup];
-#pragma unroll
-        for (int i = group; i < group + kGroup && i < kTiles; ++i) {
-          if (at.first + i * kStride < at.end) {
-            b[i - group] = Exchange::template read<Words>(first + i * kStride * kTileWords);
-          }
-        }
-#pragma unroll
-        for (int i = group; i < group + kGroup && i < kTiles; ++i) {
-          if (at.first + i * kStride < at.end) {
-#pragma unroll
-            for (int gate = 0; gate < kGates; ++gate) {
-              if (pass == Pass::kForward || gate == operand_gate) {
-                F::multiply(chains[kGates == 1 ? i & 1 : gate], a[i][gate], b[i - group]);
-              }
-            }
-          }
-        }
-      }
+      multiply_operand<kStride * kTileWords>(first, operand_gate, at, chains);
     }
   }
   // and by those in shared memory.
@@ -154,32 +163,70 @@ struct Products {
 #pragma unroll
       for (int gate = 0; gate < kGates; ++gate) {
         if (gate < kOperandGates) {
-          b = Exchange::template read<Words>(operand + offset(cut, row_tile, gate, tile) + at.lane * F::kWords);
+          b = words_at(operand + offset(cut, row_tile, gate, tile) + at.lane * F::kWords);
         }
-        uint32_t w[F::kRegisters];
-#pragma unroll
-        for (int r = 0; r < F::kRegisters; r += 4) {
-          const uint4 four = *reinterpret_cast<const uint4*>(weights + (gate * F::kRegisters + r) * 32);
-          w[r] = four.x;
-          w[r + 1] = four.y;
-          w[r + 2] = four.z;
-          w[r + 3] = four.w;
-        }
-        F::multiply(chains[gate], w, b);
+        multiply_kept_gate(weights, gate, b, chains);
       }
+    }
+  }
+  static __device__ __forceinline__ void multiply_kept_gate(const uint32_t* weights, int gate, const Words& b,
+                                                            Chains& chains) {
+    uint32_t w[F::kRegisters];
+#pragma unroll
+    for (int r = 0; r < F::kRegisters; r += 4) {
+      const uint4 four = *reinterpret_cast<const uint4*>(weights + (gate * F::kRegisters + r) * 32);
+      w[r] = four.x;
+      w[r + 1] = four.y;
+      w[r + 2] = four.z;
+      w[r + 3] = four.w;
+    }
+    F::multiply(chains[gate], w, b);
+  }
+  static __device__ __forceinline__ Words words_at(const uint32_t* shared) {
+    return *reinterpret_cast<const Words*>(shared);
+  }
+
+  using Copies = OperandCopies<F, kTiles, kStride>;
+
+  // The products with the copies of one tile of rows.
+  __device__ __forceinline__ void multiply_copies(Copies& copies, const Position& at, const Cut& cut,
+                                                  Chains& chains) const {
+    // As many in shared memory for every warp, and by a shuffle, so that the compiler, too, knows that all lanes come
+    // to the products together. Where a warp has no more they are zeros by zeros.
+    const int tiles = __shfl_sync(0xffffffffu, kept_tiles(cut.unit_tiles, kGridWarps, kTiles), 0);
+#pragma unroll
+    for (int operand_gate = 0; operand_gate < kOperandGates; ++operand_gate) {
+      const uint32_t* const first = copies.take();
+      multiply_operand<kTileWords>(first, operand_gate, at, chains);
+      const uint32_t* weights = kept;
+      const uint32_t* words = first + kTiles * kTileWords;
+#pragma unroll kKeptTogether
+      for (int i = 0; i < tiles; ++i) {
+        Words b = {};
+        if (at.first + (kTiles + i) * kStride < at.end) b = words_at(words);
+#pragma unroll
+        for (int gate = 0; gate < kGates; ++gate) {
+          if (pass == Pass::kForward || gate == operand_gate) multiply_kept_gate(weights, gate, b, chains);
+        }
+        weights += kKeptWords;
+        words += kTileWords;
+      }
+      copies.drop();
     }
   }
 
   // This warp's products for one tile of rows.
-  __device__ __forceinline__ void multiply(const uint32_t* operand, int row_tile, const Position& at, const Cut& cut,
-                                           float poison, float (&sums)[kSums][4]) const {
+  __device__ __forceinline__ void multiply(const uint32_t* operand, Copies* copies, int row_tile, const Position& at,
+                                           const Cut& cut, float poison, float (&sums)[kSums][4]) const {
     Chains chains;
 #pragma unroll
     for (int chain = 0; chain < kChains; ++chain) {
 #pragma unroll
       for (int r = 0; r < 4; ++r) chains[chain][r] = poison;
     }
-    if constexpr (!Exchange::kKeepsInShared) {
+    if constexpr (Exchange::kCopies) {
+      multiply_copies(*copies, at, cut, chains);
+    } else if constexpr (!Exchange::kKeepsInShared) {
       multiply_registers(operand, row_tile, at, cut, chains);
     } else {
       // One of the two warps that a scheduler has begins with shared memory, so that the one's reads and the other's
@@ -252,25 +299,33 @@ struct Products {
   // The whole sums of the tile of rows that this warp finishes. All warps of the CTA call it. Where K is split,
   // every warp multiplies its part for every tile of rows and leaves it in `parts`, [warp][row tile][sum][lane],
   // and the finishing warp adds up the parts of its tile of units in the order of the warps: the same bits in every
-  // run. All sums begin with `poison`: 0, or NaN where there is no operand.
-  __device__ __forceinline__ void sum(const uint32_t* operand, float4* parts, const Position& at, const Cut& cut,
-                                      float poison, float (&sums)[kSums][4]) const {
-    if constexpr (!Exchange::kSplitsK) {
-      multiply(operand, 0, at, cut, poison, sums);
+  // run. All sums begin with `poison`: 0, or NaN where there is no operand. `rest`: shared memory behind the biases.
+  __device__ __forceinline__ void sum(const uint32_t* operand, uint32_t* rest, float4* parts, const Position& at,
+                                      const Cut& cut, float poison, float (&sums)[kSums][4]) const {
+    if constexpr (Exchange::kCopies) {
+      Copies copies(operand, kOperandGates, rest, at, cut);
+      sum_of_parts(operand, &copies, parts, at, cut, poison, sums);
+    } else if constexpr (Exchange::kSplitsK) {
+      sum_of_parts(operand, nullptr, parts, at, cut, poison, sums);
     } else {
-      for (int n = 0; n < cut.n_tiles; ++n) {
-        multiply(operand, n, at, cut, poison, sums);
-        // And there is one tile of rows; no other warp of the CTA waits below, as all tiles are then split alike.
-        if (Exchange::kTier == Tier::kCluster && at.split == 1) return;
-        float4* part = parts + (at.warp * cut.n_tiles + n) * kSums * 32 + at.lane;
-#pragma unroll
-        for (int s = 0; s < kSums; ++s) part[s * 32] = make_float4(sums[s][0], sums[s][1], sums[s][2], sums[s][3]);
-      }
-      __syncthreads();  // the parts are there; and all of this CTA's reads of the operand are done
-      if (!at.finishes) return;
-      add_parts(parts + at.row_tile * kSums * 32 + at.lane, cut.n_tiles * kSums * 32, at.warp - at.row_tile, at.split,
-                sums);
+      multiply(operand, nullptr, 0, at, cut, poison, sums);
     }
+  }
+  __device__ __forceinline__ void sum_of_parts(const uint32_t* operand, Copies* copies, float4* parts,
+                                               const Position& at, const Cut& cut, float poison,
+                                               float (&sums)[kSums][4]) const {
+    for (int n = 0; n < cut.n_tiles; ++n) {
+      multiply(operand, copies, n, at, cut, poison, sums);
+      // And there is one tile of rows; no other warp of the CTA waits below, as all tiles are then split alike.
+      if (Exchange::kTier == Tier::kCluster && at.split == 1) return;
+      float4* part = parts + (at.warp * cut.n_tiles + n) * kSums * 32 + at.lane;
+#pragma unroll
+      for (int s = 0; s < kSums; ++s) part[s * 32] = make_float4(sums[s][0], sums[s][1], sums[s][2], sums[s][3]);
+    }
+    __syncthreads();  // the parts are there; and all of this CTA's reads of the operand are done
+    if (!at.finishes) return;
+    add_parts(parts + at.row_tile * kSums * 32 + at.lane, cut.n_tiles * kSums * 32, at.warp - at.row_tile, at.split,
+              sums);
   }
 };
 

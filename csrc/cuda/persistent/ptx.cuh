@@ -72,20 +72,15 @@ __device__ __forceinline__ uint64_t load_acquire(const uint64_t* flag) {
 __device__ __forceinline__ void or_relaxed(uint64_t* flag, uint64_t bits) {
   asm volatile("red.relaxed.gpu.global.or.b64 [%0], %1;" ::"l"(flag), "l"(bits) : "memory");
 }
-// What others wrote before the count that was waited for: past the L1 cache, and behind the barrier that passes the
-// wait on.
-__device__ __forceinline__ uint2 load_exchanged(const uint2* p) {
-  uint2 v;
-  asm volatile("ld.relaxed.gpu.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
-  return v;
-}
-__device__ __forceinline__ uint4 load_exchanged(const uint4* p) {
-  uint4 v;
-  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p)
-               : "memory");
-  return v;
+// Four words of what others wrote before the count that was waited for, on their way into shared memory: past the L1
+// cache (cg), and behind the barrier that passes the wait on. Groups and the wait for them are async_copy.cuh's. Not
+// one cp.async.bulk for all: that reads by another proxy than the one by which the peers wrote, so that they and the
+// reader would need a fence between, and is not there before compute capability 9.0.
+__device__ __forceinline__ void copy_exchanged(uint32_t* shared, const uint32_t* p) {
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+      "l"(p)
+      : "memory");
 }
 
 // The GPU's clock, in ticks of 2^20 ns (a millisecond and a bit), modulo 2^32. Reading it takes as long as a poll.

@@ -7,6 +7,21 @@
 
 namespace fastrnn::cuda {
 
+// Where a time loop's launches go: to the layer's stream, with torch's products; or, with a handle of our own, to the
+// stream that it was told, whatever torch's current one is.
+struct Lane {
+  void* stream = nullptr;
+  const OwnBlas* blas = nullptr;
+
+  void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool tf32) const {
+    if (!blas) return cuda::multiply(out, a, b, tf32);
+    const auto product = blas_product(out, a, b, /*add=*/false);
+    check(product.has_value(), "a product of a time step: expected sizes that cuBLAS takes, got ", out.size(1),
+          " by ", out.size(2));
+    (*blas)(*product);
+  }
+};
+
 // out[d] = a[d] b[d] over the rows of a step, for every direction d: one batched product where the
 // directions have equally many rows, one each where a packed sequence gives them different numbers.
 //
@@ -18,9 +33,9 @@ class StepProduct {
   StepProduct(const Layer& layer, Tensor a, Tensor b, Tensor out)
       : tf32_(layer.tf32), a_(std::move(a)), b_(std::move(b)), out_(std::move(out)) {}
 
-  void operator()(const StepRows& rows) {
+  void operator()(const StepRows& rows, const Lane& lane) {
     if (products_.empty() || !same(rows)) set(rows);
-    for (const Product& p : products_) multiply(p.out, p.a, p.b, tf32_);
+    for (const Product& p : products_) lane.multiply(p.out, p.a, p.b, tf32_);
   }
 
  private:

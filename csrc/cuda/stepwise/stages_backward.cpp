@@ -199,7 +199,7 @@ std::pair<Tensor, std::vector<Tensor>> backward_stages(const Layer& layer, const
     const StepRows state = step.rows.of_states();
     if (projected) {
       check_cuda(stages_output_gradient(*staged, step, layer.stream));
-      (*project)(step.rows);
+      (*project)(step.rows, {layer.stream});
     }
     check_cuda(stages_backward(*staged, step, layer.stream));
     if (second) {

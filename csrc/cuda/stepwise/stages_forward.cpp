@@ -83,7 +83,7 @@ void forward_stages(const Layer& layer, const RnnArguments& in, const RnnResults
       check_cuda(stages_second_phase(*staged, step, layer.stream));
     }
     if (projected) {
-      (*project)(state);
+      (*project)(state, {layer.stream});
       check_cuda(stages_output(*staged, step, h->data_ptr(), layer.stream));
     }
   }

@@ -7,6 +7,8 @@
 // whenever it takes the handle. Half types and float64 have no such switch and stay torch's products.
 //
 // Where torch brings cuBLAS inside itself there is no library to find, and float32 products are torch's too.
+//
+// Products that are captured in a graph of ours (stepwise/graphs.h) are of any type, with a handle of their own.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
@@ -21,13 +23,15 @@ namespace fastrnn::cuda {
 // them, each that many elements after the one before.
 struct Gemm {
   struct Matrix {
-    float* data = nullptr;
+    void* data = nullptr;
     bool transposed = false;
     int64_t ld = 1, distance = 0;
   };
   Matrix a, b, c;
   int64_t m = 0, n = 0, k = 0, batch = 1;
   bool add = false;
+  // Of a and b, and of c: the same, or float for factors of a half type.
+  torch::headeronly::ScalarType type = torch::headeronly::ScalarType::Float, out_type = type;
 };
 
 // A matrix, or a stack of them, as an operand; nullopt where neither its rows nor its columns are
@@ -36,7 +40,7 @@ inline std::optional<Gemm::Matrix> blas_matrix(const torch::stable::Tensor& t) {
   const int64_t at = t.dim() - 2;
   const int64_t rows = t.size(at), columns = t.size(at + 1), down = t.stride(at), right = t.stride(at + 1);
   Gemm::Matrix out;
-  out.data = static_cast<float*>(t.data_ptr());
+  out.data = t.data_ptr();
   out.distance = at ? t.stride(0) : 0;
   // The stride of a dimension of one element says nothing.
   if ((right == 1 || columns == 1) && (down >= columns || rows == 1)) {
@@ -64,6 +68,8 @@ inline std::optional<Gemm> blas_product(const torch::stable::Tensor& out, const 
   g.k = a.size(at + 1);
   g.batch = at ? out.size(0) : 1;
   g.add = add;
+  g.type = a.scalar_type();
+  g.out_type = out.scalar_type();
   for (const int64_t size : {g.m, g.n, g.k, g.batch, g.a.ld, g.b.ld, g.c.ld}) {
     if (size > INT_MAX) return std::nullopt;
   }

@@ -111,17 +111,24 @@ class Layer {
   Tensor stacked_w_hh() const { return stacked(&Layer::w_hh); }
   Tensor stacked_w_hr() const { return stacked(&Layer::w_hr); }
 
+  // The same as a copy, into out.
+  void stack_w_hh(const Tensor& out) const { stack(&Layer::w_hh, out); }
+  void stack_w_hr(const Tensor& out) const { stack(&Layer::w_hr, out); }
+
   // (D,Gr*H) in the compute type as the kernels add it, see combine_bias; nullopt without bias.
   std::optional<Tensor> combined_bias() const {
     if (!shape().bias) return std::nullopt;
+    const Tensor out = make_compute({shape().D, recurrent_gates * shape().H});
+    combine_biases(out);
+    return out;
+  }
+  void combine_biases(const Tensor& out) const {
     const int64_t width = recurrent_gates * shape().H;
-    Tensor out = make_compute({shape().D, width});
     for (int d = 0; d < shape().D; ++d) {
       const Tensor b_ih = as_contiguous(this->b_ih(d)), b_hh = as_contiguous(this->b_hh(d));
       check_cuda(combine_bias(step_shape(), b_ih.data_ptr(), b_hh.data_ptr(),
                               view(out, {width}, {1}, d * width).data_ptr(), stream));
     }
-    return out;
   }
 
   ScalarType type, compute;
@@ -136,9 +143,12 @@ class Layer {
     const Tensor& first = (this->*of)(0);
     const int64_t m = first.size(0), n = first.size(1);
     if (shape().D == 1) return view(as_contiguous(first), {1, m, n}, {m * n, n, 1});
-    Tensor out = make({shape().D, m, n});
-    for (int d = 0; d < shape().D; ++d) copy(slice(out, d), (this->*of)(d));
+    const Tensor out = make({shape().D, m, n});
+    stack(of, out);
     return out;
+  }
+  void stack(const Tensor& (Layer::*of)(int) const, const Tensor& out) const {
+    for (int d = 0; d < shape().D; ++d) copy(slice(out, d), (this->*of)(d));
   }
 
   const CheckedLayer& checked_;

@@ -38,6 +38,20 @@ inline void* current_stream(int device) {
   return stream;
 }
 
+// Torch's current stream, while it lives: its products go there.
+class StreamGuard {
+ public:
+  StreamGuard(void* stream, int device) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_create_cuda_stream_guard(stream, device, &guard_));
+  }
+  ~StreamGuard() { aoti_torch_delete_cuda_stream_guard(guard_); }
+  StreamGuard(const StreamGuard&) = delete;
+  StreamGuard& operator=(const StreamGuard&) = delete;
+
+ private:
+  CUDAStreamGuardHandle guard_ = nullptr;
+};
+
 // A contiguous, uninitialised tensor on the device.
 inline Tensor empty(const Sizes& sizes, ScalarType type, int device) {
   Sizes strides(sizes.size());
@@ -69,6 +83,17 @@ inline void bmm_out_float(const Tensor& out, const Tensor& a, const Tensor& b) {
   std::array<StableIValue, 4> stack{from(a), from(b), from(ScalarType::Float), from(out)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
   (void)torch::stable::detail::to<Tensor>(stack[0]);  // the returned reference to out
+}
+
+// dst = src, converting where the types differ.
+inline void copy(const Tensor& dst, const Tensor& src) {
+  TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(dst.get(), src.get(), /*non_blocking=*/0));
+}
+inline void zero(Tensor t) { torch::stable::zero_(t); }
+// out (columns) = the sum of m's rows.
+inline void sum_rows(Tensor out, const Tensor& m) {
+  const std::array<int64_t, 1> dim{0};
+  torch::stable::sum_out(out, m, torch::headeronly::IntHeaderOnlyArrayRef(dim.data(), dim.size()));
 }
 
 inline void check_cuda(int error) { STD_CUDA_CHECK(static_cast<cudaError_t>(error)); }

@@ -60,12 +60,6 @@ inline Tensor slice(const Tensor& stack, int64_t d) {
   return view(stack, {stack.size(1), stack.size(2)}, {stack.stride(1), stack.stride(2)}, d * stack.stride(0));
 }
 
-// dst = src, converting where the types differ.
-inline void copy(const Tensor& dst, const Tensor& src) {
-  TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(dst.get(), src.get(), /*non_blocking=*/0));
-}
-inline void zero(Tensor t) { torch::stable::zero_(t); }
-
 // A float32 product in the precision asked for; false where it has to be torch's.
 inline bool float_product(const Tensor& out, const Tensor& a, const Tensor& b, bool add, bool tf32) {
   if (a.scalar_type() != ScalarType::Float || !blas_available()) return false;
@@ -100,12 +94,6 @@ inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool t
 // out += a b, matrices.
 inline void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b, bool tf32) {
   if (!float_product(out, a, b, /*add=*/true, tf32)) addmm_out(out, a, b);
-}
-
-// out (columns) = the sum of m's rows.
-inline void sum_rows(Tensor out, const Tensor& m) {
-  const std::array<int64_t, 1> dim{0};
-  torch::stable::sum_out(out, m, torch::headeronly::IntHeaderOnlyArrayRef(dim.data(), dim.size()));
 }
 
 }  // namespace fastrnn::cuda

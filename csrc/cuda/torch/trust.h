@@ -30,7 +30,8 @@ inline DeviceTrust& trust_of(int device) {
   return devices[device];
 }
 
-// Passes that were launched, by tier as asked for (clusters also by size) and pass.
+// Passes that were launched, by tier (clusters also by size, and where x's product ran beside the loop that too) and
+// pass.
 inline std::array<std::array<std::atomic<int64_t>, 2>, kTiers>& ran() {
   static std::array<std::array<std::atomic<int64_t>, 2>, kTiers> counts;
   return counts;
@@ -41,6 +42,7 @@ inline void count(Tier tier, Pass pass) {
 inline void count(const CudaPlan& plan, Pass pass) {
   count(plan.tier, pass);
   if (plan.tier == Tier::kCluster) count(cluster_tier(plan.geometry.ctas_per_replica), pass);
+  if (plan.chunks > 1) count(overlap_tier(plan.tier), pass);
 }
 
 // A record of the device's in words, "" where nothing is wrong. The tier is in quarantine then, and the record read.

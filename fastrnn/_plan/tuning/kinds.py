@@ -12,8 +12,9 @@ from .. import gpus
 
 PASSES = ("forward", "backward")
 ROWS = ("full", "packed", "masked")
-#: Tiers that have to be proven, clusters a size each. What is left, stepwise, is what every layer can.
-TIERS = ("one_cta", "cluster_4", "cluster_8", "cluster_16", "grid")
+#: Tiers that have to be proven, clusters a size each, and where x's product runs beside the loop as tiers of
+#: their own. What is left, stepwise, is what every layer can.
+TIERS = ("one_cta", "cluster_4", "cluster_8", "cluster_16", "grid", *library.OVERLAPS, "stepwise_graph")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Kind:
 
     T, B, I, H, directions: of one layer; dtype without its "torch."; tf32: whether float32 products may
     round; rows: "full", "packed" or "masked", which stands for lengths and resets. layers: of a stack, whose
-    lowest has I features.
+    lowest has I features. P: units of an LSTM's projection, of a layer by itself.
     """
 
     cell: str
@@ -36,6 +37,7 @@ class Kind:
     training: bool = False
     rows: str = "full"
     layers: int = 1
+    P: int = 0
 
     @functools.cached_property
     def key(self) -> str:
@@ -71,7 +73,8 @@ def candidates(kind: Kind, gpu: gpus.Gpu) -> Iterator[Candidate]:
         plan = library.plan(
             device="cuda",
             cell=kind.cell,
-            **{"T": kind.T, "B": kind.B, "I": kind.I, "H": kind.H, "directions": kind.directions},
+            **{"T": kind.T, "B": kind.B, "I": kind.I, "H": kind.H, "P": kind.P},
+            directions=kind.directions,
             dtype=kind.dtype,
             training=True,
             gpu=gpu.properties(),
@@ -83,8 +86,9 @@ def candidates(kind: Kind, gpu: gpus.Gpu) -> Iterator[Candidate]:
                 yield Candidate(tier, which)
 
 
-#: What the persistent kernels compute in.
-DTYPES = ("float32", "bfloat16", "float16")
+#: What the persistent kernels compute in, and what the stepwise ones do beside it.
+PERSISTENT_DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = (*PERSISTENT_DTYPES, "float64")
 
 
 class Stack(NamedTuple):
@@ -110,10 +114,11 @@ class Stack(NamedTuple):
 
 
 def of_stack(stack: Stack) -> list[Kind]:
-    """The kinds of a stack's layers, each once; none where no persistent kernel computes any."""
-    if stack.proj or stack.dtype not in DTYPES:
+    """The kinds of a stack's layers, each once; none where no kernel that has to be proven computes any."""
+    if stack.dtype not in DTYPES:
         return []
-    features = {stack.inputs} | ({stack.directions * stack.hidden} if stack.num_layers > 1 else set())
+    features = {stack.inputs}
+    features |= {stack.directions * (stack.proj or stack.hidden)} if stack.num_layers > 1 else set()
     sizes = stack.hidden, stack.directions
     how = stack.dtype, stack.rounded, stack.training, "packed" if stack.packed else "full"
-    return [Kind(stack.cell, stack.T, stack.B, n, *sizes, *how) for n in sorted(features)]
+    return [Kind(stack.cell, stack.T, stack.B, n, *sizes, *how, P=stack.proj) for n in sorted(features)]

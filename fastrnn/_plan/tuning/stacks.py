@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..._ops import library
 from .. import gpus
 from . import cache, decide
-from .kinds import DTYPES, PASSES, TIERS, Kind, Stack
+from .kinds import PASSES, PERSISTENT_DTYPES, TIERS, Kind, Stack
 
 #: Into how many pieces. With fewer steps in one its start is most of what it does.
 PIECES = (2, 4, 8, 16)
@@ -66,7 +66,7 @@ def of_layers(stack: Stack, dropped: bool = False) -> Kind | None:
     """The kind of a stack that could be cut, None where it runs whole for sure. dropped: whether something is
     dropped between its layers."""
     whole = stack.num_layers < 2 or stack.directions > 1 or stack.packed or dropped
-    if whole or stack.T < 2 * LEAST_STEPS or stack.proj or stack.dtype not in DTYPES:
+    if whole or stack.T < 2 * LEAST_STEPS or stack.proj or stack.dtype not in PERSISTENT_DTYPES:
         return None
     sizes = stack.T, stack.B, stack.inputs, stack.hidden, 1
     how = stack.dtype, stack.rounded, stack.training
@@ -139,13 +139,16 @@ def _best(stack: Kind, records: Mapping[str, dict], gpu: gpus.Gpu, which: str, a
     """The fastest verified tier of a pass of which so many calls fit on the GPU, None for none."""
     found = []
     for tier in TIERS:
+        if at_once > 1 and tier in library.OVERLAPS:  # other layers are beside it there
+            continue
         us = 0.0
         for kind in layers_of(stack):
             entry = records.get(kind.key, {}).get("candidates", {}).get(f"{tier} {which}", {})
             if cache.candidate_state(entry)[0] != cache.VERIFIED:
                 break
             plan = _plan(kind, tier, which, gpu)
-            if not plan["possible"] or at_once * plan["ctas"] > gpu.sms:
+            # A graph's kernels are laid over the whole GPU.
+            if not plan["possible"] or at_once * plan.get("ctas", gpu.sms) > gpu.sms:
                 break
             us += entry.get("us") or plan["step_us"] * kind.T
         else:

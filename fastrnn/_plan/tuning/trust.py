@@ -211,7 +211,7 @@ def entry(index: int, kind: Kind) -> tuple[str, str] | None:
     return device(index).entries.get(kind.key)
 
 
-NEVER = "no persistent kernel computes such a layer"
+NEVER = "no kernel that could be proven computes such a layer"
 
 
 _AS_FAST = "measured on this device: torch's own layer is as fast"
@@ -259,7 +259,8 @@ def quarantined(here: Device) -> dict[str, str]:
 
 
 def family(tier: str) -> str:
-    """A tier's name without the size of its clusters."""
+    """A tier's name without the size of its clusters, and what runs beside it."""
+    tier = tier.removesuffix("_overlap")
     return tier.partition("_")[0] if tier.startswith("cluster_") else tier
 
 

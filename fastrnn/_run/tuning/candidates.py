@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ... import reference
 from ..._cells import RNN
-from ..._ops.mode import CLUSTERS, NEEDS, SAVE_MODES, TF32, TIERS
+from ..._ops.mode import CLUSTERS, NEEDS, OVERLAPS, SAVE_MODES, TF32, TIERS
 from ..._plan.tuning import session
 from ..._plan.tuning.kinds import Candidate, Kind
 from ..._plan.tuning.session import Chosen, Times, Verdict
@@ -34,7 +34,7 @@ LONG = 256
 #: A candidate's error may be so many times the larger one of stepwise's and torch's own layer's, and beside
 #: it that of a few roundings: all three are compared with float64.
 SLACK = 3.0
-ROUNDINGS = {"float32": 2e-5, "tf32": 4e-3, "bfloat16": 2e-2, "float16": 3e-3}
+ROUNDINGS = {"float64": 1e-11, "float32": 2e-5, "tf32": 4e-3, "bfloat16": 2e-2, "float16": 3e-3}
 #: Seconds of timing for a kind, and rounds at least.
 BUDGET_S, ROUNDS = 1.0, 7
 _ALL = sum(NEEDS.values())
@@ -58,14 +58,17 @@ class Problem:
             self.lengths = torch.tensor([T - (b * T) // (2 * B) for b in range(B)])
             self.reset = (torch.rand(T, B, generator=self._generator) < 0.1).to(device)
         scale = H**-0.5
-        states = kind.layers * D, B, H
-        self.x, self.h0 = self._draw(*rows, kind.I), self._draw(*states)
+        states, out = (kind.layers * D, B, H), kind.P or H
+        self.x, self.h0 = self._draw(*rows, kind.I), self._draw(*states[:2], out)
         self.c0 = self._draw(*states) if RNN[kind.cell].has_cell else None
         gates = RNN[kind.cell].gates * H
         features = [kind.I, *[D * H] * (kind.layers - 1)]
-        shapes = [s for n in features for s in [(gates, n), (gates, H), (gates,), (gates,)] * D]
+        projection = [(kind.P, H)] if kind.P else []
+        shapes = [
+            s for n in features for s in [(gates, n), (gates, out), (gates,), (gates,), *projection] * D
+        ]
         self.weights = [self._draw(*shape) * scale for shape in shapes]
-        self.grads = [self._draw(*rows, D * H), self._draw(*states)]
+        self.grads = [self._draw(*rows, D * out), self._draw(*states[:2], out)]
         self.grads.append(None if self.c0 is None else self._draw(*states))
 
     def _draw(self, *shape: int) -> Tensor:
@@ -80,7 +83,8 @@ class Problem:
     def names(self) -> list[str]:
         states = ["h", "c"] if self.c0 is not None else ["h"]
         count = self.kind.layers * self.kind.directions  # a stack has one direction
-        own = [f"{w}[{d}]" for d in range(count) for w in ("w_ih", "w_hh", "b_ih", "b_hh")]
+        a_direction = ["w_ih", "w_hh", "b_ih", "b_hh", *["w_hr"] * bool(self.kind.P)]
+        own = [f"{w}[{d}]" for d in range(count) for w in a_direction]
         inputs = ["x", *(f"{s}_0" for s in states), *own]
         return ["y", *(f"{s}_n" for s in states), *(f"grad {name}" for name in inputs)]
 
@@ -99,7 +103,7 @@ class Executor:
     # One pass each, by a tier's name.
 
     def _mode(self, kind: Kind, tier: str) -> int:
-        return (TIERS | CLUSTERS)[tier] + TF32 * (kind.precision == "tf32")
+        return (TIERS | CLUSTERS | OVERLAPS)[tier] + TF32 * (kind.precision == "tf32")
 
     def forward(self, p: Problem, tier: str, training: bool) -> tuple[Tensor, ...]:
         mode = self._mode(p.kind, tier) + SAVE_MODES["gates"] * training

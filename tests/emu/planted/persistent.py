@@ -93,6 +93,54 @@ FAULTS = {
     "whole tiles: every gate meets the first one's gradient": Fault(
         "persistent/products_whole.cuh", "pass == Pass::kForward ? 0 : gate", "0"
     ),
+    "race: the products do not wait for the copies": Fault(
+        "persistent/operand_copies.cuh", "wait_copies<0>()", "void()"
+    ),
+    "race: of two pieces on their way the first is not waited for": Fault(
+        "persistent/operand_copies.cuh", "wait_copies<1>()", "wait_copies<2>()"
+    ),
+    "race: of four pieces on their way none is waited for": Fault(
+        "persistent/operand_copies.cuh", "wait_copies<3>()", "wait_copies<4>()"
+    ),
+    "race: a lane reads what another one copies": Fault(
+        "persistent/operand_copies.cuh", "__syncwarp()", "void()", "take() {"
+    ),
+    "race: a place is filled again while a lane reads it": Fault(
+        "persistent/operand_copies.cuh", "__syncwarp()", "void()", "drop() {"
+    ),
+    "race: two warps share their places": Fault(
+        "persistent/operand_copies.cuh", "at.warp * cut.copies_ahead", "0 * cut.copies_ahead"
+    ),
+    "copies: every piece is the first one": Fault(
+        "persistent/operand_copies.cuh", "cut.tile_slots * kTileWords", "0 * kTileWords"
+    ),
+    "copies: a piece less is asked for": Fault(
+        "persistent/operand_copies.cuh", "cut.n_tiles * operand_gates", "cut.n_tiles * operand_gates - 1"
+    ),
+    "copies: tiles beyond the layer's": Fault(
+        "persistent/operand_copies.cuh", "first + i * kStride < at.end", "true", "const auto copy ="
+    ),
+    "copies: those of the weights in shared memory are left out": Fault(
+        "persistent/operand_copies.cuh", "at.first + i * kStride < at.end", "false", "int i = kBehind;"
+    ),
+    "race: another thread than the polling one says that nothing has failed": Fault(
+        "persistent/kernel.cuh", "polls()", "threadIdx.x == 0", "and written by this thread alone."
+    ),
+    "grid: the weights in shared memory are those of neighbouring tiles": Fault(
+        "persistent/products.cuh", "(kTiles + first + i) * kStride", "(kTiles + first + i)"
+    ),
+    "grid: the weights in shared memory meet the first tiles": Fault(
+        "persistent/products.cuh", "first + kTiles * kTileWords", "first", "const uint32_t* words ="
+    ),
+    "grid: every tile in shared memory is the first one": Fault(
+        "persistent/products.cuh",
+        "weights += kKeptWords",
+        "weights += 0",
+        "gate == operand_gate) multiply_kept_gate",
+    ),
+    "grid: a warp with fewer tiles multiplies what lies behind them": Fault(
+        "persistent/products.cuh", "at.first + (kTiles + i) * kStride < at.end", "true"
+    ),
     "weights: loads go on beyond the layer": Fault(
         "persistent/weights.cuh", "row + r < row_end && column + i < column_end", "true"
     ),

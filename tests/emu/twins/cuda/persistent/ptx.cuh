@@ -119,9 +119,8 @@ EMU_NOSAN inline void or_relaxed(uint64_t* flag, uint64_t bits) {
   emu::maybe_yield();
   *flag |= bits;
 }
-template <class Words>
-Words load_exchanged(const Words* p) {
-  return emu::weak_load(p);
+inline void copy_exchanged(uint32_t* shared, const uint32_t* p, EMU_LOC) {
+  emu::cp_async_exchanged(emu::to_shared(shared), p, loc);
 }
 // As those of the flag would be without release and acquire: for planted faults.
 EMU_NOSAN inline void add_relaxed(uint64_t* flag, uint64_t n) {

@@ -1,12 +1,15 @@
 // The device as torch has it, for the emulator: the ops run over CPU tensors, torch's CPU
 // products stand in for cuBLAS, and whatever the ops allocate lies between guard pages, filled with NaN.
+// What torch computes is work of its current stream, like a kernel.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <cstdint>
+#include <exception>
 #include <vector>
 
 #include "cuda_on_cpu.h"
@@ -21,15 +24,34 @@ using Sizes = std::vector<int64_t>;
 
 inline Tensor adopt(AtenTensorHandle handle) { return Tensor(handle); }
 
+// Behind an operator the host waits for the device, unless a test does: whoever called looks at the results.
 struct DeviceGuard {
-  explicit DeviceGuard(int) {}
+  explicit DeviceGuard(int) : raising_(std::uncaught_exceptions()) {}
+  ~DeviceGuard() noexcept(false) {
+    if (emu::opt.waits && std::uncaught_exceptions() == raising_) emu::synchronize();
+  }
+
+ private:
+  int raising_;
+};
+// Torch's current stream, while it lives.
+class StreamGuard {
+ public:
+  StreamGuard(void* stream, int) : before_(emu::device.current) { emu::device.current = stream; }
+  ~StreamGuard() { emu::device.current = before_; }
+  StreamGuard(const StreamGuard&) = delete;
+  StreamGuard& operator=(const StreamGuard&) = delete;
+
+ private:
+  void* before_;
 };
 
 inline int device_of(const torch::stable::Tensor& x) {
   STD_TORCH_CHECK(x.is_cpu(), "x: expected a CPU tensor");
   return 0;
 }
-inline void* current_stream(int) { return nullptr; }
+inline void* current_stream(int) { return emu::device.current; }
+inline void on_stream(emu::Work work) { emu::submit(emu::device.current, std::move(work)); }
 
 inline torch::stable::Tensor empty(const std::vector<int64_t>& sizes, torch::headeronly::ScalarType type, int) {
   std::vector<int64_t> strides(sizes.size());
@@ -40,26 +62,40 @@ inline torch::stable::Tensor empty(const std::vector<int64_t>& sizes, torch::hea
   }
   const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   const size_t bytes = count * aoti_torch_dtype_element_size(dtype);
+  emu::check_allocation();
   return torch::stable::from_blob(emu::dev_alloc_bytes(bytes, emu::fmt("a tensor of %ld elements", (long)count)),
                                   sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU), type,
-                                  [bytes](void* p) { emu::dev_free(p, bytes); });
+                                  [bytes, of = emu::device.current](void* p) { emu::free_in_turn(of, p, bytes); });
 }
 
-inline void mm_out(const torch::stable::Tensor& out, const torch::stable::Tensor& a, const torch::stable::Tensor& b) {
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+inline void mm_out(const Tensor& out, const Tensor& a, const Tensor& b) {
+  on_stream([=] { TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get())); });
 }
-inline void addmm_out(const torch::stable::Tensor& out, const torch::stable::Tensor& a,
-                      const torch::stable::Tensor& b) {
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
+inline void addmm_out(const Tensor& out, const Tensor& a, const Tensor& b) {
+  on_stream(
+      [=] { TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0)); });
 }
-inline void bmm_out(const torch::stable::Tensor& out, const torch::stable::Tensor& a,
-                    const torch::stable::Tensor& b) {
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_bmm_out(out.get(), a.get(), b.get()));
+inline void bmm_out(const Tensor& out, const Tensor& a, const Tensor& b) {
+  on_stream([=] { TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_bmm_out(out.get(), a.get(), b.get())); });
 }
-inline void bmm_out_float(const torch::stable::Tensor& out, const torch::stable::Tensor& a,
-                          const torch::stable::Tensor& b) {
+inline void bmm_out_float(const Tensor& out, const Tensor& a, const Tensor& b) {
   const auto type = torch::headeronly::ScalarType::Float;
-  bmm_out(out, torch::stable::to(a, type), torch::stable::to(b, type));
+  on_stream([=] {
+    const Tensor wide_a = torch::stable::to(a, type), wide_b = torch::stable::to(b, type);
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_bmm_out(out.get(), wide_a.get(), wide_b.get()));
+  });
+}
+inline void copy(const Tensor& dst, const Tensor& src) {
+  on_stream([=] { TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(dst.get(), src.get(), 0)); });
+}
+inline void zero(const Tensor& t) {
+  on_stream([t = t]() mutable { torch::stable::zero_(t); });
+}
+inline void sum_rows(const Tensor& out, const Tensor& m) {
+  on_stream([out = out, m]() mutable {
+    const std::array<int64_t, 1> dim{0};
+    torch::stable::sum_out(out, m, torch::headeronly::IntHeaderOnlyArrayRef(dim.data(), dim.size()));
+  });
 }
 
 inline void check_cuda(int error) { STD_TORCH_CHECK(error == cudaSuccess, "CUDA error ", error); }

@@ -1,0 +1,227 @@
+// fastrnn._C.Layer: the operator rnn_forward for whoever has seen that nobody looks on (fastrnn/_run/quick.py), as a
+// call of C.
+//
+// A step of a small layer takes a microsecond or two, and the dispatcher with its boxes five. Here the arguments are
+// read by DLPack, as in python_stream.cpp, and where all of them are ordinary the kernel is called at once; every
+// other call is the operator's, with the same arguments.
+#include "python_layer.h"
+
+#include <memory>
+
+#include "params/layer_call.h"
+#include "python_torch.h"
+
+namespace fastrnn {
+namespace {
+
+// Results from so many bytes on are the operator's, which maps large ones in huge pages, and to which a call is
+// little.
+constexpr int64_t kMostBytes = 1 << 20;
+// Arguments of the operator, see schema.cpp.
+enum : int { kX, kH0, kC0, kWeights, kBatchSizes, kLengths, kReset, kCell, kBias, kMode, kArguments };
+
+struct LayerImpl {
+  const LayerEntry* entry = nullptr;
+  py::object own_operator, profiling;
+};
+
+struct LayerObject {
+  PyObject_HEAD LayerImpl* impl;
+};
+
+bool read_dtype(const DLDataType& type, Dtype& out) {
+  if (type.lanes != 1) return false;
+  if (type.code == kDLBfloat && type.bits == 16) return out = Dtype::kBFloat16, true;
+  if (type.code != kDLFloat) return false;
+  switch (type.bits) {
+    case 16:
+      return out = Dtype::kHalf, true;
+    case 32:
+      return out = Dtype::kFloat, true;
+    case 64:
+      return out = Dtype::kDouble, true;
+  }
+  return false;
+}
+
+// A tensor on the CPU that is torch's own, or a parameter, with memory that says what its values are.
+bool take(const Torch& torch, PyObject* object, Argument& out) {
+  auto* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  if (type != reinterpret_cast<PyObject*>(torch.tensor) && type != torch.parameter) return false;
+  if (!torch.read(object, &out.tensor) || !out.tensor.data || out.tensor.device.device_type != kDLCPU) return false;
+  return !Torch::truth(PyObject_CallMethodNoArgs(object, torch.is_neg));
+}
+
+bool has_shape(const Argument& a, const DLDataType& kind, std::initializer_list<int64_t> sizes) {
+  const DLTensor& t = a.tensor;
+  if (t.dtype.code != kind.code || t.dtype.bits != kind.bits || t.ndim != static_cast<int>(sizes.size()))
+    return false;
+  for (int i = 0; i < t.ndim; ++i) {
+    if (t.shape[i] != sizes.begin()[i]) return false;
+  }
+  return a.contiguous();
+}
+
+bool read_cell(PyObject* name, CellKind& out) {
+  if (!PyUnicode_Check(name)) return false;
+  int kind = 0;
+  for (const CellFacts& cell : kCells) {
+    if (PyUnicode_CompareWithASCIIString(name, cell.name) == 0) return out = static_cast<CellKind>(kind), true;
+    ++kind;
+  }
+  return false;  // a variant's
+}
+
+// The layer and where its arguments lie; false where one of them is not ordinary, or does not fit.
+bool read(const Torch& torch, PyObject* const* given, ForwardParams& call) {
+  for (const int absent : {kBatchSizes, kLengths, kReset}) {
+    if (given[absent] != Py_None) return false;
+  }
+  if (!PyLong_CheckExact(given[kMode]) || PyLong_AsLong(given[kMode]) != 0) return false;
+  LayerShape& s = call.shape;
+  if (!read_cell(given[kCell], s.cell) || !PyBool_Check(given[kBias]) || !PyList_CheckExact(given[kWeights])) {
+    return false;
+  }
+  s.bias = given[kBias] == Py_True;
+  const CellFacts& facts = facts_of(s.cell);
+  Argument x, h;
+  if (!take(torch, given[kX], x) || !take(torch, given[kH0], h)) return false;
+  const DLDataType kind = x.tensor.dtype;
+  if (!read_dtype(kind, s.dtype) || x.tensor.ndim != 3 || h.tensor.ndim != 3) return false;
+  s.T = x.size(0);
+  s.B = x.size(1);
+  s.I = x.size(2);
+  if (s.T < 1 || s.B < 1 || s.I < 1 || (s.I > 1 && x.stride(2) != 1)) return false;
+  call.x = {x.data(), x.stride(0), x.stride(1)};
+  s.D = static_cast<int>(h.size(0));
+  const int a_direction = s.bias ? 4 : 2;
+  if ((s.D != 1 && s.D != 2) || PyList_GET_SIZE(given[kWeights]) != s.D * a_direction)
+    return false;  // or a projection
+  const void* pieces[2][4] = {};
+  for (int d = 0; d < s.D; ++d) {
+    for (int i = 0; i < a_direction; ++i) {
+      Argument w;
+      if (!take(torch, PyList_GET_ITEM(given[kWeights], d * a_direction + i), w) || w.tensor.ndim < 1) return false;
+      if (d == 0 && i == 0) s.H = w.size(0) / facts.gates;
+      const int64_t rows = facts.gates * s.H;
+      if (s.H < 1 || !(i == 0   ? has_shape(w, kind, {rows, s.I})
+                       : i == 1 ? has_shape(w, kind, {rows, s.H})
+                                : has_shape(w, kind, {rows}))) {
+        return false;
+      }
+      pieces[d][i] = w.data();
+    }
+    call.weights[d].w_ih = pieces[d][0];
+    call.weights[d].w_hh = pieces[d][1];
+    call.weights[d].b_ih = pieces[d][2];
+    call.weights[d].b_hh = pieces[d][3];
+  }
+  if (!has_shape(h, kind, {s.D, s.B, s.H})) return false;
+  call.h0 = h.data();
+  if (facts.has_cell) {
+    Argument c;
+    if (!take(torch, given[kC0], c) || !has_shape(c, kind, {s.D, s.B, s.H})) return false;
+    call.c0 = c.data();
+  } else if (given[kC0] != Py_None) {
+    return false;
+  }
+  return s.rows() * s.D * s.H * static_cast<int64_t>(size_of(s.dtype)) < kMostBytes;
+}
+
+PyObject* new_tensor(const Torch& torch, PyObject* dtype, int64_t a, int64_t b, int64_t c, void*& data) {
+  PyObject* const arguments[] = {PyLong_FromLongLong(a), PyLong_FromLongLong(b), PyLong_FromLongLong(c), dtype};
+  PyObject* const made = PyObject_Vectorcall(torch.empty, arguments, 3, torch.dtype_name);
+  for (int i = 0; i < 3; ++i) Py_XDECREF(arguments[i]);
+  DLTensor t;
+  data = made && torch.read(made, &t) ? static_cast<char*>(t.data) + t.byte_offset : nullptr;
+  return made;
+}
+
+// Whether the kernel ran.
+bool run(const LayerEntry& entry, const ForwardParams& call) {
+  const LayerShape& s = call.shape;
+  const int64_t bytes = s.D * gates_of(s.cell) * s.H * (s.I + s.H) * static_cast<int64_t>(size_of(s.dtype));
+  if (bytes * s.T * s.B < kLongCall) return entry.forward(call);
+  PyThreadState* const thread = PyEval_SaveThread();
+  const bool done = entry.forward(call);
+  PyEval_RestoreThread(thread);
+  return done;
+}
+
+// (y, hn, cn or None, None, None); null where it is the operator's, without an error.
+PyObject* ordinary(const LayerImpl& layer, PyObject* const* given) {
+  const Torch& torch = Torch::get();
+  ForwardParams call;
+  if (Torch::ask(layer.profiling.ptr()) || !read(torch, given, call)) return nullptr;
+  const LayerShape& s = call.shape;
+  PyObject* const dtype = PyObject_GetAttr(given[kX], torch.dtype_attribute);
+  if (!dtype) return nullptr;
+  const bool has_cell = facts_of(s.cell).has_cell;
+  PyObject* const y = new_tensor(torch, dtype, s.T, s.B, s.D * s.H, call.y);
+  PyObject* const h = new_tensor(torch, dtype, s.D, s.B, s.H, call.hn);
+  PyObject* const c = has_cell ? new_tensor(torch, dtype, s.D, s.B, s.H, call.cn) : Py_NewRef(Py_None);
+  PyObject* result = nullptr;
+  if (call.y && call.hn && (!has_cell || call.cn) && run(*layer.entry, call)) {
+    result = PyTuple_Pack(5, y, h, c, Py_None, Py_None);
+  }
+  for (PyObject* const own : {dtype, y, h, c}) Py_XDECREF(own);
+  return result;
+}
+
+PyObject* forward(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  const LayerImpl& layer = *reinterpret_cast<LayerObject*>(self)->impl;
+  if (count == kArguments) {
+    if (PyObject* const found = ordinary(layer, arguments)) return found;
+    PyErr_Clear();
+  }
+  return PyObject_Vectorcall(layer.own_operator.ptr(), arguments, count, nullptr);
+}
+
+PyObject* new_layer(PyTypeObject* type, PyObject* arguments, PyObject*) {
+  PyObject *own_operator, *profiling;
+  long long entry;
+  if (!PyArg_ParseTuple(arguments, "OLO", &own_operator, &entry, &profiling)) return nullptr;
+  try {
+    Torch::get().find();
+    auto impl = std::make_unique<LayerImpl>();
+    impl->entry = reinterpret_cast<const LayerEntry*>(static_cast<intptr_t>(entry));
+    if (!impl->entry || impl->entry->bytes != kLayerEntryBytes) throw py::type_error("entry: of another version");
+    impl->own_operator = py::reinterpret_borrow<py::object>(own_operator);
+    impl->profiling = py::reinterpret_borrow<py::object>(profiling);
+    PyObject* const self = type->tp_alloc(type, 0);
+    if (self) reinterpret_cast<LayerObject*>(self)->impl = impl.release();
+    return self;
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_TypeError, error.what());
+  }
+  return nullptr;
+}
+
+void delete_layer(PyObject* self) {
+  PyTypeObject* const type = Py_TYPE(self);
+  delete reinterpret_cast<LayerObject*>(self)->impl;
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyMethodDef kMethods[] = {
+    {"forward", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&forward)), METH_FASTCALL,
+     "The operator's arguments and results, of which those that an inference has not are None."},
+    {nullptr, nullptr, 0, nullptr}};
+PyType_Slot kSlots[] = {{Py_tp_new, reinterpret_cast<void*>(&new_layer)},
+                        {Py_tp_dealloc, reinterpret_cast<void*>(&delete_layer)},
+                        {Py_tp_methods, kMethods},
+                        {0, nullptr}};
+PyType_Spec kSpec = {"fastrnn._C.Layer", sizeof(LayerObject), 0, Py_TPFLAGS_DEFAULT, kSlots};
+
+}  // namespace
+
+void add_layer_type(py::module_& module) {
+  PyObject* const type = PyType_FromSpec(&kSpec);
+  if (!type) throw py::error_already_set();
+  module.attr("Layer") = py::reinterpret_steal<py::object>(type);
+}
+
+}  // namespace fastrnn
