@@ -160,6 +160,7 @@ def use(place: Place, inside: Sequence, done: dict, timed: bool = True) -> None:
     info = json.loads(step("info", *inside, "-m", "fastrnn", "info", "--json"))
     done |= {"python": info["versions"]["python"], "torch": info["versions"]["torch"]}
     done["isa"] = info["machine"]["isa"]
+    done["cuda"] = "loaded" if info["cuda"]["kernels_loaded"] else info["cuda"]["why_not"]
     if not info["cpu"]["kernels_loaded"]:
         raise Failed("info", info["cpu"]["why_not"])
     command = (*inside, "-m", "fastrnn")
