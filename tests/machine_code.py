@@ -1,9 +1,10 @@
 """What the machine code of the CUDA library does, read with cuobjdump and nvdisasm; no GPU needed.
 
-    python tests/machine_code.py [LIBRARY] [--write]
+    python tests/machine_code.py [LIBRARY] [--write] [--issued]
 
 prints a line for each kernel that has a time loop; with --write it becomes the committed table,
 tests/cuda/machine_code.txt, which tests/cuda/test_machine_code.py compares with the library that was built.
+With --issued it also says how many instructions a warp issues a step, on one way through the step's code.
 
 The step of a persistent kernel is the smallest loop of its code that multiplies, meets a barrier and stores.
 Counts are of instructions as they stand in the code, not of how often they run; what only a failure runs
@@ -191,6 +192,26 @@ def facts(code: Sequence[Instruction]) -> Facts:
     )
 
 
+def issued(step: Sequence[Instruction], floats: bool) -> int:
+    """The instructions of a step on one way through it, where the code has several.
+
+    Of the ways that lead forward the shortest of those on which most is done: products, barriers, stores and
+    loads, none of them of a single value (in kernels of ``floats``: of 4 bytes) where a pair could be.
+    """
+    at = {i.address: n for n, i in enumerate(step)}
+    ways = [(0, 0)] * len(step)  # from an instruction to the end: what is done, and minus the instructions
+    for n, i in reversed(list(enumerate(step))):
+        alone = not i.op.endswith(".64") if floats else re.search(r"\.[US](8|16)\b", i.op)
+        value = (-10 if alone else 1) if i.is_a("LDG", "STG") else i.is_a("HMMA", "BAR", "STS")
+        branch = i.is_a("BRA")
+        to = [at[i.target]] if branch and at.get(i.target, 0) > n else []
+        if not branch or i.guard or re.match(r"!?U?P\d", i.operands):
+            to += [n + 1] if n + 1 < len(step) else []
+        done, count = max((ways[k] for k in to), default=(0, 0))
+        ways[n] = (done + value, count - 1)
+    return -ways[0][1]
+
+
 def compiler() -> str:
     """nvcc's version, as the build recorded it."""
     sys.path.insert(0, str(ROOT))
@@ -227,9 +248,14 @@ def main() -> None:
     library = Path(named[0]) if named else ROOT / "fastrnn" / "libfastrnn_cuda.so"
     listed = subprocess.run([tool("cuobjdump"), "--list-elf", library], capture_output=True, text=True).stdout
     arch = next(a for a in TABLED if re.search(rf"\b{a}\b", listed))
-    found = {name: facts(code) for name, code in disassembled(library, arch).items()}
+    codes = disassembled(library, arch)
+    found = {name: facts(code) for name, code in codes.items()}
     text = table(with_a_step(found), f"{arch}, {compiler()}")
     print(text, end="")
+    if "--issued" in sys.argv:
+        for name, code in sorted(codes.items()):
+            if step := step_of(code):
+                print(f"{name} {issued(step, 'float>' in name or 'tf32>' in name)}")
     if "--write" in sys.argv:
         TABLE.write_text(text)
 

@@ -21,6 +21,7 @@ from persistent_cases import (
     forward,
     fused,
     problem,
+    wider,
     worst,
 )
 
@@ -56,6 +57,15 @@ def cases() -> list[Case]:
         ("rnn_tanh", "tf32", 128),
     ):
         out.append(Case(cell, precision, "one CTA", T=3, B=2, H=H, D=1))
+    # Whole tiles of one CTA: rows missing, one row and one step, nothing comes in; and layers that have whole
+    # tiles but no whole pairs, or rows that do not run all steps as one sequence.
+    for cell in CELLS:
+        for precision in PRECISIONS:
+            plain = Case(cell, precision, "one CTA", H=32)
+            out += [plain, replace(plain, T=1, B=1, D=1), replace(plain, B=8, H=16, bias=False, absent=True)]
+            out += [replace(plain, T=7, B=3, H=48, inputs=20), replace(plain, T=2, B=17, H=64, D=1)]
+        out += [replace(plain, sizes=PACKED), replace(plain, B=10, lengths=(3, 0, 5, 1), resets="some")]
+        out += [replace(plain, resets="some"), replace(plain, strided=True)]
     for cell in CELLS:
         for tier in TIERS:
             for precision in ("bfloat16", "tf32" if tier == "cluster" else "float32"):
@@ -184,11 +194,79 @@ def test_nothing_saved_nothing_changed(ops, cell, tier):
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_whole_tiles_give_the_general_kernels_bits(ops, cell, precision):
+    """The kernels that ask nothing at an access, against those that ask: lengths of T take the latter."""
+    widest = 128 if precision in ("bfloat16", "float16") else 64
+    plain = Case(cell, precision, "one CTA", H=32)
+    for case in (plain, replace(plain, T=1, B=1), replace(plain, T=3, B=2, H=widest, inputs=5)):
+        for absent in (False, True):
+            ops.configure(case.H)
+            p = problem(replace(case, absent=absent))
+            if absent:
+                p.grad_y = torch.empty(0, dtype=case.dtype)
+            masked = replace(p, lengths=torch.full((case.B,), case.T))
+            whole, general = forward(ops, case, p), forward(ops, case, masked)
+            assert all(torch.equal(a, b) for a, b in zip(whole[:5], general[:5], strict=True))
+            backwards = [backward(ops, case, q, whole, state) for q in (p, masked) for state in (True, False)]
+            for with_whole, without in zip(backwards[:2], backwards[2:], strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(with_whole[:3], without[:3], strict=True))
+
+
+def test_the_kernels_of_whole_tiles_run_where_they_may(ops):
+    """One CTA, whole tiles and pairs, rows that run all steps as one sequence; no other layer."""
+    plain = Case("lstm", "bfloat16", "one CTA", H=32)
+    whole = [plain, replace(plain, T=1, B=1), replace(plain, H=128, B=17), replace(plain, inputs=7)]
+    whole += [replace(plain, cell=cell, precision=precision) for cell in CELLS for precision in PRECISIONS]
+    general = [replace(plain, tier=tier) for tier in TIERS if tier != "one CTA"]
+    general += [replace(plain, H=H) for H in (8, 31, 33, 34, 40)]
+    general += [replace(plain, sizes=PACKED), replace(plain, sizes=(2, 2)), replace(plain, strided=True)]
+    general += [replace(plain, B=2, lengths=(5, 5)), replace(plain, resets="some")]
+    for case in whole + general:
+        p = problem(case)
+        saved = forward(ops, case, p)
+        assert ops.persistent_whole_tiles() == (case in whole), case
+        backward(ops, case, p, saved)
+        assert ops.persistent_whole_tiles() == (case in whole), case
+    p = problem(plain)
+    saved = forward(ops, plain, p)
+    p.grad_cells = torch.zeros(plain.D, plain.T * plain.B, plain.H)
+    backward(ops, plain, p, saved)
+    assert not ops.persistent_whole_tiles()
+    for rows in ("gx", "grad_y"):  # at an odd element, of which everything else is whole
+        p = problem(plain)
+        setattr(p, rows, wider(getattr(p, rows)))
+        saved = forward(ops, plain, p)
+        assert ops.persistent_whole_tiles() == (rows != "gx")
+        backward(ops, plain, p, saved)
+        assert ops.persistent_whole_tiles() == (rows != "grad_y")
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7F800001, 0x7FC00000], ids=hex)
+@pytest.mark.parametrize("tier", ["one CTA", "grid"])
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_a_weight_that_is_any_nan_stays_one(ops, precision, tier, bits):
+    """Weights are rounded by adding to their bits: those of the largest NaN would run over into a zero."""
+    for H in (16, 21):
+        case = Case("rnn_tanh", precision, tier, T=3, B=2, H=H, D=1, sms=4)
+        p = problem(case)
+        ops.configure(1)
+        saved = forward(ops, case, p)
+        assert saved[0].isfinite().all()
+        p.w_hh[0].view(torch.int32)[0, 0] = bits
+        y = forward(ops, case, p)[0]
+        assert y[:, 0].isnan().all()
+        assert y[: case.B, 1:].isfinite().all()
+        assert backward(ops, case, p, saved)[1][0, :, 0].isnan().all()
+
+
+@pytest.mark.parametrize("H", [17, 16])
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_in_place(ops, cell, tier):
+def test_in_place(ops, cell, tier, H):
     """As persistent/params.h allows: gates saved where gx was, and their gradient written where they were."""
-    case = Case(cell, "bfloat16", tier, sizes=PACKED)
+    case = Case(cell, "bfloat16", tier, H=H, sizes=None if H == 16 else PACKED)
     p = problem(case)
     apart = forward(ops, case, p)
     gradients = backward(ops, case, p, apart)

@@ -246,6 +246,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*k)(P...), A..
     if (c->attrs[i].id == cudaLaunchAttributeClusterDimension) e.cluster = (int)c->attrs[i].val.clusterDim.x;
     if (c->attrs[i].id == cudaLaunchAttributeCooperative) e.cooperative = c->attrs[i].val.cooperative;
   }
+  const auto note = [](const auto& of) {
+    if constexpr (requires { of.whole_tiles; }) emu::opt.whole_tiles = of.whole_tiles;
+  };
+  (note(a), ...);
   auto& at = emu::func_attr[(void*)k];
   if (e.smem > 48 << 10 && (int)e.smem > at[cudaFuncAttributeMaxDynamicSharedMemorySize])
     return cudaErrorInvalidValue;

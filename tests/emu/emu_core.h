@@ -155,6 +155,7 @@ struct Options {  // set before a launch
   bool stale = true;        // loads of other blocks' writes may be old until an acquire
   bool apart = true;        // every pair of blocks has its own delay of asynchronous stores
   bool race = true;         // with EMU_RACE: whether unordered accesses are errors
+  bool whole_tiles = false;  // out: whether the last persistent kernel was one of whole tiles
   // Of streams (emu_streams.h): whether they are queues, whether the host waits for them behind every operator, the
   // order in which they are worked off, and so many captures and launches of graphs to come fail.
   bool deferred = false, waits = true;

@@ -188,6 +188,9 @@ std::tuple<std::vector<int64_t>, std::string> persistent_geometry(const std::str
           g.reason};
 }
 
+// Whether the last launch was of a kernel for whole tiles.
+bool persistent_whole_tiles() { return emu::opt.whole_tiles; }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTRNN_NAMESPACE, m) {
@@ -205,6 +208,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTRNN_NAMESPACE, m) {
       "str cell, int precision, int tier, int cluster, bool need_state, bool in_place, int sms) -> (Tensor dgates, "
       "Tensor dh0, "
       "Tensor dc0, int error)");
+  m.def("persistent_whole_tiles() -> bool");
   m.def(
       "persistent_geometry(str cell, int precision, int tier, int cluster, int H, int B, int D, bool backward, int "
       "sms, "
@@ -215,5 +219,6 @@ STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CPU, m) {
   m.impl("persistent_backward", TORCH_BOX(&persistent_backward));
 }
 STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CompositeExplicitAutograd, m) {
+  m.impl("persistent_whole_tiles", TORCH_BOX(&persistent_whole_tiles));
   m.impl("persistent_geometry", TORCH_BOX(&persistent_geometry));
 }

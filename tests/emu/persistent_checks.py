@@ -20,6 +20,14 @@ def check_cases() -> list[Case]:
             precision = ("bfloat16", "float16", "tf32", "float32" if tier != "cluster" else "bfloat16")[i]
             cases.append(Case(cell, precision, tier, H=33 if i % 2 else 18, sizes=(9, 9, 4, 2)))
             cases.append(Case(cell, precision, tier, T=4, B=4, H=9, lengths=(4, 1, 3), resets="some"))
+    # Whole tiles of one CTA, with rows missing; and what is no such layer but for its units.
+    for i, cell in enumerate(CELLS):
+        precision = ("bfloat16", "float16", "tf32", "float32")[i]
+        cases.append(Case(cell, precision, "one CTA", T=3, B=9, H=32))
+        cases.append(Case(cell, precision, "one CTA", T=2, B=1, H=16, strided=True))
+    cases.append(Case("gru", "bfloat16", "one CTA", T=4, B=4, H=16, lengths=(4, 1, 3)))
+    cases.append(Case("gru", "bfloat16", "grid", T=2, B=1, H=32, D=1))
+    cases.append(Case("lstm", "float16", "one CTA", T=4, B=4, H=16, resets="some"))
     # Two replicas of three tiles of rows; more tiles of K than warps.
     cases.append(Case("lstm", "float16", "grid", T=3, B=34, H=20, D=1, sms=4))
     cases.append(Case("gru", "tf32", "grid", T=3, B=2, H=133, D=1))

@@ -8,6 +8,7 @@
 #pragma once
 #include "cuda/persistent/backward_gathered.cuh"
 #include "cuda/persistent/backward_scattered.cuh"
+#include "cuda/persistent/backward_whole.cuh"
 
 namespace fastrnn::cuda {
 
@@ -27,6 +28,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   using Product = BackwardProduct<Kind, precision, Exchange, G>;
   if constexpr (!Exchange::kCompiled) return;
   SMEM_DYN(uint32_t, shared);
+  if constexpr (kWholeTiles<Exchange>) {
+    backward_whole_tiles<Kind, precision, Exchange>(p, cut, shared);
+    return;
+  }
 
   const int64_t H = p.shape.H, B = p.shape.B, D = p.shape.D, N = cut.N;
   const int T_steps = static_cast<int>(p.shape.T);

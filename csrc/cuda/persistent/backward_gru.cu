@@ -5,7 +5,7 @@ namespace fastrnn::cuda {
 
 template <>
 int launch_backward<Gru>(const PersistentBackward& p, const PersistentGeometry& g, const Cut& cut, void* stream) {
-  return with_instance(g, [&]<Precision precision, class Exchange>() {
+  return with_instance(g, cut, [&]<Precision precision, class Exchange>() {
     return launch_persistent(persistent_backward_kernel<Gru, precision, Exchange>, p, g, cut, stream);
   });
 }

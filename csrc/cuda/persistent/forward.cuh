@@ -9,6 +9,8 @@
 // Registers: the weights (plan/tiles.h); for each gate four sums, four values of gx, on their way since the step
 // before, h and c, the rows' lengths. Biases are in shared memory.
 #pragma once
+#include "cuda/persistent/biases.cuh"
+#include "cuda/persistent/forward_whole.cuh"
 #include "cuda/persistent/projection.cuh"
 
 namespace fastrnn::cuda {
@@ -24,6 +26,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   constexpr int kTiles = kMaxTiles<Kind::kKind, precision, Exchange::kTier>;
   if constexpr (!Exchange::kCompiled) return;
   SMEM_DYN(uint32_t, shared);
+  if constexpr (kWholeTiles<Exchange>) {
+    forward_whole_tiles<Kind, precision, Exchange>(p, cut, shared);
+    return;
+  }
 
   const int64_t H = p.shape.H, B = p.shape.B, D = p.shape.D, N = cut.N;
   const int T_steps = static_cast<int>(p.shape.T);
@@ -62,23 +68,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       state[j] = load_pair(row, at.row + j < B ? at.units : 0, whole);
     }
   };
-  // What the first step needs of memory: all of it is on its way before anything waits. The biases first, of the
-  // CTA's units, a tile of which has a warp at least; the exchange's first barrier comes before their use.
-  constexpr int kBiases = (Gr + 1) / 2;
-  T of_input[kBiases] = {}, of_recurrence[kBiases] = {};
-  if (p.b_ih[d]) {
-#pragma unroll
-    for (int n = 0; n < kBiases; ++n) {
-      const int i = static_cast<int>(threadIdx.x + n * blockDim.x), gate = i / cta_units;
-      const int64_t unit = cta_unit + (i - gate * cta_units);
-      // Of a GRU's last gate the recurrent part's bias is apart, behind the others.
-      const bool there = gate < Gr && unit < H, split = Cell::kSplit && gate >= G - 1;
-      if (there && gate < G) of_input[n] = static_cast<const T*>(p.b_ih[d])[gate * H + unit];
-      if (there && (!split || gate == G)) {
-        of_recurrence[n] = static_cast<const T*>(p.b_hh[d])[(split ? G - 1 : gate) * H + unit];
-      }
-    }
-  }
+  // What the first step needs of memory: all of it is on its way before anything waits, the biases first.
+  Biases<Cell, T> biases(p, d, cta_unit, cta_units);
   StepOf now = schedule.at(0);
   Pair<T> h0[2] = {}, c0[2] = {};
   if (at.finishes) {
@@ -90,11 +81,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   products.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at, cut, rest);
 
   float* bias = reinterpret_cast<float*>(shared + kBiasWord);
-#pragma unroll
-  for (int n = 0; n < kBiases; ++n) {
-    const int i = static_cast<int>(threadIdx.x + n * blockDim.x);
-    if (i < Gr * cta_units) bias[i] = load(&of_input[n]) + load(&of_recurrence[n]);
-  }
+  biases.add_up(bias, cta_units);
   bias += at.unit - cta_unit;  // this lane's pair of gate 0
 #pragma unroll
   for (int j = 0; j < 2; ++j) {

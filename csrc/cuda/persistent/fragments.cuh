@@ -92,7 +92,7 @@ struct FloatFragments {
     for (int i = 0; i < kRegisters; ++i) {
       const int k = 2 * (i >> 2) + (i >> 1 & 1), unit = i & 1;
       const uint32_t w = block[transposed ? 2 * k + unit : 4 * unit + k];
-      a[i] = rounded ? to_tf32(__uint_as_float(w)) : w;
+      a[i] = rounded ? to_tf32(__uint_as_float(w)) : with_plain_nan(w);
     }
   }
   static __device__ __forceinline__ Words words(const Pair<Type>& low, const Pair<Type>& high) {
@@ -114,6 +114,10 @@ struct FloatFragments {
     const uint32_t y = __shfl_xor_sync(~0u, j ? first.y : second.y, 4);
     return j ? make_uint4(x, y, second.x, second.y) : make_uint4(first.x, first.y, x, y);
   }
+  // The NaN that split_weight() keeps one, for every other.
+  static __device__ __forceinline__ uint32_t with_plain_nan(uint32_t w) {
+    return w << 1 > 0xff000000u ? 0x7fc00000u : w;
+  }
   static __device__ __forceinline__ uint2 words_of_row(const Pair<Type>& row) {
     return rounded ? make_uint2(to_tf32(row[0]), to_tf32(row[1])) : row.raw;
   }
@@ -134,11 +138,17 @@ template <>
 struct Fragments<Precision::kFloat32> : FloatFragments<false> {
   static constexpr Precision kPrecision = Precision::kFloat32;
   static __device__ __forceinline__ void split(uint32_t word, uint32_t& high, uint32_t& low) {
-    // The parts of a weight are the same at every step, but have no registers to wait in.
-    forget(word);
     const float v = __uint_as_float(word);
     high = to_tf32(v);
     low = to_tf32(v - __uint_as_float(high));
+  }
+  // The parts of a weight are the same at every step, but have no registers to wait in. Rounded as to_tf32 does, but
+  // for what it asks of every number: infinity stays what it is, and arrange() left no NaN that would become 0.
+  static __device__ __forceinline__ void split_weight(uint32_t word, uint32_t& high, uint32_t& low) {
+    forget(word);
+    high = (word + 0x1000u) & 0xffffe000u;
+    const float rest = __uint_as_float(word) - __uint_as_float(high);  // of an infinity NaN, or 0: either will do
+    low = (__float_as_uint(rest) + 0x1000u) & 0xffffe000u;
   }
   static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[8], uint4 b) {
     const uint32_t words[4] = {b.x, b.y, b.z, b.w};
@@ -146,7 +156,7 @@ struct Fragments<Precision::kFloat32> : FloatFragments<false> {
     for (int q = 0; q < 2; ++q) {
       uint32_t a_high[4], a_low[4], b_high[2], b_low[2];
 #pragma unroll
-      for (int r = 0; r < 4; ++r) split(a[4 * q + r], a_high[r], a_low[r]);
+      for (int r = 0; r < 4; ++r) split_weight(a[4 * q + r], a_high[r], a_low[r]);
 #pragma unroll
       for (int r = 0; r < 2; ++r) split(words[2 * q + r], b_high[r], b_low[r]);
       mma_tf32(sum, a_low, b_high[0], b_high[1]);

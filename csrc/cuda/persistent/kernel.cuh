@@ -42,6 +42,7 @@ struct Cut {
   int owner_factor;                 // and which CTA has a tile of units: tile * owner_factor >> 16
   bool whole_pairs;                 // every row of every tensor starts at a multiple of a pair,
   bool whole_x;                     // and every row of x
+  bool whole_tiles;                 // and all tiles of units are whole, and all rows run all steps
   int weights_at_once;              // elements of w_hh that a load takes: 4, 2 or 1,
   int inputs_at_once;               // and of w_ih
   uint32_t* error;                  // grid tier: the workspace's first word,
@@ -152,6 +153,13 @@ struct OneCta {
 
   static constexpr float poison = 0;
 };
+
+// The same for layers that have whole tiles only (Cut::whole_tiles): forward_whole.cuh, backward_whole.cuh.
+struct OneCtaWhole : OneCta {
+  using OneCta::OneCta;
+};
+template <class Exchange>
+constexpr bool kWholeTiles = std::is_same_v<Exchange, OneCtaWhole>;
 
 // A CTA a tile of units; its warps share the products by K and meet in shared memory, the CTAs of a replica in the
 // L2 cache, from where each warp copies what it multiplies into shared memory. Warp n finishes tile n of the rows.

@@ -57,6 +57,7 @@ int persistent_forward(const PersistentForward& p, const PersistentGeometry& g, 
                                      {p.gates, element, H},
                                      {p.cells, sizeof(float), H}},
                                     H);
+  cut.whole_tiles = tiles_are_whole(p, g, cut);
   cut.weights_at_once = elements_at_once(p.w_hh, p.w_hh_stride, p.shape.D, element, H);
   if (p.x) {
     if (p.shape.I < 1 || p.shape.I > kMaxProjected) return cudaErrorInvalidValue;
@@ -84,6 +85,7 @@ int persistent_backward(const PersistentBackward& p, const PersistentGeometry& g
                                      {p.dh0, element, H},
                                      {p.dc0, element, H}},
                                     H);
+  cut.whole_tiles = tiles_are_whole(p, g, cut);
   cut.weights_at_once = elements_at_once(p.w_hh, p.w_hh_stride, p.shape.D, element, H);
   return with_kind(p.shape.cell, [&]<class Kind>() { return launch_backward<Kind>(p, g, cut, stream); });
 }

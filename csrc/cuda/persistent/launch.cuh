@@ -40,6 +40,16 @@ inline int elements_at_once(const void* const* data, const int64_t* strides, int
   return at_once;
 }
 
+// Whether the kernels of whole tiles take the layer (OneCtaWhole): every tile of units is whole, every row runs all
+// steps as one sequence, every pair lies whole, and nobody has a gradient for every step's c.
+template <class Params>
+bool tiles_are_whole(const Params& p, const PersistentGeometry& g, const Cut& cut) {
+  bool whole = g.tier == Tier::kOneCta && p.shape.H % kTileUnits == 0 && cut.whole_pairs && !p.row_offsets &&
+               !p.lengths && !p.resets;
+  if constexpr (std::is_same_v<Params, PersistentBackward>) whole = whole && !p.grad_cells;
+  return whole;
+}
+
 inline Cut cut_of(const PersistentGeometry& g, const LayerShape& shape, void* workspace, uint32_t wait_ticks) {
   Cut cut = {};
   cut.N = shape.rows();
@@ -177,8 +187,9 @@ int launch_backward(const PersistentBackward& p, const PersistentGeometry& g, co
 
 // f<Precision, Exchange>() of the geometry.
 template <class F>
-int with_instance(const PersistentGeometry& g, F f) {
+int with_instance(const PersistentGeometry& g, const Cut& cut, F f) {
   const auto with_exchange = [&]<Precision precision>() {
+    if (cut.whole_tiles) return f.template operator()<precision, OneCtaWhole>();
     if (g.tier == Tier::kOneCta) return f.template operator()<precision, OneCta>();
     if constexpr (precision != Precision::kFloat32) {
       if (g.tier == Tier::kCluster) return f.template operator()<precision, Cluster>();

@@ -6,7 +6,7 @@ from ..build import Fault
 
 FAULTS = {
     "race: one CTA without its barrier": Fault(
-        "persistent/kernel.cuh", "__syncthreads()", "void()", "struct OneCta"
+        "persistent/kernel.cuh", "__syncthreads()", "void()", "struct OneCta {"
     ),
     "race: one CTA with one buffer": Fault(
         "persistent/kernel.cuh", "buffers + (i & 1) * words", "buffers + 0 * words"
@@ -34,6 +34,64 @@ FAULTS = {
     ),
     "sums: a part that is not there is added": Fault(
         "persistent/products.cuh", "there(w)", "true", "v[w][s] = part[s * 32];"
+    ),
+    "whole tiles: a layer that ends within one is taken for one": Fault(
+        "persistent/launch.cuh", "p.shape.H % kTileUnits == 0", "true"
+    ),
+    "whole tiles: pairs that begin at odd elements are loaded at once": Fault(
+        "persistent/launch.cuh", "cut.whole_pairs", "true", "bool whole = "
+    ),
+    "whole tiles: other tiers take them": Fault(
+        "persistent/launch.cuh", "g.tier == Tier::kOneCta", "true", "bool whole = "
+    ),
+    "whole tiles: rows that end go on": Fault("persistent/launch.cuh", "!p.lengths", "true"),
+    "whole tiles: no sequence begins within the rows": Fault("persistent/launch.cuh", "!p.resets", "true"),
+    "race: whole tiles, forward without its barrier": Fault(
+        "persistent/forward_whole.cuh", "exchange.wait(s)", "exchange.slot(s)"
+    ),
+    "race: whole tiles, backward without its barrier": Fault(
+        "persistent/backward_whole.cuh", "exchange.wait(i)", "exchange.slot(i)"
+    ),
+    "race: whole tiles, h is published where it is read": Fault(
+        "persistent/forward_whole.cuh", "s + 1", "s", "if (!last) {"
+    ),
+    "whole tiles: forward reads rows beyond the batch": Fault(
+        "persistent/forward_whole.cuh", "j < rows", "true", "const T* from = row;"
+    ),
+    "whole tiles: forward writes rows beyond the batch": Fault(
+        "persistent/forward_whole.cuh", "j < rows", "true", "T* to = to_gates;"
+    ),
+    "whole tiles: both directions run forwards": Fault("persistent/forward_whole.cuh", "d ? -B : B", "B"),
+    "whole tiles: y moves on by the rows of one direction": Fault(
+        "persistent/forward_whole.cuh", "time * D * H", "time * H"
+    ),
+    "whole tiles: the saved gates do not move on": Fault("persistent/forward_whole.cuh", "time * S * H", "0"),
+    "whole tiles: backward reads rows beyond the batch": Fault(
+        "persistent/backward_whole.cuh", "j < rows", "true", "const T* from = row;"
+    ),
+    "whole tiles: backward writes rows beyond the batch": Fault(
+        "persistent/backward_whole.cuh", "j < rows", "true", "T* to = to_dgates;"
+    ),
+    "whole tiles: the first step has one before it": Fault(
+        "persistent/backward_whole.cuh", "i + 2 == T_steps", "false"
+    ),
+    "whole tiles: the gradient of y does not move on": Fault(
+        "persistent/backward_whole.cuh", "time * p.grad_y_stride", "0"
+    ),
+    "whole tiles: the GRU's gradients in another order": Fault(
+        "persistent/backward_whole.cuh", "k == 0 ? G - 1 : k - 1", "k"
+    ),
+    "whole tiles: the gradient of h0 lacks the first step's": Fault(
+        "persistent/backward_whole.cuh", "p.dh0 ? T_steps : T_steps - 1", "T_steps - 1"
+    ),
+    "whole tiles: products beyond the layer": Fault(
+        "persistent/products_whole.cuh", "i == 0 || i < tiles", "true"
+    ),
+    "whole tiles: the second tile meets the first one's values": Fault(
+        "persistent/products_whole.cuh", "(first + n) * P::kTileWords", "first * P::kTileWords"
+    ),
+    "whole tiles: every gate meets the first one's gradient": Fault(
+        "persistent/products_whole.cuh", "pass == Pass::kForward ? 0 : gate", "0"
     ),
     "race: the products do not wait for the copies": Fault(
         "persistent/operand_copies.cuh", "wait_copies<0>()", "void()"
@@ -118,7 +176,7 @@ FAULTS = {
         "bool run(",
     ),
     "forward: both directions take the first one's bias": Fault(
-        "persistent/forward.cuh", "p.b_ih[d]", "p.b_ih[0]", "of_input[n] ="
+        "persistent/biases.cuh", "p.b_ih[d]", "p.b_ih[0]", "of_input[n] ="
     ),
     "forward: the next step's gx is this one's": Fault(
         "persistent/forward.cuh", "schedule.at(s + 1)", "now", "nobody waits"
