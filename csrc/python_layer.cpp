@@ -72,16 +72,14 @@ bool read_cell(PyObject* name, CellKind& out) {
   return false;  // a variant's
 }
 
-// The layer and where its arguments lie; false where one of them is not ordinary, or does not fit.
-bool read(const Torch& torch, PyObject* const* given, ForwardParams& call) {
+// The layer and where its arguments lie; false where one of them is not ordinary, or does not fit. weights: a tuple.
+bool read(const Torch& torch, PyObject* const* given, PyObject* weights, ForwardParams& call) {
   for (const int absent : {kBatchSizes, kLengths, kReset}) {
     if (given[absent] != Py_None) return false;
   }
   if (!PyLong_CheckExact(given[kMode]) || PyLong_AsLong(given[kMode]) != 0) return false;
   LayerShape& s = call.shape;
-  if (!read_cell(given[kCell], s.cell) || !PyBool_Check(given[kBias]) || !PyList_CheckExact(given[kWeights])) {
-    return false;
-  }
+  if (!read_cell(given[kCell], s.cell) || !PyBool_Check(given[kBias])) return false;
   s.bias = given[kBias] == Py_True;
   const CellFacts& facts = facts_of(s.cell);
   Argument x, h;
@@ -95,13 +93,12 @@ bool read(const Torch& torch, PyObject* const* given, ForwardParams& call) {
   call.x = {x.data(), x.stride(0), x.stride(1)};
   s.D = static_cast<int>(h.size(0));
   const int a_direction = s.bias ? 4 : 2;
-  if ((s.D != 1 && s.D != 2) || PyList_GET_SIZE(given[kWeights]) != s.D * a_direction)
-    return false;  // or a projection
+  if ((s.D != 1 && s.D != 2) || PyTuple_GET_SIZE(weights) != s.D * a_direction) return false;  // or a projection
   const void* pieces[2][4] = {};
   for (int d = 0; d < s.D; ++d) {
     for (int i = 0; i < a_direction; ++i) {
       Argument w;
-      if (!take(torch, PyList_GET_ITEM(given[kWeights], d * a_direction + i), w) || w.tensor.ndim < 1) return false;
+      if (!take(torch, PyTuple_GET_ITEM(weights, d * a_direction + i), w) || w.tensor.ndim < 1) return false;
       if (d == 0 && i == 0) s.H = w.size(0) / facts.gates;
       const int64_t rows = facts.gates * s.H;
       if (s.H < 1 || !(i == 0   ? has_shape(w, kind, {rows, s.I})
@@ -148,11 +145,11 @@ bool run(const LayerEntry& entry, const ForwardParams& call) {
   return done;
 }
 
-// (y, hn, cn or None, None, None); null where it is the operator's, without an error.
-PyObject* ordinary(const LayerImpl& layer, PyObject* const* given) {
+// (y, hn, cn or None, None, None); null where it is the operator's. weights: a tuple.
+PyObject* ordinary(const LayerImpl& layer, PyObject* const* given, PyObject* weights) {
   const Torch& torch = Torch::get();
   ForwardParams call;
-  if (Torch::ask(layer.profiling.ptr()) || !read(torch, given, call)) return nullptr;
+  if (Torch::ask(layer.profiling.ptr()) || !read(torch, given, weights, call)) return nullptr;
   const LayerShape& s = call.shape;
   PyObject* const dtype = PyObject_GetAttr(given[kX], torch.dtype_attribute);
   if (!dtype) return nullptr;
@@ -170,8 +167,12 @@ PyObject* ordinary(const LayerImpl& layer, PyObject* const* given) {
 
 PyObject* forward(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   const LayerImpl& layer = *reinterpret_cast<LayerObject*>(self)->impl;
-  if (count == kArguments) {
-    if (PyObject* const found = ordinary(layer, arguments)) return found;
+  if (count == kArguments && PyList_CheckExact(arguments[kWeights])) {
+    // Held from before they are looked at: other threads may run meanwhile, and put others into the list.
+    PyObject* const weights = PyList_AsTuple(arguments[kWeights]);
+    PyObject* const found = weights ? ordinary(layer, arguments, weights) : nullptr;
+    Py_XDECREF(weights);
+    if (found) return found;
     PyErr_Clear();
   }
   return PyObject_Vectorcall(layer.own_operator.ptr(), arguments, count, nullptr);

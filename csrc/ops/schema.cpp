@@ -53,8 +53,8 @@ STABLE_TORCH_LIBRARY(FASTRNN_NAMESPACE, m) {
   //              kernels (the CPU has neither), 16 times the tier: 0 what the device has proven, else
   //              stepwise; 1 one CTA, 2 grid, 3 stepwise, 4 cluster, 5 to 7 clusters of 4, 8 and 16, an error where
   //              that one cannot; plus 128 where the products of a float32 layer may round their factors to
-  //              TensorFloat-32; plus 256 for eight more: 8 stepwise as a CUDA graph, 9 to 11 one CTA, a cluster and
-  //              the grid, forward, with x's product beside the loop
+  //              TensorFloat-32; plus 256 for eight more: 8 stepwise as a CUDA graph, 9 to 13 one CTA, clusters of
+  //              4, 8 and 16 and the grid, forward, with x's product beside the loop
   //
   // y            (T, B, D*Hout) or (N, D*Hout); hn (D, B, Hout); cn (D, B, H), LSTM
   // gates        mode 1: (D, N, 4*H), the activated i, f, g, o (LSTM) or r, z, n and the recurrent

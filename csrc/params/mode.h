@@ -18,7 +18,7 @@ struct ScanNeeds {
 constexpr int64_t kModeTier = 16, kModeTf32 = 128, kModeTierEights = 256, kModeEnd = 512;
 
 // The tiers of the CUDA kernels by their number in `mode`. kCluster4 to kCluster16 ask for clusters of so many CTAs,
-// and are what is asked for only: the tier that runs is kCluster then. The last three ask for a persistent tier whose
+// and are what is asked for only: the tier that runs is kCluster then. The last five ask for a persistent tier whose
 // loop begins while x's product still runs, in chunks of the sequence.
 enum class Tier : int {
   kAuto = 0,
@@ -31,31 +31,42 @@ enum class Tier : int {
   kCluster16 = 7,
   kStepwiseGraph = 8,
   kOneCtaOverlap = 9,
-  kClusterOverlap = 10,
-  kGridOverlap = 11
+  kCluster4Overlap = 10,
+  kCluster8Overlap = 11,
+  kCluster16Overlap = 12,
+  kGridOverlap = 13
 };
-inline constexpr int kTiers = 12;
+inline constexpr int kTiers = 14;
 inline constexpr const char* kTierNames[] = {"auto", "one_cta", "grid", "stepwise", "cluster"};
 inline constexpr const char* kClusterNames[] = {"cluster_4", "cluster_8", "cluster_16"};
-inline constexpr const char* kOverlapNames[] = {"one_cta_overlap", "cluster_overlap", "grid_overlap"};
+inline constexpr const char* kOverlapNames[] = {"one_cta_overlap", "cluster_4_overlap", "cluster_8_overlap",
+                                                "cluster_16_overlap", "grid_overlap"};
+constexpr bool overlaps(Tier asked) { return asked >= Tier::kOneCtaOverlap; }
+// The tier whose loop has x's product beside it.
+constexpr Tier base_of(Tier asked) {
+  return asked == Tier::kOneCtaOverlap      ? Tier::kOneCta
+         : asked == Tier::kCluster4Overlap  ? Tier::kCluster4
+         : asked == Tier::kCluster8Overlap  ? Tier::kCluster8
+         : asked == Tier::kCluster16Overlap ? Tier::kCluster16
+         : asked == Tier::kGridOverlap      ? Tier::kGrid
+                                            : asked;
+}
 // CTAs of the clusters that are asked for; 0: of any size, or none.
 constexpr int cluster_of(Tier asked) {
-  return asked == Tier::kCluster4 ? 4 : asked == Tier::kCluster8 ? 8 : asked == Tier::kCluster16 ? 16 : 0;
+  const Tier base = base_of(asked);
+  return base == Tier::kCluster4 ? 4 : base == Tier::kCluster8 ? 8 : base == Tier::kCluster16 ? 16 : 0;
 }
-constexpr bool overlaps(Tier asked) { return asked >= Tier::kOneCtaOverlap; }
-constexpr Tier family_of(Tier asked) {
-  return cluster_of(asked) || asked == Tier::kClusterOverlap ? Tier::kCluster
-         : asked == Tier::kOneCtaOverlap                     ? Tier::kOneCta
-         : asked == Tier::kGridOverlap                       ? Tier::kGrid
-                                                             : asked;
-}
-constexpr Tier overlap_tier(Tier family) {
-  return family == Tier::kOneCta    ? Tier::kOneCtaOverlap
-         : family == Tier::kCluster ? Tier::kClusterOverlap
-                                    : Tier::kGridOverlap;
-}
+constexpr Tier family_of(Tier asked) { return cluster_of(asked) ? Tier::kCluster : base_of(asked); }
 constexpr Tier cluster_tier(int ctas) {
   return ctas == 4 ? Tier::kCluster4 : ctas == 8 ? Tier::kCluster8 : ctas == 16 ? Tier::kCluster16 : Tier::kCluster;
+}
+// Of a tier, of clusters with their size.
+constexpr Tier overlap_tier(Tier base, int ctas) {
+  return base == Tier::kOneCta ? Tier::kOneCtaOverlap
+         : base == Tier::kGrid ? Tier::kGridOverlap
+         : ctas == 4           ? Tier::kCluster4Overlap
+         : ctas == 8           ? Tier::kCluster8Overlap
+                               : Tier::kCluster16Overlap;
 }
 // Tiers that keep the recurrent weights on the SMs for the whole sequence.
 constexpr bool is_persistent(Tier tier) { return tier != Tier::kStepwise && tier != Tier::kStepwiseGraph; }

@@ -79,6 +79,8 @@ CudaPlan plan_trusted(const LayerShape& s, bool tf32, cuda::Pass pass, const cud
   if (tier == Tier::kStepwise) return a_step_at_a_time("measured on this device: a step at a time is the fastest");
   if (trust.quarantined(tier)) return a_step_at_a_time("its tier is in quarantine: see fastrnn.cuda_status()");
   CudaPlan plan = plan_cuda(s, tf32, pass, device, tier, table);
+  // Fewer steps than two chunks have, or a batch that leaves too little idle: the same kernel, behind the product.
+  if (!plan.possible && overlaps(tier)) plan = plan_cuda(s, tf32, pass, device, base_of(tier), table);
   plan.asked = Tier::kAuto;
   // Within a kind of layer the batch differs, and the last of its sizes may not fit.
   return plan.possible ? plan : a_step_at_a_time(plan.reason);

@@ -17,7 +17,13 @@ TIERS = {"auto": 0, "one_cta": 16, "grid": 32, "stepwise": 48, "cluster": 64, "s
 #: The cluster tier held to one size of clusters, for who compares them.
 CLUSTERS = {"cluster_4": 80, "cluster_8": 96, "cluster_16": 112}
 #: A persistent tier whose loop begins while x's product still runs; forward alone.
-OVERLAPS = {"one_cta_overlap": 272, "cluster_overlap": 288, "grid_overlap": 304}
+OVERLAPS = {
+    "one_cta_overlap": 272,
+    "cluster_4_overlap": 288,
+    "cluster_8_overlap": 304,
+    "cluster_16_overlap": 320,
+    "grid_overlap": 336,
+}
 #: The bits of a mode that name a tier, and whether float32 products may use TensorFloat-32.
 TIER_MASK, TF32 = 112 + 256, 128
 

@@ -20,7 +20,7 @@ CASES = (
     replace(PLAIN, cell="gru", T=64, reset="some", save="recompute"),
     replace(PLAIN, cell="rnn_tanh", dtype=torch.bfloat16, bias=False),
     replace(PLAIN, cell="gru", T=33, H=40, dtype=torch.float16, tier="grid_overlap"),
-    replace(PLAIN, T=32, B=2, H=70, dtype=torch.bfloat16, tier="cluster_overlap", save="nothing"),
+    replace(PLAIN, T=32, B=2, H=70, dtype=torch.bfloat16, tier="cluster_8_overlap", save="nothing"),
 )
 
 

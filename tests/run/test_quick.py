@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -418,3 +419,28 @@ def test_threads_share_a_layer():
 
         with ThreadPoolExecutor(4) as pool:
             assert all(pool.map(call, range(8)))
+
+
+def test_weights_that_another_thread_replaces():
+    """A call keeps the weights that it began with for as long as it computes, whatever becomes of the list of
+    them: the values are the same, and only the memory is another's."""
+    module, x = fastrnn.LSTM(40, 300), torch.randn(4, 1, 40)
+    values = module.weight_hh_l0.detach().clone()
+    with torch.inference_mode():
+        expected = module(x)[0].clone()
+    done = threading.Event()
+
+    def replace() -> None:
+        while not done.is_set():
+            module.weight_hh_l0 = nn.Parameter(values.clone())
+            torch.full_like(values, 1e9)  # what comes to lie where the last one was
+
+    with ThreadPoolExecutor(1) as pool:
+        replacing = pool.submit(replace)
+        try:
+            with torch.inference_mode():
+                for _ in range(300):
+                    assert torch.equal(module(x)[0], expected)
+        finally:
+            done.set()
+        replacing.result()

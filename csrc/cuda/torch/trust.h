@@ -42,7 +42,7 @@ inline void count(Tier tier, Pass pass) {
 inline void count(const CudaPlan& plan, Pass pass) {
   count(plan.tier, pass);
   if (plan.tier == Tier::kCluster) count(cluster_tier(plan.geometry.ctas_per_replica), pass);
-  if (plan.chunks > 1) count(overlap_tier(plan.tier), pass);
+  if (plan.chunks > 1) count(overlap_tier(plan.tier, plan.geometry.ctas_per_replica), pass);
 }
 
 // A record of the device's in words, "" where nothing is wrong. The tier is in quarantine then, and the record read.
