@@ -31,7 +31,8 @@ def outcomes(
     numbers = {None: 0} | {name: planted.index(fault) + 1 for name, fault in faults.items() if name in asked}
     command = [sys.executable, "-m", "emu.run_faults", str(faulty), module, *map(str, numbers.values())]
     where = {"cwd": EMU.parent, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, **where)
+    # The limit is one for hangs: minutes are right, many more on a machine at work.
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, **where)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) == len(numbers), done.stderr[-2000:]
     return dict(zip(numbers, lines, strict=True))
