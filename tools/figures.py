@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-#: Every shape against torch.nn and others, and SRU against the sru package in a run of its own.
-FULL, SRU = "2026-11-23-amd-epyc-zen-4", "2026-11-23-amd-epyc-zen-4-sru"
-#: `python -m fastrnn bench` on another processor.
-SHORT = "2026-11-29-amd-epyc-zen-5"
+#: Every shape against torch.nn and others.
+FULL = "2026-11-29-amd-epyc-zen-5-full"
+#: The same on another processor, of an earlier version; and SRU against the sru package in a run of its own.
+OTHER, SRU = "2026-11-23-amd-epyc-zen-4", "2026-11-23-amd-epyc-zen-4-sru"
 PICTURE = ROOT / "docs" / "figures" / "ratios.svg"
 THREADS = (1, 2)
 
@@ -96,7 +96,7 @@ def ratio(row: Row, training: bool, threads: int, documents: dict[str, dict]) ->
 
 
 def documents() -> dict[str, dict]:
-    return {run: load(run) for run in (FULL, SRU)}
+    return {run: load(run) for run in (FULL, OTHER, SRU)}
 
 
 def machine(document: dict) -> str:
@@ -107,7 +107,15 @@ def machine(document: dict) -> str:
     return f"{found['cpu']}, {cores}, {found['isa']}, torch {torch}, {document['date'][:10]}"
 
 
-def table(rows: tuple[Row, ...], loaded: dict[str, dict]) -> Iterator[str]:
+def labelled(row: Row, loaded: dict[str, dict], run: str) -> str:
+    """What a row is called in the table of a run; where it is of another processor, that too."""
+    cpu = loaded[row.run]["machine"]["cpu"]
+    if cpu == loaded[run]["machine"]["cpu"]:
+        return row.label
+    return f"{row.label} ({cpu}, {loaded[row.run]['date'][:10]})"
+
+
+def table(rows: tuple[Row, ...], loaded: dict[str, dict], run: str = FULL) -> Iterator[str]:
     columns = [f"{t} thread{'s' * (t > 1)}, {w}" for t in THREADS for w in ("inference", "training")]
     yield f"| | {' | '.join(columns)} |"
     yield "| --- |" + " --- |" * len(columns)
@@ -117,7 +125,11 @@ def table(rows: tuple[Row, ...], loaded: dict[str, dict]) -> Iterator[str]:
             cells[1] = cells[3] = None
         if row.against == ("jax", "torch"):  # and whom inference is not held against
             cells[0] = cells[2] = None
-        yield f"| {row.label} | " + " | ".join(str(cell) if cell else "" for cell in cells) + " |"
+        yield (
+            f"| {labelled(row, loaded, run)} | "
+            + " | ".join(str(cell) if cell else "" for cell in cells)
+            + " |"
+        )
 
 
 def readme() -> str:
@@ -151,37 +163,20 @@ def performance() -> str:
         "",
         "![Times as fast as torch.nn, and as the best other library](figures/ratios.svg)",
         "",
-        short(),
+        *other(loaded),
     ]
     return "\n".join(lines)
 
 
-def short() -> str:
-    """The short proof on another processor."""
-    files = [RESULTS / SHORT / f"bench-{name}.json" for name in ("1-thread", "2-threads")]
-    runs = [json.loads(file.read_text()) for file in files]
-    found = runs[0]["machine"]
-    torch = runs[0]["versions"]["torch"].partition("+")[0]
-    lines = [
-        f"`python -m fastrnn bench` on {found['cpu']}, {found['isa']}, torch {torch},",
-        f"{runs[0]['date'][:10]}, four shapes ([each](../benchmarks/results/{SHORT}/report.md)):",
+def other(loaded: dict[str, dict]) -> list[str]:
+    """The same cases on another processor."""
+    rows = tuple(row._replace(run=OTHER) for row in TORCH_ROWS[:3])
+    return [
+        f"The same with an earlier version on {machine(loaded[OTHER])}",
+        f"([every case](../benchmarks/results/{OTHER}/report.md)):",
         "",
-        "| | 1 thread | 2 threads |",
-        "| --- | --- | --- |",
+        *table(rows, loaded, OTHER),
     ]
-    for cell in ("lstm", "gru", "rnn"):
-        for training in (False, True):
-            cells = []
-            for run in runs:
-                ratios = [
-                    o["times"]["torch"]["median_s"] / o["times"]["fastrnn"]["median_s"]
-                    for o in run["outcomes"]
-                    if (o["case"]["cell"], o["case"]["training"]) == (cell, training)
-                ]
-                cells.append(str(Ratio(geomean(ratios), min(ratios), len(ratios))))
-            work = "training" if training else "inference"
-            lines.append(f"| {cell.upper()}, {work} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 WIDTH, LEFT, BAR, GAP, TOP = 820, 308, 10, 11, 58
