@@ -129,8 +129,7 @@ PyObject* new_tensor(const Torch& torch, PyObject* dtype, int64_t a, int64_t b, 
   PyObject* const arguments[] = {PyLong_FromLongLong(a), PyLong_FromLongLong(b), PyLong_FromLongLong(c), dtype};
   PyObject* const made = PyObject_Vectorcall(torch.empty, arguments, 3, torch.dtype_name);
   for (int i = 0; i < 3; ++i) Py_XDECREF(arguments[i]);
-  DLTensor t;
-  data = made && torch.read(made, &t) ? static_cast<char*>(t.data) + t.byte_offset : nullptr;
+  data = torch.address_of_new(made);
   return made;
 }
 

@@ -43,9 +43,9 @@ PyObject* run_new(StreamObject* self, PyObject* const* arguments, Py_ssize_t cou
   PyObject* const y = new_output();
   PyObject* const h = new_state(r.h_object, out);
   PyObject* const c = s.has_cell ? new_state(r.c_object, s.hidden_size) : nullptr;
-  r.call.y = address(torch, y);
-  r.call.hn = address(torch, h);
-  r.call.cn = s.has_cell ? address(torch, c) : nullptr;
+  r.call.y = torch.address_of_new(y);
+  r.call.hn = torch.address_of_new(h);
+  r.call.cn = s.has_cell ? torch.address_of_new(c) : nullptr;
   if (!r.call.y || !r.call.hn || (s.has_cell && !r.call.cn) || !run(s, r.call)) return none_of(y, h, c);
   PyObject* const state = c ? PyTuple_Pack(2, h, c) : h;
   if (c) {
@@ -99,7 +99,7 @@ PyObject* step_active(PyObject* object, PyObject* const* arguments, Py_ssize_t c
   PyObject* y = nullptr;
   if (makes) {
     y = new_tensor(torch, s, {rows, s.output_size});
-    r.call.y = address(torch, y);
+    r.call.y = torch.address_of_new(y);
     if (!r.call.y) return long_way(y);
     if (r.call.rows.B < rows) std::memset(r.call.y, 0, static_cast<size_t>(rows * s.output_size * s.element));
   }

@@ -276,13 +276,6 @@ inline bool read_active(const Torch& torch, const Impl& s, PyObject* active, PyO
   return !call.all || rows == streams;
 }
 
-// Where a new tensor's data is.
-inline void* address(const Torch& torch, PyObject* tensor) {
-  DLTensor t;
-  if (!tensor || !torch.read(tensor, &t)) return nullptr;
-  return static_cast<char*>(t.data) + t.byte_offset;
-}
-
 inline PyObject* none_of(PyObject* a, PyObject* b, PyObject* c) {
   Py_XDECREF(a);
   Py_XDECREF(b);

@@ -83,6 +83,14 @@ struct Torch {
     PyErr_Clear();
     return false;
   }
+
+  // Where the data of a result lies that torch has just made, if it made one; null where that is not the CPU: of a
+  // default device that set_default_tensor_type() left behind no question above tells.
+  void* address_of_new(PyObject* made) const {
+    DLTensor t;
+    if (!made || !read(made, &t) || t.device.device_type != kDLCPU) return nullptr;
+    return static_cast<char*>(t.data) + t.byte_offset;
+  }
 };
 
 // An argument: what DLPack says of it, as sizes.
