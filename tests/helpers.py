@@ -17,6 +17,10 @@ import fastrnn
 LAYERS = ("LSTM", "GRU", "RNN")
 CELLS = ("LSTMCell", "GRUCell", "RNNCell")
 
+# Seconds after which a program counts as one that hangs. Each needs seconds by itself; on a machine that had
+# others' work to do first, two Pythons' imports of torch alone took minutes.
+HANGS_S = 1800
+
 
 def pair(name: str, *args, **kwargs) -> tuple[nn.Module, nn.Module]:
     """fastrnn's module and torch's, with the same weights. `save` and `backend` go to fastrnn's alone."""

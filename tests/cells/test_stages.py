@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from emu import build
+from helpers import HANGS_S
 
 HERE = Path(__file__).parent
 CELLS = {"lstm": (0, 4), "gru": (1, 3), "rnn_tanh": (2, 1)}  # number in stages.cpp, gates
@@ -177,5 +178,5 @@ def test_a_scan_has_its_cells_counts(tmp_path):
     flags = ["-std=c++20", "-O1", "-w", "-pthread", f"-I{HERE.parents[1] / 'csrc'}"]
     compiler = os.environ.get("CXX", "g++")
     subprocess.run([compiler, *flags, HERE / "scan_counts.cpp", "-o", program], check=True, timeout=600)
-    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=HANGS_S)
     assert done.returncode == 0, done.stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from harness import build
-from helpers import at_once, randn
+from helpers import HANGS_S, at_once, randn
 
 import fastrnn
 
@@ -21,7 +21,7 @@ MIB = 1 << 20
 def test_what_is_kept():
     """A large request does not throw a small one's memory away, 64 MB and eight pieces are the most, and no
     two threads have the same piece."""
-    done = subprocess.run([build.program("spares")], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([build.program("spares")], capture_output=True, text=True, timeout=HANGS_S)
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stdout + done.stderr
 
 

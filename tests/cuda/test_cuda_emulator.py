@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 from emu.build import selftest
+from helpers import HANGS_S
 
 RIGHT = ("block sum", "warp sum", "copies", "ring", "ring of vectors", "count")
 #: What is wrong -> what the report says.
@@ -32,7 +33,7 @@ def run():
     program = selftest()
 
     def run_case(name: str, seeds: int) -> str:
-        done = subprocess.run([program, name, str(seeds)], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([program, name, str(seeds)], capture_output=True, text=True, timeout=HANGS_S)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import randn
+from helpers import HANGS_S, randn
 from tolerances import assert_close
 from torch import distributed, nn
 
@@ -84,7 +84,7 @@ def test_two_processes(kind, tmp_path):
         for rank in range(WORLD)
     ]
     try:
-        messages = [w.communicate(timeout=120)[1] for w in workers]
+        messages = [w.communicate(timeout=HANGS_S)[1] for w in workers]
     finally:
         for w in workers:
             w.kill()
@@ -108,7 +108,7 @@ def test_char_lm_under_torchrun(tmp_path, monkeypatch):
         [*launcher, str(script), *arguments, "--threads", "1", "--out", str(tmp_path / "two")],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=HANGS_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

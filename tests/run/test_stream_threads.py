@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from helpers import HANGS_S
 from quantized_cases import make
 
 
@@ -95,6 +96,6 @@ def test_a_thread_may_be_in_a_call_when_the_interpreter_ends():
     if library.stream_type is None:
         pytest.skip("this torch has no short way")
     ended = subprocess.run(
-        [sys.executable, "-c", ENDS_DURING_A_CALL], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", ENDS_DURING_A_CALL], capture_output=True, text=True, timeout=HANGS_S
     )
     assert ended.returncode == 0, ended.stderr
