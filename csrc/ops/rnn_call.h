@@ -56,7 +56,7 @@ struct RnnOperators {
                       const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
                       const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset,
                       const std::string& cell, bool bias, int64_t mode) {
-    check(mode >= 0 && mode < kModes && mode % kModeTier <= kMostSaved, "mode: expected ",
+    check(is_mode(mode) && mode % kModeTier <= kMostSaved, "mode: expected ",
           Device::kTiers ? "what to save, 0 to 2, and options" : "0, 1 or 2", ", got ", mode);
     const typename Device::Scope scope(x);
     const RnnArguments in{x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias};
@@ -137,11 +137,15 @@ struct RnnOperators {
   static constexpr size_t kPlainWeights = 10, kVariantWeights = 23;
 
  private:
-  static constexpr int64_t kModes = Device::kTiers ? kModeEnd : kModeTier;
+  // Not every number that a mode has room for is a tier's.
+  static constexpr bool is_mode(int64_t mode) {
+    if (mode < 0 || mode >= (Device::kTiers ? kModeEnd : kModeTier)) return false;
+    return static_cast<int>(tier_of(mode)) < kTiers;
+  }
   static constexpr int64_t kMostSaved = static_cast<int64_t>(Save::kRecompute);
   static RnnGradients gradients(const SavedArguments& saved, const RnnArguments& in, int64_t mode) {
-    check(mode >= 0 && mode < kModes, "mode: expected ",
-          Device::kTiers ? "what is needed, 0 to 15, and options" : "0 to 15", ", got ", mode);
+    check(is_mode(mode), "mode: expected ", Device::kTiers ? "what is needed, 0 to 15, and options" : "0 to 15",
+          ", got ", mode);
     const typename Device::Scope scope(in.x);
     CheckedLayer checked;
     check_layer(checked, in);

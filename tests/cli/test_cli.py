@@ -265,27 +265,24 @@ def test_verify_json_and_the_gpus_options(tmp_path):
 def test_verify_asks_a_tier_only_for_what_it_takes():
     """On paper: the persistent tiers leave out float64 and projections, and each leaves out some sizes."""
     gpu = gpus.find("H100")
-    auto, one_cta, cluster, grid, stepwise = numbers.cuda_targets("cuda", gpu=gpu)
-    assert [t.name for t in (auto, one_cta, cluster, grid, stepwise)] == [
-        "cuda auto",
-        "cuda one_cta",
-        "cuda cluster",
-        "cuda grid",
-        "cuda stepwise",
-    ]
+    targets = numbers.cuda_targets("cuda", gpu=gpu)
+    names = [t.name.removeprefix("cuda ") for t in targets]
+    assert names == ["auto", "one_cta", "cluster", "grid", "stepwise_graph", "stepwise"]
+    auto, one_cta, cluster, grid, graph, stepwise = targets
     every = numbers.checks(dtypes=(*numbers.DTYPES, numbers.TF32))
     for check in (c for c in every if c.variant):
-        # A cell's module asks for no tier; the persistent ones have no stages for what is between the gates.
+        # A cell's module asks for no tier; the others have no stages for what is between the gates.
         layer, size = check.path == "layers", numbers.CUDA_SIZES[-2]
         assert auto.takes(check, size)
         assert stepwise.takes(check, size) == layer
         persistent = layer and check.variant in ("weight_dropout", "coupled", "heads")
-        assert persistent or not any(t.takes(check, size) for t in (one_cta, cluster, grid)), check
+        assert persistent or not any(t.takes(check, size) for t in (one_cta, cluster, grid, graph)), check
     for check in (c for c in every if not c.variant):
         sizes = [s for s in numbers.CUDA_SIZES if one_cta.takes(check, s)]
         assert all(auto.takes(check, s) for s in numbers.CUDA_SIZES)
         scan = check.cell in numbers.SCANS
-        assert all(stepwise.takes(check, s) != scan for s in numbers.CUDA_SIZES)
+        for target in (graph, stepwise):
+            assert all(target.takes(check, s) != scan for s in numbers.CUDA_SIZES)
         if check.dtype == "float64" or check.path == "proj" or scan:
             assert not sizes
         elif check.dtype != "float32":

@@ -139,7 +139,7 @@ def test_a_tier_that_cannot_is_one_error(ops):
         forward(ops, case, problem(case))
     case = Case("lstm")
     p = problem(case)
-    for mode in (3, -1, 256):
+    for mode in (3, -1, 352, 512):
         with pytest.raises(RuntimeError, match="mode: expected what to save"):
             ops.rnn_forward(p.x, p.h0, p.c0, p.weights, *p.rows, "lstm", True, mode)
 

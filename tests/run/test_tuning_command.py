@@ -59,7 +59,7 @@ def test_deterministic_algorithms_never_time(scripted, monkeypatch):
     ("wrong", "error", "text"),
     [
         ({"cell": "lstn"}, ValueError, "cell: expected one of lstm, gru"),
-        ({"dtype": torch.float64}, ValueError, "dtype: expected one of float32, bfloat16, float16"),
+        ({"dtype": torch.int32}, ValueError, "dtype: expected one of float32, bfloat16, float16, float64"),
         ({"rows": "some"}, ValueError, "rows should be"),
         ({"device": "cpu"}, ValueError, "device: expected a GPU"),
         ({"device": 1.5}, ValueError, "device: expected a GPU"),
