@@ -98,7 +98,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   bool has_c[2] = {false, false};  // c is that of the step to come
   StepOf now = schedule.at(T_steps - 1);
   Read in = {};
-  if (at.finishes) {
+  const auto read_first = [&] {
+    if (!at.finishes) return;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int b = at.row + j;
@@ -113,8 +114,15 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       }
     }
     in = read(now, schedule.at(T_steps - 2));
-  }
+  };
+  // An LSTM's part of a cluster has the fewest registers left: sm_100 and sm_120 spilled. What is read before the
+  // weights are there waits beside all of them and, of half types, more addresses than there is room for: those read
+  // on the way to the cluster's barrier.
+  constexpr bool kFewRegisters = Exchange::kTier == Tier::kCluster && Cell::kHasCell;
+  constexpr bool kWeightsFirst = kFewRegisters && sizeof(T) == 2;
+  if constexpr (!kWeightsFirst) read_first();
   product.load_weights(static_cast<const T*>(p.w_hh[d]), p.w_hh_stride[d], static_cast<int>(H), at);
+  if constexpr (kWeightsFirst) read_first();
   const int publications = p.dh0 ? T_steps : T_steps - 1;
   if (!product.begin(publications)) return;
 
@@ -122,6 +130,12 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   // one where it begins a new sequence.
   float through[4] = {};
   int begun = 0;  // `begins` of the step before
+  // Before a step's: or a warp that finishes nothing, and takes nothing, would keep the last one's in registers.
+  const auto drop = [&] {
+    if constexpr (!kFewRegisters) return;
+#pragma unroll
+    for (int r = 0; r < 4; ++r) through[r] = 0;
+  };
   const auto take = [&](int i) {
     product.take(i, at, through);
     if (begun) {
@@ -135,6 +149,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   for (int i = 0; i < T_steps; ++i) {  // step T-1-i of the direction's own time
     at.forget_addresses(H);
 
+    drop();
     if (i > 0) take(i - 1);
 
     Pair<T> dgates[Gr][2];
@@ -216,6 +231,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     now = schedule.at(T_steps - 2 - i);
   }
 
+  drop();
   if (p.dh0) take(T_steps - 1);
   product.end();
   if (!at.finishes) return;
