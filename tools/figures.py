@@ -199,6 +199,8 @@ def picture() -> str:
         (PEER_ROWS[3], True),
     ):
         cell, _, peers = row.label.partition(", ")
+        if row.run != FULL:
+            peers += f" ({loaded[row.run]['machine']['cpu'].rpartition('(')[2].rstrip(')')})"
         of_peers.append((f"{cell} {'training' if training else 'inference'}: {peers}", row, training))
     for title, chosen in (("as torch.nn", of_torch), ("as the best other library", of_peers)):
         rows = [(name, [ratio(row, training, t, loaded) for t in THREADS]) for name, row, training in chosen]
