@@ -135,6 +135,59 @@ def test_what_the_runtime_cannot(ops, what, capfd):
     assert ran() == {"stepwise_graph": (1, 1)}
 
 
+def test_where_the_device_has_no_room(ops):
+    """For a graph's copies: unasked a step at a time, what was kept is given back, and the tier is as good as
+    before. By name an error."""
+    case = replace(PLAIN, tier="auto", save="nothing")
+    ops.cuda_trust(0, f"{key(case, training=False)}\tstepwise_graph\tstepwise\n")
+    p = problem(case)
+    want = expected(case, p)
+
+    def without(tensor: int, case: Case) -> str:
+        """What ran where there is no room for one of the call's tensors, by number; "" where nothing did."""
+        ops.cuda_release_scratch()
+        forward(ops, replace(PLAIN, T=2, save="nothing"), problem(replace(PLAIN, T=2)))  # is kept
+        forward(ops, replace(case, tier="auto"), p)  # a kind that is known
+        cuda.clear_ran()
+        ops.no_room(tensor)
+        try:
+            got = forward(ops, case, p)
+        except RuntimeError:
+            return ""
+        finally:
+            ops.no_room(-1)
+        assert worst(case, [*got[:3], *want[3:]], want)[0] <= 1
+        return "".join(ran())
+
+    # First the call's own, then the graph's.
+    own = next(tensor for tensor in range(12) if without(tensor, case))
+    assert {without(own + more, case) for more in range(5)} == {"stepwise"}
+    assert ops.graphs()[2] == 0
+    assert without(own + 30, case) == "stepwise_graph"
+    assert cuda.quarantined(0) == {}
+    assert {without(own + more, replace(case, tier="stepwise_graph")) for more in range(5)} == {""}
+
+
+def test_what_is_thrown_within_a_capture(ops, capfd):
+    """By a launch, by cuBLAS, by torch: as what the runtime says of the capture as a whole."""
+    case = replace(PLAIN, tier="auto", save="nothing")
+    ops.cuda_trust(0, f"{key(case, training=False)}\tstepwise_graph\tstepwise\n")
+    p = problem(case)
+    want = expected(case, p)
+    forward(ops, case, p)
+    capfd.readouterr()
+    ops.fail(1)
+    got = forward(ops, case, p)
+    assert worst(case, [*got[:3], *want[3:]], want)[0] <= 1
+    assert "tier 'stepwise_graph' could not be launched" in capfd.readouterr().err
+    assert ran() == {"stepwise": (2, 0)}
+    assert list(cuda.quarantined(0)) == ["stepwise_graph"]
+    ops.fail(1)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        forward(ops, replace(PLAIN, T=4), problem(replace(PLAIN, T=4)))
+    right(ops, PLAIN)
+
+
 def test_where_no_cublas_is_found(ops):
     """torch may have it inside itself."""
     case = replace(PLAIN, tier="auto")
@@ -191,6 +244,32 @@ def test_how_many_are_kept(ops):
     assert ops.graphs()[2] == 0
     assert ops.cuda_release_scratch() == 0
     right(ops, PLAIN)
+
+
+def test_more_kinds_in_turns_than_are_kept(ops):
+    """Sixteen have a graph, the others none: nobody's is made anew every time. What is in use takes the place
+    of what no longer is."""
+    cases = [replace(PLAIN, T=2, H=H, tier="auto", save="nothing") for H in range(1, 19)]
+    late = replace(PLAIN, T=3, tier="auto", save="nothing")
+    ops.cuda_trust(
+        0, "".join(f"{key(c, training=False)}\tstepwise_graph\tstepwise\n" for c in [*cases, late])
+    )
+    problems = [problem(case) for case in cases]
+    for _ in range(2):
+        for case, p in zip(cases, problems, strict=True):
+            forward(ops, case, p)
+    before = ops.graphs()[0]
+    cuda.clear_ran()
+    for _ in range(3):
+        for case, p in zip(cases, problems, strict=True):
+            forward(ops, case, p)
+    assert ran() == {"stepwise": (6, 0), "stepwise_graph": (48, 0)}
+    assert ops.graphs()[0] == before
+    p = problem(late)
+    for _ in range(3):
+        forward(ops, late, p)
+    assert ran() == {"stepwise": (1, 0), "stepwise_graph": (2, 0)}
+    assert ops.graphs()[2] == 16
 
 
 def test_what_a_graph_cannot(ops):

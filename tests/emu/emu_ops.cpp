@@ -33,6 +33,8 @@ void begin_anew() {
   }
   emu::opt = {};
   emu::device.current = nullptr;
+  emu::no_room = -1;
+  emu::in_pool = false;
   fastrnn::cuda::release_graphs();
   fastrnn::cuda::clear_status(0);
   fastrnn::cuda::DeviceTrust& here = fastrnn::cuda::trust_of(0);
@@ -148,6 +150,13 @@ void fail_graphs(int64_t captures, int64_t launches, bool no_blas) {
 // Captures that ended well, launches of graphs, and executable graphs that there are.
 std::vector<int64_t> graphs() { return {emu::device.captures, emu::device.graph_launches, emu::device.graphs}; }
 
+// Whether this thread's tensors are of a pool of the caller's from now on, as in torch.cuda.use_mem_pool; and how
+// many of such there are.
+void use_pool(bool use) { emu::in_pool = use; }
+int64_t pooled() { return emu::pooled; }
+// The device has no room for one of the tensors to come, the first one is 0; -1: for all.
+void no_room(int64_t tensor) { emu::no_room = tensor; }
+
 // On torch's current stream, in its turn.
 void copy_late(const Tensor& to, const Tensor& from) { fastrnn::cuda::copy(to, from); }
 
@@ -178,6 +187,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTRNN_NAMESPACE, m) {
   m.def("replay(int graph, int stream) -> ()");
   m.def("fail_graphs(int captures, int launches=0, bool no_blas=False) -> ()");
   m.def("graphs() -> int[]");
+  m.def("use_pool(bool use) -> ()");
+  m.def("pooled() -> int");
+  m.def("no_room(int tensor) -> ()");
   m.def("plant_status(int code, int tier, int T, int B, int H, int step) -> ()");
   m.def("guarded(Tensor x) -> Tensor");
   m.def("copy_late(Tensor(a!) to, Tensor source) -> ()");
@@ -204,5 +216,8 @@ STABLE_TORCH_LIBRARY_IMPL(FASTRNN_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("replay", TORCH_BOX(&replay));
   m.impl("fail_graphs", TORCH_BOX(&fail_graphs));
   m.impl("graphs", TORCH_BOX(&graphs));
+  m.impl("use_pool", TORCH_BOX(&use_pool));
+  m.impl("pooled", TORCH_BOX(&pooled));
+  m.impl("no_room", TORCH_BOX(&no_room));
   m.impl("plant_status", TORCH_BOX(&plant_status));
 }

@@ -135,8 +135,37 @@ def callers_graph(ops) -> float:
     return largest(found)
 
 
+def callers_surroundings(ops) -> float:
+    """A memory pool that the caller has chosen, whose memory others get when the caller is through with it;
+    and inference mode, whose tensors nobody may change outside. A graph outlives both."""
+    case = replace(PLAIN, T=3, save="nothing")
+    p = problem(case).map(ops.guarded)
+    want = expected(case, p)
+    with torch.inference_mode():
+        ops.use_pool(True)
+        got = [forward(ops, case, p)[:3]]
+        ops.use_pool(False)
+    found = [worst(case, [*got[0], *want[3:]], want)[0]]
+    del got
+    if ops.pooled():
+        raise AssertionError("memory of the caller's pool is kept")
+    for mode in (torch.no_grad(), torch.enable_grad(), torch.inference_mode()):
+        with mode:
+            got = forward(ops, case, p)[:3]
+        found.append(worst(case, [*got, *want[3:]], want)[0])
+    return largest(found)
+
+
 def check_cases() -> list[Callable]:
-    return [other_numbers, changed_in_place, other_rows, streams, behind_other_work, callers_graph]
+    return [
+        other_numbers,
+        changed_in_place,
+        other_rows,
+        streams,
+        behind_other_work,
+        callers_graph,
+        callers_surroundings,
+    ]
 
 
 def worst_of(ops, check: Callable) -> tuple[float, str]:

@@ -3,6 +3,8 @@
 #include <array>
 #include <mutex>
 
+#include "cuda/device/graph.h"
+
 namespace fastrnn::cuda {
 
 int SideStream::of_device(int device, cudaStream_t& stream) {
@@ -13,6 +15,7 @@ int SideStream::of_device(int device, cudaStream_t& stream) {
   if (device >= kMost) return cudaErrorInvalidValue;
   const std::lock_guard lock(mutex);
   if (!streams[device]) {
+    const OutsideCapture outside;
     int least = 0, greatest = 0;
     int error = cudaDeviceGetStreamPriorityRange(&least, &greatest);
     if (error == cudaSuccess) error = cudaStreamCreateWithPriority(&streams[device], cudaStreamNonBlocking, least);

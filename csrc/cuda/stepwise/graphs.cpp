@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <deque>
+#include <exception>
+#include <future>
 #include <list>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "cuda/device/graph.h"
@@ -13,6 +16,9 @@
 
 namespace fastrnn::cuda {
 namespace {
+
+// Kinds of calls without a graph that are remembered. More than have one: a program may have so many in turns.
+constexpr int kMostSeen = 4 * kMostGraphs;
 
 // Split sums of the thin products of a step; cuBLAS takes what needs no more.
 constexpr int64_t kWorkspaceBytes = 8 << 20;
@@ -45,6 +51,7 @@ struct Prepared {
   std::optional<Tensor> workspace, lengths, resets;
   RowTable table;
   int64_t bytes = 0;
+  uint64_t used = 0;  // when, see Graphs
 
   Tensor own(const Tensor& like) {
     Sizes sizes;
@@ -203,6 +210,7 @@ class Graphs {
     std::list<std::unique_ptr<Prepared>> dropped;  // whose destructors run without the lock
     const std::lock_guard lock(mutex_);
     bytes_ += one->bytes;
+    one->used = ++now_;
     kept_.push_front(std::move(one));
     while (static_cast<int>(kept_.size()) > kMostGraphs || bytes_ > kMostKept) {
       bytes_ -= kept_.back()->bytes;
@@ -216,13 +224,20 @@ class Graphs {
     seen_.clear();
     return std::exchange(bytes_, 0);
   }
-  // Whether a call of the kind came before; of the last few kinds that had no graph.
-  bool seen(const Kind& kind) {
+  // Whether a graph of the kind, of so many bytes, is worth its making: a call of it came before, of the last few
+  // kinds that had none; and where one has to go for it, that one has not been of use since then. Else a program with
+  // more kinds in turns than are kept would make each of them anew every time.
+  bool wanted(const Kind& kind, int64_t bytes) {
     const std::lock_guard lock(mutex_);
-    if (std::find(seen_.begin(), seen_.end(), kind) != seen_.end()) return true;
-    seen_.push_front(kind);
-    if (seen_.size() > kMostGraphs) seen_.pop_back();
-    return false;
+    const auto found = std::find_if(seen_.begin(), seen_.end(), [&](const Seen& one) { return one.kind == kind; });
+    if (found == seen_.end()) {
+      seen_.push_front({kind, ++now_});
+      if (seen_.size() > kMostSeen) seen_.pop_back();
+      return false;
+    }
+    const uint64_t before = std::exchange(found->when, ++now_);
+    const bool full = static_cast<int>(kept_.size()) >= kMostGraphs || bytes_ + bytes > kMostKept;
+    return !full || kept_.empty() || kept_.back()->used < before;
   }
 
   std::mutex capturing;  // of the two below
@@ -232,7 +247,12 @@ class Graphs {
  private:
   std::mutex mutex_;
   std::list<std::unique_ptr<Prepared>> kept_;
-  std::deque<Kind> seen_;
+  struct Seen {
+    Kind kind;
+    uint64_t when;
+  };
+  std::deque<Seen> seen_;
+  uint64_t now_ = 0;  // goes on with every call
   int64_t bytes_ = 0;
 };
 
@@ -267,32 +287,63 @@ int capture(Graphs& here, const Layer& layer, const Sequence& from, Of& one) {
   });
 }
 
+// With the memory of a graph to come, all of which is allocated here. On a thread of its own, where nothing of the
+// caller's is in force: not its memory pool (torch.cuda.use_mem_pool, the warm-up of torch.compile's own CUDA
+// graphs), which gives memory to others that is still in use here; nor its inference mode, whose tensors later calls
+// outside could not fill. Null where the device has no room.
+template <class Of, class Sequence>
+std::unique_ptr<Of> make(const Layer& layer, const Sequence& s, bool may_throw) {
+  try {
+    return std::async(std::launch::async,
+                      [&] {
+                        const StreamGuard stream(layer.stream, layer.device);  // and the device
+                        const OutsideCapture outside;
+                        return std::make_unique<Of>(layer, s);
+                      })
+        .get();
+  } catch (const std::exception&) {
+    if (may_throw) throw;
+    return nullptr;
+  }
+}
+
 template <class Of, class Sequence>
 bool run(const Layer& layer, const CudaPlan& plan, const Sequence& s, Pass pass, Kind kind) {
   const bool by_name = plan.asked != Tier::kAuto;
   Graphs& here = graphs_of(layer.device);
   std::unique_ptr<Prepared> kept = here.take(kind);
   int error = cudaSuccess;
-  if (!kept) {
-    if (!by_name && !here.seen(kind)) return false;
-    auto made = std::make_unique<Of>(layer, s);
-    made->kind = std::move(kind);
-    error = capture(here, layer, s, *made);
-    kept = std::move(made);
-  }
-  if (error == cudaSuccess) {
-    const Of& one = static_cast<const Of&>(*kept);
-    one.fill(layer, s);
-    error = one.graph.launch(layer.stream);
-    if (error == cudaSuccess) {
-      one.finish(layer, s);
-      here.keep(std::move(kept));
-      count(plan, pass);
-      return true;
+  std::string thrown;  // by what is not the runtime: cuBLAS, torch
+  try {
+    if (!kept) {
+      if (!by_name && !here.wanted(kind, plan.graph_bytes)) return false;
+      auto made = make<Of>(layer, s, by_name);
+      if (!made) {  // a step at a time needs memory too
+        here.release();
+        return false;
+      }
+      made->kind = std::move(kind);
+      error = capture(here, layer, s, *made);
+      kept = std::move(made);
     }
+    if (error == cudaSuccess) {
+      const Of& one = static_cast<const Of&>(*kept);
+      one.fill(layer, s);
+      error = one.graph.launch(layer.stream);
+      if (error == cudaSuccess) {
+        one.finish(layer, s);
+        here.keep(std::move(kept));
+        count(plan, pass);
+        return true;
+      }
+    }
+  } catch (const std::exception& raised) {
+    if (by_name) throw;
+    thrown = raised.what();
   }
   if (by_name) check_cuda(error);
-  distrust(layer.device, plan.tier, cudaGetErrorString(static_cast<cudaError_t>(error)));
+  distrust(layer.device, plan.tier,
+           error == cudaSuccess ? thrown : cudaGetErrorString(static_cast<cudaError_t>(error)));
   return false;
 }
 

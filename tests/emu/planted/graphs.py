@@ -38,4 +38,5 @@ FAULTS = {
     "the loop is not captured": Fault(
         _GRAPHS, "run_on(stream)", "run_on(layer.stream)", "one.graph.capture(here.stream"
     ),
+    "its memory is of the caller's pool": Fault(_GRAPHS, "std::launch::async", "std::launch::deferred"),
 }

@@ -16,6 +16,14 @@
 
 #define FASTRNN_DEVICE CPU
 
+namespace emu {
+// Torch's allocator: the number among its tensors to come of the one that there is no room for (-1: for all there
+// is), whether what this thread allocates is of a pool that its caller has chosen, and how many of such there are.
+inline int64_t no_room = -1;
+inline thread_local bool in_pool = false;
+inline int pooled = 0;
+}  // namespace emu
+
 namespace fastrnn::cuda {
 
 using torch::headeronly::ScalarType;
@@ -63,9 +71,15 @@ inline torch::stable::Tensor empty(const std::vector<int64_t>& sizes, torch::hea
   const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   const size_t bytes = count * aoti_torch_dtype_element_size(dtype);
   emu::check_allocation();
+  if (emu::no_room >= 0 && emu::no_room-- == 0) throw emu::Error("out of memory");
+  const int pooled = emu::in_pool && count;
+  emu::pooled += pooled;
   return torch::stable::from_blob(emu::dev_alloc_bytes(bytes, emu::fmt("a tensor of %ld elements", (long)count)),
                                   sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU), type,
-                                  [bytes, of = emu::device.current](void* p) { emu::free_in_turn(of, p, bytes); });
+                                  [bytes, pooled, of = emu::device.current](void* p) {
+                                    emu::pooled -= pooled;
+                                    emu::free_in_turn(of, p, bytes);
+                                  });
 }
 
 inline void mm_out(const Tensor& out, const Tensor& a, const Tensor& b) {
