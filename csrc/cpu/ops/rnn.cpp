@@ -36,8 +36,9 @@ void run(const Params& params, size_t bytes, void (*kernel)(const Params&, const
   kernel(params, plan, scratch.data(), plan.groups() == 1 ? kOneThread : kTorchThreads);
 }
 
-// In training the forward pass takes as much as the backward pass will need, if that is not much more: else a piece of
-// memory would be kept for each of them. For a GRU of 35,20,650 those were 12 and 14 MB, a quarter of its step's peak.
+// In training the forward pass takes as much as the backward pass will need, if that is not much more: else a piece
+// of memory would be kept for each of them. For a GRU of 35,20,650 those were 12 and 14 MB, a quarter of its step's
+// peak.
 size_t forward_bytes(const ForwardParams& params, const KernelTable& kernels, const CpuPlan& plan) {
   const size_t bytes = kernels.forward_workspace(params, plan);
   if (params.save == Save::kNothing || bytes < kMappedBytes) return bytes;

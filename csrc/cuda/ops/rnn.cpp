@@ -3,9 +3,9 @@
 //
 // An op works on the current stream of its tensors' device, allocates from torch's allocator, never waits
 // for the device (batch_sizes and lengths are on the CPU) and keeps nothing between calls but what stepwise/graphs.h
-// does, which captures leave alone: it can be captured in a CUDA graph, and gives the same bits in every run as far as
-// cuBLAS does. Which tier runs a pass, plan_cuda says; what surrounds the time loop (the large products) is the same
-// for all.
+// does, which captures leave alone: it can be captured in a CUDA graph, and gives the same bits in every run as far
+// as cuBLAS does. Which tier runs a pass, plan_cuda says; what surrounds the time loop (the large products) is the
+// same for all.
 #include "cuda/torch/sequence.h"
 #include "ops/rnn_call.h"
 
