@@ -50,6 +50,7 @@ from .runtime import get_cmake_dir, get_include, get_library
 if _library.cpu_loaded:  # else there are no operators to say anything about
     from ._ops import (
         differentiable,  # noqa: F401 - registers the derivatives of what tracers write
+        fakes,  # noqa: F401 - and what they are told of the results
         flops,  # noqa: F401 - and what torch's counter of operations counts for the operators
         onnx,  # noqa: F401 - what the operators are in ONNX, for torch.onnx.export to find
         onnx_elementwise,  # noqa: F401 - and those of the layers without a product

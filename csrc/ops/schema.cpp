@@ -1,5 +1,5 @@
 // Every operator's schema. The devices register their implementations of them in cpu/ops/ and cuda/ops/; autograd
-// is in fastrnn/_ops/autograd.py and differentiable.py, fake (meta) versions in fastrnn/_ops/library.py.
+// is in fastrnn/_ops/autograd.py and differentiable.py, fake (meta) versions in fastrnn/_ops/fakes.py.
 #include <torch/csrc/stable/library.h>
 
 #include <string>

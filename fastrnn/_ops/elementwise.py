@@ -14,7 +14,7 @@ from .. import reference
 from .._cells import minimal, widen
 from ..reference.linear import after_the_end, coefficients, scanned, shown
 from ..reference.scan import cuts
-from . import library, torch_state
+from . import fakes, library, torch_state
 from .autograd import _function
 from .linear_scan import DTYPES
 from .linear_scan import scan as linear_scan
@@ -229,17 +229,17 @@ def _blocks(cell: str) -> int:
     return {"mingru": 2, "minlstm": 3}.get(cell.partition("_")[0], 1)
 
 
-@library._fake("elementwise_forward")
+@fakes.fake("elementwise_forward")
 def _(cell, x, b, weight, h0, lengths, cut, reverse):
-    library._same_device(x, b, weight, h0, cut)
+    fakes.same_device(x, b, weight, h0, cut)
     steps, rows, features = x.shape
     hidden = features // _blocks(cell)
     return x.new_empty((steps, rows, hidden)), x.new_empty((rows, hidden))
 
 
-@library._fake("elementwise_backward")
+@fakes.fake("elementwise_backward")
 def _(cell, grad_y, grad_last, x, b, weight, h0, lengths, cut, y, reverse, needs):
-    library._same_device(x, b, weight, h0, cut, y, grad_y, grad_last)
+    fakes.same_device(x, b, weight, h0, cut, y, grad_y, grad_last)
 
     def like(tensor, wanted):
         return x.new_empty(tensor.shape) if wanted and tensor is not None else x.new_empty((0,))
@@ -247,9 +247,9 @@ def _(cell, grad_y, grad_last, x, b, weight, h0, lengths, cut, y, reverse, needs
     return like(x, needs & 1), like(b, needs & 2), like(weight, needs & 4), like(h0, needs & 8)
 
 
-@library._fake("slstm_forward")
+@fakes.fake("slstm_forward")
 def _(gx, weight_hh, h0, c0, n0, m0, lengths, cut, reverse, save):
-    library._same_device(gx, weight_hh, h0, c0, n0, m0, cut)
+    fakes.same_device(gx, weight_hh, h0, c0, n0, m0, cut)
     steps, rows, features = gx.shape
     hidden, dtype = features // 4, library.compute_dtype(gx)
     kept = [gx.new_empty((steps, rows, n * hidden) if save else (0,), dtype=dtype) for n in (4, 3)]
@@ -257,7 +257,7 @@ def _(gx, weight_hh, h0, c0, n0, m0, lengths, cut, reverse, save):
     return gx.new_empty((steps, rows, hidden)), *states, *kept
 
 
-@library._fake("slstm_backward")
+@fakes.fake("slstm_backward")
 def _(
     grad_y,
     grad_h,
@@ -276,8 +276,6 @@ def _(
     saved,
     reverse,
 ):
-    library._same_device(
-        gx, grad_y, grad_h, grad_c, grad_n, grad_m, weight_hh, h0, c0, n0, m0, cut, pre, saved
-    )
+    fakes.same_device(gx, grad_y, grad_h, grad_c, grad_n, grad_m, weight_hh, h0, c0, n0, m0, cut, pre, saved)
     states = [gx.new_empty((gx.shape[1], gx.shape[2] // 4)) for _ in range(4)]
     return gx.new_empty(gx.shape), *states

@@ -1,9 +1,9 @@
-"""Loads the compiled operators and says what they can do without data (fake implementations).
+"""Loads the compiled operators and says what runs: instruction sets, threads, scratch memory.
 
 `torch.ops.fastrnn.rnn_forward` and `rnn_backward` are one recurrent layer over a whole sequence,
 `sru_forward` and `sru_backward` the recurrence of one SRU layer; their schemas, and those of their forms for
 tracers and compilers, are in csrc/ops/schema.cpp. The CPU library defines them, the CUDA library adds its
-implementation where torch itself has CUDA.
+implementation where torch itself has CUDA. What they return without data is in fakes.py.
 """
 
 import os
@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
-from .._cells.variant import card_of, parse
 from . import elf, threads
-from .mode import CLUSTERS, NEEDS, OVERLAPS, SAVE_MODES, SCAN_NEEDS, TF32, TIER_MASK, TIERS  # noqa: F401
+from .mode import CLUSTERS, OVERLAPS, SAVE_MODES, TF32, TIER_MASK, TIERS  # noqa: F401
 
 _FOLDER = Path(__file__).parents[1]  # where the binaries lie
 
@@ -146,6 +145,8 @@ sru_scan = _operator("sru_scan")
 # Without a list among the results, for compilers alone.
 backward_unlisted = _operator("rnn_backward_unlisted")
 backward_unlisted_variant = _operator("rnn_backward_unlisted_variant")
+#: Gradients of weights among their results (csrc/ops/rnn_call.h).
+UNLISTED, UNLISTED_VARIANT = 10, 23
 pack = _operator("rnn_pack")
 stream = _operator("rnn_stream")
 pack_quantized = _operator("rnn_pack_quantized")
@@ -306,189 +307,3 @@ if cpu_loaded and _requested and _requested != cpu_isa():
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
     """Of an LSTM's cell states as they are saved, and of every sum."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def saved_values(cell: str) -> int:
-    """What training keeps a unit and step of a cell with or without a variant, without c."""
-    card, variant, masks = parse(cell)
-    if not masks and variant == parse(card.name).variant:
-        return card.saved
-    return max(card.saved, 1) + (2 * card.gates if variant.norm else 0)
-
-
-def _same_device(x, *tensors):
-    """Fake implementations stand for one device: a real tensor among meta ones is a mistake."""
-    for tensor in tensors:
-        if tensor is not None and tensor.device != x.device:
-            raise RuntimeError(f"expected all tensors on x's device, {x.device}, got one on {tensor.device}")
-
-
-def _fake(name: str):
-    """Registers a function as an operator's fake implementation, where there is the operator."""
-    return torch.library.register_fake(f"fastrnn::{name}") if cpu_loaded else lambda function: function
-
-
-@_fake("rnn_forward")
-def _fake_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode):
-    _same_device(x, h0, c0, *weights, reset)
-    directions, batch, out = h0.shape
-    card = card_of(cell)
-    hidden = weights[0].shape[0] // card.gates
-    rows = x.shape[0] if batch_sizes is not None else x.shape[0] * x.shape[1]
-    lstm, saved = card.has_cell, saved_values(cell)
-    y = x.new_empty((*x.shape[:-1], directions * out))
-    cn = x.new_empty((directions, batch, hidden)) if lstm else x.new_empty((0,))
-    save = mode % TIERS["one_cta"]
-    gates_shape = (directions, rows, saved * hidden) if saved and save == SAVE_MODES["gates"] else (0,)
-    gates = x.new_empty(gates_shape)
-    cells_shape = (directions, rows, hidden) if lstm and save else (0,)
-    return y, x.new_empty(h0.shape), cn, gates, x.new_empty(cells_shape, dtype=compute_dtype(x))
-
-
-@_fake("rnn_layer")
-def _(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, keep_cells, mode):
-    mode = SAVE_MODES["recompute"] if keep_cells else 0
-    y, hn, cn, _, cells = _fake_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode)
-    return y, hn, cn, cells
-
-
-@_fake("rnn_backward")
-def _fake_backward(
-    grad_y,
-    grad_hn,
-    grad_cn,
-    grad_cells,
-    x,
-    h0,
-    c0,
-    weights,
-    batch_sizes,
-    lengths,
-    reset,
-    y,
-    gates,
-    cells,
-    cell,
-    bias,
-    mode,
-):
-    _same_device(x, h0, c0, *weights, reset, grad_cells)
-
-    def like(tensor, wanted):
-        return tensor.new_empty(tensor.shape) if wanted and tensor is not None else x.new_empty((0,))
-
-    return (
-        like(x, mode & NEEDS["x"]),
-        like(h0, mode & NEEDS["h0"]),
-        like(c0, mode & NEEDS["c0"]),
-        _like_weights(weights, cell) if mode & NEEDS["weights"] else [],
-    )
-
-
-def _like_weights(weights, cell):
-    masks = len(parse(cell).masks)
-    own = weights[: len(weights) - masks]
-    return [w.new_empty(w.shape) for w in own] + [weights[0].new_empty((0,)) for _ in range(masks)]
-
-
-#: Gradients of weights among the results of the forms of rnn_backward without a list (csrc/ops/rnn_call.h).
-UNLISTED, UNLISTED_VARIANT = 10, 23
-
-
-def _unlisted(gradients, most):
-    """The results of a backward operator one by one, with an empty tensor for each weight there is not."""
-    *first, weights = gradients
-    return *first, *weights, *(first[0].new_empty((0,)) for _ in range(most - len(weights)))
-
-
-@_fake("rnn_backward_unlisted")
-def _(*args):
-    return _unlisted(_fake_backward(*args), UNLISTED)
-
-
-@_fake("rnn_backward_unlisted_variant")
-def _(*args):
-    return _unlisted(_fake_backward(*args), UNLISTED_VARIANT)
-
-
-@_fake("sru_forward")
-def _fake_sru_forward(
-    u,
-    x,
-    weight_c,
-    bias,
-    c0,
-    v,
-    mask_pad,
-    drop_mask,
-    batch_sizes,
-    reset,
-    use_tanh,
-    scale,
-    bidirectional,
-    save,
-):
-    _same_device(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, reset)
-    *rows, _, features = u.shape
-    count = rows[0] if batch_sizes is not None else rows[0] * rows[1]
-    cells = u.new_empty((count, features) if save else (0,), dtype=compute_dtype(u))
-    return u.new_empty((*rows, features)), u.new_empty(c0.shape), cells
-
-
-_fake("sru_scan")(_fake_sru_forward)
-
-
-@_fake("sru_backward")
-def _(
-    grad_h,
-    grad_c,
-    grad_cells,
-    u,
-    x,
-    weight_c,
-    bias,
-    c0,
-    v,
-    mask_pad,
-    drop_mask,
-    batch_sizes,
-    reset,
-    cells,
-    use_tanh,
-    scale,
-    bidirectional,
-    needs,
-):
-    _same_device(u, grad_h, grad_c, grad_cells, x, weight_c, bias, c0, v, mask_pad, drop_mask, reset, cells)
-
-    def like(tensor, wanted):
-        return u.new_empty(tensor.shape) if wanted and tensor is not None else u.new_empty((0,))
-
-    return (
-        like(u, needs & SCAN_NEEDS["u"]),
-        like(x, needs & SCAN_NEEDS["x"]),
-        like(weight_c, needs & SCAN_NEEDS["weights"]),
-        like(bias, needs & SCAN_NEEDS["weights"]),
-        like(c0, needs & SCAN_NEEDS["c0"]),
-        like(v, needs & SCAN_NEEDS["v"]),
-    )
-
-
-@_fake("sru_step")
-def _(x, weight, skip, weight_c, bias, c0, use_tanh, scale):
-    _same_device(x, weight, skip, weight_c, bias, c0)
-    return x.new_empty(c0.shape), x.new_empty(c0.shape)
-
-
-@_fake("rnn_stream")
-def _(x, h0, c0, packed):
-    _same_device(x, h0, c0)
-    y = x.new_empty((*x.shape[:-1], h0.shape[-1]))
-    return y, x.new_empty(h0.shape), x.new_empty((0,) if c0 is None else c0.shape)
-
-
-@_fake("rnn_quantized")
-def _(x, h0, c0, packed, batch_sizes, lengths, bidirectional):
-    _same_device(x, h0, c0)
-    y = x.new_empty((*x.shape[:-1], h0.shape[-1] * (2 if bidirectional else 1)))
-    return y, x.new_empty(h0.shape), x.new_empty((0,) if c0 is None else c0.shape)

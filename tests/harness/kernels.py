@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastrnn._cells.variant import card_of, split
-from fastrnn._ops import library
+from fastrnn._ops import fakes
 
 CELLS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]  # csrc/cells/list.h
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # csrc/params/tensor.h
@@ -64,7 +64,7 @@ class Kernels:
         y = x.new_empty((*x.shape[:-1], layer.D * layer.out))
         hn, cn = h0.new_empty(h0.shape), None if c0 is None else c0.new_empty(c0.shape)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        saved = library.saved_values(cell)
+        saved = fakes.saved_values(cell)
         gates = x.new_empty((layer.D, layer.N, saved * layer.H)) if saved and mode == 1 else None
         cells = x.new_empty((layer.D, layer.N, layer.H), dtype=wide) if c0 is not None and mode else None
         words = [*layer.words, *self._layer_plan, mode]
