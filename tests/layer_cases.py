@@ -1,7 +1,7 @@
 """Cases for the raw layer ops (rnn_forward, rnn_backward) on any device, compared with the reference.
 
 The ops are taken from a torch.ops namespace, so that the same cases run on a GPU, on the CPU kernels and on
-the emulator of tests/emu.
+the emulator of tests/emu. `call` and `differentiated` are the layer above them, with its autograd.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastrnn import reference
 from fastrnn._ops import library
+from fastrnn._ops.autograd import layer
 from fastrnn.proof import numbers
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -227,6 +228,33 @@ def fused(ops, case: Case, p: Problem) -> list[Tensor]:
     x, h0, c0, weights = backward(ops, case, p, saved)
     lstm = case.cell == "lstm"
     return [*saved[: 2 + lstm], x, h0, *([c0] if lstm else []), *weights]
+
+
+def leaves_of(p: Problem) -> list[Tensor]:
+    """Inputs in the order of layer's arguments, with their strides, asking for gradients."""
+    return [t.detach().requires_grad_() for t in [p.x, p.h0, *([] if p.c0 is None else [p.c0]), *p.weights]]
+
+
+def call(case: Case, p: Problem, leaves: list[Tensor]) -> list[Tensor]:
+    """y, hn and, for an LSTM, cn."""
+    x, h0, *rest = leaves
+    c0 = rest.pop(0) if case.cell == "lstm" else None
+    y, hn, cn = layer(
+        x, h0, c0, rest, cell=case.cell, bias=case.bias, batch_sizes=p.batch_sizes, save=case.save
+    )
+    return [y, hn] if cn is None else [y, hn, cn]
+
+
+def differentiated(case: Case, p: Problem) -> list[Tensor]:
+    """Outputs and every gradient of the fused layer, by autograd."""
+    leaves = leaves_of(p)
+    outputs = call(case, p, leaves)
+    return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs, leaves, p.cotangents)]
+
+
+def equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    """Bit for bit."""
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def worst(case: Case, got: list[Tensor], want: list[Tensor]) -> tuple[float, str]:

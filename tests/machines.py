@@ -58,6 +58,7 @@ FILES = [
     "extreme_values",
     "functional",
     "kernels",
+    "layer_autograd",
     "masked",
     "masked_done",
     "module_db",

@@ -13,7 +13,8 @@ import layer_cases
 import pytest
 import sru_cases
 import torch
-from layer_cases import CELLS, PACKED, Case, Problem
+from layer_cases import CELLS, DTYPES, PACKED, Case, Problem
+from tolerances import assert_close
 from torch import Tensor
 
 F32 = torch.float32
@@ -89,6 +90,23 @@ def test_converged_units_pass_nothing(isa, cell, dtype, save):
                 assert (g == 0).all(), name
             else:
                 assert not g.any(), name
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [30.0, 200.0, 60000.0])
+def test_saturated_gates(isa, cell, dtype, scale):
+    """exp neither overflows nor gives NaN: gates of exactly 0 and 1, gradients that vanish."""
+    case = Case(cell, 3, 4, 1, 9, dtype=dtype)
+    p = layer_cases.problem(case)
+    # Signs alone, so that no gate is near 0, where its error would be that of numbers as large as scale.
+    p = replace(p, x=p.x.sign() * scale, weights=[p.weights[0].sign(), *p.weights[1:]])
+    got, want = layer_cases.differentiated(case, p), layer_cases.expected(case, p)
+    for name, a, b in zip(layer_cases.names(case), got, want, strict=True):
+        if name.startswith("grad"):
+            assert a.isfinite().all(), name
+        else:
+            assert_close(a, b, dtype, what=name)
 
 
 @pytest.mark.parametrize("tanh", [False, True])

@@ -15,7 +15,7 @@ import torch
 from fuzzing import CHANGES, EXCEPTIONS, SIZES, assert_same_numbers, changed, quiet
 from hypothesis import given
 from hypothesis import strategies as st
-from layer_cases import CELLS, DTYPES, Case, Problem, names, problem, worst
+from layer_cases import CELLS, DTYPES, Case, names, problem, worst
 
 import fastrnn
 from fastrnn._ops import library
@@ -61,24 +61,13 @@ def cases(draw) -> Case:
     )
 
 
-def _fused(case: Case, p: Problem) -> list[torch.Tensor]:
-    leaves = [t.detach().requires_grad_() for t in [p.x, p.h0, *([] if p.c0 is None else [p.c0]), *p.weights]]
-    x, h0, *weights = leaves
-    c0 = weights.pop(0) if case.cell == "lstm" else None
-    results = layer(
-        x, h0, c0, weights, cell=case.cell, bias=case.bias, batch_sizes=p.batch_sizes, save=case.save
-    )
-    outputs = [t for t in results if t is not None]
-    return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs, leaves, p.cotangents)]
-
-
 @quiet(60)
 @given(case=cases(), isa=st.sampled_from(ISAS), threads=st.integers(1, 3), seed=st.integers(0, 3))
 def test_valid_layers(case, isa, threads, seed):
     library.set_cpu_isa(isa)
     torch.set_num_threads(threads)
     p = problem(case, seed)
-    ratio, what = worst(case, _fused(case, p), layer_cases.expected(case, p))
+    ratio, what = worst(case, layer_cases.differentiated(case, p), layer_cases.expected(case, p))
     assert ratio <= 1, f"{case} {isa} {threads} threads: {what}"
 
 

@@ -13,14 +13,24 @@ from functools import cache
 import layer_cases
 import pytest
 import torch
-from layer_cases import CELLS, DTYPES, PACKED, Case, Problem, names, problem, worst
+from layer_cases import (
+    CELLS,
+    DTYPES,
+    PACKED,
+    Case,
+    Problem,
+    differentiated,
+    equal,
+    names,
+    problem,
+    worst,
+)
 from tolerances import assert_close
 from torch import Tensor
 
 import fastrnn
 from fastrnn import _C
 from fastrnn._ops import library
-from fastrnn._ops.autograd import layer
 
 ISAS = library.available_cpu_isas()
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -36,36 +46,9 @@ def _expected(case: Case) -> list[Tensor]:
     return layer_cases.expected(case, _problem(case))
 
 
-def _leaves(p: Problem) -> list[Tensor]:
-    """Inputs in the order of layer's arguments, with their strides, asking for gradients."""
-    return [t.detach().requires_grad_() for t in [p.x, p.h0, *([] if p.c0 is None else [p.c0]), *p.weights]]
-
-
-def _call(case: Case, p: Problem, leaves: list[Tensor]) -> list[Tensor]:
-    """y, hn and, for an LSTM, cn."""
-    x, h0, *rest = leaves
-    c0 = rest.pop(0) if case.cell == "lstm" else None
-    y, hn, cn = layer(
-        x, h0, c0, rest, cell=case.cell, bias=case.bias, batch_sizes=p.batch_sizes, save=case.save
-    )
-    return [y, hn] if cn is None else [y, hn, cn]
-
-
-def _run(case: Case, p: Problem) -> list[Tensor]:
-    """Outputs and every gradient of the fused layer."""
-    leaves = _leaves(p)
-    outputs = _call(case, p, leaves)
-    return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs, leaves, p.cotangents)]
-
-
 def _check(case: Case) -> None:
-    ratio, what = worst(case, _run(case, _problem(case)), _expected(case))
+    ratio, what = worst(case, differentiated(case, _problem(case)), _expected(case))
     assert ratio <= 1, f"{case}: {what}"
-
-
-def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
-    """Bit for bit."""
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 # T, B, I, H: direct with one row and with several, W_ih where it lies too and packed just before its use, one
@@ -292,143 +275,13 @@ def test_strided_inputs(isa, cell, D):
     _check(Case(cell, IN=6, H=18, D=D, sizes=PACKED, strided=True, save="recompute"))
 
 
-VIEWS = {
-    "expanded steps": lambda x: x[:1].expand_as(x),
-    "expanded rows": lambda x: x[:, :1].expand_as(x),
-    "expanded features": lambda x: x[..., :1].expand_as(x),
-    "one number": lambda x: x[:1, :1, :1].expand_as(x),
-    "batch first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-    "features first": lambda x: x.permute(2, 0, 1).contiguous().permute(1, 2, 0),
-    "every other feature": lambda x: x.repeat_interleave(2, -1)[..., ::2],
-    "an offset": lambda x: torch.cat([x, x])[len(x) :],
-    "overlapping rows": lambda x: (
-        x.reshape(-1)[: x.shape[0] + x.shape[1] + x.shape[2]].clone().as_strided(x.shape, (1, 1, 1))
-    ),
-    "a negative bit": lambda x: torch.imag(torch.complex(x, x).conj()),
-}
-
-
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("shape", [(6, 5, 4, 18), (1, 3, 20, 9)])
-def test_views(view, shape):
-    """A view gives what its contiguous copy gives: input, state and arriving gradients."""
-    case = Case("gru", *shape, dtype=F32)
-    p = _problem(case)
-    take = VIEWS[view]
-    viewed = Problem(take(p.x), take(p.h0), None, p.weights, None, [take(g) for g in p.cotangents])
-    plain = Problem(
-        *(t.resolve_neg().clone(memory_format=torch.contiguous_format) for t in (viewed.x, viewed.h0)),
-        None,
-        p.weights,
-        None,
-        [g.resolve_neg().contiguous() for g in viewed.cotangents],
-    )
-    assert _equal(_run(case, viewed), _run(case, plain))
-
-
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("packed", [False, True])
-def test_expanded_gradients(cell, packed):
-    """sum().backward() hands over one number with strides of 0."""
-    case = Case(cell, 5, 4, 3, 18, D=2, dtype=F32, sizes=PACKED if packed else None)
-    p = _problem(case)
-    leaves = _leaves(p)
-    sums = torch.autograd.grad(sum(t.sum() for t in _call(case, p, leaves)), leaves)
-    outputs = _call(case, p, leaves)
-    ones = torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs])
-    assert _equal(sums, ones)
-
-
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("index", [0, 1, 2], ids=["y", "hn", "cn"])
-@pytest.mark.parametrize("save", ["gates", "recompute"])
-def test_one_gradient_alone(cell, index, save):
-    """The others arrive as None."""
-    for case in (Case(cell, H=18, D=2, sizes=PACKED, save=save), Case(cell, 1, 3, 4, 9, save=save)):
-        p = _problem(case)
-        results = len(p.cotangents)
-        index = min(index, results - 1)
-        leaves = _leaves(p)
-        output = _call(case, p, leaves)[index]
-        got = torch.autograd.grad(output, leaves, p.cotangents[index], materialize_grads=True)
-        others_zero = replace(p, cotangents=[g * (i == index) for i, g in enumerate(p.cotangents)])
-        want = layer_cases.expected(case, others_zero)[results:]
-        for name, a, b in zip(names(case)[results:], got, want, strict=True):
-            assert_close(a, b, case.dtype, gradient=True, what=name)
-
-
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("D", [1, 2])
-def test_some_gradients_wanted(cell, D):
-    """What is asked for does not depend on what else is asked for."""
-    case = Case(cell, H=18, D=D, dtype=F32)
-    p = _problem(case)
-    labels = names(case)[len(p.cotangents) :]
-    everything = dict(zip(labels, _run(case, p)[len(p.cotangents) :], strict=True))
-    states = 3 if cell == "lstm" else 2
-    for kept in ({0}, {1}, {states - 1}, {states}, {0, states + 1}, set(range(states))):
-        leaves = [t.requires_grad_(i in kept) for i, t in enumerate(t.detach() for t in _leaves(p))]
-        torch.autograd.backward(_call(case, p, leaves), p.cotangents)
-        for i, (label, leaf) in enumerate(zip(labels, leaves, strict=True)):
-            assert (leaf.grad is not None) == (i in kept), label
-            if i in kept:
-                assert torch.equal(leaf.grad, everything[label]), label
-
-
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("save", ["gates", "recompute"])
-def test_a_graph_walked_twice(cell, save):
-    """The same gradients both times, and nothing that the caller or the graph holds has changed."""
-    case = Case(cell, H=18, D=2, dtype=F32, sizes=PACKED, save=save)
-    p = _problem(case)
-    leaves = _leaves(p)
-    outputs = _call(case, p, leaves)
-    held = [*leaves, *outputs, *p.cotangents]
-    before = [t.detach().clone() for t in held]
-    first = torch.autograd.grad(outputs, leaves, p.cotangents, retain_graph=True)
-    second = torch.autograd.grad(outputs, leaves, p.cotangents)
-    assert _equal(first, second)
-    assert _equal(before, [t.detach() for t in held])
-
-
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("save", ["gates", "recompute"])
-def test_saved_tensors_are_left_alone(cell, save):
-    case = Case(cell, 5, 7, 3, 18, P=5 if cell == "lstm" else 0, D=2, save=save)
-    p = _problem(case)
-    saved = layer_cases.forward(torch.ops.fastrnn, case, p)
-    before = [t.clone() for t in saved]
-    layer_cases.backward(torch.ops.fastrnn, case, p, saved)
-    assert _equal(before, list(saved))
-
-
-def test_outputs_alias_nothing():
-    for case in (Case("lstm", 1, 2), Case("gru", 1, 2), Case("lstm", 1, 2, P=3)):
-        p = _problem(case)
-        tensors = [*layer_cases.forward(torch.ops.fastrnn, case, p), p.x, p.h0, *p.weights]
-        places = [t.untyped_storage().data_ptr() for t in tensors if t.numel()]
-        assert len(set(places)) == len(places)
-
-
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("case", [THREADED[0], THREADED[5], THREADED[-4]], ids=str)
 def test_deterministic(threads, case, count):
     """Bit for bit from run to run."""
     threads(count)
-    first = _run(case, _problem(case))
-    assert all(_equal(first, _run(case, _problem(case))) for _ in range(3))
-
-
-def test_inference_and_both_ways_of_saving_agree():
-    """y, hn and cn do not depend on what is kept for backward."""
-    for cell in CELLS:
-        case = Case(cell, 6, 5, 3, 18, D=2, dtype=F32)
-        p = _problem(case)
-        nothing, gates, recompute = (
-            layer_cases.forward(torch.ops.fastrnn, case, p, save)[:3] for save in layer_cases.SAVES
-        )
-        assert _equal(nothing, gates)
-        assert _equal(nothing, recompute)
+    first = differentiated(case, _problem(case))
+    assert all(equal(first, differentiated(case, _problem(case))) for _ in range(3))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -438,7 +291,7 @@ def test_no_rows(cell, D, T):
     """B = 0: shapes as always, gradients of the weights are zeros."""
     case = Case(cell, T, 0, 3, 5, P=2 if cell == "lstm" else 0, D=D, dtype=F32)
     p = _problem(case)
-    got = _run(case, p)
+    got = differentiated(case, p)
     for name, g, w in zip(names(case), got, _expected(case), strict=True):
         assert g.shape == w.shape, name
         assert not g.any(), name
@@ -452,68 +305,13 @@ def test_no_features(isa, cell, sizes):
     _check(Case(cell, 1, 1, 0, 9, dtype=F32, save="recompute"))
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("shape", [(5, 9, 4, 18), (1, 3, 4, 18)])
-def test_a_bad_row_stays_alone(isa, cell, bad, shape):
-    """NaN in one row of the batch: the other rows, and their gradients, are what they were."""
-    case = Case(cell, *shape, D=2, dtype=F32)
-    p = _problem(case)
-    x = p.x.clone()
-    x[0, 1] = bad
-    clean, dirty = _run(case, p), _run(case, replace(p, x=x))
-    rows = [i for i in range(case.B) if i != 1]
-    for name, a, b in zip(names(case), clean, dirty, strict=True):
-        if "w_" not in name and "b_" not in name:  # a weight's gradient is a sum over rows
-            assert torch.equal(a[:, rows], b[:, rows]), name
-    if bad != bad:
-        assert dirty[0][:, 1, : case.H].isnan().all()  # the direction that starts there
-
-
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("scale", [30.0, 200.0, 60000.0])
-def test_saturated_gates(isa, cell, dtype, scale):
-    """exp neither overflows nor gives NaN: gates of exactly 0 and 1, gradients that vanish."""
-    case = Case(cell, 3, 4, 1, 9, dtype=dtype)
-    p = _problem(case)
-    # Signs alone, so that no gate is near 0, where its error would be that of numbers as large as scale.
-    p = replace(p, x=p.x.sign() * scale, weights=[p.weights[0].sign(), *p.weights[1:]])
-    got, want = _run(case, p), layer_cases.expected(case, p)
-    for name, a, b in zip(names(case), got, want, strict=True):
-        if name.startswith("grad"):
-            assert a.isfinite().all(), name
-        else:
-            assert_close(a, b, dtype, what=name)
-
-
-@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
-def test_closed_gates_and_infinities(isa, dtype):
-    """A gate that is closed for good is exactly 0, so that an infinity behind it gives NaN as in torch, and
-    not what the smallest number that is left of the gate lets through."""
-    case = Case("lstm", 2, 3, 1, 9, dtype=dtype)
-    p = _problem(case)
-    weights = [w.clone() for w in p.weights]
-    weights[2][9:18] = -1e4  # the forget gate's bias
-    for c0 in (p.c0, torch.full_like(p.c0, float("inf"))):
-        _, _, cn, *_ = _run(case, replace(p, c0=c0, weights=weights))
-        assert cn.isnan().all() if c0.isinf().all() else cn.isfinite().all()
-
-    case = Case("gru", 1, 3, 1, 9, dtype=dtype)
-    p = _problem(case)
-    weights = [w.clone() for w in p.weights]
-    weights[2][:9] = -1e4  # the reset gate's bias
-    weights[3][18:] = float("inf")  # what it closes off
-    assert _run(case, replace(p, weights=weights))[0].isnan().all()
-
-
 def test_threads_of_python(threads):
     """Calls of one layer from many Python threads do not meet each other."""
     threads(2)
     case = THREADED[0]
-    want = _run(case, _problem(case))
+    want = differentiated(case, _problem(case))
     with ThreadPoolExecutor(4) as pool:
-        for got in pool.map(lambda _: _run(case, _problem(case)), range(12)):
+        for got in pool.map(lambda _: differentiated(case, _problem(case)), range(12)):
             # A thread of Python may run with another number of threads: other sums, not other results.
             for name, a, b in zip(names(case), got, want, strict=True):
                 assert_close(a, b, case.dtype, gradient=name.startswith("grad"), what=name)

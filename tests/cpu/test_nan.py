@@ -6,6 +6,8 @@ the gradients of the weights alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import layer_cases
 import pytest
 import sru_cases
@@ -13,7 +15,7 @@ import torch
 from layer_cases import CELLS, PACKED, Case, Problem
 from torch import Tensor
 
-F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 NAN, INF = float("nan"), float("inf")
 
 #: Rows that share tiles with others and rows beside the padding of a tile; too few rows to pack weights for;
@@ -125,6 +127,44 @@ def test_threads_do_not_spread_it(threads, cell, count):
     for shape in ((6, 40, 20, 48), (9, 2, 30, 130)):
         case = Case(cell, *shape, dtype=F32)
         test_other_rows_do_not_see_it(None, case, NAN)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("shape", [(5, 9, 4, 18), (1, 3, 4, 18)])
+def test_a_bad_row_stays_alone(isa, cell, bad, shape):
+    """NaN in one row of the batch: the other rows, and their gradients, are what they were."""
+    case = Case(cell, *shape, D=2, dtype=F32)
+    p = layer_cases.problem(case)
+    x = p.x.clone()
+    x[0, 1] = bad
+    clean, dirty = layer_cases.differentiated(case, p), layer_cases.differentiated(case, replace(p, x=x))
+    rows = [i for i in range(case.B) if i != 1]
+    for name, a, b in zip(layer_cases.names(case), clean, dirty, strict=True):
+        if "w_" not in name and "b_" not in name:  # a weight's gradient is a sum over rows
+            assert torch.equal(a[:, rows], b[:, rows]), name
+    if bad != bad:
+        assert dirty[0][:, 1, : case.H].isnan().all()  # the direction that starts there
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+def test_closed_gates_and_infinities(isa, dtype):
+    """A gate that is closed for good is exactly 0, so that an infinity behind it gives NaN as in torch, and
+    not what the smallest number that is left of the gate lets through."""
+    case = Case("lstm", 2, 3, 1, 9, dtype=dtype)
+    p = layer_cases.problem(case)
+    weights = [w.clone() for w in p.weights]
+    weights[2][9:18] = -1e4  # the forget gate's bias
+    for c0 in (p.c0, torch.full_like(p.c0, float("inf"))):
+        _, _, cn, *_ = layer_cases.differentiated(case, replace(p, c0=c0, weights=weights))
+        assert cn.isnan().all() if c0.isinf().all() else cn.isfinite().all()
+
+    case = Case("gru", 1, 3, 1, 9, dtype=dtype)
+    p = layer_cases.problem(case)
+    weights = [w.clone() for w in p.weights]
+    weights[2][:9] = -1e4  # the reset gate's bias
+    weights[3][18:] = float("inf")  # what it closes off
+    assert layer_cases.differentiated(case, replace(p, weights=weights))[0].isnan().all()
 
 
 @pytest.mark.parametrize("tanh", [False, True])
