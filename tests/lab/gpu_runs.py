@@ -1,4 +1,4 @@
-"""Cases and runs of the benchmark on a GPU, with times of our choice."""
+"""Cases of the benchmark, small ones on the CPU and a GPU's; and runs on a GPU, with times of our choice."""
 
 from benchmarks.lab import run as bench_run
 from benchmarks.lab.cases import Case
@@ -8,6 +8,14 @@ from fastrnn._plan import gpus
 from fastrnn.proof import machine
 
 H100 = gpus.find("H100").properties()
+
+
+def tiny(cell="lstm", path="layers", training=False, **sizes) -> Case:
+    sizes = {"T": 3, "B": 2, "I": 6, "H": 6, **sizes}
+    if path == "cells":
+        sizes["T"] = 1
+    P = 4 if cell == "srupp" else 3 if path == "proj" else 0
+    return Case(cell, path, training, P=P, **sizes)
 
 
 def on_gpu(cell="lstm", training=False, T=128, B=16, H=512, **options) -> Case:
