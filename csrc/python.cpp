@@ -65,39 +65,37 @@ E one_of(const std::string& argument, const std::string& value,
   throw py::value_error(argument + ": expected one of " + known + ", got '" + value + "'");
 }
 
-// The names of a list by their numbers.
-template <class E, class Names>
-std::vector<std::pair<const char*, E>> choices_of(const Names& names) {
-  std::vector<std::pair<const char*, E>> choices;
-  for (size_t i = 0; i < std::size(names); ++i) choices.push_back({names[i], static_cast<E>(i)});
+// The tiers of a kind, by name.
+template <class Which>
+std::vector<std::pair<const char*, Tier>> tiers_that(Which which) {
+  std::vector<std::pair<const char*, Tier>> choices;
+  for (int i = 0; i < kTiers; ++i) {
+    const Tier tier = static_cast<Tier>(i);
+    if (which(tier)) choices.push_back({tier_name(tier), tier});
+  }
   return choices;
 }
+bool runs_as_asked(Tier tier) { return family_of(tier) == tier; }
 
 // The lists that C++ and Python both keep, for a test to compare.
 py::dict lists() {
-  py::dict cells, tiers, out;
+  py::dict cells, out;
   for (const CellFacts& cell : kCells) {
     cells[cell.name] = py::dict(py::arg("gates") = cell.gates, py::arg("saved") = cell.saved,
                                 py::arg("has_cell") = cell.has_cell, py::arg("split") = cell.split);
   }
-  for (size_t i = 0; i < std::size(kTierNames); ++i) tiers[kTierNames[i]] = mode_of(static_cast<Tier>(i));
-  tiers[tier_name(Tier::kStepwiseGraph)] = mode_of(Tier::kStepwiseGraph);
+  const auto modes = [](auto which) {
+    py::dict found;
+    for (const auto& [name, tier] : tiers_that(which)) found[name] = mode_of(tier);
+    return found;
+  };
   py::list isas;
   for (const char* isa : kIsaNames) isas.append(isa);
   out["isas"] = py::tuple(isas);
   out["cells"] = cells;
-  out["tiers"] = tiers;
-  py::dict clusters;
-  for (size_t i = 0; i < std::size(kClusterNames); ++i) {
-    clusters[kClusterNames[i]] = mode_of(static_cast<Tier>(static_cast<int>(Tier::kCluster4) + static_cast<int>(i)));
-  }
-  out["clusters"] = clusters;
-  py::dict overlaps;
-  for (size_t i = 0; i < std::size(kOverlapNames); ++i) {
-    overlaps[kOverlapNames[i]] =
-        mode_of(static_cast<Tier>(static_cast<int>(Tier::kOneCtaOverlap) + static_cast<int>(i)));
-  }
-  out["overlaps"] = overlaps;
+  out["tiers"] = modes(runs_as_asked);
+  out["clusters"] = modes([](Tier tier) { return cluster_of(tier) && !overlaps(tier); });
+  out["overlaps"] = modes(overlaps);
   out["tf32"] = kModeTf32;
   out["save"] = py::dict(py::arg("nothing") = static_cast<int>(Save::kNothing),
                          py::arg("gates") = static_cast<int>(Save::kGates),
@@ -168,7 +166,7 @@ PlanTable table_of(const py::dict& from) {
     using Row = std::tuple<std::string, std::string, std::string, std::string, int64_t, std::vector<double>>;
     const auto [tier, cell, precision, pass, H, us] = py::cast<Row>(row);
     table.rows.push_back(
-        {one_of<Tier>("tier", tier, choices_of<Tier>(kTierNames)),
+        {one_of<Tier>("tier", tier, tiers_that(runs_as_asked)),
          one_of<CellKind>("cell", cell,
                           {{"lstm", CellKind::kLstm}, {"gru", CellKind::kGru}, {"rnn", CellKind::kRnnTanh}}),
          one_of<cuda::Precision>("precision", precision,
@@ -181,13 +179,6 @@ PlanTable table_of(const py::dict& from) {
     if (us.size() != table.batches.size()) throw py::value_error("rows: expected a time for each of the batches");
   }
   return table;
-}
-
-// Tiers that can be asked for.
-std::vector<std::pair<const char*, Tier>> asked_tiers() {
-  std::vector<std::pair<const char*, Tier>> choices;
-  for (int i = 0; i < kTiers; ++i) choices.push_back({tier_name(static_cast<Tier>(i)), static_cast<Tier>(i)});
-  return choices;
 }
 
 // rows: "full", "packed" or "masked", which stands for lengths and resets.
@@ -295,7 +286,7 @@ py::dict plan(const std::string& device, const std::string& cell, int64_t T, int
   } else if (device == "cuda") {
     if (!gpu) throw py::value_error("gpu: expected the properties of a device");
     const cuda::CudaDevice properties = cuda_device(*gpu);
-    const Tier wanted = one_of<Tier>("tier", tier, asked_tiers());
+    const Tier wanted = one_of<Tier>("tier", tier, tiers_that([](Tier) { return true; }));
     Trust trust;
     if (trusted && !trust.replace(*trusted)) throw py::value_error("trusted: expected lines of a key and two tiers");
     const std::optional<PlanTable> given = table ? std::optional(table_of(*table)) : std::nullopt;

@@ -2,6 +2,8 @@
 // needed, a tier of the CUDA kernels, whether float32 may use TensorFloat-32. Python has the same in one list.
 #pragma once
 #include <cstdint>
+#include <optional>
+#include <string_view>
 
 namespace fastrnn {
 
@@ -36,46 +38,51 @@ enum class Tier : int {
   kCluster16Overlap = 12,
   kGridOverlap = 13
 };
-inline constexpr int kTiers = 14;
-inline constexpr const char* kTierNames[] = {"auto", "one_cta", "grid", "stepwise", "cluster"};
-inline constexpr const char* kClusterNames[] = {"cluster_4", "cluster_8", "cluster_16"};
-inline constexpr const char* kOverlapNames[] = {"one_cta_overlap", "cluster_4_overlap", "cluster_8_overlap",
-                                                "cluster_16_overlap", "grid_overlap"};
-constexpr bool overlaps(Tier asked) { return asked >= Tier::kOneCtaOverlap; }
-// The tier whose loop has x's product beside it.
-constexpr Tier base_of(Tier asked) {
-  return asked == Tier::kOneCtaOverlap      ? Tier::kOneCta
-         : asked == Tier::kCluster4Overlap  ? Tier::kCluster4
-         : asked == Tier::kCluster8Overlap  ? Tier::kCluster8
-         : asked == Tier::kCluster16Overlap ? Tier::kCluster16
-         : asked == Tier::kGridOverlap      ? Tier::kGrid
-                                            : asked;
+struct TierFacts {
+  const char* name;
+  Tier base = Tier::kAuto;  // whose kernels those of an overlap are; of every other tier, itself
+  int cluster = 0;          // CTAs of the clusters that are asked for; 0: of any size, or none
+};
+inline constexpr TierFacts kTierFacts[] = {{"auto", Tier::kAuto},
+                                           {"one_cta", Tier::kOneCta},
+                                           {"grid", Tier::kGrid},
+                                           {"stepwise", Tier::kStepwise},
+                                           {"cluster", Tier::kCluster},
+                                           {"cluster_4", Tier::kCluster4, 4},
+                                           {"cluster_8", Tier::kCluster8, 8},
+                                           {"cluster_16", Tier::kCluster16, 16},
+                                           {"stepwise_graph", Tier::kStepwiseGraph},
+                                           {"one_cta_overlap", Tier::kOneCta},
+                                           {"cluster_4_overlap", Tier::kCluster4, 4},
+                                           {"cluster_8_overlap", Tier::kCluster8, 8},
+                                           {"cluster_16_overlap", Tier::kCluster16, 16},
+                                           {"grid_overlap", Tier::kGrid}};
+inline constexpr int kTiers = sizeof(kTierFacts) / sizeof(kTierFacts[0]);
+
+constexpr const TierFacts& facts_of(Tier tier) { return kTierFacts[static_cast<int>(tier)]; }
+constexpr const char* tier_name(Tier tier) { return facts_of(tier).name; }
+constexpr std::optional<Tier> tier_named(std::string_view name) {
+  for (int i = 0; i < kTiers; ++i) {
+    if (name == kTierFacts[i].name) return static_cast<Tier>(i);
+  }
+  return std::nullopt;
 }
-// CTAs of the clusters that are asked for; 0: of any size, or none.
-constexpr int cluster_of(Tier asked) {
-  const Tier base = base_of(asked);
-  return base == Tier::kCluster4 ? 4 : base == Tier::kCluster8 ? 8 : base == Tier::kCluster16 ? 16 : 0;
-}
+constexpr Tier base_of(Tier asked) { return facts_of(asked).base; }
+constexpr bool overlaps(Tier asked) { return base_of(asked) != asked; }
+constexpr int cluster_of(Tier asked) { return facts_of(asked).cluster; }
+// The tier that runs.
 constexpr Tier family_of(Tier asked) { return cluster_of(asked) ? Tier::kCluster : base_of(asked); }
-constexpr Tier cluster_tier(int ctas) {
-  return ctas == 4 ? Tier::kCluster4 : ctas == 8 ? Tier::kCluster8 : ctas == 16 ? Tier::kCluster16 : Tier::kCluster;
-}
-// Of a tier, of clusters with their size.
-constexpr Tier overlap_tier(Tier base, int ctas) {
-  return base == Tier::kOneCta ? Tier::kOneCtaOverlap
-         : base == Tier::kGrid ? Tier::kGridOverlap
-         : ctas == 4           ? Tier::kCluster4Overlap
-         : ctas == 8           ? Tier::kCluster8Overlap
-                               : Tier::kCluster16Overlap;
+// The tier that asks for what ran: of clusters those of so many CTAs, with x's product beside the loop or not.
+constexpr Tier asked_for(Tier family, int ctas, bool overlap) {
+  for (int i = 0; i < kTiers; ++i) {
+    const Tier tier = static_cast<Tier>(i);
+    const bool size = family != Tier::kCluster || cluster_of(tier) == ctas;
+    if (family_of(tier) == family && size && overlaps(tier) == overlap) return tier;
+  }
+  return family;
 }
 // Tiers that keep the recurrent weights on the SMs for the whole sequence.
 constexpr bool is_persistent(Tier tier) { return tier != Tier::kStepwise && tier != Tier::kStepwiseGraph; }
-constexpr const char* tier_name(Tier tier) {
-  const int number = static_cast<int>(tier), first = static_cast<int>(Tier::kCluster4);
-  if (overlaps(tier)) return kOverlapNames[number - static_cast<int>(Tier::kOneCtaOverlap)];
-  if (tier == Tier::kStepwiseGraph) return "stepwise_graph";
-  return number < first ? kTierNames[number] : kClusterNames[number - first];
-}
 constexpr Tier tier_of(int64_t mode) {
   return static_cast<Tier>(mode % kModeTf32 / kModeTier + (mode & kModeTierEights ? 8 : 0));
 }

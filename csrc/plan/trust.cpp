@@ -10,13 +10,6 @@ namespace {
 
 uint64_t bucket(int64_t size) { return std::bit_ceil(static_cast<uint64_t>(size < 1 ? 1 : size)); }
 
-std::optional<Tier> tier_named(const std::string& name) {
-  for (int i = 0; i < kTiers; ++i) {
-    if (name == tier_name(static_cast<Tier>(i))) return static_cast<Tier>(i);
-  }
-  return std::nullopt;
-}
-
 constexpr const char* kUnverified = "not verified on this device: run `fastrnn tune`";
 
 }  // namespace

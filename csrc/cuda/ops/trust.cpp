@@ -22,12 +22,9 @@ void cuda_quarantine(int64_t device, const std::string& tier, const std::string&
     here.warned = {};
     return;
   }
-  for (int i = 0; i < kTiers; ++i) {
-    if (tier != tier_name(static_cast<Tier>(i))) continue;
-    here.trust.quarantine(static_cast<Tier>(i), why);
-    return;
-  }
-  check(false, "tier: expected the name of one, got '", tier, "'");
+  const std::optional<Tier> named = tier_named(tier);
+  check(named.has_value(), "tier: expected the name of one, got '", tier, "'");
+  here.trust.quarantine(*named, why);
 }
 
 std::string cuda_quarantined(int64_t device) {

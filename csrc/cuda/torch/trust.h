@@ -40,9 +40,10 @@ inline void count(Tier tier, Pass pass) {
   ran()[static_cast<int>(tier)][static_cast<int>(pass)].fetch_add(1, std::memory_order_relaxed);
 }
 inline void count(const CudaPlan& plan, Pass pass) {
+  const int ctas = plan.geometry.ctas_per_replica;
   count(plan.tier, pass);
-  if (plan.tier == Tier::kCluster) count(cluster_tier(plan.geometry.ctas_per_replica), pass);
-  if (plan.chunks > 1) count(overlap_tier(plan.tier, plan.geometry.ctas_per_replica), pass);
+  if (plan.tier == Tier::kCluster) count(asked_for(plan.tier, ctas, /*overlap=*/false), pass);
+  if (plan.chunks > 1) count(asked_for(plan.tier, ctas, /*overlap=*/true), pass);
 }
 
 // A record of the device's in words, "" where nothing is wrong. The tier is in quarantine then, and the record read.
@@ -52,7 +53,7 @@ inline std::string taken_status(int device) {
   if (status.code == kStatusClear) [[likely]]
     return "";
   clear_status(device);
-  const Tier tier = status.tier == Tier::kCluster ? cluster_tier(status.ctas_per_replica) : status.tier;
+  const Tier tier = asked_for(status.tier, status.ctas_per_replica, /*overlap=*/false);
   std::string text = std::string("a kernel of tier '") + tier_name(tier) + "' gave up waiting (code " +
                      std::to_string(status.code) + ") in the " + pass_name(status.pass) +
                      " pass of a layer: " + facts_of(status.cell).name + ", T=" + std::to_string(status.T) +
