@@ -127,34 +127,39 @@ std::optional<CudaPlan> smaller_clusters(const Layer& layer, const CudaPlan& pla
   return smaller.possible ? std::optional(smaller) : std::nullopt;
 }
 
-// A tier that was asked for by name runs, or is an error: whoever asked wants to know of that very tier. Where nobody
-// did, no launch ends a call that the stepwise tier can answer. No room just now is the plain case of a device that
-// is shared; everything else is a fault, which is told of and not tried again.
+// What becomes of a pass by how its launch ended. A tier that was asked for by name runs, or is an error: whoever
+// asked wants to know of that very tier. Where nobody did, no launch ends a call that the stepwise tier can answer.
+// No room just now is the plain case of a device that is shared; everything else is a fault, which is told of and not
+// tried again.
+bool ran_by(int error, const Layer& layer, const CudaPlan& plan, Pass pass) {
+  if (error == cudaSuccess) {
+    count(plan, pass);
+    return true;
+  }
+  const bool no_room = error == cudaErrorCooperativeLaunchTooLarge;
+  if (plan.asked != Tier::kAuto) {
+    check(!no_room, "tier '", tier_name(plan.asked), "' cannot run this layer's ", pass_name(pass),
+          " pass: the device has no room for it at once just now");
+    check_cuda(error);
+  }
+  if (!no_room) {
+    cudaGetLastError();  // the runtime's memory of it
+    distrust(layer.device, plan.tier, cudaGetErrorString(static_cast<cudaError_t>(error)));
+  }
+  return false;
+}
+
 template <class Sequence>
 bool run(const Layer& layer, CudaPlan plan, Pass pass, const Sequence& s) {
   for (;;) {
     const int error = launch(layer, plan, s);
-    if (error == cudaSuccess) {
-      count(plan, pass);
-      return true;
-    }
-    const bool no_room = error == cudaErrorCooperativeLaunchTooLarge;
-    if (no_room && plan.asked == Tier::kCluster) {
+    if (error == cudaErrorCooperativeLaunchTooLarge && plan.asked == Tier::kCluster) {
       if (const auto smaller = smaller_clusters(layer, plan, pass)) {
         plan = *smaller;
         continue;
       }
     }
-    if (plan.asked != Tier::kAuto) {
-      check(!no_room, "tier '", tier_name(plan.asked), "' cannot run this layer's ", pass_name(pass),
-            " pass: the device has no room for it at once just now");
-      check_cuda(error);
-    }
-    if (!no_room) {
-      cudaGetLastError();  // the runtime's memory of it
-      distrust(layer.device, plan.tier, cudaGetErrorString(static_cast<cudaError_t>(error)));
-    }
-    return false;
+    return ran_by(error, layer, plan, pass);
   }
 }
 
@@ -195,18 +200,7 @@ bool run_overlapped(const Layer& layer, const CudaPlan& plan, const ForwardSeque
     h = h_out;
     c = c_out;
   }
-  if (error == cudaSuccess) {
-    count(plan, Pass::kForward);
-    return true;
-  }
-  check(plan.asked == Tier::kAuto || error != cudaErrorCooperativeLaunchTooLarge, "tier '", tier_name(plan.asked),
-        "' cannot run this layer's forward pass: the device has no room for it at once just now");
-  if (plan.asked != Tier::kAuto) check_cuda(error);
-  if (error != cudaErrorCooperativeLaunchTooLarge) {
-    cudaGetLastError();  // the runtime's memory of it
-    distrust(layer.device, plan.tier, cudaGetErrorString(static_cast<cudaError_t>(error)));
-  }
-  return false;
+  return ran_by(error, layer, plan, Pass::kForward);
 }
 
 }  // namespace fastrnn::cuda
