@@ -1,4 +1,4 @@
-// The forward kernel's biases: both parts' sum, in shared memory.
+// The forward kernel's biases: both parts' sum, in shared memory; and what the cell's functions are of, with them.
 #pragma once
 #include "cuda/persistent/kernel.cuh"
 
@@ -36,5 +36,25 @@ struct Biases {
     }
   }
 };
+
+// What the cell's functions are of, for a lane's row j and unit u: `pre` of every gate, and the recurrent part of a
+// GRU's last one apart. sums: of the products, unit r/2 of row r%2; bias: the lane's pair of gate 0, those of the
+// others `units` further on each.
+template <class Cell, class T>
+__device__ __forceinline__ void before_functions(const float (&sums)[Cell::kGates][4],
+                                                 const Pair<T> (&gx)[Cell::kGates][2], const float* bias, int units,
+                                                 int j, int u, float (&pre)[Cell::kGates], float& rec) {
+  constexpr int G = Cell::kGates;
+#pragma unroll
+  for (int gate = 0; gate < G; ++gate) {
+    const float sum = sums[gate][2 * u + j];
+    pre[gate] = gx[gate][j][u] + bias[gate * units + u];
+    if (Cell::kSplit && gate == G - 1) {
+      rec = sum + bias[G * units + u];
+    } else {
+      pre[gate] += sum;
+    }
+  }
+}
 
 }  // namespace fastrnn::cuda

@@ -127,16 +127,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 #pragma unroll
         for (int u = 0; u < 2; ++u) {
           float pre[G], rec = 0;
-#pragma unroll
-          for (int gate = 0; gate < G; ++gate) {
-            const float sum = sums[gate][2 * u + j];
-            pre[gate] = gx[gate][j][u] + bias[gate * cta_units + u];
-            if (Cell::kSplit && gate == G - 1) {
-              rec = sum + bias[(Gr - 1) * cta_units + u];
-            } else {
-              pre[gate] += sum;
-            }
-          }
+          before_functions<Cell, T>(sums, gx, bias, cta_units, j, u, pre, rec);
           float c_new = 0, h_new = 0;
           cell_forward<Kind, M>(relu, pre, rec, h[j][u], c[j][u], saved[j][u], c_new, h_new);
           if (active) {  // a row that has ended, or not begun, keeps its state

@@ -111,16 +111,7 @@ __device__ __forceinline__ void forward_whole_tiles(const PersistentForward& p, 
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
         float pre[G], rec = 0;
-#pragma unroll
-        for (int gate = 0; gate < G; ++gate) {
-          const float sum = sums[gate][2 * u + j];
-          pre[gate] = gx[gate][j][u] + bias[gate * H + u];
-          if (Cell::kSplit && gate == G - 1) {
-            rec = sum + bias[(Gr - 1) * H + u];
-          } else {
-            pre[gate] += sum;
-          }
-        }
+        before_functions<Cell, T>(sums, gx, bias, H, j, u, pre, rec);
         cell_forward<Kind, M>(relu, pre, rec, h[j][u], c[j][u], saved[j][u], c[j][u], h[j][u]);
       }
     }
