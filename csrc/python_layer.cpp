@@ -10,6 +10,7 @@
 
 #include "params/layer_call.h"
 #include "python_torch.h"
+#include "python_type.h"
 
 namespace fastrnn {
 namespace {
@@ -23,10 +24,6 @@ enum : int { kX, kH0, kC0, kWeights, kBatchSizes, kLengths, kReset, kCell, kBias
 struct LayerImpl {
   const LayerEntry* entry = nullptr;
   py::object own_operator, profiling;
-};
-
-struct LayerObject {
-  PyObject_HEAD LayerImpl* impl;
 };
 
 bool read_dtype(const DLDataType& type, Dtype& out) {
@@ -125,22 +122,12 @@ bool read(const Torch& torch, PyObject* const* given, PyObject* weights, Forward
   return s.rows() * s.D * s.H * static_cast<int64_t>(size_of(s.dtype)) < kMostBytes;
 }
 
-PyObject* new_tensor(const Torch& torch, PyObject* dtype, int64_t a, int64_t b, int64_t c, void*& data) {
-  PyObject* const arguments[] = {PyLong_FromLongLong(a), PyLong_FromLongLong(b), PyLong_FromLongLong(c), dtype};
-  PyObject* const made = PyObject_Vectorcall(torch.empty, arguments, 3, torch.dtype_name);
-  for (int i = 0; i < 3; ++i) Py_XDECREF(arguments[i]);
-  data = torch.address_of_new(made);
-  return made;
-}
-
 // Whether the kernel ran.
 bool run(const LayerEntry& entry, const ForwardParams& call) {
   const LayerShape& s = call.shape;
   const int64_t bytes = s.D * gates_of(s.cell) * s.H * (s.I + s.H) * static_cast<int64_t>(size_of(s.dtype));
-  if (bytes * s.T * s.B < kLongCall) return entry.forward(call);
-  PyThreadState* const thread = PyEval_SaveThread();
-  const bool done = entry.forward(call);
-  PyEval_RestoreThread(thread);
+  bool done = false;
+  compute_apart(bytes * s.T * s.B >= kLongCall, [&] { done = entry.forward(call); });
   return done;
 }
 
@@ -153,9 +140,12 @@ PyObject* ordinary(const LayerImpl& layer, PyObject* const* given, PyObject* wei
   PyObject* const dtype = PyObject_GetAttr(given[kX], torch.dtype_attribute);
   if (!dtype) return nullptr;
   const bool has_cell = facts_of(s.cell).has_cell;
-  PyObject* const y = new_tensor(torch, dtype, s.T, s.B, s.D * s.H, call.y);
-  PyObject* const h = new_tensor(torch, dtype, s.D, s.B, s.H, call.hn);
-  PyObject* const c = has_cell ? new_tensor(torch, dtype, s.D, s.B, s.H, call.cn) : Py_NewRef(Py_None);
+  PyObject* const y = torch.new_tensor(dtype, {s.T, s.B, s.D * s.H});
+  PyObject* const h = torch.new_tensor(dtype, {s.D, s.B, s.H});
+  PyObject* const c = has_cell ? torch.new_tensor(dtype, {s.D, s.B, s.H}) : Py_NewRef(Py_None);
+  call.y = torch.address_of_new(y);
+  call.hn = torch.address_of_new(h);
+  if (has_cell) call.cn = torch.address_of_new(c);
   PyObject* result = nullptr;
   if (call.y && call.hn && (!has_cell || call.cn) && run(*layer.entry, call)) {
     result = PyTuple_Pack(5, y, h, c, Py_None, Py_None);
@@ -165,7 +155,7 @@ PyObject* ordinary(const LayerImpl& layer, PyObject* const* given, PyObject* wei
 }
 
 PyObject* forward(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
-  const LayerImpl& layer = *reinterpret_cast<LayerObject*>(self)->impl;
+  const LayerImpl& layer = impl_of<LayerImpl>(self);
   if (count == kArguments && PyList_CheckExact(arguments[kWeights])) {
     // Held from before they are looked at: other threads may run meanwhile, and put others into the list.
     PyObject* const weights = PyList_AsTuple(arguments[kWeights]);
@@ -181,47 +171,24 @@ PyObject* new_layer(PyTypeObject* type, PyObject* arguments, PyObject*) {
   PyObject *own_operator, *profiling;
   long long entry;
   if (!PyArg_ParseTuple(arguments, "OLO", &own_operator, &entry, &profiling)) return nullptr;
-  try {
+  return new_object<LayerImpl>(type, [&] {
     Torch::get().find();
     auto impl = std::make_unique<LayerImpl>();
     impl->entry = reinterpret_cast<const LayerEntry*>(static_cast<intptr_t>(entry));
     if (!impl->entry || impl->entry->bytes != kLayerEntryBytes) throw py::type_error("entry: of another version");
     impl->own_operator = py::reinterpret_borrow<py::object>(own_operator);
     impl->profiling = py::reinterpret_borrow<py::object>(profiling);
-    PyObject* const self = type->tp_alloc(type, 0);
-    if (self) reinterpret_cast<LayerObject*>(self)->impl = impl.release();
-    return self;
-  } catch (py::error_already_set& error) {
-    error.restore();
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_TypeError, error.what());
-  }
-  return nullptr;
+    return impl;
+  });
 }
 
-void delete_layer(PyObject* self) {
-  PyTypeObject* const type = Py_TYPE(self);
-  delete reinterpret_cast<LayerObject*>(self)->impl;
-  type->tp_free(self);
-  Py_DECREF(type);
-}
-
-PyMethodDef kMethods[] = {
-    {"forward", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&forward)), METH_FASTCALL,
-     "The operator's arguments and results, of which those that an inference has not are None."},
+PyMethodDef methods[] = {
+    fast_method("forward", &forward,
+                "The operator's arguments and results, of which those that an inference has not are None."),
     {nullptr, nullptr, 0, nullptr}};
-PyType_Slot kSlots[] = {{Py_tp_new, reinterpret_cast<void*>(&new_layer)},
-                        {Py_tp_dealloc, reinterpret_cast<void*>(&delete_layer)},
-                        {Py_tp_methods, kMethods},
-                        {0, nullptr}};
-PyType_Spec kSpec = {"fastrnn._C.Layer", sizeof(LayerObject), 0, Py_TPFLAGS_DEFAULT, kSlots};
 
 }  // namespace
 
-void add_layer_type(py::module_& module) {
-  PyObject* const type = PyType_FromSpec(&kSpec);
-  if (!type) throw py::error_already_set();
-  module.attr("Layer") = py::reinterpret_steal<py::object>(type);
-}
+void add_layer_type(py::module_& module) { add_type<LayerImpl>(module, "Layer", &new_layer, methods); }
 
 }  // namespace fastrnn

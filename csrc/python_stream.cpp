@@ -6,7 +6,7 @@
 // that have changed) the answer is None, and the caller goes the long way, which does what there is to do or says
 // what is wrong.
 //
-// A type of its own, not one of pybind11's: that would cost a call more than all of this.
+// A type of its own (python_type.h), not one of pybind11's: that would cost a call more than all of this.
 #include "python_stream.h"
 
 #include <cstring>
@@ -14,31 +14,32 @@
 #include <string>
 
 #include "python_stream_call.h"
+#include "python_type.h"
 
 namespace fastrnn {
 namespace {
 
 using namespace python_stream;
 
-PyObject* run_new(StreamObject* self, PyObject* const* arguments, Py_ssize_t count, Form form) {
+PyObject* run_new(PyObject* self, PyObject* const* arguments, Py_ssize_t count, Form form) {
   if (count != 2) {
     PyErr_SetString(PyExc_TypeError, "expected an input and a state");
     return nullptr;
   }
-  Impl& s = *self->impl;
+  Impl& s = impl_of<Impl>(self);
   const Torch& torch = Torch::get();
   Read r;
   if (!read_call(torch, s, form, arguments[0], arguments[1], r)) return none_of(nullptr, nullptr, nullptr);
   const int64_t T = r.call.rows.T, B = r.call.rows.B, out = s.output_size, features = out * s.directions;
   const auto new_output = [&] {
     if (form == Form::kStep)
-      return r.batched ? new_tensor(torch, s, {B, features}) : new_tensor(torch, s, {features});
-    if (!r.batched) return new_tensor(torch, s, {T, features});
-    return s.batch_first ? new_tensor(torch, s, {B, T, features}) : new_tensor(torch, s, {T, B, features});
+      return r.batched ? torch.new_tensor(s.dtype, {B, features}) : torch.new_tensor(s.dtype, {features});
+    if (!r.batched) return torch.new_tensor(s.dtype, {T, features});
+    return s.batch_first ? torch.new_tensor(s.dtype, {B, T, features}) : torch.new_tensor(s.dtype, {T, B, features});
   };
   const auto new_state = [&](PyObject* old, int64_t size) {
     if (old) return new_like(torch, old);
-    return r.batched ? new_tensor(torch, s, {s.states, B, size}) : new_tensor(torch, s, {s.states, size});
+    return r.batched ? torch.new_tensor(s.dtype, {s.states, B, size}) : torch.new_tensor(s.dtype, {s.states, size});
   };
   PyObject* const y = new_output();
   PyObject* const h = new_state(r.h_object, out);
@@ -59,10 +60,10 @@ PyObject* run_new(StreamObject* self, PyObject* const* arguments, Py_ssize_t cou
 }
 
 PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
-  return run_new(reinterpret_cast<StreamObject*>(self), arguments, count, Form::kStep);
+  return run_new(self, arguments, count, Form::kStep);
 }
 PyObject* chunk(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
-  return run_new(reinterpret_cast<StreamObject*>(self), arguments, count, Form::kChunk);
+  return run_new(self, arguments, count, Form::kChunk);
 }
 
 // step(input, hx) into out, and the new state into hx. True, or None.
@@ -71,7 +72,7 @@ PyObject* step_in_place(PyObject* object, PyObject* const* arguments, Py_ssize_t
     PyErr_SetString(PyExc_TypeError, "expected an input, a state and an output");
     return nullptr;
   }
-  Impl& s = *reinterpret_cast<StreamObject*>(object)->impl;
+  Impl& s = impl_of<Impl>(object);
   const Torch& torch = Torch::get();
   Read r;
   const auto long_way = [] { return none_of(nullptr, nullptr, nullptr); };
@@ -87,7 +88,7 @@ PyObject* step_active(PyObject* object, PyObject* const* arguments, Py_ssize_t c
     PyErr_SetString(PyExc_TypeError, "expected an input, a state, the active rows, and an output or None");
     return nullptr;
   }
-  Impl& s = *reinterpret_cast<StreamObject*>(object)->impl;
+  Impl& s = impl_of<Impl>(object);
   const Torch& torch = Torch::get();
   Read r;
   const auto long_way = [](PyObject* y) { return none_of(y, nullptr, nullptr); };
@@ -98,7 +99,7 @@ PyObject* step_active(PyObject* object, PyObject* const* arguments, Py_ssize_t c
   if (!makes && !read_output(torch, s, arguments[3], r)) return long_way(nullptr);
   PyObject* y = nullptr;
   if (makes) {
-    y = new_tensor(torch, s, {rows, s.output_size});
+    y = torch.new_tensor(s.dtype, {rows, s.output_size});
     r.call.y = torch.address_of_new(y);
     if (!r.call.y) return long_way(y);
     if (r.call.rows.B < rows) std::memset(r.call.y, 0, static_cast<size_t>(rows * s.output_size * s.element));
@@ -160,51 +161,26 @@ PyObject* new_stream(PyTypeObject* type, PyObject* arguments, PyObject*) {
   if (!PyArg_ParseTuple(arguments, "O!O!O!", &PyDict_Type, &facts, &PyList_Type, &packed, &PyList_Type, &sources)) {
     return nullptr;
   }
-  try {
+  return new_object<Impl>(type, [&] {
     auto impl = std::make_unique<Impl>();
     initialise(*impl, py::reinterpret_borrow<py::dict>(facts), py::reinterpret_borrow<py::list>(packed),
                py::reinterpret_borrow<py::list>(sources));
-    PyObject* const self = type->tp_alloc(type, 0);
-    if (self) reinterpret_cast<StreamObject*>(self)->impl = impl.release();
-    return self;
-  } catch (py::error_already_set& error) {
-    error.restore();
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_TypeError, error.what());
-  }
-  return nullptr;
+    return impl;
+  });
 }
 
-void delete_stream(PyObject* self) {
-  PyTypeObject* const type = Py_TYPE(self);
-  delete reinterpret_cast<StreamObject*>(self)->impl;
-  type->tp_free(self);
-  Py_DECREF(type);
-}
-
-PyMethodDef kMethods[] = {
-    {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)), METH_FASTCALL,
-     "step(input, hx): output and new state, or None where the call is out of the ordinary."},
-    {"chunk", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&chunk)), METH_FASTCALL,
-     "chunk(input, hx): the same of a sequence."},
-    {"step_", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step_in_place)), METH_FASTCALL,
-     "step_(input, hx, out): a step into out and hx. True, or None."},
-    {"step_active", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step_active)), METH_FASTCALL,
-     "step_active(input, hx, active, out): a step of some streams, their state in hx. The "
-     "output or, in out, True; or None."},
+PyMethodDef methods[] = {
+    fast_method("step", &step,
+                "step(input, hx): output and new state, or None where the call is out of the ordinary."),
+    fast_method("chunk", &chunk, "chunk(input, hx): the same of a sequence."),
+    fast_method("step_", &step_in_place, "step_(input, hx, out): a step into out and hx. True, or None."),
+    fast_method("step_active", &step_active,
+                "step_active(input, hx, active, out): a step of some streams, their state in hx. The "
+                "output or, in out, True; or None."),
     {nullptr, nullptr, 0, nullptr}};
-PyType_Slot kSlots[] = {{Py_tp_new, reinterpret_cast<void*>(&new_stream)},
-                        {Py_tp_dealloc, reinterpret_cast<void*>(&delete_stream)},
-                        {Py_tp_methods, kMethods},
-                        {0, nullptr}};
-PyType_Spec kSpec = {"fastrnn._C.Stream", sizeof(StreamObject), 0, Py_TPFLAGS_DEFAULT, kSlots};
 
 }  // namespace
 
-void add_stream_type(py::module_& module) {
-  PyObject* const type = PyType_FromSpec(&kSpec);
-  if (!type) throw py::error_already_set();
-  module.attr("Stream") = py::reinterpret_steal<py::object>(type);
-}
+void add_stream_type(py::module_& module) { add_type<Impl>(module, "Stream", &new_stream, methods); }
 
 }  // namespace fastrnn

@@ -51,10 +51,6 @@ struct Impl {
   std::atomic_flag busy = ATOMIC_FLAG_INIT;
 };
 
-struct StreamObject {
-  PyObject_HEAD Impl* impl;
-};
-
 // A tensor of the stream's type on the CPU that is a plain torch.Tensor, with memory: a wrapper around another tensor
 // or a zero that torch has not written down has none.
 inline bool take(const Torch& torch, const Impl& s, PyObject* object, bool gradients, Argument& out) {
@@ -86,19 +82,6 @@ inline bool unchanged(const Torch& torch, const Impl& s) {
   return true;
 }
 
-// The sizes one by one: as a tuple they take torch half as long again.
-inline PyObject* new_tensor(const Torch& torch, const Impl& s, std::initializer_list<int64_t> sizes) {
-  PyObject* arguments[4];
-  size_t count = 0;
-  for (const int64_t size : sizes) {
-    arguments[count] = PyLong_FromLongLong(size);
-    if (!arguments[count++]) return nullptr;  // of memory there is none left: what was made of it does not matter
-  }
-  arguments[count] = s.dtype;
-  PyObject* const made = PyObject_Vectorcall(torch.empty, arguments, count, torch.dtype_name);
-  while (count) Py_DECREF(arguments[--count]);
-  return made;
-}
 inline PyObject* new_like(const Torch& torch, PyObject* tensor) {
   return PyObject_CallOneArg(torch.empty_like, tensor);
 }
@@ -124,15 +107,7 @@ inline bool run(Impl& s, StreamCall& call) {
     }
     if (!other) s.busy.clear(std::memory_order_release);
   };
-  if (s.bytes * call.rows.T * call.rows.B >= kLongCall) {
-    // Not pybind11's guard: at the end of the interpreter Python ends a thread that comes back, by unwinding its
-    // stack, which neither a destructor nor catch (...) may be in the way of: the process would abort.
-    PyThreadState* const thread = PyEval_SaveThread();
-    attempt();
-    PyEval_RestoreThread(thread);
-  } else {
-    attempt();
-  }
+  compute_apart(s.bytes * call.rows.T * call.rows.B >= kLongCall, attempt);
   return done;
 }
 

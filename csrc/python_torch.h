@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <initializer_list>
 
 namespace fastrnn {
 
@@ -84,6 +85,19 @@ struct Torch {
     return false;
   }
 
+  // The sizes one by one: as a tuple they take torch half as long again.
+  PyObject* new_tensor(PyObject* dtype, std::initializer_list<int64_t> sizes) const {
+    PyObject* arguments[4];
+    size_t count = 0;
+    for (const int64_t size : sizes) {
+      arguments[count] = PyLong_FromLongLong(size);
+      if (!arguments[count++]) return nullptr;  // of memory there is none left: what was made of it does not matter
+    }
+    arguments[count] = dtype;
+    PyObject* const made = PyObject_Vectorcall(empty, arguments, count, dtype_name);
+    while (count) Py_DECREF(arguments[--count]);
+    return made;
+  }
   // Where the data of a result lies that torch has just made, if it made one; null where that is not the CPU: of a
   // default device that set_default_tensor_type() left behind no question above tells.
   void* address_of_new(PyObject* made) const {
@@ -92,6 +106,17 @@ struct Torch {
     return static_cast<char*>(t.data) + t.byte_offset;
   }
 };
+
+// What computes: where it is long, other Python threads run meanwhile.
+template <class Compute>
+void compute_apart(bool is_long, Compute compute) {
+  if (!is_long) return compute();
+  // Not pybind11's guard: at the end of the interpreter Python ends a thread that comes back, by unwinding its
+  // stack, which neither a destructor nor catch (...) may be in the way of: the process would abort.
+  PyThreadState* const thread = PyEval_SaveThread();
+  compute();
+  PyEval_RestoreThread(thread);
+}
 
 // An argument: what DLPack says of it, as sizes.
 struct Argument {
