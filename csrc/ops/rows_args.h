@@ -76,7 +76,9 @@ inline void check_padded_rows(CheckedRows& out, Rows& shape, const Tensor& x, co
   // From the longest to the shortest: then the rows that run at a step are the first ones.
   out.order.resize(shape.B);
   std::iota(out.order.begin(), out.order.end(), int64_t{0});
-  std::stable_sort(out.order.begin(), out.order.end(), [&](int64_t a, int64_t b) { return length[a] > length[b]; });
+  // Rows as long stay in order. Not by std::stable_sort, of which clang says that its library's is deprecated within.
+  std::sort(out.order.begin(), out.order.end(),
+            [&](int64_t a, int64_t b) { return length[a] != length[b] ? length[a] > length[b] : a < b; });
   out.batch_sizes.resize(shape.T);
   out.row_offsets.assign(shape.T + 1, 0);
   int64_t running = shape.B;
