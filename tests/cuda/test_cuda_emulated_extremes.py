@@ -17,16 +17,19 @@ F32 = torch.float32
 NAN = float("nan")
 
 
-def kernels() -> list[tuple[str, str]]:
-    """(precision, tier), every one that there is."""
-    return [(p, t) for p in PRECISIONS for t in TIERS if (p, t) != ("float32", "cluster")]
+def kernels() -> list[tuple[str, str, int]]:
+    """(precision, tier, H), every one that there is: one CTA has kernels of its own for whole tiles, and
+    the grid's weights of so many units are not all in registers."""
+    found = [(p, t, 18) for p in PRECISIONS for t in TIERS if (p, t) != ("float32", "cluster")]
+    whole = [(p, "one CTA", 32) for p in PRECISIONS]
+    return found + whole + [("float32", "grid", 400), ("tf32", "grid", 530)]
 
 
-@pytest.mark.parametrize(("precision", "tier"), kernels())
+@pytest.mark.parametrize(("precision", "tier", "H"), kernels())
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
-def test_converged_units_pass_nothing(ops, cell, precision, tier):
+def test_converged_units_pass_nothing(ops, cell, precision, tier, H):
     """Gates of exactly 0 and 1, candidates of -1 and 1: no gradient is left to meet inputs of any size."""
-    case = Case(cell, precision, tier, T=3, B=3, H=18)
+    case = Case(cell, precision, tier, T=3, B=3, H=H)
     p = persistent_cases.problem(case)
     p = replace(p, gx=p.gx.sign() * 200)
     want = persistent_cases.expected(case, p)
@@ -36,22 +39,23 @@ def test_converged_units_pass_nothing(ops, cell, precision, tier):
     assert not got[grad_gx].any()
 
 
-@pytest.mark.parametrize(("precision", "tier"), kernels())
+@pytest.mark.parametrize(("precision", "tier", "H"), kernels())
 @pytest.mark.parametrize("cell", CELLS)
-def test_nan(ops, cell, precision, tier):
+def test_nan(ops, cell, precision, tier, H):
     """To every result that it would reach in torch, relu's gradient too; from a row to no other row."""
-    case = Case(cell, precision, tier, T=3, B=5, H=18)
+    case = Case(cell, precision, tier, T=3, B=5, H=H)
     p = persistent_cases.problem(case)
     clean = persistent_cases.fused(ops, case, p)
 
-    weights = [w.clone() for w in p.w_hh]
-    weights[0][7, 3] = NAN
-    spoilt = replace(p, w_hh=weights)
-    want = persistent_cases.expected(case, spoilt)
-    got = persistent_cases.fused(ops, case, spoilt)
-    for name, g, w in zip(persistent_cases.names(case), got, want, strict=True):
-        if name != "grad gx":  # the reference's is a product with the identity, which spreads a NaN
-            assert torch.equal(g.isnan(), w.isnan()), f"NaN in w_hh: {name}"
+    for column in (3, H - 1):
+        weights = [w.clone() for w in p.w_hh]
+        weights[0][7, column] = NAN
+        spoilt = replace(p, w_hh=weights)
+        want = persistent_cases.expected(case, spoilt)
+        got = persistent_cases.fused(ops, case, spoilt)
+        for name, g, w in zip(persistent_cases.names(case), got, want, strict=True):
+            if name != "grad gx":  # the reference's is a product with the identity, which spreads a NaN
+                assert torch.equal(g.isnan(), w.isnan()), f"NaN in w_hh, column {column}: {name}"
 
     gx = p.gx.clone()
     gx[:, 1, 5] = NAN  # step 0, row 1
