@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/ops/scratch.h"
+#include "cpu/ops/threads.h"
 #include "cpu/team.h"
 #include "ops/tensors.h"
 #include "ops/variant_args.h"
@@ -107,7 +108,7 @@ inline const Parallel kTorchThreads{[](int64_t workers, void (*body)(int64_t, in
   if (workers == 1) {
     body(0, 1, context);
   } else {
-    TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, workers, 1, body, context));
+    run_on_cpus_of_their_own(workers, body, context);
   }
 }};
 
