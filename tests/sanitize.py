@@ -189,6 +189,47 @@ def streams(label: str) -> Iterator[tuple[str, bool]]:
             yield f"{label} SRU step {rows, inputs, features} {dtype}", close
 
 
+@torch.no_grad()
+def direct(label: str) -> Iterator[tuple[str, bool]]:
+    """Inference without the dispatcher (csrc/python_layer.cpp): the operator's bits or its error, of tensors
+    that end where their memory does, lie apart or in steps, or fit nothing."""
+    way = library.direct_forward()
+    shapes = ((1, 1, 1, 1), (1, 1, 33, 31), (3, 2, 5, 17), (2, 33, 3, 9))
+    for cell, dtype, D, bias in product(CELLS, DTYPES, (1, 2), (True, False)):
+        for T, B, IN, H in shapes:
+            p = problem(Case(cell, T, B, IN, H, D=D, dtype=dtype, bias=bias))
+            rest = [None, None, None, cell, bias, 0]
+            wide = torch.randn(T, B + 1, 2 * IN).to(dtype)
+            calls = {
+                "": [p.x, p.h0, p.c0, list(p.weights), *rest],
+                "rows apart": [wide[:, 1:, IN:], p.h0, p.c0, list(p.weights), *rest],
+                "in steps": [wide[:, 1:, ::2], p.h0, p.c0, list(p.weights), *rest],
+                "a row short": [p.x, p.h0[:, 1:], p.c0, list(p.weights), *rest],
+                "a weight short": [p.x, p.h0, p.c0, [*p.weights[:-1], p.weights[-1][1:]], *rest],
+                "weights of another size": [p.x, p.h0, p.c0, [w[..., :-1] for w in p.weights], *rest],
+                "no weights": [p.x, p.h0, p.c0, [], *rest],
+                "another cell": [p.x, p.h0, p.c0, list(p.weights), None, None, None, "gru+", bias, 0],
+                "nothing": [None] * 10,
+                "fewer": [p.x],
+            }
+            for what, arguments in calls.items():
+                found, expected = (answer(f, arguments) for f in (way, library.forward))
+                if isinstance(expected, str) or isinstance(found, str):
+                    same = found == expected
+                else:
+                    pairs = zip(found, expected, strict=True)
+                    same = all(b.numel() == 0 if a is None else torch.equal(a, b) for a, b in pairs)
+                yield f"{label} direct {cell} {T, B, IN, H} {dtype} {D} {bias} {what}", same
+
+
+def answer(function, arguments: list):
+    """Its results, or what its error says first."""
+    try:
+        return function(*arguments)
+    except Exception as error:  # whatever it is
+        return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
 def bad_packed() -> Iterator[tuple[str, tuple]]:
     """Packed weights that were cut off, or whose header says more than there is."""
     p = problem(Case("lstm", B=3, dtype=F32))
@@ -243,6 +284,8 @@ def main() -> int:
             layer(case, isa)
         for case in sru_cases.grid()[:: 3 if quick else 1]:
             scan(case, isa)
+        for what, ok in direct(isa):
+            check(what, ok)
         for count in (2, 3):
             torch.set_num_threads(count)
             label = f"{isa} {count} threads"

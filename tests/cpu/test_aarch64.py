@@ -5,9 +5,11 @@ Speed cannot be measured so. What decides it can be read: the instructions of th
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import subprocess
+from pathlib import Path
 
 import layer_cases
 import pytest
@@ -105,6 +107,17 @@ def test_the_processor_says_what_runs(program, options, expected):
             layer_cases.check(running, Case("gru", dtype=torch.float16, H=9))
 
 
+def test_tiles_of_bfloat16(tmp_path):
+    """Every tile of BFMMLA and every way of packing for it, bit for bit what BFDOT says of one sum at a time,
+    whatever lies beside the operands."""
+    source, program = Path(build.__file__).with_name("bf16_tiles.cpp"), tmp_path / "tiles"
+    compiler = os.environ.get("AARCH64_CXX", f"{build.AARCH64}g++")
+    flags = [*build.FLAGS, "-O2", "-Wno-unused-function", f"-I{build.CSRC}"]
+    subprocess.run([compiler, *flags, source, "-o", program], check=True)
+    done = subprocess.run(build.run_on_aarch64(program), capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stdout + done.stderr
+
+
 APPLE = """
 #include <cstring>
 #include <cstddef>
@@ -147,7 +160,7 @@ def tiles(program) -> dict[tuple, list[disassembly.Instruction]]:
     assert program
     (path,) = (p for p in build.objects("aarch64") if p.name == "isa_neon.cpp.o")
     found = {}
-    kernel = re.compile(r"(neon_product|neon_transposed)<(\w+), (\d), (\d)|(dot_kernel)<(\d), (\d)>\(")
+    kernel = re.compile(r"(neon_product|neon_transposed)<(\w+), (\d), (\d)|(dot_\w+)<(\d), (\d)>\(")
     for name, body in disassembly.functions(path, f"{build.AARCH64}objdump").items():
         if match := kernel.search(name):
             plain, dtype, rows, vectors, dot, *dot_shape = match.groups()
@@ -158,29 +171,41 @@ def tiles(program) -> dict[tuple, list[disassembly.Instruction]]:
 
 
 def multiply_adds(loop):
-    return [i for i in loop if i.name in ("fmla", "bfdot")]
+    return [i for i in loop if i.name in ("fmla", "bfmmla")]
+
+
+def of_a_step(kernel: str, rows: int, vectors: int) -> tuple[int, int]:
+    """Multiply-adds and loads of a step of a tile: a term by element, or four terms two rows by two."""
+    if kernel.startswith("dot"):
+        pairs = (rows + 1) // 2
+        return pairs * 2 * vectors, pairs + 2 * vectors
+    return rows * vectors, rows + vectors
 
 
 def test_inner_loops(program):
-    """Multiply-adds by element, nothing on the stack, no copies, and no more loads than the tile has rows and
-    vectors: the pipes for arithmetic are the limit, on two of them (Cortex-A76, Neoverse N1) and on four."""
+    """Multiply-adds by element, of bfloat16 two rows by two columns; nothing on the stack, no copies, and no
+    more loads than the tile has rows and vectors: the pipes for arithmetic are the limit, on two of them
+    (Cortex-A76, Neoverse N1) and on four."""
     found = tiles(program)
     for dtype in ("float", "double"):
         assert ("neon_product", dtype, 6, 4) in found  # LSTM
         assert ("neon_product", dtype, 8, 3) in found  # GRU
         assert ("neon_product", dtype, 8, 2) in found
     assert ("neon_transposed", "float", 4, 4) in found
-    assert ("dot_kernel", "bfloat16", 6, 4) in found
+    for rows, vectors in ((6, 4), (8, 3), (8, 2)):
+        assert ("dot_kernel", "bfloat16", rows, vectors) in found
+    assert ("dot_transposed", "bfloat16", 4, 4) in found
     for (kernel, dtype, rows, vectors), loop in found.items():
         what = f"{kernel}<{dtype}, {rows}, {vectors}>"
         sums = multiply_adds(loop)
         assert sums, what
-        assert len(sums) % (rows * vectors) == 0, what
-        assert all(re.search(r"v\d+\.(s|d|2h)\[\d\]$", i.operands) for i in sums), what
+        expected, most_loads = of_a_step(kernel, rows, vectors)
+        assert len(sums) % expected == 0, what
+        assert all(i.name == "bfmmla" or re.search(r"v\d+\.(s|d)\[\d\]$", i.operands) for i in sums), what
         assert not [i for i in loop if re.search(r"\b(sp|x29)\b", i.operands)], f"{what}: the stack"
         assert not [i for i in loop if i.name in ("dup", "mov") and "v" in i.operands], f"{what}: copies"
         loads = sum(2 if i.name == "ldp" else 1 for i in loop if i.name.startswith("ld"))
-        assert loads <= len(sums) // (rows * vectors) * (rows + vectors), f"{what}: {loads} loads"
+        assert loads <= len(sums) // expected * most_loads, f"{what}: {loads} loads"
 
 
 @pytest.mark.parametrize(
@@ -197,3 +222,17 @@ def test_the_limit_is_arithmetic(program, pipes, width, load_pipes):
         cycles = len(multiply_adds(loop)) / pipes
         assert len(loop) / width <= 0.8 * cycles
         assert sum(i.name.startswith(("ld", "prf")) for i in loop) / load_pipes <= 0.8 * cycles
+
+
+@pytest.mark.parametrize(
+    ("pipes", "width", "load_pipes"), [(2, 5, 3), (4, 8, 3)], ids=["Neoverse N2", "Neoverse V1, V2"]
+)
+def test_the_limit_is_arithmetic_in_bfloat16(program, pipes, width, load_pipes):
+    """The same of BFMMLA, of which these cores begin as many as of other multiply-adds: half the instructions
+    for the same loads leave less to spare."""
+    found = tiles(program)
+    for shape in ((6, 4), (8, 3)):
+        loop = found[("dot_kernel", "bfloat16", *shape)]
+        cycles = len(multiply_adds(loop)) / pipes
+        assert len(loop) / width <= 0.85 * cycles
+        assert sum(i.name.startswith(("ld", "prf")) for i in loop) / load_pipes <= 0.85 * cycles

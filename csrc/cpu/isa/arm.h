@@ -10,7 +10,7 @@
 
 namespace fastrnn {
 
-// BFDOT on bfloat16.
+// BFDOT and BFMMLA on bfloat16, which come together.
 [[maybe_unused]] static inline bool has_bf16_dot() {
 #if defined(__APPLE__)
   int value = 0;

@@ -1,4 +1,4 @@
-// NEON by its own instructions: 4 floats a register, 32 registers; with BFDOT where there is one.
+// NEON by its own instructions: 4 floats a register, 32 registers; with BFMMLA where there is one.
 #include "cpu/isa/list.h"
 #include "cpu/isa/table.h"
 

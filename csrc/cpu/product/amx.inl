@@ -4,7 +4,7 @@
 // A panel of pairs [K/2][vectors*W][2] (operand.inl) is a right operand as it lies: a row of a tile is one vector of
 // pairs, and 64 * vectors bytes further comes the next. A left operand in blocks [K/W][rows][W] gives tiles of W
 // columns, half of what one could hold. For the gradient of a weight, which multiplies the left operand by its rows,
-// pair_rows makes tiles of it: of 32 rows of W units, W rows of 32.
+// join_rows makes tiles of it: of 32 rows of W units, W rows of 32.
 //
 // Compiled and run under an emulation of the six instructions (tests/harness), never on a processor that has them: so
 // nothing here runs unless it is asked for by name.
@@ -123,13 +123,13 @@ struct AmxOperand : Bf16Operand {
   }
 
   // [M][W] -> [M/32][W][32], zeros behind the last row.
-  static void pair_rows(E* block, int64_t rows) {
+  static void join_rows(E* block, int64_t rows) {
     for (int64_t r = rows; r % kAmxDepth; ++r) store(block + r * W, S::V{});
     for (int64_t r = 0; r < rows; r += kAmxDepth, block += kAmxDepth * W) {
       S::V pairs[W];
 #pragma GCC unroll 16
       for (int j = 0; j < W; ++j) {
-        pair_two_rows(block + 2 * j * W);
+        fastrnn::join_rows(block + 2 * j * W);
         pairs[j] = (S::V)_mm512_loadu_si512(block + 2 * j * W);
       }
       transpose<float>(pairs);  // a pair is as wide as a float

@@ -7,6 +7,8 @@
 namespace fastrnn {
 namespace {
 
+constexpr int kDotTerms = 2;
+
 // See DotKernel.
 template <int MR, int NV>
 void dot_kernel(float* tile, const uint16_t* a, int64_t block_stride, const uint16_t* b, int64_t K,
@@ -49,16 +51,16 @@ void dot_kernel(float* tile, const uint16_t* a, int64_t block_stride, const uint
   }
 }
 
-// See DotTransposed. Every sum begins from zero once in kPairedRows rows, as transposed_kernel's: fewer roundings
+// See DotTransposed. Every sum begins from zero once in kJoinedRows rows, as transposed_kernel's: fewer roundings
 // would be lost in those of the operands.
-constexpr int64_t kPairedRows = 256;
+constexpr int64_t kJoinedRows = 256;
 
 template <int MR, int NV>
 void dot_transposed(float* tile, const uint16_t* a, const uint16_t* b, int64_t rows) {
   constexpr int W = 16;
 #pragma GCC unroll 1
   for (int64_t r = 0; r < rows;) {
-    const int64_t end = min_of(rows, r + kPairedRows);
+    const int64_t end = min_of(rows, r + kJoinedRows);
     __m512 acc[MR][NV];
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
@@ -92,12 +94,12 @@ void dot_transposed(float* tile, const uint16_t* a, const uint16_t* b, int64_t r
 }
 
 // The sum of all rows of a block of pairs of rows.
-inline Simd<float>::V sum_paired_rows(const uint16_t* a, int64_t rows) {
+inline Simd<float>::V sum_joined_rows(const uint16_t* a, int64_t rows) {
   constexpr int kChains = 4;
   const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
   __m512 total = _mm512_setzero_ps();
   for (int64_t r = 0; r < rows;) {
-    const int64_t end = min_of(rows, r + kPairedRows);
+    const int64_t end = min_of(rows, r + kJoinedRows);
     __m512 sums[kChains] = {};
     for (; r < end; r += 2 * kChains) {
 #pragma GCC unroll 4
@@ -119,19 +121,19 @@ FASTRNN_INLINE void copy_half(uint16_t* to, const uint16_t* from, int n) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_maskz_loadu_epi16(mask, from));
 }
 
-// n lanes of two rows (the other zero where it is null) as pairs; zeros beyond.
-FASTRNN_INLINE void store_pairs(uint16_t* out, const uint16_t* one, const uint16_t* other, int n) {
+// n lanes of two rows from `at` on (the second zero where it is null) as pairs; zeros beyond.
+FASTRNN_INLINE void store_terms(uint16_t* out, const uint16_t* const (&rows)[kDotTerms], int64_t at, int n) {
   const __mmask16 mask = static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1);
-  __m512i pairs = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, one));
-  if (other) {
-    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, other));
+  __m512i pairs = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, rows[0] + at));
+  if (rows[1]) {
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, rows[1] + at));
     pairs = _mm512_or_si512(pairs, _mm512_slli_epi32(high, 16));
   }
   _mm512_storeu_si512(out, pairs);
 }
 
 // Two rows of W, one after the other, become W pairs in their place.
-FASTRNN_INLINE void pair_two_rows(uint16_t* rows) {
+FASTRNN_INLINE void join_rows(uint16_t* rows) {
   const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows)));
   const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows + 16)));
   _mm512_storeu_si512(rows, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
@@ -139,7 +141,7 @@ FASTRNN_INLINE void pair_two_rows(uint16_t* rows) {
 
 // A gate panel of pairs: [depth(K)/2][vectors*W][2]. A pair is moved as one number of 32 bits, so that W rows of W
 // pairs are transposed as W rows of floats are.
-inline void pack_pairs(const uint16_t* weight, int64_t ld, int G, const Panels<float>& units, int64_t panel,
+inline void pack_terms(const uint16_t* weight, int64_t ld, int G, const Panels<float>& units, int64_t panel,
                        int64_t K, uint16_t* out) {
   using S = Simd<float>;
   constexpr int W = S::W;

@@ -2,20 +2,20 @@
 // every case.
 //
 //   NaturalOperand<T>   the compute type itself
-//   Bf16Operand         bfloat16 pairs for the dot instruction of AVX512-BF16 or Arm, which multiplies
-//                       and adds two of them a lane: for bfloat16 layers, whose weights and inputs it
+//   Bf16Operand         bfloat16 for the instructions that multiply and add kDotTerms of them a sum: pairs
+//                       of AVX512-BF16, fours of Arm. For bfloat16 layers, whose weights and inputs it
 //                       takes as they are; h is rounded to bfloat16 as the output is, and the gradients
 //                       of gates are as torch's own layer rounds them
 //
 // An operand type gives: E, the element; depth(K), rows of a packed panel; load and store of one
 // vector of T, and put of a piece of a layer's row; pack, pack_rows and multiply on panels
-// [depth(K)][vectors*W] (pairs: [depth(K)/2][vectors*W][2]).
+// [depth(K)][vectors*W] (bfloat16, n = kDotTerms: [depth(K)/n][vectors*W][n]).
 //
 // Its kTileSize and tile_rows say how large a tile of sums may be.
 //
-// The gradient of a weight multiplies a left operand by its rows. Pairs are of rows then: pair_rows makes
-// [M/2][W][2] of the block of M rows that was [M][W], spread(M) rows are allocated, right_rows copies rows
-// of the layer, and multiply_transposed and sum_rows add up over them.
+// The gradient of a weight multiplies a left operand by its rows. What is multiplied together is of rows then:
+// join_rows makes [M/n][W][n] of the block of M rows that was [M][W], spread(M) rows are allocated, right_rows copies
+// rows of the layer, and multiply_transposed and sum_rows add up over them.
 #pragma once
 #include "cpu/product/pack.inl"
 #if defined(FASTRNN_AVX512_BF16)
@@ -33,7 +33,7 @@ struct NaturalOperand {
   using S = Simd<T>;
   static constexpr bool kRounds = false;      // whether a stored state loses precision
   static constexpr bool kClosesGates = true;  // whether gates of a last block may lie close, see pack.inl
-  static constexpr bool kPairs = false;
+  static constexpr bool kJoins = false;
   static constexpr int kTileSize = fastrnn::kTileSize;
   static constexpr int tile_rows(int vectors) { return fastrnn::tile_rows(vectors); }
   static constexpr Dtype kDtype = sizeof(T) == 8 ? Dtype::kDouble : Dtype::kFloat;
@@ -117,12 +117,13 @@ struct NaturalOperand {
 };
 
 #ifdef FASTRNN_HAS_BF16_DOT
-// product_kernel on pairs, dot_kernel<MR, NV>: tile[m][v] += A[m][k] * B[k][v] + A[m][k+1] * B[k+1][v].
+// product_kernel on kDotTerms terms at once, dot_kernel<MR, NV>: tile[m][v] += A[m][k] * B[k][v] + A[m][k+1] *
+// B[k+1][v] (and so on). Of an operand's row whose length is no multiple of them the rest is zeros.
 using DotKernel = void (*)(float* tile, const uint16_t* a, int64_t block_stride, const uint16_t* b, int64_t K,
                            const char* ahead);
 
-// transposed_kernel on pairs of rows, dot_transposed<MR, NV>: a at its first lane's pair in a block [rows/2][W][2], b
-// [rows/2][NV*W][2]. An odd row out has zeros for the other of its pair.
+// transposed_kernel on n = kDotTerms rows at once, dot_transposed<MR, NV>: a at its first lane's terms in a block
+// [rows/n][W][n], b [rows/n][NV*W][n]. Behind the last row there are zeros.
 using DotTransposed = void (*)(float* tile, const uint16_t* a, const uint16_t* b, int64_t rows);
 
 struct DotKernels {
@@ -148,27 +149,27 @@ constexpr DotKernels kDotKernels{};
 struct Bf16Operand {
   using E = uint16_t;
   using S = Simd<float>;
-  static constexpr bool kRounds = true, kPairs = true, kClosesGates = false;
+  static constexpr bool kRounds = true, kJoins = true, kClosesGates = false;
   static constexpr int kTileSize = fastrnn::kTileSize;
   static constexpr int tile_rows(int vectors) { return fastrnn::tile_rows(vectors); }
   static constexpr Dtype kDtype = Dtype::kBFloat16;
 
-  static FASTRNN_INLINE int64_t depth(int64_t K) { return (K + 1) / 2 * 2; }
-  // Whole pairs, an odd number of them.
-  static FASTRNN_INLINE int64_t spread(int64_t rows) { return 2 * spread_rows(ceil_div(rows, 2)); }
+  static FASTRNN_INLINE int64_t depth(int64_t K) { return ceil_div(K, kDotTerms) * kDotTerms; }
+  // Whole terms, an odd number of them.
+  static FASTRNN_INLINE int64_t spread(int64_t rows) { return kDotTerms * spread_rows(ceil_div(rows, kDotTerms)); }
   static FASTRNN_INLINE S::V load(const E* p) { return load_as<float>(p, 0, S::W, Dtype::kBFloat16); }
   static FASTRNN_INLINE void store(E* p, S::V v) { store_as<float>(p, 0, v, S::W, Dtype::kBFloat16); }
   static FASTRNN_INLINE void put(E* p, const void* row, int64_t k, int n, Dtype) {
     copy_half(p, static_cast<const E*>(row) + k, n);
   }
-  // The last pair of an odd number of units reads one lane more, times 0. An infinite input makes NaN of it.
+  // The last terms of a row are read whole, those behind its end times 0. An infinite input makes NaN of them.
   static FASTRNN_INLINE void end_row(E* p, int lanes) {
-    if (lanes & 1) p[lanes] = 0;
+    for (; lanes % kDotTerms; ++lanes) p[lanes] = 0;
   }
 
   static void pack(const void* weight, int64_t ld, Dtype, int G, const Panels<float>& units, int64_t panel, int64_t K,
                    E* out, int /*of_part*/ = 0, int /*close_vectors*/ = 0) {
-    pack_pairs(static_cast<const E*>(weight), ld, G, units, panel, K, out);
+    pack_terms(static_cast<const E*>(weight), ld, G, units, panel, K, out);
   }
   static void pack_rows(const void* weight, int64_t ld, Dtype dtype, const Panels<float>& columns, int64_t panel,
                         int gates, int64_t K, E* out) {
@@ -192,24 +193,24 @@ struct Bf16Operand {
                                         E* out) {
     const int vectors = columns.blocks_of(panel);
     const int64_t first = columns.first_block(panel);
-    for (int64_t r = 0; r < count; r += 2) {
-      const E* one = reinterpret_cast<const E*>(row(r));
-      const E* other = r + 1 < count ? reinterpret_cast<const E*>(row(r + 1)) : nullptr;
-      for (int v = 0; v < vectors; ++v, out += 2 * S::W) {
-        const int64_t at = (first + v) * S::W;
-        store_pairs(out, one + at, other ? other + at : nullptr, columns.lanes(first + v));
+    for (int64_t r = 0; r < count; r += kDotTerms) {
+      const E* rows[kDotTerms];  // null behind the last one
+#pragma GCC unroll 4
+      for (int i = 0; i < kDotTerms; ++i) rows[i] = r + i < count ? reinterpret_cast<const E*>(row(r + i)) : nullptr;
+      for (int v = 0; v < vectors; ++v, out += kDotTerms * S::W) {
+        store_terms(out, rows, (first + v) * S::W, columns.lanes(first + v));
       }
     }
   }
-  static void pair_rows(E* block, int64_t rows) {
-    if (rows & 1) store(block + rows * S::W, S::V{});
-    for (int64_t r = 0; r < rows; r += 2) pair_two_rows(block + r * S::W);
+  static void join_rows(E* block, int64_t rows) {
+    for (int64_t r = rows; r % kDotTerms; ++r) store(block + r * S::W, S::V{});
+    for (int64_t r = 0; r < rows; r += kDotTerms) fastrnn::join_rows(block + r * S::W);
   }
   static FASTRNN_INLINE void multiply_transposed(int rows, int vectors, float* tile, const E* a, int64_t m0,
                                                  const E* b, int64_t count) {
-    kDotKernels.transposed[vectors - 1][rows - 1](tile, a + 2 * m0, b, count);
+    kDotKernels.transposed[vectors - 1][rows - 1](tile, a + kDotTerms * m0, b, count);
   }
-  static S::V sum_rows(const E* a, int64_t count) { return sum_paired_rows(a, count); }
+  static S::V sum_rows(const E* a, int64_t count) { return sum_joined_rows(a, count); }
 };
 #endif
 

@@ -257,9 +257,9 @@ class Backward : private Schedule {
       crew.each([&](int r) {
         if (p_.grad_x[grid_.direction(r)]) input_gradient(r, chunk_of(r));
       });
-      if (Operand::kPairs && p_.need_weights) {
-        crew.meet_direction();  // every row of dg has been read in pairs of units
-        crew.each([&](int r) { pair_rows(r, chunk_of(r)); });
+      if (Operand::kJoins && p_.need_weights) {
+        crew.meet_direction();  // every row of dg has been read in terms of units
+        crew.each([&](int r) { join_rows(r, chunk_of(r)); });
       }
       crew.each([&](int r) { finish_chunk(r, chunk_of(r)); });
       crew.meet_direction();  // dg is free again
@@ -377,7 +377,7 @@ class Backward : private Schedule {
 
   // ---- backward_chunk.inl -----------------------------------------------------------------------
 
-  void pair_rows(int rank, const Chunk& chunk);
+  void join_rows(int rank, const Chunk& chunk);
   void finish_chunk(int rank, const Chunk& chunk);
   Panel input_panel(int rank, int64_t p, int g0, int g1) const;
   void input_gradient(int rank, const Chunk& chunk);

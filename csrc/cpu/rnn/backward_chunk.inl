@@ -6,23 +6,23 @@
 namespace fastrnn {
 namespace {
 
-// This worker's blocks of what the gradients of weights multiply, from pairs of units to pairs of rows.
+// This worker's blocks of what the gradients of weights multiply, from terms of units to terms of rows.
 template <class T, template <class> class CellOf, class Operand>
-inline void Backward<T, CellOf, Operand>::pair_rows(int rank, const Chunk& chunk) {
-  if constexpr (Operand::kPairs) {
+inline void Backward<T, CellOf, Operand>::join_rows(int rank, const Chunk& chunk) {
+  if constexpr (Operand::kJoins) {
     const Direction& dir = directions_[grid_.direction(rank)];
     const int64_t blocks = units_.blocks();
-    const auto pair = [&](E* operand, int64_t block) {
-      Operand::pair_rows(operand + block * chunk_rows_ * W, chunk.rows);
+    const auto join = [&](E* operand, int64_t block) {
+      Operand::join_rows(operand + block * chunk_rows_ * W, chunk.rows);
     };
     const Range own = share_of(rank, G * blocks);
     for (int64_t i = own.begin; i < own.end; ++i) {
-      pair(dir.dg, i);
+      join(dir.dg, i);
       const int g = static_cast<int>(i / blocks);
-      if (recurrent_column(g) != g) pair(dir.dg, recurrent_column(g) * blocks + i % blocks);
+      if (recurrent_column(g) != g) join(dir.dg, recurrent_column(g) * blocks + i % blocks);
     }
     const Range outputs = share_of(rank, s_.P ? outputs_.blocks() : 0);
-    for (int64_t i = outputs.begin; i < outputs.end; ++i) pair(dir.dh_out, i);
+    for (int64_t i = outputs.begin; i < outputs.end; ++i) join(dir.dh_out, i);
   }
 }
 

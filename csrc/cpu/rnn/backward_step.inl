@@ -64,7 +64,7 @@ inline void Backward<T, CellOf, Operand>::pointwise(int rank, const Chunk& chunk
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) Operand::store(out + g * gate_stride, dpre[g]);
       if constexpr (C::kSplit) Operand::store(out + G * gate_stride, drec);
-      if constexpr (Operand::kPairs) {
+      if constexpr (Operand::kJoins) {
         for (int g = 0; g < kColumns; ++g) Operand::end_row(out + g * gate_stride, lanes);
       }
       if constexpr (C::kHasCell) S::store(group.dc + at, slot.cut ? V{} : dc_prev);

@@ -22,7 +22,7 @@ struct WeightGradient {
   int64_t rows;        // of the chunk
   int64_t left_rows;   // rows that the blocked left operand was allocated for
   bool first;          // the gradient is written, not added to
-  Dtype right_dtype;   // of the rows of `right`: Operand's, where it multiplies pairs
+  Dtype right_dtype;   // of the rows of `right`: Operand's, where it joins terms
   E* buffer;           // buffer_size(rows) elements
   int64_t near_bytes;  // of the plan
   // Of each block of `left`, the units that count.
@@ -49,7 +49,7 @@ struct WeightGradient {
     const auto natural = [&](int64_t i) {
       return out + (i / blocks * left_units.length + i % blocks * W) * columns.length;
     };
-    if constexpr (!Operand::kPairs) {
+    if constexpr (!Operand::kJoins) {
       if (first && rows <= kFewRows) {
         for (int64_t i = begin; i < end; ++i) {
           outer_product(left + source(i) * left_rows * W, min_of(last_lane, left_units.lanes(i % blocks)), columns,
