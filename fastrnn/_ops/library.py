@@ -85,8 +85,8 @@ def _warn(said: str) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back and Path(frame.f_code.co_filename).is_relative_to(_FOLDER):
         frame = frame.f_back
-        while frame.f_back and "importlib._bootstrap" in frame.f_code.co_filename:  # warnings.warn passes over it
-            frame = frame.f_back
+        while frame.f_back and "importlib._bootstrap" in frame.f_code.co_filename:
+            frame = frame.f_back  # warnings.warn passes over these by itself
         level += 1
     warnings.warn(said, RuntimeWarning, stacklevel=level)
 
