@@ -57,7 +57,8 @@ FASTRNN_INLINE void forget_tile() { asm volatile("" ::: "memory"); }
 
 // ProductKernel of tile.inl: sums of kBlock terms in kChains sets of accumulators.
 template <class T, int MR, int NV, int kChains, int64_t kBlock>
-void neon_product(T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld, int64_t K, const char* ahead) {
+void neon_product(T* tile, const T* from, int64_t from_row, const T* a, int64_t block_stride, const T* b, int64_t ld,
+                  int64_t K, const char* ahead) {
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int W = S::W;
@@ -66,8 +67,9 @@ void neon_product(T* tile, const T* a, int64_t block_stride, const T* b, int64_t
   constexpr bool kWholeRows = (kChains * NV + 1) * MR + 2 <= kNeonRegisters;
   const int64_t ahead_step = ahead ? 64 : 0;
   if (!ahead) ahead = reinterpret_cast<const char*>(b);
+  int64_t k = 0;
 #pragma GCC unroll 1
-  for (int64_t k = 0; k < K;) {
+  do {
     const int64_t end = min_of(K, k + kBlock);
     V sums[kChains][MR][NV];
 #pragma GCC unroll 4
@@ -127,11 +129,13 @@ void neon_product(T* tile, const T* a, int64_t block_stride, const T* b, int64_t
         V sum = sums[0][m][v];
         if constexpr (kChains == 2) sum += sums[1][m][v];
         if constexpr (kChains == 4) sum = (sum + sums[1][m][v]) + (sums[2][m][v] + sums[3][m][v]);
-        S::store(tile + (m * NV + v) * W, S::load(tile + (m * NV + v) * W) + sum);
+        S::store(tile + (m * NV + v) * W, S::load(from + m * from_row + v * W) + sum);
       }
     }
+    from = tile;
+    from_row = NV * W;
     forget_tile();
-  }
+  } while (k < K);
 }
 
 // TransposedKernel of tile.inl: sums of kBlock rows. No block of the left operand has more than W columns.

@@ -76,6 +76,12 @@ struct NaturalOperand {
                                       int64_t ld, int64_t K, const char* ahead) {
     fastrnn::multiply<T>(rows, vectors, tile, a, block_stride, b, ld, K, ahead);
   }
+  // The same where the sums begin with those in `from`, see ProductKernel.
+  static FASTRNN_INLINE void multiply_from(int rows, int vectors, T* tile, const T* from, int64_t from_row,
+                                           const E* a, int64_t block_stride, const E* b, int64_t K,
+                                           const char* ahead) {
+    kKernels<T>.product[vectors - 1][rows - 1](tile, from, from_row, a, block_stride, b, vectors * S::W, K, ahead);
+  }
 
   template <class Row>
   static FASTRNN_INLINE void right_rows(Row&& row, int64_t count, Dtype dtype, const Panels<T>& columns,

@@ -114,12 +114,13 @@ FASTRNN_INLINE void accumulate(typename Simd<T>::V (&acc)[MR][NV], const T* colu
   }
 }
 
-// tile[m][v] += sum over k in [0, K) of A[m][k] * B[k][v]. A is blocked: element (m, k) at
-// a[(k / W) * block_stride + m * W + k % W]. B has rows of `ld` elements. `ahead` (or null) is brought
-// into the cache on the way, a line every k: the panel that comes next, see PanelPrefetch.
+// tile[m][v] = from[m][v] + sum over k in [0, K) of A[m][k] * B[k][v]. A is blocked: element (m, k) at
+// a[(k / W) * block_stride + m * W + k % W]. B has rows of `ld` elements. `from` has rows of from_row elements, 0
+// where they are all one (a bias), and may be the tile. `ahead` (or null) is brought into the cache on the way, a
+// line every k: the panel that comes next, see PanelPrefetch.
 template <class T>
-using ProductKernel = void (*)(T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld, int64_t K,
-                               const char* ahead);
+using ProductKernel = void (*)(T* tile, const T* from, int64_t from_row, const T* a, int64_t block_stride, const T* b,
+                               int64_t ld, int64_t K, const char* ahead);
 
 // How many sets of accumulators share a block of K between them. A few rows leave too few independent
 // chains to hide the latency of a multiply-add; more sets than there are registers would live in memory.
@@ -128,15 +129,17 @@ constexpr int chains_of(int tile, int lanes) {
 }
 
 template <class T, int MR, int NV>
-void product_kernel(T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld, int64_t K, const char* ahead) {
+void product_kernel(T* tile, const T* from, int64_t from_row, const T* a, int64_t block_stride, const T* b,
+                    int64_t ld, int64_t K, const char* ahead) {
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int W = S::W;
   constexpr int kChains = chains_of(MR * NV, W);
   constexpr int kSteps = W < 4 ? W : 4;
   if (!ahead) ahead = reinterpret_cast<const char*>(b);  // what is in the cache costs nothing to fetch
+  int64_t k = 0;
 #pragma GCC unroll 1
-  for (int64_t k = 0; k < K;) {
+  do {
     const int64_t end = min_of(K, k + kSumBlock);
     V sums[kChains][MR][NV];
 #pragma GCC unroll 4
@@ -177,11 +180,13 @@ void product_kernel(T* tile, const T* a, int64_t block_stride, const T* b, int64
         V sum = sums[0][m][v];
         if constexpr (kChains == 2) sum += sums[1][m][v];
         if constexpr (kChains == 4) sum = (sum + sums[1][m][v]) + (sums[2][m][v] + sums[3][m][v]);
-        S::store(tile + (m * NV + v) * W, S::load(tile + (m * NV + v) * W) + sum);
+        S::store(tile + (m * NV + v) * W, S::load(from + m * from_row + v * W) + sum);
       }
     }
+    from = tile;
+    from_row = NV * W;
     forget_memory();
-  }
+  } while (k < K);
 }
 
 // product_kernel of one row and P panels of NV vectors at once, B_p at b + p * panel_stride, whose sums are at
@@ -327,7 +332,7 @@ constexpr Kernels<T> kKernels{};
 template <class T>
 FASTRNN_INLINE void multiply(int rows, int vectors, T* tile, const T* a, int64_t block_stride, const T* b, int64_t ld,
                              int64_t K, const char* ahead = nullptr) {
-  kKernels<T>.product[vectors - 1][rows - 1](tile, a, block_stride, b, ld, K, ahead);
+  kKernels<T>.product[vectors - 1][rows - 1](tile, tile, vectors * Simd<T>::W, a, block_stride, b, ld, K, ahead);
 }
 template <class T>
 FASTRNN_INLINE void multiply_transposed(int rows, int vectors, T* tile, const T* a, const T* b, int64_t reduction) {

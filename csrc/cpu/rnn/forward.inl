@@ -341,15 +341,9 @@ class Forward : private Schedule {
     const bool from_zero = C::kVariant && s_.variant.norm;  // the bias comes behind the norm
     for (int part = 0; part < kParts; ++part) {
       T* out = worker.gx + gx_offset(rank, panel) + (part * chunk_rows_ + row) * of_part * W;
-      for (int m = 0; m < height; ++m) {
-        if (from_zero) {
-          for (int v = 0; v < of_part; ++v) S::store(out + (m * of_part + v) * W, V{});
-        } else {
-          copy_vectors(dir.bias + (first * G + part * of_part) * W, out + m * of_part * W, of_part);
-        }
-      }
-      Operand::multiply(height, of_part, out, worker.x + row * W, chunk_rows_ * W,
-                        weights + part * of_part * W * Operand::depth(s_.I), s_.I, ahead.slice(s_.I));
+      const T* from = from_zero ? kZeros : dir.bias + (first * G + part * of_part) * W;
+      multiply_from(height, of_part, out, from, 0, worker.x + row * W, chunk_rows_ * W,
+                    weights + part * of_part * W * Operand::depth(s_.I), s_.I, ahead.slice(s_.I));
     }
   }
 
@@ -368,6 +362,21 @@ class Forward : private Schedule {
 
   static FASTRNN_INLINE void copy_vectors(const T* from, T* to, int count) {
     for (int v = 0; v < count; ++v) S::store(to + v * W, S::load(from + v * W));
+  }
+
+  // A product whose sums begin with rows of `from`, which lie from_row elements apart: a kernel of the compute type
+  // reads them where they are (a fiftieth of a product of 256 columns), another finds them in the tile.
+  alignas(64) static constexpr T kZeros[kMaxVectors * W] = {};
+  static FASTRNN_INLINE void multiply_from(int rows, int vectors, T* tile, const T* from, int64_t from_row,
+                                           const E* a, int64_t block_stride, const E* b, int64_t K,
+                                           const char* ahead) {
+    if constexpr (std::is_same_v<Operand, NaturalOperand<T>>) {
+      Operand::multiply_from(rows, vectors, tile, from, from_row, a, block_stride, b, K, ahead);
+    } else {
+      for (int m = 0; from != tile && m < rows; ++m)
+        copy_vectors(from + m * from_row, tile + m * vectors * W, vectors);
+      Operand::multiply(rows, vectors, tile, a, block_stride, b, K, ahead);
+    }
   }
 
   // ---- forward_step.inl -------------------------------------------------------------------------

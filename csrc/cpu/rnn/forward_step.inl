@@ -116,7 +116,8 @@ inline void Forward<T, CellOf, Operand>::step_tile(int rank, const E* weights, i
   const int of_part = lie.vectors;
   const T* gx = workers_[rank].gx + gx_offset(rank, panel) + slot * of_part * W;
   alignas(64) T tile[(Operand::kTileSize + 1) * W];  // a vector begins where a gate does, and may end behind the last
-  for (int part = 0; part < kParts; ++part) {
+  const bool copies = C::kSplit || !weights;         // the tile begins with more than gx, or is no kernel's
+  for (int part = 0; copies && part < kParts; ++part) {
     copy_vectors(gx + part * chunk_rows_ * of_part * W, tile + part * height * of_part * W, height * of_part);
   }
   if constexpr (C::kSplit) {
@@ -127,9 +128,11 @@ inline void Forward<T, CellOf, Operand>::step_tile(int rank, const E* weights, i
     }
   }
   for (int part = 0; weights && part < kParts; ++part) {
-    Operand::multiply(height, of_part, tile + part * height * of_part * W, group.h[s & 1] + row * W, group_rows_ * W,
-                      weights + part * of_part * W * Operand::depth(s_.out_size()), s_.out_size(),
-                      ahead.slice(s_.out_size()));
+    T* const sums = tile + part * height * of_part * W;
+    multiply_from(height, of_part, sums, copies ? sums : gx + part * chunk_rows_ * of_part * W, of_part * W,
+                  group.h[s & 1] + row * W, group_rows_ * W,
+                  weights + part * of_part * W * Operand::depth(s_.out_size()), s_.out_size(),
+                  ahead.slice(s_.out_size()));
   }
   if (!weights) {
     add_dots(p_.weights[grid_.direction(rank)].w_hh, s_.out_size(), panel, after, height, group.h[s & 1] + row * W,

@@ -23,9 +23,9 @@ FASTRNN_INLINE void multiply_row(int vectors, float* tile, const float* row, con
   constexpr int W = Simd<float>::W;
   const auto run = [&]<int NV>() {
 #ifdef FASTRNN_NEON
-    neon_product<float, 1, NV, chains_of(NV, W), kSumBlock>(tile, row, W, b, NV * W, K, nullptr);
+    neon_product<float, 1, NV, chains_of(NV, W), kSumBlock>(tile, tile, 0, row, W, b, NV * W, K, nullptr);
 #else
-    product_kernel<float, 1, NV>(tile, row, W, b, NV * W, K, nullptr);
+    product_kernel<float, 1, NV>(tile, tile, 0, row, W, b, NV * W, K, nullptr);
 #endif
   };
   switch (vectors) {
