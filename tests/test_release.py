@@ -216,6 +216,7 @@ import json, os, sys
 assert sys.argv[1:] in (["info", "--json"], ["verify", "--quick"]), sys.argv
 known = {"versions": {"python": "3.12.1", "torch": "2.14.1"}, "machine": {"isa": "neon"}}
 known |= {"cpu": {"kernels_loaded": True}, "cuda": {"kernels_loaded": False, "why_not": "no GPU's"}}
+known["threads"] = {"kernels": 2}
 print(json.dumps(known) if sys.argv[1] == "info" else "first\\n9 paths checked in 1 s")
 sys.exit(os.environ.get("PRETENDED") == sys.argv[1])
 """
@@ -234,7 +235,7 @@ def test_a_wheel_for_another_machine_is_run_by_a_command(fails, tmp_path, monkey
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the user's own paths come after the wheel
     (found,) = trial.try_all([wheel], "its own", "", f"env {shlex.quote(sys.executable)}")
     expected = {"kind": "aarch64", "run_by": "env", "python": "3.12.1", "torch": "2.14.1", "isa": "neon"}
-    expected["cuda"] = "no GPU's"
+    expected |= {"cuda": "no GPU's", "threads": 2}
     assert expected.items() <= found.items()
     assert "bench --quick" not in found
     if fails:

@@ -159,7 +159,7 @@ def use(place: Place, inside: Sequence, done: dict, timed: bool = True) -> None:
     step = place.step
     info = json.loads(step("info", *inside, "-m", "fastrnn", "info", "--json"))
     done |= {"python": info["versions"]["python"], "torch": info["versions"]["torch"]}
-    done["isa"] = info["machine"]["isa"]
+    done |= {"isa": info["machine"]["isa"], "threads": info["threads"]["kernels"]}
     done["cuda"] = "loaded" if info["cuda"]["kernels_loaded"] else info["cuda"]["why_not"]
     if not info["cpu"]["kernels_loaded"]:
         raise Failed("info", info["cpu"]["why_not"])

@@ -64,8 +64,9 @@ def _load(name: str) -> str:
     except Exception as error:  # whatever is wrong with it, torch's own layers need nothing of it
         text = " ".join(str(error.__cause__ or error).split())  # torch's says no more than the file's name
         if "undefined symbol" in text or "Symbol not found" in text:
+            text = text.removeprefix(f"{path}: ")
             return f"{path} asks for what torch {torch.__version__} does not have: {text}"
-        return f"{path} could not be loaded: {text}"
+        return f"{path} could not be loaded: {elf.explained(path, text)}"
     return ""
 
 
@@ -77,6 +78,17 @@ def _absent(name: str) -> str:
         f"{name} is not in {_FOLDER}: sources that were not built (`make build`, `pip install .`), or an "
         "installation that is not whole"
     )
+
+
+def _warn(said: str) -> None:
+    """A warning at the line that imports fastrnn: those between are ours, and tell a user nothing."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and Path(frame.f_code.co_filename).is_relative_to(_FOLDER):
+        frame = frame.f_back
+        while frame.f_back and "importlib._bootstrap" in frame.f_code.co_filename:
+            frame = frame.f_back  # warnings.warn passes over these by itself
+        level += 1
+    warnings.warn(said, RuntimeWarning, stacklevel=level)
 
 
 def _no_python_module() -> str:
@@ -98,11 +110,9 @@ if not cpu_why:
         cpu_why = f"{_FOLDER / _LIBRARY} is of another version: it has no {', '.join(_lacking)}"
 cpu_loaded = not cpu_why
 if cpu_why:
-    warnings.warn(
+    _warn(
         f"fastrnn's kernels are not loaded, torch's own layers run in their place: {cpu_why}. "
-        "`python -m fastrnn info` says more",
-        RuntimeWarning,
-        stacklevel=2,
+        "`python -m fastrnn info` says more"
     )
 
 #: The same of the CUDA kernels.
@@ -115,11 +125,9 @@ elif not (_FOLDER / "libfastrnn_cuda.so").exists():
     cuda_why = "fastrnn was built without CUDA"
 elif _failed := _load("libfastrnn_cuda.so"):  # the driver or libtorch_cuda is missing: the CPU still works
     cuda_why = _failed
-    warnings.warn(
+    _warn(
         f"fastrnn's CUDA kernels could not be loaded, torch's own layers run on GPUs: {_failed}. "
-        "`python -m fastrnn info` says more",
-        RuntimeWarning,
-        stacklevel=2,
+        "`python -m fastrnn info` says more"
     )
 cuda_loaded = not cuda_why
 #: How many blocks of fastrnn.patch() are open.
@@ -296,11 +304,9 @@ if cpu_loaded:
 
 _requested = os.environ.get("FASTRNN_CPU_ISA")
 if cpu_loaded and _requested and _requested != cpu_isa():
-    warnings.warn(
+    _warn(
         f"FASTRNN_CPU_ISA={_requested!r} cannot run here (available: {', '.join(available_cpu_isas())}); "
-        f"using {cpu_isa()}",
-        RuntimeWarning,
-        stacklevel=2,
+        f"using {cpu_isa()}"
     )
 
 

@@ -72,6 +72,7 @@ except RuntimeError as error:
     refused = str(error)
 print(json.dumps({{
     "said": [str(w.message) for w in mine], "kinds": [w.category.__name__ for w in mine], "cases": cases,
+    "where": [w.filename for w in mine],
     "loaded": library.cpu_loaded, "why": library.cpu_why,
     "cuda": library.cuda_loaded, "cuda_why": library.cuda_why,
     "explained": explained, "refused": refused, "isa": library.cpu_isa(),
@@ -107,6 +108,7 @@ def check_without_kernels(found: dict, *words: str) -> None:
     (said,) = found["said"]
     assert said.startswith("fastrnn's kernels are not loaded, torch's own layers run in their place: ")
     assert "python -m fastrnn info" in said
+    assert found["where"] == ["<string>"]  # the line of the program that imports fastrnn
     for word in words:
         assert word in said
         assert word in found["why"]
@@ -235,6 +237,32 @@ def test_symbol_that_this_torch_lacks(tmp_path):
     check_without_kernels(imported(tmp_path), f"torch {torch.__version__} does not have", "torch_of_tomorrow")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="about ELF")
+def test_library_for_another_processor(tmp_path):
+    """Another machine's wheel, a folder that two kinds of machine share: glibc would say that there is no
+    such file, which is there for everybody to see."""
+    library = copy_of_package(tmp_path) / "libfastrnn_cpu.so"
+    content = bytearray(library.read_bytes())
+    content[18:20] = struct.pack("<H", 243)
+    library.write_bytes(content)
+    check_without_kernels(imported(tmp_path), "it is for riscv, and this Python for ")
+
+
+def test_what_the_loader_says_is_explained(tmp_path):
+    """The file's name once, and where a file system forbids it to run that this may be so; of what is no ELF
+    file, or of this machine, the loader's own words."""
+    own, text = Path(sys.executable), tmp_path / "text.so"
+    text.write_text("nothing")
+    for path in (own, text, tmp_path / "gone.so", tmp_path):
+        assert elf.explained(path, f"{path}: no room") == "no room"
+    said = elf.explained(own, f"{own}: failed to map segment from shared object")
+    assert said == "failed to map segment from shared object; its file system may be mounted noexec"
+    for number, name in ((62, "x86_64"), (183, "aarch64"), (9999, "machine 9999 of ELF")):
+        for order, byte in (("<", b"\x01"), (">", b"\x02")):
+            text.write_bytes(b"\x7fELF\x02" + byte + bytes(12) + struct.pack(f"{order}H", number))
+            assert elf.machine(text) == name
+
+
 def test_library_of_another_version(tmp_path):
     """It loads, and lacks operators that the package's Python asks for."""
     library = copy_of_package(tmp_path) / "libfastrnn_cpu.so"
@@ -312,6 +340,7 @@ def test_cuda_library_that_cannot_load(tmp_path, cut):
         "fastrnn's CUDA kernels could not be loaded, torch's own layers run on GPUs"
     )
     assert "libfastrnn_cuda.so" in found["cuda_why"]
+    assert found["where"] == ["<string>"]
 
 
 @thorough
