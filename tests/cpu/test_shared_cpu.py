@@ -1,7 +1,7 @@
 """Threads of a call that the system has put on one CPU: they part at once, and nothing of it stays.
 
-Woken after a rest, a helper often finds itself on the CPU of the thread that called it, in a virtual machine above
-all, and there each call waited for the system's clock: 4 to 8 ms where it takes 0.3.
+Woken after a rest, a helper often finds itself on the CPU of the thread that called it, in a virtual machine
+above all, and there each call waited for the system's clock: 4 to 8 ms where it takes 0.3.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ print(json.dumps({"helpers": len(helpers), "together": together, "apart": apart,
 
 @pytest.mark.parametrize("work", ["rnn", "units", "scan"])
 def test_threads_on_one_cpu_part_and_keep_what_they_may_use(work):
-    """Put on one CPU by force, and let go: after one call they are on two, and bound to no fewer than before."""
+    """Put on one CPU by force, and let go: after one call they are on two, and bound to none."""
     done = subprocess.run([sys.executable, "-c", PROGRAM, work], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -66,7 +66,9 @@ constexpr int dot_rows_at_once(int MR, int W) {
 }
 
 // sums[j][m] = weight[j] . a[m] over [0, K) in blocks (tile.inl), lane by lane: R rows that begin `stride` elements
-// apart, n at the end of a row where K is not a multiple of W.
+// apart, n at the end of a row where K is not a multiple of W. Behind them `a` may hold anything, NaN too, which the
+// weights' zeros there would not take away: where the gates of a last block lie close (panels.inl), h of the units
+// that there are not is made of what was in memory.
 template <class T, Dtype kStorage, int MR, int R>
 FASTRNN_INLINE void dot_block(typename Simd<T>::V (&sums)[R][MR], const void* weight, int64_t stride, int64_t K,
                               const T* a, int64_t block_stride, const void* next) {
@@ -93,7 +95,9 @@ FASTRNN_INLINE void dot_block(typename Simd<T>::V (&sums)[R][MR], const void* we
     const auto add = [&](auto whole, int n) __attribute__((always_inline)) {
       V x[MR];
 #pragma GCC unroll 4
-      for (int m = 0; m < MR; ++m) x[m] = S::load(a + m * W);
+      for (int m = 0; m < MR; ++m) {
+        x[m] = decltype(whole)::value ? S::load(a + m * W) : S::load_n(a + m * W, n);
+      }
 #pragma GCC unroll 16
       for (int j = 0; j < R; ++j) {
         const V weights = load_as<T>(w[j / kGroup] + j % kGroup * row, 0, decltype(whole)::value ? W : n, kStorage);
@@ -162,7 +166,7 @@ FASTRNN_INLINE typename Simd<T>::V dot_row(const void* weight, int64_t K, const 
 #pragma GCC unroll 1
     for (; k < end; k += W, w += kVector, a += block_stride) {
       const int n = static_cast<int>(min_of<int64_t>(W, end - k));
-      block[0] += load_as<T>(w, 0, n, kStorage) * S::load(a);
+      block[0] += load_as<T>(w, 0, n, kStorage) * S::load_n(a, n);
     }
     sum += (block[0] + block[1]) + (block[2] + block[3]);
   }
