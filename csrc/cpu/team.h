@@ -10,7 +10,6 @@
 
 #ifdef __linux__
 #include <linux/futex.h>
-#include <sched.h>
 #include <sys/syscall.h>
 extern "C" long syscall(long number, ...) noexcept;
 #elif defined(_WIN32)
@@ -96,8 +95,6 @@ class Barrier {
     if (now == target && __atomic_load_n(&sleepers_, __ATOMIC_SEQ_CST)) wake();
   }
 
-  static constexpr int kPausesAYield = 1024;  // more than threads with a CPU each wait: some 20 us
-
   void wait(int64_t target) {
     if (__atomic_load_n(&arrivals_, __ATOMIC_ACQUIRE) >= target) return;
     Patience& learned = patience();
@@ -109,9 +106,6 @@ class Barrier {
       asm volatile("yield");
 #endif
       if (__atomic_load_n(&arrivals_, __ATOMIC_ACQUIRE) >= target) return learned.succeeded(i, pauses);
-      // Whom this waits for may be waiting for this very CPU. A thread that yields is not put elsewhere when it goes
-      // on, as one that slept is: onto the CPU of whoever wakes it, for one.
-      if (i % kPausesAYield == kPausesAYield / 2) sched_yield();
     }
     learned.failed(pauses);
     __atomic_fetch_add(&sleepers_, 1, __ATOMIC_SEQ_CST);

@@ -53,20 +53,28 @@ void cpu_limit_threads(int64_t limit, bool is_known) {
 // each other on one CPU then, each until the system takes it away: on two virtual CPUs (Linux 6.18) a call of 0.25 ms
 // took 4 to 8 after every rest of 50 ms. So whoever finds its CPU taken by another thread of the call moves: it is
 // bound to the others for a moment, which is what makes the system move it at once.
+// Only where this is the one call of the process: threads of several calls share CPUs, and each that moved would be
+// on another's.
+std::atomic<int> calls{0};
+
 class Region {
  public:
   using Body = void (*)(int64_t, int64_t, void*);
   Region(int64_t workers, Body body, void* context) : workers_(workers), body_(body), context_(context) {
+    calls.fetch_add(1, std::memory_order_relaxed);
     take_cpu();
   }
+  ~Region() { calls.fetch_sub(1, std::memory_order_relaxed); }
+  Region(const Region&) = delete;
 
   static void run(int64_t begin, int64_t end, void* self) {
     Region& region = *static_cast<Region*>(self);
-    const bool caller = std::this_thread::get_id() == region.caller_;
-    if (!caller) region.settle();
-    region.entered_.fetch_add(end - begin, std::memory_order_relaxed);
+    const int64_t own = end - begin;
+    if (calls.load(std::memory_order_relaxed) == 1) {
+      std::this_thread::get_id() == region.caller_ ? region.let_the_others_in(own) : region.settle();
+    }
+    region.entered_.fetch_add(own, std::memory_order_relaxed);
     region.body_(begin, end, region.context_);
-    if (caller) region.let_the_others_in();
   }
 
  private:
@@ -96,17 +104,27 @@ class Region {
     sched_setaffinity(0, sizeof(own), &own);
     take_cpu();
   }
-  // torch's own wait at the end keeps the CPU that a thread may be waiting for which has not begun.
-  void let_the_others_in() {
-    constexpr int kMost = 1000;
-    for (int i = 0; i < kMost && entered_.load(std::memory_order_relaxed) < workers_; ++i) sched_yield();
+  // The CPU, for a moment, to whoever of them waits for it, and some time to move. Threads that wait with their CPU
+  // in hand begin within a microsecond. Not more often, as a thread of another program may be what takes it; and not
+  // for longer. But a caller that went to sleep at its first meeting would be woken on the CPU of whom it waits for.
+  void let_the_others_in(int64_t own) {
+    constexpr int kSoon = 256, kTimes = 3, kMoved = 4096;
+    for (int i = 0; i < kSoon + kTimes + kMoved; ++i) {
+      if (entered_.load(std::memory_order_relaxed) >= workers_ - own) return;
+      if (i >= kSoon && i < kSoon + kTimes) sched_yield();
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#elif defined(__aarch64__)
+      asm volatile("yield");
+#endif
+    }
   }
 
   std::atomic<uint64_t> taken_[kCpus / kBits] = {};
 #else
   void take_cpu() {}
   void settle() {}
-  void let_the_others_in() {}
+  void let_the_others_in(int64_t) {}
 #endif
 
   const int64_t workers_;
