@@ -30,6 +30,15 @@ struct Parallel {
 
 namespace {
 
+// A moment's rest of a thread that looks again and again, for whoever shares its core.
+inline void pause_a_moment() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 // How long a thread waits for the others with its core in hand before it goes to sleep, in pauses of the processor.
 //
 // Where every thread has a core to itself, the others come within a step's few microseconds, and to be woken would
@@ -100,11 +109,7 @@ class Barrier {
     Patience& learned = patience();
     const int pauses = learned.pauses();
     for (int i = 1; i <= pauses; ++i) {
-#if defined(__x86_64__)
-      __builtin_ia32_pause();
-#elif defined(__aarch64__)
-      asm volatile("yield");
-#endif
+      pause_a_moment();
       if (__atomic_load_n(&arrivals_, __ATOMIC_ACQUIRE) >= target) return learned.succeeded(i, pauses);
     }
     learned.failed(pauses);

@@ -53,6 +53,7 @@ void cpu_limit_threads(int64_t limit, bool is_known) {
 // each other on one CPU then, each until the system takes it away: on two virtual CPUs (Linux 6.18) a call of 0.25 ms
 // took 4 to 8 after every rest of 50 ms. So whoever finds its CPU taken by another thread of the call moves: it is
 // bound to the others for a moment, which is what makes the system move it at once.
+//
 // Only where this is the one call of the process: threads of several calls share CPUs, and each that moved would be
 // on another's.
 std::atomic<int> calls{0};
@@ -81,19 +82,16 @@ class Region {
 #ifdef __linux__
   static constexpr int kCpus = CPU_SETSIZE, kBits = 64;
 
-  // The CPU of this thread, -1 where there is no telling; taken: whether it was another's already.
-  int take_cpu(bool* taken = nullptr) {
+  // Whether this thread's CPU was free of the call's others, or there is no telling.
+  bool take_cpu() {
     const int cpu = sched_getcpu();
-    if (cpu < 0 || cpu >= kCpus) return -1;
+    if (cpu < 0 || cpu >= kCpus) return true;
     const uint64_t bit = uint64_t{1} << cpu % kBits;
-    const bool before = taken_[cpu / kBits].fetch_or(bit, std::memory_order_relaxed) & bit;
-    if (taken) *taken = before;
-    return cpu;
+    return !(taken_[cpu / kBits].fetch_or(bit, std::memory_order_relaxed) & bit);
   }
   // To a CPU that no thread of this call has, if there is one for each.
   void settle() {
-    bool taken = false;
-    if (take_cpu(&taken) < 0 || !taken) return;
+    if (take_cpu()) return;
     cpu_set_t own, others;
     if (sched_getaffinity(0, sizeof(own), &own) != 0 || CPU_COUNT(&own) < workers_) return;
     others = own;
@@ -112,11 +110,7 @@ class Region {
     for (int i = 0; i < kSoon + kTimes + kMoved; ++i) {
       if (entered_.load(std::memory_order_relaxed) >= workers_ - own) return;
       if (i >= kSoon && i < kSoon + kTimes) sched_yield();
-#if defined(__x86_64__)
-      __builtin_ia32_pause();
-#elif defined(__aarch64__)
-      asm volatile("yield");
-#endif
+      pause_a_moment();
     }
   }
 
