@@ -240,11 +240,7 @@ def _(cell, x, b, weight, h0, lengths, cut, reverse):
 @fakes.fake("elementwise_backward")
 def _(cell, grad_y, grad_last, x, b, weight, h0, lengths, cut, y, reverse, needs):
     fakes.same_device(x, b, weight, h0, cut, y, grad_y, grad_last)
-
-    def like(tensor, wanted):
-        return x.new_empty(tensor.shape) if wanted and tensor is not None else x.new_empty((0,))
-
-    return like(x, needs & 1), like(b, needs & 2), like(weight, needs & 4), like(h0, needs & 8)
+    return tuple(fakes.gradient(of, needs & bit, x) for of, bit in ((x, 1), (b, 2), (weight, 4), (h0, 8)))
 
 
 @fakes.fake("slstm_forward")

@@ -25,6 +25,11 @@ def same_device(x, *tensors):
             raise RuntimeError(f"expected all tensors on x's device, {x.device}, got one on {tensor.device}")
 
 
+def gradient(of, wanted, x):
+    """Of a tensor, or nothing (an empty tensor) where none is wanted or there is no such tensor."""
+    return of.new_empty(of.shape) if wanted and of is not None else x.new_empty((0,))
+
+
 def fake(name: str):
     """Registers a function as an operator's fake implementation, where there is the operator."""
     if not library.cpu_loaded:
@@ -77,14 +82,10 @@ def _fake_backward(
     mode,
 ):
     same_device(x, h0, c0, *weights, reset, grad_cells)
-
-    def like(tensor, wanted):
-        return tensor.new_empty(tensor.shape) if wanted and tensor is not None else x.new_empty((0,))
-
     return (
-        like(x, mode & NEEDS["x"]),
-        like(h0, mode & NEEDS["h0"]),
-        like(c0, mode & NEEDS["c0"]),
+        gradient(x, mode & NEEDS["x"], x),
+        gradient(h0, mode & NEEDS["h0"], x),
+        gradient(c0, mode & NEEDS["c0"], x),
         _like_weights(weights, cell) if mode & NEEDS["weights"] else [],
     )
 
@@ -160,17 +161,13 @@ def _(
     needs,
 ):
     same_device(u, grad_h, grad_c, grad_cells, x, weight_c, bias, c0, v, mask_pad, drop_mask, reset, cells)
-
-    def like(tensor, wanted):
-        return u.new_empty(tensor.shape) if wanted and tensor is not None else u.new_empty((0,))
-
     return (
-        like(u, needs & SCAN_NEEDS["u"]),
-        like(x, needs & SCAN_NEEDS["x"]),
-        like(weight_c, needs & SCAN_NEEDS["weights"]),
-        like(bias, needs & SCAN_NEEDS["weights"]),
-        like(c0, needs & SCAN_NEEDS["c0"]),
-        like(v, needs & SCAN_NEEDS["v"]),
+        gradient(u, needs & SCAN_NEEDS["u"], u),
+        gradient(x, needs & SCAN_NEEDS["x"], u),
+        gradient(weight_c, needs & SCAN_NEEDS["weights"], u),
+        gradient(bias, needs & SCAN_NEEDS["weights"], u),
+        gradient(c0, needs & SCAN_NEEDS["c0"], u),
+        gradient(v, needs & SCAN_NEEDS["v"], u),
     )
 
 
