@@ -8,6 +8,7 @@ has the same bits.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import shutil
 import subprocess
@@ -115,6 +116,54 @@ def test_other_cells(fill, cell):
     torch.manual_seed(0)
     for H in SIZES:
         check(fill, getattr(fastrnn, cell)(4, H), [(1, 1), (3, 3), (9, 7)], F32)
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_what_is_computed_again(fill, cell):
+    """Gates that the backward pass makes anew, on rows of unequal length."""
+    torch.manual_seed(0)
+    for H in SIZES:
+        layer = getattr(fastrnn, cell)(4, H, dtype=F64)
+        layer.save = "recompute"
+        check(fill, layer, [(3, 3), (9, 7)], F64, modes=(True,))
+        found = []
+        for byte in (0, 0xFF):
+            torch.manual_seed(1)
+            x = torch.nn.utils.rnn.pack_sequence([torch.randn(n, 4, dtype=F64) for n in (3, 2, 1)])
+            fill(byte)
+            y, state = layer(x)
+            found.append(bits([y.data, *(state if isinstance(state, tuple) else [state])]))
+        assert found[0] == found[1], H
+
+
+@pytest.mark.parametrize("weights", ["int8", "bfloat16"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_weights_of_low_precision(fill, cell, weights):
+    """Whose rows of h are rounded by the largest of them, and of no more."""
+    torch.manual_seed(0)
+    for H in SIZES:
+        layer = fastrnn.quantize(getattr(fastrnn, cell)(4, H).eval(), weights)
+        check(fill, layer, [(1, 1), (3, 3), (9, 7)], F32, modes=(False,))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("cell", ["LSTMCell", "GRUCell", "RNNCell"])
+def test_single_steps(fill, cell, dtype):
+    """A cell's step, forward and backward, from a state of its own."""
+    torch.manual_seed(0)
+    for H, B in itertools.product(SIZES, (1, 3, 9)):
+        layer = getattr(fastrnn, cell)(4, H, dtype=dtype)
+        x, hx = torch.randn(B, 4, dtype=dtype), torch.randn(B, H, dtype=dtype)
+        found = []
+        for byte in (0, 0xFF):
+            layer.zero_grad(set_to_none=True)
+            fill(byte)
+            state = layer(x, (hx, hx) if cell == "LSTMCell" else hx)
+            h = state[0] if isinstance(state, tuple) else state
+            fill(byte)
+            h.backward(torch.ones_like(h))
+            found.append(bits([h, *(p.grad for p in layer.parameters())]))
+        assert found[0] == found[1], (H, B)
 
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
