@@ -27,7 +27,7 @@ from fastrnn.proof.timing import AGREEMENT, Contender, disagreement, interleave
 from . import kernel_rate, limits, overhead, scan_rate
 from .cases import BESIDE, Case
 from .contenders.compile import forget
-from .contenders.contender import Unsupported
+from .contenders.contender import Unsupported, mode
 from .contenders.registry import NAMES, ROW, build, standard
 from .problem import Problem
 
@@ -106,7 +106,8 @@ def time_case(
         for c in contenders:
             c.enter = partial(announce, c.key)
     # On a GPU there are no threads to come to rest.
-    timings = interleave(contenders, settle=threads > 1 and case.device == "cpu", **timing)
+    with mode(case):
+        timings = interleave(contenders, settle=threads > 1 and case.device == "cpu", **timing)
     return {
         "case": case.to_dict(),
         "threads": threads,
@@ -128,7 +129,8 @@ def time_scaling(case: Case, threads: int, **timing) -> dict:
         contender.enter = lambda n=n: torch.set_num_threads(n)
         contenders.append(contender)
     try:
-        timings = interleave(contenders, settle=True, **timing)
+        with mode(case):
+            timings = interleave(contenders, settle=True, **timing)
     finally:
         torch.set_num_threads(threads)
     one, all_ = timings["1"].median, timings[str(threads)].median

@@ -18,8 +18,14 @@ constexpr int64_t kLeastCache = 256 << 10, kMostCache = 4 << 20;
 // bound by reading the weights) and with several; bytes of weights that are packed or read where they lie.
 constexpr double kOneRowFlops = 5, kFlops = 9, kPackedBytes = 30, kReadBytes = 90;
 // Rows, and steps of all of them, for which packing costs more than it saves. On a Zen 5, float32, H = 256, one row
-// where weights lie takes .53 of the packed time at 3 steps, .8 at 8, 1.03 at 16.
-constexpr int64_t kDirectRows = 4, kDirectRowSteps = 10;
+// where weights lie takes .53 of the packed time at 3 steps, .8 at 8, 1.03 at 16. Recurrent weights that no L2 cache
+// holds are read as fast either way: H = 512 takes .9 to 1.04 at 16 steps, 1024 .85 to .98.
+constexpr int64_t kDirectRows = 4, kDirectRowSteps = 10, kDirectFarSteps = 16;
+
+// Of a direction's recurrent weights as they are multiplied.
+int64_t recurrent_bytes(const LayerShape& s) {
+  return gates_of(s.cell) * s.H * s.out_size() * (s.dtype == Dtype::kDouble ? 8 : 4);
+}
 
 // What a pass over the layer takes if it is cut up like this, in nanoseconds, about: what decides between one thread
 // and several is how much a step's work is beside a meeting, and the whole call's beside that of waking threads.
@@ -55,9 +61,8 @@ CpuPlan split(const LayerShape& s, const CpuMachine& machine, int threads, CpuPl
   // a core's cache and every group can fill its tiles, the units otherwise. Weights that fill the cache
   // alone do so where each panel serves several tiles, which then wait for it less than for a meeting: as
   // fast on two quiet cores (LSTM 100,32,256), and 5% faster where others are at work.
-  const int64_t element = s.dtype == Dtype::kDouble ? 8 : 4;
   const int64_t unit_blocks = ceil_div(s.H, machine.lanes);
-  const int64_t weights = gates_of(s.cell) * s.H * s.out_size() * element;
+  const int64_t weights = recurrent_bytes(s);
   int best_batch = 1;
   for (int groups = 1; groups <= threads; ++groups) {
     const bool units_left = unit_blocks * groups >= threads;
@@ -76,7 +81,9 @@ CpuPlan split(const LayerShape& s, const CpuMachine& machine, int threads, CpuPl
 CpuPlan plan_cpu(const LayerShape& s, const CpuMachine& machine, bool packed) {
   CpuPlan plan;
   plan.near_bytes = std::clamp(machine.l2_bytes, kLeastCache, kMostCache) / 2;
-  plan.direct = !packed && !s.variant.any() && s.B <= kDirectRows && s.T * s.B <= kDirectRowSteps;
+  const bool far = recurrent_bytes(s) > 2 * plan.near_bytes;
+  plan.direct = !packed && !s.variant.any() && s.B <= kDirectRows &&
+                s.T * s.B <= (far && s.B == 1 ? kDirectFarSteps : kDirectRowSteps);
   // All threads, half of them, and so on, against one: which does it soonest. A layer without rows has nothing to do.
   if (s.rows() > 0 && machine.threads > 1) {
     const CpuPlan one = plan;

@@ -97,17 +97,21 @@ def cases(
 
 
 def contender(key: str, module: nn.RNNBase, case: Case, x: Tensor, grad: Tensor) -> Contender:
-    """A module's work on x, whose output gets a gradient in training."""
+    """A module's work on x, whose output gets a gradient in training; in inference to be called within
+    torch.inference_mode()."""
     sync = torch.cuda.synchronize if x.is_cuda else lambda: None
     label = {"fastrnn": "fastrnn", "torch": "torch.nn"}[key]
     if not case.training:
         module.eval()
 
-        @torch.inference_mode()
-        def forward():
+        def forward() -> Tensor:
             return module(x)[0]
 
-        return Contender(key, label, forward, lambda: {"output": forward().clone()}, sync=sync)
+        def output() -> dict[str, Tensor]:
+            with torch.inference_mode():
+                return {"output": forward().clone()}
+
+        return Contender(key, label, forward, output, sync=sync)
 
     x, weights = x.clone().requires_grad_(), list(module.parameters())
 
@@ -154,7 +158,9 @@ def measure(case: Case, budget_s: float, min_rounds: int = MIN_ROUNDS) -> Outcom
         if not difference <= AGREEMENT[case.dtype]:
             return Outcome(case, {}, difference, f"differs from torch.nn by {difference:.1e}")
         settle = torch.get_num_threads() > 1 and not x.is_cuda
-        timings = interleave(both, budget_s=budget_s, min_rounds=min_rounds, hurry=True, settle=settle)
+        # Entered once, as a server does: entering it costs torch more than a step of a small layer.
+        with torch.inference_mode(not case.training):
+            timings = interleave(both, budget_s=budget_s, min_rounds=min_rounds, hurry=True, settle=settle)
     except Exception as error:
         return Outcome(case, {}, difference, f"{type(error).__name__}: {error}".splitlines()[0])
     return Outcome(case, {key: timing.to_dict() for key, timing in timings.items()}, difference)

@@ -253,6 +253,30 @@ def test_long_rows_of_weights_where_they_lie(isa, cell, dtype):
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize(("cell", "H"), [("lstm", 131), ("gru", 150), ("rnn_tanh", 260), ("rnn_relu", 260)])
+def test_more_steps_of_weights_that_no_cache_holds(isa, threads, small_cache, cell, H, dtype):
+    """One row's weights are read where they lie for more steps where packed ones would come from as far;
+    outputs and gradients at the last such step and the one after, in both directions, on two threads too."""
+    for T in (11, 16, 17):
+        _check(Case(cell, T, 1, 9, H, dtype=dtype))
+        assert library.cpu_last_plan()["kernel"] == ("direct" if T <= 16 else "packed")
+    _check(Case(cell, 16, 1, 9, H, D=2, dtype=dtype, save="recompute"))
+    _check(Case(cell, 16, 2, 9, H, dtype=dtype))
+    assert library.cpu_last_plan()["kernel"] == "packed"
+    threads(2)
+    _check(Case(cell, 16, 1, 9, H, dtype=dtype))
+
+
+@pytest.fixture
+def small_cache():
+    """The smallest second-level cache that calls plan for."""
+    before = library.cpu_machine(F32)["l2_bytes"]
+    library.set_cpu_machine(l2_bytes=1)
+    yield
+    library.set_cpu_machine(l2_bytes=before)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_caches_of_other_machines(isa, cell, dtype):
     """What is fetched ahead and how a sequence is cut up follow the caches: the numbers do not. Of the small

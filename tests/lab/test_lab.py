@@ -13,6 +13,7 @@ from gpu_runs import tiny
 
 from benchmarks.lab import cases, limits, memory, presets, worker
 from benchmarks.lab.cases import Case
+from benchmarks.lab.contenders import fastrnn as fastrnn_contender
 from benchmarks.lab.contenders import registry as contenders
 from benchmarks.lab.problem import Problem, flops, weight_bytes
 from fastrnn.proof import timing
@@ -85,6 +86,21 @@ def test_variants_are_compared_with_the_reference(cell, variant, training):
     for contender in made:
         contender.call()
     assert worker.make_contenders(tiny(), ["plain"], 1)[2] == {"plain": "beside variants only"}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_inference_is_timed_within_one_inference_mode(training, monkeypatch):
+    """Entering it at each call would be a part of what a torch module is said to take."""
+    modes = []
+
+    def call(module, problem, x):
+        modes.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+        return module(x)
+
+    monkeypatch.setattr(fastrnn_contender, "run", call)
+    worker.time_case(tiny(training=training), ["fastrnn"], 1, budget_s=0, min_rounds=1)
+    assert {*modes} == {(not training, training)}
+    assert not torch.is_inference_mode_enabled()
 
 
 def test_filters():

@@ -15,7 +15,7 @@ from benchmarks.lab.cases import Case
 from benchmarks.lab.contenders import compile as compiled
 from benchmarks.lab.contenders import contender as shared
 from benchmarks.lab.contenders import registry as contenders
-from benchmarks.lab.contenders.contender import Unsupported
+from benchmarks.lab.contenders.contender import Unsupported, mode
 from benchmarks.lab.problem import Problem
 from fastrnn.proof.timing import AGREEMENT, disagreement
 
@@ -33,7 +33,8 @@ def agrees(contender, problem, limit=1e-5):
         assert disagreement(result, expected) < limit
     if contender.prepare:
         contender.prepare()
-    contender.call()
+    with mode(problem.case):
+        contender.call()
 
 
 def play(monkeypatch, name: str, **members) -> types.ModuleType:

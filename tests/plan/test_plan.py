@@ -141,6 +141,11 @@ def test_plan_reads_weights_in_place_for_a_step_of_few_rows():
     assert plan(T=1, B=1)["packed_weights"] is False
     assert plan(T=100, B=1)["kernel"] == "packed"
     assert plan(T=1, B=100)["kernel"] == "packed"
+    # For more steps of one row where packed weights would not be nearer than those of the layer.
+    wide = {"B": 1, "H": 600, "l2_bytes": 1 << 20}
+    assert [plan(T=T, **wide)["kernel"] for T in (10, 16, 17)] == ["direct", "direct", "packed"]
+    assert [plan(T=T, **wide | {"H": 250})["kernel"] for T in (10, 11)] == ["direct", "packed"]
+    assert plan(T=8, **wide | {"B": 2})["kernel"] == "packed"
 
 
 def test_plan_cost():

@@ -34,6 +34,11 @@ struct Panels {
   }
 };
 
+// Every step-th panel of [begin, end).
+struct Turns {
+  int64_t begin, end, step;
+};
+
 // Whether a half type is loaded by instructions of its own, not lane by lane.
 #if defined(FASTRNN_AVX512) || defined(FASTRNN_AVX2) || defined(FASTRNN_NEON)
 constexpr bool kConvertsHalf = true;

@@ -77,10 +77,14 @@ struct PackedWeights {
     Operand::pack(weight, K, s.dtype, G, units, panel, K, out, kPartGates, lie.close ? lie.vectors : 0);
   }
 
-  // Fills every `shares`th panel from `share` on, of the pieces that were laid out.
-  void pack(const DirectionWeights& weights, const LayerShape& s, int64_t share, int64_t shares) const {
+  // Fills all of the pieces that were laid out.
+  void pack(const DirectionWeights& weights, const LayerShape& s) const {
+    pack(weights, s, {0, units_of(s).count(), 1}, {0, outputs_of(s).count(), 1});
+  }
+  // Fills these panels of them: of the units', and of a projection's outputs.
+  void pack(const DirectionWeights& weights, const LayerShape& s, Turns of_units, Turns of_outputs) const {
     const Panels<T> units = units_of(s), outputs = outputs_of(s);
-    for (int64_t panel = share; panel < units.count(); panel += shares) {
+    for (int64_t panel = of_units.begin; panel < of_units.end; panel += of_units.step) {
       const int64_t first = units.first_block(panel);
       if (w_ih) pack_panel(weights.w_ih, s, s.I, panel, w_ih + first * panel_size(s.I));
       if (w_hh) pack_panel(weights.w_hh, s, s.out_size(), panel, w_hh + first * panel_size(s.out_size()));
@@ -91,7 +95,7 @@ struct PackedWeights {
       }
     }
     if (!s.P) return;
-    for (int64_t panel = share; panel < outputs.count(); panel += shares) {
+    for (int64_t panel = of_outputs.begin; panel < of_outputs.end; panel += of_outputs.step) {
       Operand::pack(weights.w_hr, s.H, s.dtype, 1, outputs, panel, s.H,
                     w_hr + outputs.first_block(panel) * W * Operand::depth(s.H));
     }

@@ -8,11 +8,12 @@ namespace {
 
 template <class T, template <class> class CellOf, class Operand>
 inline void Backward<T, CellOf, Operand>::prepare(int rank) {
-  const int d = grid_.direction(rank), shares = grid_.workers_a_direction();
+  const int d = grid_.direction(rank);
   const DirectionWeights& weights = p_.weights[d];
   const Direction& dir = directions_[d];
   const auto pack = [&](const Panels<T>& columns, const void* weight, int gates, int64_t K, E* out) {
-    for (int64_t panel = share(rank); panel < columns.count(); panel += shares) {
+    const Turns turns = packed_by(columns, rank);
+    for (int64_t panel = turns.begin; panel < turns.end; panel += turns.step) {
       if (natural(columns, panel)) continue;
       Operand::pack_rows(weight, columns.length, s_.dtype, columns, panel, gates, K,
                          out + columns.first_block(panel) * W * gates * Operand::depth(K));

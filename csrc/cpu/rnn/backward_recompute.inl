@@ -8,11 +8,12 @@ namespace {
 
 template <class T, template <class> class CellOf, class Operand>
 inline void Backward<T, CellOf, Operand>::pack_gates(int rank) {
-  const int d = grid_.direction(rank), shares = grid_.workers_a_direction();
+  const int d = grid_.direction(rank);
   const DirectionWeights& weights = p_.weights[d];
   const Direction& dir = directions_[d];
   const Panels<T> gates{s_.H, 1};
-  for (int64_t block = share(rank); block < gates.count(); block += shares) {
+  const Turns turns = packed_by(gates, rank);
+  for (int64_t block = turns.begin; block < turns.end; block += turns.step) {
     Operand::pack(weights.w_ih, s_.I, s_.dtype, G, gates, block, s_.I, dir.gate_w_ih + block * gate_size(s_.I),
                   kPartGates);
     Operand::pack(weights.w_hh, s_.out_size(), s_.dtype, G, gates, block, s_.out_size(),

@@ -40,11 +40,12 @@ inline void Backward<T, CellOf, Operand>::lay_out_stages(Worker& worker, Range o
 
 template <class T, template <class> class CellOf, class Operand>
 inline void Backward<T, CellOf, Operand>::pack_stages(int rank) {
-  const int d = grid_.direction(rank), shares = grid_.workers_a_direction();
+  const int d = grid_.direction(rank);
   if (on().heads > 1) {
     const Heads<T> heads(s_);
     const int64_t depth = heads.depth(outputs_, s_.H);
-    for (int64_t panel = share(rank); panel < outputs_.count(); panel += shares) {
+    const Turns turns = packed_by(outputs_, rank);
+    for (int64_t panel = turns.begin; panel < turns.end; panel += turns.step) {
       heads.pack_rows(p_.weights[d].w_hh, s_.dtype, G, outputs_, panel,
                       stages_[d].w_hh + outputs_.first_block(panel) * W * G * depth);
     }

@@ -227,7 +227,7 @@ class Forward : private Schedule {
   // Packs this worker's share of its direction's weights and fills its rows of the state.
   void prepare(int rank) {
     const int d = grid_.direction(rank), b = grid_.batch_group(rank);
-    if (!p_.packed) directions_[d].pack(p_.weights[d], s_, share(rank), grid_.workers_a_direction());
+    if (!p_.packed) directions_[d].pack(p_.weights[d], s_, packed_by(units_, rank), packed_by(outputs_, rank));
     if constexpr (C::kVariant) pack_stages(rank);
     const Group& group = groups_[grid_.group(rank)];
     if (grid_.unit_group(rank) == 0) {

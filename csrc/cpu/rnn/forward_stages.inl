@@ -38,12 +38,13 @@ inline void Forward<T, CellOf, Operand>::lay_out_stages(Worker& worker, int64_t 
 
 template <class T, template <class> class CellOf, class Operand>
 inline void Forward<T, CellOf, Operand>::pack_stages(int rank) {
-  const int d = grid_.direction(rank), shares = grid_.workers_a_direction();
+  const int d = grid_.direction(rank);
+  const Turns turns = packed_by(units_, rank);
   const Stages& stages = stages_[d];
   const Heads<T> heads(s_);
   const int64_t K = s_.out_size(), depth = heads.depth(units_, K);
   const int first = on().reset_before ? G - 1 : G;
-  for (int64_t panel = share(rank); panel < units_.count(); panel += shares) {
+  for (int64_t panel = turns.begin; panel < turns.end; panel += turns.step) {
     const int64_t at = units_.first_block(panel) * W * depth;
     const auto pack = [&](int g0, int gates, E* to) {
       if (!gates) return;

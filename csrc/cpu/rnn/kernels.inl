@@ -104,7 +104,7 @@ void pack_weights(const LayerShape& shape, const DirectionWeights& weights, char
   Passes::with_plain_cell(shape, [&]<class K>() {
     typename K::Weights packed;
     packed.read(to, shape);
-    packed.pack(weights, shape, 0, 1);
+    packed.pack(weights, shape);
   });
 }
 

@@ -97,11 +97,18 @@ class Schedule {
     return {min_of(panels.first_block(own.begin), panels.blocks()),
             min_of(panels.first_block(own.end), panels.blocks())};
   }
+  // Of panels that are packed before the first step, those that this worker packs: of its own units, whose panels it
+  // alone reads at every step (from another core's cache they would come at a third of the speed); batch groups,
+  // which all read them, take turns.
+  template <class T>
+  Turns packed_by(const Panels<T>& panels, int rank) const {
+    const Range own = own_panels(panels, rank);
+    return {own.begin + grid_.batch_group(rank), own.end, grid_.batch_groups};
+  }
   // Of what all workers of a direction share, whatever their groups.
-  int share(int rank) const { return rank % grid_.workers_a_direction(); }
   Range share_of(int rank, int64_t count) const {
-    const int64_t n = grid_.workers_a_direction();
-    return {count * share(rank) / n, count * (share(rank) + 1) / n};
+    const int64_t n = grid_.workers_a_direction(), share = rank % n;
+    return {count * share / n, count * (share + 1) / n};
   }
 
   // ---- time -------------------------------------------------------------------------------------

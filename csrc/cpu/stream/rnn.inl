@@ -68,7 +68,7 @@ struct RnnSteps {
   static void prepare(StreamRnn& layer, const DirectionWeights& weights, char* memory) {
     Weights packed;
     packed.read(memory, layer.shape);
-    packed.pack(weights, layer.shape, 0, 1);
+    packed.pack(weights, layer.shape);
     layer.w_ih = packed.w_ih;
     layer.w_hh = packed.w_hh;
     layer.w_hr = packed.w_hr;
