@@ -91,7 +91,7 @@ def test_however_the_steps_are_cut(here, tmp_path):
 
 
 def test_a_linear_layers_steps_cut(here, tmp_path):
-    """Few outputs are summed for several steps together, and a step by itself in the same order: any number of
+    """Few outputs are summed for several steps together, and a step by itself in the same order: any count of
     outputs, and inputs in one register, in several and in a part of one."""
     for inputs, outputs in itertools.product((1, 7, 8, 9, 16, 20, 33, 70), (1, 2, 3, 4, 5, 17)):
         model, x = load(nn.Linear(inputs, outputs), tmp_path), randn(67, inputs)

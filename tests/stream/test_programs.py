@@ -187,7 +187,7 @@ def test_clang(saved, isa):
 
 
 def check(program: Path, command: list[str], path: Path, **environment: str) -> str:
-    """The program's outputs against those of this machine's library, and to the last bit the same ones however
+    """The program's outputs against those of this machine's library, and to the last bit the same however
     the steps are cut; which instruction set it says."""
     x, folder = randn(100, 2), program.parent
     (folder / "x").write_bytes(x.numpy().tobytes())
