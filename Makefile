@@ -188,8 +188,10 @@ bench: $(ENV_BENCH) build  ## quick benchmark against torch.nn and what else is 
 	$(PY) -m benchmarks.lab --quick $(ARGS)
 	@$(TOOK)
 
+# From the beginning each time (-E): of a page that Sphinx holds to be unchanged it does not tell a warning again, and
+# pages are made of docstrings, of the changelog and of conf.py, too.
 docs: $(ENV_DOCS) build  ## the documentation, build/docs/index.html; ARGS="-b linkcheck" asks every link of the web
-	$(PY) -m sphinx -q -W --keep-going -d build/docs-trees docs build/docs $(ARGS)
+	$(PY) -m sphinx -q -E -W --keep-going -d build/docs-trees docs build/docs $(ARGS)
 
 readme-figures:  ## the README's figures and docs/performance.md's, from the committed results
 	$(PYTHON) tools/figures.py $(ARGS)

@@ -133,7 +133,8 @@ def as_of_this_site(app, docname, source):
     """The changelog is the repository's own; links to its other files lead to where it can be browsed, or
     where nobody said where that is, name them."""
     if docname == "changelog":
-        source[0] = (ROOT / "CHANGELOG.md").read_text().replace("](docs/", "](")
+        text = re.sub(r"\]\((?!https?:|#)", "](../", (ROOT / "CHANGELOG.md").read_text())
+        source[0] = text.replace("](../docs/", "](")
 
     def outside(match):
         text, path, anchor = match.groups()

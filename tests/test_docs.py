@@ -7,6 +7,7 @@ import copy
 import importlib.util
 import inspect
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -252,6 +253,27 @@ def test_every_page_has_its_place():
     listed = (DOCS / "api" / "index.md").read_text()
     for page in (DOCS / "api").iterdir():
         assert page.stem == "index" or f"\n{page.stem}\n" in listed, page.name
+
+
+@pytest.mark.parametrize("repository", ["", "https://example.org/fastrnn/blob/main"])
+def test_links_of_the_sites_pages(repository, monkeypatch):
+    """What Sphinx gets of each page, the repository's changelog among them: its links lead to pages of the
+    site, to the web, or are names of files that nobody said where to browse."""
+    monkeypatch.setenv("FASTRNN_REPOSITORY", repository)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    conf = runpy.run_path(str(DOCS / "conf.py"))
+    for page in DOCS.rglob("*.md"):
+        source = [page.read_text()]
+        conf["as_of_this_site"](None, page.relative_to(DOCS).with_suffix("").as_posix(), source)
+        for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```$", "", source[0], flags=re.M | re.S)):
+            if not link.startswith(("https://", "http://", "#")):
+                path = (page.parent / link.partition("#")[0]).resolve()
+                assert path.is_file(), (page.name, link)
+                assert path.is_relative_to(DOCS), (page.name, link)
+    changelog = ["changelog"]
+    conf["as_of_this_site"](None, "changelog", changelog)
+    for path in re.findall(r"\]\((?!https?:|#|docs/)([^)#]+)", (ROOT / "CHANGELOG.md").read_text()):
+        assert (f"]({repository}/{path}" if repository else f"`{path}`") in changelog[0]
 
 
 @thorough

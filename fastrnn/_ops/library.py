@@ -56,7 +56,7 @@ def _load(name: str) -> str:
     if old:
         return f"fastrnn needs torch >= {'.'.join(map(str, MIN_TORCH))}, found {torch.__version__}"
     if not path.exists():
-        return _absent(name)
+        return _absent(name, path)
     if missing := elf.cut_off(path):
         return f"{path} could not be loaded: {missing}"
     try:
@@ -70,8 +70,10 @@ def _load(name: str) -> str:
     return ""
 
 
-def _absent(name: str) -> str:
+def _absent(name: str, path: Path | None = None) -> str:
     """Why a file is not where the package lies."""
+    if path and path.is_symlink():
+        return f"{path} is a link to {os.readlink(path)}, where no file is"
     if not _FOLDER.is_dir():
         return f"{_FOLDER} lies in an archive, from which no library can be loaded; `pip install` unpacks it"
     return (
@@ -115,15 +117,39 @@ if cpu_why:
         "`python -m fastrnn info` says more"
     )
 
+#: What the CUDA library implements, by torch's key for it.
+_ON_CUDA = {
+    "CUDA": (
+        *("rnn_forward", "rnn_backward", "rnn_backward_unlisted", "rnn_backward_unlisted_variant"),
+        *("rnn_layer", "sru_forward", "sru_backward", "sru_scan"),
+    ),
+    "CompositeExplicitAutograd": (
+        *("cuda_trust", "cuda_quarantine", "cuda_quarantined", "cuda_ran", "cuda_clear_ran"),
+        *("cuda_status", "cuda_has_image", "cuda_release_scratch"),
+    ),
+}
+
+
+def _lacking_on_cuda() -> str:
+    """What the CUDA library that was loaded does not have of what this package calls."""
+    lacking = []
+    for key, names in _ON_CUDA.items():
+        found = getattr(torch._C.DispatchKey, key)
+        operators = [(name, getattr(torch.ops.fastrnn, name).default) for name in names]
+        lacking += [name for name, of in operators if not of.has_kernel_for_dispatch_key(found)]
+    path = _FOLDER / "libfastrnn_cuda.so"
+    return f"{path} is of another version: it has no {', '.join(lacking)}" if lacking else ""
+
+
 #: The same of the CUDA kernels.
 cuda_why = ""
 if not cpu_loaded:
     cuda_why = "nor are the CPU kernels, which have the operators"
 elif torch.version.cuda is None:
     cuda_why = "torch was built without CUDA"
-elif not (_FOLDER / "libfastrnn_cuda.so").exists():
+elif not os.path.lexists(_FOLDER / "libfastrnn_cuda.so"):
     cuda_why = "fastrnn was built without CUDA"
-elif _failed := _load("libfastrnn_cuda.so"):  # the driver or libtorch_cuda is missing: the CPU still works
+elif _failed := _load("libfastrnn_cuda.so") or _lacking_on_cuda():  # no libtorch_cuda: the CPU works
     cuda_why = _failed
     _warn(
         f"fastrnn's CUDA kernels could not be loaded, torch's own layers run on GPUs: {_failed}. "

@@ -177,6 +177,34 @@ def test_library_that_was_not_written_whole(tmp_path, name, part):
     check_without_kernels(imported(tmp_path), library.name, "it was not written whole")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' loaders look themselves")
+@pytest.mark.parametrize("name", ["libfastrnn_cpu.so", "_C.*"])
+def test_library_whose_end_was_never_written(tmp_path, name):
+    """Room taken and not filled, by a download in pieces or a machine that went down: the size is right,
+    zeros follow, and the system's loader ends the process."""
+    (library,) = copy_of_package(tmp_path).glob(name)
+    whole = library.read_bytes()
+    library.write_bytes(whole[: len(whole) - 4096] + bytes(4096))
+    check_without_kernels(imported(tmp_path), library.name, "it was not written whole")
+
+
+def test_link_to_nowhere(tmp_path):
+    """A library that was moved to another disk, a link into a folder that is not mounted."""
+    package = copy_of_package(tmp_path)
+    (package / "libfastrnn_cuda.so").unlink(missing_ok=True)
+    (package / "libfastrnn_cuda.so").symlink_to(tmp_path / "gone.so")
+    found = imported(tmp_path, "torch.version.cuda = '13.0'")
+    assert found["loaded"]
+    assert found["kinds"] == ["RuntimeWarning"]
+    assert (
+        found["cuda_why"]
+        == f"{package / 'libfastrnn_cuda.so'} is a link to {tmp_path / 'gone.so'}, where no file is"
+    )
+    (package / "libfastrnn_cpu.so").unlink()
+    (package / "libfastrnn_cpu.so").symlink_to("libfastrnn_cpu.so")
+    check_without_kernels(imported(tmp_path), "is a link to libfastrnn_cpu.so, where no file is")
+
+
 def test_another_pythons_module_that_was_not_written_whole(tmp_path):
     """It lies beside ours where several Pythons build in one folder, and is nothing to us."""
     (module,) = copy_of_package(tmp_path).glob("_C.*.so")
@@ -207,6 +235,10 @@ def test_whole_files_and_others_are_for_the_loader(tmp_path):
     for content in (b"", b"\x7fELF not quite", b"MZ" + bytes(100), b"\xcf\xfa\xed\xfe" + bytes(100)):
         text.write_bytes(content)
         assert elf.cut_off(text) == ""
+    for cut in (0.3, 0.9, 0.99):  # zeros to the end, wherever they begin
+        whole = (PACKAGE / "libfastrnn_cpu.so").read_bytes() if sys.platform == "linux" else b""
+        text.write_bytes(whole[: int(cut * len(whole))] + bytes(len(whole) - int(cut * len(whole))))
+        assert not whole or "it was not written whole" in elf.cut_off(text)
     for field in range(32, 62):  # wrong headers are no error of ours either
         text.write_bytes(b"\x7fELF\x02\x01" + bytes(field - 6) + b"\xff" * 2 + bytes(100))
         elf.cut_off(text)
@@ -341,6 +373,20 @@ def test_cuda_library_that_cannot_load(tmp_path, cut):
     )
     assert "libfastrnn_cuda.so" in found["cuda_why"]
     assert found["where"] == ["<string>"]
+
+
+def test_cuda_library_of_another_version(tmp_path):
+    """It loads, and has nothing of what the package calls on a GPU: torch's layers run there, the CPU keeps
+    its kernels."""
+    library = copy_of_package(tmp_path) / "libfastrnn_cuda.so"
+    library.unlink(missing_ok=True)
+    compiled("int nothing = 0;", library)
+    found = imported(tmp_path, "torch.version.cuda = '13.0'")
+    assert found["loaded"]
+    assert not found["cuda"]
+    (said,) = found["said"]
+    for text in (said, found["cuda_why"]):
+        assert "libfastrnn_cuda.so is of another version: it has no rnn_forward, " in text
 
 
 @thorough

@@ -90,6 +90,16 @@ def test_however_the_steps_are_cut(here, tmp_path):
     assert not torch.equal(whole, again)
 
 
+def test_a_linear_layers_steps_cut(here, tmp_path):
+    """Few outputs are summed for several steps together, and a step by itself in the same order: any count of
+    outputs, and inputs in one register, in several and in a part of one."""
+    for inputs, outputs in itertools.product((1, 7, 8, 9, 16, 20, 33, 70), (1, 2, 3, 4, 5, 17)):
+        model, x = load(nn.Linear(inputs, outputs), tmp_path), randn(67, inputs)
+        whole = model(x)
+        for pieces in ([1] * 67, [2, 3, 4, 5, 7, 8, 9, 13, 16], [64, 3], [1, 66]):
+            assert torch.equal(whole, model(x, pieces)), (inputs, outputs, pieces[:3])
+
+
 def test_against_the_definition(tmp_path):
     """A whole chain of every kind against float64 in plain torch."""
     torch.manual_seed(1)

@@ -27,14 +27,10 @@ FASTRNN_INLINE typename Simd<T>::V sum_rows(typename Simd<T>::V (&v)[Simd<T>::W]
                                         _mm256_permute2f128_ps(low, high, 0x31));
   }
 #endif
-#if defined(__GNUC__) && !defined(__clang__)
   const auto halve = [&]<int s>() __attribute__((always_inline)) {
-    typename S::VInt low, high;
-    __builtin_memcpy(&low, kExchangeLanes<T, s>.low, sizeof(low));
-    __builtin_memcpy(&high, kExchangeLanes<T, s>.high, sizeof(high));
 #pragma GCC unroll 8
     for (int i = 0; i < W; i += 2 * s) {
-      v[i] = __builtin_shuffle(v[i], v[i + s], low) + __builtin_shuffle(v[i], v[i + s], high);
+      v[i] = exchange_low<T, s>(v[i], v[i + s]) + exchange_high<T, s>(v[i], v[i + s]);
     }
   };
   if constexpr (W > 1) halve.template operator()<1>();
@@ -42,11 +38,6 @@ FASTRNN_INLINE typename Simd<T>::V sum_rows(typename Simd<T>::V (&v)[Simd<T>::W]
   if constexpr (W > 4) halve.template operator()<4>();
   if constexpr (W > 8) halve.template operator()<8>();
   return v[0];
-#else
-  typename S::V sums{};
-  for (int j = 0; j < W; ++j) sums[j] = sum_lanes<T>(v[j]);
-  return sums;
-#endif
 }
 
 // out[m * out_stride + j] += weight[j] . a[m], j < rows <= W, m < MR: rows of a natural weight, K elements each,

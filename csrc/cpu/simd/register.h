@@ -275,7 +275,7 @@ FASTRNN_INLINE void stream_fence() {
 #endif
 }
 
-// ---- transposition ----------------------------------------------------------------------------
+// ---- exchanges of lanes -----------------------------------------------------------------------
 
 // Lane indices of the two-source shuffles that exchange, between row i and row i + s, the lanes that
 // differ in bit s. Constants in memory: index vectors built lane by lane cost more than the shuffles.
@@ -292,33 +292,76 @@ struct ExchangeLanes {
 template <class T, int s>
 alignas(64) constexpr ExchangeLanes<T, s> kExchangeLanes{};
 
+// The shuffles themselves, by each compiler's own word for one: which lanes meet, and so the order of every sum that
+// is made with them, is the same with both.
+#ifdef __clang__
+// Its indices are arguments, each a constant.
+template <class Int, Int... j>
+struct LaneList {};
+template <class T, int s, int... j>
+FASTRNN_INLINE typename Simd<T>::V exchange_low(typename Simd<T>::V a, typename Simd<T>::V b, LaneList<int, j...>) {
+  return __builtin_shufflevector(a, b, static_cast<int>(kExchangeLanes<T, s>.low[j])...);
+}
+template <class T, int s, int... j>
+FASTRNN_INLINE typename Simd<T>::V exchange_high(typename Simd<T>::V a, typename Simd<T>::V b, LaneList<int, j...>) {
+  return __builtin_shufflevector(a, b, static_cast<int>(kExchangeLanes<T, s>.high[j])...);
+}
+template <class T, int s, int... j>
+FASTRNN_INLINE typename Simd<T>::V swap_lanes(typename Simd<T>::V v, LaneList<int, j...>) {
+  return __builtin_shufflevector(v, v, (j ^ s)...);
+}
+template <class T>
+using AllLanes = __make_integer_seq<LaneList, int, Simd<T>::W>;
+#endif
+
+// What row i becomes of a = rows[i] and b = rows[i + s] ...
+template <class T, int s>
+FASTRNN_INLINE typename Simd<T>::V exchange_low(typename Simd<T>::V a, typename Simd<T>::V b) {
+#ifdef __clang__
+  return exchange_low<T, s>(a, b, AllLanes<T>{});
+#else
+  typename Simd<T>::VInt lanes;
+  __builtin_memcpy(&lanes, kExchangeLanes<T, s>.low, sizeof(lanes));
+  return __builtin_shuffle(a, b, lanes);
+#endif
+}
+// ... and what row i + s becomes.
+template <class T, int s>
+FASTRNN_INLINE typename Simd<T>::V exchange_high(typename Simd<T>::V a, typename Simd<T>::V b) {
+#ifdef __clang__
+  return exchange_high<T, s>(a, b, AllLanes<T>{});
+#else
+  typename Simd<T>::VInt lanes;
+  __builtin_memcpy(&lanes, kExchangeLanes<T, s>.high, sizeof(lanes));
+  return __builtin_shuffle(a, b, lanes);
+#endif
+}
+// v with lanes j and j ^ s in each other's place.
+template <class T, int s>
+FASTRNN_INLINE typename Simd<T>::V swap_lanes(typename Simd<T>::V v) {
+#ifdef __clang__
+  return swap_lanes<T, s>(v, AllLanes<T>{});
+#else
+  typename Simd<T>::VInt across;
+  for (int j = 0; j < Simd<T>::W; ++j) across[j] = j ^ s;
+  return __builtin_shuffle(v, across);
+#endif
+}
+
 // rows[i][j] <-> rows[j][i], by log2(W) stages of shuffles.
 template <class T, int s = 1>
 FASTRNN_INLINE void transpose(typename Simd<T>::V (&rows)[Simd<T>::W]) {
   using S = Simd<T>;
-#if defined(__GNUC__) && !defined(__clang__)
   if constexpr (s < S::W) {
-    typename S::VInt low, high;
-    __builtin_memcpy(&low, kExchangeLanes<T, s>.low, sizeof(low));
-    __builtin_memcpy(&high, kExchangeLanes<T, s>.high, sizeof(high));
 #pragma GCC unroll 16
     for (int i = 0; i < S::W; ++i) {
       if (i & s) continue;
       const typename S::V a = rows[i], b = rows[i + s];
-      rows[i] = __builtin_shuffle(a, b, low);
-      rows[i + s] = __builtin_shuffle(a, b, high);
+      rows[i] = exchange_low<T, s>(a, b);
+      rows[i + s] = exchange_high<T, s>(a, b);
     }
     transpose<T, 2 * s>(rows);
   }
-#else
-  for (int i = 0; i < S::W; ++i) {
-    for (int j = 0; j < i; ++j) {
-      const T swap = rows[i][j];
-      rows[i][j] = rows[j][i];
-      rows[j][i] = swap;
-    }
-  }
-#endif
 }
 
 template <class T>

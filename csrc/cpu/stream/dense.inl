@@ -107,22 +107,14 @@ struct Dense {
 
   // The sum of a register's lanes, added in sum_rows's order: a step gives the same bits by itself.
   static FASTRNN_INLINE float sum_pairwise(V v) {
-#if defined(__GNUC__) && !defined(__clang__)
     const auto fold = [&]<int s>() __attribute__((always_inline)) {
-      if constexpr (s < W) {
-        S::VInt across;
-        for (int j = 0; j < W; ++j) across[j] = j ^ s;
-        v += __builtin_shuffle(v, across);
-      }
+      if constexpr (s < W) v += swap_lanes<float, s>(v);
     };
     fold.template operator()<1>();
     fold.template operator()<2>();
     fold.template operator()<4>();
     fold.template operator()<8>();
     return v[0];
-#else
-    return sum_lanes<float>(v);
-#endif
   }
 
   static void run_panels(const void* prepared, float*, const float* x, float* y, int64_t steps) {
