@@ -25,12 +25,12 @@ using Cpus = std::bitset<CPU_SETSIZE>;
 
 // ---- a system, as Linux is since 6.2 ------------------------------------------------------------
 
-Cpus container;                        // the CPUs that the process's control group has
-std::function<bool(int)> refuses;      // whether the system does, the how many-th binding
-std::function<void(int)> between;      // what happens after it
-std::atomic<int> asked{0};             // how many times a thread was bound
-thread_local Cpus wish = Cpus().set(); // what a thread was bound to
-thread_local int on = 0;               // where it runs
+Cpus container;                         // the CPUs that the process's control group has
+std::function<bool(int)> refuses;       // whether the system does, the how many-th binding
+std::function<void(int)> between;       // what happens after it
+std::atomic<int> asked{0};              // how many times a thread was bound
+thread_local Cpus wish = Cpus().set();  // what a thread was bound to
+thread_local int on = 0;                // where it runs
 
 Cpus cpus(std::initializer_list<int> list) {
   Cpus set;
@@ -82,7 +82,8 @@ void call(Helper& helper, Cpus at_first, Cpus afterwards, int64_t workers = 2) {
   asked = 0;
   on = 0;
   int64_t done = 0;
-  OwnCpus of(workers, [](int64_t begin, int64_t end, void* sum) { *static_cast<int64_t*>(sum) += end - begin; }, &done);
+  OwnCpus of(
+      workers, [](int64_t begin, int64_t end, void* sum) { *static_cast<int64_t*>(sum) += end - begin; }, &done);
   std::thread([&] {
     wish = helper.bound;
     on = helper.begins;
