@@ -75,6 +75,7 @@ struct Helper {
   int begins = 0;
   int ended = -1;
   Cpus left = {}, later = {};
+  int too_few = 0;  // CPUs, as the call says
 };
 
 void call(Helper& helper, Cpus at_first, Cpus afterwards, int64_t workers = 2) {
@@ -95,6 +96,7 @@ void call(Helper& helper, Cpus at_first, Cpus afterwards, int64_t workers = 2) {
   }).join();
   OwnCpus::run(0, 1, &of);
   EXPECT(done == workers);
+  helper.too_few = of.too_few_cpus();
   refuses = nullptr;
   between = nullptr;
 }
@@ -104,7 +106,7 @@ void moves_and_is_as_before() {
   for (const Cpus& to : {four, cpus({1, 2, 3}), cpus({2, 3}), two, cpus({0})}) {
     Helper free;
     call(free, two, to);
-    EXPECT(free.ended == 1 && free.left == two);
+    EXPECT(free.ended == 1 && free.left == two && free.too_few == 0);
     EXPECT(free.later == to);  // what a container is given later is its threads', whoever moved
   }
   Helper bound{.bound = cpus({0, 1, 9})};
@@ -116,13 +118,13 @@ void moves_and_is_as_before() {
 void stays() {
   Helper apart{.begins = 1};
   call(apart, cpus({0, 1}), cpus({0, 1}));
-  EXPECT(apart.ended == 1 && asked == 0);
+  EXPECT(apart.ended == 1 && asked == 0 && apart.too_few == 0);
   Helper pinned{.bound = cpus({0})};
   call(pinned, cpus({0, 1}), cpus({0, 1}));
-  EXPECT(pinned.ended == 0 && asked == 0);
+  EXPECT(pinned.ended == 0 && asked == 0 && pinned.too_few == 1);
   Helper crowded;
   call(crowded, cpus({0, 1}), cpus({0, 1}), 3);
-  EXPECT(crowded.ended == 0 && asked == 0);
+  EXPECT(crowded.ended == 0 && asked == 0 && crowded.too_few == 2);
   Helper refused;
   refuses = [](int) { return true; };
   call(refused, cpus({0, 1}), cpus({0, 1, 2}));

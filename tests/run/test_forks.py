@@ -3,7 +3,6 @@ forked, and OpenMP does not know."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -80,7 +79,11 @@ in_child(has_helpers)
 assert as_before()
 in_child(alone)
 in_child(family)
-worker = multiprocessing.get_context("fork").Process(target=lambda: (signal.alarm(int(sys.argv[1])), sys.exit(not alone())))
+def work():
+    signal.alarm(int(sys.argv[1]))
+    sys.exit(not alone())
+
+worker = multiprocessing.get_context("fork").Process(target=work)
 worker.start()
 worker.join()
 assert worker.exitcode == 0
@@ -90,10 +93,9 @@ print("fine")
 
 
 def test_a_child_of_a_thread_with_helpers():
-    """Protects from a call that waits for ever: in a child, the threads that worked for the one that forked are
-    not there. Layers, both passes, scans and streams; the parent goes on as before. (What torch computes
+    """Protects from a call that waits for ever: in a child, the threads that worked for the one that forked
+    are not there. Layers, both passes, scans and streams; the parent goes on as before. (What torch computes
     itself waits there, unless it is told to use one thread.)"""
-    ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(HANGS_S // 4)], capture_output=True, text=True, timeout=HANGS_S
-    )
+    command = [sys.executable, "-c", PROGRAM, str(HANGS_S // 4)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_S)
     assert (ran.returncode, ran.stdout) == (0, "fine\n"), ran.stdout + ran.stderr

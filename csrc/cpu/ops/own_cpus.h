@@ -45,6 +45,8 @@ class OwnCpus {
     call.entered_.fetch_add(own, std::memory_order_relaxed);
     call.body_(begin, end, call.context_);
   }
+  // How many CPUs a thread may use that found none for itself, since there are fewer than threads; else 0.
+  int too_few_cpus() const { return too_few_cpus_.load(std::memory_order_relaxed); }
 
  private:
 #ifdef __linux__
@@ -61,7 +63,8 @@ class OwnCpus {
   void settle() {
     if (take_cpu()) return;
     cpu_set_t own, others;
-    if (sched_getaffinity(0, sizeof(own), &own) != 0 || CPU_COUNT(&own) < workers_) return;
+    if (sched_getaffinity(0, sizeof(own), &own) != 0) return;
+    if (CPU_COUNT(&own) < workers_) return too_few_cpus_.store(CPU_COUNT(&own), std::memory_order_relaxed);
     others = own;
     for (int cpu = 0; cpu < kCpus; ++cpu) {
       if (taken_[cpu / kBits].load(std::memory_order_relaxed) >> cpu % kBits & 1) CPU_CLR(cpu, &others);
@@ -112,6 +115,7 @@ class OwnCpus {
   void* const context_;
   const std::thread::id caller_ = std::this_thread::get_id();
   std::atomic<int64_t> entered_{0};
+  std::atomic<int> too_few_cpus_{0};
 };
 
 }  // namespace fastrnn

@@ -24,7 +24,9 @@ constexpr int kAll = std::numeric_limits<int>::max();
 
 std::atomic<int> most{kAll};              // of every call
 std::atomic<bool> affinity_known{false};  // most says how many CPUs there are, whatever the system says
-std::atomic<int> allowed{0};              // the most CPUs that the calling threads were seen to have
+// The most CPUs that this thread was seen to have. It may be bound to a part of them since, and the threads that help
+// it are not: those have what it had when they began. A thread of its own mind is bound before its first call.
+constinit thread_local int allowed = 0;
 
 int cpus_of_this_thread() {
 #ifdef __linux__
@@ -66,6 +68,8 @@ void run_on_cpus_of_their_own(int64_t workers, void (*body)(int64_t, int64_t, vo
   helpers = Helpers::kKept;
   OwnCpus call(workers, body, context);
   TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, workers, 1, &OwnCpus::run, &call));
+  // Its helpers have lost theirs (a container that shrinks, taskset -a): what it has itself now is to be asked.
+  if (const int cpus = call.too_few_cpus()) allowed = std::min(allowed, cpus);
 }
 
 int usable_threads() {
@@ -73,15 +77,9 @@ int usable_threads() {
       std::min(static_cast<int>(torch::stable::get_num_threads()), most.load(std::memory_order_relaxed));
   if (wanted > 1 && helpers == Helpers::kLost) return 1;
   if (wanted <= 1 || affinity_known.load(std::memory_order_relaxed)) return wanted;
-  // Asked only where more are wanted than were ever seen: the calling thread may be bound to a part of the CPUs
-  // since, its helpers are not, and a process that was let onto more of them is to use them.
-  if (wanted > allowed.load(std::memory_order_relaxed)) {
-    const int now = cpus_of_this_thread();
-    int seen = allowed.load(std::memory_order_relaxed);
-    while (now > seen && !allowed.compare_exchange_weak(seen, now)) {
-    }
-  }
-  return std::min(wanted, allowed.load(std::memory_order_relaxed));
+  // Asked only where more are wanted than were seen: a thread that is let onto more of them is to use them.
+  if (wanted > allowed) allowed = std::max(allowed, cpus_of_this_thread());
+  return std::min(wanted, allowed);
 }
 
 }  // namespace fastrnn
