@@ -272,9 +272,9 @@ print(json.dumps([*found, threads(), threads_of_another()]))
     reason="needs two CPUs, and /proc to bind every thread of a process",
 )
 def test_what_is_bound_while_it_runs():
-    """One thread where there is one CPU, of a thread that was bound before its first call whatever others have,
-    and of a process that is bound after its first call (taskset -a, a container that shrinks): two threads on
-    one CPU took 5 to 17 times as long as one. Two when it is let go."""
+    """One thread where there is one CPU: of a thread that was bound before its first call, whatever others
+    have, and of a process that is bound after its first call (taskset -a, a container that shrinks). Two
+    threads on one CPU took 5 to 17 times as long as one. Two when it is let go."""
     assert _elsewhere(BOUND_LATER) == [2, 1, 1, 1, 2, 2]
 
 
