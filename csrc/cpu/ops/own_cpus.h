@@ -110,7 +110,7 @@ class OwnCpus {
   static inline const int at_fork_ = pthread_atfork(nullptr, nullptr, [] { calls_ = 0; });
 #endif
 
-  const int64_t workers_;
+  [[maybe_unused]] const int64_t workers_;
   const Body body_;
   void* const context_;
   const std::thread::id caller_ = std::this_thread::get_id();
