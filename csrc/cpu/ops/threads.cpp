@@ -25,7 +25,7 @@ constexpr int kAll = std::numeric_limits<int>::max();
 std::atomic<int> most{kAll};              // of every call
 std::atomic<bool> affinity_known{false};  // most says how many CPUs there are, whatever the system says
 // The most CPUs that this thread was seen to have. It may be bound to a part of them since, and the threads that help
-// it are not: those have what it had when they began. A thread of its own mind is bound before its first call.
+// it are not: they have what it had when they began.
 constinit thread_local int allowed = 0;
 
 int cpus_of_this_thread() {
