@@ -85,9 +85,11 @@ def test_no_race(sanitizer):
     assert (kernels.status, found[:5000]) == (0, "")
 
 
-def test_kept_memory_has_one_owner(sanitizer):
-    """Scratch memory goes from thread to thread with all that was written there."""
-    program = command(build.program("spares", build.TSAN))
+@pytest.mark.parametrize("name", ["spares", "own_cpus"])
+def test_many_threads_at_once(sanitizer, name):
+    """Scratch memory goes from thread to thread with all that was written there; calls come and go, and count
+    each other."""
+    program = command(build.program(name, build.TSAN))
     done = subprocess.run(program, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stdout + done.stderr[:5000]
 
@@ -103,8 +105,14 @@ def test_kept_memory_has_one_owner(sanitizer):
         ),
         # Several threads write the same.
         ("cpu/rnn/backward_recompute.inl", "if (grid_.unit_group(rank) == 0) directions_", "directions_"),
+        # Threads that look for a CPU of their own, and overwrite which are taken.
+        (
+            "cpu/ops/own_cpus.h",
+            "!(taken_[cpu / kBits].fetch_or(bit, std::memory_order_relaxed) & bit)",
+            "!(std::exchange(reinterpret_cast<uint64_t&>(taken_[cpu / kBits]), bit) & bit)",
+        ),
     ],
-    ids=["barrier", "two writers"],
+    ids=["barrier", "two writers", "CPUs"],
 )
 def test_a_planted_race_is_found(sanitizer, file, right, wrong):
     """The sanitizer sees the kernels: without a meeting, or with two who write, it speaks."""

@@ -12,8 +12,10 @@ import subprocess
 import sys
 
 import pytest
+from harness import build
+from helpers import HANGS_S
 
-pytestmark = pytest.mark.skipif(
+two_cpus = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
     reason="needs two CPUs and a system that tells and sets which a thread may run on",
 )
@@ -55,6 +57,7 @@ print(json.dumps({"helpers": len(helpers), "together": together, "apart": apart,
 """
 
 
+@two_cpus
 @pytest.mark.parametrize("work", ["rnn", "units", "scan"])
 def test_threads_on_one_cpu_part_and_keep_what_they_may_use(work):
     """Put on one CPU by force, and let go: after one call most are on two, and all are bound to none."""
@@ -68,3 +71,12 @@ def test_threads_on_one_cpu_part_and_keep_what_they_may_use(work):
     # one that slept there may be woken on the other's CPU, so what is seen after a call says little.
     if work != "units":
         assert found["apart"] >= 0.5 * found["together"], found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads part on Linux alone")
+def test_a_thread_that_moved_is_as_free_as_before():
+    """On a system played by a program: a thread moves off its caller's CPU and nowhere else; it uses what its
+    container is given later, unless its owner bound it; one whose container loses its CPUs meanwhile is not
+    bound for ever. Not while another call runs, and not so in a child that was forked meanwhile."""
+    done = subprocess.run([build.program("own_cpus")], capture_output=True, text=True, timeout=HANGS_S)
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stdout + done.stderr

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "cpu/isa/choose.h"
+#include "cpu/ops/own_cpus.h"
 #include "params/cell_text.h"
 #include "tiles.h"
 
@@ -29,9 +30,10 @@ using namespace fastrnn;
 
 // As many threads as workers. A worker a thread, so that each meets the others as on a machine with cores enough.
 const Parallel kThreads{[](int64_t workers, void (*body)(int64_t, int64_t, void*), void* context) {
+  OwnCpus call(workers, body, context);
   std::vector<std::thread> threads;
-  for (int64_t i = 1; i < workers; ++i) threads.emplace_back(body, i, i + 1, context);
-  body(0, 1, context);
+  for (int64_t i = 1; i < workers; ++i) threads.emplace_back(OwnCpus::run, i, i + 1, &call);
+  OwnCpus::run(0, 1, &call);
   for (std::thread& thread : threads) thread.join();
 }};
 

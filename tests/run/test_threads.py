@@ -224,6 +224,60 @@ print(json.dumps(found))
     assert _elsewhere(code) == [1, min(8, len(cpus)), min(8, len(cpus))]
 
 
+BOUND_LATER = """
+import json, os, threading
+import torch, fastrnn
+from fastrnn._ops import library
+cpus = sorted(os.sched_getaffinity(0))[:2]
+layer, x = fastrnn.GRU(128, 128), torch.randn(100, 16, 128)
+
+def bind(to):
+    for task in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(task), to)
+
+def threads():
+    torch.set_num_threads(2)
+    with torch.no_grad():
+        for _ in range(3):
+            layer(x)
+    return library.cpu_threads()
+
+def threads_of_another():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(threads()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+def threads_of_one_bound_to(to):
+    def function():
+        os.sched_setaffinity(0, to)
+        found.append(threads())
+    found = []
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+    return found[0]
+
+found = [threads(), threads_of_one_bound_to({cpus[0]})]
+bind({cpus[0]})
+found += [threads(), threads_of_another()]
+bind(cpus)
+print(json.dumps([*found, threads(), threads_of_another()]))
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2,
+    reason="needs two CPUs, and /proc to bind every thread of a process",
+)
+def test_what_is_bound_while_it_runs():
+    """One thread where there is one CPU: of a thread that was bound before its first call, whatever others
+    have, and of a process that is bound after its first call (taskset -a, a container that shrinks). Two
+    threads on one CPU took 5 to 17 times as long as one. Two when it is let go."""
+    assert _elsewhere(BOUND_LATER) == [2, 1, 1, 1, 2, 2]
+
+
 def test_torchs_own_pool_of_threads():
     """Where torch was built without OpenMP, one thread: pieces that wait for each other may never run
     together."""

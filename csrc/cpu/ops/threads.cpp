@@ -5,13 +5,16 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
-#include <thread>
 
+#include "cpu/ops/own_cpus.h"
 #include "cpu/ops/tensors.h"
 #include "ops/check.h"
 
 #ifdef __linux__
+#include <pthread.h>
 #include <sched.h>
+
+extern "C" void __kmpc_fork_call() __attribute__((weak));  // LLVM's and Intel's OpenMP have it, GNU's does not
 #endif
 
 namespace fastrnn {
@@ -21,7 +24,9 @@ constexpr int kAll = std::numeric_limits<int>::max();
 
 std::atomic<int> most{kAll};              // of every call
 std::atomic<bool> affinity_known{false};  // most says how many CPUs there are, whatever the system says
-std::atomic<int> allowed{0};              // the most CPUs that the calling threads were seen to have
+// The most CPUs that this thread was seen to have. It may be bound to a part of them since, and the threads that help
+// it are not: they have what it had when they began.
+constinit thread_local int allowed = 0;
 
 int cpus_of_this_thread() {
 #ifdef __linux__
@@ -37,6 +42,17 @@ int cpus_of_this_thread() {
   return kAll;
 }
 
+// GNU's OpenMP keeps the threads that a thread's first call starts for its later ones. A child of fork has none of
+// them, yet there the thread that forked would wait for them at its next call, for ever; so it takes no others. One
+// that it starts may: its helpers are its own. The other OpenMPs begin anew in a child.
+enum class Helpers : char { kNone, kKept, kLost };
+constinit thread_local Helpers helpers = Helpers::kNone;
+#ifdef __linux__
+const int at_fork = pthread_atfork(nullptr, nullptr, [] {
+  if (helpers == Helpers::kKept && !__kmpc_fork_call) helpers = Helpers::kLost;
+});
+#endif
+
 int64_t cpu_threads() { return usable_threads(); }
 
 void cpu_limit_threads(int64_t limit, bool is_known) {
@@ -45,109 +61,25 @@ void cpu_limit_threads(int64_t limit, bool is_known) {
   affinity_known = is_known;
 }
 
-// Threads of one call, and the CPUs that they are on.
-//
-// A thread that slept while there was nothing to do is woken for a call on whatever CPU the system takes. In a
-// virtual machine that is often the one of the thread that wakes it, although another is idle, since an idle virtual
-// CPU does not look available; and there it stays as long as threads of a call come and go in turns. They wait for
-// each other on one CPU then, each until the system takes it away: on two virtual CPUs (Linux 6.18) a call of 0.25 ms
-// took 4 to 8 after every rest of 50 ms. So whoever finds its CPU taken by another thread of the call moves: it is
-// bound to the others for a moment, which is what makes the system move it at once.
-//
-// Only where this is the one call of the process: threads of several calls share CPUs, and each that moved would be
-// on another's.
-std::atomic<int> calls{0};
-
-class Region {
- public:
-  using Body = void (*)(int64_t, int64_t, void*);
-  Region(int64_t workers, Body body, void* context) : workers_(workers), body_(body), context_(context) {
-    calls.fetch_add(1, std::memory_order_relaxed);
-    take_cpu();
-  }
-  ~Region() { calls.fetch_sub(1, std::memory_order_relaxed); }
-  Region(const Region&) = delete;
-
-  static void run(int64_t begin, int64_t end, void* self) {
-    Region& region = *static_cast<Region*>(self);
-    const int64_t own = end - begin;
-    if (calls.load(std::memory_order_relaxed) == 1) {
-      std::this_thread::get_id() == region.caller_ ? region.let_the_others_in(own) : region.settle();
-    }
-    region.entered_.fetch_add(own, std::memory_order_relaxed);
-    region.body_(begin, end, region.context_);
-  }
-
- private:
-#ifdef __linux__
-  static constexpr int kCpus = CPU_SETSIZE, kBits = 64;
-
-  // Whether this thread's CPU was free of the call's others, or there is no telling.
-  bool take_cpu() {
-    const int cpu = sched_getcpu();
-    if (cpu < 0 || cpu >= kCpus) return true;
-    const uint64_t bit = uint64_t{1} << cpu % kBits;
-    return !(taken_[cpu / kBits].fetch_or(bit, std::memory_order_relaxed) & bit);
-  }
-  // To a CPU that no thread of this call has, if there is one for each.
-  void settle() {
-    if (take_cpu()) return;
-    cpu_set_t own, others;
-    if (sched_getaffinity(0, sizeof(own), &own) != 0 || CPU_COUNT(&own) < workers_) return;
-    others = own;
-    for (int cpu = 0; cpu < kCpus; ++cpu) {
-      if (taken_[cpu / kBits].load(std::memory_order_relaxed) >> cpu % kBits & 1) CPU_CLR(cpu, &others);
-    }
-    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof(others), &others) != 0) return;
-    sched_setaffinity(0, sizeof(own), &own);
-    take_cpu();
-  }
-  // The CPU, for a moment, to whoever of them waits for it, and some time to move. Threads that wait with their CPU
-  // in hand begin within a microsecond. Not more often, as a thread of another program may be what takes it; and not
-  // for longer. But a caller that went to sleep at its first meeting would be woken on the CPU of whom it waits for.
-  void let_the_others_in(int64_t own) {
-    constexpr int kSoon = 256, kTimes = 3, kMoved = 4096;
-    for (int i = 0; i < kSoon + kTimes + kMoved; ++i) {
-      if (entered_.load(std::memory_order_relaxed) >= workers_ - own) return;
-      if (i >= kSoon && i < kSoon + kTimes) sched_yield();
-      pause_a_moment();
-    }
-  }
-
-  std::atomic<uint64_t> taken_[kCpus / kBits] = {};
-#else
-  void take_cpu() {}
-  void settle() {}
-  void let_the_others_in(int64_t) {}
-#endif
-
-  const int64_t workers_;
-  const Body body_;
-  void* const context_;
-  const std::thread::id caller_ = std::this_thread::get_id();
-  std::atomic<int64_t> entered_{0};
-};
-
 }  // namespace
 
 void run_on_cpus_of_their_own(int64_t workers, void (*body)(int64_t, int64_t, void*), void* context) {
-  Region region(workers, body, context);
-  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, workers, 1, &Region::run, &region));
+  if (helpers == Helpers::kLost) return body(0, workers, context);
+  helpers = Helpers::kKept;
+  OwnCpus call(workers, body, context);
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, workers, 1, &OwnCpus::run, &call));
+  // Its helpers have lost theirs (a container that shrinks, taskset -a): what it has itself now is to be asked.
+  if (const int cpus = call.too_few_cpus()) allowed = std::min(allowed, cpus);
 }
 
 int usable_threads() {
   const int wanted =
       std::min(static_cast<int>(torch::stable::get_num_threads()), most.load(std::memory_order_relaxed));
+  if (wanted > 1 && helpers == Helpers::kLost) return 1;
   if (wanted <= 1 || affinity_known.load(std::memory_order_relaxed)) return wanted;
-  // Asked only where more are wanted than were ever seen: the calling thread may be bound to a part of the CPUs
-  // since, its helpers are not, and a process that was let onto more of them is to use them.
-  if (wanted > allowed.load(std::memory_order_relaxed)) {
-    const int now = cpus_of_this_thread();
-    int seen = allowed.load(std::memory_order_relaxed);
-    while (now > seen && !allowed.compare_exchange_weak(seen, now)) {
-    }
-  }
-  return std::min(wanted, allowed.load(std::memory_order_relaxed));
+  // Asked only where more are wanted than were seen: a thread that is let onto more of them is to use them.
+  if (wanted > allowed) allowed = std::max(allowed, cpus_of_this_thread());
+  return std::min(wanted, allowed);
 }
 
 }  // namespace fastrnn
