@@ -125,7 +125,8 @@ WITHOUT_AVX2 = Fault("cpu/isa/choose.cpp", "&kAvx512Kernels, &kAvx2Kernels}", "&
 
 def tiles() -> Path:
     """With the kernels for AMX, whose instructions the program emulates (tiles.h)."""
-    return harness("tiles", ["-O1", "-g0"], faults=[WITHOUT_AVX2], isas="amx* avx512* baseline*")
+    flags = ["-O1", "-g0", "-DEMULATED_TILES"]
+    return harness("tiles", flags, faults=[WITHOUT_AVX2], isas="amx* avx512* baseline*")
 
 
 def program(name: str, flags: Sequence[str] = ("-O1",), faults: Sequence[Fault] = ()) -> Path:
