@@ -40,11 +40,7 @@ def harness(
 ) -> Path:
     """The program, compiled with `flags` into build/harness/name; with `faults`, from a copy of csrc."""
     folder = OUT / name
-    csrc = folder / "csrc" if faults else CSRC
-    if faults:
-        for file in filter(Path.is_file, CSRC.rglob("*")):
-            if "cuda" not in file.relative_to(CSRC).parts:
-                write(csrc / file.relative_to(CSRC), plant(file, faults))
+    csrc = sources_with(faults, folder)
     folders = [(CSRC / "cpu" / "isa").glob(f"{pattern}.cpp") for pattern in isas.split()]
     tables = {"choose.cpp", "processor.cpp", *(path.name for paths in folders for path in paths)}
     sources = [csrc / "cpu" / "isa" / name for name in sorted(tables)]
@@ -89,6 +85,16 @@ def isa_flags(stem: str, machine: str) -> list[str]:
     return next((flags for of, isa, *flags in rows if (of, isa) == (machine, name)), [])
 
 
+def sources_with(faults: Sequence[Fault], folder: Path) -> Path:
+    """csrc, or a copy of it in a folder with faults."""
+    if not faults:
+        return CSRC
+    for file in filter(Path.is_file, CSRC.rglob("*")):
+        if "cuda" not in file.relative_to(CSRC).parts:
+            write(folder / "csrc" / file.relative_to(CSRC), plant(file, faults))
+    return folder / "csrc"
+
+
 def plant(file: Path, faults: Sequence[Fault]) -> str:
     text = file.read_text()
     for fault in faults:
@@ -119,15 +125,19 @@ WITHOUT_AVX2 = Fault("cpu/isa/choose.cpp", "&kAvx512Kernels, &kAvx2Kernels}", "&
 
 def tiles() -> Path:
     """With the kernels for AMX, whose instructions the program emulates (tiles.h)."""
-    return harness("tiles", ["-O1", "-g0"], faults=[WITHOUT_AVX2], isas="amx* avx512* baseline*")
+    flags = ["-O1", "-g0", "-DEMULATED_TILES"]
+    return harness("tiles", flags, faults=[WITHOUT_AVX2], isas="amx* avx512* baseline*")
 
 
-def program(name: str, flags: Sequence[str] = ("-O1",)) -> Path:
-    """Another program of this folder, of one file."""
-    folder = OUT / "-".join([name, *(f.strip("-").replace("=", "_") for f in flags)])
+def program(name: str, flags: Sequence[str] = ("-O1",), faults: Sequence[Fault] = ()) -> Path:
+    """Another program of this folder, of one file; with `faults`, of a copy of csrc."""
+    folder = OUT / "-".join(
+        [name, *(f.strip("-").replace("=", "_") for f in flags), *["planted"][: len(faults)]]
+    )
     target, result = folder / f"{name}.o", folder / name
+    csrc = sources_with(faults, folder)
     edges = [
-        f"build {target}: cxx {HERE / name}.cpp\n  flags = {' '.join([*FLAGS, *flags, f'-I{CSRC}'])}\n",
+        f"build {target}: cxx {HERE / name}.cpp\n  flags = {' '.join([*FLAGS, *flags, f'-I{csrc}'])}\n",
         f"build {result}: link {target}\n",
     ]
     compile_and_link(folder, edges, " ".join(["-pthread", *flags]), "")

@@ -6,8 +6,8 @@
 //               int64 count of outputs, each as int64 bytes (-1: none)
 //     answer    int64 0 and the outputs' bytes, or int64 length of a text that says what went wrong, and the text
 // kernels.py is the other end. Outputs and scratch memory begin as NaN, and behind the scratch lies what no kernel
-// may write to. With the argument "tiles" the kernels for AMX are there too, their instructions emulated (tiles.h);
-// how many of them ran is told on standard error in the end.
+// may write to. With EMULATED_TILES and the argument "tiles" the kernels for AMX are there too, their instructions
+// emulated (tiles.h); how many of them ran is told on standard error in the end.
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -289,7 +289,7 @@ void answer(Command c) {
 // Begins with the names of the instruction sets that run here, one a line, and an empty line.
 int main(int argc, char** argv) {
   tables = runnable_kernels();
-#if defined(__x86_64__) && defined(__linux__)
+#ifdef EMULATED_TILES
   const bool emulated = argc > 1 && std::strcmp(argv[1], "tiles") == 0;
   if (emulated && kAvx512Bf16Kernels.runs_here()) {
     tiles::emulate();
@@ -304,7 +304,7 @@ int main(int argc, char** argv) {
     answer(read_command(count));
     std::fflush(stdout);
   }
-#if defined(__x86_64__) && defined(__linux__)
+#ifdef EMULATED_TILES
   if (emulated) std::fprintf(stderr, "emulated %llu\n", static_cast<unsigned long long>(tiles::instructions_run));
 #endif
   return 0;

@@ -165,23 +165,24 @@ void other_calls() {
 }
 
 // Callers that come and go, with helpers of their own, all at once: everyone's work is done once.
-void at_once() {
+void at_once(int count) {
+  container = cpus({0, 1, 2, 3, 4, 5});
   std::vector<std::thread> callers;
-  for (int i = 0; i < 6; ++i) {
+  for (int i = 0; i < count; ++i) {
     callers.emplace_back([] {
       for (int n = 0; n < 200; ++n) {
-        int64_t done[3] = {};
+        int64_t done[4] = {};
         OwnCpus of(
-            3,
+            4,
             [](int64_t begin, int64_t end, void* sums) {
               for (int64_t at = begin; at < end; ++at) ++static_cast<int64_t*>(sums)[at];
             },
             done);
-        std::thread first(OwnCpus::run, 1, 2, &of), second(OwnCpus::run, 2, 3, &of);
+        std::vector<std::thread> helpers;
+        for (int64_t at = 1; at < 4; ++at) helpers.emplace_back(OwnCpus::run, at, at + 1, &of);
         OwnCpus::run(0, 1, &of);
-        first.join();
-        second.join();
-        EXPECT(done[0] == 1 && done[1] == 1 && done[2] == 1);
+        for (std::thread& helper : helpers) helper.join();
+        for (const int64_t times : done) EXPECT(times == 1);
       }
     });
   }
@@ -195,6 +196,7 @@ int main() {
   stays();
   the_container_changes_meanwhile();
   other_calls();
-  at_once();
+  at_once(1);
+  at_once(6);
   std::puts("fine");
 }
