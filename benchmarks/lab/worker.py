@@ -119,7 +119,7 @@ def time_case(
     }
 
 
-#: Seconds of timing that a case's scaling gets at least: what disturbs a moment is not to be most of its rounds.
+#: Seconds of timing that a case's scaling gets at least: a moment's disturbance is not to be most of it.
 SCALING_S = 1.0
 
 
