@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 #: What is built from the archive is tested with these: kernels, layers, operators and the runtime. The
 #: archive itself has none; they, and what they read, are laid beside what it unpacks to.
-BESIDE = ("tests", "docs", "examples", "benchmarks")
+BESIDE = ("tests", "docs", "examples", "benchmarks", ".github")
 TESTS = ("cells", "cpu", "modules", "ops", "reference", "stream")
 TRIAL = """
 import torch, fastrnn
