@@ -30,7 +30,7 @@ FASTRNN_INLINE typename Simd<T>::V sum_rows(typename Simd<T>::V (&v)[Simd<T>::W]
   const auto halve = [&]<int s>() __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int i = 0; i < W; i += 2 * s) {
-      v[i] = exchange_low<T, s>(v[i], v[i + s]) + exchange_high<T, s>(v[i], v[i + s]);
+      v[i] = shuffle<T, kLowLanes<T, s>>(v[i], v[i + s]) + shuffle<T, kHighLanes<T, s>>(v[i], v[i + s]);
     }
   };
   if constexpr (W > 1) halve.template operator()<1>();

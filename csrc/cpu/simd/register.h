@@ -277,74 +277,46 @@ FASTRNN_INLINE void stream_fence() {
 
 // ---- exchanges of lanes -----------------------------------------------------------------------
 
-// Lane indices of the two-source shuffles that exchange, between row i and row i + s, the lanes that
-// differ in bit s. Constants in memory: index vectors built lane by lane cost more than the shuffles.
-template <class T, int s>
-struct ExchangeLanes {
-  typename Simd<T>::Int low[Simd<T>::W], high[Simd<T>::W];
-  constexpr ExchangeLanes() : low{}, high{} {
-    for (int j = 0; j < Simd<T>::W; ++j) {
-      low[j] = (j & s) ? Simd<T>::W + j - s : j;
-      high[j] = (j & s) ? Simd<T>::W + j : j + s;
-    }
-  }
+// Which lane of two registers, one behind the other, comes where. Constants in memory: index vectors built lane by
+// lane cost more than the shuffles.
+template <class T>
+struct Lanes {
+  alignas(64) typename Simd<T>::Int from[Simd<T>::W];
 };
+template <class T, class F>
+constexpr Lanes<T> lanes(F from) {
+  Lanes<T> made{};
+  for (int j = 0; j < Simd<T>::W; ++j) made.from[j] = from(j);
+  return made;
+}
+// What rows i and i + s become where they exchange the lanes that differ in bit s; and lanes j and j ^ s in each
+// other's place.
 template <class T, int s>
-alignas(64) constexpr ExchangeLanes<T, s> kExchangeLanes{};
+constexpr Lanes<T> kLowLanes = lanes<T>([](int j) { return j & s ? Simd<T>::W + j - s : j; });
+template <class T, int s>
+constexpr Lanes<T> kHighLanes = lanes<T>([](int j) { return j & s ? Simd<T>::W + j : j + s; });
+template <class T, int s>
+constexpr Lanes<T> kSwappedLanes = lanes<T>([](int j) { return j ^ s; });
 
-// The shuffles themselves, by each compiler's own word for one: which lanes meet, and so the order of every sum that
-// is made with them, is the same with both.
+// The shuffle, by each compiler's own word for it: which lanes meet, and so the order of every sum that is made with
+// them, is the same with both.
 #ifdef __clang__
 // Its indices are arguments, each a constant.
 template <class Int, Int... j>
-struct LaneList {};
-template <class T, int s, int... j>
-FASTRNN_INLINE typename Simd<T>::V exchange_low(typename Simd<T>::V a, typename Simd<T>::V b, LaneList<int, j...>) {
-  return __builtin_shufflevector(a, b, static_cast<int>(kExchangeLanes<T, s>.low[j])...);
+struct Indices {};
+template <class T, const Lanes<T>& kLanes, int... j>
+FASTRNN_INLINE typename Simd<T>::V shuffle(typename Simd<T>::V a, typename Simd<T>::V b, Indices<int, j...>) {
+  return __builtin_shufflevector(a, b, static_cast<int>(kLanes.from[j])...);
 }
-template <class T, int s, int... j>
-FASTRNN_INLINE typename Simd<T>::V exchange_high(typename Simd<T>::V a, typename Simd<T>::V b, LaneList<int, j...>) {
-  return __builtin_shufflevector(a, b, static_cast<int>(kExchangeLanes<T, s>.high[j])...);
-}
-template <class T, int s, int... j>
-FASTRNN_INLINE typename Simd<T>::V swap_lanes(typename Simd<T>::V v, LaneList<int, j...>) {
-  return __builtin_shufflevector(v, v, (j ^ s)...);
-}
-template <class T>
-using AllLanes = __make_integer_seq<LaneList, int, Simd<T>::W>;
 #endif
-
-// What row i becomes of a = rows[i] and b = rows[i + s] ...
-template <class T, int s>
-FASTRNN_INLINE typename Simd<T>::V exchange_low(typename Simd<T>::V a, typename Simd<T>::V b) {
+template <class T, const Lanes<T>& kLanes>
+FASTRNN_INLINE typename Simd<T>::V shuffle(typename Simd<T>::V a, typename Simd<T>::V b) {
 #ifdef __clang__
-  return exchange_low<T, s>(a, b, AllLanes<T>{});
+  return shuffle<T, kLanes>(a, b, __make_integer_seq<Indices, int, Simd<T>::W>{});
 #else
-  typename Simd<T>::VInt lanes;
-  __builtin_memcpy(&lanes, kExchangeLanes<T, s>.low, sizeof(lanes));
-  return __builtin_shuffle(a, b, lanes);
-#endif
-}
-// ... and what row i + s becomes.
-template <class T, int s>
-FASTRNN_INLINE typename Simd<T>::V exchange_high(typename Simd<T>::V a, typename Simd<T>::V b) {
-#ifdef __clang__
-  return exchange_high<T, s>(a, b, AllLanes<T>{});
-#else
-  typename Simd<T>::VInt lanes;
-  __builtin_memcpy(&lanes, kExchangeLanes<T, s>.high, sizeof(lanes));
-  return __builtin_shuffle(a, b, lanes);
-#endif
-}
-// v with lanes j and j ^ s in each other's place.
-template <class T, int s>
-FASTRNN_INLINE typename Simd<T>::V swap_lanes(typename Simd<T>::V v) {
-#ifdef __clang__
-  return swap_lanes<T, s>(v, AllLanes<T>{});
-#else
-  typename Simd<T>::VInt across;
-  for (int j = 0; j < Simd<T>::W; ++j) across[j] = j ^ s;
-  return __builtin_shuffle(v, across);
+  typename Simd<T>::VInt from;
+  __builtin_memcpy(&from, kLanes.from, sizeof(from));
+  return __builtin_shuffle(a, b, from);
 #endif
 }
 
@@ -357,8 +329,8 @@ FASTRNN_INLINE void transpose(typename Simd<T>::V (&rows)[Simd<T>::W]) {
     for (int i = 0; i < S::W; ++i) {
       if (i & s) continue;
       const typename S::V a = rows[i], b = rows[i + s];
-      rows[i] = exchange_low<T, s>(a, b);
-      rows[i + s] = exchange_high<T, s>(a, b);
+      rows[i] = shuffle<T, kLowLanes<T, s>>(a, b);
+      rows[i + s] = shuffle<T, kHighLanes<T, s>>(a, b);
     }
     transpose<T, 2 * s>(rows);
   }

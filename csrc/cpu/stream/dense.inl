@@ -108,7 +108,7 @@ struct Dense {
   // The sum of a register's lanes, added in sum_rows's order: a step gives the same bits by itself.
   static FASTRNN_INLINE float sum_pairwise(V v) {
     const auto fold = [&]<int s>() __attribute__((always_inline)) {
-      if constexpr (s < W) v += swap_lanes<float, s>(v);
+      if constexpr (s < W) v += shuffle<float, kSwappedLanes<float, s>>(v, v);
     };
     fold.template operator()<1>();
     fold.template operator()<2>();
