@@ -14,7 +14,9 @@
 namespace fastrnn {
 namespace {
 
-// What a walk through some steps is for: results, or the state at their end, and with a product A and r.
+// What a walk through some steps is for: results, or A and what the steps make of the state that they begin with, r
+// of 0. Where steps are taken since A h + r may be something else, they are those that make r: compiled once, they
+// join multiplications and additions in one way, and nobody's last bit depends on whether another part has a NaN.
 enum class Walk { kResults, kState };
 
 // A pass gives row<kWalk>(at, segment, work); descending(), whether it goes against time; first_state() and
@@ -32,8 +34,8 @@ class Elementwise : protected Scan<T, kDtype, CellOf> {
 
   // A worker's memory, of the columns that it has in hand: [row][padded width].
   struct Work {
-    T* state;    // r beside a product
-    T* product;  // A, or null
+    T* state;
+    T* product;  // A, of a walk for the state
     T* weights;
     int64_t first_row = 0;
     // Of the weight's gradient: what has been added up in floats, how many rows, and all before them.
@@ -49,6 +51,7 @@ class Elementwise : protected Scan<T, kDtype, CellOf> {
     state_ = arena_.template take<T>(workers * slots_);
     entering_ = arena_.template take<T>(parts() > 1 ? workers * slots_ : 0);
     product_ = arena_.template take<T>(parts() > 1 ? workers * slots_ : 0);
+    unread_ = arena_.template take<T>(parts() > 1 ? workers * slots_ : 0);
     weights_ = arena_.template take<T>(Cell::kWeights ? workers * width : 0);
     zeros_ = arena_.template take<T>(width);
     barrier_ = arena_.template take<Barrier>(1);
@@ -166,12 +169,14 @@ class Elementwise : protected Scan<T, kDtype, CellOf> {
         Work work = work_of(rank);
         work.first_row = begin;
         work.state = slots(entering_, rank);
+        work.product = slots(unread_, rank);
         const int64_t size = (end - begin) * this->padded(segment.width);
         const T* first = slots(state_, columns_of(rank));
         for (int64_t j = 0; j < size; j += Base::W) S::store(work.state + j, S::load(first + j));
         for (int part = 1; part <= part_of(rank); ++part) {
           const int other = part * shares_.workers() + columns_of(rank);
           if (!pass_on(work.state, slots(product_, other), slots(state_, other), size)) {
+            this->clear_state(work.product, size);
             walk<Walk::kState>(pass, segment, part, begin, end, work);
           }
         }
@@ -213,7 +218,7 @@ class Elementwise : protected Scan<T, kDtype, CellOf> {
   const ElementwiseInputs& e_;
   const ElementwisePlan& shares_;
   const bool option_;
-  T *state_, *entering_, *product_, *weights_, *zeros_;
+  T *state_, *entering_, *product_, *unread_, *weights_, *zeros_;
   int64_t slots_;
   Barrier* barrier_;
 };

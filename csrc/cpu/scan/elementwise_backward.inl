@@ -92,7 +92,7 @@ class ElementwiseBackward : Elementwise<T, kDtype, CellOf> {
   void row(const Visit& at, const Segment& segment, const Work& work) {
     const int64_t first = segment.first, width = this->padded(segment.width);
     T* state = work.state + (at.b - work.first_row) * width;
-    T* product = kWalk == Walk::kState && work.product ? work.product + (at.b - work.first_row) * width : nullptr;
+    T* product = kWalk == Walk::kState ? work.product + (at.b - work.first_row) * width : nullptr;
     char* to[Cell::kInputs];
     const char *in[Cell::kInputs], *ahead[Cell::kInputs];
     for (int k = 0; k < Cell::kInputs; ++k) {
@@ -137,7 +137,7 @@ class ElementwiseBackward : Elementwise<T, kDtype, CellOf> {
         if constexpr (Cell::kLinear) {
           const V factor = Cell::factor(input);
           S::store(state + j, cut ? V{} : factor * g);
-          if (product) S::store(product + j, cut ? V{} : S::load(product + j) * factor);
+          S::store(product + j, cut ? V{} : S::load(product + j) * factor);
         }
       } else {
         const V h = Cell::kLinear ? V{} : load_as<T>(h_row, o, n, kDtype);

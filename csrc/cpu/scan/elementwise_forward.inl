@@ -40,7 +40,7 @@ class ElementwiseForward : Elementwise<T, kDtype, CellOf> {
   void row(const Visit& at, const Segment& segment, const Work& work) {
     const int64_t first = segment.first, width = this->padded(segment.width);
     T* state = work.state + (at.b - work.first_row) * width;
-    T* product = kWalk == Walk::kState && work.product ? work.product + (at.b - work.first_row) * width : nullptr;
+    T* product = kWalk == Walk::kState ? work.product + (at.b - work.first_row) * width : nullptr;
     void* y = this->element(p_.y, (s_.row_offset(at.t) + at.b) * s_.O);
     const uint8_t flags = this->flags(0, at.t, at.b);
     if (flags & StepFlags::kPad) {
@@ -49,7 +49,9 @@ class ElementwiseForward : Elementwise<T, kDtype, CellOf> {
     }
     const bool cut = flags & StepFlags::kBegins;
     if (cut) this->clear_state(state, width);
-    if (cut && product) this->clear_state(product, width);
+    if constexpr (kWalk == Walk::kState) {
+      if (cut) this->clear_state(product, width);
+    }
     const bool begins = cut || (!e_.scan.c0 && at.t == (e_.reverse ? s_.T - 1 : 0));
     const char *in[Cell::kInputs], *ahead[Cell::kInputs];
     for (int k = 0; k < Cell::kInputs; ++k) {
@@ -72,7 +74,7 @@ class ElementwiseForward : Elementwise<T, kDtype, CellOf> {
       if constexpr (kWalk == Walk::kResults) {
         this->put(y, o, h, n, stream);
       } else {
-        if (product) S::store(product + j, S::load(product + j) * Cell::factor(input));
+        S::store(product + j, S::load(product + j) * Cell::factor(input));
       }
     });
   }
