@@ -119,7 +119,8 @@ SAVE_EVERY_S = 10.0
 
 def with_targets(out: dict) -> dict:
     """A run with what follows from its results."""
-    out["targets"] = [line for n in out["threads"] for line in targets.evaluate(out["results"], n)]
+    isa = out["machine"].get("isa") or ""
+    out["targets"] = [line for n in out["threads"] for line in targets.evaluate(out["results"], n, isa)]
     out["absolute_targets"] = targets.evaluate_absolute(out)
     return out
 

@@ -34,6 +34,7 @@ class Target:
         device: "cpu" or "cuda".
         drawn: about RANDOM_SHAPES instead of the named ones.
         ours: which of fastrnn's contenders is compared with them.
+        avx512: the geometric mean that is wanted of AVX-512's kernels, where it is another.
     """
 
     name: str
@@ -44,6 +45,11 @@ class Target:
     device: str = "cpu"
     drawn: bool = False
     ours: str = "fastrnn"
+    avx512: float | None = None
+
+    def wanted(self, isa: str) -> float | None:
+        """The geometric mean that is wanted of an instruction set's kernels."""
+        return self.avx512 if self.avx512 is not None and isa.startswith("avx512") else self.geomean
 
 
 def _layers(cell: str, training: bool) -> Callable[[Case], bool]:
@@ -70,10 +76,19 @@ def _long(cell: str) -> Callable[[Case], bool]:
 TORCH = ("torch",)
 
 
-def _drawn(cell: str, training: bool, geomean: float) -> Target:
-    """On the random shapes: never slower than torch.nn."""
-    name = f"{cell.upper()} {'training' if training else 'inference'} on random shapes, against torch.nn"
-    return Target(name, _layers(cell, training), TORCH, geomean, 1.0, drawn=True)
+#: What every processor is to reach against torch.nn in inference and in training, with no case below 1.0,
+#: and where it is more for AVX-512's kernels.
+EVERYWHERE = {"lstm": (1.3, 1.3), "gru": (1.9, 2.3), "rnn": (2.2, 2.2)}
+AVX512 = {"lstm": (1.35, 1.35)}
+
+
+def _everywhere(cell: str, training: bool, drawn: bool = False) -> Target:
+    """On the named shapes or on the random ones."""
+    work = f"{cell.upper()} {'training' if training else 'inference'}"
+    name = f"{work} on random shapes, against torch.nn" if drawn else f"– {work}, on every processor"
+    wide = AVX512[cell][training] if cell in AVX512 else None
+    wanted = EVERYWHERE[cell][training]
+    return Target(name, _layers(cell, training), TORCH, wanted, 1.0, drawn=drawn, avx512=wide)
 
 
 #: What an option may cost at VARIANT_SHAPES: the variant's time over the plain layer's.
@@ -106,11 +121,17 @@ def _variants(cell: str, variant: str) -> tuple[Target, Target]:
 RUNTIMES = ("onnxruntime", "openvino")
 CPU_TARGETS = (
     Target("LSTM inference, against torch.nn", _layers("lstm", False), TORCH, 1.6, 1.03),
+    _everywhere("lstm", False),
     Target("LSTM training, against torch.nn", _layers("lstm", True), TORCH, 1.5, 1.03),
+    _everywhere("lstm", True),
     Target("GRU inference, against torch.nn", _layers("gru", False), TORCH, 2.5, 1.7),
+    _everywhere("gru", False),
     Target("GRU training, against torch.nn", _layers("gru", True), TORCH, 3.0, 1.8),
+    _everywhere("gru", True),
     Target("RNN inference, against torch.nn", _layers("rnn", False), TORCH, 2.5, 1.5),
+    _everywhere("rnn", False),
     Target("RNN training, against torch.nn", _layers("rnn", True), TORCH, 2.5, 1.5),
+    _everywhere("rnn", True),
     Target("LSTM packed inference, against torch.nn", _path("packed", False), TORCH, 3.0, 2.0),
     Target("LSTM packed training, against torch.nn", _path("packed", True), TORCH, 3.0, 2.0),
     Target(
@@ -162,12 +183,12 @@ CPU_TARGETS = (
     ),
     Target("– against that cell compiled", _layers("slstm", True), ("xlstm_compile",), 3.0, 3.0),
     Target("– SRU++ training, against nn.LSTM", _layers("srupp", True), TORCH, None, None),
-    _drawn("lstm", False, 1.3),
-    _drawn("lstm", True, 1.3),
-    _drawn("gru", False, 1.9),
-    _drawn("gru", True, 2.3),
-    _drawn("rnn", False, 2.2),
-    _drawn("rnn", True, 2.2),
+    _everywhere("lstm", False, drawn=True),
+    _everywhere("lstm", True, drawn=True),
+    _everywhere("gru", False, drawn=True),
+    _everywhere("gru", True, drawn=True),
+    _everywhere("rnn", False, drawn=True),
+    _everywhere("rnn", True, drawn=True),
     *(
         target
         for cell in CELLS
@@ -254,9 +275,10 @@ def _counts(case: Case, device: str, drawn: bool = False) -> bool:
     return (case.T, case.B, case.H) in (SRU_SHAPES if case.cell in SRU_CELLS else SHAPES)
 
 
-def evaluate(results: Sequence[dict], threads: int) -> list[dict]:
+def evaluate(results: Sequence[dict], threads: int, isa: str = "") -> list[dict]:
     """A line for each target that has data on this number of threads.
 
+    isa: whose kernels of fastrnn were timed; some targets are higher with AVX-512.
     Each line has name, cases, geomean, worst, worst_case, target_geomean, target_worst and met (None for
     information lines).
     """
@@ -273,7 +295,8 @@ def evaluate(results: Sequence[dict], threads: int) -> list[dict]:
         if not ratios:
             continue
         mean, (worst, worst_case) = geomean([r for r, _ in ratios]), min(ratios)
-        met = None if target.geomean is None else mean >= target.geomean and worst >= target.worst
+        wanted = target.wanted(isa)
+        met = None if wanted is None else mean >= wanted and worst >= target.worst
         lines.append(
             {
                 "name": target.name,
@@ -282,7 +305,7 @@ def evaluate(results: Sequence[dict], threads: int) -> list[dict]:
                 "geomean": mean,
                 "worst": worst,
                 "worst_case": worst_case,
-                "target_geomean": target.geomean,
+                "target_geomean": wanted,
                 "target_worst": target.worst,
                 "met": met,
             }

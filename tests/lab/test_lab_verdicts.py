@@ -74,6 +74,33 @@ def test_random_shapes_have_targets_of_their_own():
     assert lines["GRU training, against torch.nn"]["cases"] == 1
 
 
+def test_what_every_processor_is_to_reach():
+    """Beside the further aims: a mean, which is higher for the LSTM with AVX-512, and no case below 1.0."""
+
+    def line(cell, ratio, isa, drawn=False):
+        T, B, inputs, H = presets.RANDOM_SHAPES[0] if drawn else (100, 1, 256, 256)
+        result = fake_result(Case(cell, "layers", False, T, B, inputs, H), {"fastrnn": 1.0, "torch": ratio})
+        lines = {line["name"]: line["met"] for line in targets.evaluate([result], 1, isa)}
+        where = (
+            "{} inference on random shapes, against torch.nn"
+            if drawn
+            else "– {} inference, on every processor"
+        )
+        return lines[where.format(cell.upper())]
+
+    for drawn in (False, True):
+        assert [line("lstm", r, "avx2", drawn) for r in (1.29, 1.31)] == [False, True]
+        for isa in ("avx512", "avx512_bf16"):
+            assert [line("lstm", r, isa, drawn) for r in (1.31, 1.34, 1.36)] == [False, False, True]
+            assert [line("gru", r, isa, drawn) for r in (1.89, 1.91)] == [False, True]
+    fast, slow = (
+        fake_result(Case("rnn", "layers", True, T, 1, 256, 256), {"fastrnn": 1.0, "torch": ratio})
+        for T, ratio in ((100, 9.0), (1, 0.99))
+    )
+    lines = {line["name"]: line for line in targets.evaluate([fast, slow], 1, "avx2")}
+    assert lines["– RNN training, on every processor"]["met"] is False, "one case below 1.0"
+
+
 def test_verdicts_on_what_options_cost():
     """The limits are those of the options' time over the plain layer's: forward and in training."""
 
