@@ -9,6 +9,14 @@ namespace {
 
 constexpr int kDotTerms = 2;
 
+// A vector of pairs, for the dot products of MR rows.
+template <int MR>
+FASTRNN_INLINE __m512bh dot_row(const uint16_t* pairs) {
+  __m512i row = _mm512_loadu_si512(pairs);
+  if constexpr (MR > 1) in_register(row);
+  return (__m512bh)row;
+}
+
 // See DotKernel.
 template <int MR, int NV>
 void dot_kernel(float* tile, const uint16_t* a, int64_t block_stride, const uint16_t* b, int64_t K,
@@ -33,7 +41,7 @@ void dot_kernel(float* tile, const uint16_t* a, int64_t block_stride, const uint
       ahead += 2 * ahead_step;
       __m512bh row[NV];
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) row[v] = (__m512bh)_mm512_loadu_si512(b + v * W * 2);
+      for (int v = 0; v < NV; ++v) row[v] = dot_row<MR>(b + v * 2 * W);
 #pragma GCC unroll 8
       for (int m = 0; m < MR; ++m) {
         int32_t both;
@@ -71,7 +79,7 @@ void dot_transposed(float* tile, const uint16_t* a, const uint16_t* b, int64_t r
     for (; r < end; r += 2, a += 2 * W, b += NV * 2 * W) {
       __m512bh row[NV];
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) row[v] = (__m512bh)_mm512_loadu_si512(b + v * 2 * W);
+      for (int v = 0; v < NV; ++v) row[v] = dot_row<MR>(b + v * 2 * W);
 #pragma GCC unroll 8
       for (int m = 0; m < MR; ++m) {
         int32_t both;

@@ -28,11 +28,11 @@ namespace {
 // Registers of this instruction set decide the tile: 24 accumulators of 32, or 12 of 16, leave room
 // for a row of the right operand and a broadcast.
 #if defined(FASTRNN_AVX512) || defined(__aarch64__)
-constexpr int kAccumulators = 24;
+constexpr int kRegisters = 32, kAccumulators = 24;
 constexpr int kPanelVectors = 4;  // vectors a row of the right operand in general products
 constexpr int kRnnUnits = 4;      // unit blocks a panel for a cell with one gate
 #else
-constexpr int kAccumulators = 12;
+constexpr int kRegisters = 16, kAccumulators = 12;
 constexpr int kPanelVectors = 2;  // 6 x 2 reaches the peak of AVX2, 3 x 4 stays at 80% of it
 constexpr int kRnnUnits = 2;
 #endif
@@ -77,6 +77,16 @@ FASTRNN_INLINE void multiply_add(typename Simd<T>::V& acc, typename Simd<T>::V a
   acc += a * b;
 #endif
 }
+// A value is in a register from here on: a compiler that is free to would load the row of the right operand anew for
+// each row of the tile, which a core with one load of 512 bits a cycle (Zen 4) pays for.
+template <class V>
+FASTRNN_INLINE void in_register(V& value) {
+#if defined(FASTRNN_AVX512)
+  asm("" : "+v"(value));
+#elif defined(FASTRNN_AVX2)
+  asm("" : "+x"(value));
+#endif
+}
 // A pointer that steps by a number unknown here is one register, added to: a compiler would keep one for each of
 // several steps.
 template <class P>
@@ -88,13 +98,19 @@ FASTRNN_INLINE void step(P*& pointer, int64_t by) {
 // loads and stores would keep the tile in registers from block to block, which the accumulators need.
 FASTRNN_INLINE void forget_memory() { asm volatile("" ::: "memory"); }
 
-// acc[m][v] += column[m * stride] * row_of_b[v], one term of every sum of a tile.
-template <class T, int MR, int NV>
+// acc[m][v] += column[m * stride] * row_of_b[v], one term of every sum of a tile, of which kSets are held.
+template <class T, int MR, int NV, int kSets = 1>
 FASTRNN_INLINE void accumulate(typename Simd<T>::V (&acc)[MR][NV], const T* column, int stride, const T* row_of_b) {
   using S = Simd<T>;
+  // Which is used once, or has no register: from where it lies.
+  constexpr bool kInMemory = MR == 1 || (MR + 1) * NV >= kRegisters;
+  constexpr bool kHeld = !kInMemory && (kSets * MR + 1) * NV + 1 < kRegisters;
   typename S::V row[NV];
 #pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) row[v] = S::load(row_of_b + v * S::W);
+  for (int v = 0; v < NV; ++v) {
+    row[v] = S::load(row_of_b + v * S::W);
+    if constexpr (kHeld) in_register(row[v]);
+  }
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
     T factor = column[m * stride];
@@ -105,8 +121,8 @@ FASTRNN_INLINE void accumulate(typename Simd<T>::V (&acc)[MR][NV], const T* colu
     const typename S::V broadcast = S::broadcast(factor);
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
-      if constexpr (MR == 1 || NV * 3 == kAccumulators) {
-        acc[m][v] += broadcast * row[v];  // which is used once, or has no register: from where it lies
+      if constexpr (kInMemory) {
+        acc[m][v] += broadcast * row[v];
       } else {
         multiply_add<T>(acc[m][v], broadcast, row[v]);
       }
@@ -167,12 +183,12 @@ void product_kernel(T* tile, const T* from, int64_t from_row, const T* a, int64_
             __builtin_prefetch(ahead, 0, 2);
             step(ahead, 64);
           }
-          accumulate<T, MR, NV>(sums[s % kChains], a + s, W, b);
+          accumulate<T, MR, NV, kChains>(sums[s % kChains], a + s, W, b);
         }
       }
     }
 #pragma GCC unroll 1
-    for (; k < end; ++k, ++a, step(b, ld)) accumulate<T, MR, NV>(sums[0], a, W, b);
+    for (; k < end; ++k, ++a, step(b, ld)) accumulate<T, MR, NV, kChains>(sums[0], a, W, b);
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
