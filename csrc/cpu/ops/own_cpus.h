@@ -101,7 +101,7 @@ class OwnCpus {
 #else
   void take_cpu() {}
   void settle() {}
-  void let_the_others_in(int64_t) {}
+  void let_the_others_in(int64_t) { static_cast<void>(workers_); }  // or clang has a member that nobody reads
 #endif
 
   static inline std::atomic<int> calls_{0};  // of the process, on several threads each
@@ -110,7 +110,7 @@ class OwnCpus {
   static inline const int at_fork_ = pthread_atfork(nullptr, nullptr, [] { calls_ = 0; });
 #endif
 
-  [[maybe_unused]] const int64_t workers_;
+  const int64_t workers_;
   const Body body_;
   void* const context_;
   const std::thread::id caller_ = std::this_thread::get_id();

@@ -12,7 +12,12 @@
 #include "params/rnn.h"
 
 #if defined(__x86_64__)
+// g++ 12's own header initialises registers with themselves where any value will do, and g++ 12 warns of it wherever
+// that is inlined into a lambda.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #elif defined(FASTRNN_NEON)
 #include <arm_neon.h>
 #endif
