@@ -51,9 +51,6 @@ __attribute__((noinline)) void lying_kernel(const T* weight, int64_t ld, const T
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int W = S::W, kSteps = 4;
-  const T* rows[kLyingUnits];
-#pragma GCC unroll 8
-  for (int u = 0; u < kLyingUnits; ++u) rows[u] = weight + u * ld;
   for (int64_t k = 0; k < K;) {
     const int64_t end = min_of(K, k + kSumBlock);
     V acc[kLyingUnits][NV];
@@ -62,32 +59,27 @@ __attribute__((noinline)) void lying_kernel(const T* weight, int64_t ld, const T
 #pragma GCC unroll 2
       for (int v = 0; v < NV; ++v) acc[u][v] = V{};
     }
-    const auto add = [&](int term) __attribute__((always_inline)) {
+    const auto add = [&](int step) __attribute__((always_inline)) {
       V row[NV];
 #pragma GCC unroll 2
       for (int v = 0; v < NV; ++v) {
-        row[v] = S::load(columns + (term * NV + v) * W);
+        row[v] = S::load(columns + (step * NV + v) * W);
         in_register(row[v]);
       }
 #pragma GCC unroll 8
       for (int u = 0; u < kLyingUnits; ++u) {
-        const V value = S::broadcast(rows[u][term]);
+        const V value = S::broadcast(weight[u * ld + step]);
 #pragma GCC unroll 2
         for (int v = 0; v < NV; ++v) multiply_add<T>(acc[u][v], value, row[v]);
       }
     };
-    const auto go_on = [&](int terms) __attribute__((always_inline)) {
-#pragma GCC unroll 8
-      for (int u = 0; u < kLyingUnits; ++u) step(rows[u], terms);
-      step(columns, terms * NV * W);
-    };
 #pragma GCC unroll 1
-    for (; k + kSteps <= end; k += kSteps, go_on(kSteps)) {
+    for (; k + kSteps <= end; k += kSteps, weight += kSteps, columns += kSteps * NV * W) {
 #pragma GCC unroll 4
-      for (int term = 0; term < kSteps; ++term) add(term);
+      for (int step = 0; step < kSteps; ++step) add(step);
     }
 #pragma GCC unroll 1
-    for (; k < end; ++k, go_on(1)) add(0);
+    for (; k < end; ++k, ++weight, columns += NV * W) add(0);
     const bool first = k <= kSumBlock;
 #pragma GCC unroll 8
     for (int u = 0; u < kLyingUnits; ++u) {
