@@ -11,7 +11,6 @@
 // Costs a step: 2*B*G*H*Hout flops; reads the packed recurrent weights once a row tile.
 #pragma once
 #include "cpu/product/few_rows.inl"
-#include "cpu/product/lying.inl"
 #include "cpu/product/panels.inl"
 #include "cpu/rnn/heads.inl"
 #include "cpu/rnn/one_row.inl"
@@ -34,11 +33,6 @@ class Forward : private Schedule {
   // Rows whose product with W_ih is made by dots where weights are read where they lie: more repay the packing of
   // each panel just before its use.
   static constexpr int64_t kDotInputRows = 8;
-  // A call of one step whose rows fill the lanes well enough reads weights where they lie (lying.inl). On a Zen 4,
-  // H = 512, it takes .94 of the time with 16 rows, .75 to .8 with 32, .93 with 64, but 1.16 with 12 and 1.46 with 8.
-  static constexpr int64_t kLeastLyingRows = 16, kMostLyingRows = 96;
-  static constexpr bool kMayLie =
-      kLies && sizeof(T) == 4 && std::is_same_v<Operand, NaturalOperand<T>> && !C::kVariant;
   // Saved values of a variant from so many bytes on are written past the caches, in which they would not be when the
   // backward pass comes: a norm has three times the plain cell's.
   static constexpr int64_t kStreamedBytes = 16 << 20, kLine = 64;
@@ -67,12 +61,8 @@ class Forward : private Schedule {
                  reinterpret_cast<uintptr_t>(p_.gates) % kLine == 0;
     }
     input_dots_ = plan_.direct && plan_.forward_chunk * most_group_rows() <= kDotInputRows;
-    const int64_t rows = most_group_rows();
-    lies_ = kMayLie && s_.T == 1 && !p_.packed && !plan_.direct && s_.dtype == Dtype::kFloat &&
-            rows >= kLeastLyingRows && rows <= kMostLyingRows && 5 * rows >= 4 * ceil_div(rows, W) * W &&
-            (s_.H % W == 0 || s_.H % W >= kLyingUnits);
-    input_just_in_time_ = alone && !lies_ && !input_dots_ && plan_.forward_chunk >= s_.T;
-    state_just_in_time_ = alone && !lies_ && !plan_.direct && s_.T == 1 && !C::kVariant;
+    input_just_in_time_ = alone && !input_dots_ && plan_.forward_chunk >= s_.T;
+    state_just_in_time_ = alone && !plan_.direct && s_.T == 1 && !C::kVariant;
     const int64_t weights = G * s_.H * (s_.I + s_.out_size()) * static_cast<int64_t>(sizeof(E)) / grid_.unit_groups;
     by_panels_ =
         s_.T == 1 && !C::kVariant && weights > plan_.near_bytes && weights <= kPanelsOfCaches * plan_.near_bytes;
@@ -109,8 +99,6 @@ class Forward : private Schedule {
     E* x;
     int64_t* slots;  // first chunk row of each step of the chunk
     E* panel;        // a panel that is packed just before its only use
-    // Where weights are read where they lie: x and h as columns, and the sums of a panel.
-    T *x_columns, *h_columns, *sums;
     // Of a variant, what waits for a meeting: the recurrent part of the gates or r and z, like gx of one step; an
     // LSTM's candidate of c and its o, [own blocks][R][W].
     T *held, *candidate, *out_gate;
@@ -132,8 +120,8 @@ class Forward : private Schedule {
       if (p_.packed) {
         dir.read(p_.packed, s_);
       } else {
-        dir.lay_out(arena_, s_, !lies_ && !input_dots_ && !input_just_in_time_,
-                    !lies_ && !plan_.direct && !state_just_in_time_ && !C::kVariant);
+        dir.lay_out(arena_, s_, !input_dots_ && !input_just_in_time_,
+                    !plan_.direct && !state_just_in_time_ && !C::kVariant);
       }
       if constexpr (C::kVariant) lay_out_stages(d);
     }
@@ -157,9 +145,6 @@ class Forward : private Schedule {
       worker.slots = arena_.take<int64_t>(plan_.forward_chunk);
       worker.panel =
           arena_.take<E>(input_just_in_time_ ? Weights::kUnits * panel_size(max_of(s_.I, s_.out_size())) : 0);
-      worker.x_columns = arena_.take<T>(lies_ ? columns_size<T>(most_group_rows(), s_.I) : 0);
-      worker.h_columns = arena_.take<T>(lies_ ? columns_size<T>(most_group_rows(), s_.out_size()) : 0);
-      worker.sums = arena_.take<T>(lies_ ? most_group_rows() * Weights::kUnits * G * W + W : 0);
       if constexpr (C::kVariant) lay_out_stages(worker, own.end - own.begin);
       if (arena_.base) workers_[r] = worker;
     }
@@ -300,21 +285,12 @@ class Forward : private Schedule {
                               s_.I, s_.dtype, worker.x, chunk_rows_, rows);
       }
     }
-    if constexpr (kMayLie) {
-      if (lies_) {
-        make_columns<T>(worker.x, chunk_rows_ * W, rows, s_.I, worker.x_columns);
-        make_columns<T>(groups_[grid_.group(rank)].h[s0 & 1], group_rows_ * W, rows, s_.out_size(), worker.h_columns);
-      }
-    }
     return rows;
   }
 
   // Their product with these panels of W_ih. By panels, those of W_hh come next.
   void project_panels(int rank, int64_t rows, Range panels) {
     if (input_dots_) return input_dots(rank, rows, panels);
-    if constexpr (kMayLie) {
-      if (lies_) return lying_input(rank, rows, panels);
-    }
     const int d = grid_.direction(rank);
     const Direction& dir = directions_[d];
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
@@ -423,10 +399,6 @@ class Forward : private Schedule {
   void project_output(int rank, int64_t s);
   void output_tile(int rank, int64_t s, int64_t t, int64_t panel, int vectors, int64_t row, int height);
   void input_dots(int rank, int64_t rows, Range panels);
-  void lying_input(int rank, int64_t rows, Range panels);
-  void lying_step(int rank, int64_t s, int64_t t, int64_t panel, int64_t rows);
-  void add_gates(const void* weight, int64_t K, int64_t panel, const T* columns, int64_t rows, T* out,
-                 int64_t part_rows);
   const void* first_row(const void* weight, int64_t K, int64_t panel) const;
   void add_dots(const void* weight, int64_t K, int64_t panel, const void* after, int height, const E* a,
                 int64_t block_stride, T* out, int64_t part_rows);
@@ -463,8 +435,7 @@ class Forward : private Schedule {
   const Panels<T> outputs_;  // columns of the output in general panels
   Arena arena_;
   bool streams_ = false;  // a variant's saved values, past the caches
-  bool lies_ = false, input_dots_ = false, input_just_in_time_ = false, state_just_in_time_ = false,
-       by_panels_ = false;
+  bool input_dots_ = false, input_just_in_time_ = false, state_just_in_time_ = false, by_panels_ = false;
   int64_t chunk_rows_ = 0, group_rows_ = 0;
   Direction directions_[kMaxDirections] = {};
   Stages stages_[kMaxDirections] = {};

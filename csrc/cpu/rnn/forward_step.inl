@@ -36,12 +36,6 @@ inline void Forward<T, CellOf, Operand>::step_panels(int rank, int64_t s, int64_
         continue;
       }
     }
-    if constexpr (kMayLie) {
-      if (lies_) {
-        lying_step(rank, s, t, panel, n);
-        continue;
-      }
-    }
     const E* weights = nullptr;
     const void* after = nullptr;
     PanelPrefetch ahead;
@@ -327,64 +321,6 @@ inline void Forward<T, CellOf, Operand>::add_dots(const void* weight, int64_t K,
         dot(out + lie.at(0, part_rows, u, g), lie.vectors * W, rows_at(g, block), units_.lanes(block), K, a,
             block_stride, far ? next : nullptr);
       }
-    }
-  }
-}
-
-// ---- one step of many rows ------------------------------------------------------------------
-
-// The rows times W_ih where it lies, into gx.
-template <class T, template <class> class CellOf, class Operand>
-inline void Forward<T, CellOf, Operand>::lying_input(int rank, int64_t rows, Range panels) {
-  const int d = grid_.direction(rank);
-  const Worker& worker = workers_[rank];
-  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    const int of_part = Weights::lie_of(units_, panel).vectors;
-    T* gx = worker.gx + gx_offset(rank, panel);
-    const T* bias = directions_[d].bias + units_.first_block(panel) * G * W;
-    for (int part = 0; part < kParts; ++part) {
-      for (int64_t r = 0; r < rows; ++r) {
-        copy_vectors(bias + part * of_part * W, gx + (part * chunk_rows_ + r) * of_part * W, of_part);
-      }
-    }
-    add_gates(p_.weights[d].w_ih, s_.I, panel, worker.x_columns, rows, gx, chunk_rows_);
-  }
-}
-
-// A panel's units of the step, all of its rows at once.
-template <class T, template <class> class CellOf, class Operand>
-inline void Forward<T, CellOf, Operand>::lying_step(int rank, int64_t s, int64_t t, int64_t panel, int64_t rows) {
-  const int d = grid_.direction(rank);
-  const Worker& worker = workers_[rank];
-  const Lie lie = Weights::lie_of(units_, panel);
-  const int of_part = lie.vectors;
-  const T* gx = worker.gx + gx_offset(rank, panel);
-  for (int part = 0; part < kParts; ++part) {
-    copy_vectors(gx + part * chunk_rows_ * of_part * W, worker.sums + part * rows * of_part * W,
-                 static_cast<int>(rows) * of_part);
-  }
-  if constexpr (C::kSplit) {
-    for (int64_t m = 0; m < rows; ++m) {
-      for (int u = 0; u < lie.units; ++u) {
-        S::store_n(worker.sums + lie.at(m, rows, u, G - 1),
-                   S::load(directions_[d].bias_rec + (units_.first_block(panel) + u) * W), lie.gate_step);
-      }
-    }
-  }
-  add_gates(p_.weights[d].w_hh, s_.out_size(), panel, worker.h_columns, rows, worker.sums, rows);
-  finish_tile(worker.sums, gx, rank, s, t, panel, lie, 0, static_cast<int>(rows));
-}
-
-// out += the gates of a panel of `weight` where it lies, K columns, for rows that are columns; as add_dots.
-template <class T, template <class> class CellOf, class Operand>
-inline void Forward<T, CellOf, Operand>::add_gates(const void* weight, int64_t K, int64_t panel, const T* columns,
-                                                   int64_t rows, T* out, int64_t part_rows) {
-  const Lie lie = Weights::lie_of(units_, panel);
-  for (int u = 0; u < lie.units; ++u) {
-    const int64_t block = units_.first_block(panel) + u;
-    for (int g = 0; g < G; ++g) {
-      add_lying<T>(out + lie.at(0, part_rows, u, g), lie.vectors * W,
-                   static_cast<const T*>(weight) + (g * s_.H + block * W) * K, units_.lanes(block), K, columns, rows);
     }
   }
 }
