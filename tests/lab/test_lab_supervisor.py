@@ -144,7 +144,7 @@ def test_a_run_that_is_stopped_has_what_it_had(tmp_path, monkeypatch):
     monkeypatch.setattr(supervised, "COMMAND", (sys.executable, "-c", WORKER))
     monkeypatch.setenv("FATE", json.dumps([[[16, "torch"], "hang"]]))
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
-    monkeypatch.setattr(bench_run.targets, "evaluate", lambda results, threads: [])
+    monkeypatch.setattr(bench_run.targets, "evaluate", lambda results, threads, isa: [])
     monkeypatch.setattr(bench_run.targets, "evaluate_absolute", lambda run: [])
     kept = []
 

@@ -80,7 +80,7 @@ FASTRNN_INLINE void multiply_add(typename Simd<T>::V& acc, typename Simd<T>::V a
 // A value is in a register from here on: a compiler that is free to would load the row of the right operand anew for
 // each row of the tile, which a core with one load of 512 bits a cycle (Zen 4) pays for.
 template <class V>
-FASTRNN_INLINE void in_register(V& value) {
+FASTRNN_INLINE void in_register([[maybe_unused]] V& value) {
 #if defined(FASTRNN_AVX512)
   asm("" : "+v"(value));
 #elif defined(FASTRNN_AVX2)
