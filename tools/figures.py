@@ -42,18 +42,13 @@ class Ratio(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line: which cases of which run, and whom they are held against (the fastest of those that ran).
-
-    ours: which of fastrnn's contenders. drawn: the shapes need not have as many inputs as hidden units.
-    """
+    """A line: which cases of which run, and whom they are held against (the fastest of those that ran)."""
 
     label: str
     cell: tuple[str, ...]
     path: str
     against: tuple[str, ...] = ("torch",)
     run: str = FULL
-    ours: str = "fastrnn"
-    drawn: bool = False
 
 
 TORCH_ROWS = (
@@ -72,8 +67,6 @@ PEER_ROWS = (
     Row("GRU, best of JAX, torch.nn", ("gru",), "layers", ("jax", "torch")),
     Row("SRU, the sru package", ("sru",), "layers", ("sru",), SRU),
 )
-RUNTIMES = Row("LSTM and GRU", ("lstm", "gru"), "layers", ("onnxruntime", "openvino"))
-RANDOM_ROWS = tuple(row._replace(run=RANDOM, drawn=True) for row in TORCH_ROWS[:3])
 
 
 def load(run: str) -> dict:
@@ -96,11 +89,11 @@ def ratio(row: Row, training: bool, threads: int, documents: dict[str, dict]) ->
             and case["path"] == row.path
             and case["dtype"] == "float32"
             and not case["sweep"]
-            and (row.drawn or case["I"] == case["H"])
+            and case["I"] == case["H"]
         )
         rivals = [times[key]["median_s"] for key in row.against if key in times]
-        if counts and rivals and row.ours in times:
-            found.append(min(rivals) / times[row.ours]["median_s"])
+        if counts and rivals and "fastrnn" in times:
+            found.append(min(rivals) / times["fastrnn"]["median_s"])
     return Ratio(geomean(found), min(found), len(found)) if found else None
 
 
@@ -157,11 +150,22 @@ def readme() -> str:
     return "\n".join(lines)
 
 
+def verdict(document: dict, name: str, threads: int) -> str:
+    """What a run's report says of a target."""
+    (line,) = (t for t in document["targets"] if (t["name"], t["threads"]) == (name, threads))
+    return str(Ratio(line["geomean"], line["worst"], line["cases"]))
+
+
+def reached(document: dict, name: str) -> list[str]:
+    """The first words of what was reached in the report's lines of such a name."""
+    return [t["reached"].split()[0] for t in document["absolute_targets"] if name in t["name"]]
+
+
 def runtimes(loaded: dict[str, dict], docs: str = "") -> list[str]:
     """Inference beside those who keep packed weights: as a layer is called, and as they are."""
     module, streamer = (
-        [ratio(RUNTIMES._replace(ours=ours), False, threads, loaded) for threads in THREADS]
-        for ours in ("fastrnn", "streamer")
+        [verdict(loaded[FULL], f"– of that, through {how}", threads) for threads in THREADS]
+        for how in ("the modules", "their streamers")
     )
     return [
         "LSTM and GRU inference beside the better of ONNX Runtime and OpenVINO, which keep packed weights",
@@ -172,47 +176,26 @@ def runtimes(loaded: dict[str, dict], docs: str = "") -> list[str]:
 
 def absolute(loaded: dict[str, dict]) -> list[str]:
     """What is no ratio over torch.nn's time; and the random shapes."""
-    run = loaded[FULL]
-    (step,) = (
-        result["contenders"]["fastrnn"]["median_s"]
-        for result in run["results"]
-        if (case := result["case"])["cell"] == "lstm"
-        and (case["T"], case["B"], case["I"], case["H"]) == (1, 1, 256, 256)
-        and (case["path"], case["training"], case["dtype"]) == ("layers", False, "float32")
-        and (result["threads"], case["sweep"], case["variant"]) == (1, False, "")
+    step, _ = reached(loaded[FULL], "One LSTM step")
+    (memory,) = reached(loaded[FULL], "Peak memory")
+    scan = sorted(reached(loaded[FULL], "SRU's recurrence"), key=float)
+    lstm, gru, rnn = (
+        " and ".join(
+            verdict(loaded[RANDOM], f"{cell} {work} on random shapes, against torch.nn", 1)
+            for work in ("inference", "training")
+        )
+        for cell in ("LSTM", "GRU", "RNN")
     )
-    peak: dict[str, dict[str, float]] = {}
-    for line in run["memory"]:
-        peak.setdefault(json.dumps(line["case"]), {})[line["contender"]] = line["bytes"]
-    memory = max(used["fastrnn"] / used["torch"] for used in peak.values() if used.get("torch"))
-    scan = {
-        threads: [
-            line["bytes"] / line["seconds"] / line["reading"]
-            for line in run["scan"]
-            if line["threads"] == threads
-        ]
-        for threads in THREADS
-    }
-    rate = [f"{min(scan[threads]):.2f} to {max(scan[threads]):.2f}" for threads in THREADS]
-    drawn = [[ratio(row, training, 1, loaded) for training in (False, True)] for row in RANDOM_ROWS]
-    lstm, gru, rnn = (f"{inference} and {training}" for inference, training in drawn)
-    one, two = rate
-    shapes, place = len(random_shapes(loaded)), f"../benchmarks/results/{RANDOM}/report.md"
     return [
-        f"One LSTM step of T=1, B=1, H=256 takes {step * 1e6:.0f} µs as a layer's call on one thread.",
-        f"Peak memory of a training step is {memory:.2f} of torch.nn's at worst; both vary by a fifth from",
-        f"process to process. SRU's recurrence alone passes its memory at {one} of the rate at which one",
-        f"core reads, two at {two} of theirs.",
+        f"One LSTM step of T=1, B=1, H=256 takes {step} µs as a layer's call on one thread. Peak memory of",
+        f"a training step is {memory} of torch.nn's at worst; both vary by a fifth from process to process.",
+        f"SRU's recurrence alone passes its memory at {scan[0]} to {scan[-1]} of the rate at which as many",
+        "cores read.",
         "",
-        f"On {shapes} shapes drawn at random, in inference and in training, on one thread",
-        f"([AVX2 kernels]({place}),",
+        "On shapes drawn at random, in inference and in training, on one thread",
+        f"([AVX2 kernels](../benchmarks/results/{RANDOM}/report.md),",
         f"torch held to AVX2 too): LSTM {lstm}, GRU {gru}, RNN {rnn}.",
     ]
-
-
-def random_shapes(loaded: dict[str, dict]) -> set[tuple[int, ...]]:
-    cases = (result["case"] for result in loaded[RANDOM]["results"])
-    return {(case["T"], case["B"], case["I"], case["H"]) for case in cases}
 
 
 def performance() -> str:

@@ -242,6 +242,39 @@ def test_steps_of_one_row(isa, threads, cell, dtype):
     _check(Case(cell, 12, 1, 5, 150, dtype=dtype))
 
 
+@pytest.mark.parametrize("rows", [15, 16, 17, 26, 32, 48, 77, 96, 97])
+@pytest.mark.parametrize("cell", CELLS)
+def test_one_step_of_many_rows(isa, threads, cell, rows):
+    """The rows of one step that fill the lanes are multiplied with weights where they lie: sums of one block
+    of terms and of several and of none, lanes without a row, a last block of units that one tile holds and
+    one that it does not, weights that a thread takes by panels, both directions, and a projected state."""
+    for IN, H in ((3, 16), (19, 24), (130, 45), (5, 133), (257, 260)):
+        _check(Case(cell, 1, rows, IN, H, dtype=F32))
+    _check(Case(cell, 1, rows, 20, 72, D=2, dtype=F32, save="recompute"))
+    _check(Case(cell, IN=20, H=72, sizes=(rows,), dtype=F32))
+    _check(Case(cell, 1, rows, 0, 72, dtype=F32))
+    _check(Case(cell, 1, rows, 20, 72, dtype=F64))
+    _check(Case(cell, 1, rows, 20, 72, dtype=F16))
+    if cell == "lstm":
+        _check(Case(cell, 1, rows, 20, 72, P=33, dtype=F32))
+    threads(2)
+    _check(Case(cell, 1, rows, 300, 260, dtype=F32))
+
+
+@pytest.mark.parametrize("rows", [16, 32, 41])
+def test_rows_of_one_step_are_apart(rows):
+    """What is no number in one row stays there, and every row is that of a call of its own rows."""
+    torch.manual_seed(0)
+    layer = fastrnn.LSTM(70, 90)
+    x, h, c = torch.randn(1, rows, 70), torch.randn(1, rows, 90), torch.randn(1, rows, 90)
+    whole = layer(x, (h, c))[0]
+    x[0, 3, 5], h[0, rows - 1, 2] = float("nan"), float("inf")
+    apart = layer(x, (h, c))[0]
+    others = [r for r in range(rows) if r not in (3, rows - 1)]
+    assert equal([apart[:, others]], [whole[:, others]])
+    assert apart[0, 3].isnan().all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_long_rows_of_weights_where_they_lie(isa, cell, dtype):

@@ -29,6 +29,8 @@ TILES = {
     ("avx512", "transposed"): [(6, 4), (5, 4)],
     ("avx512", "dot"): [(6, 4), (5, 4), (8, 3), (6, 3), (1, 4)],
     ("avx512", "dot_transposed"): [(6, 4), (5, 4)],
+    ("avx512", "lanes"): [(8, 2), (8, 1)],  # rows of a weight by vectors
+    ("avx2", "lanes"): [(4, 2)],
     ("avx2", "product"): [(6, 2), (5, 2), (4, 2), (4, 3), (3, 3), (1, 2)],
     ("avx2", "transposed"): [(4, 3), (4, 2)],
     ("avx2", "row"): [(4, 2), (4, 3)],  # panels of one row by vectors
@@ -81,7 +83,7 @@ def symbols() -> dict[str, list[tuple[int, int]]]:
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found: dict[str, list[tuple[int, int]]] = {}
     for line in text.splitlines():
-        names = r"\w+_kernel<float, \d+, \d+>|dot_\w+<\d+, \d+>"
+        names = r"\w+_kernel<float, \d+(?:, \d+)?>|dot_\w+<\d+, \d+>"
         kernel = re.match(rf"([0-9a-f]+) ([0-9a-f]+) \w .*?({names})\(", line)
         if kernel:
             found.setdefault(kernel.group(3), []).append((int(kernel.group(1), 16), int(kernel.group(2), 16)))
@@ -99,6 +101,8 @@ def kernels(isa: str, kind: str, rows: int, vectors: int) -> tuple[list[Instruct
     name = f"{kind}_kernel<float, {rows}, {vectors}>"
     if kind.startswith("dot"):  # of bfloat16
         name = f"{'dot_kernel' if kind == 'dot' else kind}<{rows}, {vectors}>"
+    if kind == "lanes":
+        name = f"lanes_kernel<float, {vectors}>"
     if kind == "row":
         name = f"row_kernel<float, {vectors}, 4>"
     for address, size in symbols().get(name, []):
@@ -125,7 +129,7 @@ def test_inner_loops_stay_off_the_stack(isa, kind, rows, vectors):
 
 @pytest.mark.parametrize(
     ("isa", "kind"),
-    [(isa, kind) for isa, kind in TILES if isa in EVERY_TILE and kind != "row"],
+    [(isa, kind) for isa, kind in TILES if isa in EVERY_TILE and kind not in ("row", "lanes")],
 )
 def test_inner_loops_load_an_operand_once(isa, kind):
     """Of every tile: of three rows and four vectors one made twelve loads a term, where four do."""

@@ -1,7 +1,6 @@
-// One step of the forward pass by its stages (cells/cell.h), and its product for too few rows to repay packing; see
-// forward.inl.
+// One step of the forward pass by its stages (cells/cell.h); see forward.inl.
 #pragma once
-#include "cpu/rnn/forward.inl"
+#include "cpu/rnn/forward_input.inl"
 
 namespace fastrnn {
 namespace {
@@ -42,6 +41,8 @@ inline void Forward<T, CellOf, Operand>::step_panels(int rank, int64_t s, int64_
     if (state_just_in_time_) {
       Weights::pack_panel(p_.weights[d].w_hh, s_, s_.out_size(), panel, workers_[rank].panel);
       weights = workers_[rank].panel;
+    } else if (in_lanes_) {
+      // where they lie, too
     } else if (!plan_.direct) {
       weights = dir.w_hh + units_.first_block(panel) * panel_size(s_.out_size());
       if (panel != last) {
@@ -54,7 +55,8 @@ inline void Forward<T, CellOf, Operand>::step_panels(int rank, int64_t s, int64_
     } else if (next >= 0) {
       after = first_row(p_.weights[d].w_ih, s_.I, next);
     }
-    for_tiles(plan_.direct ? kDotRows : Operand::tile_rows(lie.vectors), 0, n, [&](int64_t row, int height) {
+    const int most = in_lanes_ ? static_cast<int>(n) : plan_.direct ? kDotRows : Operand::tile_rows(lie.vectors);
+    for_tiles(most, 0, n, [&](int64_t row, int height) {
       step_tile(rank, weights, s, t, panel, lie, row, height, slot0 + row, after, ahead);
     });
   }
@@ -115,8 +117,9 @@ inline void Forward<T, CellOf, Operand>::step_tile(int rank, const E* weights, i
   const int64_t first = units_.first_block(panel);
   const int of_part = lie.vectors;
   const T* gx = workers_[rank].gx + gx_offset(rank, panel) + slot * of_part * W;
-  alignas(64) T tile[(Operand::kTileSize + 1) * W];  // a vector begins where a gate does, and may end behind the last
-  const bool copies = C::kSplit || !weights;         // the tile begins with more than gx, or is no kernel's
+  alignas(64) T some[(Operand::kTileSize + 1) * W];  // a vector begins where a gate does, and may end behind the last
+  T* const tile = in_lanes_ ? workers_[rank].sums : some;
+  const bool copies = C::kSplit || !weights;  // the tile begins with more than gx, or is no kernel's
   for (int part = 0; copies && part < kParts; ++part) {
     copy_vectors(gx + part * chunk_rows_ * of_part * W, tile + part * height * of_part * W, height * of_part);
   }
@@ -134,7 +137,10 @@ inline void Forward<T, CellOf, Operand>::step_tile(int rank, const E* weights, i
                   weights + part * of_part * W * Operand::depth(s_.out_size()), s_.out_size(),
                   ahead.slice(s_.out_size()));
   }
-  if (!weights) {
+  if (in_lanes_) {
+    add_lanes(p_.weights[grid_.direction(rank)].w_hh, s_.out_size(), panel, workers_[rank].h_lanes, height, tile,
+              height);
+  } else if (!weights) {
     add_dots(p_.weights[grid_.direction(rank)].w_hh, s_.out_size(), panel, after, height, group.h[s & 1] + row * W,
              group_rows_ * W, tile, height);
   }
@@ -262,65 +268,6 @@ inline void Forward<T, CellOf, Operand>::output_tile(int rank, int64_t s, int64_
       put_output({d, t, y_row, unit, outputs_.lanes(first + v)}, batch_b, (y_row * s_.D + d) * s_.P + unit, cut,
                  group.h[s & 1] + at, group.h[(s + 1) & 1] + at, group.h_state + at,
                  S::load(tile + (m * vectors + v) * W));
-    }
-  }
-}
-
-// ---- too few rows to repay packing ----------------------------------------------------------
-
-// The rows of the chunk times W_ih where it lies, into gx.
-template <class T, template <class> class CellOf, class Operand>
-inline void Forward<T, CellOf, Operand>::input_dots(int rank, int64_t rows, Range panels) {
-  const int d = grid_.direction(rank);
-  const Worker& worker = workers_[rank];
-  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    const void* const after = panel + 1 < panels.end ? first_row(p_.weights[d].w_ih, s_.I, panel + 1)
-                              : by_panels_           ? first_row(p_.weights[d].w_hh, s_.out_size(), panels.begin)
-                                                     : nullptr;
-    const int of_part = Weights::lie_of(units_, panel).vectors;
-    T* gx = worker.gx + gx_offset(rank, panel);
-    const T* bias = directions_[d].bias + units_.first_block(panel) * G * W;
-    for (int part = 0; part < kParts; ++part) {
-      for (int64_t r = 0; r < rows; ++r) {
-        copy_vectors(bias + part * of_part * W, gx + (part * chunk_rows_ + r) * of_part * W, of_part);
-      }
-    }
-    for_tiles(kDotRows, 0, rows, [&](int64_t row, int height) {
-      add_dots(p_.weights[d].w_ih, s_.I, panel, after, height, worker.x + row * W, chunk_rows_ * W,
-               gx + row * of_part * W, chunk_rows_);
-    });
-  }
-}
-
-// Where a panel of `weight` begins where it lies.
-template <class T, template <class> class CellOf, class Operand>
-inline const void* Forward<T, CellOf, Operand>::first_row(const void* weight, int64_t K, int64_t panel) const {
-  return static_cast<const char*>(weight) +
-         units_.first_block(panel) * W * K * static_cast<int64_t>(size_of(s_.dtype));
-}
-
-// out += the gates of a panel of `weight` where it lies, K columns, for `height` rows of the blocked a. A part of out
-// has part_rows rows. `after` (or null) comes next, as many rows as a block has or fewer.
-template <class T, template <class> class CellOf, class Operand>
-inline void Forward<T, CellOf, Operand>::add_dots(const void* weight, int64_t K, int64_t panel, const void* after,
-                                                  int height, const E* a, int64_t block_stride, T* out,
-                                                  int64_t part_rows) {
-  if constexpr (sizeof(E) == sizeof(T)) {  // rounded operands have rows enough
-    const DotRows<T> dot = dot_rows_of<T>(s_.dtype, height);
-    const Lie lie = Weights::lie_of(units_, panel);
-    const int64_t row_bytes = K * static_cast<int64_t>(size_of(s_.dtype));
-    const bool far = G * s_.H * row_bytes / grid_.unit_groups > plan_.near_bytes;
-    for (int u = 0; u < lie.units; ++u) {
-      const int64_t block = units_.first_block(panel) + u;
-      const auto rows_at = [&](int64_t gate, int64_t of_block) {
-        return static_cast<const char*>(weight) + (gate * s_.H + of_block * W) * row_bytes;
-      };
-      for (int g = 0; g < G; ++g) {
-        // The block that comes next, in the order of the step.
-        const void* next = g + 1 < G ? rows_at(g + 1, block) : u + 1 < lie.units ? rows_at(0, block + 1) : after;
-        dot(out + lie.at(0, part_rows, u, g), lie.vectors * W, rows_at(g, block), units_.lanes(block), K, a,
-            block_stride, far ? next : nullptr);
-      }
     }
   }
 }
