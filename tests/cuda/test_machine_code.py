@@ -21,6 +21,9 @@ from fastrnn._ops import library
 LIBRARY = machine_code.ROOT / "fastrnn" / "libfastrnn_cuda.so"
 #: Times the committed number of instructions a step, with another compiler than the table's.
 BUDGET = 1.15
+#: What the table's compiler may add or take: nvcc 13.0 makes one of two codes of the same file, with 1673 and
+#: with 1674 instructions a step of one kernel, as its addresses fall. What is done is the same in both.
+NOISE = 0.01
 
 needs_library = pytest.mark.skipif(
     torch.version.cuda is None or os.environ.get("FASTRNN_CUDA") == "0" or find_cuda_tool("nvcc") is None,
@@ -109,6 +112,26 @@ def test_products(compiled):
             assert f.divergent == 0 or "Cluster" in kernel, f"{arch}: {kernel}"
 
 
+def changed(rows: dict[str, Facts], found: dict[str, Facts]) -> dict[str, tuple[Facts, Facts]]:
+    """The kernels that differ: in their numbers of instructions by more than `NOISE`, or in anything else."""
+
+    def differs(a: Facts, b: Facts) -> bool:
+        counts = ((a.instructions, b.instructions), (a.step, b.step))
+        rest = [f._replace(instructions=0, step=0) for f in (a, b)]
+        return rest[0] != rest[1] or any(abs(m - n) > NOISE * m for m, n in counts)
+
+    return {k: (rows[k], f) for k, f in found.items() if differs(rows[k], f)}
+
+
+def test_what_is_a_change():
+    """One instruction of a thousand is none, one access to local memory is, and so are two in a hundred."""
+    row = Facts(instructions=7544, local=0, generic=0, in_flight=138, step=1673, products=108)
+    for same in (row, row._replace(step=1674), row._replace(instructions=7536)):
+        assert not changed({"kernel": row}, {"kernel": same})
+    for other in (row._replace(local=1), row._replace(in_flight=137), row._replace(step=1707)):
+        assert changed({"kernel": row}, {"kernel": other}) == {"kernel": (row, other)}
+
+
 @needs_library
 def test_the_table(compiled, capsys):
     """The same as the committed one by the same compiler, within a budget by another one."""
@@ -121,8 +144,8 @@ def test_the_table(compiled, capsys):
         print(f"\n{machine_code.table(found, now)}")
     assert set(found) == set(rows), "kernels came or went: python tests/machine_code.py --write"
     if now == heading:
-        changed = {k: (rows[k], f) for k, f in found.items() if rows[k] != f}
-        assert not changed, f"python tests/machine_code.py --write, and read what changed: {changed}"
+        other = changed(rows, found)
+        assert not other, f"python tests/machine_code.py --write, and read what changed: {other}"
     for kernel, f in found.items():
         assert f.step <= BUDGET * rows[kernel].step, f"{arch}: {kernel}"
 
