@@ -373,4 +373,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # DDP, of any module, leaves threads of torch's process group behind it, and where one of them is at
+        # work while Python ends, the process ends with std::terminate and the launcher reports a failure.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
