@@ -160,9 +160,12 @@ inline void pack_terms(const uint16_t* weight, int64_t ld, int G, const Panels<f
     const int lanes = units.lanes(block);
     for (int g = 0; g < G; ++g) {
       uint16_t* dst = out + (u * G + g) * W * 2;
-      const uint16_t* from = weight + (g * units.length + block * W) * ld;
-      for (int64_t k = 0; k < K; k += 2 * W, from += 2 * W, dst += W * row_size) {
+      const uint16_t* const first = weight + (g * units.length + block * W) * ld;
+      const uint16_t* const after = first + (g + 1 < G ? units.length : W - g * units.length) * ld;
+      for (int64_t k = 0; k < K; k += 2 * W, dst += W * row_size) {
+        const uint16_t* const from = first + k;
         const int n = static_cast<int>(min_of<int64_t>(2 * W, K - k)), pairs = (n + 1) / 2;
+        prefetch_rows<W>(first, after, ld * 2, k * 2, K * 2);
         S::V rows[W];
         if (lanes == W && n == 2 * W) {
 #pragma GCC unroll 16

@@ -46,6 +46,24 @@ constexpr bool kConvertsHalf = true;
 constexpr bool kConvertsHalf = false;
 #endif
 
+// What is packed comes from far away, in blocks of W rows of a line each, which nothing prefetches unasked. With
+// lines asked for so far ahead an LSTM of 512 units and one row takes .87 of the time for 20 steps, .97 for 100 (on a
+// Zen 4).
+constexpr int64_t kPackAhead = 768, kLine = 64;  // bytes
+
+// The lines of W rows, `bytes` each from one to the next, that come so far behind column byte `at` of `length`, or a
+// whole row: of these rows, or of those after.
+template <int W>
+FASTRNN_INLINE void prefetch_rows(const void* rows, const void* rows_after, int64_t bytes, int64_t at,
+                                  int64_t length) {
+  if (at % kLine) return;
+  const int64_t over = at + min_of(kPackAhead, length) - length;
+  const char* line = over < 0 ? static_cast<const char*>(rows) + length : static_cast<const char*>(rows_after);
+  line += over;
+#pragma GCC unroll 16
+  for (int j = 0; j < W; ++j, line += bytes) __builtin_prefetch(line, 0, 2);
+}
+
 // W rows of `weight` from column k on, W columns, transposed; zero beyond `lanes` rows and n columns.
 template <class T>
 FASTRNN_INLINE void load_transposed(typename Simd<T>::V (&rows)[Simd<T>::W], const void* weight, int64_t first_row,
@@ -82,14 +100,18 @@ void pack_gate_panel(const void* weight, int64_t ld, Dtype dtype, int first_gate
   constexpr int W = S::W;
   const int blocks = units.blocks_of(panel);
   const int64_t row_size = static_cast<int64_t>(blocks) * G * W;
+  const int64_t element = static_cast<int64_t>(size_of(dtype)), row_bytes = ld * element;
   for (int u = 0; u < blocks; ++u) {
     const int64_t block = units.first_block(panel) + u;
     const int lanes = units.lanes(block);
     for (int g = 0; g < G; ++g) {
       T* dst = out + (u * G + g) * W;
       const int64_t first_row = (first_gate + g) * units.length + block * W;
+      const char* const from = static_cast<const char*>(weight) + first_row * row_bytes;
+      const char* const after = from + (g + 1 < G ? units.length : W - g * units.length) * row_bytes;
       for (int64_t k = 0; k < K; k += W) {
         const int n = static_cast<int>(min_of<int64_t>(W, K - k));
+        prefetch_rows<W>(from, after, row_bytes, k * element, K * element);
         typename S::V rows[W];
         load_transposed<T>(rows, weight, first_row, ld, k, lanes, n, dtype);
         if (n == W) {
