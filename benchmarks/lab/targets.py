@@ -257,6 +257,12 @@ def ratio(result: dict, against: Sequence[str], ours: str = "fastrnn") -> tuple[
     return rivals[best] / contenders[ours]["median_s"], best
 
 
+def _limit(result: dict, reached: float, ours: str) -> float | None:
+    """The ratio that a layer at the machine's limit would have had where `ours` had `reached`."""
+    floor = result.get("floor", {}).get("floor_s")
+    return reached * result["contenders"][ours]["median_s"] / floor if floor else None
+
+
 def _counts(case: Case, device: str, drawn: bool = False) -> bool:
     """Targets on the CPU are about float32 on the named shapes, or on those drawn at random; on a GPU about
     everything."""
@@ -280,11 +286,12 @@ def evaluate(results: Sequence[dict], threads: int, isa: str = "") -> list[dict]
 
     isa: whose kernels of fastrnn were timed; some targets are higher with AVX-512.
     Each line has name, cases, geomean, worst, worst_case, target_geomean, target_worst and met (None for
-    information lines).
+    information lines). limit_geomean and limit_worst are what a layer at the machine's limit would have had
+    in these cases and in the worst, from the rates measured in the same run (results' floor); None without.
     """
     lines = []
     for target in TARGETS:
-        ratios = []
+        ratios, limits = [], []
         for result in results:
             case = Case(**result["case"])
             counts = _counts(case, target.device, target.drawn) and target.includes(case)
@@ -292,9 +299,11 @@ def evaluate(results: Sequence[dict], threads: int, isa: str = "") -> list[dict]
                 continue
             if (value := ratio(result, target.against, target.ours)) is not None:
                 ratios.append((value[0], f"{case.group} {case.shape}"))
+                limits.append(_limit(result, value[0], target.ours))
         if not ratios:
             continue
         mean, (worst, worst_case) = geomean([r for r, _ in ratios]), min(ratios)
+        limit_of_worst = limits[ratios.index((worst, worst_case))]
         wanted = target.wanted(isa)
         met = None if wanted is None else mean >= wanted and worst >= target.worst
         lines.append(
@@ -305,6 +314,8 @@ def evaluate(results: Sequence[dict], threads: int, isa: str = "") -> list[dict]
                 "geomean": mean,
                 "worst": worst,
                 "worst_case": worst_case,
+                "limit_geomean": geomean(limits) if all(limits) else None,
+                "limit_worst": limit_of_worst,
                 "target_geomean": wanted,
                 "target_worst": target.worst,
                 "met": met,

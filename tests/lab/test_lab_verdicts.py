@@ -61,6 +61,11 @@ def test_targets_take_the_best_rival_and_the_worst_case():
     assert lines["GRU training, against the best of JAX and torch.nn"]["geomean"] == pytest.approx(2)
     assert lines["GRU training, against the best of JAX and torch.nn"]["met"] is True
     assert targets.evaluate([fast], threads=2) == []
+    # The made-up floor is a millisecond: 2.8 times as fast in 1 s is 2828 at the limit, 2 in the worst 2000.
+    assert against_torch["limit_geomean"] == pytest.approx(1000 * math.sqrt(8))
+    assert against_torch["limit_worst"] == pytest.approx(2000)
+    columns, (row,) = tables.target_table([against_torch]).columns, tables.target_table([against_torch]).rows
+    assert [row[i] for i, c in enumerate(columns) if c == "limit"] == ["2828.43", "2000.00"]
     assert "mean 5.7% short" in tables.verdict(against_torch)
 
 

@@ -85,19 +85,34 @@ def target_table(lines: Sequence[dict]) -> Table:
     rows = []
     for line in lines:
         wanted = [f"{line[k]:g}" if line[k] is not None else "" for k in ("target_geomean", "target_worst")]
+        # An earlier run's lines have none.
+        limits = [f"{line[k]:.2f}" if line.get(k) else "" for k in ("limit_geomean", "limit_worst")]
         rows.append(
             [
                 line["name"],
                 str(line["cases"]),
                 f"{line['geomean']:.2f}",
+                limits[0],
                 wanted[0],
                 f"{line['worst']:.2f}",
+                limits[1],
                 wanted[1],
                 line["worst_case"],
                 verdict(line),
             ]
         )
-    columns = ["", "cases", "geometric mean", "at least", "worst", "at least", "worst in", "verdict"]
+    columns = [
+        "",
+        "cases",
+        "geometric mean",
+        "limit",
+        "at least",
+        "worst",
+        "limit",
+        "at least",
+        "worst in",
+        "verdict",
+    ]
     return Table(columns, rows)
 
 
