@@ -3,8 +3,10 @@ back."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,36 @@ def test_what_is_kept():
     two threads have the same piece."""
     done = subprocess.run([build.program("spares")], capture_output=True, text=True, timeout=HANGS_S)
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stdout + done.stderr
+
+
+def in_huge_pages(tensor: torch.Tensor) -> int:
+    """How many bytes of the mappings it lies in are, from what the system tells of this process."""
+    begin, bytes_, inside = tensor.data_ptr(), 0, False
+    end = begin + tensor.numel() * tensor.element_size()
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(match[1], 16) < end and begin < int(match[2], 16)
+        elif inside and line.startswith("AnonHugePages:"):
+            bytes_ += int(line.split()[1]) * 1024
+    return bytes_
+
+
+def test_what_is_the_hosts_is_not_asked_for_in_huge_pages():
+    """A virtual machine whose host takes free pages back waits milliseconds for a huge one: a large result
+    that is not made step after step is in small ones there."""
+    features = Path("/sys/bus/virtio/drivers/virtio_balloon").glob("virtio*/features")
+    if not any(path.read_text()[5:6] == "1" for path in features):
+        pytest.skip(
+            "no host takes the free pages of this machine: no virtio-balloon device that reports them"
+        )
+    if "[madvise]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        pytest.skip("the system gives huge pages to all or to none, whoever asks")
+    module, x = fastrnn.RNN(8, 1024), randn(9, 1024, 8)
+    time.sleep(1.1)  # what another test had
+    with torch.inference_mode():
+        y = module(x)[0]  # 38 MB
+    assert y.numel() * 4 > 32 * MIB
+    assert in_huge_pages(y) == 0
 
 
 def layer_and_input():

@@ -2,7 +2,10 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -90,7 +93,43 @@ void many_threads() {
 
 }  // namespace
 
+// A digit a feature, as sysfs has them; the sixth is the reporting of free pages.
+void whose_host_takes_free_pages() {
+  const std::string folder = (std::filesystem::temp_directory_path() / "fastrnn-features-XXXXXX").string();
+  std::vector<char> made(folder.c_str(), folder.c_str() + folder.size() + 1);
+  EXPECT(mkdtemp(made.data()));
+  const std::filesystem::path devices = made.data();
+  const std::string pattern = (devices / "virtio*" / "features").string();
+  const auto device = [&](const char* name, const char* features) {
+    std::filesystem::create_directory(devices / name);
+    std::ofstream(devices / name / "features") << features;
+  };
+  EXPECT(!says_free_pages_are_reported(pattern.c_str()));  // no such device
+  device("virtio0", "0110");
+  device("virtio1", "");
+  EXPECT(!says_free_pages_are_reported(pattern.c_str()));
+  device("virtio2", "01100001000000000000\n");
+  EXPECT(!says_free_pages_are_reported(pattern.c_str()));
+  device("virtio3", "01100101000000000000\n");
+  EXPECT(says_free_pages_are_reported(pattern.c_str()));
+  std::filesystem::remove_all(devices);
+}
+
+// Steps of half a second keep their pages, steps of three find them taken; what a step asks for at once is alike.
+void what_was_given_back_lately() {
+  constexpr int64_t kMs = 1'000'000;
+  GivenBackLately lately;
+  EXPECT(!lately.ask(5000 * kMs));  // nothing was
+  EXPECT(!lately.ask(5001 * kMs));
+  EXPECT(lately.ask(5500 * kMs));
+  EXPECT(lately.ask(5501 * kMs));
+  EXPECT(!lately.ask(8500 * kMs));
+  EXPECT(!lately.ask(8501 * kMs));
+}
+
 int main() {
+  what_was_given_back_lately();
+  whose_host_takes_free_pages();
   one_after_the_other();
   many_threads();
   std::puts("fine");

@@ -70,7 +70,7 @@ inline Tensor new_packed(PackedHeader header, const KernelTable& kernels) {
   const Tensor packed = empty({static_cast<int64_t>(kPackedHeaderBytes) + header.bytes}, ScalarType::Byte);
   char* const to = static_cast<char*>(packed.data_ptr());
   if (packed.numel() >= (4 << 20)) {  // larger than a huge page, and read from end to end at every step
-    wish_for_huge_pages(to, static_cast<size_t>(packed.numel()));
+    wish_for_huge_pages(to, static_cast<size_t>(packed.numel()), Lasting::kCalls);
   }
   // The last row of an odd pair is padding that a kernel reads: no garbage, which could be a NaN.
   std::memset(to, 0, static_cast<size_t>(packed.numel()));

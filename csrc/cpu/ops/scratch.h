@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <new>
 
+#include "cpu/ops/huge_pages.h"
 #ifdef __linux__
 #include "cpu/ops/spares.h"
 #endif
@@ -17,17 +18,6 @@
 #endif
 
 namespace fastrnn {
-
-// Asks the system to back the huge pages that lie in this memory as such when they are first touched. A wish:
-// nothing depends on it.
-inline void wish_for_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
-#ifdef __linux__
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(memory);
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t last = (begin + bytes) / kHugePage * kHugePage;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
 
 // What is kept in a piece of memory at all, and where it begins to be.
 #ifdef __linux__
@@ -104,7 +94,8 @@ class Scratch {
     const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
     if (first > address) munmap(raw, first - address);
     if (address + kHugePage > first) munmap(reinterpret_cast<void*>(first + size), address + kHugePage - first);
-    wish_for_huge_pages(reinterpret_cast<void*>(first), size);
+    wish_for_huge_pages(reinterpret_cast<void*>(first), size,
+                        size > Spares::kMost ? Lasting::kCall : Lasting::kCalls);
     return {reinterpret_cast<void*>(first), size};
   }
 

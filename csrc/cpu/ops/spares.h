@@ -10,9 +10,9 @@
 
 #include <sys/mman.h>
 
-namespace fastrnn {
+#include "cpu/ops/huge_pages.h"
 
-constexpr size_t kHugePage = 2 << 20;
+namespace fastrnn {
 
 class Mapping {
  public:

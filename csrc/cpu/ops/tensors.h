@@ -22,7 +22,7 @@ using torch::stable::Tensor;
 
 // Tensors of so many bytes and more are mapped anew by glibc's malloc for every call, whose first touch of a page
 // costs more than the kernel's use of it: the SRU's backward pass over 67 MB of gradients took 50 ms, 8 of them its
-// own. In huge pages it is a fraction of that.
+// own. In huge pages it is a fraction of that, where they are not the host's (huge_pages.h).
 constexpr size_t kAlwaysMapped = 32 << 20;
 
 inline Tensor empty(const int64_t* sizes, size_t dim, ScalarType dtype) {
@@ -43,7 +43,7 @@ inline Tensor empty(const int64_t* sizes, size_t dim, ScalarType dtype) {
   constexpr size_t kLargestElement = 16;  // a small tensor need not be asked for its own
   if (static_cast<size_t>(numel) * kLargestElement >= kAlwaysMapped) {
     const size_t bytes = static_cast<size_t>(numel) * tensor.element_size();
-    if (bytes >= kAlwaysMapped) wish_for_huge_pages(tensor.data_ptr(), bytes);
+    if (bytes >= kAlwaysMapped) wish_for_huge_pages(tensor.data_ptr(), bytes, Lasting::kCall);
   }
   return tensor;
 }
