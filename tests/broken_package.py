@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from toolchain import cxx, is_installed
 
 import fastrnn
 
@@ -113,8 +114,8 @@ def check_without_kernels(found: dict, *words: str) -> None:
 
 
 def compiled(source: str, to: Path, *flags: str) -> None:
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
+    compiler = cxx("c++")
+    if not is_installed(compiler):
         pytest.skip("an installed package on a machine without a compiler")
-    command = [compiler, "-x", "c++", "-shared", "-fPIC", "-", "-o", to, *flags]
+    command = [*compiler, "-x", "c++", "-shared", "-fPIC", "-", "-o", to, *flags]
     subprocess.run(command, input=source, text=True, check=True)

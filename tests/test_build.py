@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -118,7 +119,7 @@ def test_every_compiler_here_takes_every_source(compiler):
     assert cpu_sources()
     for path in cpu_sources():
         own = isa_flags(path.stem, machine) if path.parent.name == "isa" else []
-        done = subprocess.run([compiler, *common, *own, path], capture_output=True, text=True)
+        done = subprocess.run([*shlex.split(compiler), *common, *own, path], capture_output=True, text=True)
         assert done.returncode == 0, f"{compiler}, {path.name}: {done.stderr[:2000]}"
 
 
@@ -162,7 +163,7 @@ def test_the_optimiser_has_nothing_to_warn_of(compiler, isa, tmp_path):
     flags = ["-std=c++20", "-O3", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}", *VECTORS[isa]]
     flags += ["-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]  # as setup.py; not clang's
     (tmp_path / "inlined.cpp").write_text(INLINED)
-    command = [compiler, *flags, *isa_flags(isa, machine), "-S", "-o", tmp_path / "inlined.s"]
+    command = [*shlex.split(compiler), *flags, *isa_flags(isa, machine), "-S", "-o", tmp_path / "inlined.s"]
     done = subprocess.run([*command, tmp_path / "inlined.cpp"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:2000]
 

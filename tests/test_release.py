@@ -119,15 +119,16 @@ extern "C" const char* probe(double x) {
     sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or not shutil.which("g++"),
     reason="about g++ and glibc",
 )
-def test_linked_for_an_older_system(tmp_path):
+@pytest.mark.parametrize("compiler", [["g++"], ["env", "g++"]], ids=shlex.join)
+def test_linked_for_an_older_system(compiler, tmp_path):
     """A library with what is newer than the policy here asks for old versions alone, and works."""
     (tmp_path / "probe.cpp").write_text(PROGRAM)
-    compiled = ["g++", "-std=c++20", "-O2", "-fPIC", "-c", tmp_path / "probe.cpp", "-o", tmp_path / "probe.o"]
-    subprocess.run(compiled, check=True)
+    probe = ["-c", tmp_path / "probe.cpp", "-o", tmp_path / "probe.o"]
+    subprocess.run([*compiler, "-std=c++20", "-O2", "-fPIC", *probe], check=True)
     made = tmp_path / "probe.so"
-    flags = oldest.link_flags(tmp_path / "stand-ins")
+    flags = oldest.link_flags(tmp_path / "stand-ins", compiler)
     hidden = "-Wl,--exclude-libs,ALL"
-    subprocess.run(["g++", "-shared", tmp_path / "probe.o", hidden, *flags, "-o", made], check=True)
+    subprocess.run([*compiler, "-shared", tmp_path / "probe.o", hidden, *flags, "-o", made], check=True)
     needs = subprocess.check_output(["readelf", "-V", "-W", made], text=True)
     versions = set(re.findall(r"Name: ((?:GLIBC|GLIBCXX|CXXABI)_\S+)", needs))
     assert any(version.startswith("GLIBCXX") for version in versions)

@@ -13,7 +13,9 @@ A symbol that neither has is an error of the linker, and auditwheel looks at wha
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 #: The newest versions that the policy manylinux_2_28 allows.
@@ -59,7 +61,7 @@ def newest(found: list[tuple[str, str, str, int]]) -> dict[str, tuple[str, str, 
     return best
 
 
-def stand_in(library: Path, folder: Path, compiler: str) -> Path:
+def stand_in(library: Path, folder: Path, compiler: Sequence[str]) -> Path:
     """A library of the same name in a folder, to be linked with and never run."""
     soname = re.search(
         r"soname: \[(.+?)\]", subprocess.check_output(["readelf", "-d", library], text=True)
@@ -84,7 +86,7 @@ def stand_in(library: Path, folder: Path, compiler: str) -> Path:
     script.write_text("".join(f"{version} {{ }};\n" for version in sorted(versions)))
     subprocess.run(
         [
-            *(compiler, "-shared", "-nostdlib", f"-Wl,-soname,{soname}"),
+            *(*compiler, "-shared", "-nostdlib", f"-Wl,-soname,{soname}"),
             *(f"-Wl,--version-script={script}", source, "-o", made),
         ],
         check=True,
@@ -92,21 +94,21 @@ def stand_in(library: Path, folder: Path, compiler: str) -> Path:
     return made
 
 
-def find(compiler: str, name: str) -> Path:
+def find(compiler: Sequence[str], name: str) -> Path:
     """A file of the compiler's own system."""
-    found = subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
+    found = subprocess.check_output([*compiler, f"-print-file-name={name}"], text=True).strip()
     if found == name:
-        raise SystemExit(f"{compiler} has no {name}")
+        raise SystemExit(f"{shlex.join(compiler)} has no {name}")
     return Path(found).resolve()
 
 
-def link_flags(folder: Path, compiler: str = "g++") -> list[str]:
+def link_flags(folder: Path, compiler: Sequence[str] = ("g++",)) -> list[str]:
     """What to give the compiler after everything else to link for the oldest system, made in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     stand_ins = [stand_in(find(compiler, name), folder, compiler) for name in ("libm.so.6", "libc.so.6")]
     libstdcxx = stand_in(find(compiler, "libstdc++.so.6"), folder, compiler)
     subprocess.run(
-        [compiler, "-x", "c", "-c", "-fPIC", "-", "-o", folder / "single_threaded.o"],
+        [*compiler, "-x", "c", "-c", "-fPIC", "-", "-o", folder / "single_threaded.o"],
         input=SINGLE_THREADED,
         text=True,
         check=True,
@@ -127,5 +129,5 @@ def link_flags(folder: Path, compiler: str = "g++") -> list[str]:
     ]
 
 
-def exists(compiler: str, name: str) -> bool:
-    return subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip() != name
+def exists(compiler: Sequence[str], name: str) -> bool:
+    return subprocess.check_output([*compiler, f"-print-file-name={name}"], text=True).strip() != name

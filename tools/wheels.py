@@ -68,7 +68,7 @@ def why_not(kind: str) -> str:
 
 def make(kind: str, out: Path, for_whom: Sequence[pythons.Python]) -> Iterator[Made]:
     """A kind's wheels, judged."""
-    compiler = CROSS if kind == "aarch64" else os.environ.get("CXX", "g++")
+    compiler = [CROSS] if kind == "aarch64" else shlex.split(os.environ.get("CXX") or "g++")
     flags = oldest.link_flags(BUILD / f"oldest-{kind}", compiler)
     environment = {
         "FASTRNN_CUDA": "1" if kind == "cuda" else "0",

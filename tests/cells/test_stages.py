@@ -18,6 +18,7 @@ import pytest
 import torch
 from emu import build
 from helpers import HANGS_S
+from toolchain import cxx
 
 HERE = Path(__file__).parent
 CELLS = {"lstm": (0, 4), "gru": (1, 3), "rnn_tanh": (2, 1)}  # number in stages.cpp, gates
@@ -29,8 +30,7 @@ def loops(tmp_path_factory):
     out = tmp_path_factory.mktemp("stages") / "stages.so"
     flags = ["-std=c++20", "-O1", "-w", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden"]
     flags += ["-ffp-contract=fast", f"-I{HERE.parents[1] / 'csrc'}", f"-I{HERE}"]
-    compiler = os.environ.get("CXX", "g++")
-    subprocess.run([compiler, *flags, HERE / "stages.cpp", "-o", out], check=True, timeout=600)
+    subprocess.run([*cxx(), *flags, HERE / "stages.cpp", "-o", out], check=True, timeout=600)
     return ctypes.CDLL(str(out))
 
 
@@ -176,7 +176,6 @@ def test_a_scan_has_its_cells_counts(tmp_path):
     """A cell of the scan with two inputs and no gate: nothing in the loop counts as SRU does."""
     program = tmp_path / "scan_counts"
     flags = ["-std=c++20", "-O1", "-w", "-pthread", f"-I{HERE.parents[1] / 'csrc'}"]
-    compiler = os.environ.get("CXX", "g++")
-    subprocess.run([compiler, *flags, HERE / "scan_counts.cpp", "-o", program], check=True, timeout=600)
+    subprocess.run([*cxx(), *flags, HERE / "scan_counts.cpp", "-o", program], check=True, timeout=600)
     done = subprocess.run([program], capture_output=True, text=True, timeout=HANGS_S)
     assert done.returncode == 0, done.stdout

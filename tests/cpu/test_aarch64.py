@@ -5,7 +5,6 @@ Speed cannot be measured so. What decides it can be read: the instructions of th
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import subprocess
@@ -20,6 +19,7 @@ from harness import build, disassembly
 from harness.kernels import Kernels
 from layer_cases import Case
 from selection import thorough
+from toolchain import aarch64_cxx
 
 pytestmark = [
     thorough,
@@ -111,9 +111,8 @@ def test_tiles_of_bfloat16(tmp_path):
     """Every tile of BFMMLA and every way of packing for it, bit for bit what BFDOT says of one sum at a time,
     whatever lies beside the operands."""
     source, program = Path(build.__file__).with_name("bf16_tiles.cpp"), tmp_path / "tiles"
-    compiler = os.environ.get("AARCH64_CXX", f"{build.AARCH64}g++")
     flags = [*build.FLAGS, "-O2", "-Wno-unused-function", f"-I{build.CSRC}"]
-    subprocess.run([compiler, *flags, source, "-o", program], check=True)
+    subprocess.run([*aarch64_cxx(), *flags, source, "-o", program], check=True)
     done = subprocess.run(build.run_on_aarch64(program), capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stdout + done.stderr
 

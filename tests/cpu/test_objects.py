@@ -35,6 +35,7 @@ TILES = {
     ("avx2", "transposed"): [(4, 3), (4, 2)],
     ("avx2", "row"): [(4, 2), (4, 3)],  # panels of one row by vectors
     ("baseline", "product"): [(6, 2), (5, 2), (4, 2)],
+    ("baseline", "transposed"): [(6, 2), (5, 2), (4, 2)],
 }
 #: Every tile there is (tile.inl's kAccumulators and kMaxRows), but the one that 16 registers do not hold.
 EVERY_TILE = {

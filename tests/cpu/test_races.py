@@ -15,6 +15,7 @@ import torch
 from harness import build
 from harness.kernels import Kernels
 from selection import thorough
+from toolchain import cxx
 
 pytestmark = thorough
 
@@ -36,7 +37,7 @@ def sanitizer(tmp_path_factory):
     """Whether the compiler has ThreadSanitizer and its programs start here."""
     folder = tmp_path_factory.mktemp("tsan")
     (folder / "empty.cpp").write_text("int main() { return 0; }\n")
-    compiler = [os.environ.get("CXX", "g++"), "-fsanitize=thread"]
+    compiler = [*cxx(), "-fsanitize=thread"]
     to = [folder / "empty.cpp", "-o", folder / "empty"]
     made = subprocess.run([*compiler, *to], capture_output=True, text=True)
     if made.returncode:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import os
-import shutil
 import subprocess
 from collections.abc import Callable
 
 import pytest
 import torch
+from toolchain import cc, is_installed
 
 import fastrnn
 
@@ -33,13 +32,13 @@ F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float1
 
 @pytest.fixture(scope="module")
 def fill(tmp_path_factory) -> Callable[[int], None]:
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    compiler = next(filter(is_installed, (cc("cc"), ["gcc"], ["clang"])), None)
     if compiler is None:
         pytest.skip("needs a C compiler")
     folder = tmp_path_factory.mktemp("stack")
     (folder / "fill.c").write_text(SOURCE)
     made = folder / "fill.so"
-    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", made, folder / "fill.c"], check=True)
+    subprocess.run([*compiler, "-O1", "-shared", "-fPIC", "-o", made, folder / "fill.c"], check=True)
     library = ctypes.PyDLL(str(made))  # holds the lock: nothing of Python's runs on the stack in between
     return library.fill
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from toolchain import cxx, is_clang
 
 TORCH = Path(torch.__file__).parent
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +37,8 @@ class Fault(NamedTuple):
 
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fno-strict-aliasing", "-w"]
 # Several of these libraries may be in one process: their state must not be shared.
-FLAGS += ["-fvisibility=hidden", "-fno-gnu-unique"]
+FLAGS += ["-fvisibility=hidden"]
+GCC_FLAGS = ["-fno-gnu-unique"]  # clang does not know it, and makes no such symbols
 FLAGS += [
     f"-DFASTRNN_NAMESPACE={NAMESPACE}",
     "-DFASTRNN_WIDE_COLUMNS=24",
@@ -66,7 +69,7 @@ def library(name: str = "plain", *, faults: Sequence[Fault] = (), race: bool = F
     include = [f"-I{p}" for p in (TWINS, copy.parent, ROOT / "csrc", EMU, TORCH / "include")]
     edges, objects = [], []
     for source in sources:
-        flags = FLAGS + ["-DEMU_RACE"] * race
+        flags = emulator_flags() + ["-DEMU_RACE"] * race
         if race and source.suffix == ".cu":
             # For the calls it puts in; emu_race_hooks.inl defines them, libtsan is not linked.
             flags += ["-fsanitize=thread"]
@@ -99,7 +102,7 @@ def stages() -> Path:
     replaced = "cuda_stepwise_kernels.cu.o"
     objects = [str(o) for o in sorted((plain / "objects").glob("*.o")) if o.name != replaced]
     edges = [
-        f"build {target}: cxx {EMU / 'emu_stages.cu'}\n  flags = {' '.join(FLAGS)} {include}\n",
+        f"build {target}: cxx {EMU / 'emu_stages.cu'}\n  flags = {' '.join(emulator_flags())} {include}\n",
         f"build {result}: link {target} {' '.join(objects)}\n",
     ]
     compile_and_link(folder, edges, f"-shared -L{TORCH / 'lib'} -Wl,-z,defs", "-ltorch_cpu -ltorch")
@@ -114,7 +117,9 @@ def host(faults: Sequence[Fault]) -> Path:
     for object_, file in objects.items():
         copy = folder / "source" / file
         write(copy, plant(CUDA / file, faults))
-        edges.append(f"build {folder / object_}: cxx {copy}\n  flags = {' '.join(FLAGS)} {include}\n")
+        edges.append(
+            f"build {folder / object_}: cxx {copy}\n  flags = {' '.join(emulator_flags())} {include}\n"
+        )
     kept = [str(o) for o in sorted((plain / "objects").glob("*.o")) if o.name not in objects]
     result = folder / "libfastrnn_emulated.so"
     edges.append(f"build {result}: link {' '.join([str(folder / o) for o in objects] + kept)}\n")
@@ -135,10 +140,14 @@ def selftest() -> Path:
     return result
 
 
+def emulator_flags() -> list[str]:
+    return FLAGS if is_clang(cxx()) else FLAGS + GCC_FLAGS
+
+
 def compile_and_link(
     folder: Path, edges: list[str], before: str, after: str, compiler: str | None = None
 ) -> None:
-    rules = RULES.format(cxx=compiler or os.environ.get("CXX", "g++"), before=before, after=after)
+    rules = RULES.format(cxx=compiler or shlex.join(cxx()), before=before, after=after)
     ninja = shutil.which("ninja") or str(Path(sys.executable).with_name("ninja"))
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:  # tests in other processes ask for the same library

@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def build_module(version: str, headers: Path, facts: dict[str, str], target: Pat
     include = [headers, pybind11.get_include(), ROOT / "csrc", *include_paths()]
     subprocess.run(
         [
-            *os.environ.get("CXX", "g++").split(),
+            *shlex.split(os.environ.get("CXX") or "g++"),
             *CXX_FLAGS,
             *(f"-I{folder}" for folder in include),
             *(f'-D{name}="{value}"' for name, value in macros.items()),

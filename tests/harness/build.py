@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emu.build import ROOT, compile_and_link, write
+from toolchain import aarch64_cxx, cxx, is_installed
 
 CSRC = ROOT / "csrc"
 HERE = Path(__file__).parent
@@ -60,13 +61,13 @@ def harness(
 
 
 def compilers() -> list[str]:
-    """The compiler that CXX names or g++, then every other g++ and clang++ of this machine."""
-    asked = shlex.split(os.environ.get("CXX", "g++"))[-1]
+    """Commands: the compiler that CXX names or g++, then every other g++ and clang++ of this machine."""
+    asked = shlex.join(cxx())
     named = {p.name for f in os.get_exec_path() if Path(f).is_dir() for p in Path(f).glob("*++*")}
     names = [asked, *sorted(n for n in named if re.fullmatch(r"(g|clang)\+\+(-\d+)?", n))]
     found = {}
-    for name in filter(shutil.which, names):
-        said = subprocess.run([name, "--version"], capture_output=True, text=True).stdout
+    for name in filter(lambda command: is_installed(shlex.split(command)), names):
+        said = subprocess.run([*shlex.split(name), "--version"], capture_output=True, text=True).stdout
         if said:
             found.setdefault(re.sub(r"^\S+ ", "", said.partition("\n")[0]), name)
     return list(found.values()) or [asked]
@@ -74,8 +75,8 @@ def compilers() -> list[str]:
 
 def target_machine(compiler: str | None = None) -> str:
     """What a compiler compiles for, x86_64 or aarch64."""
-    command = [compiler or os.environ.get("CXX", "g++"), "-dumpmachine"]
-    return subprocess.check_output(command, text=True).partition("-")[0]
+    command = shlex.split(compiler) if compiler else cxx()
+    return subprocess.check_output([*command, "-dumpmachine"], text=True).partition("-")[0]
 
 
 def isa_flags(stem: str, machine: str) -> list[str]:
@@ -151,13 +152,13 @@ def objects(name: str) -> list[Path]:
 
 def aarch64() -> Path:
     """With the flags of a build of the package: a test reads the objects."""
-    return harness("aarch64", ["-O3", "-g0"], os.environ.get("AARCH64_CXX", f"{AARCH64}g++"))
+    return harness("aarch64", ["-O3", "-g0"], shlex.join(aarch64_cxx()))
 
 
 def missing_for_aarch64() -> str:
     """What is to be installed before aarch64() can be made and run here, or ''."""
     wanted = {
-        os.environ.get("AARCH64_CXX", f"{AARCH64}g++"): "g++-aarch64-linux-gnu",
+        aarch64_cxx()[0]: "g++-aarch64-linux-gnu",
         f"{AARCH64}objdump": "binutils-aarch64-linux-gnu",
         "qemu-aarch64": "qemu-user",
     }

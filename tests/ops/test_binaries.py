@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from harness.build import compilers, isa_flags
 from selection import some
+from toolchain import cxx, is_installed
 
 from fastrnn._ops import library
 
@@ -87,12 +88,12 @@ def test_nothing_escapes_whatever_the_compiler_inlines(name, compiler, tmp_path)
     them is how they are declared, not how hard a compiler tries."""
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip(f"instruction sets of x86-64, this is {platform.machine()}")
-    if not shutil.which(compiler):
+    if not is_installed(shlex.split(compiler)):
         pytest.skip("a machine without a compiler")
     (path,) = (p for p in kernel_files() if name_of(p) == name)
     made = tmp_path / "kernels.o"
     flags = ["-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", f"-I{ROOT / 'csrc'}", *flags_of(path)]
-    subprocess.run([compiler, *flags, "-c", path, "-o", made], check=True)
+    subprocess.run([*shlex.split(compiler), *flags, "-c", path, "-o", made], check=True)
     weak, exported = weak_and_exported(made)
     assert not weak
     assert exported == tables_of(name)
@@ -139,11 +140,11 @@ def test_kernels_are_chosen_where_all_they_are_compiled_for_is_there():
     assert not [p.name for p in kernel_files() if "cpu_supports" in p.read_text()]
 
 
-def _compile(compiler: str, output: Path, *flags: str) -> str:
+def _compile(compiler: list[str], output: Path, *flags: str) -> str:
     """What the compiler has to say about the baseline kernels."""
     source = ROOT / "csrc" / "cpu" / "isa" / "baseline.cpp"
     command = [
-        compiler,
+        *compiler,
         "-std=c++20",
         "-Wall",
         "-Wextra",
@@ -165,9 +166,9 @@ def test_baseline_kernels_need_nothing_of_x86(tmp_path):
     """
     cross = shutil.which("aarch64-linux-gnu-g++")
     if cross:
-        assert _compile(cross, tmp_path / "kernels.o", "-c", "-O1") == ""
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
+        assert _compile([cross], tmp_path / "kernels.o", "-c", "-O1") == ""
+    compiler = cxx()
+    if not is_installed(compiler):
         pytest.skip("an installed package on a machine without a compiler")
     if platform.machine() == "aarch64":
         assert _compile(compiler, tmp_path / "kernels.o", "-c", "-O0") == ""

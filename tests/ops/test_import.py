@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import stat
 import struct
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 from broken_package import PACKAGE, check_without_kernels, compiled, copy_of_package, imported
 from selection import thorough
+from toolchain import cxx, is_installed
 
 from fastrnn._ops import elf
 
@@ -237,11 +237,11 @@ def test_unknown_processor_runs_the_baseline(tmp_path, asked):
     if not csrc.is_dir():
         pytest.skip("an installed package: the sources are elsewhere")
     program = tmp_path / "choose"
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
+    compiler = cxx("c++")
+    if not is_installed(compiler):
         pytest.skip("an installed package on a machine without a compiler")
     subprocess.run(
-        [compiler, "-std=c++20", f"-I{csrc}", "-x", "c++", "-", csrc / "cpu/isa/choose.cpp", "-o", program],
+        [*compiler, "-std=c++20", f"-I{csrc}", "-x", "c++", "-", csrc / "cpu/isa/choose.cpp", "-o", program],
         input=UNKNOWN_PROCESSOR,
         text=True,
         check=True,

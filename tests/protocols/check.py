@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -82,12 +83,12 @@ WRONG = [
 
 def missing() -> str:
     """Why the models cannot be checked here, or nothing."""
-    absent = [name for name in ("spin", compiler()) if not shutil.which(name)]
+    absent = [name for name in ("spin", compiler()[0]) if not shutil.which(name)]
     return f"{' and '.join(absent)} not installed" if absent else ""
 
 
-def compiler() -> str:
-    return os.environ.get("CC", "gcc")
+def compiler() -> list[str]:
+    return shlex.split(os.environ.get("CC") or "gcc")
 
 
 class Result(NamedTuple):
@@ -105,7 +106,7 @@ def run(check: Check) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         commands = [
             ["spin", "-a", *defines, str(HERE / f"{check.model}.pml")],
-            [compiler(), "-O2", "-w", "-DSAFETY", "-DCOLLAPSE", "-DVECTORSZ=4096", "pan.c", "-o", "pan"],
+            [*compiler(), "-O2", "-w", "-DSAFETY", "-DCOLLAPSE", "-DVECTORSZ=4096", "pan.c", "-o", "pan"],
             ["./pan", "-m200000"],
         ]
         for command in commands:

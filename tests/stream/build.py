@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from emu.build import ROOT, compile_and_link
 from harness.build import isa_flags
+from toolchain import cc, cxx, is_clang
 
 import fastrnn
 
@@ -49,8 +51,8 @@ def program(
     machine: str = platform.machine(),
 ) -> Path:
     """A program of this folder with the runtime's sources in it, compiled with these flags."""
-    compiler = compiler or os.environ.get("CXX", "g++")
-    clang = "clang" in compiler
+    compiler = compiler or shlex.join(cxx())
+    clang = is_clang(shlex.split(compiler))
     folder = OUT / variant
     isas = [
         "baseline",
@@ -79,9 +81,7 @@ def shipped(name: str, folder: Path, kind: str = "shared") -> Path:
     (source,) = PROGRAMS.glob(f"{name}.*")
     result, library = folder / f"{name}-{kind}", Path(fastrnn.get_library(kind))
     plain_c = source.suffix == ".c"
-    compiler = (
-        [os.environ.get("CC", "gcc"), "-std=c99", "-pedantic"] if plain_c else [os.environ.get("CXX", "g++")]
-    )
+    compiler = [*cc(), "-std=c99", "-pedantic"] if plain_c else cxx()
     if not plain_c:
         compiler += ["-std=c++17"]  # what a user has; the header asks for no more
     link = [str(library), f"-Wl,-rpath,{library.parent}", *(["-lstdc++", "-lm"] if kind == "static" else [])]

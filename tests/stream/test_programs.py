@@ -3,7 +3,8 @@ of real time is so."""
 
 from __future__ import annotations
 
-import os
+import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from helpers import randn
 from selection import thorough
 from stream import build
 from stream.runtime import Model, chain_of
+from toolchain import aarch64_cxx, is_installed
 from torch import nn
 
 import fastrnn
@@ -182,7 +184,7 @@ def test_clang(saved, isa):
     if not found:
         pytest.skip("clang++ is not installed")
     for compiler in found:
-        program = build.program("plain", compiler, compiler=compiler)
+        program = build.program("plain", re.sub(r"[^\w+.-]", "_", compiler), compiler=compiler)
         assert check(program, [str(program)], saved[0], FASTRNN_CPU_ISA=isa) == isa.removesuffix("_bf16")
 
 
@@ -201,18 +203,15 @@ def check(program: Path, command: list[str], path: Path, **environment: str) -> 
     return done.stdout.split()[2]
 
 
-AARCH64 = os.environ.get("AARCH64_CXX", "aarch64-linux-gnu-g++")
-
-
 @thorough
 @pytest.mark.skipif(
-    not (shutil.which(AARCH64) and shutil.which("qemu-aarch64")),
+    not (is_installed(aarch64_cxx()) and shutil.which("qemu-aarch64")),
     reason="not installed: g++-aarch64-linux-gnu, qemu-user",
 )
 def test_aarch64(saved):
     """Cross-compiled, on an emulated processor, with NEON and without."""
     path, _ = saved
-    program = build.program("plain", "aarch64", compiler=AARCH64, machine="aarch64")
+    program = build.program("plain", "aarch64", compiler=shlex.join(aarch64_cxx()), machine="aarch64")
     command = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", str(program)]
     assert check(program, command, path) == "neon"
     assert check(program, command, path, FASTRNN_CPU_ISA="baseline") == "baseline"
