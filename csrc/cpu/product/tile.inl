@@ -300,8 +300,9 @@ void transposed_kernel(T* tile, const T* a, const T* b, int64_t rows) {
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int W = S::W;
-  // Of steps that it sees a compiler makes a loop that copies accumulators: where the tile takes every register, with a
-  // broadcast and without multiply-adds a product, until one goes to the stack (clang's 4x3 of AVX2, all of SSE's 6x2).
+  // Of steps that it sees a compiler makes a loop that copies accumulators: where the tile takes every register, with
+  // a broadcast and without multiply-adds a product, until one goes to the stack (clang's 4x3 of AVX2, all of SSE's
+  // 6x2).
   constexpr int kHeld = (MR + 1) * NV, kPassing = kMultiplyAdds ? 1 : 2;
   constexpr bool kEveryRegister = kHeld < kRegisters && kHeld + kPassing >= kRegisters;
 #pragma GCC unroll 1
