@@ -32,11 +32,14 @@ FLAGGED += ["stream/isa/avx2", "stream/isa/avx512"]
 
 
 def weak_and_exported(path: Path) -> tuple[list[str], set[str]]:
-    """Symbols of an object that the linker would share with other objects, and those that it has for them."""
+    """Code of an object that the linker would share with other objects, and symbols that it has for them.
+
+    Constants it may share: which object they come from is nothing to a processor. g++ puts none there, clang
+    those of `inline constexpr` tables that code asks for by number.
+    """
     lines = subprocess.check_output(["nm", "-C", path], text=True).splitlines()
     symbols = [line.split(maxsplit=2)[1:] if line[0] != " " else line.split(maxsplit=1) for line in lines]
-    unwinds = "DW.ref.__gxx_personality"  # a pointer, in objects that were not optimised: data
-    weak = [name for kind, name in symbols if kind in "WwVvui" and not name.startswith(unwinds)]
+    weak = [name for kind, name in symbols if kind in "Wwui"]
     return weak, {name for kind, name in symbols if kind.isupper() and kind not in "UVW"}
 
 
