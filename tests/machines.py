@@ -83,8 +83,8 @@ FILES = [
     "transforms",
     "wavefront",
 ]
-#: Of these, what takes longest and sets its own threads and instruction set in any case, and compilers; and a race
-#: against torch, which has its own instruction set here, while the other machines' tests take the cores.
+#: Of these, what takes longest and sets its own threads and instruction set in any case, and compilers; and a
+#: race against torch, which has its own instruction set here, while the other machines' tests take the cores.
 LEFT_OUT = (
     "not results_larger_than_the_cache and not huge_strides and not compile and not as_fast_as_by_torch"
 )
