@@ -14,6 +14,7 @@ from fastrnn.proof import _variants as variants
 from . import cudnn, kernel_rate, overhead, scan_rate
 from .cases import CELLS, ELEMENTWISE_CELLS, SRU_CELLS, Case, card_name
 from .presets import CELL_SHAPES, ELEMENTWISE_SHAPES, NAMED, RANDOM_SHAPES, SHAPES, SRU_SHAPES
+from .results import share_of_limit
 
 LATENCY_S = 60e-6
 OVERHEAD_S = 40e-6
@@ -257,12 +258,6 @@ def ratio(result: dict, against: Sequence[str], ours: str = "fastrnn") -> tuple[
     return rivals[best] / contenders[ours]["median_s"], best
 
 
-def _limit(result: dict, reached: float, ours: str) -> float | None:
-    """The ratio that a layer at the machine's limit would have had where `ours` had `reached`."""
-    floor = result.get("floor", {}).get("floor_s")
-    return reached * result["contenders"][ours]["median_s"] / floor if floor else None
-
-
 def _counts(case: Case, device: str, drawn: bool = False) -> bool:
     """Targets on the CPU are about float32 on the named shapes, or on those drawn at random; on a GPU about
     everything."""
@@ -299,7 +294,8 @@ def evaluate(results: Sequence[dict], threads: int, isa: str = "") -> list[dict]
                 continue
             if (value := ratio(result, target.against, target.ours)) is not None:
                 ratios.append((value[0], f"{case.group} {case.shape}"))
-                limits.append(_limit(result, value[0], target.ours))
+                share = share_of_limit(result, target.ours)
+                limits.append(value[0] / share if share else None)
         if not ratios:
             continue
         mean, (worst, worst_case) = geomean([r for r, _ in ratios]), min(ratios)

@@ -32,15 +32,21 @@ FLAGGED += ["stream/isa/avx2", "stream/isa/avx512"]
 
 
 def weak_and_exported(path: Path) -> tuple[list[str], set[str]]:
-    """Code of an object that the linker would share with other objects, and symbols that it has for them.
+    """Symbols of an object that the linker would share with other objects, and those that it has for them.
 
     Constants it may share: which object they come from is nothing to a processor. g++ puts none there, clang
     those of `inline constexpr` tables that code asks for by number.
     """
-    lines = subprocess.check_output(["nm", "-C", path], text=True).splitlines()
-    symbols = [line.split(maxsplit=2)[1:] if line[0] != " " else line.split(maxsplit=1) for line in lines]
-    weak = [name for kind, name in symbols if kind in "Wwui"]
-    return weak, {name for kind, name in symbols if kind.isupper() and kind not in "UVW"}
+    lines = subprocess.check_output(["nm", "-C", "--format=sysv", path], text=True).splitlines()
+    symbols = [[field.strip() for field in line.rsplit("|", 6)] for line in lines if line.count("|") >= 6]
+    constant = (".rodata", ".data.rel.ro")
+    unwinds = "DW.ref.__gxx_personality"  # a pointer, in objects that were not optimised: data
+    weak = [
+        name
+        for name, _, kind, *_, section in symbols
+        if kind in [*"WwVvui"] and not name.startswith(unwinds) and not section.startswith(constant)
+    ]
+    return weak, {name for name, _, kind, *_ in symbols if kind.isupper() and kind not in "UVW"}
 
 
 def name_of(path: Path) -> str:
