@@ -99,7 +99,9 @@ def _rows(found: dict) -> list[tuple[str, str]]:
         ("built with", _text({name.replace("_", " "): value for name, value in build.items()})),
     ]
     devices = [
-        f"{d['name']}, capability {d['capability']}, {d['memory_bytes'] / 2**30:.0f} GiB, "
+        f"cannot be used: {d['error']}"
+        if "error" in d
+        else f"{d['name']}, capability {d['capability']}, {d['memory_bytes'] / 2**30:.0f} GiB, "
         f"{d['multiprocessors']} multiprocessors"
         for d in machine["devices"]
     ]

@@ -1,4 +1,7 @@
-"""What a measurement was taken on: processor, caches, libraries, commit."""
+"""What a measurement was taken on: processor, caches, libraries, commit.
+
+Nothing here raises for what is odd about a machine: where something cannot be had, that is what is told.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from pathlib import Path
 import torch
 
 from .._plan import gpus
+from .._plan.tuning import identity
 
 #: Distributions that compile or export fastrnn's layers, or whose layers it stands in for.
 PACKAGES = ("triton", "onnx", "onnxscript", "onnxruntime", "sru")
@@ -24,19 +28,37 @@ BUSY = 0.7
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(errors="replace").strip()
     except OSError:
         return ""
 
 
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else -1
+
+
+def _apples() -> str:
+    """What macOS calls the processor; "" elsewhere."""
+    if platform.system() != "Darwin":
+        return ""
+    command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
 def cpu_model() -> str:
-    """The processor's name with its generation, which virtual machines leave out of the name."""
+    """The processor's name with its generation, which virtual machines leave out of the name. Linux has no name
+    of an Arm processor, but the numbers that stand for one."""
     info = _read(Path("/proc/cpuinfo"))
-    fields = dict(re.findall(r"^([\w ]+?)\s*:\s*(.*)$", info.split("\n\n")[0], re.MULTILINE))
-    name = fields.get("model name") or platform.processor() or platform.machine()
+    fields = dict(re.findall(r"^([\w ]+?)[ \t]*:[ \t]*(.*)$", info.split("\n\n")[0], re.MULTILINE))
+    name = fields.get("model name") or _apples() or platform.processor() or platform.machine()
+    if "CPU part" in fields:
+        name += f" (implementer {fields.get('CPU implementer')}, part {fields['CPU part']})"
     if fields.get("vendor_id") == "AuthenticAMD":
         # Family and model tell the core: AMD's processor programming references.
-        family, model = int(fields["cpu family"]), int(fields["model"])
+        family, model = (_number(fields.get(name, "")) for name in ("cpu family", "model"))
         generation = {
             0x17: "Zen 2" if model >= 0x30 else "Zen",
             0x19: "Zen 4" if 0x10 <= model < 0x20 or 0x60 <= model < 0x80 or model >= 0xA0 else "Zen 3",
@@ -64,7 +86,10 @@ def usable_cores() -> int:
 
 def load() -> float | None:
     """Processes that ran or waited in the last minute, on average; None where the system does not say."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # of another system; of one that does not know
+        return None
 
 
 def busy() -> float | None:
@@ -121,11 +146,17 @@ def driver() -> str | None:
 
 
 def devices() -> list[dict]:
-    """CUDA devices that torch sees."""
+    """CUDA devices that torch sees; of one that CUDA cannot start, the index and what CUDA says ("error")."""
     found = []
     version = driver() if torch.cuda.is_available() else None
     for index in range(torch.cuda.device_count()):
-        p = torch.cuda.get_device_properties(index)
+        try:
+            p = torch.cuda.get_device_properties(index)
+            properties = gpus.find(device=f"cuda:{index}").properties()
+        except (RuntimeError, AssertionError) as error:  # a CUDA call failed; there is no such device
+            why = str(error).partition("\n")[0]
+            found.append({"name": f"GPU {index}", "driver": version, "error": why})
+            continue
         found.append(
             {
                 "name": p.name,
@@ -133,7 +164,7 @@ def devices() -> list[dict]:
                 "memory_bytes": p.total_memory,
                 "multiprocessors": p.multi_processor_count,
                 "driver": version,
-                "properties": gpus.find(device=f"cuda:{index}").properties(),
+                "properties": properties,
             }
         )
     return found
@@ -143,8 +174,9 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
     """Versions of those distributions that are installed."""
     found = {}
     for package in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
+        # KeyError and None: what is left of a distribution that was removed in part.
+        with contextlib.suppress(metadata.PackageNotFoundError, KeyError):
+            found[package] = metadata.version(package) or "unknown"
     return found
 
 
@@ -163,7 +195,7 @@ def versions() -> dict[str, str]:
     if torch.version.cuda:
         found["CUDA"] = torch.version.cuda
     if torch.backends.cudnn.is_available():
-        found["cuDNN"] = str(torch.backends.cudnn.version())
+        found["cuDNN"] = identity.cudnn()
     return found | installed(PACKAGES)
 
 

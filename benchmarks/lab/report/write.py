@@ -32,7 +32,9 @@ def machine_lines(run: dict) -> list[str]:
             f"**The machine was busy**: load {run['load']:.1f} at the start; times with threads mean little"
         )
     lines += [
-        f"GPU: {d['name']}, capability {d['capability']}, driver {d.get('driver') or 'unknown'}"
+        f"{d['name']}: cannot be used: {d['error']}"
+        if "error" in d
+        else f"GPU: {d['name']}, capability {d['capability']}, driver {d.get('driver') or 'unknown'}"
         for d in m["devices"]
     ]
     return lines

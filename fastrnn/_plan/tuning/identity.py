@@ -24,10 +24,19 @@ def of(index: int) -> dict[str, str]:
         "sharing": _sharing(p.name),
         "driver": _driver(),
         "cuda": str(torch.version.cuda),
-        "cudnn": str(torch.backends.cudnn.version()),
+        "cudnn": cudnn(),
         "torch": torch.__version__,
         "library": library_hash(),
     }
+
+
+def cudnn() -> str:
+    """cuDNN's version, or why torch cannot use the one that it found (an older one on LD_LIBRARY_PATH, say):
+    torch raises it. None of the kernels need cuDNN."""
+    try:
+        return str(torch.backends.cudnn.version())
+    except RuntimeError as error:
+        return "unusable: " + str(error).partition("\n")[0]
 
 
 def text(device: dict[str, str]) -> str:

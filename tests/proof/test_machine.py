@@ -1,0 +1,99 @@
+"""What is odd about a machine is told, and stops nothing: bug reports come from machines where something is
+wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import metadata
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastrnn._plan.tuning import identity
+from fastrnn.cli import main
+from fastrnn.proof import machine
+
+CUDNN = "cuDNN version incompatibility: compiled against (9, 24, 0) but found (9, 1, 0).\nMore words."
+
+
+def raises(error: Exception):
+    def called(*args, **options):
+        raise error
+
+    return called
+
+
+def wrong_cudnn(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "version", raises(RuntimeError(CUDNN)))
+
+
+def gpu_that_does_not_start(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    error = RuntimeError("CUDA error: device not ready\nCUDA kernel errors might be reported later.")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", raises(error))
+
+
+def no_load(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", raises(OSError("load averages are unobtainable")))
+
+
+def cpuinfo(text: bytes):
+    def odd(monkeypatch, tmp_path):
+        (tmp_path / "cpuinfo").write_bytes(text)
+        real = machine._read
+        monkeypatch.setattr(machine, "_read", lambda path: real(tmp_path / path.name))
+
+    return odd
+
+
+def half_a_distribution(monkeypatch):
+    def version(name):
+        if name != "triton":
+            raise KeyError("Version")
+
+    monkeypatch.setattr(metadata, "version", version)
+
+
+ODD = {
+    "wrong cuDNN": (wrong_cudnn, "unusable: cuDNN version incompatibility: compiled against (9, 24, 0)"),
+    "GPU that does not start": (gpu_that_does_not_start, "CUDA error: device not ready"),
+    "no load": (no_load, ""),
+    "AMD without a family": (cpuinfo(b"vendor_id\t: AuthenticAMD\nmodel name\t: Some\n\n"), "Some"),
+    "AMD with an odd family": (
+        cpuinfo(b"vendor_id : AuthenticAMD\ncpu family : ?\nmodel :\nmodel name : Some\n\n"),
+        "Some",
+    ),
+    "bytes that are no text": (cpuinfo(b"model name\t: So\xffme\n\n"), "So\ufffdme"),
+    "Arm, which has no name": (
+        cpuinfo(b"processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n\n"),
+        "implementer 0x41, part 0xd0c",
+    ),
+    "no cpuinfo": (cpuinfo(b""), ""),
+    "half a distribution": (half_a_distribution, "triton unknown"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_info_comes_to_its_end(name, monkeypatch, tmp_path, capsys):
+    odd, told = ODD[name]
+    odd(*(monkeypatch, tmp_path)[: odd.__code__.co_argcount])
+    assert main(["info"]) == 0
+    # The table breaks lines where they are full.
+    assert "".join(told.split()) in "".join(capsys.readouterr().out.split())
+    assert main(["info", "--json"]) == 0
+    assert told in json.dumps(json.loads(capsys.readouterr().out), ensure_ascii=False).replace('": "', " ")
+
+
+def test_a_gpu_with_an_unusable_cudnn_has_an_identity(monkeypatch):
+    """The kernels need no cuDNN: what they have proven is found on such a machine too."""
+    properties = SimpleNamespace(name="a", major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13000, raising=False)
+    wrong_cudnn(monkeypatch)
+    found = identity.of.__wrapped__(0)
+    assert found["gpu"] == "a"
+    assert found["cudnn"] == "unusable: " + CUDNN.splitlines()[0]
+    assert "\n" not in identity.text(found)
