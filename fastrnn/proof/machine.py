@@ -49,8 +49,8 @@ def _apples() -> str:
 
 
 def cpu_model() -> str:
-    """The processor's name with its generation, which virtual machines leave out of the name. Linux has no name
-    of an Arm processor, but the numbers that stand for one."""
+    """The processor's name with its generation, which virtual machines leave out of the name. Linux has no
+    name of an Arm processor, but the numbers that stand for one."""
     info = _read(Path("/proc/cpuinfo"))
     fields = dict(re.findall(r"^([\w ]+?)[ \t]*:[ \t]*(.*)$", info.split("\n\n")[0], re.MULTILINE))
     name = fields.get("model name") or _apples() or platform.processor() or platform.machine()
