@@ -247,9 +247,15 @@ def cell_dims(name: str, x: Tensor, h: Tensor | None, c: Tensor | None) -> None:
             raise ValueError(f"{name}: Expected {argument} to be 1D or 2D, got {t.dim()}D instead")
 
 
+#: torch's versions whose cells tell what sizes of a state do not fit, where it has the wrong dimensions.
+_WITHOUT_CELLS_DIMENSIONS = ("2.11.", "2.12.", "2.13.", "2.14.")
+
+
 def cell_state(h: Tensor, expected: tuple[int, int], index: int) -> NoReturn:
     """What is wrong with a cell's state h, number `index`."""
     rows, size = expected
+    if h.dim() != 2 and not torch.__version__.startswith(_WITHOUT_CELLS_DIMENSIONS):
+        raise RuntimeError(f"Expected 2D hidden{index} (batch x hidden_size), but got {h.dim()}D tensor")
     if h.dim() > 0 and h.size(0) != rows:
         raise RuntimeError(f"Input batch size {rows} doesn't match hidden{index} batch size {h.size(0)}")
     if h.dim() > 1 and h.size(1) != size:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from helpers import CELLS, LAYERS, flat
@@ -189,6 +191,22 @@ def test_cells(name, case):
     input, shape, options, same_text = CELL_CASES[case]
     hx = None if shape is None else _state(name, *shape, **options)
     _same_error(name, (3, 4), {}, input, hx, same_text)
+
+
+@pytest.mark.parametrize(
+    "version, told",
+    [
+        ("2.14.1", "Input batch size 2 doesn't match hidden0 batch size 4"),
+        ("2.15.0", "Expected 2D hidden0 (batch x hidden_size), but got 1D tensor"),
+        ("2.15.0+cu132", "Expected 2D hidden0 (batch x hidden_size), but got 1D tensor"),
+    ],
+)
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cells_state_is_refused_in_the_words_of_the_torch_that_is_here(name, version, told, monkeypatch):
+    """torch 2.15 names the dimensions first."""
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(RuntimeError, match=re.escape(told)):
+        getattr(fastrnn, name)(3, 4)(zeros(2, 3), _state(name, 4))
 
 
 @pytest.mark.parametrize(
