@@ -194,7 +194,7 @@ def test_cells(name, case):
 
 
 @pytest.mark.parametrize(
-    "version, told",
+    ("version", "told"),
     [
         ("2.14.1", "Input batch size 2 doesn't match hidden0 batch size 4"),
         ("2.15.0", "Expected 2D hidden0 (batch x hidden_size), but got 1D tensor"),
