@@ -23,6 +23,23 @@ EMU_NOSAN void __tsan_read_range(void* p, long n) {
 EMU_NOSAN void __tsan_write_range(void* p, long n) {
   emu::hook(p, (int)n, true, emu::place(__builtin_return_address(0)));
 }
+// clang's, in place of memcpy and its kin; g++ calls those as they are.
+EMU_NOSAN void* __tsan_memcpy(void* to, const void* from, unsigned long n) {
+  const auto here = emu::place(__builtin_return_address(0));
+  emu::hook((void*)from, (int)n, false, here);
+  emu::hook(to, (int)n, true, here);
+  return __builtin_memcpy(to, from, n);
+}
+EMU_NOSAN void* __tsan_memmove(void* to, const void* from, unsigned long n) {
+  const auto here = emu::place(__builtin_return_address(0));
+  emu::hook((void*)from, (int)n, false, here);
+  emu::hook(to, (int)n, true, here);
+  return __builtin_memmove(to, from, n);
+}
+EMU_NOSAN void* __tsan_memset(void* to, int value, unsigned long n) {
+  emu::hook(to, (int)n, true, emu::place(__builtin_return_address(0)));
+  return __builtin_memset(to, value, n);
+}
 // Function-local statics and shared_ptr: one OS thread runs everything.
 EMU_NOSAN char __tsan_atomic8_load(const volatile char* p, int) { return *p; }
 EMU_NOSAN int __tsan_atomic32_fetch_add(volatile int* p, int v, int) {
