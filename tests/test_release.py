@@ -313,8 +313,8 @@ def test_which_pythons_get_a_wheel(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     mine = pythons.here().version
     there, gone, headless, broken = [v for v in pythons.VERSIONS if v != mine][:4]
-    command(tmp_path, f"python{there}", "cpython", there, str(tmp_path / "old"), ".a.so", False)
-    command(tmp_path, f"python{headless}", "cpython", headless, str(tmp_path / "bare"), ".b.so", False)
+    command(tmp_path, f"python{there}", "cpython", there, str(tmp_path / "old"), ".a.so", False, "a")
+    command(tmp_path, f"python{headless}", "cpython", headless, str(tmp_path / "bare"), ".b.so", False, "b")
     command(tmp_path, f"python{broken}", status=127)
     monkeypatch.setattr(
         pythons.shutil, "which", lambda c, which=shutil.which: None if c == f"python{gone}" else which(c)
@@ -326,11 +326,11 @@ def test_which_pythons_get_a_wheel(tmp_path, monkeypatch):
     assert f"python{broken} does not run: nothing of that name" in left_out
     assert f"python{headless} has no Python.h in {tmp_path / 'bare'}" in left_out
     asked = [
-        command(tmp_path, "one", "cpython", "3.12", str(tmp_path / "old"), ".a.so", False),
-        command(tmp_path, "same", "cpython", "3.12", str(tmp_path / "new"), ".a.so", False),
-        command(tmp_path, "threads", "cpython", "3.13", str(tmp_path / "new"), ".t.so", True),
-        command(tmp_path, "pypy", "pypy", "3.11", str(tmp_path / "new"), ".p.so", False),
-        command(tmp_path, "ancient", "cpython", "3.9", str(tmp_path / "new"), ".9.so", False),
+        command(tmp_path, "one", "cpython", "3.12", str(tmp_path / "old"), ".a.so", False, "a"),
+        command(tmp_path, "same", "cpython", "3.12", str(tmp_path / "new"), ".a.so", False, "a"),
+        command(tmp_path, "threads", "cpython", "3.13", str(tmp_path / "new"), ".t.so", True, "t"),
+        command(tmp_path, "pypy", "pypy", "3.11", str(tmp_path / "new"), ".p.so", False, "p"),
+        command(tmp_path, "ancient", "cpython", "3.9", str(tmp_path / "new"), ".9.so", False, "9"),
     ]
     found, left_out = wheels.for_whom(asked)
     assert [(python.tag, python.include) for python in found] == [("cp312", str(tmp_path / "old"))]
@@ -338,6 +338,15 @@ def test_which_pythons_get_a_wheel(tmp_path, monkeypatch):
     assert len(left_out) == len(reasons)
     for said, reason in zip(left_out, reasons, strict=True):
         assert reason in said
+
+
+def test_an_environment_is_made_by_the_file_that_runs(tmp_path, monkeypatch):
+    """Not by a version manager's script of that name, which calls a shell that the bare PATH has not."""
+    commands = []
+    monkeypatch.setattr(trial.Place, "step", lambda self, what, *words: commands.append(words))
+    shim = command(tmp_path, "shim", "cpython", "3.12", "/headers", ".so", False, "/versions/3.12/bin/python")
+    trial.with_torch(tmp_path / "bare", "2.11.0", shim)
+    assert commands[0][0] == "/versions/3.12/bin/python"
 
 
 SETUP = """
@@ -373,7 +382,7 @@ def test_one_environment_makes_wheels_for_every_python(tmp_path, monkeypatch):
     stale.parent.mkdir(parents=True)
     stale.touch()
     me = pythons.here()
-    other = pythons.Python("python3.99", "3.99", "/headers/of/3.99", ".cpython-399.so")
+    other = pythons.Python("python3.99", "3.99", "/headers/of/3.99", ".cpython-399.so", "python3.99")
     made = list(packing.build(tmp_path / "base", tmp_path / "out", [other, me]))
     assert [wheel.name.split("-")[2:4] for wheel in made] == [["cp399"] * 2, [me.tag] * 2]
     for wheel, python, include in zip(made, (other, me), ("/headers/of/3.99", ""), strict=True):

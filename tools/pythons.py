@@ -20,18 +20,20 @@ _ASK = """
 import json, sys, sysconfig
 print(json.dumps([
     sys.implementation.name, "%d.%d" % sys.version_info[:2], sysconfig.get_path("include"),
-    sysconfig.get_config_var("EXT_SUFFIX"), bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+    sysconfig.get_config_var("EXT_SUFFIX"), bool(sysconfig.get_config_var("Py_GIL_DISABLED")), sys.executable,
 ]))
 """
 
 
 class Python(NamedTuple):
-    """A CPython's command, its version ("3.11"), the folder of its Python.h, how its modules' names end."""
+    """A CPython's command, its version ("3.11"), the folder of its Python.h, how its modules' names end, and
+    the file that runs: a version manager's command is a script, which needs more than that file does."""
 
     command: str
     version: str
     include: str
     suffix: str
+    executable: str
 
     @property
     def tag(self) -> str:
@@ -54,10 +56,10 @@ def ask(command: str) -> Python | str:
     if done.returncode:  # of a version manager's, for a version that it has not chosen
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         return f"{command} does not run: {said[0]}"
-    name, version, include, suffix, free_threaded = json.loads(done.stdout)
+    name, version, include, suffix, free_threaded, executable = json.loads(done.stdout)
     if name != "cpython" or free_threaded:
         return f"{command} is {'a free-threaded CPython' if free_threaded else name}, expected CPython"
-    return Python(command, version, include, suffix)
+    return Python(command, version, include, suffix, executable)
 
 
 def here() -> Python:

@@ -127,7 +127,7 @@ def with_torch(folder: Path, torch: str, python: str) -> Place:
     if isinstance(found := pythons.ask(python), str):
         raise Failed("environment", found)
     place = Place(folder)
-    place.step("environment", shutil.which(found.command), "-m", "venv", place.venv)
+    place.step("environment", found.executable, "-m", "venv", place.venv)
     more = ["--extra-index-url", INDEX] if INDEX else []
     place.step("torch", place.python, "-m", "pip", "install", "-q", *more, f"torch=={torch}", "numpy")
     return place
