@@ -68,16 +68,22 @@ inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {__bfloat162float(v.
 struct alignas(2) __half {
   uint16_t b;
 };
+// In numbers: g++ 11 has no _Float16 in C++.
 inline float __half2float(__half v) {
-  _Float16 f;
-  memcpy(&f, &v.b, 2);
-  return (float)f;
+  const uint32_t sign = (uint32_t)(v.b & 0x8000) << 16, rest = v.b & 0x7fff;
+  if (rest >= 0x7c00)
+    return __uint_as_float(sign | 0x7f800000 | (rest & 0x3ff) << 13 | (rest > 0x7c00 ? 0x400000 : 0));
+  // As a float the exponent's bias is 112 less; what that leaves subnormal too, the product puts in its place.
+  return __uint_as_float(sign | __float_as_uint(__uint_as_float(rest << 13) * 0x1p112f));
 }
-inline __half __float2half_rn(float f) {
-  const _Float16 h = (_Float16)f;
-  __half v;
-  memcpy(&v.b, &h, 2);
-  return v;
+inline __half __float2half_rn(float f) {  // round to nearest even, NaN kept
+  const uint32_t u = __float_as_uint(f), sign = u >> 16 & 0x8000, rest = u & 0x7fffffff;
+  if (rest > 0x7f800000) return {(uint16_t)(sign | 0x7e00 | (rest >> 13 & 0x3ff))};
+  if (rest >= 0x47800000) return {(uint16_t)(sign | 0x7c00)};
+  if (rest < 0x38800000) {  // subnormal: a sum whose last place is the half's
+    return {(uint16_t)(sign | (__float_as_uint(__uint_as_float(rest) + 0.5f) - 0x3f000000))};
+  }
+  return {(uint16_t)(sign | (rest - 0x38000000 + 0xfff + (rest >> 13 & 1)) >> 13)};
 }
 struct alignas(4) __half2 {
   __half x, y;
