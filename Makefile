@@ -101,12 +101,12 @@ TOOK = echo "==> $@: done in $$((($$(date +%s) - $(START)) / 60)) min $$((($$(da
 ifeq ($(strip $(CPU)),1)
 PACKAGES := 1.3 GB with torch's CPU build, 2 minutes on a fast line
 COMPILATION := 1 to 2 minutes on two cores
-TESTS := 12 minutes on two cores
+TESTS := 12 to 20 minutes on two cores
 GATE := CPU=1: no CUDA kernels are built, and the CUDA compile gate is skipped; "make test CPU=0" has both
 else
 PACKAGES := 6 GB, 5 minutes on a fast line
 COMPILATION := 8 minutes on two cores, the CUDA kernels 6 of them
-TESTS := 15 minutes on two cores
+TESTS := 15 to 25 minutes on two cores
 GATE :=
 endif
 define PREPARED

@@ -167,10 +167,8 @@ std::pair<Tensor, std::vector<Tensor>> backward(const Layer& layer, const RnnArg
     run_stepwise(layer, s);
     count(Tier::kStepwise, Pass::kBackward);
   }
-  // One by one: of a result that is made here, g++ 11 never frees the first where the second throws.
-  auto grad_x = wanted.x ? input_gradient(layer, s.dgates) : none;
-  auto grad_weights = wanted.weights ? weight_gradients(layer, s, h_prev) : std::vector<Tensor>{};
-  return {std::move(grad_x), std::move(grad_weights)};
+  return {wanted.x ? input_gradient(layer, s.dgates) : none,
+          wanted.weights ? weight_gradients(layer, s, h_prev) : std::vector<Tensor>{}};
 }
 
 }  // namespace fastrnn::cuda

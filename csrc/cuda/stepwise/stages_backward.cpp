@@ -146,10 +146,8 @@ std::pair<Tensor, std::vector<Tensor>> backward_stages(const Layer& layer, const
     RowGradients all{dgx, dgh, none, terms, layer.make({D, N, width}), none, dh_y, m};
     if (on.norm) all.input_bias = layer.make_zeros({D, G * H}, layer.type);
     if (on.reset_before) all.reset_h = all.h;
-    // One by one: of a result that is made here, g++ 11 never frees the first where the second throws.
-    const Tensor grad_x = wanted.x ? layer.make_zeros(row_sizes(shape, shape.I), layer.type) : empty_result;
-    auto grad_weights = wanted.weights ? weight_gradients(layer, all, at) : std::vector<Tensor>{};
-    return {grad_x, std::move(grad_weights)};
+    return {wanted.x ? layer.make_zeros(row_sizes(shape, shape.I), layer.type) : empty_result,
+            wanted.weights ? weight_gradients(layer, all, at) : std::vector<Tensor>{}};
   }
 
   const StagedLayer staged(layer);
@@ -233,8 +231,7 @@ std::pair<Tensor, std::vector<Tensor>> backward_stages(const Layer& layer, const
   all.h = layer.make({D, N, width});
   if (on.reset_before) all.reset_h = layer.make({D, N, width});
   check_cuda(stages_operands(*staged, step, all.h.data_ptr(), data(all.reset_h), layer.stream));
-  auto grad_weights = weight_gradients(layer, all, at);
-  return {grad_x, std::move(grad_weights)};
+  return {grad_x, weight_gradients(layer, all, at)};
 }
 
 }  // namespace fastrnn::cuda

@@ -75,8 +75,7 @@ class StageProduct {
     const auto part = [&](const Tensor& t, int64_t down) {
       return view(t, {t.size(stack), down, t.size(3)}, {t.stride(stack), t.stride(2), t.stride(3)}, d * t.stride(0));
     };
-    const Product product{part(out_, n), part(a_, n), part(b_, b_.size(2))};
-    products_.push_back(product);
+    products_.push_back({part(out_, n), part(a_, n), part(b_, b_.size(2))});
   }
 
   bool tf32_;
