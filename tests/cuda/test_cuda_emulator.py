@@ -51,3 +51,8 @@ def test_wrong_is_reported(run, name):
     """In the first schedule or one of the first twelve, which land copies early and late."""
     report = run(name, 12)
     assert re.search(WRONG[name], report), report
+
+
+def test_halves_are_rounded_to_nearest_even(run):
+    """The emulator's __half, without a compiler's: every number, and what lies between two."""
+    assert run("halves", 1) == "ok"

@@ -24,18 +24,15 @@ EMU_NOSAN void __tsan_write_range(void* p, long n) {
   emu::hook(p, (int)n, true, emu::place(__builtin_return_address(0)));
 }
 // clang's, in place of memcpy and its kin; g++ calls those as they are.
-EMU_NOSAN void* __tsan_memcpy(void* to, const void* from, unsigned long n) {
-  const auto here = emu::place(__builtin_return_address(0));
-  emu::hook((void*)from, (int)n, false, here);
-  emu::hook(to, (int)n, true, here);
-  return __builtin_memcpy(to, from, n);
-}
-EMU_NOSAN void* __tsan_memmove(void* to, const void* from, unsigned long n) {
-  const auto here = emu::place(__builtin_return_address(0));
-  emu::hook((void*)from, (int)n, false, here);
-  emu::hook(to, (int)n, true, here);
-  return __builtin_memmove(to, from, n);
-}
+#define EMU_COPY(call)                                                         \
+  EMU_NOSAN void* __tsan_##call(void* to, const void* from, unsigned long n) { \
+    const auto here = emu::place(__builtin_return_address(0));                 \
+    emu::hook(const_cast<void*>(from), (int)n, false, here);                   \
+    emu::hook(to, (int)n, true, here);                                         \
+    return __builtin_##call(to, from, n);                                      \
+  }
+EMU_COPY(memcpy)
+EMU_COPY(memmove)
 EMU_NOSAN void* __tsan_memset(void* to, int value, unsigned long n) {
   emu::hook(to, (int)n, true, emu::place(__builtin_return_address(0)));
   return __builtin_memset(to, value, n);

@@ -2,6 +2,7 @@
 // must come out as the error that it is. Compiled with EMU_RACE.
 //
 //   selftest NAME [SEEDS]      prints "ok" or the error
+#include <cmath>
 #include <cstdio>
 
 #include "cuda_on_cpu.h"
@@ -134,6 +135,33 @@ void run_count(bool cooperative) {
   emu::launch(config, count_all, counter);
 }
 
+// Every half in both directions, and what lies halfway to the next one and just beside that.
+void run_halves() {
+  const auto value = [](int b) {
+    const int exponent = b >> 10, mantissa = b & 0x3ff;
+    return exponent ? std::ldexp(1024.0f + mantissa, exponent - 25) : std::ldexp(1.0f * mantissa, -24);
+  };
+  const auto expect = [](float f, int b) {
+    const int got = __float2half_rn(f).b, negative = __float2half_rn(-f).b;
+    if (got != b || negative != (b | 0x8000))
+      throw emu::Error(emu::fmt("half of %a: %x and %x, not %x", f, got, negative, b));
+  };
+  for (int b = 0; b <= 0x7c00; ++b) {  // 0x7c00 is infinity, where the next power of two would be
+    const float f = b < 0x7c00 ? value(b) : INFINITY;
+    const __half half{static_cast<uint16_t>(b)}, negative{static_cast<uint16_t>(b | 0x8000)};
+    if (__half2float(half) != f || __half2float(negative) != -f) throw emu::Error(emu::fmt("%x is not %a", b, f));
+    expect(f, b);
+    if (b == 0x7c00) continue;
+    const float middle = (f + value(b + 1)) / 2;
+    expect(middle, b + (b & 1));
+    expect(std::nextafter(middle, 0.0f), b);
+    expect(std::nextafter(middle, INFINITY), b + 1);
+  }
+  expect(1e30f, 0x7c00);
+  const float nan = __half2float(__float2half_rn(NAN));
+  if (nan == nan) throw emu::Error("NaN became a number");
+}
+
 void run(const std::string& name) {
   if (name == "block sum") return run_sums(block_sum<kNone>, kBlocks);
   if (name == "no barrier") return run_sums(block_sum<kNoBarrier>, kBlocks);
@@ -154,6 +182,7 @@ void run(const std::string& name) {
   if (name == "not armed") return run_ring(ring<4, false>);
   if (name == "count") return run_count(true);
   if (name == "not cooperative") return run_count(false);
+  if (name == "halves") return run_halves();
   throw emu::Error("no such case: " + name);
 }
 
