@@ -39,6 +39,9 @@ import setuptools
 import torch
 from setuptools import Extension, setup
 
+sys.path.insert(0, os.path.abspath("tools"))
+import needs
+
 MIN_TORCH = (2, 11)
 MIN_SETUPTOOLS = 77  # older ones, such as new environments of Python 3.10 hold, cannot read pyproject.toml
 # For wheels. 8.0 runs on 8.6 and 8.9 too, which would add a third to the time of the build; PTX of 10.0 is
@@ -66,7 +69,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', Path("fastrnn/_version.py").read_t
 if int(setuptools.__version__.split(".")[0]) < MIN_SETUPTOOLS:
     raise SystemExit(
         f"fastrnn needs setuptools >= {MIN_SETUPTOOLS} to build, found {setuptools.__version__}: "
-        "pip install 'setuptools>=77,<82'"
+        f"pip install 'setuptools>={MIN_SETUPTOOLS}'"
     )
 if tuple(map(int, torch.__version__.split(".")[:2])) < MIN_TORCH:
     raise SystemExit(f"fastrnn needs torch >= {'.'.join(map(str, MIN_TORCH))}, found {torch.__version__}")
@@ -84,7 +87,9 @@ def nvcc_version(home):
 
 def find_cuda():
     """(CUDA folder, compiler version), or (None, '') for a CPU-only build."""
-    switch = os.environ.get("FASTRNN_CUDA", "")
+    switch = os.environ.get("FASTRNN_CUDA", "").strip()
+    if switch not in ("", "0", "1"):
+        raise SystemExit(f"FASTRNN_CUDA: expected 0 or 1, got {switch!r}")
     if switch == "0" or SANITIZE:
         return None, ""
     wanted = torch.version.cuda
@@ -127,9 +132,9 @@ def gpus_here():
 def cuda_archs(home):
     """The architectures to compile: ['8.0-virtual', '9.0+PTX']. What is -virtual, as CMake writes it, is PTX
     alone."""
-    asked = os.environ.get("FASTRNN_CUDA_ARCHS", "").strip()
+    asked = os.environ.get("FASTRNN_CUDA_ARCHS", "").strip(";, \t\n")
     if asked and asked != "all":
-        return re.split(r"[;,\s]+", asked)
+        return list(filter(None, re.split(r"[;,\s]+", asked)))
     listed = subprocess.check_output([Path(home, "bin", "nvcc"), "--list-gpu-arch"], text=True).split()
     here = [] if asked else gpus_here()
     known = [a for a in here or ALL_ARCHS if "compute_" + re.sub(r"\D", "", a) in listed]
@@ -163,7 +168,7 @@ def is_clang():
     command = [*shlex.split(os.environ.get("CXX") or "c++"), "--version"]
     try:
         return "clang" in subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
-    except (OSError, subprocess.CalledProcessError):  # which the build says better
+    except (OSError, subprocess.CalledProcessError):  # which is told where something is built
         return False
 
 
@@ -349,6 +354,9 @@ class Build(BuildExtension):
             self.copy_file(str(static), os.path.join("fastrnn", "lib", static.name))
 
     def run(self):
+        wanted = [*PYTHON_INCLUDE, *needs.headers()] if ONLY in ("", "_C") else []
+        if lacking := needs.missing(os.environ, wanted):
+            raise SystemExit(needs.said(lacking))
         super().run()
         if not CUDA_HOME and not ONLY:  # none of an earlier build may stay beside the new binaries
             for folder in (self.build_lib, "." if self.inplace else self.build_lib):

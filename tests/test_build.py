@@ -48,6 +48,7 @@ CASES = {
     "an old one too": ("", [[7, 5], [9, 0]]),
     "newer than the compiler": ("", [[13, 0], [8, 6]]),
     "by name": (" 8.0;9.0a+PTX", []),
+    "with a separator at the end": ("8.0;;9.0a+PTX;", []),
     "wrong": ("hopper", []),
 }
 
@@ -75,7 +76,7 @@ def test_architectures(answers):
     assert found["one GPU"] == ["8.6+PTX"]
     assert found["several"] == ["8.6", "12.0+PTX"]
     assert found["an old one too"] == ["9.0+PTX"]
-    assert found["by name"] == ["8.0", "9.0a+PTX"]
+    assert found["by name"] == found["with a separator at the end"] == ["8.0", "9.0a+PTX"]
     assert "FASTRNN_CUDA_ARCHS" in found["wrong"]
     assert "'hopper'" in found["wrong"]
 
@@ -215,6 +216,72 @@ def test_the_headers_of_another_python(include):
     assert folders[0] == str(ROOT / "csrc")
     assert (include in folders[1:2]) == bool(include)
     assert "" not in folders
+
+
+def script(folder: Path, text: str) -> str:
+    path = folder / "compiler"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+OLD_GCC = "echo '#define __GNUC__ 8'; echo '#define __GNUC_MINOR__ 3'"
+OLD_CLANG = "echo '#define __GNUC__ 4'; echo '#define __clang__ 1'"
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        (OLD_GCC, "is g++ 8"),
+        ("echo 'error: no license' >&2; exit 3", "does not compile: error: no license"),
+        ("exit 3", "does not compile: exit status 3"),
+        (OLD_CLANG, ""),
+    ],
+)
+def test_a_compiler_that_will_not_do_is_told_first(does, said, tmp_path):
+    """In one line with what is wanted, by setup.py and by what make asks before it downloads gigabytes.
+    torch's own check comes later, and advises the compiler that is already there."""
+    environment = {**os.environ, "FASTRNN_CUDA": "0", "CXX": script(tmp_path, does)}
+    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "tools/needs.py"], **options)
+    assert done.returncode == bool(said)
+    assert said in done.stderr
+    if said:
+        assert "g++ 11 or newer" in done.stderr
+        built = ["setup.py", "-q", "build", "--build-base", str(tmp_path / "build")]
+        asked = subprocess.run([sys.executable, *built], **options)
+        assert asked.returncode == 1
+        assert asked.stderr.endswith(done.stderr)
+
+
+def test_no_compiler_and_no_headers():
+    """Each by its name, with the packages that have them."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import needs
+    finally:
+        sys.path.pop(0)
+    assert needs.missing(os.environ, needs.headers()) == []
+    assert needs.missing(os.environ, []) == []
+    (compiler, headers) = needs.missing({"CXX": "no-such-compiler -m64"}, ["/first", "/of/this/python"])
+    assert "no-such-compiler cannot be run: No such file" in compiler
+    assert "no Python.h in /of/this/python" in headers
+    assert "python3-dev" in headers
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"FASTRNN_CUDA": "yes"}, "FASTRNN_CUDA: expected 0 or 1, got 'yes'"),
+        ({"FASTRNN_CUDA": "false"}, "FASTRNN_CUDA: expected 0 or 1, got 'false'"),
+    ],
+)
+def test_a_setting_that_says_nothing_is_an_error(setting, said):
+    """FASTRNN_CUDA=false once built the CUDA kernels."""
+    command = [sys.executable, "setup.py", "--version"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **setting}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(said)
 
 
 #: The kernels of 64-bit Arm.

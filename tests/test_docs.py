@@ -188,6 +188,51 @@ def test_every_command_is_in_the_reference():
         assert f"python -m fastrnn {name} " in page, name
 
 
+def _explained() -> dict:
+    return {"module": fastrnn.GRU(4, 5), "x": torch.randn(3, 2, 4)}
+
+
+def _streamed() -> dict:
+    return {"lstm": fastrnn.LSTM(4, 5), "source": torch.randn(6, 2, 4)}
+
+
+def _onnx() -> dict:
+    helper = pytest.importorskip("onnx").helper
+    made = {name: torch.randn(1, 12, size).numpy() for name, size in (("W", 4), ("R", 3))}
+    node = helper.make_node("LSTM", ["X", *made], ["Y", "Y_h", "Y_c"], hidden_size=3)
+    kind = 1  # float32
+    known = [helper.make_tensor(name, kind, of.shape, of.flatten()) for name, of in made.items()]
+    value = helper.make_tensor_value_info
+    ends = [value(name, kind, None) for name in ("Y", "Y_h", "Y_c")]
+    graph = helper.make_graph([node], "one", [value("X", kind, [5, 2, 4])], ends, known)
+    Path("model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    return {"X": torch.randn(5, 2, 4)}
+
+
+#: Docstrings with an example, and what each takes for granted.
+EXAMPLES = {"explain": _explained, "Streamer": _streamed, "from_onnx": _onnx}
+
+
+def example(name: str) -> str:
+    """The code in a docstring of fastrnn's: what is indented after two colons."""
+    doc = inspect.getdoc(getattr(fastrnn, name)) or ""
+    found = re.search(r"^(?!\s*\.\. ).*::\n\n((?:    .*\n|\n)+)", doc + "\n", re.MULTILINE)
+    return inspect.cleandoc(found[1]) if found else ""
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_of_a_docstring(name, tmp_path, monkeypatch):
+    """It runs as it stands."""
+    monkeypatch.chdir(tmp_path)
+    names = {"fastrnn": fastrnn, **EXAMPLES[name]()}
+    exec(example(name), names)
+
+
+def test_every_docstring_with_an_example_is_run():
+    public = {name for name in fastrnn.__all__ if callable(getattr(fastrnn, name))}
+    assert {name for name in public if example(name)} == {*EXAMPLES}
+
+
 def in_reference(name: str) -> bool:
     """Whether a page of docs/api has a name, itself or as a member of its module."""
     pages = "\n".join(page.read_text() for page in (DOCS / "api").iterdir())

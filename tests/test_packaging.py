@@ -41,6 +41,7 @@ def test_sdist_is_enough_to_build(sdist):
         assert files
         assert {p.relative_to(ROOT).as_posix() for p in files} <= names
     assert {"fastrnn/py.typed", "LICENSE", "README.md", "pyproject.toml", "setup.py"} <= names
+    assert {name for name in names if name.startswith("tools/")} == {"tools/needs.py"}  # setup.py imports it
     assert {"fastrnn/include/fastrnn.h", "fastrnn/lib/cmake/fastrnn/fastrnn-config.cmake"} <= names
     assert not any(name.startswith("tests") or name.endswith((".so", ".o", ".a")) for name in names)
 

@@ -62,11 +62,25 @@ def status(device: int) -> str:
     return ops.cuda_status(device) if loaded() else ""
 
 
+#: Devices on which CUDA has said that nothing of this library runs, and what it said.
+unusable: dict[int, str] = {}
+
+
 def has_image(device: int) -> bool | None:
-    """Whether this build has code that a device runs, by CUDA's own word; None where CUDA cannot be asked."""
+    """Whether this build has code that a device runs, by CUDA's own word; None where no kernels are loaded.
+
+    An error of CUDA's is a no, told once: the library has a CUDA runtime of its own, so a driver that is too
+    old for it, and not for torch, shows here and nowhere before.
+    """
     if not loaded():
         return None
     try:
         return ops.cuda_has_image(device)
-    except RuntimeError:
-        return None
+    except RuntimeError as error:
+        if device not in unusable:
+            unusable[device] = str(error).partition("\n")[0]
+            library._warn(
+                f"fastrnn's CUDA kernels cannot run on cuda:{device}, torch's own layers run there: "
+                f"{unusable[device]}. `python -m fastrnn info` says more"
+            )
+        return False

@@ -7,6 +7,7 @@ implementation where torch itself has CUDA. What they return without data is in 
 """
 
 import os
+import re
 import sys
 import warnings
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -63,7 +64,8 @@ def _load(name: str) -> str:
         torch.ops.load_library(path)
     except Exception as error:  # whatever is wrong with it, torch's own layers need nothing of it
         text = " ".join(str(error.__cause__ or error).split())  # torch's says no more than the file's name
-        if "undefined symbol" in text or "Symbol not found" in text:
+        # A library whose table of symbols is damaged asks for one without a name, which is not torch's fault.
+        if re.search(r"(undefined symbol|Symbol not found): *[^\s,]", text):
             text = text.removeprefix(f"{path}: ")
             return f"{path} asks for what torch {torch.__version__} does not have: {text}"
         return f"{path} could not be loaded: {elf.explained(path, text)}"
@@ -326,7 +328,12 @@ def cpu_last_plan() -> dict[str, int | bool]:
 
 
 if cpu_loaded:
-    torch.ops.fastrnn.cpu_limit_threads(*threads.from_here())
+    try:
+        _cpus = threads.from_here()
+    except ValueError as _error:  # a setting that is wrong stops no import: `info` would not tell of it
+        _warn(f"{_error}; using what the system says")
+        _cpus = threads.from_here(FASTRNN_CPUS="")
+    torch.ops.fastrnn.cpu_limit_threads(*_cpus)
 
 _requested = os.environ.get("FASTRNN_CPU_ISA")
 if cpu_loaded and _requested and _requested != cpu_isa():

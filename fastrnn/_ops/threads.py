@@ -72,8 +72,8 @@ def _read(path: Path) -> str:
         return ""
 
 
-def from_here() -> tuple[int, bool]:
-    """:func:`limit` of this process."""
+def from_here(**changes: str) -> tuple[int, bool]:
+    """:func:`limit` of this process, its environment changed so."""
     import torch
 
-    return limit(os.environ, torch.__config__.parallel_info())
+    return limit({**os.environ, **changes}, torch.__config__.parallel_info())

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from .._version import __version__
+
+#: What a file that is open may say when it is written to: its error has no name of a file.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,7 +25,8 @@ def parser() -> argparse.ArgumentParser:
     main_parser.add_argument("--version", action="version", version=f"fastrnn {__version__}")
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="{info,verify,bench,tune}")
     for name, module in (("info", info), ("verify", verify), ("bench", bench), ("tune", tune)):
-        summary = module.__doc__.splitlines()[0]
+        # python -OO has no docstrings.
+        summary = (module.__doc__ or f"see python -m fastrnn {name} --help without -OO").splitlines()[0]
         command = commands.add_parser(
             name,
             help=summary,
@@ -40,13 +47,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def ended(program: str, run: Callable[[], int]) -> int:
     """A program's exit status, however it ends: what only the outside world can do to it is no traceback."""
     try:
-        return run()
+        status = run()
+        sys.stdout.flush()  # what cannot be written is told here, and not by Python as it ends
+        return status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
+        _write_no_more()
         return 1
     except OSError as error:  # a full disk, a folder taken away
-        if error.filename is None:
+        if error.filename is None and error.errno not in _DISK:
             raise
+        if error.errno in _DISK:
+            _write_no_more()
         raise SystemExit(f"{program}: {error}") from None
+
+
+def _write_no_more() -> None:
+    """Standard output leads nowhere from now on: Python would try what is left again as it ends, and say so
+    in a message of its own."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

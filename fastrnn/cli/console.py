@@ -49,7 +49,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
             console.print(Text(f"\n{title}", style="bold"))
         shown = Table(box=box.SIMPLE_HEAD)
         for n, column in enumerate(columns):
-            shown.add_column(column, justify="right" if n else "left", no_wrap=n == 0)
+            shown.add_column(column, justify="right" if n else "left", no_wrap=n == 0, overflow="fold")
         for row in rows:
             shown.add_row(*map(_rich_cell, row))
         console.print(shown)
@@ -109,15 +109,8 @@ def progress(total: int) -> Iterator[Callable[[str, int], None]]:
 
 
 def pairs(rows: Sequence[tuple[str, str]], title: str) -> None:
-    """Print names and values, both to the left; long values wrap where rich is there."""
-    if rich:
-        shown = Table(title=title, title_justify="left", box=None, show_header=False, title_style="bold")
-        shown.add_column(style="cyan", no_wrap=True)
-        shown.add_column()
-        for name, value in rows:
-            shown.add_row(name, Text(value))
-        Console().print(shown)
-        return
+    """Print names and values, both to the left. In plain text with or without rich: what is pasted into a
+    report must be whole, and a table as wide as the terminal breaks paths and messages, or cuts them off."""
     width = max(len(name) for name, _ in rows)
     print(title)
     for name, value in rows:

@@ -17,8 +17,9 @@ import torch
 from . import console
 
 #: Variables that decide what runs, beside fastrnn's own.
-_SETTINGS = ("CUDA_VISIBLE_DEVICES", "ATEN_CPU_CAPABILITY", "LD_PRELOAD")
-_PREFIXES = ("FASTRNN_", "OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_")
+_SETTINGS = ("ATEN_CPU_CAPABILITY", "LD_PRELOAD", "LD_LIBRARY_PATH", "NVIDIA_TF32_OVERRIDE")
+_PREFIXES = ("FASTRNN_", "OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_", "CUDA_", "CUDNN_", "CUBLAS_")
+_PREFIXES += ("TORCH_", "PYTORCH_", "TORCHINDUCTOR_", "TORCHDYNAMO_")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +103,8 @@ def _rows(found: dict) -> list[tuple[str, str]]:
         f"cannot be used: {d['error']}"
         if "error" in d
         else f"{d['name']}, capability {d['capability']}, {d['memory_bytes'] / 2**30:.0f} GiB, "
-        f"{d['multiprocessors']} multiprocessors"
+        f"{d['multiprocessors']} multiprocessors, driver {d['driver'] or 'of an unknown version'}, fastrnn's "
+        f"kernels {d['kernels'] if d['kernels'] == 'run' else 'do not run: ' + d['kernels']}"
         for d in machine["devices"]
     ]
     return (

@@ -145,6 +145,18 @@ def driver() -> str | None:
     return lines[0] if done.returncode == 0 and lines else None
 
 
+def _kernels_on(index: int) -> str:
+    """ "run", or why fastrnn's CUDA kernels do not run on a device."""
+    from .._ops import cuda, library
+    from .._ops import devices as of_ops
+
+    if not library.cuda_loaded:
+        return library.cuda_why
+    if of_ops.runs(torch.device("cuda", index)):
+        return "run"
+    return cuda.unusable.get(index) or f"built for {library.build_info()['cuda_archs']}"
+
+
 def devices() -> list[dict]:
     """CUDA devices that torch sees; of one that CUDA cannot start, the index and what CUDA says ("error")."""
     found = []
@@ -165,6 +177,7 @@ def devices() -> list[dict]:
                 "multiprocessors": p.multi_processor_count,
                 "driver": version,
                 "properties": properties,
+                "kernels": _kernels_on(index),
             }
         )
     return found

@@ -11,8 +11,12 @@ _FILES = {"shared": "libfastrnn_stream.so", "static": "libfastrnn_stream.a"}
 
 
 def get_include() -> str:
-    """The folder of ``fastrnn.h``, for a compiler's ``-I``."""
-    return str(_PACKAGE / "include")
+    """The folder of ``fastrnn.h``, for a compiler's ``-I``.
+
+    Raises:
+        FileNotFoundError: this installation is in an archive, or not whole.
+    """
+    return _there("get_include", _PACKAGE / "include", "every installation has")
 
 
 def get_library(kind: str = "shared") -> str:
@@ -25,14 +29,22 @@ def get_library(kind: str = "shared") -> str:
         ValueError: another kind. FileNotFoundError: this installation was built without the library.
     """
     _checks.one_of("get_library", "kind", kind, tuple(_FILES))
-    path = _PACKAGE / "lib" / _FILES[kind]
-    if not path.exists():
-        raise FileNotFoundError(
-            f"get_library: expected {path}, which a build of the package makes (in a clone: make stream)"
-        )
-    return str(path)
+    made = "a build of the package makes (in a clone: make stream)"
+    return _there("get_library", _PACKAGE / "lib" / _FILES[kind], made)
 
 
 def get_cmake_dir() -> str:
-    """The folder of ``fastrnn-config.cmake``, for ``cmake -Dfastrnn_DIR=...``."""
-    return str(_PACKAGE / "lib" / "cmake" / "fastrnn")
+    """The folder of ``fastrnn-config.cmake``, for ``cmake -Dfastrnn_DIR=...``.
+
+    Raises:
+        FileNotFoundError: this installation is in an archive, or not whole.
+    """
+    return _there("get_cmake_dir", _PACKAGE / "lib" / "cmake" / "fastrnn", "every installation has")
+
+
+def _there(asked: str, path: Path, who: str) -> str:
+    if path.exists():
+        return str(path)
+    if not _PACKAGE.is_dir():
+        who = "no archive can give to a compiler: `pip install` unpacks it"
+    raise FileNotFoundError(f"{asked}: expected {path}, which {who}")

@@ -1,6 +1,7 @@
 """``python -m fastrnn {info,verify,bench}``, and the command line as such."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,39 @@ def test_a_folder_that_goes_away_is_one_clear_error(tmp_path, monkeypatch):
         main(["info"])
 
 
+def info(*options: str, **settings) -> subprocess.CompletedProcess:
+    """``info`` in a process of its own."""
+    command = [sys.executable, *options, "-m", "fastrnn", "info"]
+    return subprocess.run(command, cwd=ROOT, text=True, stderr=subprocess.PIPE, check=False, **settings)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_one_clear_error():
+    """Where standard output goes to a disk that is full: a line, no traceback, and no success."""
+    with open("/dev/full", "w") as full:
+        done = info(stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == "fastrnn info: [Errno 28] No space left on device\n"
+
+
+def test_a_reader_who_leaves_is_no_error():
+    """``fastrnn info | head -1``: not a word."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = info(stdout=writer)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_without_docstrings():
+    """python -OO takes the texts of the help away, and nothing else."""
+    done = info("-OO", stdout=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr
+    assert "CPU kernels loaded" in done.stdout
+
+
 COMMANDS = next(tuple(a.choices) for a in parser()._actions if a.dest == "command")
 
 
@@ -97,10 +131,20 @@ def test_info_names_what_matters(capsys, plain):
         assert text in out
 
 
-def test_info_with_rich(capsys):
-    pytest.importorskip("rich")
+@pytest.mark.parametrize("columns", ["0", "20", "80"])
+def test_info_is_whole(capsys, monkeypatch, columns):
+    """On a narrow terminal, in a pipe or a file: a path and what a loader says are never cut off, nor broken
+    where a report's reader would search for them."""
+    said = (
+        "/home/somebody/" + "projects/" * 12 + "libfastrnn_cpu.so asks for undefined symbol: " + "name_" * 30
+    )
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(library, "cpu_loaded", False)
+    monkeypatch.setattr(library, "cpu_why", said)
     assert main(["info"]) == 0
-    assert library.cpu_isa() in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"no: {said}\n" in out
+    assert f"{ROOT / 'fastrnn'}\n" in out
 
 
 def test_info_json(capsys):
@@ -122,7 +166,7 @@ def test_info_shows_the_settings_that_decide_what_runs(capsys, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     monkeypatch.setenv("SOME_TOKEN", "secret")
     assert main(["info"]) == 0
-    out = " ".join(capsys.readouterr().out.split())  # a table breaks a line where it is full
+    out = capsys.readouterr().out
     assert "FASTRNN_CPUS 64" in out
     assert "OMP_WAIT_POLICY passive" in out
     assert "secret" not in out

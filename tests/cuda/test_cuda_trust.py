@@ -3,7 +3,9 @@ estimates say; and what becomes of a tier that fails."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -224,6 +226,24 @@ def test_whether_there_is_code_for_a_device(ops):
     assert cuda.has_image(0) is True
     ops.fail(0, 0, True)
     assert cuda.has_image(0) is False
+
+
+def test_a_driver_too_old_for_the_library(ops, monkeypatch):
+    """The library has a CUDA runtime of its own, so CUDA may refuse it where it serves torch: a no for that
+    device, told once with what CUDA says, and never kernels that fail."""
+    said = "CUDA driver version is insufficient for CUDA runtime version"
+
+    def refused(device):
+        raise RuntimeError(f"{said}\nmore words")
+
+    monkeypatch.setattr(cuda, "unusable", {})
+    monkeypatch.setattr(cuda, "ops", SimpleNamespace(cuda_has_image=refused))
+    with pytest.warns(RuntimeWarning, match=f"cannot run on cuda:1, torch's own layers run there: {said}\\."):
+        assert cuda.has_image(1) is False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cuda.has_image(1) is False
+    assert cuda.unusable == {1: said}
 
 
 def test_from_the_cache_to_the_kernel_and_back(ops, tmp_path, monkeypatch):

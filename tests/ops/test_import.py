@@ -30,6 +30,20 @@ def test_as_it_is(tmp_path):
     assert found["isa"] in found["explained"]
 
 
+@pytest.mark.parametrize("told", ["abc", "0"])
+def test_a_wrong_setting_stops_no_import(tmp_path, told):
+    """FASTRNN_CPUS and FASTRNN_CPU_ISA are told and not followed: without an import nobody could
+    ask `info`."""
+    copy_of_package(tmp_path)
+    found = imported(tmp_path, FASTRNN_CPUS=told, FASTRNN_CPU_ISA=told)
+    assert found["loaded"]
+    assert found["kinds"] == ["RuntimeWarning"] * 2
+    assert found["where"] == ["<string>"] * 2
+    cpus, isa = found["said"]
+    assert cpus.startswith(f"FASTRNN_CPUS: expected a number of CPUs, at least 1, got '{told}'; using what")
+    assert isa.startswith(f"FASTRNN_CPU_ISA='{told}' cannot run here")
+
+
 def test_removed_library(tmp_path):
     (copy_of_package(tmp_path) / "libfastrnn_cpu.so").unlink()
     check_without_kernels(imported(tmp_path), "libfastrnn_cpu.so is not in", str(tmp_path))
@@ -66,6 +80,17 @@ def test_symbol_that_this_torch_lacks(tmp_path):
     import torch
 
     check_without_kernels(imported(tmp_path), f"torch {torch.__version__} does not have", "torch_of_tomorrow")
+
+
+def test_a_damaged_table_of_symbols(tmp_path):
+    """A symbol without a name is none that torch lacks: what the loader says is given, and torch is
+    not blamed."""
+    copy_of_package(tmp_path)
+    said = "undefined symbol: , version GLIBCXX_3.4"
+    before = f"def broken(path):\n    raise OSError(f'{{path}}: {said}')\ntorch.ops.load_library = broken"
+    found = imported(tmp_path, before)
+    check_without_kernels(found, f"libfastrnn_cpu.so could not be loaded: {said}")
+    assert "does not have" not in found["why"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="about ELF")

@@ -16,7 +16,7 @@ from helpers import randn
 from selection import thorough
 from stream import build
 from stream.runtime import Model, chain_of
-from toolchain import aarch64_cxx, is_installed
+from toolchain import aarch64_cxx, cc, is_installed
 from torch import nn
 
 import fastrnn
@@ -44,6 +44,58 @@ def saved(tmp_path_factory) -> tuple[Path, list[nn.Module]]:
 
 def raw(path: Path) -> torch.Tensor:
     return torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.float32).view(-1, 2)
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return (build.ROOT / "docs" / "runtime.md").read_text()
+
+
+def block(page: str, language: str) -> str:
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return found
+
+
+@pytest.fixture(scope="module")
+def written(page, tmp_path_factory) -> Path:
+    """A folder with the program of docs/runtime.md, and the model that the page saves for it."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "program.c").write_text(block(page, "c"))
+    fastrnn.runtime.save(nn.Sequential(fastrnn.LSTM(1, 20), nn.Linear(20, 1)), folder / "amplifier.fastrnn")
+    return folder
+
+
+def test_the_pages_program(page, written):
+    """docs/runtime.md's program, compiled as the page says, runs, and without the model says what it
+    lacks."""
+    (command,) = re.findall(r"`(cc program\.c [^`]+)`", page)
+    places = f"INCLUDE={shlex.quote(fastrnn.get_include())}; LIBRARY={shlex.quote(fastrnn.get_library())}; "
+    command = f"{places}{shlex.join(cc())} -Wall -Wextra -Werror {command.removeprefix('cc ')}"
+    done = subprocess.run(["sh", "-c", command], cwd=written, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    program, here = written / "a.out", {"capture_output": True, "text": True}
+    done = subprocess.run([program], cwd=written, **here)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = subprocess.run([program], cwd=written.parent, **here)
+    assert done.returncode == 1
+    assert "amplifier.fastrnn" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="cmake is not installed")
+def test_the_pages_cmake(page, written):
+    """The page's lines are all that a project needs of fastrnn."""
+    lines = [
+        "cmake_minimum_required(VERSION 3.16)",
+        "project(program C)",
+        "add_executable(program program.c)",
+    ]
+    found, linked = block(page, "cmake").splitlines()
+    (written / "CMakeLists.txt").write_text("\n".join([*lines[:2], found, lines[2], linked, ""]))
+    made = written / "build"
+    for step in (["-S", written, "-B", made, f"-Dfastrnn_DIR={fastrnn.get_cmake_dir()}"], ["--build", made]):
+        done = build.run(["cmake", *step])
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert subprocess.run([made / "program"], cwd=written).returncode == 0
 
 
 @pytest.mark.parametrize("kind", ["shared", "static"])

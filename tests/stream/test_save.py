@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import fastrnn
+from fastrnn.runtime import _paths
 
 
 def header(path: Path) -> tuple[dict, bytes]:
@@ -83,6 +84,22 @@ def test_paths():
     assert Path(fastrnn.get_library("static")).name == "libfastrnn_stream.a"
     with pytest.raises(ValueError, match="kind"):
         fastrnn.get_library("dynamic")
+
+
+def test_where_things_are_not(tmp_path, monkeypatch):
+    """A path that leads nowhere is an error that says who has it: of an archive, of what is not whole."""
+    monkeypatch.setattr(_paths, "_PACKAGE", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"get_library: expected .*make stream"):
+        fastrnn.get_library()
+    for asked in (fastrnn.get_include, fastrnn.get_cmake_dir):
+        with pytest.raises(
+            FileNotFoundError, match=f"{asked.__name__}: expected {tmp_path}.*every installation"
+        ):
+            asked()
+    monkeypatch.setattr(_paths, "_PACKAGE", tmp_path / "fastrnn.zip" / "fastrnn")
+    for asked in (fastrnn.get_include, fastrnn.get_library, fastrnn.get_cmake_dir):
+        with pytest.raises(FileNotFoundError, match="pip install` unpacks it"):
+            asked()
 
 
 def test_containers_and_weights_that_are_computed(tmp_path):
