@@ -6,9 +6,12 @@ import os
 import re
 import shutil
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -176,3 +179,31 @@ def test_both_environments_have_the_same_tools():
     differing = parts["build.txt"] ^ parts["cpu.txt"]
     assert len(differing) == 2
     assert all(re.fullmatch(r"torch==\d+\.\d+\.\d+", line) for line in differing)
+
+
+#: Those that are promised; clients.txt says that it wants a newer one.
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+#: Found to need 3.11 in the version for newer Pythons, whether they are installed here or not.
+NOT_FOR_310 = {"numpy", "hypothesis", "onnxruntime", "matplotlib", "jax", "pre-commit", "sphinx"}
+NOT_FOR_310 |= {"myst-parser", "importlib_metadata"}
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "requirements").glob("*.txt")))
+def test_every_promised_python_can_install(file):
+    """Each has one version of each package. Where the same version is installed here, what it says itself of
+    the Pythons that it takes is asked too; so no index is."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements" / file).read_text().splitlines()]
+    asked = [Requirement(line) for line in lines if line and not line.startswith("-r")]
+    for python in PYTHONS[1:] if file == "clients.txt" else PYTHONS:
+        mine = [r for r in asked if r.marker is None or r.marker.evaluate({"python_version": python})]
+        assert sorted(r.name for r in mine) == sorted({r.name for r in asked}), python
+        for requirement in mine:
+            pinned = re.fullmatch(r"==([\w.]+)", str(requirement.specifier))
+            assert pinned, requirement
+            assert requirement.marker or python != "3.10" or requirement.name not in NOT_FOR_310, requirement
+            try:
+                found = metadata.metadata(requirement.name)
+            except metadata.PackageNotFoundError:
+                continue
+            if found["Version"].partition("+")[0] == pinned[1]:
+                assert f"{python}.99" in SpecifierSet(found["Requires-Python"] or ""), requirement
