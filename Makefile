@@ -243,11 +243,12 @@ test-wheels: $(ENV_RELEASE)  ## install and use them in fresh environments, with
 cross: $(ENV_CROSS)  ## compile for macOS arm64 and Windows x86-64 and look at what came out: dist/macos, dist/windows, not run
 	$(PY) tools/cross.py $(ARGS)
 
-release: $(ENV_RELEASE)  ## everything that a release takes, but for handing it out: docs/releasing.md
-	$(PY) tools/release.py check
+release: $(ENV_RELEASE)  ## everything that a release takes, but for handing it out: docs/releasing.md; ARGS=--partial without some wheels
+	$(PY) tools/release.py check $(ARGS)
 	$(PY) tools/release.py sdist
 	$(PY) tools/wheels.py
 	TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) $(PY) tools/test_wheels.py --save
+	$(PY) tools/release.py whole $(ARGS)
 
 # CPython does not free everything at exit, hence no leak check. libstdc++ comes early so that the
 # sanitizer finds the real __cxa_throw.
