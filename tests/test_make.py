@@ -252,7 +252,8 @@ def test_how_large_it_will_be():
     assert re.match(r"with the peers 2 GB where pip finds .*, else 6 GB; ", size("bench"))
     assert re.match(r"1\.3 GB with torch's CPU build, \d minutes", size("test", index))
     assert re.match(r"2 GB with torch's CPU build and the peers, \d minutes", size("bench", index))
-    extra = plan("test", "CPU=1", PIP_EXTRA_INDEX_URL="file:///somewhere")
+    place = "file:///somewhere"
+    extra = plan("test", "CPU=1", PIP_EXTRA_INDEX_URL=place)
     assert "1.3 GB where PIP_EXTRA_INDEX_URL has torch's CPU build" in extra
     assert "else 5 GB" in extra
     assert "6 GB, 5 minutes" in plan("test", "CPU=0")
