@@ -529,7 +529,7 @@ def test_a_missing_compiler_is_named(tmp_path, monkeypatch):
         ("", "g++ is not installed"),
         (" ", "g++ is not installed"),
         ("nonsense -x", "nonsense is not installed"),
-        ("'g++", "CXX='g++: No closing quotation"),
+        ("'g++", "CXX: No closing quotation"),
         ("/bin/false", "/bin/false --version ends with exit status 1"),
     ):
         monkeypatch.setenv("CXX", cxx)

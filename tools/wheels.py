@@ -74,7 +74,7 @@ def no_compiler(kind: str) -> str:
         command = compiler_of(kind)
         subprocess.run([*command, "--version"], capture_output=True, check=True)
     except ValueError as error:  # a quote that does not close
-        return f"CXX={os.environ['CXX']}: {error}"
+        return f"CXX: {error}"
     except OSError:
         return f"{command[0]} is not installed"
     except subprocess.CalledProcessError as error:
