@@ -1,9 +1,10 @@
 # `make test` and `make bench` do everything on a fresh clone: environment, pinned packages, CUDA
 # compiler, build, job. A second call repeats only what changed.
 #
-#   CPU=1            torch's CPU build (1.3 GB with everything else, in place of 6), and no CUDA kernels: their compile
-#                    gate is skipped, with a line that says so. CPU=0: everything. Where neither is said, CPU=1 is for
-#                    machines without an NVIDIA GPU and without nvcc, and for nothing that is handed out or tests in full
+#   CPU=1            torch's CPU build, where pip finds one (1.3 GB with everything else, in place of 6), and no CUDA
+#                    kernels: their compile gate is skipped, with a line that says so. CPU=0: everything. Where neither
+#                    is said, CPU=1 is for machines without an NVIDIA GPU and without nvcc, and for nothing that is handed
+#                    out or tests in full. In the environment any other value is somebody else's, and says neither
 #   PYTHON=python3   the interpreter that makes the environment, 3.10 or newer
 #   VENV=.venv       where the environment lies, with CPU=1 .venv-cpu; `VENV=` (empty) installs nothing and uses
 #                    PYTHON's packages
@@ -16,28 +17,36 @@
 #   RESULTS=gpu-check-out   the folder of gpu-check's results for `make gpu-table`
 #   ARGS             more arguments for pytest or for the benchmark
 
-# A GPU shows as a device file (the second is WSL's) or by its driver's command, the wish to compile for one as nvcc.
-CUDA_FILES := /dev/nvidiactl /dev/dxg /usr/local/cuda/bin/nvcc
-ifeq ($(origin CPU),undefined)
+# A GPU shows as a device file or by its driver's command, the wish to compile for one as nvcc. WSL's device, /dev/dxg, is
+# there for any vendor's: NVIDIA's driver lays files of its own beside the others.
+WSL := /usr/lib/wsl/lib
+CUDA_FILES := /dev/nvidiactl $(WSL)/libcuda.so.1 $(WSL)/nvidia-smi /usr/local/cuda/bin/nvcc
+# openSUSE's /etc/profile exports CPU=x86_64. The answer has a name of its own, as make hands on to what it runs a variable
+# that came from the environment: that finds CPU as it was.
+JUST_CPU := $(strip $(CPU))
+ifneq ($(filter environment%,$(origin CPU)),)
+JUST_CPU := $(if $(filter 1,$(words $(JUST_CPU))),$(filter 0 1,$(JUST_CPU)))
+endif
+ifeq ($(if $(filter undefined environment%,$(origin CPU)),$(JUST_CPU),said),)
 ifneq ($(filter test-all gpu-check gpu-pack wheel% test-wheels release,$(MAKECMDGOALS)),)
-CPU := 0
+JUST_CPU := 0
 else ifeq ($(if $(filter undefined,$(origin VENV)),.venv,$(strip $(VENV))),)
-CPU := 0
+JUST_CPU := 0
 else
-CPU := $(shell if [ "$$FASTRNN_CUDA" = 1 ] || [ -n "$$CUDA_HOME$$CUDA_PATH" ] || \
+JUST_CPU := $(shell if [ "$$FASTRNN_CUDA" = 1 ] || [ -n "$$CUDA_HOME$$CUDA_PATH" ] || \
     command -v nvidia-smi >/dev/null || command -v nvcc >/dev/null; then echo 0; \
     else for f in $(CUDA_FILES); do if [ -e $$f ]; then echo 0; exit; fi; done; echo 1; fi)
 endif
 endif
-ifeq ($(filter 0 1,$(strip $(CPU))),)
+ifeq ($(filter 0-1 1-1,$(JUST_CPU)-$(words $(JUST_CPU))),)
 $(error CPU must be 0 or 1, got "$(CPU)")
 endif
-ifeq ($(strip $(CPU)),1)
+ifeq ($(JUST_CPU),1)
 export FASTRNN_CUDA := 0
 endif
 
 PYTHON ?= python3
-VENV ?= $(if $(filter 1,$(CPU)),.venv-cpu,.venv)
+VENV ?= $(if $(filter 1,$(JUST_CPU)),.venv-cpu,.venv)
 CLIENTS ?= .venv-clients
 CALL ?= 1 2
 RESULTS ?= gpu-check-out
@@ -63,16 +72,17 @@ ENV_CROSS := $(VENV)/.stamp-cross
 MAY_BE_LARGE := note: pip may find torch's large build, 4 GB with CUDA's libraries; with TORCH_CPU_INDEX= the index that \
 PyTorch's install page names for CPU builds, it takes the small one
 
-# A stamp for each set of packages, so that the tests do not wait for the benchmark's peers.
-$(VENV)/bin/python:
+# A stamp for each set of packages, so that the tests do not wait for the benchmark's peers; and one for the environment
+# itself: where venv fails or is interrupted, it leaves a python without pip, and is to be called again.
+$(VENV)/.stamp-venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastrnn needs Python 3.10 or newer")'
 	@$(SAY) "environment in $(VENV)"
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q --upgrade pip
+	@$(PY) -m pip --version >/dev/null 2>&1 || { $(call MAKE_VENV,$(VENV)); $(PY) -m pip install -q --upgrade pip; }
+	@touch $@
 
 $(VENV)/.stamp-build: requirements/build.txt requirements/cpu.txt requirements/tools.txt requirements/cuda.txt \
-                      | $(VENV)/bin/python
-ifeq ($(strip $(CPU)),1)
+                      | $(VENV)/.stamp-venv
+ifeq ($(JUST_CPU),1)
 	@$(SAY) "torch's CPU build and what compiles, into $(VENV)"
 	@$(if $(strip $(TORCH_CPU_INDEX)$(PIP_EXTRA_INDEX_URL)),:,echo "$(MAY_BE_LARGE)")
 	$(PY) -m pip install -q $(if $(strip $(TORCH_CPU_INDEX)),--extra-index-url $(TORCH_CPU_INDEX)) -r requirements/cpu.txt
@@ -93,24 +103,38 @@ $(VENV)/.stamp-%: requirements/%.txt requirements/test.txt $(VENV)/.stamp-build
 	@touch $@
 endif
 
+# Debian and Ubuntu have venv's half in a package of its own: what is left out is found missing at the end.
+MAKE_VENV = echo "$(PYTHON) -m venv $(1)"; $(PYTHON) -m venv $(1) || { echo "$(PYTHON) made no environment in $(1). On Debian \
+and Ubuntu \"apt install python3-venv\" brings what it lacks (python3.12-venv for PYTHON=python3.12); then the same again" >&2; \
+exit 1; }
+
 # What is coming and how long it takes, before anything else; then what is going on, with the time.
 SAY := sh -c 'printf "==> %s  %s\n" "$$(date +%H:%M:%S)" "$$0"'
 START := $(shell date +%s)
 TOOK = echo "==> $@: done in $$((($$(date +%s) - $(START)) / 60)) min $$((($$(date +%s) - $(START)) % 60)) s"
 
-ifeq ($(strip $(CPU)),1)
-PACKAGES := 1.3 GB with torch's CPU build, 2 minutes on a fast line
+ifeq ($(JUST_CPU),1)
+# Nobody knows here what pip's own configuration names.
+ifneq ($(strip $(TORCH_CPU_INDEX)),)
+PACKAGES_test := 1.3 GB with torch's CPU build, 2 minutes on a fast line
+PACKAGES_bench := 2 GB with torch's CPU build and the peers, 3 minutes on a fast line
+else
+FOUND := where $(if $(strip $(PIP_EXTRA_INDEX_URL)),PIP_EXTRA_INDEX_URL has,pip finds) torch's CPU build (TORCH_CPU_INDEX= names its index)
+PACKAGES_test := 1.3 GB $(FOUND), else 5 GB; 2 to 5 minutes on a fast line
+PACKAGES_bench := with the peers 2 GB $(FOUND), else 6 GB; 3 to 6 minutes on a fast line
+endif
 COMPILATION := 1 to 2 minutes on two cores
 TESTS := 12 to 20 minutes on two cores
 GATE := CPU=1: no CUDA kernels are built, and the CUDA compile gate is skipped; "make test CPU=0" has both
 else
-PACKAGES := 6 GB, 5 minutes on a fast line
+PACKAGES_test := 6 GB, 5 minutes on a fast line
+PACKAGES_bench := 7 GB with the peers, 6 minutes on a fast line
 COMPILATION := 8 minutes on two cores, the CUDA kernels 6 of them
 TESTS := 15 to 25 minutes on two cores
 GATE :=
 endif
 define PREPARED
-$(if $(strip $(VENV)),  first time: packages into $(VENV): $(PACKAGES),  packages: those of $(PYTHON))
+$(if $(strip $(VENV)),  first time: packages into $(VENV): $(PACKAGES_$(goal)),  packages: those of $(PYTHON))
   first time: compilation: $(COMPILATION)
 endef
 define ABOUT_test
@@ -145,7 +169,7 @@ test: build  ## lint and test
 	$(PY) -m ruff check .
 	@$(SAY) "the tests"
 	$(PYTEST) $(ARGS)
-ifeq ($(strip $(CPU)),1)
+ifeq ($(JUST_CPU),1)
 	@echo '==> $(GATE)'
 endif
 	@$(TOOK)
@@ -164,7 +188,7 @@ test-machines: build  ## numeric, dtype and error tests as on other processors a
 # for CUDA: its libraries do not load beside torch's CPU build, and without them it is a Python package that does.
 $(CLIENTS)/.stamp: requirements/clients.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "test-clients needs Python 3.11 or newer")'
-	$(PYTHON) -m venv $(CLIENTS)
+	@$(call MAKE_VENV,$(CLIENTS))
 	$(CLIENTS)/bin/python -m pip install -q -r $<
 	rm -f $(CLIENTS)/lib/python3*/site-packages/torchaudio/lib/*.so
 	rm -rf $(CLIENTS)/sources
@@ -219,11 +243,12 @@ test-wheels: $(ENV_RELEASE)  ## install and use them in fresh environments, with
 cross: $(ENV_CROSS)  ## compile for macOS arm64 and Windows x86-64 and look at what came out: dist/macos, dist/windows, not run
 	$(PY) tools/cross.py $(ARGS)
 
-release: $(ENV_RELEASE)  ## everything that a release takes, but for handing it out: docs/releasing.md
-	$(PY) tools/release.py check
+release: $(ENV_RELEASE)  ## everything that a release takes, but for handing it out: docs/releasing.md; ARGS=--partial without some wheels
+	$(PY) tools/release.py check $(ARGS)
 	$(PY) tools/release.py sdist
 	$(PY) tools/wheels.py
 	TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) $(PY) tools/test_wheels.py --save
+	$(PY) tools/release.py whole $(ARGS)
 
 # CPython does not free everything at exit, hence no leak check. libstdc++ comes early so that the
 # sanitizer finds the real __cxa_throw.

@@ -3,9 +3,11 @@ lead somewhere; commands are there; every public name has a docstring and a plac
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import inspect
+import io
 import re
 import runpy
 import shlex
@@ -280,6 +282,46 @@ def test_a_figure_that_drifted_is_seen(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout == "not as the results say: README.md\n"
+
+
+BEGIN, END = "<!-- figures: readme -->\n", "<!-- end of figures -->\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (BEGIN, ""),
+        (END, ""),
+        (BEGIN, BEGIN.replace("readme", "nobody's")),
+        (BEGIN, BEGIN.replace("readme", "performance")),
+        (BEGIN, BEGIN.replace(" -->", "-->")),
+        (BEGIN, f"See {BEGIN}"),
+        (END, f"{END}{BEGIN}{END}"),
+        (BEGIN, END + BEGIN),
+        (re.compile(f"{BEGIN}.*?{END}", re.DOTALL), ""),
+        (re.compile(f"{BEGIN}(.*?){END}", re.DOTALL), rf"{END}\1{BEGIN}"),
+    ],
+)
+def test_figures_that_nobody_finds_are_seen(old, new, tmp_path, monkeypatch):
+    """A page whose marks are not there, once and in order, has nothing that would be checked: one line says
+    which page, and nothing is written."""
+    figures = runpy.run_path(str(ROOT / "tools" / "figures.py"))
+    page = tmp_path / "README.md"
+    text = (ROOT / "README.md").read_text()
+    changed = old.sub(new, text) if isinstance(old, re.Pattern) else text.replace(old, new)
+    assert changed != text
+    names = figures["main"].__globals__
+    monkeypatch.setitem(names, "ROOT", tmp_path)
+    monkeypatch.setitem(names, "PICTURE", tmp_path / "ratios.svg")
+    monkeypatch.setitem(names, "PAGES", {page: ("readme", figures["readme"])})
+    for arguments in ([], ["--check"]):
+        page.write_text(changed)
+        monkeypatch.setattr(sys, "argv", ["figures.py", *arguments])
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            assert figures["main"]() == 1
+        assert re.fullmatch("README.md: expected <!-- figures: readme --> .*\n", said.getvalue())
+        assert [page.read_text() for page in tmp_path.iterdir()] == [changed]
 
 
 def test_every_page_has_its_place():

@@ -59,6 +59,24 @@ def test_metadata(sdist):
     assert [r.partition(";")[0] for r in required if '"bench"' in r] == ["rich"]
 
 
+def test_the_description_stands_alone(sdist):
+    """What a package index shows: it has no file of the repository to lead to, and no picture of it to show.
+    Its code is the README's, which is run, and its commands are there."""
+    file = next(n for n in sdist.getnames() if n.count("/") == 1 and n.endswith("/PKG-INFO"))
+    found = email.message_from_bytes(sdist.extractfile(file).read())
+    assert found["Description-Content-Type"] == "text/markdown"
+    shown = found.get_payload(decode=True).decode() or found["Description"]
+    assert shown.startswith("# fastrnn\n")
+    links = re.findall(r"\]\(([^)]*)\)|^\[[^]]+\]:\s*(\S+)|(?:src|href)=\"([^\"]*)", shown, re.MULTILINE)
+    assert not [link for link in map("".join, links) if not link.startswith("https:" + "//")]
+    code = re.findall(r"```python\n.*?```", shown, re.DOTALL)
+    assert code
+    assert all(block in (ROOT / "README.md").read_text() for block in code)
+    commands = re.findall(r"^python -m fastrnn (\w+)", shown, re.MULTILINE)
+    assert {"verify", "bench", "info"} == set(commands)
+    assert "DESCRIPTION.md" in {name.partition("/")[2] for name in sdist.getnames()}
+
+
 def test_the_laboratory_stays_at_home(tmp_path, sdist):
     """What is installed is fastrnn alone, with the proof on the user's machine in it; benchmarks and examples
     stay in the repository, and nothing that is installed asks for them."""

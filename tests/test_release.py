@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -13,7 +14,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -76,16 +79,65 @@ def test_every_python_that_has_a_wheel_is_named():
         ("1.2.0rc1", GOOD.replace("1.2.0", "1.2.0rc1"), None),
         ("1.2", GOOD, "expected a version such as 1.2.0"),
         ("1.3.0", GOOD, "no section [1.3.0]"),
-        ("1.2.0", GOOD.replace("[Unreleased]\n", "[Unreleased]\n\n- More.\n"), "under [Unreleased]"),
+        ("1.2.0", GOOD.replace("[Unreleased]\n", "[Unreleased]\n\n- More.\n"), "under Unreleased"),
+        ("1.2.0", GOOD.replace("[Unreleased]\n", "Unreleased\n\n- More.\n"), "under Unreleased"),
+        ("1.2.0", GOOD.replace("## [Unreleased]\n", "# [unreleased] - soon\n- More.\n"), "under Unreleased"),
+        ("1.2.0", GOOD.replace("[Unreleased]\n", "Unreleased\n\n### Fixed\n"), "under Unreleased"),
+        ("1.2.0", f"{GOOD}\n## Unreleased\n\n- More.", "under Unreleased"),
+        ("1.2.0", GOOD.replace("[Unreleased]", "Unreleased"), None),
+        ("1.2.0", GOOD.replace("2026-12-01", "9999-99-99"), "there is no such day"),
+        ("1.2.0", GOOD.replace("2026-12-01", "2026-02-29"), "there is no such day"),
+        ("1.2.0", GOOD.replace("2026-12-01", "2026-12-02"), "still to come"),
+        ("1.2.0", f"{GOOD}\n## [1.2.0] - 2026-12-01\n\n- More.\n", "more than one section [1.2.0]"),
         ("1.2.0", GOOD.replace(" - 2026-12-01", ""), "expected [1.2.0] - YYYY-MM-DD, got [1.2.0]"),
         ("1.2.0", GOOD.replace("### Added\n\n- All.\n", ""), "section [1.2.0] is empty"),
     ],
 )
 def test_changelog_is_checked(version, changelog, fault):
-    """A release that nobody described does not leave."""
-    found = release.faults(version, changelog)
+    """A release that nobody described does not leave, nor one of a day that has not come."""
+    found = release.faults(version, changelog, date(2026, 12, 1))
     assert bool(found) == (fault is not None), found
     assert fault is None or fault in found[0]
+
+
+def test_a_release_is_whole_or_says_what_is_not_in_it(tmp_path, monkeypatch, capsys):
+    """A kind that cannot be made here, or a CPython that is not installed, is found before anything is made;
+    in the end every file is looked for. Only who asks for a part gets one, and reads what is not in it."""
+    monkeypatch.setattr(release, "ROOT", tmp_path)
+    monkeypatch.setattr(release, "version", lambda: "1.2.0")
+    (tmp_path / "CHANGELOG.md").write_text(GOOD.replace("2026-12-01", "2026-11-01"))
+
+    def status(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["release.py", *words])
+        return release.main(), capsys.readouterr().out
+
+    lacking = ["cuda: torch is a CPU build", "python3.99 is not installed"]
+    for missing, fails in ((lacking, 1), ([], 0)):
+        monkeypatch.setattr(release.wheels, "missing", lambda missing=missing: missing)
+        for words, expected in ((["check"], fails), (["check", "--partial"], 0)):
+            code, said = status(*words)
+            assert code == expected
+            assert [f"not in this release: {what}" for what in missing] == re.findall("^not in.*", said, re.M)
+    (tmp_path / "CHANGELOG.md").write_text("")
+    assert status("check", "--partial")[0] == 1
+
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "fastrnn-1.2.0.tar.gz").touch()
+    for kind, name in itertools.product(("cpu", "cuda", "aarch64"), NAMES):
+        if (kind == "aarch64") == ("aarch64" in name):
+            (tmp_path / "dist" / kind).mkdir(exist_ok=True)
+            (tmp_path / "dist" / kind / name).touch()
+    assert status("whole") == (0, "version 1.2.0: everything is in dist/\n")
+    (wheel,) = (tmp_path / "dist" / "cuda").glob("*cp313*")
+    wheel.rename(str(wheel).replace("1.2.0", "1.1.0"))
+    (tmp_path / "dist" / "fastrnn-1.2.0.tar.gz").unlink()
+    code, said = status("whole")
+    assert code == 1
+    assert said.splitlines()[:2] == [
+        "not in this release: fastrnn-1.2.0.tar.gz",
+        "not in this release: cuda: the wheel for CPython 3.13",
+    ]
+    assert status("whole", "--partial")[0] == 0
 
 
 def test_versions_that_the_policy_allows():
@@ -265,6 +317,171 @@ def test_what_is_saved_of_a_trial(tmp_path, monkeypatch):
     both = {"cpu/fastrnn-1.2.0-x.whl": [True], "cpu/fastrnn-1.2.0-y.whl": [True]}
     assert save("fastrnn-1.2.0-y.whl", True) == both
 
+    old, new = (tmp_path / "cpu" / f"fastrnn-1.{minor}.0-x.whl" for minor in (1, 2))
+    for wheels_of_two in ([old, new], [new, old]):  # whichever is the first
+        with pytest.raises(ValueError, match=r"of one version, got 1\.1\.0, 1\.2\.0"):
+            trial.save(wheels_of_two, [])
+    assert set(json.loads(trial.RESULT.read_text())["wheels"]) == set(both)
+
+
+def archive(path: Path) -> Path:
+    """A wheel with nothing in it."""
+    path.parent.mkdir(exist_ok=True)
+    zipfile.ZipFile(path, "w").close()
+    return path
+
+
+@pytest.fixture
+def tried(monkeypatch, tmp_path):
+    """The trial's command line in a repository of version 1.2.0: what it would try, with which torch and
+    which Python, and whether times are shown."""
+    monkeypatch.setattr(trial, "ROOT", tmp_path)
+    monkeypatch.setattr(trial, "RESULT", tmp_path / "wheels.json")
+    monkeypatch.setattr(trial, "version", lambda: "1.2.0")
+    calls = []
+
+    def try_all(wheels, torch, python, run_by="", shown=True):
+        calls.extend((wheel.name, torch, python, shown) for wheel in wheels)
+        return [
+            {
+                "kind": trial.kind_of(w),
+                "wheel": w.name,
+                "asked_torch": torch,
+                "ok": True,
+                "verify --quick": "",
+            }
+            for w in wheels
+        ]
+
+    monkeypatch.setattr(trial, "try_all", try_all)
+
+    def run(*words):
+        calls.clear()
+        monkeypatch.setattr(sys, "argv", ["test_wheels.py", *map(str, words)])
+        assert trial.main() == 0
+        return list(calls)
+
+    return run
+
+
+MINE = f"cp{sys.version_info.major}{sys.version_info.minor}"
+OURS = f"fastrnn-1.2.0-{MINE}-{MINE}-manylinux_2_28_{platform.machine().lower()}.whl"
+
+
+def test_a_wheel_of_another_version_is_left_alone(tried, tmp_path, capsys):
+    """What an earlier version left in dist/ is named and not tried, and gets into no result."""
+    (tmp_path / "dist").mkdir()
+    archive(tmp_path / "dist" / "cpu" / OURS)
+    archive(tmp_path / "dist" / "cpu" / OURS.replace("1.2.0", "1.1.0"))
+    assert {name for name, *_ in tried("--save")} == {OURS}
+    said = capsys.readouterr().out
+    assert f"left out: cpu/{OURS.replace('1.2.0', '1.1.0')}, which is not of version 1.2.0" in said
+    assert list(json.loads(trial.RESULT.read_text())["wheels"]) == [f"cpu/{OURS}"]
+    old = tmp_path / "dist" / "cpu" / OURS.replace("1.2.0", "1.1.0")
+    assert tried(old)  # by its name
+    with pytest.raises(SystemExit):
+        tried(old, "--save")
+    assert "wheels.json is about the wheels of version 1.2.0" in capsys.readouterr().err
+    (tmp_path / "dist" / "cpu" / OURS).unlink()
+    with pytest.raises(SystemExit, match="no wheel of version"):
+        tried()
+
+
+def test_an_option_takes_one_value(tried, tmp_path, capsys):
+    """So what follows it is a wheel, wherever it stands; and every option can be given again."""
+    wheel = archive(tmp_path / "cpu" / OURS)
+    me = sys.executable
+    assert tried("--torch", "2.14.1", wheel) == [(OURS, "2.14.1", me, True)]
+    assert tried(wheel, "--torch", "2.11.0", "--torch", "2.14.1", "--python", me, "--no-times") == [
+        (OURS, "2.11.0", me, False),
+        (OURS, "2.14.1", me, False),
+    ]
+    assert [torch for _, torch, *_ in tried("--python", me, wheel)] == [trial.OLDEST, trial.NEWEST]
+    for words, said in (
+        ((wheel, "--torch", "2.11.0", "2.14.1"), "got 2.14.1: an option takes one value"),
+        (("--torch", wheel), "--torch: expected a version"),
+        ((wheel, "--python", "python3.99"), "python3.99 is not installed"),
+    ):
+        with pytest.raises(SystemExit):
+            tried(*words)
+        assert said in capsys.readouterr().err
+    parser = packing.arguments("", "KIND", wheels.KINDS)
+    parser.add_argument("--python", action="append")
+    for words in (
+        ["--python", "a", "cpu", "--python", "b", "cuda"],
+        ["cpu", "cuda", "--python=a", "--python=b"],
+    ):
+        found = packing.chosen(parser, words)
+        assert (found.kinds, found.python) == (["cpu", "cuda"], ["a", "b"])
+
+
+def test_what_is_no_wheel_is_refused_before_any_work(tried, tmp_path, capsys, monkeypatch):
+    """Not after torch was installed for it."""
+    other = OURS.replace(platform.machine().lower(), "sparc")
+    monkeypatch.chdir(tmp_path)
+    for name in (other, OURS.replace(MINE, "cp399")):
+        archive(tmp_path / name)
+    (tmp_path / OURS).write_text("no archive")
+    for name, said in (
+        ("x.whl", "expected a wheel such as"),
+        (OURS.replace("1.2.0", "1.2.1"), f"there is no {OURS.replace('1.2.0', '1.2.1')}"),
+        (OURS, "is no wheel inside"),
+        (other, "is not for"),
+    ):
+        with pytest.raises(SystemExit):
+            tried(name)
+        assert said in capsys.readouterr().err, name
+    with pytest.raises(SystemExit):
+        tried(OURS.replace(MINE, "cp399"), "--python", sys.executable)
+    assert "cannot install" in capsys.readouterr().err
+
+
+def test_a_wheel_is_tried_wherever_it_lies(tmp_path, monkeypatch):
+    """By its bare name, or in the root folder: the kind is its folder's name, and its trial has a folder
+    of its own."""
+    assert trial.kind_of(Path("/", OURS)) == "/"
+    (tmp_path / "cpu").mkdir()
+    monkeypatch.chdir(tmp_path / "cpu")
+    assert trial.kind_of(Path(OURS)) == "cpu"
+    archive(tmp_path / "cpu" / OURS)
+    folders = []
+
+    def use(place, *_, **__):
+        folders.append(place.folder.parent.exists())
+
+    monkeypatch.setattr(trial, "use", use)
+    (found,) = trial.try_all([Path(OURS)], "its own", "", sys.executable)
+    assert (found["ok"], found["kind"], folders) == (True, "cpu", [True])
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_times_of_a_busy_machine_are_left_out(shown):
+    """By the tool, in the words that stand in the committed result; the timing runs all the same."""
+    done, steps = {}, []
+
+    class Place:
+        folder = None
+
+        def step(self, what, *command):
+            steps.append(what)
+            if what == "bench --quick":
+                case = {"case": {"cell": "lstm", "training": False}, "ratio": 1.234}
+                Path(command[-1]).write_text(json.dumps({"outcomes": [case]}))
+            facts = {
+                "versions": {"python": "", "torch": ""},
+                "machine": {"isa": ""},
+                "threads": {"kernels": 1},
+            }
+            loaded = {"kernels_loaded": True}
+            return json.dumps(facts | {"cpu": loaded, "cuda": loaded})
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place()
+        place.folder = Path(folder)
+        trial.use(place, ["python"], done, shown=shown)
+    assert "bench --quick" in steps
+    assert done["bench --quick"] == ({"lstm inference": 1.23} if shown else trial.BUSY)
+
 
 def test_the_committed_trial_passed():
     """Whoever reads that the wheels were tried: every one, and one with the oldest torch and a newer."""
@@ -274,6 +491,10 @@ def test_the_committed_trial_passed():
     for name, one in found.items():
         assert one["outcomes"], name
         assert all(outcome["ok"] for outcome in one["outcomes"]), name
+        timed = [outcome["bench --quick"] for outcome in one["outcomes"] if "run_by" not in outcome]
+        assert all(isinstance(times, dict) or times == trial.BUSY for times in timed), (
+            name
+        )  # as it writes them
         torches.append({outcome["torch"].partition("+")[0] for outcome in one["outcomes"]})
     assert any(trial.OLDEST in tried and len(tried) > 1 for tried in torches)
 
@@ -292,6 +513,53 @@ def test_missing_tools_are_named_before_anything_is_compiled(monkeypatch):
     monkeypatch.setenv("PATH", "")
     for kind in ("cpu", "cuda", "aarch64"):
         assert "requirements/release.txt" in wheels.why_not(kind)
+
+
+def test_a_missing_compiler_is_named(tmp_path, monkeypatch):
+    """Which oldest.py would find out with a traceback."""
+    monkeypatch.setattr(wheels, "no_judge", str)
+    monkeypatch.setattr(wheels.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(wheels.sys, "platform", "linux")
+    monkeypatch.setattr(wheels, "no_cuda", str)
+    tools = tmp_path / "readelf"
+    tools.write_text("#!/bin/sh\n")
+    tools.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for cxx, said in (
+        ("", "g++ is not installed"),
+        (" ", "g++ is not installed"),
+        ("nonsense -x", "nonsense is not installed"),
+        ("'g++", "CXX: No closing quotation"),
+        ("/bin/false", "/bin/false --version ends with exit status 1"),
+    ):
+        monkeypatch.setenv("CXX", cxx)
+        assert wheels.why_not("cpu") == wheels.why_not("cuda") == said
+    assert wheels.why_not("aarch64") == f"{wheels.CROSS} is not installed"
+    (tmp_path / "c++").symlink_to(tools)
+    monkeypatch.setenv("CXX", "c++")
+    assert wheels.why_not("cpu") == wheels.why_not("cuda") == ""
+    tools.rename(tmp_path / "c++")
+    assert "readelf is not installed" in wheels.why_not("cpu")
+
+
+def test_setup_says_whether_there_is_an_nvcc(tmp_path, monkeypatch):
+    """It alone knows where it looks for one (CUDA_HOME, the pip wheels, the PATH, /usr/local/cuda) and which
+    versions will do."""
+    monkeypatch.setattr(wheels, "ROOT", tmp_path)
+    monkeypatch.delenv("FASTRNN_CUDA_ARCHS", raising=False)
+    asked = "import os, sys\nassert os.environ['FASTRNN_CUDA'] == '1'\nassert '--version' in sys.argv\n"
+    for answer, said in (
+        (
+            "sys.exit('note\\ntorch needs nvcc 13.x; found: /opt (nvcc 12.9)')",
+            "torch needs nvcc 13.x; found: ",
+        ),
+        ("print('0.1.0')", ""),
+    ):
+        (tmp_path / "setup.py").write_text(asked + answer)
+        wheels.no_cuda.cache_clear()
+        assert wheels.no_cuda().startswith(said)
+        assert bool(wheels.no_cuda()) == bool(said)
+    wheels.no_cuda.cache_clear()
 
 
 def command(folder: Path, name: str, *answer, status: int = 0) -> str:
@@ -412,3 +680,50 @@ def test_a_report_says_what_became_of_each_kind(tmp_path, capsys):
     assert status("bad") == 1
     assert "a fault" in capsys.readouterr().out
     assert status(known=("none",)) == 1  # nothing was made
+
+
+def test_what_was_made_is_reported_whatever_ends_it(tmp_path, capsys):
+    """Minutes of compilation are not forgotten: a command that fails ends its own kind, anything else all;
+    the lines of what is made already come in either case."""
+    wheel = tmp_path / "good" / "w.whl"
+    wheel.parent.mkdir()
+    wheel.write_bytes(b"")
+
+    def make(kind):
+        yield packing.Made(wheel, [], f"made for {kind}")
+        if kind != "good":
+            raise subprocess.CalledProcessError(3, ["/x/g++"]) if kind == "fails" else KeyboardInterrupt
+
+    def options(*kinds: str) -> argparse.Namespace:
+        return argparse.Namespace(kinds=[], known=kinds)
+
+    assert packing.report(options("fails", "good"), lambda kind: "", make) == 1
+    said = capsys.readouterr().out
+    for line in ("made for fails", "failed: exit status 3 of the last g++ above", "made for good"):
+        assert line in said
+    with pytest.raises(KeyboardInterrupt):
+        packing.report(options("good", "stopped", "never"), lambda kind: "", make)
+    said = capsys.readouterr().out
+    assert "made for good" in said
+    assert "made for stopped" in said
+    assert "never" not in said
+
+
+def test_half_a_library_is_not_taken_for_one(tmp_path, monkeypatch):
+    """torch's, to link with: what was interrupted while it was unpacked is fetched again."""
+    monkeypatch.setattr(packing, "BUILD", tmp_path)
+    content = [b"short", b"whole"]
+
+    def run(*words):
+        folder = Path(words[words.index("-d") + 1])
+        with zipfile.ZipFile(folder / "torch-2.whl", "w") as file:
+            if len(content) == 1:
+                file.writestr("torch/lib/lib.so", content[0])
+        del content[:1]
+
+    monkeypatch.setattr(packing, "run", run)
+    with pytest.raises(KeyError):
+        packing.torch_for("arm", "lib.so", "tag")
+    assert list((tmp_path / "torch-arm").iterdir()) == []
+    assert packing.torch_for("arm", "lib.so", "tag").joinpath("lib.so").read_bytes() == b"whole"
+    packing.torch_for("arm", "lib.so", "tag")  # from there

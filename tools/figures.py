@@ -3,8 +3,9 @@
     python tools/figures.py          writes them
     python tools/figures.py --check  says which do not stand there, exit status 1
 
-What stands between `<!-- figures: NAME -->` and `<!-- end of figures -->` in these pages, and the picture, is
-written here and by nobody else. A test runs the check.
+What stands between `<!-- figures: NAME -->` and `<!-- end of figures -->` in these pages, each on a line of
+its own and once, and the picture, is written here and by nobody else. Where a page has not both, that is an
+error, and nothing is written. A test runs the check.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -306,14 +306,28 @@ def picture() -> str:
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
-BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
-MAKERS: dict[str, Callable[[], str]] = {"readme": readme, "performance": performance}
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES: dict[Path, tuple[str, Callable[[], str]]] = {
+    ROOT / "README.md": ("readme", readme),
+    ROOT / "docs" / "performance.md": ("performance", performance),
+}
+BEGIN, END = "<!-- figures: {} -->", "<!-- end of figures -->"
+
+
+def fault(page: Path) -> str:
+    """What is wrong with a page's marks, "" where nothing is: figures that nobody finds nobody checks."""
+    begin = BEGIN.format(PAGES[page][0])
+    lines = page.read_text().splitlines() if page.exists() else []
+    found = [line for line in lines if "<!-- figures" in line or "<!-- end of figures" in line]
+    if found == [begin, END]:
+        return ""
+    return f"{page.relative_to(ROOT)}: expected {begin} and {END} once, got {' '.join(found) or 'neither'}"
 
 
 def filled(page: Path) -> str:
-    """A page with its figures as they should be."""
-    return BLOCK.sub(lambda m: f"{m[1]}{MAKERS[m[2]]()}\n{m[3]}", page.read_text())
+    """A page, whose marks are right, with its figures as they should be."""
+    name, make = PAGES[page]
+    before, begin, rest = page.read_text().partition(BEGIN.format(name) + "\n")
+    return f"{before}{begin}{make()}\n{END}{rest.partition(END)[2]}"
 
 
 def main() -> int:
@@ -322,6 +336,9 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args()
+    if faults := list(filter(None, map(fault, PAGES))):
+        print("\n".join(faults), file=sys.stderr)
+        return 1
     wanted = {page: filled(page) for page in PAGES} | {PICTURE: picture()}
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     for path in stale:

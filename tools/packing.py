@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,11 @@ import pythons
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
 MIN_TORCH = "2.11.0"
+
+
+def version(root: Path = ROOT) -> str:
+    """The version, from the one place that has it."""
+    return re.search(r'__version__ = "(.+?)"', (root / "fastrnn" / "_version.py").read_text()).group(1)
 
 
 def run(*command, **environment: str) -> None:
@@ -35,13 +42,15 @@ def torch_for(machine: str, library: str, tag: str) -> Path:
     if not made.exists():
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:"]
-        version = pythons.here().tag.removeprefix("cp")  # any: the library knows none
-        command += ["--python-version", version, "--implementation", "cp", "--platform", tag]
-        run(*command, "-d", folder, f"torch=={MIN_TORCH}")
-        (wheel,) = folder.glob("torch-*.whl")
-        with zipfile.ZipFile(wheel) as file:
-            made.write_bytes(file.read(f"torch/lib/{library}"))
-        wheel.unlink()
+        python = pythons.here().tag.removeprefix("cp")  # any: the library knows none
+        command += ["--python-version", python, "--implementation", "cp", "--platform", tag]
+        # Aside, so that what is interrupted leaves no half of it under its name.
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            run(*command, "-d", aside, f"torch=={MIN_TORCH}")
+            (wheel,) = Path(aside).glob("torch-*.whl")
+            with zipfile.ZipFile(wheel) as file:
+                Path(aside, library).write_bytes(file.read(f"torch/lib/{library}"))
+            Path(aside, library).replace(made)
     return folder
 
 
@@ -107,8 +116,8 @@ def arguments(description: str, what: str, known: Iterable[str]) -> argparse.Arg
     return parser
 
 
-def chosen(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    options = parser.parse_args()
+def chosen(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> argparse.Namespace:
+    options = parser.parse_intermixed_args(words)  # kinds before an option and after it
     if wrong := set(options.kinds) - set(options.known):
         expected = f"expected some of {', '.join(options.known)}"
         parser.error(f"{options.what}: {expected}, got {', '.join(sorted(wrong))}")
@@ -120,20 +129,27 @@ def report(
     options: argparse.Namespace, why_not: Callable[[str], str], make: Callable[[str], Iterable[Made]]
 ) -> int:
     """Make what was asked for, or else all that can be made; then say of each kind what became of it, or why
-    it was left out. The exit status: whether something is wrong, was asked for and left out, or nothing was
-    made."""
+    it was left out: as far as it came, whatever ends it. A command that fails ends its kind alone. The exit
+    status: whether something is wrong, was asked for and left out, or nothing was made."""
     lines, failed, count = [], False, 0
-    for kind in options.kinds or options.known:
-        if reason := why_not(kind):
-            lines.append(f"{kind:8} left out: {reason}")
-            failed |= bool(options.kinds)
-            continue
-        start = time.monotonic()
-        for wheel, faults, good in make(kind):
-            count, failed = count + 1, failed or bool(faults)
-            took, size = time.monotonic() - start, wheel.stat().st_size / 2**20
-            said = "; ".join(faults) or f"{good}, {size:.1f} MB, {took:.0f} s"
-            lines.append(f"{kind:8} {wheel.parent.name}/{wheel.name}: {said}")
+    try:
+        for kind in options.kinds or options.known:
+            if reason := why_not(kind):
+                lines.append(f"{kind:8} left out: {reason}")
+                failed |= bool(options.kinds)
+                continue
             start = time.monotonic()
-    print("\n".join(lines))
+            try:
+                for wheel, faults, good in make(kind):
+                    count, failed = count + 1, failed or bool(faults)
+                    took, size = time.monotonic() - start, wheel.stat().st_size / 2**20
+                    said = "; ".join(faults) or f"{good}, {size:.1f} MB, {took:.0f} s"
+                    lines.append(f"{kind:8} {wheel.parent.name}/{wheel.name}: {said}")
+                    start = time.monotonic()
+            except subprocess.CalledProcessError as error:
+                failed = True
+                called = Path(error.cmd[0]).name
+                lines.append(f"{kind:8} failed: exit status {error.returncode} of the last {called} above")
+    finally:
+        print("\n".join(lines), flush=True)
     return 1 if failed or not count else 0

@@ -1,7 +1,11 @@
 """Checks that a version can be released, and makes what is handed out: `make release`.
 
-python tools/release.py check     the version, and CHANGELOG.md's section of it
+python tools/release.py check     the version, CHANGELOG.md's section of it, and whether this machine can make
+                                  a wheel of every kind for every CPython
 python tools/release.py sdist     dist/fastrnn-VERSION.tar.gz, built from itself in an empty folder and tested
+python tools/release.py whole     whether dist/ has the archive and all of the wheels
+
+--partial lets check and whole pass where wheels are missing; they name them all the same.
 """
 
 from __future__ import annotations
@@ -15,7 +19,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from datetime import date
 from pathlib import Path
+
+import pythons
+import wheels
+from packing import made_for, version
 
 ROOT = Path(__file__).resolve().parents[1]
 #: What is built from the archive is tested with these: kernels, layers, operators and the runtime. The
@@ -40,27 +49,50 @@ print(fastrnn.__file__, fastrnn.__version__)
 """
 
 
-def version(root: Path = ROOT) -> str:
-    """The version, from the one place that has it."""
-    return re.search(r'__version__ = "(.+?)"', (root / "fastrnn" / "_version.py").read_text()).group(1)
+#: A heading of any depth that says so, with brackets or without, and what stands under it.
+UNRELEASED = re.compile(r"^#+[ \t]*\[?unreleased\b.*\n((?:(?!^##? ).*\n?)*)", re.IGNORECASE | re.MULTILINE)
 
 
-def faults(version: str, changelog: str) -> list[str]:
+def faults(version: str, changelog: str, today: date | None = None) -> list[str]:
     """What is wrong with a changelog for the release of a version."""
     found = []
     if not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", version):
         found.append(f"fastrnn/_version.py: expected a version such as 1.2.0 or 1.2.0rc1, got {version!r}")
     sections = re.split(r"^## ", changelog, flags=re.MULTILINE)[1:]
     bodies = {section.partition("\n")[0].strip(): section.partition("\n")[2].strip() for section in sections}
-    if bodies.get("[Unreleased]"):
-        found.append("CHANGELOG.md: what stands under [Unreleased] belongs into a section of the version")
+    if any(body.strip() for body in UNRELEASED.findall(changelog)):
+        found.append("CHANGELOG.md: what stands under Unreleased belongs into a section of the version")
     mine = [title for title in bodies if title.startswith(f"[{version}]")]
     if not mine:
         found.append(f"CHANGELOG.md: no section [{version}] - YYYY-MM-DD")
     elif not re.fullmatch(rf"\[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d", mine[0]):
         found.append(f"CHANGELOG.md: expected [{version}] - YYYY-MM-DD, got {mine[0]}")
+    elif len(mine) > 1 or sum(section.startswith(f"[{version}]") for section in sections) > 1:
+        found.append(f"CHANGELOG.md: more than one section [{version}]")
+    elif reason := not_a_day(mine[0][-10:], today or date.today()):
+        found.append(f"CHANGELOG.md: {mine[0]}: {reason}")
     elif not bodies[mine[0]]:
         found.append(f"CHANGELOG.md: the section [{version}] is empty")
+    return found
+
+
+def not_a_day(text: str, today: date) -> str:
+    """Why nothing was released on such a day, "" where something can have been."""
+    try:
+        return "that day is still to come" if date.fromisoformat(text) > today else ""
+    except ValueError:
+        return "there is no such day"
+
+
+def not_there(version: str, dist: Path) -> list[str]:
+    """What a release of a version has and a folder has not."""
+    archive = f"fastrnn-{version}.tar.gz"
+    found = [] if (dist / archive).is_file() else [archive]
+    for kind in wheels.KINDS:
+        for python in pythons.VERSIONS:
+            tag = "cp" + python.replace(".", "")
+            mine = [w for w in made_for(tag, dist / kind) if w.name.startswith(f"fastrnn-{version}-")]
+            found += [] if mine else [f"{kind}: the wheel for CPython {python}"]
     return found
 
 
@@ -89,13 +121,28 @@ def sdist() -> Path:
 def main() -> int:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("what", choices=("check", "sdist"))
-    if parser.parse_args().what == "sdist":
+    parser.add_argument("what", choices=("check", "sdist", "whole"))
+    parser.add_argument(
+        "--partial", action="store_true", help="content with the wheels that can be made here"
+    )
+    options = parser.parse_args()
+    if options.what == "sdist":
         print(f"built from itself: {sdist().relative_to(ROOT)}")
         return 0
-    found = faults(version(), (ROOT / "CHANGELOG.md").read_text())
-    print("\n".join(found) or f"version {version()}: CHANGELOG.md has it")
-    return 1 if found else 0
+    found, lacking = [], []
+    if options.what == "check":
+        found = faults(version(), (ROOT / "CHANGELOG.md").read_text())
+        print("\n".join(found) or f"version {version()}: CHANGELOG.md has it")
+        lacking = wheels.missing()
+    else:
+        lacking = not_there(version(), ROOT / "dist")
+    for what in lacking:
+        print(f"not in this release: {what}")
+    if lacking and not options.partial:
+        print('it would not be whole; "--partial" (make release ARGS=--partial) is content with the rest')
+    elif options.what == "whole":
+        print(f"version {version()}: {'all but what is named' if lacking else 'everything'} is in dist/")
+    return 1 if found or (lacking and not options.partial) else 0
 
 
 if __name__ == "__main__":

