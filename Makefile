@@ -76,6 +76,7 @@ PyTorch's install page names for CPU builds, it takes the small one
 # itself: where venv fails or is interrupted, it leaves a python without pip, and is to be called again.
 $(VENV)/.stamp-venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastrnn needs Python 3.10 or newer")'
+	@$(PYTHON) tools/needs.py
 	@$(SAY) "environment in $(VENV)"
 	@$(PY) -m pip --version >/dev/null 2>&1 || { $(call MAKE_VENV,$(VENV)); $(PY) -m pip install -q --upgrade pip; }
 	@touch $@

@@ -223,6 +223,16 @@ def test_a_half_made_environment_is_made_again(tmp_path):
     assert (tmp_path / "calls").read_text() == calls
 
 
+def test_a_missing_compiler_is_told_before_anything_is_installed(tmp_path):
+    """And not after a download of gigabytes."""
+    environment = {**clean_environment(), "CXX": "no-such-compiler"}
+    command = ["make", str(tmp_path / "env" / ".stamp-build"), f"VENV={tmp_path / 'env'}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "no-such-compiler cannot be run" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("goal", ["test", "bench"])
 @pytest.mark.parametrize("cpu", ["0", "1"])
 def test_says_what_is_coming_and_how_long(goal, cpu):
