@@ -155,13 +155,26 @@ def rate(module):
         thread.join()
     return sum(served) / (time.perf_counter() - start)
 
-ratios, end = [], time.monotonic() + 30
-while time.monotonic() < end:
+def others():
+    try:
+        lines = [line.split() for line in open("/proc/stat")]
+        mine = {{f"cpu{{n}}" for n in os.sched_getaffinity(0)}}
+    except (OSError, AttributeError):  # a system that does not say
+        return -time.process_time()
+    used = sum(sum(map(int, line[1:4] + line[6:9])) for line in lines if line[:1] and line[0] in mine)
+    return used / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+ratios, taken, start = [], [], time.monotonic()
+while time.monotonic() < start + (30 if len(ratios) >= 3 else 60):
+    begin, before = time.monotonic(), others()
     per_second = rate(theirs)
-    ratios.append(rate(ours) / per_second)
+    ratio = rate(ours) / per_second
+    taken.append((others() - before) / (time.monotonic() - begin))
+    if taken[-1] <= {allowed}:
+        ratios.append(ratio)
     if len(ratios) >= 3 and statistics.median(ratios) >= 1:
         break
-print(json.dumps(ratios))
+print(json.dumps([ratios, statistics.median(taken)]))
 """
 
 
@@ -170,8 +183,12 @@ print(json.dumps(ratios))
 def test_callers_are_served_as_fast_as_by_torch(name, callers):
     """On two cores, callers with two threads each, who take the cores from one another: as many requests a
     second as of torch.nn's layer, at any number of callers (16 callers had .58 of them). Side by side, the
-    middle one of several tries, so that other programs do not decide."""
-    ratios = _elsewhere(SERVER.format(name=name, callers=callers), FASTRNN_CPUS="")
+    middle one of several tries, so that other programs do not decide; tries in which they had more than one
+    of the two cores, as another worker of these tests has, do not count."""
+    program = SERVER.format(name=name, callers=callers, allowed=1.1)
+    ratios, taken = _elsewhere(program, FASTRNN_CPUS="")
+    if len(ratios) < 3:
+        pytest.skip(f"other programs had {taken:.1f} of the two cores for a minute, and decide who is faster")
     assert statistics.median(ratios) >= 1, ratios
 
 
