@@ -297,7 +297,8 @@ def test_own_state_outlives_inference_mode():
         with torch.inference_mode():
             stream.step_(x[0], out=out)
         stream.step_(x[1], out=out)
-        assert torch.equal(out, stream(x)[0][1])
+        # Steps against steps: a sequence of a layer without packed weights may sum in another order.
+        assert torch.equal(out, stream.step(x[1], stream.step(x[0])[1])[0])
 
 
 @torch.no_grad()
