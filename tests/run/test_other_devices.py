@@ -14,7 +14,7 @@ from tolerances import assert_close
 
 import fastrnn
 from fastrnn import reference
-from fastrnn._ops import devices
+from fastrnn._ops import cuda, devices
 from fastrnn._run import native
 
 COMPLEX = torch.complex64
@@ -52,8 +52,9 @@ def test_which_gpus_a_build_runs_on(archs, runs):
 
 
 def test_an_old_gpu(monkeypatch):
-    """What decides about a GPU that is here, without one: its compute capability, asked for once."""
-    asked = []
+    """What decides about a GPU that is here, without one: its compute capability, asked for once, and where
+    there is a library, what CUDA says of it."""
+    asked, said = [], {0: None, 2: False}
 
     def capability(device):
         asked.append(device)
@@ -61,12 +62,14 @@ def test_an_old_gpu(monkeypatch):
 
     monkeypatch.setattr(devices, "_runs", {})
     monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
-    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    monkeypatch.setattr(cuda, "has_image", said.__getitem__)
+    first, second, third = (torch.device("cuda", n) for n in range(3))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert devices.runs(second)  # on paper
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [devices.runs(d) for d in (first, second, first, second)] == [True, False, True, False]
     assert asked == [first, second]
+    assert not devices.runs(third)
 
 
 @pytest.mark.parametrize("name", [*LAYERS, *CELLS])
