@@ -165,10 +165,10 @@ from torch.utils.cpp_extension import BuildExtension, include_paths, library_pat
 @cache
 def is_clang():
     """Whether the C++ compiler is one, by whatever name: macOS's c++ and g++ are."""
-    command = [*shlex.split(os.environ.get("CXX") or "c++"), "--version"]
     try:
+        command = [*shlex.split(os.environ.get("CXX") or "c++"), "--version"]
         return "clang" in subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
-    except (OSError, subprocess.CalledProcessError):  # which is told where something is built
+    except (OSError, ValueError, subprocess.CalledProcessError):  # which is told where something is built
         return False
 
 

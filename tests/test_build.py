@@ -254,6 +254,18 @@ def test_a_compiler_that_will_not_do_is_told_first(does, said, tmp_path):
         assert asked.stderr.endswith(done.stderr)
 
 
+def test_a_quote_in_cxx_that_does_not_close_is_told():
+    """By its name, not by a traceback of the module that splits the words."""
+    options = {"cwd": ROOT, "env": {**os.environ, "CXX": "'g++"}, "capture_output": True, "text": True}
+    for asked in (["tools/needs.py"], ["setup.py", "-q", "build"]):
+        done = subprocess.run([sys.executable, *asked], **options)
+        assert done.returncode == 1
+        assert done.stderr.endswith("it needs\n  CXX: No closing quotation\n")
+        assert "Traceback" not in done.stderr
+    # What compiles nothing does not ask.
+    subprocess.run([sys.executable, "setup.py", "-q", "--version"], check=True, **options)
+
+
 def test_no_compiler_and_no_headers():
     """Each by its name, with the packages that have them."""
     sys.path.insert(0, str(ROOT / "tools"))

@@ -23,7 +23,11 @@ OLDEST_GCC = 11
 def missing(environment: Mapping[str, str], headers: Sequence[str]) -> list[str]:
     """What is missing of a compiler, as CXX says or c++, and of Python.h in one of the folders, where there
     are any."""
-    found = list(filter(None, [compiler(shlex.split(environment.get("CXX", "")) or ["c++"])]))
+    try:
+        found = [compiler(shlex.split(environment.get("CXX", "")) or ["c++"])]
+    except ValueError as error:  # a quote that does not close
+        found = [f"CXX: {error}"]
+    found = list(filter(None, found))
     if headers and not any(Path(folder, "Python.h").exists() for folder in headers):
         found.append(
             f"Python's headers: there is no Python.h in {headers[-1]} (python3-dev on Debian and Ubuntu, "
@@ -33,22 +37,26 @@ def missing(environment: Mapping[str, str], headers: Sequence[str]) -> list[str]
 
 
 def compiler(command: list[str]) -> str:
+    """What is wanted and what is wrong with a C++ compiler, "" where nothing."""
+    wrong = fault(command)
+    packages = "the package g++ on Debian and Ubuntu, gcc-c++ on Fedora"
+    return wrong and f"g++ {OLDEST_GCC} or newer, or clang++ ({packages}): {wrong}"
+
+
+def fault(command: list[str]) -> str:
     """What is wrong with a C++ compiler, "" where nothing."""
-    wanted = (
-        f"g++ {OLDEST_GCC} or newer, or clang++ (the package g++ on Debian and Ubuntu, gcc-c++ on Fedora)"
-    )
     probe = [*command, "-dM", "-E", "-x", "c++", os.devnull]
     try:
         done = subprocess.run(probe, capture_output=True, text=True, errors="replace")
     except OSError as error:
-        return f"{wanted}: {command[0]} cannot be run: {error.strerror}"
+        return f"{command[0]} cannot be run: {error.strerror}"
     if done.returncode:
         said = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[0]
-        return f"{wanted}: {shlex.join(command)} does not compile: {said}"
+        return f"{shlex.join(command)} does not compile: {said}"
     macros = dict(re.findall(r"^#define (\w+) (.*)$", done.stdout, re.MULTILINE))
     version = macros.get("__GNUC__", "")
     if "__clang__" not in macros and version.isdecimal() and int(version) < OLDEST_GCC:
-        return f"{wanted}: {shlex.join(command)} is g++ {version}"
+        return f"{shlex.join(command)} is g++ {version}"
     return ""
 
 

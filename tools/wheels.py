@@ -29,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+import needs
 import oldest
 import pythons
 from packing import BUILD, ROOT, Made, arguments, build, chosen, made_for, report, run, torch_for
@@ -71,15 +72,9 @@ def compiler_of(kind: str) -> list[str]:
 
 def no_compiler(kind: str) -> str:
     try:
-        command = compiler_of(kind)
-        subprocess.run([*command, "--version"], capture_output=True, check=True)
+        return needs.fault(compiler_of(kind))
     except ValueError as error:  # a quote that does not close
         return f"CXX: {error}"
-    except OSError:
-        return f"{command[0]} is not installed"
-    except subprocess.CalledProcessError as error:
-        return f"{shlex.join(command)} --version ends with exit status {error.returncode}"
-    return ""
 
 
 @cache
