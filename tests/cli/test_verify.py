@@ -1,7 +1,6 @@
 """``python -m fastrnn verify``: what it checks, what it finds, and how it says so."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,11 @@ from fastrnn._plan import gpus
 from fastrnn.cli import main
 from fastrnn.proof import numbers
 
-ROOT = Path(__file__).resolve().parents[2]
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_missing_gpu_is_one_clear_error():
+    with pytest.raises(SystemExit, match="torch sees no GPU"):
+        main(["verify", "--device", "cuda"])
 
 
 def test_verify_passes(capsys):
