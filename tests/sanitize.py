@@ -193,7 +193,7 @@ def streams(label: str) -> Iterator[tuple[str, bool]]:
 def direct(label: str) -> Iterator[tuple[str, bool]]:
     """Inference without the dispatcher (csrc/python_layer.cpp): the operator's bits or its error, of tensors
     that end where their memory does, lie apart or in steps, or fit nothing."""
-    way = library.direct_forward()
+    way = library.direct()[0]
     shapes = ((1, 1, 1, 1), (1, 1, 33, 31), (3, 2, 5, 17), (2, 33, 3, 9))
     for cell, dtype, D, bias in product(CELLS, DTYPES, (1, 2), (True, False)):
         for T, B, IN, H in shapes:
@@ -214,12 +214,52 @@ def direct(label: str) -> Iterator[tuple[str, bool]]:
             }
             for what, arguments in calls.items():
                 found, expected = (answer(f, arguments) for f in (way, library.forward))
-                if isinstance(expected, str) or isinstance(found, str):
-                    same = found == expected
-                else:
-                    pairs = zip(found, expected, strict=True)
-                    same = all(b.numel() == 0 if a is None else torch.equal(a, b) for a, b in pairs)
-                yield f"{label} direct {cell} {T, B, IN, H} {dtype} {D} {bias} {what}", same
+                yield f"{label} direct {cell} {T, B, IN, H} {dtype} {D} {bias} {what}", same(found, expected)
+
+
+@torch.no_grad()
+def direct_training(label: str) -> Iterator[tuple[str, bool]]:
+    """The same of passes that save and of backward passes, of which any gradient may be absent."""
+    forward, backward = library.direct()
+    for cell, dtype, D, bias in product(CELLS, DTYPES, (1, 2), (True, False)):
+        for T, B, IN, H in ((1, 1, 1, 1), (1, 1, 33, 31), (3, 2, 5, 17), (2, 33, 3, 9)):
+            p = problem(Case(cell, T, B, IN, H, D=D, dtype=dtype, bias=bias))
+            name = f"{label} direct {cell} {T, B, IN, H} {dtype} {D} {bias}"
+            inputs = [p.x, p.h0, p.c0, list(p.weights), None, None, None]
+            for save in (1, 2):
+                found, expected = (f(*inputs, cell, bias, save) for f in (forward, library.forward))
+                yield f"{name} saves {save}", same(found, expected)
+                y, h, c, gates, cells = expected
+                grads = [torch.randn_like(y), torch.randn_like(h), torch.randn_like(c) if c.numel() else None]
+                wide = torch.randn(T, B + 1, 2 * D * H).to(dtype)[:, 1:, D * H :]
+                one = wide[:1, :1, :1].expand_as(wide)
+                calls = {
+                    "": [*grads, None, *inputs, y, gates, cells],
+                    "h alone": [None, grads[1], None, None, *inputs, y, gates, cells],
+                    "rows apart": [wide, None, None, None, *inputs, y, gates, cells],
+                    "expanded": [one, None, None, None, *inputs, y, gates, cells],
+                    "gates short": [*grads, None, *inputs, y, gates[..., 1:], cells],
+                    "cells short": [*grads, None, *inputs, y, gates, cells[..., 1:]],
+                    "y short": [*grads, None, *inputs, y[..., 1:], gates, cells],
+                    "a gradient short": [grads[0][..., 1:], *grads[1:], None, *inputs, y, gates, cells],
+                    "no weights": [*grads, None, *inputs[:3], [], *inputs[4:], y, gates, cells],
+                    "nothing": [None] * 14,
+                }
+                for what, arguments in calls.items():
+                    for needs in (15, 1, 8, 6):
+                        arguments_of_both = [*arguments, cell, bias, needs]
+                        found, expected = (answer(f, arguments_of_both) for f in (backward, library.backward))
+                        yield f"{name} backward {what} {needs}", same(found, expected)
+
+
+def same(found, expected) -> bool:
+    """The same results, None for an empty tensor, or the same error."""
+    if isinstance(expected, str) or isinstance(found, str):
+        return found == expected
+    return all(
+        same(a, b) if isinstance(b, (list, tuple)) else b.numel() == 0 if a is None else torch.equal(a, b)
+        for a, b in zip(found, expected, strict=True)
+    )
 
 
 def answer(function, arguments: list):
@@ -284,7 +324,7 @@ def main() -> int:
             layer(case, isa)
         for case in sru_cases.grid()[:: 3 if quick else 1]:
             scan(case, isa)
-        for what, ok in direct(isa):
+        for what, ok in (*direct(isa), *direct_training(isa)):
             check(what, ok)
         for count in (2, 3):
             torch.set_num_threads(count)

@@ -1,5 +1,5 @@
-// A call of one layer without gradients: what fastrnn._C hands to libfastrnn_cpu without the dispatcher between them,
-// as stream.h does for packed ones.
+// A pass of one layer: what fastrnn._C hands to libfastrnn_cpu without the dispatcher between them, as stream.h does
+// for packed ones.
 #pragma once
 #include "params/rnn.h"
 
@@ -8,9 +8,11 @@ namespace fastrnn {
 // What libfastrnn_cpu gives away by the operator cpu_layer_entry.
 struct LayerEntry {
   size_t bytes;  // of this struct and of a call: both libraries are of the same sources, or this is not used
-  // Runs a call whose tensors were checked. False: it could not, and the operator is to say why.
+  // Run a pass whose tensors were checked. False: it could not, and the operator is to say why.
   bool (*forward)(const ForwardParams& params) noexcept;
+  bool (*backward)(const BackwardParams& params) noexcept;
 };
-constexpr size_t kLayerEntryBytes = sizeof(LayerEntry) * 1000 + sizeof(ForwardParams);
+constexpr size_t kLayerEntryBytes =
+    (sizeof(LayerEntry) * 1000 + sizeof(ForwardParams)) * 1000 + sizeof(BackwardParams);
 
 }  // namespace fastrnn

@@ -20,17 +20,25 @@ _SU, _SX, _SWEIGHTS, _SC0, _SV = (SCAN_NEEDS[name] for name in ("u", "x", "weigh
 DROP_MASK_IS_CONSTANT = "drop_mask: expected a constant, got a tensor that requires a gradient"
 
 
+_direct_forward, _direct_backward = library.direct()
+
+
 def _rnn_backward(*arguments):
     """library.backward, or, where a compiler records it, its form without a list among the results, which
     some of them refuse; with the results of the operator."""
     if torch_state.recorded():
+        *before, gates, cells, cell, bias, mode = arguments
+        if gates is None or cells is None:  # the operator takes tensors
+            none = before[4].new_empty(0)
+            gates, cells = none if gates is None else gates, none if cells is None else cells
+            arguments = *before, gates, cells, cell, bias, mode
         count = len(arguments[7])
         unlisted = library.backward_unlisted
         if count > library.UNLISTED:
             unlisted = library.backward_unlisted_variant
         found = unlisted(*arguments)
         return *found[:3], found[3 : 3 + count]
-    return library.backward(*arguments)
+    return _direct_backward(*arguments)
 
 
 #: Stands among the saved tensors for an output that was edited; nobody else's has a version like it.
@@ -144,9 +152,8 @@ def _function(
 def _rnn_forward(batch_sizes, lengths, reset, options, x, h0, c0, *weights):
     cell, bias, save, tier, keep_cells = options
     mode = save + tier + cuda_mode(x) if x.is_cuda else save
-    y, hn, cn, gates, cells = library.forward(
-        x, h0, c0, list(weights), batch_sizes, lengths, reset, cell, bias, mode
-    )
+    forward = library.forward if torch_state.recorded() else _direct_forward
+    y, hn, cn, gates, cells = forward(x, h0, c0, list(weights), batch_sizes, lengths, reset, cell, bias, mode)
     return ((y, hn, cn, cells) if keep_cells else (y, hn, cn)), (y, gates, cells)
 
 

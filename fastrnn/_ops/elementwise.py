@@ -231,7 +231,7 @@ def _blocks(cell: str) -> int:
 
 @fakes.fake("elementwise_forward")
 def _(cell, x, b, weight, h0, lengths, cut, reverse):
-    fakes.same_device(x, b, weight, h0, cut)
+    fakes.same_device(x, b, weight, h0, cut, host=(lengths,))
     steps, rows, features = x.shape
     hidden = features // _blocks(cell)
     return x.new_empty((steps, rows, hidden)), x.new_empty((rows, hidden))
@@ -239,13 +239,13 @@ def _(cell, x, b, weight, h0, lengths, cut, reverse):
 
 @fakes.fake("elementwise_backward")
 def _(cell, grad_y, grad_last, x, b, weight, h0, lengths, cut, y, reverse, needs):
-    fakes.same_device(x, b, weight, h0, cut, y, grad_y, grad_last)
+    fakes.same_device(x, b, weight, h0, cut, y, grad_y, grad_last, host=(lengths,))
     return tuple(fakes.gradient(of, needs & bit, x) for of, bit in ((x, 1), (b, 2), (weight, 4), (h0, 8)))
 
 
 @fakes.fake("slstm_forward")
 def _(gx, weight_hh, h0, c0, n0, m0, lengths, cut, reverse, save):
-    fakes.same_device(gx, weight_hh, h0, c0, n0, m0, cut)
+    fakes.same_device(gx, weight_hh, h0, c0, n0, m0, cut, host=(lengths,))
     steps, rows, features = gx.shape
     hidden, dtype = features // 4, library.compute_dtype(gx)
     kept = [gx.new_empty((steps, rows, n * hidden) if save else (0,), dtype=dtype) for n in (4, 3)]
@@ -272,6 +272,7 @@ def _(
     saved,
     reverse,
 ):
-    fakes.same_device(gx, grad_y, grad_h, grad_c, grad_n, grad_m, weight_hh, h0, c0, n0, m0, cut, pre, saved)
+    grads = grad_y, grad_h, grad_c, grad_n, grad_m
+    fakes.same_device(gx, *grads, weight_hh, h0, c0, n0, m0, cut, pre, saved, host=(lengths,))
     states = [gx.new_empty((gx.shape[1], gx.shape[2] // 4)) for _ in range(4)]
     return gx.new_empty(gx.shape), *states

@@ -18,11 +18,19 @@ def saved_values(cell: str) -> int:
     return max(card.saved, 1) + (2 * card.gates if variant.norm else 0)
 
 
-def same_device(x, *tensors):
-    """Fake implementations stand for one device: a real tensor among meta ones is a mistake."""
+def same_device(x, *tensors, host=()):
+    """Fake implementations stand for one device: a real tensor among meta ones is a mistake, or a meta one
+    among real ones, whose results would be whatever lies in their memory. host: those that may lie on the
+    CPU, whatever x's device is."""
     for tensor in tensors:
         if tensor is not None and tensor.device != x.device:
             raise RuntimeError(f"expected all tensors on x's device, {x.device}, got one on {tensor.device}")
+    for tensor in host:
+        if tensor is not None and tensor.device != x.device and tensor.device.type != "cpu":
+            raise RuntimeError(
+                f"expected lengths and batch_sizes on the CPU, or on x's device, {x.device}, got one on "
+                f"{tensor.device}"
+            )
 
 
 def gradient(of, wanted, x):
@@ -39,7 +47,7 @@ def fake(name: str):
 
 @fake("rnn_forward")
 def _fake_forward(x, h0, c0, weights, batch_sizes, lengths, reset, cell, bias, mode):
-    same_device(x, h0, c0, *weights, reset)
+    same_device(x, h0, c0, *weights, reset, host=(batch_sizes, lengths))
     directions, batch, out = h0.shape
     card = card_of(cell)
     hidden = weights[0].shape[0] // card.gates
@@ -81,7 +89,9 @@ def _fake_backward(
     bias,
     mode,
 ):
-    same_device(x, h0, c0, *weights, reset, grad_cells)
+    saved = y, gates, cells
+    grads = grad_y, grad_hn, grad_cn, grad_cells
+    same_device(x, h0, c0, *weights, reset, *saved, *grads, host=(batch_sizes, lengths))
     return (
         gradient(x, mode & NEEDS["x"], x),
         gradient(h0, mode & NEEDS["h0"], x),
@@ -129,7 +139,7 @@ def _fake_sru_forward(
     bidirectional,
     save,
 ):
-    same_device(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, reset)
+    same_device(u, x, weight_c, bias, c0, v, mask_pad, drop_mask, reset, host=(batch_sizes,))
     *rows, _, features = u.shape
     count = rows[0] if batch_sizes is not None else rows[0] * rows[1]
     cells = u.new_empty((count, features) if save else (0,), dtype=library.compute_dtype(u))
@@ -160,7 +170,9 @@ def _(
     bidirectional,
     needs,
 ):
-    same_device(u, grad_h, grad_c, grad_cells, x, weight_c, bias, c0, v, mask_pad, drop_mask, reset, cells)
+    grads = grad_h, grad_c, grad_cells
+    inputs = x, weight_c, bias, c0, v, mask_pad, drop_mask, reset
+    same_device(u, *inputs, cells, *grads, host=(batch_sizes,))
     return (
         gradient(u, needs & SCAN_NEEDS["u"], u),
         gradient(x, needs & SCAN_NEEDS["x"], u),
@@ -179,13 +191,13 @@ def _(x, weight, skip, weight_c, bias, c0, use_tanh, scale):
 
 @fake("rnn_stream")
 def _(x, h0, c0, packed):
-    same_device(x, h0, c0)
+    same_device(x, h0, c0, *packed)
     y = x.new_empty((*x.shape[:-1], h0.shape[-1]))
     return y, x.new_empty(h0.shape), x.new_empty((0,) if c0 is None else c0.shape)
 
 
 @fake("rnn_quantized")
 def _(x, h0, c0, packed, batch_sizes, lengths, bidirectional):
-    same_device(x, h0, c0)
+    same_device(x, h0, c0, *packed, host=(batch_sizes, lengths))
     y = x.new_empty((*x.shape[:-1], h0.shape[-1] * (2 if bidirectional else 1)))
     return y, x.new_empty(h0.shape), x.new_empty((0,) if c0 is None else c0.shape)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._cells import widen
-from . import library, torch_state
+from . import fakes, library, torch_state
 from .linear_scan import by_kernel, following
 from .linear_scan import scan as linear_scan
 
@@ -39,6 +39,7 @@ def _name(relu: bool) -> str:
 
 @scan.register_fake
 def _(gx, weight, h0, cut, relu):
+    fakes.same_device(gx, weight, h0, cut)
     return torch.empty_like(gx, memory_format=torch.contiguous_format)
 
 

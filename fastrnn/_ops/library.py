@@ -225,19 +225,22 @@ def stream_entry() -> int:
     return torch.ops.fastrnn.cpu_stream_entry()
 
 
-def direct_forward():
-    """``forward`` without gradients for callers who have seen that nobody looks on, without the dispatcher
-    where its arguments are ordinary; results that an inference has not may be None. See
-    csrc/python_layer.cpp."""
+def direct() -> tuple:
+    """``forward`` and ``backward`` without the dispatcher where their arguments are ordinary; results that
+    there are not, or nobody wants, may be None. ``forward`` without gradients (mode 0) is for callers who
+    have seen that nobody looks on; what comes from an autograd.Function is seen to. See
+    csrc/python_layer.cpp. Not for compilers, which know the operators alone."""
     if not cpu_loaded:
-        return None
-    operator = getattr(forward, "_op", forward)  # without the frame of Python's around it
+        return None, None
+    # Without the frame of Python's around them.
+    operators = getattr(forward, "_op", forward), getattr(backward, "_op", backward)
     try:
-        return _C.Layer(
-            operator, torch.ops.fastrnn.cpu_layer_entry(), torch._C._autograd._profiler_enabled
-        ).forward
+        layer = _C.Layer(
+            *operators, torch.ops.fastrnn.cpu_layer_entry(), torch._C._autograd._profiler_enabled
+        )
     except (TypeError, AttributeError):  # a torch that gives no door
-        return operator
+        return operators
+    return layer.forward, layer.backward
 
 
 def int8_dot(use: bool = True) -> bool:
@@ -288,13 +291,13 @@ def release_scratch() -> int:
     to map and clear it anew costs about 0.1 ms a MB. A process keeps at most 64 MB, in at most eight pieces,
     for all of its threads together, and nothing of what is smaller than 256 KB or larger than 64 MB. Calls
     that are running keep what they have; the next call maps its own memory again. Nothing is kept on systems
-    other than Linux.
+    other than Linux. What glibc's malloc has free, of results and gradients, goes back too.
 
     For a GPU memory is kept with the CUDA graphs of the "stepwise_graph" tier alone, 16 of them and 512 MB at
     most a device; they go as well.
 
     Returns:
-        How many bytes were given back.
+        How many bytes were given back, without malloc's, which does not say.
     """
     released = torch.ops.fastrnn.cpu_release_scratch() if cpu_loaded else 0
     return released + (torch.ops.fastrnn.cuda_release_scratch() if cuda_loaded else 0)

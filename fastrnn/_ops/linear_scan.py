@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._cells import widen
-from . import library, torch_state
+from . import fakes, library, torch_state
 
 #: What the kernels compute in.
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
@@ -112,6 +112,7 @@ def _in_chunks(a: Tensor, b: Tensor, h0: Tensor | None, cut: Tensor | None, reve
 
 @scan.register_fake
 def _(a, b, h0, cut, reverse):
+    fakes.same_device(a, b, h0, cut)
     return torch.empty_like(a, memory_format=torch.contiguous_format)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from . import elementwise, library, torch_state
+from . import elementwise, fakes, library, torch_state
 from .linear_scan import by_kernel
 
 
@@ -37,6 +37,7 @@ def run(
 
 @run.register_fake
 def _(gx, weight_hh, h0, c0, n0, m0, lengths, reset, reverse):
+    fakes.same_device(gx, weight_hh, h0, c0, n0, m0, reset, host=(lengths,))
     steps, rows, features = gx.shape
     states = [gx.new_empty((rows, features // 4)) for _ in range(4)]
     return gx.new_empty((steps, rows, features // 4)), *states

@@ -78,12 +78,14 @@ _fragment.impl("torch_layer_backward", _backward, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("fastrnn::torch_layer")
 def _(x, h0, c0, weights, batch_sizes, cell, bias):
+    fakes.same_device(x, h0, c0, *weights, host=(batch_sizes,))
     y = x.new_empty((*x.shape[:-1], h0.shape[0] * h0.shape[2]))
     return y, x.new_empty(h0.shape), x.new_empty((0,) if c0 is None else c0.shape)
 
 
 @torch.library.register_fake("fastrnn::torch_layer_backward")
 def _(grad_y, grad_hn, grad_cn, x, h0, c0, weights, batch_sizes, cell, bias, needs):
+    fakes.same_device(x, h0, c0, *weights, grad_y, grad_hn, grad_cn, host=(batch_sizes,))
     asked = [(x, 1), (h0, 2), (c0, 4), *((w, 8) for w in weights), *[(None, 8)] * (10 - len(weights))]
     return tuple(fakes.gradient(of, needs & bit, x) for of, bit in asked)
 

@@ -28,7 +28,7 @@ from .._ops.torch_state import gradients as gradients_wanted
 from .._plan.route import fused_on_cpu
 
 _CELLS = {mode: (name, RNN[name].has_cell) for mode, name in NAMES.items()}
-_forward = library.direct_forward()
+_forward, _ = library.direct()
 
 #: The operator's, and those of an access. Not more: what a hook of the caller's raises is the caller's.
 _ERRORS = (RuntimeError, TypeError, KeyError, IndexError)

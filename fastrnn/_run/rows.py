@@ -143,7 +143,7 @@ def read(name: str, input: object, lengths, reset, done, keep_states: bool, batc
     if not batched:
         rows = 1
     if lengths is not None:
-        lengths = _lengths(name, lengths, rows, batched)
+        lengths = read_lengths(name, lengths, rows, batched)
     if reset is not None:
         reset = _mask(name, "reset", reset, x, steps, rows, batched, batch_first)
     ended = None
@@ -163,7 +163,9 @@ def _at_the_end(done: Tensor, lengths: Tensor | None) -> Tensor:
     return done.gather(0, last.unsqueeze(0)).squeeze(0) & (lengths > 0)
 
 
-def _lengths(name: str, lengths: object, rows: int, batched: bool) -> Tensor:
+def read_lengths(name: str, lengths: object, rows: int, batched: bool) -> Tensor:
+    """Whatever gives a batch's rows their lengths, as (B,) int64 on the CPU; their values are left to the
+    kernels."""
     if isinstance(lengths, (int, Sequence)) and not isinstance(lengths, (bool, str)):
         values = [lengths] if isinstance(lengths, int) else lengths
         if not all(isinstance(v, int) and not isinstance(v, bool) for v in values):

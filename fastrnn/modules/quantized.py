@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from .._ops import library, streams, torch_state
 from .._ops import quantized as _quantized
 from .._run import symbolic, torchscript
 from .._run.rnn import Stack, permute
+from .._run.rows import read_lengths
 from ._base import RecurrentLayer
 
 __all__ = ["QuantizedGRU", "QuantizedLSTM", "QuantizedRNN", "quantize"]
@@ -82,12 +84,13 @@ class QuantizedLayer(nn.Module):
         suffixes = ("", "_reverse") if self.bidirectional else ("",)
         return [getattr(self, f"packed_l{k}{s}") for k in range(self.num_layers) for s in suffixes]
 
-    def forward(self, input, hx=None, *, lengths: Tensor | None = None):
+    def forward(self, input, hx=None, *, lengths: Tensor | Sequence[int] | None = None):
         """As the layer's: output and the last states.
 
         Args:
             input, hx: as of :class:`fastrnn.LSTM`, float32.
-            lengths: (B,) int64 on the CPU, how many steps each row of a padded batch has, 0 to T.
+            lengths: (B,), how many steps each row of a padded batch has, 0 to T; integers on any device, or a
+                list.
         """
         if lengths is None and not torch_state.compiling():
             quick = self._quick
@@ -109,6 +112,11 @@ class QuantizedLayer(nn.Module):
         name, lstm = self._name, RNN[self._cell].has_cell
         batch_sizes = sorted_indices = unsorted_indices = None
         if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError(
+                    f"{name}: lengths belong to padded input, got a PackedSequence; pass what it was packed "
+                    "from, and its lengths"
+                )
             x, batch_sizes, sorted_indices, unsorted_indices = input
             batched, rows = True, int(batch_sizes[0])
         else:
@@ -140,8 +148,8 @@ class QuantizedLayer(nn.Module):
             _checks.hidden_size(self._stack(), h, c, rows)
             h, c = h.detach(), (None if c is None else c.detach())
             h, c = permute(h, sorted_indices), permute(c, sorted_indices)
-        if lengths is not None and not batched:
-            raise RuntimeError(f"{name}: lengths need a batch of sequences, got an input of one")
+        if lengths is not None:
+            lengths = read_lengths(name, lengths, rows, batched)
         packed = self._packed()
         with torch.no_grad():
             y, h, c = library.quantized(x, h, c, packed, batch_sizes, lengths, self.bidirectional)

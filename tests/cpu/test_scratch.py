@@ -3,6 +3,8 @@ back."""
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -189,3 +191,77 @@ def test_training_keeps_one_piece():
     for _ in range(2):
         module(x)[0].sum().backward()
     assert fastrnn.release_scratch() == forward
+
+
+FREED = """
+import ctypes, os, resource, sys
+import torch
+import fastrnn
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+
+
+def faults(bytes_):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(bytes_)
+    libc.memset(block, 1, bytes_)
+    libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+if sys.argv[1] == "training":
+    layer = fastrnn.LSTM(64, 64)
+    layer(torch.randn(3, 1, 64))[0].sum().backward()
+elif sys.argv[1] == "inference":
+    with torch.no_grad():
+        fastrnn.SRU(64, 64)(torch.randn(40, 5, 64))
+found = [faults(int(sys.argv[2]) << 20) for _ in range(3)]
+print(*found, sep=",")
+if len(sys.argv) > 3:
+    fastrnn.release_scratch()
+    print(faults(int(sys.argv[2]) << 20))
+"""
+#: Of 24 MB in pages of 4 KB. Where all of memory comes in huge pages there are none to count.
+MOST_FAULTS = 24 * MIB // 4096
+
+
+def faults(*arguments: str, **settings: str) -> list[str]:
+    """Pages that a process touches anew for each of three pieces of 24 MB, each freed before the next."""
+    done = subprocess.run(
+        [sys.executable, "-c", FREED, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=HANGS_S,
+        env={k: v for k, v in os.environ.items() if "MALLOC" not in k and k != "GLIBC_TUNABLES"} | settings,
+        check=True,
+    )
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc than glibc's")
+def test_malloc_keeps_what_is_freed():
+    """glibc gives the end of the heap back until it has seen a large mapping freed: a training step's
+    gradients then come anew a page at a time. The first call of a layer shows it one."""
+    first, second, _ = map(int, faults("nothing", "24")[0].split(","))
+    if first < MOST_FAULTS // 2:
+        pytest.skip("memory comes in larger pages here, or under a malloc that is not glibc's own")
+    assert second > MOST_FAULTS // 2  # as it is without
+    for what in ("training", "inference"):
+        found = faults(what, "24", "release")
+        first, second, third = map(int, found[0].split(","))
+        assert first > MOST_FAULTS // 2, "the heap had it already, and nothing is seen"
+        assert second + third < MOST_FAULTS // 20, what
+        assert int(found[1]) > MOST_FAULTS // 2  # and back it went
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc than glibc's")
+@pytest.mark.parametrize("setting", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"])
+def test_mallocs_settings_are_the_users(setting):
+    """Whoever has said when memory goes back is obeyed."""
+    first, second, third = map(int, faults("training", "24", **{setting: "131072"})[0].split(","))
+    if first < MOST_FAULTS // 2:
+        pytest.skip("memory comes in larger pages here, or under a malloc that is not glibc's own")
+    assert min(second, third) > MOST_FAULTS // 2

@@ -261,6 +261,26 @@ def test_in_place_of_quantize_dynamic():
     assert (ours - y).abs().mean() < 1.1 * (theirs - y).abs().mean()
 
 
+@torch.no_grad()
+def test_lengths_are_given_as_to_the_layer():
+    """A model's calls stay as they are when its layers are exchanged: lists, other integers, one sequence."""
+    layer = make("LSTM", 6, 21)
+    made, x = fastrnn.quantize(layer), torch.randn(4, 3, 6)
+    want, _ = made(x, lengths=torch.tensor([4, 1, 2]))
+    for lengths in ([4, 1, 2], (4, 1, 2), torch.tensor([4, 1, 2], dtype=torch.int32)):
+        assert torch.equal(made(x, lengths=lengths)[0], want)
+    one = made(x[:, 1], lengths=1)[0]
+    torch.testing.assert_close(one, want[:, 1], rtol=0, atol=1e-6)
+    assert layer(x[:, 1], lengths=1)[0].shape == one.shape
+    for wrong in (1.5, "4", torch.tensor([4.0, 1.0, 2.0]), [4, 1, 2.5], [4, 1, True]):
+        errors = []
+        for module in (layer, made):
+            with pytest.raises(TypeError) as error:
+                module(x, lengths=wrong)
+            errors.append(str(error.value))
+        assert errors[0] == errors[1]
+
+
 def test_wrong_calls():
     """The errors of the layer itself."""
     made = fastrnn.quantize(make("LSTM", 6, 21))
@@ -272,7 +292,8 @@ def test_wrong_calls():
         "Expected hidden\\[0\\] size \\(1, 3, 21\\)": lambda: made(x, (torch.zeros(1, 2, 21),) * 2),
         "lengths": lambda: made(x, lengths=torch.tensor([1, 2])),
         "lengths: expected 0 to 4": lambda: made(x, lengths=torch.tensor([1, 2, 5])),
-        "lengths need a batch": lambda: made(x[:, 0], lengths=torch.tensor([1])),
+        "one number for each of the 1 rows": lambda: made(x[:, 0], lengths=torch.tensor([1, 2])),
+        "belong to padded input": lambda: made(pack_padded_sequence(x, [4, 3, 1]), lengths=[4, 3, 1]),
         "1D or 2D, got 3D": lambda: made.step(x),
         "needs a layer in one direction": lambda: fastrnn.quantize(
             make("GRU", 6, 5, bidirectional=True)

@@ -40,7 +40,10 @@ void cpu_set_isa(std::string name) {
 
 // ---- memory -----------------------------------------------------------------------------------
 
-int64_t cpu_release_scratch() { return static_cast<int64_t>(Scratch::release()); }
+int64_t cpu_release_scratch() {
+  release_freed_memory();  // malloc does not say how much it was
+  return static_cast<int64_t>(Scratch::release());
+}
 
 // ---- limits of the machine ------------------------------------------------------------------------
 

@@ -59,10 +59,23 @@ void forward(ForwardParams& params) {
   run(params, forward_bytes(params, kernels, plan), kernels.forward, plan);
 }
 
+void backward(const BackwardParams& params) {
+  const KernelTable& kernels = kernels_in_use();
+  const CpuPlan& plan = plan_for(params.shape, kernels);
+  run(params, kernels.backward_workspace(params, plan), kernels.backward, plan);
+}
+
 // ---- without the dispatcher ---------------------------------------------------------------------
+
+// The results were made by torch's own functions.
+void keep_memory_of(int64_t elements, Dtype dtype) {
+  keep_freed_memory(static_cast<size_t>(elements) * size_of(dtype));
+}
 
 bool forward_call(const ForwardParams& params) noexcept {
   try {
+    const LayerShape& s = params.shape;
+    keep_memory_of(s.rows() * s.D * s.H * std::max(saved_of(s), 1), s.dtype);
     ForwardParams own = params;
     forward(own);
     return true;
@@ -71,7 +84,18 @@ bool forward_call(const ForwardParams& params) noexcept {
   }
 }
 
-const LayerEntry kEntry{kLayerEntryBytes, forward_call};
+bool backward_call(const BackwardParams& params) noexcept {
+  try {
+    const LayerShape& s = params.shape;
+    keep_memory_of(gates_of(s.cell) * s.H * std::max(s.I, s.H), s.dtype);
+    backward(params);
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
+const LayerEntry kEntry{kLayerEntryBytes, forward_call, backward_call};
 
 int64_t cpu_layer_entry() { return static_cast<int64_t>(reinterpret_cast<intptr_t>(&kEntry)); }
 
@@ -197,9 +221,7 @@ struct Cpu {
       for (int d = 0; d < s.D && wanted.weights; ++d) {
         point_at(params.grad_weights[d], grad_weights.data() + d * checked.weights_a_direction, s);
       }
-      const KernelTable& kernels = kernels_in_use();
-      const CpuPlan& plan = plan_for(s, kernels);
-      run(params, kernels.backward_workspace(params, plan), kernels.backward, plan);
+      fastrnn::backward(params);
       clear_padding(s, grad_x, s.I);
       clear_padding(s, grad_x_reverse, s.I);
     }

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "cpu/ops/freed_memory.h"
 #include "cpu/ops/scratch.h"
 #include "cpu/ops/threads.h"
 #include "cpu/team.h"
@@ -35,6 +36,7 @@ inline Tensor empty(const int64_t* sizes, size_t dim, ScalarType dtype) {
     stride *= sizes[i] > 0 ? sizes[i] : 1;
     numel *= sizes[i];
   }
+  keep_freed_memory(static_cast<size_t>(numel) * sizeof(float));  // or so
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(dim), sizes, strides, code,
@@ -56,8 +58,8 @@ inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
 
 // A tensor that a training step makes and drops, of which the user sees nothing: from `least` bytes on its memory is
 // kept for the next (scratch.h). A layer norm's saved values of (100, 32, 256), 39 MB, took a tenth of the training
-// step to map and clear. Smaller ones malloc keeps too, but gives back what is at the heap's end as soon as it is
-// twice its largest piece: the sLSTM's four, of a few MB, took half of its training step.
+// step to map and clear. Smaller ones malloc keeps too (freed_memory.h), but of no more than 64 MB together: the
+// sLSTM's four, of a few MB each, took half of its training step where it kept less.
 inline Tensor empty_saved(std::initializer_list<int64_t> sizes, ScalarType dtype, size_t least = kAlwaysMapped) {
 #ifdef __linux__
   size_t bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
