@@ -247,7 +247,7 @@ def cpu_library():
         ),
         include_dirs=[CSRC, *include_paths()],
         library_dirs=[TORCH_LIB] if TORCH_LIB else library_paths(),
-        libraries=["torch_cpu"],
+        libraries=["torch_cpu", *(["dl"] if SYSTEM == "linux" else [])],
         extra_compile_args=CXX_FLAGS + STABLE_ABI,
         extra_link_args=LINK_FLAGS + LINK_LAST,
     )

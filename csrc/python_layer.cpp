@@ -9,17 +9,15 @@
 #include <algorithm>
 #include <memory>
 
-#include "params/layer_call.h"
-#include "python_torch.h"
-#include "python_type.h"
+#include "python_layer_call.h"
 
 namespace fastrnn {
+
+using namespace python_layer;
+
 namespace {
 
-// Results from so many bytes on are the operator's, which maps large ones in huge pages, and to which a call is
-// little.
-constexpr int64_t kMostBytes = 1 << 20;
-// Gradients of weights from so many bytes on are the operator's too.
+// Gradients of weights from so many bytes on are the operator's, to which a call is little.
 constexpr int64_t kMostGradientBytes = 8 << 20;
 // Arguments of the operators by their places, see schema.cpp. Both have the inputs, and the options at the end.
 enum : int {
@@ -48,63 +46,12 @@ enum : int {
 constexpr int kForwardArguments = kInputs + kOptions;
 constexpr int kSavedAt = kGradients + kInputs, kBackwardArguments = kSavedAt + kSaved + kOptions;
 
-struct LayerImpl {
-  const LayerEntry* entry = nullptr;
-  py::object forward, backward, profiling;  // the operators, and a question
-};
-
 // What both operators are given: where in a call's arguments it lies.
 struct Given {
   PyObject* const* inputs;
   PyObject* const* options;
   PyObject* weights;  // a tuple
 };
-
-bool read_dtype(const DLDataType& type, Dtype& out) {
-  if (type.lanes != 1) return false;
-  if (type.code == kDLBfloat && type.bits == 16) return out = Dtype::kBFloat16, true;
-  if (type.code != kDLFloat) return false;
-  switch (type.bits) {
-    case 16:
-      return out = Dtype::kHalf, true;
-    case 32:
-      return out = Dtype::kFloat, true;
-    case 64:
-      return out = Dtype::kDouble, true;
-  }
-  return false;
-}
-
-// A tensor on the CPU that is torch's own, or a parameter, with memory that says what its values are.
-bool take(const Torch& torch, PyObject* object, Argument& out) {
-  auto* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
-  if (type != reinterpret_cast<PyObject*>(torch.tensor) && type != torch.parameter) return false;
-  if (!torch.read(object, &out.tensor) || !out.tensor.data || out.tensor.device.device_type != kDLCPU) return false;
-  return !Torch::truth(PyObject_CallMethodNoArgs(object, torch.is_neg));
-}
-
-bool has_sizes(const Argument& a, const DLDataType& kind, std::initializer_list<int64_t> sizes) {
-  const DLTensor& t = a.tensor;
-  if (t.dtype.code != kind.code || t.dtype.bits != kind.bits || t.ndim != static_cast<int>(sizes.size()))
-    return false;
-  for (int i = 0; i < t.ndim; ++i) {
-    if (t.shape[i] != sizes.begin()[i]) return false;
-  }
-  return true;
-}
-bool has_shape(const Argument& a, const DLDataType& kind, std::initializer_list<int64_t> sizes) {
-  return has_sizes(a, kind, sizes) && a.contiguous();
-}
-
-bool read_cell(PyObject* name, CellKind& out) {
-  if (!PyUnicode_Check(name)) return false;
-  int kind = 0;
-  for (const CellFacts& cell : kCells) {
-    if (PyUnicode_CompareWithASCIIString(name, cell.name) == 0) return out = static_cast<CellKind>(kind), true;
-    ++kind;
-  }
-  return false;  // a variant's
-}
 
 // What an integer says; -1 for whatever is none, or is not within 0 and most.
 int64_t read_mode(PyObject* object, int64_t most) {
@@ -123,116 +70,37 @@ bool read(const Torch& torch, const Given& given, Params& call, DLDataType& kind
   LayerShape& s = call.shape;
   if (!read_cell(given.options[kCell], s.cell) || !PyBool_Check(given.options[kBias])) return false;
   s.bias = given.options[kBias] == Py_True;
-  const CellFacts& facts = facts_of(s.cell);
   Argument x, h;
-  if (!take(torch, given.inputs[kX], x) || !take(torch, given.inputs[kH0], h)) return false;
+  if (!take(torch, given.inputs[kX], x) || !take(torch, given.inputs[kH0], h) || h.tensor.ndim != 3) return false;
   kind = x.tensor.dtype;
-  if (!read_dtype(kind, s.dtype) || x.tensor.ndim != 3 || h.tensor.ndim != 3) return false;
-  s.T = x.size(0);
-  s.B = x.size(1);
-  s.I = x.size(2);
-  if (s.T < 1 || s.B < 1 || s.I < 1 || (s.I > 1 && x.stride(2) != 1)) return false;
-  call.x = {x.data(), x.stride(0), x.stride(1)};
   s.D = static_cast<int>(h.size(0));
-  const int a_direction = s.bias ? 4 : 2;
-  if ((s.D != 1 && s.D != 2) || PyTuple_GET_SIZE(given.weights) != s.D * a_direction)
-    return false;  // or a projection
-  const void* pieces[2][4] = {};
-  for (int d = 0; d < s.D; ++d) {
-    for (int i = 0; i < a_direction; ++i) {
-      Argument w;
-      if (!take(torch, PyTuple_GET_ITEM(given.weights, d * a_direction + i), w) || w.tensor.ndim < 1) return false;
-      if (d == 0 && i == 0) s.H = w.size(0) / facts.gates;
-      const int64_t rows = facts.gates * s.H;
-      if (s.H < 1 || !(i == 0   ? has_shape(w, kind, {rows, s.I})
-                       : i == 1 ? has_shape(w, kind, {rows, s.H})
-                                : has_shape(w, kind, {rows}))) {
-        return false;
-      }
-      pieces[d][i] = w.data();
-    }
-    call.weights[d].w_ih = pieces[d][0];
-    call.weights[d].w_hh = pieces[d][1];
-    call.weights[d].b_ih = pieces[d][2];
-    call.weights[d].b_hh = pieces[d][3];
-  }
+  if (!read_x(x, false, call) || !read_weights(torch, given.weights, kind, call)) return false;
   if (!has_shape(h, kind, {s.D, s.B, s.H})) return false;
   call.h0 = h.data();
-  if (facts.has_cell) {
+  if (facts_of(s.cell).has_cell) {
     Argument c;
     if (!take(torch, given.inputs[kC0], c) || !has_shape(c, kind, {s.D, s.B, s.H})) return false;
     call.c0 = c.data();
   } else if (given.inputs[kC0] != Py_None) {
     return false;
   }
-  return s.rows() * s.D * s.H * static_cast<int64_t>(size_of(s.dtype)) < kMostBytes;
+  return is_small(s);
 }
-
-// Whether the kernel ran.
-template <class Params>
-bool run(bool (*kernel)(const Params&) noexcept, const Params& call) {
-  const LayerShape& s = call.shape;
-  const int64_t bytes = s.D * gates_of(s.cell) * s.H * (s.I + s.H) * static_cast<int64_t>(size_of(s.dtype));
-  bool done = false;
-  compute_apart(bytes * s.T * s.B >= kLongCall, [&] { done = kernel(call); });
-  return done;
-}
-
-// The results of a pass, all of one dtype: new tensors, and where their memory is.
-class Results {
- public:
-  // like: a tensor of the dtype.
-  Results(const Torch& torch, PyObject* like)
-      : torch_(torch), dtype_(PyObject_GetAttr(like, torch.dtype_attribute)) {}
-  ~Results() {
-    Py_XDECREF(dtype_);
-    for (int i = 0; i < count_; ++i) Py_XDECREF(made_[i]);
-  }
-  Results(const Results&) = delete;
-  Results& operator=(const Results&) = delete;
-
-  // One more; None, without memory, where it is not wanted.
-  void* add(bool wanted, std::initializer_list<int64_t> sizes) {
-    PyObject*& made = made_[count_++];
-    if (!wanted) return made = Py_NewRef(Py_None), nullptr;
-    made = dtype_ ? torch_.new_tensor(dtype_, sizes) : nullptr;
-    void* const memory = torch_.address_of_new(made);
-    whole_ = whole_ && memory;
-    return memory;
-  }
-  bool whole() const { return whole_; }  // whether all that are wanted are there
-  // So many of them, and what is to stand behind them.
-  PyObject* tuple(int first, int count, PyObject* last = nullptr) const {
-    PyObject* const found = PyTuple_New(count + (last != nullptr));
-    if (!found) return nullptr;
-    for (int i = 0; i < count; ++i) PyTuple_SET_ITEM(found, i, Py_NewRef(made_[first + i]));
-    if (last) PyTuple_SET_ITEM(found, count, Py_NewRef(last));
-    return found;
-  }
-
- private:
-  static constexpr int kMost = 3 + 4;  // of a backward pass of one direction
-  const Torch& torch_;
-  PyObject* dtype_;
-  PyObject* made_[kMost] = {};
-  int count_ = 0;
-  bool whole_ = true;
-};
 
 // (y, hn, cn, gates, cells), None where there is none; null where it is the operator's.
 PyObject* ordinary_forward(const LayerImpl& layer, const Given& given) {
   const Torch& torch = Torch::get();
   const int64_t mode = read_mode(given.options[kMode], static_cast<int64_t>(Save::kRecompute));
-  if (mode < 0 || Torch::ask(layer.profiling.ptr())) return nullptr;
+  // A pass that saves is the autograd.Function's, which has not seen that nobody looks on.
+  if (mode < 0 || (mode == 0 ? torch.watched() : !torch.ordinary())) return nullptr;
   ForwardParams call;
   DLDataType kind;
   if (!read(torch, given, call, kind)) return nullptr;
   const LayerShape& s = call.shape;
   const bool has_cell = facts_of(s.cell).has_cell;
   call.save = static_cast<Save>(mode);
-  // A pass that saves is the autograd.Function's, which has not seen that nobody looks on; and of the half types what
-  // is saved is of two dtypes.
-  if (call.save != Save::kNothing && (size_of(s.dtype) < sizeof(float) || !torch.ordinary())) return nullptr;
+  // Of the half types what is saved is of two dtypes.
+  if (call.save != Save::kNothing && size_of(s.dtype) < sizeof(float)) return nullptr;
   const int saved = saved_of(s);
   Results results(torch, given.inputs[kX]);
   call.y = results.add(true, {s.T, s.B, s.D * s.H});
@@ -243,23 +111,53 @@ PyObject* ordinary_forward(const LayerImpl& layer, const Given& given) {
   return results.whole() && run(layer.entry->forward, call) ? results.tuple(0, 5) : nullptr;
 }
 
-// A gradient, or something saved, that may be absent; false where it is not ordinary, or does not fit.
-bool take_optional(const Torch& torch, PyObject* object, const DLDataType& kind, std::initializer_list<int64_t> sizes,
-                   const void*& out) {
+// Something saved that may be absent; false where it is not ordinary, or does not fit.
+bool take_saved(const Torch& torch, PyObject* object, bool there_is, const DLDataType& kind,
+                std::initializer_list<int64_t> sizes, const void*& out) {
   if (object == Py_None) return true;
   Argument found;
-  if (!take(torch, object, found) || !has_shape(found, kind, sizes)) return false;
+  if (!there_is || !take(torch, object, found) || !has_shape(found, kind, sizes)) return false;
+  out = found.data();
+  return true;
+}
+
+// Copies of gradients that do not lie as the kernels read them: those of sums and means are expanded.
+class Copies {
+ public:
+  ~Copies() {
+    for (int i = 0; i < count_; ++i) Py_DECREF(made_[i]);
+  }
+  // Makes `found` that of a copy.
+  bool add(const Torch& torch, PyObject* object, Argument& found) {
+    PyObject* const made = PyObject_CallMethodNoArgs(object, torch.contiguous);
+    if (!made) return false;
+    made_[count_++] = made;
+    return take(torch, made, found);
+  }
+
+ private:
+  PyObject* made_[kGradients];
+  int count_ = 0;
+};
+
+// A gradient, which may be absent.
+bool take_gradient(const Torch& torch, PyObject* object, bool there_is, const DLDataType& kind,
+                   std::initializer_list<int64_t> sizes, Copies& copies, const void*& out) {
+  if (object == Py_None) return true;
+  Argument found;
+  if (!there_is || !take(torch, object, found) || !has_sizes(found, kind, sizes)) return false;
+  if (!found.contiguous() && !copies.add(torch, object, found)) return false;
   out = found.data();
   return true;
 }
 
 // The gradient of y, whose rows may lie apart.
 bool take_rows(const Torch& torch, PyObject* object, const DLDataType& kind, std::initializer_list<int64_t> sizes,
-               TensorRows& out) {
+               Copies& copies, TensorRows& out) {
   if (object == Py_None) return true;
   Argument found;
   if (!take(torch, object, found) || !has_sizes(found, kind, sizes)) return false;
-  if (found.size(2) > 1 && found.stride(2) != 1) return false;
+  if (found.size(2) > 1 && found.stride(2) != 1 && !copies.add(torch, object, found)) return false;
   out = {found.data(), found.stride(0), found.stride(1)};
   return true;
 }
@@ -270,8 +168,7 @@ PyObject* ordinary_backward(const LayerImpl& layer, const Given& given, PyObject
                             PyObject* const* saved) {
   const Torch& torch = Torch::get();
   const int64_t needs = read_mode(given.options[kMode], Needs::kAll);
-  if (needs <= 0 || grads[kGradCells] != Py_None || Torch::ask(layer.profiling.ptr()) || !torch.ordinary())
-    return nullptr;
+  if (needs <= 0 || grads[kGradCells] != Py_None || !torch.ordinary()) return nullptr;
   BackwardParams call;
   DLDataType kind;
   // Of two directions x has two gradients to be added up, and those of the half types are made in float.
@@ -281,17 +178,15 @@ PyObject* ordinary_backward(const LayerImpl& layer, const Given& given, PyObject
   const int64_t T = s.T, B = s.B, H = s.H, rows = gates_of(s.cell) * H;
   if (rows * std::max(s.I, H) * static_cast<int64_t>(size_of(s.dtype)) >= kMostGradientBytes) return nullptr;
   const bool has_cell = facts_of(s.cell).has_cell, has_gates = saved_of(s) > 0;
-  const void* y = nullptr;
-  if (!take_optional(torch, saved[kSavedY], kind, {T, B, H}, y) || !y) return nullptr;
-  call.y = y;
-  // Without gates they are computed again; an empty tensor, the operator's way to say so, is left to it.
-  if (has_gates && !take_optional(torch, saved[kSavedGates], kind, {1, T * B, saved_of(s) * H}, call.gates))
-    return nullptr;
-  if (has_cell && (!take_optional(torch, saved[kSavedCells], kind, {1, T * B, H}, call.cells) || !call.cells))
-    return nullptr;
-  if (!take_rows(torch, grads[kGradY], kind, {T, B, H}, call.grad_y) ||
-      !take_optional(torch, grads[kGradHn], kind, {1, B, H}, call.grad_hn) ||
-      (has_cell && !take_optional(torch, grads[kGradCn], kind, {1, B, H}, call.grad_cn))) {
+  // What there is not is None, also of a cell that has no such thing. Without gates they are computed again; an empty
+  // tensor, the operator's way to say so, is left to it.
+  Copies copies;
+  if (!take_saved(torch, saved[kSavedY], true, kind, {T, B, H}, call.y) || !call.y ||
+      !take_saved(torch, saved[kSavedGates], has_gates, kind, {1, T * B, saved_of(s) * H}, call.gates) ||
+      !take_saved(torch, saved[kSavedCells], has_cell, kind, {1, T * B, H}, call.cells) ||
+      (has_cell && !call.cells) || !take_rows(torch, grads[kGradY], kind, {T, B, H}, copies, call.grad_y) ||
+      !take_gradient(torch, grads[kGradHn], true, kind, {1, B, H}, copies, call.grad_hn) ||
+      !take_gradient(torch, grads[kGradCn], has_cell, kind, {1, B, H}, copies, call.grad_cn)) {
     return nullptr;
   }
   Results results(torch, given.inputs[kX]);
@@ -363,18 +258,28 @@ PyObject* backward(PyObject* self, PyObject* const* arguments, Py_ssize_t count)
   return PyObject_Vectorcall(layer.backward.ptr(), arguments, count, nullptr);
 }
 
+PyObject* of_module(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 3 || !PyDict_CheckExact(arguments[0])) {
+    return PyErr_Format(PyExc_TypeError, "module: expected a module's fields, its input and its state");
+  }
+  return module_call(impl_of<LayerImpl>(self), arguments[0], arguments[1], arguments[2]);
+}
+
 PyObject* new_layer(PyTypeObject* type, PyObject* arguments, PyObject*) {
-  PyObject *forward, *backward, *profiling;
+  PyObject *forward, *backward, *cells, *fused;
   long long entry;
-  if (!PyArg_ParseTuple(arguments, "OOLO", &forward, &backward, &entry, &profiling)) return nullptr;
+  if (!PyArg_ParseTuple(arguments, "OOLO!O", &forward, &backward, &entry, &PyDict_Type, &cells, &fused))
+    return nullptr;
   return new_object<LayerImpl>(type, [&] {
     Torch::get().find();
     auto impl = std::make_unique<LayerImpl>();
     impl->entry = reinterpret_cast<const LayerEntry*>(static_cast<intptr_t>(entry));
     if (!impl->entry || impl->entry->bytes != kLayerEntryBytes) throw py::type_error("entry: of another version");
+    Torch::get().observed = impl->entry->observed;
     impl->forward = py::reinterpret_borrow<py::object>(forward);
     impl->backward = py::reinterpret_borrow<py::object>(backward);
-    impl->profiling = py::reinterpret_borrow<py::object>(profiling);
+    impl->cells = py::reinterpret_borrow<py::object>(cells);
+    impl->fused = py::reinterpret_borrow<py::object>(fused);
     return impl;
   });
 }
@@ -384,6 +289,9 @@ PyMethodDef methods[] = {
                 "The operator's arguments and results, of which those that there are not are None."),
     fast_method("backward", &backward,
                 "The operator's arguments and results, of which those that are not wanted are None."),
+    fast_method("module", &of_module,
+                "(output, h_n, c_n) of a module of one layer in inference, of its fields, its input and hx; None for "
+                "whatever is out of the ordinary."),
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

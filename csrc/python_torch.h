@@ -19,8 +19,10 @@ struct Torch {
   PyTypeObject* tensor = nullptr;
   PyObject *parameter, *empty, *empty_like, *forward_ad, *increment_version;
   PyObject* quiet[4];  // functions that are all false, or 0, or None in an ordinary call
-  PyObject* gradients;
-  PyObject *level, *requires_grad, *version, *is_neg, *dtype_attribute, *dtype_name;
+  PyObject* profiling;
+  bool (*observed)() = nullptr;  // see cpu/ops/observers.h; null: `profiling` is asked
+  PyObject *gradients, *any_autocast;
+  PyObject *level, *requires_grad, *version, *is_neg, *contiguous, *dtype_attribute, *dtype_name;
   const DLPackExchangeAPI* api = nullptr;
 
   static Torch& get() {
@@ -43,11 +45,14 @@ struct Torch {
     quiet[1] = own(internal.attr("_are_functorch_transforms_active"));
     quiet[2] = own(internal.attr("_len_torch_dispatch_stack"));
     quiet[3] = own(internal.attr("_len_torch_function_stack"));
+    profiling = own(internal.attr("_autograd").attr("_profiler_enabled"));
     gradients = own(torch.attr("is_grad_enabled"));
+    any_autocast = own(internal.attr("_is_any_autocast_enabled"));
     level = own(py::str("_current_level"));
     requires_grad = own(py::str("requires_grad"));
     version = own(py::str("_version"));
     is_neg = own(py::str("is_neg"));
+    contiguous = own(py::str("contiguous"));
     dtype_attribute = own(py::str("dtype"));
     dtype_name = own(py::make_tuple("dtype"));
     const py::object capsule = torch.attr("Tensor").attr("__dlpack_c_exchange_api__");
@@ -68,8 +73,11 @@ struct Torch {
   }
   static bool ask(PyObject* function) { return truth(PyObject_CallNoArgs(function)); }
 
+  // Whether somebody is told of every operator that is called.
+  bool watched() const { return observed ? observed() : ask(profiling); }
   // Whether nothing looks on that a call of an operator would tell of itself.
   bool ordinary() const {
+    if (watched()) return false;
     for (PyObject* question : quiet) {
       if (ask(question)) return false;
     }

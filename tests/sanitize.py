@@ -193,7 +193,7 @@ def streams(label: str) -> Iterator[tuple[str, bool]]:
 def direct(label: str) -> Iterator[tuple[str, bool]]:
     """Inference without the dispatcher (csrc/python_layer.cpp): the operator's bits or its error, of tensors
     that end where their memory does, lie apart or in steps, or fit nothing."""
-    way = library.direct()[0]
+    way = library.direct().forward
     shapes = ((1, 1, 1, 1), (1, 1, 33, 31), (3, 2, 5, 17), (2, 33, 3, 9))
     for cell, dtype, D, bias in product(CELLS, DTYPES, (1, 2), (True, False)):
         for T, B, IN, H in shapes:
@@ -220,7 +220,8 @@ def direct(label: str) -> Iterator[tuple[str, bool]]:
 @torch.no_grad()
 def direct_training(label: str) -> Iterator[tuple[str, bool]]:
     """The same of passes that save and of backward passes, of which any gradient may be absent."""
-    forward, backward = library.direct()
+    way = library.direct()
+    forward, backward = way.forward, way.backward
     for cell, dtype, D, bias in product(CELLS, DTYPES, (1, 2), (True, False)):
         for T, B, IN, H in ((1, 1, 1, 1), (1, 1, 33, 31), (3, 2, 5, 17), (2, 33, 3, 9)):
             p = problem(Case(cell, T, B, IN, H, D=D, dtype=dtype, bias=bias))

@@ -11,6 +11,7 @@ struct LayerEntry {
   // Run a pass whose tensors were checked. False: it could not, and the operator is to say why.
   bool (*forward)(const ForwardParams& params) noexcept;
   bool (*backward)(const BackwardParams& params) noexcept;
+  bool (*observed)();  // see cpu/ops/observers.h; or null
 };
 constexpr size_t kLayerEntryBytes =
     (sizeof(LayerEntry) * 1000 + sizeof(ForwardParams)) * 1000 + sizeof(BackwardParams);

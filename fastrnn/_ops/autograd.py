@@ -12,7 +12,7 @@ import torch
 from .. import reference
 from . import library, torch_state
 from .mode import NEEDS, SCAN_NEEDS
-from .torch_state import compiling, cuda_mode, gradients, tracing
+from .torch_state import compiling, cuda_mode, dispatch_modes, gradients, tracing
 
 _X, _H0, _C0, _WEIGHTS = (NEEDS[name] for name in ("x", "h0", "c0", "weights"))
 _SU, _SX, _SWEIGHTS, _SC0, _SV = (SCAN_NEEDS[name] for name in ("u", "x", "weights", "c0", "v"))
@@ -20,13 +20,14 @@ _SU, _SX, _SWEIGHTS, _SC0, _SV = (SCAN_NEEDS[name] for name in ("u", "x", "weigh
 DROP_MASK_IS_CONSTANT = "drop_mask: expected a constant, got a tensor that requires a gradient"
 
 
-_direct_forward, _direct_backward = library.direct()
+_direct = library.direct()
+_direct_forward, _direct_backward = _direct.forward, _direct.backward
 
 
 def _rnn_backward(*arguments):
     """library.backward, or, where a compiler records it, its form without a list among the results, which
     some of them refuse; with the results of the operator."""
-    if torch_state.recorded():
+    if compiling() or dispatch_modes():
         *before, gates, cells, cell, bias, mode = arguments
         if gates is None or cells is None:  # the operator takes tensors
             none = before[4].new_empty(0)
@@ -152,9 +153,12 @@ def _function(
 def _rnn_forward(batch_sizes, lengths, reset, options, x, h0, c0, *weights):
     cell, bias, save, tier, keep_cells = options
     mode = save + tier + cuda_mode(x) if x.is_cuda else save
-    forward = library.forward if torch_state.recorded() else _direct_forward
+    forward = library.forward if compiling() or dispatch_modes() else _direct_forward
     y, hn, cn, gates, cells = forward(x, h0, c0, list(weights), batch_sizes, lengths, reset, cell, bias, mode)
-    return ((y, hn, cn, cells) if keep_cells else (y, hn, cn)), (y, gates, cells)
+    # The same is saved whichever of them it was: a checkpoint compares what its two passes save, of which one
+    # alone may be looked on at. An empty tensor, of one dimension, says that there is nothing.
+    kept = y, *(None if t is None or t.dim() == 1 else t for t in (gates, cells))
+    return ((y, hn, cn, cells) if keep_cells else (y, hn, cn)), kept
 
 
 def _rnn_gradients(grads, constants, options, kept, inputs, wanted):

@@ -9,6 +9,7 @@ implementation where torch itself has CUDA. What they return without data is in 
 import os
 import re
 import sys
+import types
 import warnings
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -225,22 +226,30 @@ def stream_entry() -> int:
     return torch.ops.fastrnn.cpu_stream_entry()
 
 
-def direct() -> tuple:
-    """``forward`` and ``backward`` without the dispatcher where their arguments are ordinary; results that
-    there are not, or nobody wants, may be None. ``forward`` without gradients (mode 0) is for callers who
-    have seen that nobody looks on; what comes from an autograd.Function is seen to. See
-    csrc/python_layer.cpp. Not for compilers, which know the operators alone."""
+def direct(cells: dict[str, str] | None = None, fused: frozenset = frozenset()):
+    """Calls without the dispatcher where their arguments are ordinary; see csrc/python_layer.cpp. Not for
+    compilers, which know the operators alone.
+
+    ``forward`` and ``backward`` are the operators', except that results that there are not, or nobody wants,
+    may be None. ``forward`` without gradients (mode 0) is for callers who have seen that nobody looks on;
+    what comes from an autograd.Function is seen to. ``module`` is for callers who have seen that no gradients
+    are recorded: (output, h_n, c_n) of a module of one layer, of its fields, its input and hx; None for
+    whatever is out of the ordinary.
+
+    Args:
+        cells: the kernels' names of the modules' modes, for ``module``.
+        fused: the backends and dtypes whose ordinary layers the kernels take.
+    """
+    nobody = types.SimpleNamespace(forward=None, backward=None, module=lambda *_: None)
     if not cpu_loaded:
-        return None, None
+        return nobody
     # Without the frame of Python's around them.
-    operators = getattr(forward, "_op", forward), getattr(backward, "_op", backward)
+    nobody.forward, nobody.backward = getattr(forward, "_op", forward), getattr(backward, "_op", backward)
     try:
-        layer = _C.Layer(
-            *operators, torch.ops.fastrnn.cpu_layer_entry(), torch._C._autograd._profiler_enabled
-        )
+        entry = torch.ops.fastrnn.cpu_layer_entry()
+        return _C.Layer(nobody.forward, nobody.backward, entry, cells or {}, fused)
     except (TypeError, AttributeError):  # a torch that gives no door
-        return operators
-    return layer.forward, layer.backward
+        return nobody
 
 
 def int8_dot(use: bool = True) -> bool:

@@ -1,16 +1,16 @@
 """The shortest way from a module to the operator: an ordinary call of one layer on the CPU.
 
 A step of a small layer takes the kernel a microsecond or two; what a program waits for is the Python before
-it. So everything is asked in one go, and what does not hold is no error here: None sends the call the long
-way (``rnn.run``), which does what there is to do or says in torch's words what is wrong. An error of the
-operator, which checks all of its arguments before it computes anything, does the same.
+it. So everything is asked in one go, without gradients by a call of C (csrc/python_module.cpp), and what does
+not hold is no error here: None sends the call the long way (``rnn.run``), which does what there is to do or
+says in torch's words what is wrong. An error of the operator, which checks all of its arguments before it
+computes anything, does the same.
 """
 
 from __future__ import annotations
 
 from operator import is_
 
-import torch
 from torch import Tensor
 
 from .._cells import NAMES, RNN
@@ -28,22 +28,25 @@ from .._ops.torch_state import gradients as gradients_wanted
 from .._plan.route import fused_on_cpu
 
 _CELLS = {mode: (name, RNN[name].has_cell) for mode, name in NAMES.items()}
-_forward, _ = library.direct()
+_direct = library.direct(dict(NAMES), fused_on_cpu)
+_forward, _inference = _direct.forward, _direct.module
 
 #: The operator's, and those of an access. Not more: what a hook of the caller's raises is the caller's.
 _ERRORS = (RuntimeError, TypeError, KeyError, IndexError)
-
-#: States of zeros, for calls without gradients: nobody gets to see them but the kernels, which read them.
-_zeros: dict[tuple, Tensor] = {}
-_MOST_ZEROS, _LARGEST_ZEROS = 64, 1 << 14
 
 
 def one_layer(module, x: Tensor, hx) -> tuple | None:
     """Output, h_n and c_n (None unless LSTM) of a module of one layer for what its forward() was given, or
     None for whatever is out of the ordinary."""
+    if compiling():
+        return None
+    gradients = gradients_wanted()
+    if not gradients:
+        found = _inference(module.__dict__, x, hx)
+        if found is not None:
+            return found
     if (
-        compiling()
-        or type(x) is not Tensor
+        type(x) is not Tensor
         or not x.is_cpu
         or functorch()
         or forward_ad._current_level >= 0
@@ -73,18 +76,12 @@ def one_layer(module, x: Tensor, hx) -> tuple | None:
                 return None
             x, shape, batch_first = x.unsqueeze(1), (shape[0], 1), False
         cell, has_cell = _CELLS[fields["mode"]]
-        gradients = gradients_wanted()
         if hx is None:
             if fields["proj_size"]:
                 return None
             rows, directions = shape[0 if batch_first else 1], 2 if fields["bidirectional"] else 1
             hidden = fields["hidden_size"]
-            if gradients:  # some of them are saved
-                h = x.new_zeros((directions, rows, hidden))
-            else:
-                h = _zeros.get((directions, rows, hidden, dtype))
-                if h is None:
-                    h = _new_zeros(directions, rows, hidden, dtype)
+            h = x.new_zeros((directions, rows, hidden))
             c = h if has_cell else None
         elif has_cell:
             if type(hx) is not tuple or len(hx) != 2:
@@ -117,14 +114,3 @@ def one_layer(module, x: Tensor, hx) -> tuple | None:
 def _of_one(state: Tensor) -> Tensor:
     """The state (D, .) of a single sequence as (D, 1, .); another's fits nothing."""
     return state.unsqueeze(1) if state.dim() == 2 else state.new_empty(0)
-
-
-def _new_zeros(directions: int, rows: int, hidden: int, dtype: torch.dtype) -> Tensor:
-    size = directions, rows, hidden
-    with torch.inference_mode(False):  # kept beyond it
-        zeros = torch.zeros(size, dtype=dtype, device="cpu")
-    if zeros.numel() <= _LARGEST_ZEROS:
-        if len(_zeros) >= _MOST_ZEROS:
-            _zeros.clear()
-        _zeros[(*size, dtype)] = zeros
-    return zeros

@@ -214,7 +214,7 @@ def faults(bytes_):
 
 if sys.argv[1] == "training":
     layer = fastrnn.LSTM(64, 64)
-    layer(torch.randn(3, 1, 64))[0].sum().backward()
+    (layer(torch.randn(3, 1, 64))[0] * torch.randn(3, 1, 64)).sum().backward()
 elif sys.argv[1] == "inference":
     with torch.no_grad():
         fastrnn.SRU(64, 64)(torch.randn(40, 5, 64))

@@ -3,18 +3,22 @@ operators themselves for whatever is out of the ordinary."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 from itertools import product
 
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastrnn
 from fastrnn._ops import autograd, library
 
-FORWARD, BACKWARD = library.direct()
+_direct = library.direct()
+FORWARD, BACKWARD = _direct.forward, _direct.backward
 CELLS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
 # Places of a backward pass's arguments.
 GRAD_Y, GRAD_HN, GRAD_CN, GRAD_CELLS, X, H0, C0, WEIGHTS, BATCH_SIZES, LENGTHS, RESET = range(11)
@@ -184,16 +188,25 @@ def backward_arguments(
 ) -> list:
     """Of a pass after the operator's own forward, with gradients of all that it gives."""
     forward = operator_arguments(cell, dtype, directions, bias, steps, rows)
-    y, h, c, gates, cells = library.forward(*forward[:-1], save)
+    y, h, c, *saved = library.forward(*forward[:-1], save)
     grads = [torch.randn_like(t) for t in (y, h, c)]
     if cell != "lstm":
         grads[2] = None
-    return [*grads, None, *forward[:7], y, gates, cells, cell, bias, 15]
+    saved = [None if t.dim() == 1 else t for t in saved]  # as autograd saves them
+    return [*grads, None, *forward[:7], y, *saved, cell, bias, 15]
+
+
+def _operator_backward(*arguments):
+    """The operator, which takes tensors for what was saved."""
+    if len(arguments) == 17:
+        saved = [torch.empty(0) if t is None else t for t in arguments[GATES:CELL]]
+        arguments = *arguments[:GATES], *saved, *arguments[CELL:]
+    return library.backward(*arguments)
 
 
 def _same_backward(arguments: list) -> None:
     with torch.no_grad():
-        found, expected = (_found(way, arguments) for way in (BACKWARD, library.backward))
+        found, expected = (_found(way, arguments) for way in (BACKWARD, _operator_backward))
     if isinstance(expected, str):
         assert found == expected
     else:
@@ -231,8 +244,19 @@ def test_backward_is_direct():
     found = BACKWARD(*arguments)
     assert found[:3] == (None, None, None)
     assert isinstance(found[3], tuple)
-    assert library.backward(*arguments)[0].numel() == 0
+    assert _operator_backward(*arguments)[0].numel() == 0
     assert BACKWARD(*arguments[:-1], 7)[3] == ()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_of_sums_are_direct_too(cell):
+    """They are expanded, in no memory of their own."""
+    arguments = [*backward_arguments(cell)[:-1], 8]
+    for i in (GRAD_Y, GRAD_HN, GRAD_CN):
+        if arguments[i] is not None:
+            arguments[i] = torch.tensor(0.5).expand_as(arguments[i])
+    assert BACKWARD(*arguments)[0] is None
+    _same_backward(arguments)
 
 
 def test_training_is_direct(monkeypatch):
@@ -263,12 +287,18 @@ def test_backward_of_what_the_direct_forward_saved():
         _equal(found, library.backward(*grads, *forward[:7], y, *saved, cell, True, 15))
 
 
-def _other_backward(position: int, value, cell="lstm") -> list:
+def _other_backward(position: int, value, cell: str) -> list:
     arguments = backward_arguments(cell)
-    arguments[position] = value(arguments[position]) if callable(value) else value
+    given = arguments[position]
+    if callable(value):
+        # What a cell has not is put in the place of a like tensor.
+        given = torch.randn(1, 6, 20) if given is None and position != GRAD_CELLS else given
+        value = value(given)
+    arguments[position] = value
     return arguments
 
 
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(
     ("position", "value"),
     [
@@ -284,6 +314,8 @@ def _other_backward(position: int, value, cell="lstm") -> list:
         (GRAD_HN, lambda g: g.transpose(1, 2).contiguous().transpose(1, 2)),
         (GRAD_CN, lambda g: g.double()),
         (GRAD_CN, lambda g: g[:, :1].expand_as(g)),
+        (GRAD_CN, lambda g: g.to("meta")),
+        (GRAD_CN, 3),
         (GRAD_CELLS, lambda _: torch.randn(1, 6, 5)),
         (X, lambda x: x[:2]),
         (X, lambda x: x.double()),
@@ -311,6 +343,9 @@ def _other_backward(position: int, value, cell="lstm") -> list:
         (CELLS_SAVED, lambda cells: cells[:, :-1]),
         (CELLS_SAVED, lambda cells: cells.double()),
         (CELLS_SAVED, torch.empty(0)),
+        (CELLS_SAVED, lambda cells: cells.to("meta")),
+        (CELLS_SAVED, "s"),
+        (GATES, 3),
         (CELL, "gru"),
         (CELL, "no cell"),
         (CELL, None),
@@ -322,9 +357,9 @@ def _other_backward(position: int, value, cell="lstm") -> list:
         (NEEDS, None),
     ],
 )
-def test_what_is_out_of_the_ordinary_backward_is_the_operators(position, value):
-    """Every other argument: the operator's results, or its error."""
-    _same_backward(_other_backward(position, value))
+def test_what_is_out_of_the_ordinary_backward_is_the_operators(position, value, cell):
+    """Every other argument: the operator's results, or its error; also where the cell has no use for it."""
+    _same_backward(_other_backward(position, value, cell))
 
 
 def test_another_number_of_arguments_is_the_operators_error():
@@ -364,41 +399,103 @@ class _Functions(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", [fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN])
-@pytest.mark.parametrize("directions", [1, 2])
-def test_who_looks_on_in_training_sees_the_operators(kind, directions):
-    """A profiler, a mode, a counter of operations, from the beginning or for the backward pass alone; and the
-    gradients are the same whoever looks on."""
-    layer, x = kind(3, 5, bidirectional=directions == 2), torch.randn(2, 4, 3, requires_grad=True)
-    wanted = [x, *layer.parameters()]
-    expected = torch.autograd.grad(layer(x)[0].sum(), wanted)
+LAYERS = [
+    (fastrnn.LSTM, {}),
+    (fastrnn.LSTM, {"save": "recompute"}),
+    (fastrnn.LSTM, {"bidirectional": True}),
+    (fastrnn.GRU, {}),
+    (fastrnn.RNN, {}),
+]
 
-    def check(y):
+
+@pytest.mark.parametrize(("kind", "options"), LAYERS)
+@pytest.mark.parametrize("before", [True, False])
+def test_who_looks_on_in_training_sees_the_operators(kind, options, before, tmp_path):
+    """A profiler, an observer, a mode, a counter of operations, from the beginning or for the backward pass
+    alone; and the gradients are the same whoever looks on."""
+    layer, x = kind(3, 5, **options), torch.randn(2, 4, 3, requires_grad=True)
+    wanted = [x, *layer.parameters()]
+    weights = torch.randn(2, 4, 5 * (1 + layer.bidirectional))  # else the gradient would be an expanded one
+    expected = torch.autograd.grad((layer(x)[0] * weights).sum(), wanted)
+
+    def run(y):
         for leaf in wanted:
             leaf.grad = None
-        y.sum().backward()
+        ((layer(x)[0] if y is None else y) * weights).sum().backward()
         for leaf, want in zip(wanted, expected, strict=True):
             torch.testing.assert_close(leaf.grad, want)
 
-    for before in (True, False):
-        y = None if before else layer(x)[0]
+    def seen(names):
+        names = set(names)
+        assert any(name.startswith("fastrnn::rnn_backward") for name in names)
+        assert any(name.startswith("fastrnn::rnn_forward") for name in names) == before
+
+    def so_far():
+        return None if before else layer(x)[0]
+
+    y = so_far()
+    with torch.profiler.profile() as found:
+        run(y)
+    seen(event.name for event in found.events())
+    y = so_far()
+    with torch.autograd.profiler.profile() as found:
+        run(y)
+    seen(event.name for event in found.function_events)
+    y, observer = so_far(), torch.profiler.ExecutionTraceObserver()
+    observer.register_callback(str(tmp_path / "trace.json"))
+    observer.start()
+    run(y)
+    observer.stop()
+    observer.unregister_callback()
+    seen(node["name"] for node in json.loads((tmp_path / "trace.json").read_text())["nodes"])
+    y = so_far()
+    with _Seen() as mode:
+        run(y)
+    seen(mode.names)
+    y = so_far()
+    with FlopCounterMode(display=False) as counter:
+        run(y)
+    assert counter.get_total_flops() > 0
+    for looks_on in (_Functions(), torch.device("meta")):
+        y = so_far()
+        with looks_on:
+            run(y)
+
+
+@pytest.mark.parametrize(("kind", "options"), LAYERS)
+def test_a_checkpoint_whose_passes_differ(kind, options):
+    """A checkpoint compares what both of its passes save. It is the same, whoever looks on at one of them."""
+    layer, x = kind(3, 5, **options), torch.randn(2, 4, 3, requires_grad=True)
+    wanted = [x, *layer.parameters()]
+    expected = torch.autograd.grad(layer(x)[0].square().sum(), wanted)
+    for which in ("first", "second"):
+        for looks_on in (torch.profiler.profile, lambda: FlopCounterMode(display=False), _Functions):
+            for leaf in wanted:
+                leaf.grad = None
+            with looks_on() if which == "first" else contextlib.nullcontext():
+                y = checkpoint(lambda t: layer(t)[0], x, use_reentrant=False)
+            with looks_on() if which == "second" else contextlib.nullcontext():
+                y.square().sum().backward()
+            for leaf, want in zip(wanted, expected, strict=True):
+                torch.testing.assert_close(leaf.grad, want)
+
+
+@torch.no_grad()
+def test_who_looks_on_in_inference_sees_the_operators(tmp_path):
+    """The profiler of one thread and of all, and an observer: of a layer's call and of a streamer's."""
+    layer, x = fastrnn.GRU(3, 5), torch.randn(2, 4, 3)
+    streamer = layer.streamer()
+    calls = {"fastrnn::rnn_forward": lambda: layer(x), "fastrnn::rnn_stream": lambda: streamer(x)}
+    for name, call in calls.items():
+        call()
         with torch.profiler.profile() as found:
-            check(layer(x)[0] if before else y)
-        names = {event.name for event in found.events()}
-        assert "fastrnn::rnn_backward" in names
-        assert ("fastrnn::rnn_forward" in names) == before
-        y = None if before else layer(x)[0]
-        with _Seen() as seen:
-            check(layer(x)[0] if before else y)
-        assert any(name.startswith("fastrnn::rnn_backward") for name in seen.names)
-        assert any(name.startswith("fastrnn::rnn_forward") for name in seen.names) == before
-        y = None if before else layer(x)[0]
-        with FlopCounterMode(display=False) as counter:
-            check(layer(x)[0] if before else y)
-        assert counter.get_total_flops() > 0
-        y = None if before else layer(x)[0]
-        with _Functions():
-            check(layer(x)[0] if before else y)
-        y = None if before else layer(x)[0]
-        with torch.device("meta"):
-            check(layer(x)[0] if before else y)
+            call()
+        assert name in {event.name for event in found.events()}
+        observer = torch.profiler.ExecutionTraceObserver()
+        observer.register_callback(str(tmp_path / "trace.json"))
+        observer.start()
+        call()
+        observer.stop()
+        observer.unregister_callback()
+        nodes = json.loads((tmp_path / "trace.json").read_text())["nodes"]
+        assert name in {node["name"] for node in nodes}

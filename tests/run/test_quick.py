@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -113,37 +113,114 @@ def test_projection_with_a_state(taken):
     assert taken == [True, False]  # its two states of zeros differ in size
 
 
-def test_zeros_are_the_kernels_alone():
-    """Results may be edited in place: the next call still begins with zeros, whatever the mode in which the
-    first one was made, and for every size and dtype its own."""
-    quick._zeros.clear()
-    module, x = fastrnn.LSTM(3, 5), torch.randn(2, 4, 3)
+@pytest.mark.parametrize("rows", [4, 30_000, 40_000])
+def test_zeros_are_the_kernels_alone(rows):
+    """Results may be edited in place: the next call still begins with zeros, of however many rows."""
+    module, x = fastrnn.LSTM(1, 1), torch.randn(1, rows, 1)
     with torch.inference_mode():
         first = [t.clone() for t in _flat(module(x))]
         for t in _flat(module(x)):
             t.fill_(7)
     with torch.no_grad():
         again = _flat(module(x))
-        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-        assert not any(t.is_inference() for t in quick._zeros.values())
-        assert not any(t.data_ptr() == z.data_ptr() for t in again for z in quick._zeros.values())
-        module(x[:, :1])
-        module.double()(x.double())
-    assert len(quick._zeros) == 3
-    assert all(not z.any() for z in quick._zeros.values())
+        state = torch.zeros(1, rows, 1)
+        given = _flat(module(x, (state, state)))
+    for a, b, c in zip(first, again, given, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+        assert a.shape == c.shape
 
 
-def test_zeros_are_few_and_small():
-    """What is kept for the next call has a bound: many batch sizes, and large ones."""
-    quick._zeros.clear()
-    module = fastrnn.RNN(1, 1)
+@pytest.fixture
+def by_c(monkeypatch):
+    """Whether each call of one layer was one of C."""
+    found, inference = [], quick._inference
+
+    def note(*args):
+        result = inference(*args)
+        found.append(result is not None)
+        return result
+
+    monkeypatch.setattr(quick, "_inference", note)
+    return found
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("options", [*OPTIONS, {"dtype": torch.float16}], ids=str)
+@pytest.mark.parametrize("kind", [*LAYERS, lambda *a, **k: fastrnn.RNN(*a, nonlinearity="relu", **k)])
+def test_inference_is_a_call_of_c(by_c, monkeypatch, kind, options, given, single):
+    """Output and states are to the bit what Python's way gives, and lie as there."""
+    module = kind(3, 5, **options)
+    dtype = module.weight_hh_l0.dtype
+    x = torch.randn((4, 3) if single else (4, 2, 3), dtype=dtype)
+    rows = 1 if single else x.size(0 if module.batch_first else 1)
+    hx = _state(module, rows) if given else None
+    if single and given:
+        hx = tuple(s[:, 0] for s in hx) if isinstance(hx, tuple) else hx[:, 0]
     with torch.no_grad():
-        for rows in range(1, 2 * quick._MOST_ZEROS):
-            module(torch.ones(1, rows, 1))
-        module(torch.ones(1, quick._LARGEST_ZEROS + 1, 1))
-    gc.collect()
-    assert 0 < len(quick._zeros) <= quick._MOST_ZEROS
-    assert max(z.numel() for z in quick._zeros.values()) <= quick._LARGEST_ZEROS
+        wide = torch.randn(*x.shape[:-1], 7, dtype=dtype)[..., 2:5]
+        found = [_flat(module(t, hx)) for t in (x, wide)]
+        assert by_c == [True, True]
+        monkeypatch.setattr(quick, "_inference", lambda *_: None)
+        for ours, t in zip(found, (x, wide), strict=True):
+            for a, b in zip(ours, _flat(module(t, hx)), strict=True):
+                assert torch.equal(a, b)
+                assert (a.stride(), a.dtype, a.is_inference()) == (b.stride(), b.dtype, b.is_inference())
+
+
+def test_what_is_not_c_s(by_c):
+    """Gradients, profilers, projections, layers of several, steps in x, states of another kind."""
+    module, x = fastrnn.LSTM(3, 5), torch.randn(2, 4, 3)
+    state = _state(module, 4)
+    module(x)
+    assert by_c == []
+    with torch.no_grad():
+        with torch.profiler.profile():
+            module(x)
+        module(torch.randn(2, 4, 6)[..., ::2])
+        module(x.to_mkldnn().to_dense(), [*state])
+        module(x, tuple(nn.Parameter(s) for s in state))
+        module(x, tuple(s.transpose(1, 2).contiguous().transpose(1, 2) for s in state))
+        module(x, tuple(torch._neg_view(s) for s in state))
+        module(torch._neg_view(x))
+        fastrnn.LSTM(3, 5, proj_size=2)(x)
+        fastrnn.LSTM(3, 5, num_layers=2)(x)
+        fastrnn.LSTM(3, 5, backend="reference")(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            module(x)
+        module(torch.randn(300, 200, 3))  # results of more than a megabyte
+        module.bias = 1
+        module(x)
+        module.bias = True
+        module.num_layers = True
+        module(x)
+    assert len(by_c) >= 14
+    assert not any(by_c)
+
+
+def test_nothing_is_left_of_a_call():
+    """Neither a reference to an argument, nor one of its own results."""
+    module, x = fastrnn.LSTM(3, 5, batch_first=True), torch.randn(2, 4, 3)
+    state = tuple(torch.randn(1, 2, 5) for _ in range(2))
+    held = [x, *state, *module.parameters(), module._flat_weights, module._parameters, state]
+    with torch.no_grad():
+        module(x, state)
+        before = [sys.getrefcount(t) for t in held]
+        for _ in range(100):
+            y, last = module(x, state)
+            module(x)
+            quick._inference(module.__dict__, x, (state[0], None))
+            quick._inference(module.__dict__, x[..., :2], None)
+        assert [sys.getrefcount(t) for t in held] == before
+        counts = [sys.getrefcount(y), sys.getrefcount(last[0])]
+    assert counts == [2, 2]
+    none = sys.getrefcount(None)
+    gru = fastrnn.GRU(3, 5)
+    with torch.no_grad():
+        for _ in range(1000):
+            gru(x)
+    assert sys.getrefcount(None) - none < 500
 
 
 class _Seen(TorchDispatchMode):

@@ -5,7 +5,7 @@
 // training step's gradients, which lie at the heap's end more often than not, go back at every step and come again a
 // page at a time: an LSTM of 512 units took 2000 faults, 3.4 ms of 22, in every other process (by where its heap
 // happened to end), and torch's own layers take them as well. So malloc is shown a mapping of the largest kind, once,
-// before the first tensor for which it matters: the heap then keeps 64 MB of what is freed, as in every process that
+// at the first tensor for which it matters: the heap then keeps 64 MB of what is freed, as in every process that
 // has freed a tensor of 32 MB. Whoever has set thresholds (mallopt, MALLOC_TRIM_THRESHOLD_, GLIBC_TUNABLES) keeps
 // them: they do not move then. Other libraries' malloc has no such rule, and nothing happens.
 #pragma once
@@ -18,7 +18,7 @@
 
 namespace fastrnn {
 
-// Of so many bytes, which are about to be asked for.
+// Of so many bytes, which were or are about to be asked for.
 inline void keep_freed_memory([[maybe_unused]] size_t bytes) {
 #ifdef __GLIBC__
   constexpr size_t kMatters = 32 << 10;  // several of them are the least threshold, 128 KB

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/isa/choose.h"
+#include "cpu/ops/observers.h"
 #include "cpu/ops/padding.h"
 #include "cpu/ops/tensors.h"
 #include "cpu/ops/this_machine.h"
@@ -95,9 +96,10 @@ bool backward_call(const BackwardParams& params) noexcept {
   }
 }
 
-const LayerEntry kEntry{kLayerEntryBytes, forward_call, backward_call};
-
-int64_t cpu_layer_entry() { return static_cast<int64_t>(reinterpret_cast<intptr_t>(&kEntry)); }
+int64_t cpu_layer_entry() {
+  static const LayerEntry entry{kLayerEntryBytes, forward_call, backward_call, observed()};
+  return static_cast<int64_t>(reinterpret_cast<intptr_t>(&entry));
+}
 
 // ---- the device's half of the operators ---------------------------------------------------------
 

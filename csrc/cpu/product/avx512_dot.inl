@@ -166,18 +166,19 @@ inline void pack_terms(const uint16_t* weight, int64_t ld, int G, const Panels<f
         const uint16_t* const from = first + k;
         const int n = static_cast<int>(min_of<int64_t>(2 * W, K - k)), pairs = (n + 1) / 2;
         prefetch_rows<W>(first, after, ld * 2, k * 2, K * 2);
+#pragma GCC unroll 16
+        for (int j = 0; j < W; ++j) __builtin_prefetch(dst + (kPackedAhead + j) * row_size, 1, 2);
         S::V rows[W];
         if (lanes == W && n == 2 * W) {
-#pragma GCC unroll 16
-          for (int j = 0; j < W; ++j) rows[j] = (S::V)_mm512_loadu_si512(from + j * ld);
+          load_columns<float>(rows, reinterpret_cast<const char*>(from), ld * 2);
         } else {
           const __mmask32 columns = static_cast<__mmask32>((uint64_t{1} << n) - 1);
 #pragma GCC unroll 16
           for (int j = 0; j < W; ++j) {
             rows[j] = j < lanes ? (S::V)_mm512_maskz_loadu_epi16(columns, from + j * ld) : S::V{};
           }
+          transpose<float>(rows);
         }
-        transpose<float>(rows);
 #pragma GCC unroll 16
         for (int p = 0; p < W; ++p) {
           if (p < pairs) _mm512_storeu_si512(dst + p * row_size, (__m512i)rows[p]);

@@ -81,8 +81,10 @@ FASTRNN_INLINE void load_transposed(typename Simd<T>::V (&rows)[Simd<T>::W], con
   };
   const bool inside = lanes == W && n == W;
   if (inside && size_of(dtype) == sizeof(T)) {
-    whole.template operator()<sizeof(T) == 8 ? Dtype::kDouble : Dtype::kFloat>();
-  } else if (kConvertsHalf && sizeof(T) == 4 && inside && dtype == Dtype::kBFloat16) {
+    constexpr int64_t kSize = sizeof(T);
+    return load_columns<T>(rows, static_cast<const char*>(weight) + (first_row * ld + k) * kSize, ld * kSize);
+  }
+  if (kConvertsHalf && sizeof(T) == 4 && inside && dtype == Dtype::kBFloat16) {
     whole.template operator()<Dtype::kBFloat16>();
   } else if (kConvertsHalf && sizeof(T) == 4 && inside) {
     whole.template operator()<Dtype::kHalf>();

@@ -341,6 +341,93 @@ FASTRNN_INLINE void transpose(typename Simd<T>::V (&rows)[Simd<T>::W]) {
   }
 }
 
+// ---- rows into columns by loads -----------------------------------------------------------------
+
+#if defined(FASTRNN_AVX512) || defined(FASTRNN_AVX2)
+// A register of pieces of 128 bits, each `step` bytes behind the one before: loads put them in their places, for
+// which a processor has other units than for shuffles.
+template <class T>
+FASTRNN_INLINE typename Simd<T>::V load_pieces(const char* at, int64_t step) {
+  using V = typename Simd<T>::V;
+  if constexpr (sizeof(T) == 4) {
+    const auto piece = [&](int i) { return _mm_loadu_ps(reinterpret_cast<const float*>(at + i * step)); };
+#ifdef FASTRNN_AVX512
+    __m512 v = _mm512_castps128_ps512(piece(0));
+    v = _mm512_mask_broadcast_f32x4(v, 0x00f0, piece(1));
+    v = _mm512_mask_broadcast_f32x4(v, 0x0f00, piece(2));
+    return (V)_mm512_mask_broadcast_f32x4(v, 0xf000, piece(3));
+#else
+    return (V)_mm256_insertf128_ps(_mm256_castps128_ps256(piece(0)), piece(1), 1);
+#endif
+  } else {
+    const auto piece = [&](int i) { return _mm_loadu_pd(reinterpret_cast<const double*>(at + i * step)); };
+#ifdef FASTRNN_AVX512
+    __m512d v = _mm512_castpd128_pd512(piece(0));
+    v = _mm512_mask_broadcast_f64x2(v, 0x0c, piece(1));
+    v = _mm512_mask_broadcast_f64x2(v, 0x30, piece(2));
+    return (V)_mm512_mask_broadcast_f64x2(v, 0xc0, piece(3));
+#else
+    return (V)_mm256_insertf128_pd(_mm256_castpd128_pd256(piece(0)), piece(1), 1);
+#endif
+  }
+}
+
+// Of each piece of both, the low half's elements by turns, or the high half's; of N bytes an element.
+template <int N, class V>
+FASTRNN_INLINE V unpack_low(V a, V b) {
+#ifdef FASTRNN_AVX512
+  if constexpr (N == 4) return (V)_mm512_unpacklo_ps((__m512)a, (__m512)b);
+  return (V)_mm512_unpacklo_pd((__m512d)a, (__m512d)b);
+#else
+  if constexpr (N == 4) return (V)_mm256_unpacklo_ps((__m256)a, (__m256)b);
+  return (V)_mm256_unpacklo_pd((__m256d)a, (__m256d)b);
+#endif
+}
+template <int N, class V>
+FASTRNN_INLINE V unpack_high(V a, V b) {
+#ifdef FASTRNN_AVX512
+  if constexpr (N == 4) return (V)_mm512_unpackhi_ps((__m512)a, (__m512)b);
+  return (V)_mm512_unpackhi_pd((__m512d)a, (__m512d)b);
+#else
+  if constexpr (N == 4) return (V)_mm256_unpackhi_ps((__m256)a, (__m256)b);
+  return (V)_mm256_unpackhi_pd((__m256d)a, (__m256d)b);
+#endif
+}
+
+// columns[j][i] = element j of row i, of W rows that lie `bytes` apart: half of the shuffles of transpose().
+template <class T>
+FASTRNN_INLINE void load_columns(typename Simd<T>::V (&columns)[Simd<T>::W], const char* rows, int64_t bytes) {
+  using V = typename Simd<T>::V;
+  constexpr int kPiece = 16, W = Simd<T>::W, kOf = kPiece / sizeof(T);  // elements of a piece
+#pragma GCC unroll 4
+  for (int first = 0; first < W; first += kOf) {
+    V r[kOf];
+#pragma GCC unroll 4
+    for (int i = 0; i < kOf; ++i) {
+      r[i] = load_pieces<T>(rows + i * bytes + first * static_cast<int64_t>(sizeof(T)), kOf * bytes);
+    }
+    if constexpr (kOf == 2) {
+      columns[first] = unpack_low<8>(r[0], r[1]);
+      columns[first + 1] = unpack_high<8>(r[0], r[1]);
+    } else {
+      const V low[] = {unpack_low<4>(r[0], r[1]), unpack_low<4>(r[2], r[3])};
+      const V high[] = {unpack_high<4>(r[0], r[1]), unpack_high<4>(r[2], r[3])};
+      columns[first] = unpack_low<8>(low[0], low[1]);
+      columns[first + 1] = unpack_high<8>(low[0], low[1]);
+      columns[first + 2] = unpack_low<8>(high[0], high[1]);
+      columns[first + 3] = unpack_high<8>(high[0], high[1]);
+    }
+  }
+}
+#else
+template <class T>
+FASTRNN_INLINE void load_columns(typename Simd<T>::V (&columns)[Simd<T>::W], const char* rows, int64_t bytes) {
+#pragma GCC unroll 16
+  for (int i = 0; i < Simd<T>::W; ++i) columns[i] = Simd<T>::load(reinterpret_cast<const T*>(rows + i * bytes));
+  transpose<T>(columns);
+}
+#endif
+
 template <class T>
 FASTRNN_INLINE T sum_lanes(typename Simd<T>::V v) {
 #ifdef FASTRNN_AVX512
