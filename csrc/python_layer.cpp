@@ -92,7 +92,7 @@ PyObject* ordinary_forward(const LayerImpl& layer, const Given& given) {
   const Torch& torch = Torch::get();
   const int64_t mode = read_mode(given.options[kMode], static_cast<int64_t>(Save::kRecompute));
   // A pass that saves is the autograd.Function's, which has not seen that nobody looks on.
-  if (mode < 0 || (mode == 0 ? torch.watched() : !torch.ordinary())) return nullptr;
+  if (mode < 0 || torch.watched() || (mode != 0 && !torch.ordinary())) return nullptr;
   ForwardParams call;
   DLDataType kind;
   if (!read(torch, given, call, kind)) return nullptr;
@@ -168,7 +168,7 @@ PyObject* ordinary_backward(const LayerImpl& layer, const Given& given, PyObject
                             PyObject* const* saved) {
   const Torch& torch = Torch::get();
   const int64_t needs = read_mode(given.options[kMode], Needs::kAll);
-  if (needs <= 0 || grads[kGradCells] != Py_None || !torch.ordinary()) return nullptr;
+  if (needs <= 0 || grads[kGradCells] != Py_None || torch.watched() || !torch.ordinary()) return nullptr;
   BackwardParams call;
   DLDataType kind;
   // Of two directions x has two gradients to be added up, and those of the half types are made in float.

@@ -155,7 +155,7 @@ PyObject* ordinary(const LayerImpl& layer, PyObject* fields, PyObject* weights, 
 PyObject* module_call(const LayerImpl& layer, PyObject* fields, PyObject* x, PyObject* given) {
   const Torch& torch = Torch::get();
   PyObject* found = nullptr;
-  if (Py_TYPE(x) == torch.tensor && torch.ordinary() && !Torch::ask(torch.any_autocast)) {
+  if (Py_TYPE(x) == torch.tensor && !torch.watched() && torch.ordinary() && !Torch::ask(torch.any_autocast)) {
     PyObject* const list = field(fields, Names::get().weights);
     // Held from before they are looked at: other threads may run meanwhile, and put others into the list.
     PyObject* const weights = list && PyList_CheckExact(list) ? PyList_AsTuple(list) : nullptr;

@@ -117,7 +117,6 @@ void initialise(Impl& s, const py::dict& facts, const py::list& packed, const py
   torch.find();
   s.entry = reinterpret_cast<const StreamEntry*>(static_cast<intptr_t>(py::cast<int64_t>(facts["entry"])));
   if (!s.entry || s.entry->bytes != kStreamEntryBytes) throw py::type_error("entry: it is of another version");
-  Torch::get().observed = s.entry->observed;
   const auto is_plain = [&](const py::handle& t) {
     auto* const type = reinterpret_cast<PyObject*>(Py_TYPE(t.ptr()));
     return type == reinterpret_cast<PyObject*>(torch.tensor) || type == torch.parameter;

@@ -75,9 +75,8 @@ struct Torch {
 
   // Whether somebody is told of every operator that is called.
   bool watched() const { return observed ? observed() : ask(profiling); }
-  // Whether nothing looks on that a call of an operator would tell of itself.
+  // Whether nothing else looks on that a call of an operator would tell of itself.
   bool ordinary() const {
-    if (watched()) return false;
     for (PyObject* question : quiet) {
       if (ask(question)) return false;
     }

@@ -32,7 +32,6 @@ struct StreamEntry {
   // many bytes it needs where there are fewer, and has done nothing; -1 where the weights were packed for another
   // instruction set than the one in use; -2 where `which` has no row, or twice the same, or not the order it needs.
   int64_t (*run)(const StreamCall& call, char* scratch, int64_t bytes);
-  bool (*observed)();  // see cpu/ops/observers.h; or null
 };
 constexpr size_t kStreamEntryBytes = sizeof(StreamEntry) * 1000 + sizeof(StreamCall);
 

@@ -203,6 +203,49 @@ _Layer = _function(
 )
 
 
+def _as_rows(step: tuple) -> tuple:
+    return tuple(None if t is None else t.unsqueeze(0) for t in step)
+
+
+def _as_step(rows: tuple) -> tuple:
+    return tuple(None if t is None else t.squeeze(0) for t in rows)
+
+
+def _step_forward(options, x, h, c, *weights):
+    (_, hn, cn), kept = _rnn_forward(None, None, None, options, *_as_rows((x, h, c)), *weights)
+    return _as_step((hn, None if c is None else cn)), kept
+
+
+def _step_gradients(grads, constants, options, kept, inputs, wanted):
+    grads, inputs = (None, *_as_rows(grads)), (*_as_rows(inputs[:3]), *inputs[3:])
+    found = _rnn_gradients(grads, (None,) * 3, options, kept, inputs, wanted)
+    return *_as_step(found[:3]), *found[3:]
+
+
+def _step_again(grads, constants, options, inputs, wanted):
+    grads, inputs = (None, *_as_rows(grads)), (*_as_rows(inputs[:3]), *inputs[3:])
+    found = _rnn_again(grads, (None,) * 3, options, inputs, wanted)
+    return *_as_step(found[:3]), *found[3:]
+
+
+_Step = _function(
+    lambda cell, *_: cell,
+    _step_forward,
+    _step_gradients,
+    _step_again,
+    constants=0,
+    weights=slice(3, None),
+    edited=False,
+)
+
+
+def step(x, h, c, weights, *, cell, bias):
+    """One step of a cell on the CPU of which something requires a gradient, and which no compiler reads:
+    x (B, I), h and c (B, H), c None without one. Returns h and c. It is ``layer`` of one step without the
+    views around it, each of which autograd would keep account of and run backward."""
+    return _Step.apply((cell, bias, library.SAVE_MODES["gates"], 0, False), x, h, c, *weights)
+
+
 def layer(
     x,
     h0,

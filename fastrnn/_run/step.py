@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _checks
 from .._cells import RNN
-from .._ops import torch_state
+from .._ops import autograd, torch_state
 from .._ops.torch_state import autocasting
 from .._plan import route
 from . import native
@@ -92,12 +92,24 @@ def _layer_step(name, way, cell, x, h, c, weights):
     for t in (h, c, *weights):
         if t is not None and (t.dtype != dtype or t.device != device):
             _checks.same_kind(x, [("hidden", h), ("cell", c), *(("parameter", w) for w in weights)])
+    bias = len(weights) == 4
     if h is None:
-        h = x.new_zeros((1, rows, hidden_size))
-        c = None
+        h = x.new_zeros((rows, hidden_size))
         if RNN[cell].has_cell:
             c = torch.zeros_like(h) if torch_state.compiling() else h
-    else:
-        h, c = h.unsqueeze(0), (None if c is None else c.unsqueeze(0))
-    _, h, c = layer(x.unsqueeze(0), h, c, weights, cell=cell, bias=len(weights) == 4)
+    if (
+        layer is autograd.layer
+        and x.is_cpu
+        and torch_state.gradients()
+        and any(t is not None and t.requires_grad for t in (x, h, c, *weights))
+        and not _written_down()
+    ):
+        return autograd.step(x, h, c, weights, cell=cell, bias=bias)
+    h, c = h.unsqueeze(0), (None if c is None else c.unsqueeze(0))
+    _, h, c = layer(x.unsqueeze(0), h, c, weights, cell=cell, bias=bias)
     return h.squeeze(0), (None if c is None else c.squeeze(0))
+
+
+def _written_down() -> bool:
+    """Whether a compiler or a tracer reads along, which are to find in a cell what they find in a layer."""
+    return torch_state.compiling() or torch_state.exporting() or torch_state.tracing() is not None

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "cpu/ops/active_streams.h"
-#include "cpu/ops/observers.h"
 #include "cpu/ops/packed.h"
 #include "cpu/ops/padding.h"
 #include "cpu/ops/quantized.h"
@@ -157,10 +156,9 @@ int64_t run_stream(const StreamCall& given, char* scratch, int64_t bytes) {
   return 0;
 }
 
-int64_t cpu_stream_entry() {
-  static const StreamEntry entry{kStreamEntryBytes, run_stream, observed()};
-  return static_cast<int64_t>(reinterpret_cast<intptr_t>(&entry));
-}
+const StreamEntry kEntry{kStreamEntryBytes, run_stream};
+
+int64_t cpu_stream_entry() { return static_cast<int64_t>(reinterpret_cast<intptr_t>(&kEntry)); }
 
 // ---- operators ----------------------------------------------------------------------------------
 
