@@ -259,9 +259,10 @@ PyObject* backward(PyObject* self, PyObject* const* arguments, Py_ssize_t count)
 }
 
 PyObject* of_module(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 3 || !PyDict_CheckExact(arguments[0])) {
+  if (count != 3) {
     return PyErr_Format(PyExc_TypeError, "module: expected a module's fields, its input and its state");
   }
+  if (!PyDict_CheckExact(arguments[0])) Py_RETURN_NONE;
   return module_call(impl_of<LayerImpl>(self), arguments[0], arguments[1], arguments[2]);
 }
 

@@ -15,13 +15,14 @@ alignas(64) const char kZeros[kMostZeros] = {};
 
 // The fields of a module that are looked at.
 struct Names {
-  PyObject *weights, *parameters, *batch_first, *backend, *num_layers, *variant, *input_size, *mode, *bidirectional,
-      *bias, *transpose;
+  PyObject *weights, *parameters, *batch_first, *backend, *num_layers, *proj_size, *variant, *input_size,
+      *hidden_size, *mode, *bidirectional, *bias, *transpose;
 
   static const Names& get() {
-    static const Names names{of("_flat_weights"), of("_parameters"), of("batch_first"), of("backend"),
-                             of("num_layers"),    of("variant"),     of("input_size"),  of("mode"),
-                             of("bidirectional"), of("bias"),        of("transpose")};
+    static const Names names{of("_flat_weights"), of("_parameters"), of("batch_first"),   of("backend"),
+                             of("num_layers"),    of("proj_size"),   of("variant"),       of("input_size"),
+                             of("hidden_size"),   of("mode"),        of("bidirectional"), of("bias"),
+                             of("transpose")};
     return names;
   }
   static PyObject* of(const char* name) { return PyUnicode_InternFromString(name); }
@@ -77,11 +78,11 @@ bool read_states(const Torch& torch, PyObject* given, const DLDataType& kind, bo
 
 // Whether the kernels take a layer of this backend and of x's dtype.
 bool fused(const LayerImpl& layer, const Torch& torch, PyObject* backend, PyObject* x) {
+  Py_XINCREF(backend);
   PyObject* const dtype = backend ? PyObject_GetAttr(x, torch.dtype_attribute) : nullptr;
   PyObject* const both = dtype ? PyTuple_Pack(2, backend, dtype) : nullptr;
   const bool takes = both && PySet_Contains(layer.fused.ptr(), both) == 1;
-  Py_XDECREF(dtype);
-  Py_XDECREF(both);
+  for (PyObject* const held : {backend, dtype, both}) Py_XDECREF(held);
   return takes;
 }
 
@@ -92,18 +93,20 @@ PyObject* ordinary(const LayerImpl& layer, PyObject* fields, PyObject* weights, 
   ForwardParams call;
   LayerShape& s = call.shape;
   bool batch_first = false, both_directions = false;
+  // Each is done with before anything is made, for which Python may collect what nobody holds.
   PyObject* const parameters = field(fields, names.parameters);
   PyObject* const mode = field(fields, names.mode);
-  if (!parameters || !PyDict_CheckExact(parameters) || !are_parameters(weights, parameters) ||
-      !is_integer(field(fields, names.num_layers), 1) || field(fields, names.variant) || !mode ||
+  PyObject* const cell = mode ? field(layer.cells.ptr(), mode) : nullptr;
+  if (!cell || !read_cell(cell, s.cell) || !parameters || !PyDict_CheckExact(parameters) ||
+      !are_parameters(weights, parameters) || !is_integer(field(fields, names.num_layers), 1) ||
+      !is_integer(field(fields, names.proj_size), 0) || field(fields, names.variant) ||
       !read_bool(field(fields, names.batch_first), batch_first) ||
       !read_bool(field(fields, names.bidirectional), both_directions) ||
       !read_bool(field(fields, names.bias), s.bias) || !fused(layer, torch, field(fields, names.backend), x)) {
     return nullptr;
   }
-  PyObject* const cell = field(layer.cells.ptr(), mode);
   Argument input;
-  if (!cell || !read_cell(cell, s.cell) || !take(torch, x, input)) return nullptr;
+  if (!take(torch, x, input)) return nullptr;
   const DLDataType kind = input.tensor.dtype;
   // A single sequence (T, I) is a batch of one.
   const bool batched = input.tensor.ndim == 3;
@@ -119,7 +122,8 @@ PyObject* ordinary(const LayerImpl& layer, PyObject* fields, PyObject* weights, 
   }
   s.D = both_directions ? 2 : 1;
   if (!read_x(input, batch_first, call) || !is_integer(field(fields, names.input_size), s.I) ||
-      !read_weights(torch, weights, kind, call) || !is_small(s) || !read_states(torch, given, kind, batched, call)) {
+      !read_weights(torch, weights, kind, call) || !is_integer(field(fields, names.hidden_size), s.H) ||
+      !is_small(s) || !read_states(torch, given, kind, batched, call)) {
     return nullptr;
   }
   const bool has_cell = facts_of(s.cell).has_cell;

@@ -24,6 +24,7 @@ from layer_cases import CELLS, DTYPES, PACKED, Case, problem, worst
 
 import fastrnn
 from fastrnn._ops import autograd, library
+from fastrnn._run import quick
 from fastrnn.reference import masked_layer
 
 F32, F64 = torch.float32, torch.float64
@@ -263,6 +264,34 @@ def same(found, expected) -> bool:
     )
 
 
+@torch.no_grad()
+def modules(label: str) -> Iterator[tuple[str, bool]]:
+    """A module's call in inference, one call of C (csrc/python_module.cpp), against Python's own way."""
+    way = quick._inference
+    kinds = (fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN)
+    for kind, dtype, D, first in product(kinds, DTYPES, (1, 2), (False, True)):
+        for T, B, IN, H in ((1, 1, 1, 1), (3, 2, 5, 17), (2, 33, 3, 9)):
+            layer = kind(IN, H, bidirectional=D == 2, batch_first=first, dtype=dtype)
+            wide = torch.randn(B, T + 1, 2 * IN).to(dtype)[:, 1:, IN:]
+            for what, x in (("", wide if first else wide.transpose(0, 1)), ("single", wide[0])):
+                size = (D, H) if what else (D, B, H)
+                h = torch.randn(size).to(dtype)
+                short = h[..., 1:].contiguous()
+                for hx in (None, h, short):
+                    state = (hx, hx) if kind is fastrnn.LSTM and hx is not None else hx
+                    found = way(layer.__dict__, x, state)
+                    if hx is short:
+                        yield f"{label} module {kind.__name__} {T, B, IN, H} a state short", found is None
+                        continue
+                    quick._inference = lambda *_: None
+                    y, last = layer(x, state)
+                    quick._inference = way
+                    expected = [y, *(last if isinstance(last, tuple) else (last,))]
+                    found = [t for t in found or () if t is not None]
+                    name = f"{label} module {kind.__name__} {T, B, IN, H} {dtype} {D} {first} {what}"
+                    yield name, len(found) == len(expected) and same(found, expected)
+
+
 def answer(function, arguments: list):
     """Its results, or what its error says first."""
     try:
@@ -325,7 +354,7 @@ def main() -> int:
             layer(case, isa)
         for case in sru_cases.grid()[:: 3 if quick else 1]:
             scan(case, isa)
-        for what, ok in (*direct(isa), *direct_training(isa)):
+        for what, ok in (*direct(isa), *direct_training(isa), *modules(isa)):
             check(what, ok)
         for count in (2, 3):
             torch.set_num_threads(count)

@@ -28,11 +28,7 @@ def _rnn_backward(*arguments):
     """library.backward, or, where a compiler records it, its form without a list among the results, which
     some of them refuse; with the results of the operator."""
     if compiling() or dispatch_modes():
-        *before, gates, cells, cell, bias, mode = arguments
-        if gates is None or cells is None:  # the operator takes tensors
-            none = before[4].new_empty(0)
-            gates, cells = none if gates is None else gates, none if cells is None else cells
-            arguments = *before, gates, cells, cell, bias, mode
+        arguments = library.tensors_saved(arguments)
         count = len(arguments[7])
         unlisted = library.backward_unlisted
         if count > library.UNLISTED:

@@ -240,16 +240,25 @@ def direct(cells: dict[str, str] | None = None, fused: frozenset = frozenset()):
         cells: the kernels' names of the modules' modes, for ``module``.
         fused: the backends and dtypes whose ordinary layers the kernels take.
     """
-    nobody = types.SimpleNamespace(forward=None, backward=None, module=lambda *_: None)
     if not cpu_loaded:
-        return nobody
+        return types.SimpleNamespace(forward=None, backward=None, module=lambda *_: None)
     # Without the frame of Python's around them.
-    nobody.forward, nobody.backward = getattr(forward, "_op", forward), getattr(backward, "_op", backward)
+    own = getattr(forward, "_op", forward), getattr(backward, "_op", backward)
     try:
-        entry = torch.ops.fastrnn.cpu_layer_entry()
-        return _C.Layer(nobody.forward, nobody.backward, entry, cells or {}, fused)
+        return _C.Layer(*own, torch.ops.fastrnn.cpu_layer_entry(), cells or {}, fused)
     except (TypeError, AttributeError):  # a torch that gives no door
-        return nobody
+        return types.SimpleNamespace(
+            forward=own[0], backward=lambda *args: own[1](*tensors_saved(args)), module=lambda *_: None
+        )
+
+
+def tensors_saved(arguments: tuple) -> tuple:
+    """The arguments of a backward pass as the operator takes them: an empty tensor for what was not saved."""
+    *before, gates, cells, cell, bias, mode = arguments
+    if gates is None or cells is None:
+        none = before[4].new_empty(0)
+        gates, cells = none if gates is None else gates, none if cells is None else cells
+    return *before, gates, cells, cell, bias, mode
 
 
 def int8_dot(use: bool = True) -> bool:

@@ -37,6 +37,7 @@ def ran(monkeypatch):
         monkeypatch.setattr(module, name, note)
 
     noted(autograd, "layer", "fused")
+    noted(autograd, "step", "fused")
     noted(reference, "layer", "reference")
     noted(native, "layers", "cudnn")
     noted(native, "cell", "cudnn")

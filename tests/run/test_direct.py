@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from itertools import product
 
 import pytest
 import torch
+from helpers import HANGS_S
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -478,6 +480,48 @@ def test_a_checkpoint_whose_passes_differ(kind, options):
                 y.square().sum().backward()
             for leaf, want in zip(wanted, expected, strict=True):
                 torch.testing.assert_close(leaf.grad, want)
+
+
+def test_without_a_door(monkeypatch):
+    """Where torch gives no way past its dispatcher the operators are called, with what they take."""
+    monkeypatch.setattr(library._C, "Layer", lambda *_: (_ for _ in ()).throw(TypeError("no door")))
+    way = library.direct()
+    assert way.module({}, None, None) is None
+    monkeypatch.setattr(autograd, "_direct_forward", way.forward)
+    monkeypatch.setattr(autograd, "_direct_backward", way.backward)
+    for kind, options in LAYERS:
+        layer, x = kind(3, 5, **options), torch.randn(2, 4, 3)
+        found = torch.autograd.grad(layer(x)[0].square().sum(), list(layer.parameters()))
+        with monkeypatch.context() as patch:
+            patch.setattr(autograd, "_direct_forward", FORWARD)
+            patch.setattr(autograd, "_direct_backward", BACKWARD)
+            want = torch.autograd.grad(layer(x)[0].square().sum(), list(layer.parameters()))
+        for a, b in zip(found, want, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@torch.no_grad()
+def test_a_profiler_of_all_threads_sees_the_operators():
+    """Also those of a thread that began before it."""
+    layer, x = fastrnn.GRU(3, 5), torch.randn(2, 4, 3)
+    asked, answered = threading.Event(), threading.Event()
+
+    def call():
+        asked.wait()
+        with torch.no_grad():
+            layer(x)
+        answered.set()
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    config = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], experimental_config=config
+    ) as found:
+        asked.set()
+        answered.wait(HANGS_S)
+    thread.join()
+    assert "fastrnn::rnn_forward" in {event.name for event in found.events()}
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -186,6 +187,7 @@ def test_what_is_not_c_s(by_c):
         module(torch._neg_view(x))
         fastrnn.LSTM(3, 5, proj_size=2)(x)
         fastrnn.LSTM(3, 5, num_layers=2)(x)
+        fastrnn.LSTM(3, 5, zoneout=0.3).eval()(x)  # whose weights are those of the plain layer
         fastrnn.LSTM(3, 5, backend="reference")(x)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             module(x)
@@ -195,8 +197,32 @@ def test_what_is_not_c_s(by_c):
         module.bias = True
         module.num_layers = True
         module(x)
-    assert len(by_c) >= 14
+    assert len(by_c) >= 15
     assert not any(by_c)
+    layer = fastrnn.LSTM(3, 5, zoneout=0.3).eval()
+    with torch.no_grad():
+        inference = layer(x)[0]
+    torch.testing.assert_close(inference, layer(x)[0].detach())
+
+
+@pytest.mark.parametrize(("field", "value"), [("hidden_size", 7), ("hidden_size", None), ("proj_size", 2)])
+def test_fields_that_do_not_fit_are_errors(field, value):
+    """Whether or not gradients are recorded."""
+    module = fastrnn.LSTM(3, 5)
+    setattr(module, field, value)
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients), pytest.raises((RuntimeError, TypeError)):
+            module(torch.randn(2, 4, 3))
+
+
+def test_fields_of_another_kind_are_pythons(by_c):
+    """What holds a module's fields need not be a dict alone."""
+    module, x = fastrnn.LSTM(3, 5), torch.randn(2, 4, 3)
+    want = module(x)[0].detach()
+    module.__dict__ = collections.OrderedDict(module.__dict__)
+    with torch.no_grad():
+        assert torch.equal(module(x)[0], want)
+    assert by_c == [False]
 
 
 def test_nothing_is_left_of_a_call():
