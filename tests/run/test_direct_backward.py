@@ -1,5 +1,5 @@
-"""The backward operator of a recurrent layer past the dispatcher (csrc/python_layer.cpp): the same bits, and the
-operator itself for whatever is out of the ordinary."""
+"""The backward operator of a recurrent layer past the dispatcher (csrc/python_layer.cpp): the same bits, and
+the operator itself for whatever is out of the ordinary."""
 
 from __future__ import annotations
 
