@@ -140,8 +140,8 @@ PyObject* ordinary(const LayerImpl& layer, PyObject* fields, PyObject* weights, 
   if (!results.whole() || !run(layer.entry->forward, call)) return nullptr;
   PyObject* const found = results.tuple(0, 3);
   if (!found || !batch_first) return found;
-  PyObject* const dims[] = {PyTuple_GET_ITEM(found, 0), PyLong_FromLong(0),
-                            PyLong_FromLong(1)};  // of those that are kept
+  // Small integers are always there.
+  PyObject* const dims[] = {PyTuple_GET_ITEM(found, 0), PyLong_FromLong(0), PyLong_FromLong(1)};
   PyObject* const y = PyObject_VectorcallMethod(names.transpose, dims, 3, nullptr);
   Py_DECREF(dims[1]);
   Py_DECREF(dims[2]);
