@@ -204,7 +204,8 @@ def _as_rows(step: tuple) -> tuple:
 
 
 def _as_step(rows: tuple) -> tuple:
-    return tuple(None if t is None else t.squeeze(0) for t in rows)
+    """New tensors (1, B, .) as (B, .): not views, which their owner could not edit in place."""
+    return tuple(None if t is None else t.squeeze_(0) for t in rows)
 
 
 def _step_forward(options, x, h, c, *weights):
@@ -221,7 +222,7 @@ def _step_gradients(grads, constants, options, kept, inputs, wanted):
 def _step_again(grads, constants, options, inputs, wanted):
     grads, inputs = (None, *_as_rows(grads)), (*_as_rows(inputs[:3]), *inputs[3:])
     found = _rnn_again(grads, (None,) * 3, options, inputs, wanted)
-    return *_as_step(found[:3]), *found[3:]
+    return *(None if g is None else g.squeeze(0) for g in found[:3]), *found[3:]
 
 
 _Step = _function(
