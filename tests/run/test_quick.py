@@ -21,18 +21,29 @@ from fastrnn._run import quick
 LAYERS = [fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN]
 
 
-@pytest.fixture
-def taken(monkeypatch):
-    """Whether each call went the short way."""
-    found, one_layer = [], quick.one_layer
+def _noted(monkeypatch, name: str) -> list[bool]:
+    """Of each call of a function of quick's, whether it gave results; None sends the call another way."""
+    found, function = [], getattr(quick, name)
 
     def note(*args):
-        result = one_layer(*args)
+        result = function(*args)
         found.append(result is not None)
         return result
 
-    monkeypatch.setattr(quick, "one_layer", note)
+    monkeypatch.setattr(quick, name, note)
     return found
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Whether each call went the short way."""
+    return _noted(monkeypatch, "one_layer")
+
+
+@pytest.fixture
+def by_c(monkeypatch):
+    """Whether each call of one layer was one of C."""
+    return _noted(monkeypatch, "_inference")
 
 
 def _flat(result) -> list[torch.Tensor]:
@@ -130,20 +141,6 @@ def test_zeros_are_the_kernels_alone(rows):
         assert torch.equal(a, b)
         assert torch.equal(a, c)
         assert a.shape == c.shape
-
-
-@pytest.fixture
-def by_c(monkeypatch):
-    """Whether each call of one layer was one of C."""
-    found, inference = [], quick._inference
-
-    def note(*args):
-        result = inference(*args)
-        found.append(result is not None)
-        return result
-
-    monkeypatch.setattr(quick, "_inference", note)
-    return found
 
 
 @pytest.mark.parametrize("single", [False, True])

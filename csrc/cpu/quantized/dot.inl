@@ -10,7 +10,7 @@
 // Magnitudes are at most 127 on both sides. So where two products are added in 16 bits they cannot saturate, at most
 // 2 * 127 * 127 = 32258, which unsigned bytes up to 255 would: the left operand's sign goes to the weight there.
 #pragma once
-#include "cpu/simd/register.h"
+#include "cpu/simd/lanes.h"
 #include "params/quantized.h"
 
 namespace fastrnn {

@@ -1,7 +1,7 @@
 // Activations on whole registers: the math policy that csrc/cells/ asks for. NaN stays NaN (every
 // clamp keeps its argument when the comparison is unordered).
 #pragma once
-#include "cpu/simd/register.h"
+#include "cpu/simd/lanes.h"
 
 namespace fastrnn {
 namespace {
